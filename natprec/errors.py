@@ -1,0 +1,42 @@
+"""What the user reads when something is wrong: the value, the cause, the remedy.
+
+Every error that a user can cause is a `NatprecError`; the command line prints its text without a
+traceback and exits with 2. Anything else that escapes is a defect of natprec and keeps its trace.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NatprecError(Exception):
+    """A request that cannot be carried out; the message says value, cause and remedy."""
+
+
+class InputError(NatprecError, ValueError):
+    """An argument, file or text that cannot be used."""
+
+
+class ModelError(NatprecError):
+    """A model that cannot be loaded, measured or quantized."""
+
+
+class BudgetError(NatprecError, ValueError):
+    """A tolerance or size that no combination of the measured formats reaches."""
+
+
+class OutputError(NatprecError, OSError):
+    """A result that cannot be written."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that does not exist: suggests the nearest, then lists all.
+
+    >>> str(unknown("engine", "vlm", ["vllm", "transformers"]))
+    "unknown engine 'vlm'; did you mean 'vllm'? known: transformers, vllm"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return InputError(f"unknown {kind} {name!r}{hint} known: {', '.join(names)}")

@@ -1,0 +1,90 @@
+"""What each engine can run, as data. The candidates that are measured come from here, so a plan
+never promises a format that its engine cannot load.
+
+Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has the links).
+- vLLM runs symmetric W2-W8 in groups or channels; a quantized *tied* embedding does not load there
+  (vllm #45535 is open), so embeddings stay at 16 bits.
+- transformers decompresses at the first forward. It cannot fill a *packed* embedding (its weight
+  initialisation needs `Embedding.weight`), but it does load 8-bit codes stored as int8. Since
+  compressed-tensors 0.18 it also fails on packed zero points, so both offer symmetric formats only.
+- `natprec` is our own loader, which reads everything that we write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from natprec.errors import unknown
+from natprec.formats.number_format import CHANNEL, NumberFormat
+
+GROUP_SIZES = (32, 64, 128, CHANNEL)
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """The formats that an engine runs, by the way a weight is used.
+
+    Attributes:
+        linear: (bits, symmetric) pairs for Linear weights.
+        embedding: the same for embeddings, tied or not; empty: they stay at 16 bits.
+        head: the same for an untied output head.
+        dense_embedding: whether embedding codes are packed; otherwise each takes a whole int8.
+    """
+
+    name: str
+    linear: tuple[tuple[int, bool], ...]
+    embedding: tuple[tuple[int, bool], ...] = ()
+    head: tuple[tuple[int, bool], ...] = ()
+    dense_embedding: bool = True
+
+    def runs(self, role: str, fmt: NumberFormat) -> bool:
+        """Whether the engine runs this format for a role ('linear', 'head' or 'embedding')."""
+        return (fmt.bits, fmt.symmetric) in {
+            "linear": self.linear,
+            "head": self.head,
+            "embedding": self.embedding,
+        }[role]
+
+    def measured(self, group_sizes: tuple[int, ...]) -> tuple[NumberFormat, ...]:
+        """The formats to measure, narrowest first: those of Linear weights, at each group size."""
+        return tuple(
+            NumberFormat(bits, group, symmetric) for bits, symmetric in self.linear for group in group_sizes
+        )
+
+    def stored_bytes(self, role: str, fmt: NumberFormat, rows: int, columns: int, uses: int = 1) -> int:
+        """Bytes on disk of a weight of this role; `uses` is 2 for a tied embedding and head."""
+        if role == "embedding" and not self.dense_embedding:
+            return rows * columns + uses * fmt.scale_bytes(rows, columns)
+        return fmt.stored_bytes(rows, columns)
+
+
+_SYMMETRIC = tuple((bits, True) for bits in range(2, 9))
+_BOTH = tuple((bits, symmetric) for bits in range(2, 9) for symmetric in (True, False))
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        EngineProfile("vllm", linear=_SYMMETRIC, head=((4, True), (8, True))),
+        EngineProfile(
+            "transformers", linear=_SYMMETRIC, head=_SYMMETRIC, embedding=((8, True),), dense_embedding=False
+        ),
+        EngineProfile("sglang", linear=((4, True), (8, True))),
+        EngineProfile("natprec", linear=_BOTH, head=_BOTH, embedding=_BOTH),
+    )
+}
+
+
+def engine_names() -> list[str]:
+    """All profiles, by name."""
+    return sorted(PROFILES)
+
+
+def engine_profile(name: str) -> EngineProfile:
+    """The profile with this name.
+
+    Raises:
+        InputError: there is none; the message suggests the nearest.
+    """
+    if name not in PROFILES:
+        raise unknown("engine", name, PROFILES)
+    return PROFILES[name]

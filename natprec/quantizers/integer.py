@@ -1,0 +1,175 @@
+"""Round to nearest on an integer grid, with the scale of each group chosen for least squared error.
+
+From 6 bits up the grid spans the group: nothing is clipped. At 5 bits and below a narrower grid
+that clips the tails has the smaller error, so each group takes the best of a few shrunken scales,
+and then the least-squares scale for the codes it got: s = <w, q> / <q, q>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from natprec.formats import NumberFormat
+
+SHRINK = {
+    1: (0.3, 0.4, 0.5, 0.6, 0.7),
+    2: (0.4, 0.47, 0.54, 0.62, 0.7, 0.8, 0.9, 1.0),
+    3: (0.58, 0.66, 0.74, 0.82, 0.91, 1.0),
+    4: (0.76, 0.84, 0.92, 1.0),
+    5: (0.86, 0.93, 1.0),
+}
+"""Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""
+
+CHUNK = 1 << 17
+"""Weights handled at a time: small enough that one chunk and its copies stay in the cache."""
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A weight on its grid.
+
+    Attributes:
+        codes: (rows, columns), int8.
+        scale: (rows, groups), float32 values that the stored dtype holds exactly.
+        zero_point: (rows, groups), int8; None when symmetric.
+    """
+
+    format: NumberFormat
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def dequantize(self) -> Tensor:
+        """(rows, columns), float32: what an engine reconstructs."""
+        rows, columns = self.codes.shape
+        values = self.codes.view(rows, self.scale.shape[1], -1).to(torch.float32)
+        if self.zero_point is not None:
+            values = values - self.zero_point.unsqueeze(-1)
+        return (values * self.scale.unsqueeze(-1)).view(rows, columns)
+
+
+def quantize(weight: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> QuantizedTensor:
+    """Round a weight to the nearest code, group by group.
+
+    Args:
+        weight: (rows, columns), finite.
+        fmt: a format whose group size divides the columns.
+        scale_dtype: the dtype in which scales are stored; they are rounded to it first.
+    """
+    rows, columns = weight.shape
+    parts = []
+    for grouped in _grouped_rows(weight, fmt):
+        scale, zero = choose_grid(grouped, fmt, scale_dtype)
+        codes = round_to_grid(grouped, fmt, scale, zero)
+        parts.append((codes.to(torch.int8), scale, zero))
+    return QuantizedTensor(
+        fmt,
+        codes=torch.cat([codes for codes, _, _ in parts]).view(rows, columns),
+        scale=torch.cat([scale for _, scale, _ in parts]),
+        zero_point=None if fmt.symmetric else torch.cat([zero.to(torch.int8) for _, _, zero in parts]),  # type: ignore[union-attr]
+    )
+
+
+def squared_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
+    """(Q_b(w) - w)**2 of every weight under every format: (formats, rows * columns), float32."""
+    errors = torch.empty(len(formats), weight.numel())
+    for index, fmt in enumerate(formats):
+        start = 0
+        for grouped in _grouped_rows(weight, fmt):
+            scale, zero = choose_grid(grouped, fmt, scale_dtype)
+            values = _reconstruct(round_to_grid(grouped, fmt, scale, zero), scale, zero)
+            out = errors[index, start : start + grouped.numel()]
+            torch.sub(values.view(-1), grouped.reshape(-1), out=out)
+            out.square_()
+            start += grouped.numel()
+    return errors
+
+
+def choose_grid(grouped: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The grid of each group with the least squared error among those tried.
+
+    Args:
+        grouped: (rows, groups, group size), float32.
+    Returns:
+        scale (rows, groups), float32 rounded to `scale_dtype`, never 0; zero point (rows, groups),
+        float32 integers, or None when the format is symmetric.
+    """
+    low, high = grouped.aminmax(dim=-1)
+    spanning = _spanning_scale(low, high, fmt)
+    fractions = SHRINK.get(fmt.bits, (1.0,))
+    if len(fractions) == 1:
+        scale = _stored(spanning * fractions[0], scale_dtype)
+        return scale, _zero_point(low, high, scale, fmt)
+    best_scale = best_zero = best_error = None
+    for fraction in fractions:
+        scale = _stored(spanning * fraction, scale_dtype)
+        zero = _zero_point(low * fraction, high * fraction, scale, fmt)
+        codes = round_to_grid(grouped, fmt, scale, zero)
+        if zero is not None:
+            codes -= zero.unsqueeze(-1)
+        power = torch.linalg.vecdot(codes, codes)
+        fitted = torch.where(power > 0, torch.linalg.vecdot(codes, grouped) / power, scale)
+        scale = _stored(torch.where(fitted * scale > 0, fitted, scale), scale_dtype)
+        codes = _reconstruct(round_to_grid(grouped, fmt, scale, zero), scale, zero).sub_(grouped)
+        error = torch.linalg.vecdot(codes, codes)
+        if best_error is None:
+            best_scale, best_zero, best_error = scale, zero, error
+            continue
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = None if zero is None else torch.where(better, zero, best_zero)
+    assert best_scale is not None
+    return best_scale, best_zero
+
+
+def round_to_grid(grouped: Tensor, fmt: NumberFormat, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """Nearest codes (rows, groups, group size), as float32 integers within the code range."""
+    codes = grouped / scale.unsqueeze(-1)
+    codes.round_()
+    if zero is not None:
+        codes += zero.unsqueeze(-1)
+    return codes.clamp_(*fmt.code_range)
+
+
+def _reconstruct(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """Values of float codes, in place."""
+    if zero is not None:
+        codes -= zero.unsqueeze(-1)
+    return codes.mul_(scale.unsqueeze(-1))
+
+
+def _spanning_scale(low: Tensor, high: Tensor, fmt: NumberFormat) -> Tensor:
+    """The scale whose grid covers [low, high]; negative where the positive side reaches further."""
+    if not fmt.symmetric:
+        return (high.clamp(min=0) - low.clamp(max=0)) / (2**fmt.bits - 1)
+    smallest, largest = fmt.code_range
+    far, near = torch.maximum(high, -low), torch.minimum(high, -low)
+    scale = torch.maximum(far / -smallest, near / max(largest, 1))
+    return torch.where(high > -low, -scale, scale)
+
+
+def _zero_point(low: Tensor, high: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor | None:
+    """The code of the value 0; the grid then begins at `low` (or at 0 where low > 0)."""
+    if fmt.symmetric:
+        return None
+    smallest, largest = fmt.code_range
+    return (smallest - (low.clamp(max=0) / scale).round_()).clamp_(smallest, largest)
+
+
+def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded to the stored dtype; 1 where that is zero (a group of zeros: every code is 0)."""
+    scale = scale.to(dtype).to(torch.float32)
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _grouped_rows(weight: Tensor, fmt: NumberFormat) -> Iterator[Tensor]:
+    """Chunks of whole rows as (rows, groups, group size), float32."""
+    columns = weight.shape[1]
+    step = max(1, CHUNK // columns)
+    for rows in weight.split(step):
+        yield rows.to(torch.float32).reshape(len(rows), fmt.groups(columns), -1)

@@ -1,0 +1,30 @@
+"""Numbers as people read them. A function's name says the unit that it takes."""
+
+from __future__ import annotations
+
+
+def human_bytes(count: float) -> str:
+    """Decimal units, as disks and hubs count: 1 MB is 10**6 bytes.
+
+    >>> human_bytes(98_362_432)
+    '98.4 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable: TB has no upper limit")
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds, minutes or hours, with two figures.
+
+    >>> human_seconds(7384)
+    '2 h 03 min'
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
