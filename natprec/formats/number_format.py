@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from natprec.errors import InputError
 
-CHANNEL = 0
+CHANNEL = -1
 """Group size that stands for one scale per output channel (a whole row)."""
 
 SCALE_BITS = 16
@@ -41,13 +41,13 @@ class NumberFormat:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise InputError(f"format of {self.bits} bits: integer formats have 1 to 8 bits")
-        if self.group_size < 0:
-            raise InputError(f"group size {self.group_size}: use a positive size, or 0 for a whole row")
+        if self.group_size < 1 and self.group_size != CHANNEL:
+            raise InputError(f"group size {self.group_size}: use a positive size, or -1 for a whole row")
 
     @property
     def name(self) -> str:
         """For example `int4-g64` or `int8-channel-asym`."""
-        group = f"g{self.group_size}" if self.group_size else "channel"
+        group = f"g{self.group_size}" if self.group_size != CHANNEL else "channel"
         return f"int{self.bits}-{group}" + ("" if self.symmetric else "-asym")
 
     @property
@@ -61,7 +61,7 @@ class NumberFormat:
 
     def groups(self, columns: int) -> int:
         """Scales per row."""
-        return columns // self.group_size if self.group_size else 1
+        return 1 if self.group_size == CHANNEL else columns // self.group_size
 
     def stored_bytes(self, rows: int, columns: int) -> int:
         """Bytes of the densely packed weight: codes, scales and zero points, padded to 32-bit words."""

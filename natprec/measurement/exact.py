@@ -1,0 +1,74 @@
+"""The exact estimator: replace one site, replay the rest of the network, take the KL.
+
+It is the definition of the forward distortion (T1) and the judge of the Fisher sweep. Block inputs
+are kept, so that a site in block i costs a forward of the blocks from i on, per format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from natprec.blocks import StagedModel
+from natprec.evaluation.divergence import forward_kl
+from natprec.formats import NumberFormat
+from natprec.measurement.sweep import Advance, batches, forward_blocks
+from natprec.quantizers import quantize
+from natprec.sites import Site, site_weight
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, site: Site, value: Tensor) -> Iterator[None]:
+    """The site's weight is `value` within the block; all uses of a tied weight see it."""
+    weight = site_weight(model, site)
+    original = weight.data
+    weight.data = value.to(original.dtype)
+    try:
+        yield
+    finally:
+        weight.data = original
+
+
+@torch.no_grad()
+def exact_curves(
+    staged: StagedModel,
+    wanted: Sequence[tuple[Site, Sequence[NumberFormat]]],
+    ids: Tensor,
+    scale_dtype: torch.dtype,
+    advance: Advance = lambda stage: None,
+) -> Iterator[tuple[Site, np.ndarray]]:
+    """Output KL of each site under each of its formats, alone.
+
+    Args:
+        ids: (sequences, time).
+        advance: called once per site, format and batch.
+    Yields:
+        The site and its (sequences, formats) KL, nats per token.
+    """
+    inputs, contexts = forward_blocks(staged, ids, len(staged.blocks), lambda stage: None) if staged.blocks else ([], [])
+    references = [staged.suffix(inputs[-1][_rows(b)] if inputs else None, ids[_rows(b)]) for b in batches(*ids.shape)]
+    for site, formats in wanted:
+        weight = site_weight(staged.model, site)
+        values = np.zeros((len(ids), len(formats)))
+        for column, fmt in enumerate(formats):
+            with replaced(staged.model, site, quantize(weight, fmt, scale_dtype).dequantize()):
+                for number, batch in enumerate(batches(*ids.shape)):
+                    rows = _rows(batch)
+                    if site.stage < 0 or not staged.blocks:
+                        logits = staged.logits(ids[rows])
+                    else:
+                        hidden = inputs[site.stage][rows]
+                        for index in range(site.stage, len(staged.blocks)):
+                            hidden = staged.block(index, hidden, contexts[number][index])
+                        logits = staged.suffix(hidden, ids[rows])
+                    values[rows, column] = forward_kl(references[number], logits).mean(1).numpy()
+                    advance(f"{site.name} {fmt.name}")
+        yield site, values
+
+
+def _rows(batch: range) -> slice:
+    return slice(batch.start, batch.stop)

@@ -1,0 +1,218 @@
+"""The sweep: one forward and one backward per sequence give every site and every format at once.
+
+Forward block by block, keeping each block's input; then suffix, blocks from the last, prefix, each
+recomputed with gradients on and left as soon as its sites are contracted. At any time one stage's
+gradients are in memory. After each stage the state goes to disk, so a killed run resumes there and
+arrives at the same bits: every random draw depends only on the seed and the sequence's index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from natprec.blocks import Context, StagedModel
+from natprec.formats import NumberFormat
+from natprec.measurement.observers import Curve, WeightObserver
+from natprec.sites import Site, site_weight
+
+BATCH_TOKENS = 1024
+
+Advance = Callable[[str], None]
+"""Told once per batch of work done, with the name of the stage."""
+
+
+@dataclass
+class SweepState:
+    """What a resumed sweep needs: the gradient at the last finished stage's input, and the curves.
+
+    Attributes:
+        stage: the next stage to do, counting down from the suffix to -1; -2 when all are done.
+        gradient: (sequences, time, hidden), gradient at the input of stage + 1.
+        tied: of tied weights, between suffix and prefix: see `tied_state`.
+    """
+
+    stage: int
+    gradient: Tensor | None
+    curves: dict[str, Curve]
+    tied: dict[str, Tensor]
+
+
+def batches(sequences: int, length: int) -> list[range]:
+    """Index ranges of about `BATCH_TOKENS` tokens each."""
+    size = max(1, BATCH_TOKENS // length)
+    return [range(start, min(start + size, sequences)) for start in range(0, sequences, size)]
+
+
+def batch_count(staged: StagedModel, sequences: int, length: int) -> int:
+    """How many times `sweep` calls `advance`."""
+    blocks = len(staged.blocks)
+    return len(batches(sequences, length)) * (2 * blocks + (3 if blocks else 1))
+
+
+@torch.no_grad()
+def forward_blocks(
+    staged: StagedModel, ids: Tensor, stop: int, advance: Advance
+) -> tuple[list[Tensor], list[list[Context]]]:
+    """Inputs of blocks 0 to `stop` (each (sequences, time, hidden)), and contexts per batch."""
+    parts, contexts = [], []
+    for batch in batches(*ids.shape):
+        hidden, context = staged.prefix(ids[batch.start : batch.stop])
+        parts.append(hidden)
+        contexts.append(context)
+        advance("prefix forward")
+    inputs = [torch.cat(parts)]
+    for index in range(stop):
+        output = torch.empty_like(inputs[0])
+        for batch, context in zip(batches(*ids.shape), contexts, strict=True):
+            rows = slice(batch.start, batch.stop)
+            output[rows] = staged.block(index, inputs[-1][rows], context[index])
+            advance(f"{staged.block_names[index]} forward")
+        inputs.append(output)
+    return inputs, contexts
+
+
+def sweep(
+    staged: StagedModel,
+    sites: Sequence[Site],
+    formats: dict[str, tuple[NumberFormat, ...]],
+    ids: Tensor,
+    *,
+    scale_dtype: torch.dtype,
+    seed: int,
+    advance: Advance = lambda stage: None,
+    state: SweepState | None = None,
+    save: Callable[[SweepState], None] = lambda state: None,
+) -> dict[str, Curve]:
+    """Measure every site.
+
+    Args:
+        formats: site name → candidate formats.
+        ids: (sequences, time) token ids.
+        scale_dtype: dtype in which scales are stored.
+        seed: of the labels drawn from the model's prediction.
+        state: of an earlier run that was killed; `save` receives it after each stage.
+    Returns:
+        Site name → curve.
+    """
+    suffix = len(staged.blocks)
+    state = state or SweepState(suffix, None, {}, {})
+    observers = {
+        site.name: WeightObserver(
+            site, site_weight(staged.model, site), formats[site.name], len(ids), scale_dtype, seed,
+            ids=ids if len(site.uses) > 1 else None,
+        )
+        for site in sites
+        if site.name not in state.curves
+    }  # fmt: skip
+    load_tied(observers, state.tied)
+    inputs, contexts = [], []
+    if staged.blocks and state.stage >= 0:
+        inputs, contexts = forward_blocks(staged, ids, state.stage, advance)
+    for stage in range(state.stage, -2 if staged.blocks else -1, -1):
+        gradient = torch.empty_like(inputs[0]) if inputs else None
+        with _watching(staged, observers, stage):
+            for number, batch in enumerate(batches(*ids.shape)):
+                for observer in observers.values():
+                    observer.sequences = batch
+                rows = slice(batch.start, batch.stop)
+                hidden = inputs[stage][rows].detach().requires_grad_() if inputs else None
+                output = _run_stage(staged, stage, hidden, ids[rows], contexts[number] if contexts else [])
+                if stage == suffix:
+                    _sampled_loss(output, batch, seed).backward()
+                elif output.requires_grad:
+                    assert state.gradient is not None
+                    output.backward(state.gradient[rows])
+                if hidden is not None and gradient is not None:
+                    gradient[rows] = hidden.grad  # type: ignore[assignment]
+                for observer in observers.values():
+                    observer.flush()
+                advance(f"{stage_label(staged, stage)} backward")
+        if inputs:
+            inputs.pop()
+        for site in sites:
+            if site.stage == stage:
+                state.curves[site.name] = observers.pop(site.name).curve(ids.shape[1])
+        for observer in observers.values():
+            observer.finish_product(ids.shape[1])
+        state.stage, state.gradient, state.tied = stage - 1, gradient, tied_state(observers)
+        save(state)
+    return {site.name: state.curves[site.name] for site in sites}
+
+
+def stage_label(staged: StagedModel, stage: int) -> str:
+    """What a person calls a stage."""
+    if stage == len(staged.blocks):
+        return "head"
+    return staged.block_names[stage] if stage >= 0 else "embedding"
+
+
+def _run_stage(staged: StagedModel, stage: int, hidden: Tensor | None, ids: Tensor, context: list[Context]) -> Tensor:
+    """The output of one stage, with the graph that its backward needs."""
+    if stage == len(staged.blocks):
+        return staged.suffix(hidden, ids)
+    if stage < 0:
+        return staged.prefix(ids)[0]
+    assert hidden is not None
+    return staged.block(stage, hidden, context[stage])
+
+
+def tied_state(observers: dict[str, WeightObserver]) -> dict[str, Tensor]:
+    """What tied weights carry from the suffix to the prefix, as plain tensors."""
+    tensors = {}
+    for name, observer in observers.items():
+        if observer.head_values is not None:
+            order = sorted(observer.head_rows)
+            tensors[f"{name}|values"] = observer.head_values
+            tensors[f"{name}|rows"] = torch.stack([observer.head_rows[s] for s in order])
+            tensors[f"{name}|sampled"] = torch.stack([observer.sampled[s] for s in order])
+            tensors[f"{name}|energy"] = torch.tensor([observer.energies[s] for s in order], dtype=torch.float64)
+            tensors[f"{name}|scale"] = torch.tensor([observer.scales[s] for s in order], dtype=torch.float64)
+    return tensors
+
+
+def load_tied(observers: dict[str, WeightObserver], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `tied_state`."""
+    for name, observer in observers.items():
+        if f"{name}|values" in tensors:
+            observer.head_values = tensors[f"{name}|values"]
+            observer.head_rows = dict(enumerate(tensors[f"{name}|rows"]))
+            observer.sampled = dict(enumerate(tensors[f"{name}|sampled"]))
+            observer.energies = dict(enumerate(tensors[f"{name}|energy"].tolist()))
+            observer.scales = dict(enumerate(tensors[f"{name}|scale"].tolist()))
+
+
+def _sampled_loss(logits: Tensor, batch: range, seed: int) -> Tensor:
+    """-log p(y) summed, with y drawn from the model's own prediction (the true Fisher's labels)."""
+    with torch.no_grad():
+        cumulative = logits.float().softmax(-1).cumsum(-1)
+        uniform = torch.stack(
+            [
+                torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(seed * 1_000_003 + sequence))
+                for sequence in batch
+            ]
+        ).unsqueeze(-1)
+        labels = torch.searchsorted(cumulative, uniform * cumulative[..., -1:]).clamp_(max=logits.shape[-1] - 1)
+    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+@contextlib.contextmanager
+def _watching(staged: StagedModel, observers: dict[str, WeightObserver], stage: int) -> Iterator[None]:
+    """Hooks of the observers on the modules that run in a stage."""
+    handles = [
+        handle
+        for observer in observers.values()
+        for use in observer.site.uses
+        if staged.stage_of(use) == stage
+        for handle in observer.attach(staged.model.get_submodule(use))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

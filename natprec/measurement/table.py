@@ -1,0 +1,156 @@
+"""The `Measurement`: for every site and every candidate format, what each width costs.
+
+One file holds it: a safetensors with three small arrays per site, and a JSON header with all that
+a solver needs to know of the model, so that solving never opens the model again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from natprec.errors import InputError
+from natprec.files import write_bytes
+from natprec.formats import parse_format
+from natprec.measurement.observers import Curve
+from natprec.sites import Site
+from natprec.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    from natprec.solver.plan import Plan
+
+VERSION = 1
+_ARRAYS = ("forward", "backward", "energy")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What was measured, on what.
+
+    Attributes:
+        model: name as given by the user; `model_digest` identifies its weights.
+        data_digest: of the token ids; `sequences` × `length` tokens.
+        estimator: 'fisher' or 'exact'.
+        storage_dtype: of scales and of what stays unquantized: 'bfloat16', 'float16' or 'float32'.
+        other_bytes: parameters that are no sites, in the storage dtype.
+        carried_bytes: tokenizer and configuration files of the checkpoint.
+        checks: rows of (site, format, fisher KL, exact KL): the spot check of the estimator.
+        seconds: per stage of measuring.
+    """
+
+    model: str
+    model_digest: str
+    data: str
+    data_digest: str
+    sequences: int
+    length: int
+    seed: int
+    estimator: str
+    engine: str
+    storage_dtype: str
+    other_bytes: int
+    carried_bytes: int
+    checks: list[tuple[str, str, float, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Curves by site name, in the model's order, and what they belong to."""
+
+    header: Header
+    curves: dict[str, Curve]
+
+    def interval(self, name: str, column: int) -> tuple[float, float]:
+        """95 % bootstrap interval of one site's forward KL under its format number `column`."""
+        return bootstrap_interval(self.curves[name].forward[:, column], self.header.seed)
+
+    def solve(self, **options: Any) -> Plan:
+        """The plan for a tolerance or a size: see `natprec.solver.solve`."""
+        from natprec.solver import solve
+
+        return solve(self, **options)
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        arrays, sites = pack_curves(self.curves.values())
+        write_bytes(path, save(arrays, {"natprec": json.dumps({**asdict(self.header), "sites": sites})}))
+
+    @classmethod
+    def load(cls, path: Path) -> Measurement:
+        """Read the file.
+
+        Raises:
+            InputError: missing, cut off, no measurement, or of another version.
+        """
+        header, arrays = read_arrays(path, "measurement")
+        version = header.get("version")
+        if version != VERSION:
+            raise InputError(f"measurement {str(path)!r} has version {version}; this natprec reads {VERSION}: measure again")
+        sites = header.pop("sites")
+        header["checks"] = [tuple(row) for row in header["checks"]]
+        return cls(Header(**header), unpack_curves(sites, arrays))
+
+    def refuse_other_model(self, digest: str, name: str) -> None:
+        """Stop before another model is quantized by this measurement.
+
+        Raises:
+            InputError: the digests differ.
+        """
+        if digest != self.header.model_digest:
+            raise InputError(
+                f"the measurement is of {self.header.model!r} (weights {self.header.model_digest}), but {name!r} has "
+                f"weights {digest}; measure this model, or name the one that was measured"
+            )
+
+
+def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Arrays for a safetensors file, and the description of their sites."""
+    arrays: dict[str, np.ndarray] = {}
+    sites = []
+    for curve in curves:
+        sites.append({**curve.site.to_json(), "formats": [fmt.name for fmt in curve.formats]})
+        for kind in _ARRAYS:
+            arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, kind))
+    return arrays, sites
+
+
+def unpack_curves(sites: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
+    """The inverse of `pack_curves`."""
+    curves = {}
+    for description in sites:
+        formats = tuple(parse_format(name) for name in description["formats"])
+        site = Site.from_json({key: value for key, value in description.items() if key != "formats"})
+        curves[site.name] = Curve(site, formats, *(arrays[f"{site.name}|{kind}"] for kind in _ARRAYS))
+    return curves
+
+
+def read_arrays(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The JSON header and the arrays of one of our safetensors files.
+
+    Raises:
+        InputError: with the cause: missing, damaged, or not ours.
+    """
+    if not path.is_file():
+        raise InputError(f"{kind} file {str(path)!r} does not exist; write it with natprec measure --out {path}")
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{kind} file {str(path)!r} is damaged or cut off ({error}); measure again") from error
+    if "natprec" not in metadata:
+        raise InputError(f"{str(path)!r} is a safetensors file, but no natprec {kind}; give the output of natprec measure")
+    return json.loads(metadata["natprec"]), arrays

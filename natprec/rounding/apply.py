@@ -1,0 +1,135 @@
+"""Rounding a whole model to a plan, stage by stage.
+
+GPTQ takes each block's Hessians from inputs that the already rounded prefix produces, so that later
+blocks make up for the errors of earlier ones. Sites without a matrix-product input of their own in
+the stage (embeddings) are rounded to nearest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from natprec.blocks import StagedModel
+from natprec.errors import unknown
+from natprec.measurement.sweep import Advance, batches
+from natprec.quantizers import QuantizedTensor, quantize
+from natprec.rounding.gptq import gptq
+from natprec.sites import Site, site_weight
+from natprec.solver import Plan
+
+Rounding = Literal["rtn", "gptq"]
+ROUNDINGS: tuple[str, ...] = get_args(Rounding)
+
+
+def refuse_unknown_rounding(name: str) -> None:
+    """Raises InputError with the nearest name."""
+    if name not in ROUNDINGS:
+        raise unknown("rounding", name, ROUNDINGS)
+
+
+@torch.no_grad()
+def apply_plan(
+    staged: StagedModel,
+    sites: list[Site],
+    plan: Plan,
+    ids: Tensor | None,
+    rounding: str,
+    scale_dtype: torch.dtype,
+    advance: Advance = lambda stage: None,
+) -> dict[str, QuantizedTensor]:
+    """Round every site of the plan; the model's weights become the reconstructed ones.
+
+    Args:
+        ids: (sequences, time) calibration tokens for GPTQ; unused by round-to-nearest.
+        advance: called once per batch of forward work.
+    Returns:
+        Site name → codes and scales.
+    """
+    refuse_unknown_rounding(rounding)
+    wanted = [site for site in sites if plan.sites[site.name].format is not None]
+    result: dict[str, QuantizedTensor] = {}
+
+    def put(site: Site, hessian: Tensor | None) -> None:
+        fmt = plan.sites[site.name].format
+        weight = site_weight(staged.model, site)
+        assert fmt is not None
+        if hessian is None:
+            result[site.name] = quantize(weight, fmt, scale_dtype)
+        else:
+            result[site.name] = gptq(weight, hessian, fmt, scale_dtype)
+        weight.data = result[site.name].dequantize().to(weight.dtype)
+
+    if rounding == "rtn":
+        for site in wanted:
+            put(site, None)
+        return result
+    assert ids is not None
+    for site in wanted:
+        if site.stage < 0:
+            put(site, None)
+    hidden, contexts = [], []
+    for batch in batches(*ids.shape):
+        first, context = staged.prefix(ids[_rows(batch)]) if staged.blocks else (None, [])
+        hidden.append(first)
+        contexts.append(context)
+    for stage in range(len(staged.blocks) + 1):
+        members = [site for site in wanted if site.stage == stage]
+        hessians: dict[str, Tensor] = {}
+        if members:
+            with _gathering(staged.model, members, hessians):
+                for number, batch in enumerate(batches(*ids.shape)):
+                    _run(staged, stage, hidden[number], ids[_rows(batch)], contexts[number])
+                    advance(f"{stage} hessian")
+        for site in members:
+            put(site, hessians.get(site.unit))
+        if stage < len(staged.blocks):
+            for number, batch in enumerate(batches(*ids.shape)):
+                hidden[number] = _run(staged, stage, hidden[number], ids[_rows(batch)], contexts[number])
+                advance(f"{stage} forward")
+    return {site.name: result[site.name] for site in wanted}
+
+
+def apply_batches(staged: StagedModel, sequences: int, length: int) -> int:
+    """At most how many times `apply_plan` calls `advance` with GPTQ."""
+    return (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
+
+
+def _run(staged: StagedModel, stage: int, hidden: Tensor | None, ids: Tensor, context: list) -> Tensor:
+    if stage == len(staged.blocks):
+        return staged.suffix(hidden, ids)
+    assert hidden is not None
+    return staged.block(stage, hidden, context[stage])
+
+
+def _rows(batch: range) -> slice:
+    return slice(batch.start, batch.stop)
+
+
+@contextlib.contextmanager
+def _gathering(model: nn.Module, members: list[Site], hessians: dict[str, Tensor]) -> Iterator[None]:
+    """Sum x xᵀ of each unit's input; sites of one unit share it, so its first site gathers."""
+
+    def gather(unit: str) -> object:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            inputs = args[0].flatten(0, -2).float()
+            if unit not in hessians:
+                hessians[unit] = torch.zeros(inputs.shape[-1], inputs.shape[-1])
+            hessians[unit].addmm_(inputs.T, inputs)
+
+        return hook
+
+    firsts = {site.unit: site.name for site in reversed(members)}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(gather(unit))  # type: ignore[arg-type]
+        for unit, name in firsts.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

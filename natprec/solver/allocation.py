@@ -1,0 +1,152 @@
+"""Sharing a tolerance or a size among units: one sort over the measured steps.
+
+Each unit's useful formats form the lower convex hull of its (bytes, KL) points; a step along it
+saves bytes and costs KL. All steps of all units, sorted by KL per byte saved, form one staircase
+from the widest plan to the cheapest. A tolerance is a look-up in its running sum of KL, a size a
+look-up in its running sum of bytes. For KL ~ n · 4^-b the staircase stops where every unit spends
+the same KL per parameter: that is the closed form eps_v = E · n_v / Σ n_v of T5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Sites that share one format.
+
+    Attributes:
+        elements: number of weights.
+        kl: (formats,) nats per token, summed over the unit's sites.
+        worst: (formats,) the largest KL of one of its sites.
+        stored: (formats,) bytes.
+    """
+
+    name: str
+    elements: int
+    kl: np.ndarray
+    worst: np.ndarray
+    stored: np.ndarray
+
+
+def natural_precision(stored: np.ndarray, kl: np.ndarray, eps: float) -> int | None:
+    """b*(eps): the cheapest format from which every wider one also keeps KL <= eps (T1).
+
+    Args:
+        stored: (formats,) bytes; orders the formats.
+        kl: (formats,) nats per token.
+    Returns:
+        The format's index, or None when not even the widest keeps the tolerance.
+    """
+    best = None
+    for index in sorted(range(len(kl)), key=lambda i: (stored[i], -kl[i]), reverse=True):
+        if kl[index] > eps:
+            break
+        best = index
+    return best
+
+
+def lower_hull(stored: np.ndarray, kl: np.ndarray) -> list[int]:
+    """Indices of the lower convex hull of the (bytes, KL) points, widest first."""
+    hull: list[int] = []
+    lowest = np.inf
+    for index in sorted(range(len(kl)), key=lambda i: (stored[i], kl[i])):
+        if kl[index] >= lowest:
+            continue  # a cheaper format is at least as good
+        lowest = kl[index]
+        while len(hull) > 1 and _slope(stored, kl, hull[-1], index) >= _slope(stored, kl, hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(index)
+    # Walking to more bytes, the KL saved per byte must fall; what breaks that was popped above.
+    return hull[::-1]
+
+
+def _slope(stored: np.ndarray, kl: np.ndarray, cheap: int, wide: int) -> float:
+    """KL saved per byte added between two formats."""
+    return float((kl[cheap] - kl[wide]) / (stored[wide] - stored[cheap]))
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """All steps of all units in the order in which they are taken.
+
+    Attributes:
+        start: format index of each unit in the widest plan.
+        unit, format: (steps,) what each step changes.
+        kl, stored: (steps + 1,) of the whole plan before the first step and after each.
+    """
+
+    start: tuple[int, ...]
+    unit: np.ndarray
+    format: np.ndarray
+    kl: np.ndarray
+    stored: np.ndarray
+
+    def choices(self, steps: int) -> list[int]:
+        """Format index of each unit after so many steps."""
+        chosen = list(self.start)
+        for unit, fmt in zip(self.unit[:steps], self.format[:steps], strict=True):
+            chosen[unit] = int(fmt)
+        return chosen
+
+
+def staircase(units: Sequence[Unit]) -> Staircase:
+    """Sort the steps of all units: least KL per byte saved first."""
+    steps: list[tuple[float, int, int, float, float]] = []
+    start, kl, stored = [], 0.0, 0.0
+    for number, unit in enumerate(units):
+        hull = lower_hull(unit.stored, unit.kl)
+        start.append(hull[0])
+        kl += float(unit.kl[hull[0]])
+        stored += float(unit.stored[hull[0]])
+        for wide, cheap in zip(hull, hull[1:], strict=False):
+            cost = float(unit.kl[cheap] - unit.kl[wide])
+            saved = float(unit.stored[wide] - unit.stored[cheap])
+            steps.append((cost / saved, number, cheap, cost, saved))
+    steps.sort(key=lambda step: step[:2])
+    return Staircase(
+        start=tuple(start),
+        unit=np.array([step[1] for step in steps], dtype=np.int64),
+        format=np.array([step[2] for step in steps], dtype=np.int64),
+        kl=kl + np.concatenate([[0.0], np.cumsum([step[3] for step in steps])]),
+        stored=stored - np.concatenate([[0.0], np.cumsum([step[4] for step in steps])]),
+    )
+
+
+def within_kl(units: Sequence[Unit], stairs: Staircase, budget: float) -> list[int]:
+    """The cheapest plan on the staircase with KL <= budget; the rest of the budget is then spent on
+    the later steps that still fit, in the same order."""
+    steps = int(np.searchsorted(stairs.kl, budget, side="right")) - 1
+    chosen = stairs.choices(max(steps, 0))
+    left = budget - float(stairs.kl[max(steps, 0)])
+    closed: set[int] = set()
+    for unit, fmt in zip(stairs.unit[steps:], stairs.format[steps:], strict=True):
+        cost = float(units[unit].kl[fmt] - units[unit].kl[chosen[unit]])
+        if unit in closed or cost > left:
+            closed.add(int(unit))
+            continue
+        chosen[unit] = int(fmt)
+        left -= cost
+    return chosen
+
+
+def within_bytes(units: Sequence[Unit], stairs: Staircase, budget: float) -> list[int]:
+    """The plan on the staircase with the least KL whose bytes are <= budget; what is left buys back
+    the dearest of the steps taken that still fit."""
+    steps = int(np.searchsorted(-stairs.stored, -budget, side="left"))
+    chosen = stairs.choices(steps)
+    left = budget - float(stairs.stored[steps])
+    for unit in reversed(stairs.unit[:steps]):
+        hull = lower_hull(units[unit].stored, units[unit].kl)
+        place = hull.index(chosen[unit])
+        if place == 0:
+            continue
+        cost = float(units[unit].stored[hull[place - 1]] - units[unit].stored[chosen[unit]])
+        if cost <= left:
+            chosen[unit] = hull[place - 1]
+            left -= cost
+    return chosen

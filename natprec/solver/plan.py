@@ -1,0 +1,125 @@
+"""The `Plan`: each site's format, the tolerance that it answers, and what it will weigh."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from natprec.errors import InputError
+from natprec.files import write_json
+from natprec.formats import NumberFormat
+
+UNQUANTIZED_BITS = 16
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One site's format in a plan.
+
+    Attributes:
+        format: None where the engine keeps the site at 16 bits.
+        natural_bits: b*(eps_v), the width at which the site keeps its own share of the tolerance;
+            None where no measured width does.
+        kl: predicted output KL of this site alone, nats per token.
+        stored_bytes: on disk.
+    """
+
+    format: NumberFormat | None
+    natural_bits: int | None
+    kl: float
+    stored_bytes: int
+    elements: int
+    unit: str
+
+    def to_json(self) -> dict[str, Any]:
+        """`bits`, `group_size` and `symmetric` first: what scripts read."""
+        fmt = self.format
+        return {
+            "bits": fmt.bits if fmt else UNQUANTIZED_BITS,
+            "group_size": fmt.group_size if fmt else None,
+            "symmetric": fmt.symmetric if fmt else None,
+            "natural_bits": self.natural_bits,
+            "kl": self.kl,
+            "stored_bytes": self.stored_bytes,
+            "elements": self.elements,
+            "unit": self.unit,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Choice:
+        """The inverse of `to_json`."""
+        fmt = None
+        if value["group_size"] is not None:
+            fmt = NumberFormat(value["bits"], value["group_size"], value["symmetric"])
+        return cls(fmt, value["natural_bits"], value["kl"], value["stored_bytes"], value["elements"], value["unit"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Site → format.
+
+    Attributes:
+        eps: the tolerance promised for the whole model, nats per token; None for a size target.
+        eps_solved: the tolerance the solver worked with: `eps`, or less after a correction.
+        eps_scope: 'model' or 'site'.
+        kl_predicted: of all sites together.
+        stored_bytes: forecast of the whole checkpoint on disk; `stored_bytes_reference`: of the same
+            folder with 16-bit weights.
+    """
+
+    model: str
+    model_digest: str
+    engine: str
+    storage_dtype: str
+    eps: float | None
+    eps_solved: float | None
+    eps_scope: str
+    kl_predicted: float
+    kl_predicted_ci95: tuple[float, float]
+    stored_bytes: int
+    stored_bytes_reference: int
+    bits_per_weight: float
+    bits_per_weight_total: float
+    sites: dict[str, Choice]
+
+    def apply(self, model: Any, tokenizer: Any = None, data: str | None = None, **options: Any) -> Any:
+        """Round a model in memory to this plan: see `natprec.rounding.apply_plan`."""
+        from natprec.api import apply
+
+        return apply(self, model, tokenizer, data, **options)
+
+    def histogram(self) -> dict[int, int]:
+        """Width → number of weights."""
+        counts: dict[int, int] = {}
+        for choice in self.sites.values():
+            bits = choice.format.bits if choice.format else UNQUANTIZED_BITS
+            counts[bits] = counts.get(bits, 0) + choice.elements
+        return dict(sorted(counts.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for plan.json."""
+        value = {name: getattr(self, name) for name in asdict(self) if name != "sites"}
+        return {**value, "sites": {name: choice.to_json() for name, choice in self.sites.items()}}
+
+    def save(self, path: Path) -> None:
+        """Write plan.json."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read plan.json.
+
+        Raises:
+            InputError: missing, no JSON, or not a plan.
+        """
+        try:
+            value = json.loads(path.read_text())
+            sites = {name: Choice.from_json(choice) for name, choice in value.pop("sites").items()}
+            value["kl_predicted_ci95"] = tuple(value["kl_predicted_ci95"])
+            return cls(**value, sites=sites)
+        except FileNotFoundError as error:
+            raise InputError(f"plan {str(path)!r} does not exist; write it with natprec solve --out {path}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"plan {str(path)!r} cannot be read ({error!r}); solve again") from error

@@ -1,0 +1,206 @@
+"""T5: from curves to formats. Milliseconds; the model is never opened."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from natprec.errors import BudgetError, InputError
+from natprec.formats import EngineProfile, NumberFormat, engine_profile
+from natprec.solver.allocation import Unit, natural_precision, staircase, within_bytes, within_kl
+from natprec.solver.plan import UNQUANTIZED_BITS, Choice, Plan
+from natprec.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    from natprec.measurement import Curve, Measurement
+
+Scope = Literal["model", "site"]
+
+
+def solve(
+    measurement: Measurement,
+    eps: float | None = None,
+    *,
+    bits: float | None = None,
+    max_size: float | None = None,
+    engine: str | None = None,
+    eps_scope: Scope = "model",
+    eps_solved: float | None = None,
+) -> Plan:
+    """The cheapest plan that keeps a tolerance, or the most faithful one of a size.
+
+    Args:
+        eps: KL in nats per token that the whole model may cost (or each site: `eps_scope="site"`).
+        bits: stored bits per quantized weight, scales included. Give one of eps, bits, max_size;
+            eps beside a size states what the verification will judge.
+        max_size: bytes of the whole checkpoint on disk.
+        engine: a profile's name; default: the one measured for.
+        eps_solved: tolerance to solve for when a correction tightened it.
+    Raises:
+        InputError: a value out of range, or none given.
+        BudgetError: no combination of the measured formats reaches it.
+    """
+    check_eps(eps)
+    check_positive("bits", bits)
+    check_positive("max-size", max_size)
+    profile = engine_profile(engine or measurement.header.engine)
+    groups = _units(measurement, profile)
+    units = [unit for unit, _, _ in groups]
+    if not units:
+        raise BudgetError(f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}")
+    kept = [name for name, curve in measurement.curves.items() if not _formats(curve, profile)]
+    fixed = measurement.header.other_bytes + measurement.header.carried_bytes
+    fixed += sum(2 * measurement.curves[name].site.elements for name in kept)
+    weights = sum(unit.elements for unit in units)
+    stairs = staircase(units)
+    budget = eps if eps_solved is None else eps_solved
+    if bits is not None or max_size is not None:
+        allowed = min(bits * weights / 8 if bits else math.inf, max_size - fixed if max_size else math.inf)
+        _refuse_small(stairs.stored[-1], allowed, fixed, weights, bits)
+        chosen = within_bytes(units, stairs, allowed)
+    elif budget is None:
+        raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
+    elif eps_scope == "site":
+        found = [natural_precision(unit.stored, unit.worst, budget) for unit in units]
+        _refuse_tight(max(float(unit.worst.min()) for unit in units), budget, "at every site")
+        chosen = [index for index in found if index is not None]
+    else:
+        _refuse_tight(float(stairs.kl[0]), budget, "for the whole model")
+        chosen = within_kl(units, stairs, budget)
+    share = budget if budget is not None else sum(float(u.kl[c]) for u, c in zip(units, chosen, strict=True))
+    return _plan(measurement, profile, groups, kept, chosen, fixed, eps, budget, eps_scope, share)
+
+
+def check_eps(eps: float | None) -> None:
+    """Refuse a tolerance that means nothing.
+
+    Raises:
+        InputError: zero, negative, NaN or infinite.
+    """
+    if eps is not None and not (math.isfinite(eps) and eps > 0):
+        raise InputError(f"eps {eps}: a tolerance is a positive number of nats per token, for example 0.05")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse a size that means nothing.
+
+    Raises:
+        InputError: zero, negative, NaN or infinite.
+    """
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name} {value}: give a positive number")
+
+
+def _formats(curve: Curve, profile: EngineProfile) -> list[NumberFormat]:
+    return [fmt for fmt in curve.formats if profile.runs(curve.site.role, fmt)]
+
+
+Group = tuple[Unit, list["Curve"], list[NumberFormat]]
+
+
+def _units(measurement: Measurement, profile: EngineProfile) -> list[Group]:
+    """Units with the formats that the engine runs for all of their sites."""
+    members: dict[str, list[Curve]] = {}
+    for curve in measurement.curves.values():
+        if _formats(curve, profile):
+            members.setdefault(curve.site.unit, []).append(curve)
+    groups = []
+    for name, curves in members.items():
+        formats = [fmt for fmt in _formats(curves[0], profile) if all(fmt in curve.formats for curve in curves)]
+        table = np.array([[_mean(curve, fmt) for fmt in formats] for curve in curves])
+        if not any(curve.energy.any() for curve in curves):
+            formats = formats[-1:]  # no token reached it: unknown, not free
+            table = table[:, -1:]
+        stored = np.array([sum(_stored(curve, fmt, profile) for curve in curves) for fmt in formats])
+        elements = sum(curve.site.elements for curve in curves)
+        groups.append((Unit(name, elements, table.sum(0), table.max(0), stored), curves, formats))
+    return groups
+
+
+def _mean(curve: Curve, fmt: NumberFormat) -> float:
+    return float(curve.forward[:, curve.formats.index(fmt)].mean())
+
+
+def _stored(curve: Curve, fmt: NumberFormat, profile: EngineProfile) -> int:
+    site = curve.site
+    return profile.stored_bytes(site.role, fmt, *site.shape, uses=len(site.uses))
+
+
+def _refuse_tight(smallest: float, eps: float, where: str) -> None:
+    if smallest > eps:
+        raise BudgetError(
+            f"eps {eps:.3g} is below what the widest formats reach {where}: the smallest reachable is {smallest:.3g} "
+            "nats per token; raise --eps or measure with smaller groups"
+        )
+
+
+def _refuse_small(cheapest: float, allowed: float, fixed: int, weights: int, bits: float | None) -> None:
+    if cheapest <= allowed:
+        return
+    if bits is not None and bits * weights / 8 <= allowed:
+        raise BudgetError(
+            f"budget {bits:.2f} bits/weight is below the cheapest plan, {cheapest * 8 / weights:.2f}; "
+            "raise --bits or measure with larger groups"
+        )
+    raise BudgetError(
+        f"max-size {allowed + fixed:.0f} bytes is below the cheapest plan, {cheapest + fixed:.0f} bytes "
+        f"({fixed} of them are not quantized); raise --max-size"
+    )
+
+
+def _plan(
+    measurement: Measurement,
+    profile: EngineProfile,
+    groups: list[Group],
+    kept: list[str],
+    chosen: list[int],
+    fixed: int,
+    eps: float | None,
+    eps_solved: float | None,
+    scope: Scope,
+    share: float,
+) -> Plan:
+    header = measurement.header
+    weights = sum(unit.elements for unit, _, _ in groups)
+    choices: dict[str, Choice] = {}
+    pooled = []
+    for (unit, curves, formats), index in zip(groups, chosen, strict=True):
+        own = share if scope == "site" else share * unit.elements / weights
+        natural = natural_precision(unit.stored, unit.worst if scope == "site" else unit.kl, own)
+        for curve in curves:
+            fmt = formats[index]
+            pooled.append(curve.forward[:, curve.formats.index(fmt)])
+            choices[curve.site.name] = Choice(
+                fmt,
+                None if natural is None else formats[natural].bits,
+                _mean(curve, fmt),
+                _stored(curve, fmt, profile),
+                curve.site.elements,
+                curve.site.unit,
+            )
+    for name in kept:
+        site = measurement.curves[name].site
+        choices[name] = Choice(None, None, 0.0, 2 * site.elements, site.elements, site.unit)
+    units = min(len(values) for values in pooled)
+    total = sum(values.reshape(units, -1).mean(1) for values in pooled)
+    stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)
+    everything = sum(choice.elements for choice in choices.values())
+    reference = header.other_bytes + header.carried_bytes + everything * UNQUANTIZED_BITS // 8
+    return Plan(
+        model=header.model,
+        model_digest=header.model_digest,
+        engine=profile.name,
+        storage_dtype=header.storage_dtype,
+        eps=eps,
+        eps_solved=eps_solved,
+        eps_scope=scope,
+        kl_predicted=float(np.sum([choice.kl for choice in choices.values()])),
+        kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
+        stored_bytes=stored + fixed,
+        stored_bytes_reference=reference,
+        bits_per_weight=8 * stored / weights,
+        bits_per_weight_total=8 * (stored + sum(2 * measurement.curves[n].site.elements for n in kept)) / everything,
+        sites={name: choices[name] for name in measurement.curves},
+    )
