@@ -1,0 +1,41 @@
+"""Post-training quantization driven by measured natural precision.
+
+    import natprec
+    m = natprec.measure(model, tokenizer, "text.txt")   # Measurement: what each width costs, per site
+    plan = m.solve(eps=0.01, engine="vllm")             # Plan: each site's format
+    q = plan.apply(model, tokenizer, "text.txt")        # Quantized, in memory
+    natprec.save(q, "out")                              # a checkpoint that engines load
+    natprec.verify("out", model, "held-out.txt")        # Verification: KL on text never seen
+
+`natprec.pipeline` is the same as one job, `natprec quantize` its command.
+"""
+
+from natprec.api import Quantized, apply, measure, save, verify
+from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
+from natprec.evaluation.verify import Verification
+from natprec.formats import NumberFormat
+from natprec.measurement import Curve, Measurement
+from natprec.pipeline import Request, quantize
+from natprec.solver import Choice, Plan, solve
+
+__all__ = [
+    "BudgetError",
+    "Choice",
+    "Curve",
+    "InputError",
+    "Measurement",
+    "ModelError",
+    "NatprecError",
+    "NumberFormat",
+    "OutputError",
+    "Plan",
+    "Quantized",
+    "Request",
+    "Verification",
+    "apply",
+    "measure",
+    "quantize",
+    "save",
+    "solve",
+    "verify",
+]

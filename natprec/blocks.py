@@ -118,7 +118,7 @@ class StagedModel:
             return forward
 
         for index, block in enumerate(self.blocks):
-            block.forward = passes(index)  # type: ignore[method-assign]
+            block.forward = passes(index)
         try:
             yield patch
         finally:

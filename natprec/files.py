@@ -19,8 +19,10 @@ from typing import Any
 from natprec.errors import OutputError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new, never a part.
+
+    Without `sync` that holds when the process is killed, but not when the machine loses power.
 
     Raises:
         OutputError: no permission, no such folder, disk full.
@@ -32,7 +34,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~current_umask())
         os.replace(temporary, path)
     except OSError as error:

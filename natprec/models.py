@@ -94,7 +94,8 @@ def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module) -> torc
 
     A checkpoint in bfloat16 or float16 keeps its dtype. Otherwise (float32, GGUF, not declared) it is
     the first of bfloat16 and float16 that holds all 1-D parameters (norms, biases) exactly; if neither
-    does, float32. Matrices do not take part: dequantized ones are exact in no 16-bit format.
+    does, bfloat16, whose range is float32's. Matrices do not take part: dequantized ones are exact in
+    no 16-bit format.
     """
     if declared in HALF:
         return declared
@@ -102,7 +103,7 @@ def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module) -> torc
     for dtype in HALF:
         if all(torch.equal(vector.to(dtype).to(vector.dtype), vector) for vector in vectors):
             return dtype
-    return torch.float32
+    return torch.bfloat16
 
 
 def check_finite(model: nn.Module) -> None:

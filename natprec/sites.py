@@ -71,7 +71,7 @@ def find_sites(staged: StagedModel) -> list[Site]:
             owners.setdefault(id(modules[name].weight), []).append(name)
     if not any(isinstance(modules[names[0]], nn.Linear) or len(names) > 1 for names in owners.values()):
         raise ModelError(f"model {type(staged.model).__name__} has no Linear layer; natprec quantizes Linear weights")
-    output_head = staged.model.get_output_embeddings() if hasattr(staged.model, "get_output_embeddings") else None
+    output_head = getattr(staged.model, "get_output_embeddings", lambda: None)()
     sites = []
     units: dict[tuple[str, int], str] = {}
     for names in owners.values():

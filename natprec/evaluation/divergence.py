@@ -21,7 +21,7 @@ def forward_kl(reference: Tensor, quantized: Tensor) -> Tensor:
     """
     if reference.shape != quantized.shape:
         raise ValueError(f"logits of shapes {tuple(reference.shape)} and {tuple(quantized.shape)} cannot be compared")
-    result = torch.empty(reference.shape[:-1], dtype=torch.float64)
+    result = torch.empty(reference.shape[:-1], dtype=torch.float64, device=reference.device)
     for index in range(len(reference)):
         expected = reference[index].double().log_softmax(-1)
         result[index] = (expected.exp() * (expected - quantized[index].double().log_softmax(-1))).sum(-1)

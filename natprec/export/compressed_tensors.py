@@ -61,7 +61,7 @@ def checkpoint_tensors(
             continue
         stored.add(id(tensor))
         dtype = storage_dtype if tensor.is_floating_point() else tensor.dtype
-        tensors[name] = tensor.detach().to(dtype).contiguous()
+        tensors[name] = tensor.detach().cpu().to(dtype).contiguous()
     for site in sites:
         if site.name in quantized:
             tensors |= _packed(site, quantized[site.name], profile, storage_dtype)
@@ -72,6 +72,7 @@ def _packed(site: Site, value: QuantizedTensor, profile: EngineProfile, dtype: t
     """One site's tensors: codes, scales, zero points."""
     from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
+    value = value.to("cpu")
     scale = value.scale.to(dtype).contiguous()
     if _is_int8(site, profile):
         tensors = {f"{site.name}.weight": value.codes.contiguous()}
@@ -99,7 +100,7 @@ def quantization_config(
     from compressed_tensors.quantization import QuantizationConfig
 
     targets: dict[tuple[NumberFormat, bool], list[str]] = {}
-    ignore = []
+    ignore: list[str] = []
     for site in sites:
         if site.name in quantized:
             key = (quantized[site.name].format, _is_int8(site, profile))

@@ -47,9 +47,7 @@ class EngineProfile:
 
     def measured(self, group_sizes: tuple[int, ...]) -> tuple[NumberFormat, ...]:
         """The formats to measure, narrowest first: those of Linear weights, at each group size."""
-        return tuple(
-            NumberFormat(bits, group, symmetric) for bits, symmetric in self.linear for group in group_sizes
-        )
+        return tuple(NumberFormat(bits, group, symmetric) for bits, symmetric in self.linear for group in group_sizes)
 
     def stored_bytes(self, role: str, fmt: NumberFormat, rows: int, columns: int, uses: int = 1) -> int:
         """Bytes on disk of a weight of this role; `uses` is 2 for a tied embedding and head."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from natprec.blocks import StagedModel
 from natprec.evaluation.divergence import forward_kl
 from natprec.formats import NumberFormat
-from natprec.measurement.sweep import Advance, batches, forward_blocks
+from natprec.measurement.sweep import batches, forward_blocks
+from natprec.progress import Advance
 from natprec.quantizers import quantize
 from natprec.sites import Site, site_weight
 
@@ -49,7 +50,9 @@ def exact_curves(
     Yields:
         The site and its (sequences, formats) KL, nats per token.
     """
-    inputs, contexts = forward_blocks(staged, ids, len(staged.blocks), lambda stage: None) if staged.blocks else ([], [])
+    inputs, contexts = (
+        forward_blocks(staged, ids, len(staged.blocks), lambda stage: None) if staged.blocks else ([], [])
+    )
     references = [staged.suffix(inputs[-1][_rows(b)] if inputs else None, ids[_rows(b)]) for b in batches(*ids.shape)]
     for site, formats in wanted:
         weight = site_weight(staged.model, site)
@@ -65,7 +68,7 @@ def exact_curves(
                         for index in range(site.stage, len(staged.blocks)):
                             hidden = staged.block(index, hidden, contexts[number][index])
                         logits = staged.suffix(hidden, ids[rows])
-                    values[rows, column] = forward_kl(references[number], logits).mean(1).numpy()
+                    values[rows, column] = forward_kl(references[number], logits).mean(1).cpu().numpy()
                     advance(f"{site.name} {fmt.name}")
         yield site, values
 

@@ -44,6 +44,7 @@ class Curve:
         forward: (units, formats) KL in nats per token.
         backward: (units, formats) E‖∇ - Q(∇)‖², in squared units of the gradient.
         energy: (units,) E‖∇‖², to which `backward` is relative; 0 means that nothing reached the site.
+        kept: (units,) KL of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
     """
 
     site: Site
@@ -51,6 +52,7 @@ class Curve:
     forward: np.ndarray
     backward: np.ndarray
     energy: np.ndarray
+    kept: np.ndarray
 
 
 @dataclass
@@ -115,7 +117,7 @@ class WeightObserver:
         inputs = inputs.reshape(count, -1, inputs.shape[-1])
         gradient = gradient.reshape(count, inputs.shape[1], -1)
         if self.squares is None:
-            self.squares = torch.zeros(self.units, *self.weight.shape)
+            self.squares = torch.zeros(self.units, *self.weight.shape, device=self.weight.device)
         for index, sequence in enumerate(self.sequences):
             if sequence in self.pending:
                 self.pending[sequence].addmm_(gradient[index].T, inputs[index])
@@ -129,7 +131,7 @@ class WeightObserver:
         for sequence, gradient in self.pending.items():
             self._sample_rows(sequence, gradient)
             if self.ids is not None:
-                self.head_rows[sequence] = gradient[self.ids[sequence]]
+                self.head_rows[sequence] = gradient[self.ids[sequence]].cpu()
             assert self.squares is not None
             if self.units == self.total:
                 gradient.square_()
@@ -141,12 +143,13 @@ class WeightObserver:
         """Account for an embedding lookup: ids (batch, time), gradient (batch, time, columns)."""
         for index, sequence in enumerate(self.sequences):
             rows, inverse, counts = ids[index].unique(return_inverse=True, return_counts=True)
-            own = torch.zeros(len(rows), gradient.shape[-1]).index_add_(0, inverse, gradient[index].float())
+            own = gradient.new_zeros(len(rows), gradient.shape[-1], dtype=torch.float32)
+            own.index_add_(0, inverse, gradient[index].float())
             joint = own.square()
             if sequence in self.head_rows:
                 first = torch.empty_like(rows)
-                first[inverse] = torch.arange(len(inverse))
-                joint = joint + 2 * own * self.head_rows[sequence][first]
+                first[inverse] = torch.arange(len(inverse), device=inverse.device)
+                joint = joint + 2 * own * self.head_rows[sequence].to(own.device)[first]
             else:
                 self._sample_rows(sequence, own)
             self.lookups[sequence] = Lookup(rows, counts, own.square(), joint)
@@ -154,7 +157,7 @@ class WeightObserver:
     def _sample_rows(self, sequence: int, gradient: Tensor) -> None:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + sequence)
         chosen = torch.randperm(len(gradient), generator=generator)[:GRADIENT_ROWS]
-        self.sampled[sequence] = gradient[chosen]
+        self.sampled[sequence] = gradient[chosen.to(gradient.device)].cpu()
         self.scales[sequence] = len(gradient) / len(chosen)
         self.energies[sequence] = float(torch.linalg.vector_norm(gradient)) ** 2
 
@@ -170,23 +173,25 @@ class WeightObserver:
         """The site's curve; `tokens` is the length of a sequence."""
         self.finish_product(tokens)
         units = self.units
-        forward = torch.zeros(units, len(self.formats), dtype=torch.float64)
+        columns = len(self.formats) + 1  # the last: stored unquantized
+        forward = torch.zeros(units, columns, dtype=torch.float64)
         if self.head_values is not None:
             forward += self.head_values
         if self.lookups:
             sparse = lookup_values(self.lookups, self.weight, self.formats, self.scale_dtype, tokens)
-            forward += sparse.view(units, -1, len(self.formats)).mean(1)
+            forward += sparse.view(units, -1, columns).mean(1)
         backward = torch.zeros(self.total, len(self.formats), dtype=torch.float64)
         for sequence, rows in self.sampled.items():
             errors = squared_errors(rows, self.formats, torch.float32).double().sum(1)
-            backward[sequence] = errors * self.scales[sequence]
+            backward[sequence] = errors[:-1] * self.scales[sequence]
         energy = torch.tensor([self.energies.get(s, 0.0) for s in range(self.total)], dtype=torch.float64)
         return Curve(
             self.site,
             self.formats,
-            forward.numpy(),
+            forward[:, :-1].numpy(),
             backward.view(units, -1, len(self.formats)).mean(1).numpy(),
             energy.view(units, -1).mean(1).numpy(),
+            forward[:, -1].numpy(),
         )
 
 
@@ -197,46 +202,44 @@ def lookup_values(
     scale_dtype: torch.dtype,
     tokens: int,
 ) -> Tensor:
-    """KL per token through an embedding's lookups: (sequences, formats), float64.
+    """KL per token through an embedding's lookups: (sequences, formats + 1), float64.
 
     Rows that the text never touched are unknown, not free. A share m of the positions of other text
     holds unseen tokens (Good 1953: m = tokens seen once / tokens); each costs what a token seen once
     cost here, with the rounding errors of the unseen rows. Seen rows keep the share 1 - m.
     """
-    counts = torch.zeros(weight.shape[0], dtype=torch.int64)
+    counts = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     for lookup in lookups.values():
         counts[lookup.rows] += lookup.counts
     seen = counts.nonzero().squeeze(1)
     position = torch.full_like(counts, -1)
-    position[seen] = torch.arange(len(seen))
+    position[seen] = torch.arange(len(seen), device=weight.device)
     columns = weight.shape[1]
-    errors = squared_errors(weight[seen], formats, scale_dtype).view(len(formats), len(seen), columns)
-    values = torch.zeros(len(lookups), len(formats), dtype=torch.float64)
-    single = torch.zeros(columns)
+    errors = squared_errors(weight[seen], formats, scale_dtype).view(-1, len(seen), columns)
+    values = torch.zeros(len(lookups), len(errors), dtype=torch.float64)
+    single = torch.zeros(columns, device=weight.device)
     for index, lookup in enumerate(lookups.values()):
         at = position[lookup.rows]
-        values[index] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).double() / (2 * tokens)
+        values[index] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * tokens)
         single += lookup.own[counts[lookup.rows] == 1].sum(0)
     singles = int((counts == 1).sum())
     unseen = (counts == 0).nonzero().squeeze(1)
     if singles == 0 or len(unseen) == 0:
         return values
     mass = singles / int(counts.sum())
-    typical = torch.zeros(len(formats), columns)
+    typical = torch.zeros(len(errors), columns, device=weight.device)
     for rows in unseen.split(max(1, CONTRACT_ROWS // columns)):
         chunk = squared_errors(weight[rows], formats, scale_dtype)
-        typical += chunk.view(len(formats), len(rows), columns).sum(1)
+        typical += chunk.view(-1, len(rows), columns).sum(1)
     per_occurrence = (typical / len(unseen)) @ (single / singles) / 2
-    return (1 - mass) * values + mass * per_occurrence.double()
+    return (1 - mass) * values + mass * per_occurrence.cpu().double()
 
 
-def _contract(
-    squares: Tensor, weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype
-) -> Tensor:
-    """Σ_ij squares[u, i, j] · error_f[i, j]²: (units, formats), float64."""
-    values = torch.zeros(len(squares), len(formats), dtype=torch.float64)
+def _contract(squares: Tensor, weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
+    """Σ_ij squares[u, i, j] · error_f[i, j]²: (units, formats + 1), float64."""
+    values = torch.zeros(len(squares), len(formats) + 1, dtype=torch.float64)
     step = max(1, CONTRACT_ROWS // weight.shape[1])
     for start in range(0, len(weight), step):
         errors = squared_errors(weight[start : start + step], formats, scale_dtype)
-        values += (squares[:, start : start + step].reshape(len(squares), -1) @ errors.T).double()
+        values += (squares[:, start : start + step].reshape(len(squares), -1) @ errors.T).cpu().double()
     return values

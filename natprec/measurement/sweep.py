@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,12 +19,10 @@ from torch.nn import functional
 from natprec.blocks import Context, StagedModel
 from natprec.formats import NumberFormat
 from natprec.measurement.observers import Curve, WeightObserver
+from natprec.progress import Advance
 from natprec.sites import Site, site_weight
 
 BATCH_TOKENS = 1024
-
-Advance = Callable[[str], None]
-"""Told once per batch of work done, with the name of the stage."""
 
 
 @dataclass
@@ -35,12 +33,14 @@ class SweepState:
         stage: the next stage to do, counting down from the suffix to -1; -2 when all are done.
         gradient: (sequences, time, hidden), gradient at the input of stage + 1.
         tied: of tied weights, between suffix and prefix: see `tied_state`.
+        exact: names of sites whose forward curve the exact estimator has replaced.
     """
 
     stage: int
     gradient: Tensor | None
     curves: dict[str, Curve]
     tied: dict[str, Tensor]
+    exact: set[str] = field(default_factory=set)
 
 
 def batches(sequences: int, length: int) -> list[range]:
@@ -111,7 +111,8 @@ def sweep(
         if site.name not in state.curves
     }  # fmt: skip
     load_tied(observers, state.tied)
-    inputs, contexts = [], []
+    inputs: list[Tensor] = []
+    contexts: list[list[Context]] = []
     if staged.blocks and state.stage >= 0:
         inputs, contexts = forward_blocks(staged, ids, state.stage, advance)
     for stage in range(state.stage, -2 if staged.blocks else -1, -1):
@@ -127,7 +128,7 @@ def sweep(
                     _sampled_loss(output, batch, seed).backward()
                 elif output.requires_grad:
                     assert state.gradient is not None
-                    output.backward(state.gradient[rows])
+                    output.backward(state.gradient[rows].to(output.device))
                 if hidden is not None and gradient is not None:
                     gradient[rows] = hidden.grad  # type: ignore[assignment]
                 for observer in observers.values():
@@ -191,12 +192,16 @@ def _sampled_loss(logits: Tensor, batch: range, seed: int) -> Tensor:
     """-log p(y) summed, with y drawn from the model's own prediction (the true Fisher's labels)."""
     with torch.no_grad():
         cumulative = logits.float().softmax(-1).cumsum(-1)
-        uniform = torch.stack(
-            [
-                torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(seed * 1_000_003 + sequence))
-                for sequence in batch
-            ]
-        ).unsqueeze(-1)
+        uniform = (
+            torch.stack(
+                [
+                    torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(seed * 1_000_003 + sequence))
+                    for sequence in batch
+                ]
+            )
+            .unsqueeze(-1)
+            .to(logits.device)
+        )
         labels = torch.searchsorted(cumulative, uniform * cumulative[..., -1:]).clamp_(max=logits.shape[-1] - 1)
     return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
 

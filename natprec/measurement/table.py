@@ -1,6 +1,6 @@
 """The `Measurement`: for every site and every candidate format, what each width costs.
 
-One file holds it: a safetensors with three small arrays per site, and a JSON header with all that
+One file holds it: a safetensors with four small arrays per site, and a JSON header with all that
 a solver needs to know of the model, so that solving never opens the model again.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
 VERSION = 1
-_ARRAYS = ("forward", "backward", "energy")
+_ARRAYS = ("forward", "backward", "energy", "kept")
 
 
 @dataclass(frozen=True)
@@ -98,22 +98,12 @@ class Measurement:
         header, arrays = read_arrays(path, "measurement")
         version = header.get("version")
         if version != VERSION:
-            raise InputError(f"measurement {str(path)!r} has version {version}; this natprec reads {VERSION}: measure again")
+            raise InputError(
+                f"measurement {str(path)!r} has version {version}; this natprec reads {VERSION}: measure again"
+            )
         sites = header.pop("sites")
         header["checks"] = [tuple(row) for row in header["checks"]]
         return cls(Header(**header), unpack_curves(sites, arrays))
-
-    def refuse_other_model(self, digest: str, name: str) -> None:
-        """Stop before another model is quantized by this measurement.
-
-        Raises:
-            InputError: the digests differ.
-        """
-        if digest != self.header.model_digest:
-            raise InputError(
-                f"the measurement is of {self.header.model!r} (weights {self.header.model_digest}), but {name!r} has "
-                f"weights {digest}; measure this model, or name the one that was measured"
-            )
 
 
 def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
@@ -152,5 +142,7 @@ def read_arrays(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.nda
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{kind} file {str(path)!r} is damaged or cut off ({error}); measure again") from error
     if "natprec" not in metadata:
-        raise InputError(f"{str(path)!r} is a safetensors file, but no natprec {kind}; give the output of natprec measure")
+        raise InputError(
+            f"{str(path)!r} is a safetensors file, but no natprec {kind}; give the output of natprec measure"
+        )
     return json.loads(metadata["natprec"]), arrays

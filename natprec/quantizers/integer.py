@@ -1,8 +1,9 @@
-"""Round to nearest on an integer grid, with the scale of each group chosen for least squared error.
+"""Round to nearest on an integer grid that spans each group: nothing is clipped from 3 bits up.
 
-From 6 bits up the grid spans the group: nothing is clipped. At 5 bits and below a narrower grid
-that clips the tails has the smaller error, so each group takes the best of a few shrunken scales,
-and then the least-squares scale for the codes it got: s = <w, q> / <q, q>.
+A narrower grid has a smaller squared error at 3 to 5 bits, but a larger output KL: what it clips are
+the largest weights, whose errors are not independent (LOG.md, 2026-11-22). Only at 1 and 2 bits is
+the spanning grid too coarse; there each group takes the best of a few shrunken scales, and then the
+least-squares scale for the codes it got: s = <w, q> / <q, q>.
 """
 
 from __future__ import annotations
@@ -15,13 +16,7 @@ from torch import Tensor
 
 from natprec.formats import NumberFormat
 
-SHRINK = {
-    1: (0.4, 0.6),
-    2: (0.45, 0.6, 0.75, 0.95),
-    3: (0.6, 0.7, 0.8, 0.95),
-    4: (0.8, 0.9, 1.0),
-    5: (0.86, 0.93, 1.0),
-}
+SHRINK = {1: (0.4, 0.6), 2: (0.45, 0.6, 0.75, 0.95)}
 """Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""
 
 CHUNK = 1 << 18
@@ -51,6 +46,11 @@ class QuantizedTensor:
             values = values - self.zero_point.unsqueeze(-1)
         return (values * self.scale.unsqueeze(-1)).view(rows, columns)
 
+    def to(self, device: str) -> QuantizedTensor:
+        """The same tensor on a device."""
+        zero = None if self.zero_point is None else self.zero_point.to(device)
+        return QuantizedTensor(self.format, self.codes.to(device), self.scale.to(device), zero)
+
 
 def quantize(weight: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> QuantizedTensor:
     """Round a weight to the nearest code, group by group.
@@ -75,8 +75,14 @@ def quantize(weight: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> Qua
 
 
 def squared_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
-    """(Q_b(w) - w)**2 of every weight under every format: (formats, rows * columns), float32."""
-    errors = torch.empty(len(formats), weight.numel())
+    """(Q_b(w) - w)**2 of every weight under every format, and last that of storing it unquantized.
+
+    Returns:
+        (formats + 1, rows * columns), float32; the last row is 0 where `scale_dtype` holds w exactly.
+    """
+    errors = torch.empty(len(formats) + 1, weight.numel(), device=weight.device)
+    flat = weight.float().reshape(-1)
+    torch.sub(flat.to(scale_dtype).float(), flat, out=errors[-1]).square_()
     for index, fmt in enumerate(formats):
         start = 0
         for grouped in _grouped_rows(weight, fmt):
@@ -102,29 +108,29 @@ def choose_grid(grouped: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) ->
     spanning = _spanning_scale(low, high, fmt)
     fractions = SHRINK.get(fmt.bits, (1.0,))
     if len(fractions) == 1:
-        scale = _stored(spanning * fractions[0], scale_dtype)
-        return scale, _zero_point(low, high, scale, fmt)
-    best_scale = best_zero = best_error = None
-    for fraction in fractions:
-        scale = _stored(spanning * fraction, scale_dtype)
-        zero = _zero_point(low * fraction, high * fraction, scale, fmt)
-        codes = round_to_grid(grouped, fmt, scale, zero)
-        if zero is not None:
-            codes -= zero.unsqueeze(-1)
-        power = torch.linalg.vecdot(codes, codes)
-        fitted = torch.where(power > 0, torch.linalg.vecdot(codes, grouped) / power, scale)
-        scale = _stored(torch.where(fitted * scale > 0, fitted, scale), scale_dtype)
-        codes = _reconstruct(round_to_grid(grouped, fmt, scale, zero), scale, zero).sub_(grouped)
-        error = torch.linalg.vecdot(codes, codes)
-        if best_error is None:
-            best_scale, best_zero, best_error = scale, zero, error
-            continue
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero = None if zero is None else torch.where(better, zero, best_zero)
-    assert best_scale is not None
-    return best_scale, best_zero
+        scale = _stored(spanning, scale_dtype)
+        return scale, _zero_point(low, scale, fmt)
+    tried = [_fitted(grouped, fmt, spanning * fraction, low * fraction, scale_dtype) for fraction in fractions]
+    best = torch.stack([error for _, _, error in tried]).argmin(0, keepdim=True)
+    scale = torch.stack([scale for scale, _, _ in tried]).gather(0, best)[0]
+    zeros = [zero for _, zero, _ in tried if zero is not None]
+    return scale, torch.stack(zeros).gather(0, best)[0] if zeros else None
+
+
+def _fitted(
+    grouped: Tensor, fmt: NumberFormat, scale: Tensor, low: Tensor, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The least-squares scale for the codes that a trial scale gives, its zero point, its error."""
+    scale = _stored(scale, scale_dtype)
+    zero = _zero_point(low, scale, fmt)
+    codes = round_to_grid(grouped, fmt, scale, zero)
+    if zero is not None:
+        codes -= zero.unsqueeze(-1)
+    power = torch.linalg.vecdot(codes, codes)
+    fitted = torch.where(power > 0, torch.linalg.vecdot(codes, grouped) / power, scale)
+    scale = _stored(torch.where(fitted * scale > 0, fitted, scale), scale_dtype)
+    error = _reconstruct(round_to_grid(grouped, fmt, scale, zero), scale, zero).sub_(grouped)
+    return scale, zero, torch.linalg.vecdot(error, error)
 
 
 def round_to_grid(grouped: Tensor, fmt: NumberFormat, scale: Tensor, zero: Tensor | None) -> Tensor:
@@ -153,7 +159,7 @@ def _spanning_scale(low: Tensor, high: Tensor, fmt: NumberFormat) -> Tensor:
     return torch.where(high > -low, -scale, scale)
 
 
-def _zero_point(low: Tensor, high: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor | None:
+def _zero_point(low: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor | None:
     """The code of the value 0; the grid then begins at `low` (or at 0 where low > 0)."""
     if fmt.symmetric:
         return None

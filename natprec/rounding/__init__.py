@@ -1,5 +1,5 @@
 """From a plan to codes: round to nearest, or GPTQ."""
 
-from natprec.rounding.apply import ROUNDINGS, apply_plan, refuse_unknown_rounding
+from natprec.rounding.apply import ROUNDINGS, apply_batches, apply_plan, refuse_unknown_rounding, restore, snapshot
 
-__all__ = ["ROUNDINGS", "apply_plan", "refuse_unknown_rounding"]
+__all__ = ["ROUNDINGS", "apply_batches", "apply_plan", "refuse_unknown_rounding", "restore", "snapshot"]

@@ -14,9 +14,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from natprec.blocks import StagedModel
+from natprec.blocks import Context, StagedModel
 from natprec.errors import unknown
-from natprec.measurement.sweep import Advance, batches
+from natprec.measurement.sweep import batches
+from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding.gptq import gptq
 from natprec.sites import Site, site_weight
@@ -39,19 +40,26 @@ def apply_plan(
     plan: Plan,
     ids: Tensor | None,
     rounding: str,
-    scale_dtype: torch.dtype,
+    storage_dtype: torch.dtype,
     advance: Advance = lambda stage: None,
 ) -> dict[str, QuantizedTensor]:
-    """Round every site of the plan; the model's weights become the reconstructed ones.
+    """Round every site of the plan; the model's weights become those that an engine reconstructs.
+
+    Weights are replaced, not overwritten: `snapshot` and `restore` bring the original back.
 
     Args:
         ids: (sequences, time) calibration tokens for GPTQ; unused by round-to-nearest.
+        storage_dtype: of scales, and of everything that is not quantized.
         advance: called once per batch of forward work.
     Returns:
         Site name → codes and scales.
     """
     refuse_unknown_rounding(rounding)
     wanted = [site for site in sites if plan.sites[site.name].format is not None]
+    quantized = {id(site_weight(staged.model, site)) for site in wanted}
+    for parameter in staged.model.parameters():
+        if id(parameter) not in quantized:
+            parameter.data = parameter.data.to(storage_dtype).to(parameter.dtype)
     result: dict[str, QuantizedTensor] = {}
 
     def put(site: Site, hessian: Tensor | None) -> None:
@@ -59,9 +67,9 @@ def apply_plan(
         weight = site_weight(staged.model, site)
         assert fmt is not None
         if hessian is None:
-            result[site.name] = quantize(weight, fmt, scale_dtype)
+            result[site.name] = quantize(weight, fmt, storage_dtype)
         else:
-            result[site.name] = gptq(weight, hessian, fmt, scale_dtype)
+            result[site.name] = gptq(weight, hessian, fmt, storage_dtype)
         weight.data = result[site.name].dequantize().to(weight.dtype)
 
     if rounding == "rtn":
@@ -94,12 +102,23 @@ def apply_plan(
     return {site.name: result[site.name] for site in wanted}
 
 
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """The model's present weights, by reference."""
+    return {name: parameter.data for name, parameter in model.named_parameters()}
+
+
+def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put back what `snapshot` returned."""
+    for name, parameter in model.named_parameters():
+        parameter.data = weights[name]
+
+
 def apply_batches(staged: StagedModel, sequences: int, length: int) -> int:
     """At most how many times `apply_plan` calls `advance` with GPTQ."""
     return (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
 
 
-def _run(staged: StagedModel, stage: int, hidden: Tensor | None, ids: Tensor, context: list) -> Tensor:
+def _run(staged: StagedModel, stage: int, hidden: Tensor | None, ids: Tensor, context: list[Context]) -> Tensor:
     if stage == len(staged.blocks):
         return staged.suffix(hidden, ids)
     assert hidden is not None
@@ -118,7 +137,7 @@ def _gathering(model: nn.Module, members: list[Site], hessians: dict[str, Tensor
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             inputs = args[0].flatten(0, -2).float()
             if unit not in hessians:
-                hessians[unit] = torch.zeros(inputs.shape[-1], inputs.shape[-1])
+                hessians[unit] = inputs.new_zeros(inputs.shape[-1], inputs.shape[-1])
             hessians[unit].addmm_(inputs.T, inputs)
 
         return hook

@@ -37,7 +37,7 @@ def gptq(weight: Tensor, hessian: Tensor, fmt: NumberFormat, scale_dtype: torch.
     columns, rows = work.shape
     inverse = _inverse_factor(hessian)
     width = LAZY_COLUMNS if fmt.group_size == CHANNEL else fmt.group_size
-    codes = torch.empty(columns, rows, dtype=torch.int8)
+    codes = torch.empty(columns, rows, dtype=torch.int8, device=work.device)
     scales, zeros = [], []
     if fmt.group_size == CHANNEL:
         scale, zero = _grid(work, fmt, scale_dtype)
@@ -83,9 +83,9 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
     diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     if mean == 0:
-        return torch.eye(len(hessian))
+        return torch.eye(len(hessian), device=hessian.device)
     for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
-        damped = hessian + damping * mean * torch.eye(len(hessian), dtype=torch.float64)
+        damped = hessian + damping * mean * torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()

@@ -9,6 +9,7 @@ the same KL per parameter: that is the closed form eps_v = E · n_v / Σ n_v of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,7 +104,7 @@ def staircase(units: Sequence[Unit]) -> Staircase:
         start.append(hull[0])
         kl += float(unit.kl[hull[0]])
         stored += float(unit.stored[hull[0]])
-        for wide, cheap in zip(hull, hull[1:], strict=False):
+        for wide, cheap in itertools.pairwise(hull):
             cost = float(unit.kl[cheap] - unit.kl[wide])
             saved = float(unit.stored[wide] - unit.stored[cheap])
             steps.append((cost / saved, number, cheap, cost, saved))
@@ -119,7 +120,8 @@ def staircase(units: Sequence[Unit]) -> Staircase:
 
 def within_kl(units: Sequence[Unit], stairs: Staircase, budget: float) -> list[int]:
     """The cheapest plan on the staircase with KL <= budget; the rest of the budget is then spent on
-    the later steps that still fit, in the same order."""
+    the later steps that still fit, in the same order.
+    """
     steps = int(np.searchsorted(stairs.kl, budget, side="right")) - 1
     chosen = stairs.choices(max(steps, 0))
     left = budget - float(stairs.kl[max(steps, 0)])
@@ -136,7 +138,8 @@ def within_kl(units: Sequence[Unit], stairs: Staircase, budget: float) -> list[i
 
 def within_bytes(units: Sequence[Unit], stairs: Staircase, budget: float) -> list[int]:
     """The plan on the staircase with the least KL whose bytes are <= budget; what is left buys back
-    the dearest of the steps taken that still fit."""
+    the dearest of the steps taken that still fit.
+    """
     steps = int(np.searchsorted(-stairs.stored, -budget, side="left"))
     chosen = stairs.choices(steps)
     left = budget - float(stairs.stored[steps])

@@ -90,6 +90,18 @@ class Plan:
 
         return apply(self, model, tokenizer, data, **options)
 
+    def refuse_other_model(self, digest: str, name: str) -> None:
+        """Stop before another model is rounded to this plan.
+
+        Raises:
+            InputError: the digests differ.
+        """
+        if digest != self.model_digest:
+            raise InputError(
+                f"the plan is of {self.model!r} (weights {self.model_digest}), but {name!r} has weights {digest}; "
+                "measure this model, or name the one that was measured"
+            )
+
     def histogram(self) -> dict[int, int]:
         """Width → number of weights."""
         counts: dict[int, int] = {}
@@ -114,12 +126,12 @@ class Plan:
         Raises:
             InputError: missing, no JSON, or not a plan.
         """
+        if not path.is_file():
+            raise InputError(f"plan {str(path)!r} does not exist; write it with natprec solve --out {path}")
         try:
             value = json.loads(path.read_text())
             sites = {name: Choice.from_json(choice) for name, choice in value.pop("sites").items()}
             value["kl_predicted_ci95"] = tuple(value["kl_predicted_ci95"])
             return cls(**value, sites=sites)
-        except FileNotFoundError as error:
-            raise InputError(f"plan {str(path)!r} does not exist; write it with natprec solve --out {path}") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"plan {str(path)!r} cannot be read ({error!r}); solve again") from error

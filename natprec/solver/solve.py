@@ -49,8 +49,11 @@ def solve(
     groups = _units(measurement, profile)
     units = [unit for unit, _, _ in groups]
     if not units:
-        raise BudgetError(f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}")
+        raise BudgetError(
+            f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
+        )
     kept = [name for name, curve in measurement.curves.items() if not _formats(curve, profile)]
+    lost = sum(float(measurement.curves[name].kept.mean()) for name in kept)  # by storing them in 16 bits
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
     fixed += sum(2 * measurement.curves[name].site.elements for name in kept)
     weights = sum(unit.elements for unit in units)
@@ -67,9 +70,10 @@ def solve(
         _refuse_tight(max(float(unit.worst.min()) for unit in units), budget, "at every site")
         chosen = [index for index in found if index is not None]
     else:
-        _refuse_tight(float(stairs.kl[0]), budget, "for the whole model")
-        chosen = within_kl(units, stairs, budget)
-    share = budget if budget is not None else sum(float(u.kl[c]) for u, c in zip(units, chosen, strict=True))
+        _refuse_tight(float(stairs.kl[0]) + lost, budget, "for the whole model")
+        chosen = within_kl(units, stairs, budget - lost)
+    spent = sum(float(unit.kl[index]) for unit, index in zip(units, chosen, strict=True))
+    share = spent if budget is None else budget if eps_scope == "site" else budget - lost
     return _plan(measurement, profile, groups, kept, chosen, fixed, eps, budget, eps_scope, share)
 
 
@@ -181,8 +185,9 @@ def _plan(
                 curve.site.unit,
             )
     for name in kept:
-        site = measurement.curves[name].site
-        choices[name] = Choice(None, None, 0.0, 2 * site.elements, site.elements, site.unit)
+        curve, site = measurement.curves[name], measurement.curves[name].site
+        pooled.append(curve.kept)
+        choices[name] = Choice(None, None, float(curve.kept.mean()), 2 * site.elements, site.elements, site.unit)
     units = min(len(values) for values in pooled)
     total = sum(values.reshape(units, -1).mean(1) for values in pooled)
     stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)

@@ -1,0 +1,149 @@
+"""natprec in a notebook: the pipeline's steps on a model that is already in memory."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from natprec import pipeline
+from natprec.data import load_tokens
+from natprec.evaluation.verify import Verification
+from natprec.files import new_folder
+from natprec.measurement import Measurement
+from natprec.measurement.measure import measure as measure_subject
+from natprec.progress import Stages
+from natprec.quantizers import QuantizedTensor
+from natprec.solver import Plan
+from natprec.subject import Subject
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A model rounded to a plan, in memory; call it like the original.
+
+    Attributes:
+        model: with the weights that an engine will reconstruct, float32.
+        codes: site name → codes, scales, zero points.
+    """
+
+    model: nn.Module
+    subject: Subject
+    plan: Plan
+    codes: dict[str, QuantizedTensor]
+    rounding: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The quantized model's forward."""
+        return self.model(*args, **kwargs)
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    data: str | Tensor | None = None,
+    *,
+    tokens: int = 8192,
+    length: int = 256,
+    **options: Any,
+) -> Measurement:
+    """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
+
+    Args:
+        data: text file, table, hub dataset, or (sequences, time) token ids; None: the model writes it.
+        options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
+    """
+    subject = Subject.in_memory(model, tokenizer)
+    ids = _ids(subject, data, tokens, length, "calibration", options.get("seed", 0))
+    label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
+    return measure_subject(subject, ids, data=label, **options)
+
+
+def apply(
+    plan: Plan,
+    model: Any,
+    tokenizer: Any = None,
+    data: str | Tensor | None = None,
+    *,
+    rounding: str = "gptq",
+    tokens: int = 8192,
+    length: int = 256,
+    seed: int = 0,
+) -> Quantized:
+    """Round a copy of the model to a plan; round-to-nearest needs neither tokenizer nor data.
+
+    Raises:
+        InputError: the plan is of another model.
+    """
+    subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
+    plan.refuse_other_model(subject.digest, subject.name)
+    ids = None if rounding == "rtn" else _ids(subject, data, tokens, length, "calibration", seed)
+    codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
+    return Quantized(subject.model, subject, plan, codes, rounding)
+
+
+def save(quantized: Quantized, out: str | Path, *, overwrite: bool = False) -> None:
+    """Write the checkpoint, with plan.json beside it.
+
+    Raises:
+        OutputError: `out` exists or cannot be written.
+    """
+    with new_folder(Path(out), overwrite) as folder:
+        pipeline.write(quantized.subject, quantized.plan, quantized.codes, folder, Stages(quiet=True))
+
+
+def verify(
+    folder: str | Path,
+    model: Any,
+    data: str | Tensor | None = None,
+    tokenizer: Any = None,
+    *,
+    tokens: int = 4096,
+    length: int = 256,
+    seed: int = 0,
+) -> Verification:
+    """Judge a checkpoint on disk against the original model; writes verification.json into it.
+
+    Args:
+        data: held-out text, or (sequences, time) token ids.
+        tokenizer: needed for text; the checkpoint's own by default.
+    """
+    path = Path(folder)
+    plan = Plan.load(path / "plan.json")
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    subject = Subject.in_memory(model, tokenizer)
+    plan.refuse_other_model(subject.digest, subject.name)
+    ids = _ids(subject, data, tokens, length, "held-out", seed)
+    label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
+    result = pipeline.verify(
+        path,
+        subject,
+        ids,
+        plan,
+        rounding=pipeline.recorded_rounding(path),
+        data=label,
+        stages=Stages(quiet=True),
+        seed=seed,
+    )
+    result.save(path / "verification.json")
+    return result
+
+
+def _ids(subject: Subject, data: str | Tensor | None, tokens: int, length: int, split: str, seed: int) -> Tensor:
+    if isinstance(data, Tensor):
+        return data
+    return load_tokens(
+        subject.tokenizer,
+        data,
+        sequences=max(1, round(tokens / length)),
+        length=length,
+        split=split,  # type: ignore[arg-type]
+        model=subject.model,
+        seed=seed,
+    )

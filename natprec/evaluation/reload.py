@@ -1,0 +1,99 @@
+"""Opening a checkpoint that natprec wrote, as its engine would see it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from natprec.errors import InputError, ModelError
+from natprec.models import quiet
+
+
+def load_quantized(folder: Path) -> nn.Module:
+    """The checkpoint's model in float32, with reconstructed weights.
+
+    Plain transformers loads it; where transformers cannot (zero points or packed embeddings, from
+    the `natprec` engine), the codes are unpacked here with the compressed-tensors library.
+
+    Raises:
+        InputError: the folder is no checkpoint.
+        ModelError: it cannot be loaded; says what transformers said.
+    """
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
+    try:
+        config = json.loads(config_file.read_text())
+        groups = config["quantization_config"]["config_groups"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{str(config_file)!r} describes no quantized checkpoint ({error!r}); quantize again"
+        ) from error
+    try:
+        with quiet(stderr=True):  # the libraries' own bars cannot be switched off
+            return _unpacked(folder, groups) if _needs_unpacking(folder, groups) else _plain(folder)
+    except Exception as error:
+        raise ModelError(f"checkpoint {str(folder)!r} cannot be loaded ({error}); quantize again") from error
+
+
+def _plain(folder: Path) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False)  # the first forward decompresses
+    return model.eval().requires_grad_(False)
+
+
+def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
+    """Whether plain transformers would refuse it."""
+    if any(not group["weights"]["symmetric"] for group in groups.values()):
+        return True
+    return any(name.endswith("embed_tokens.weight_packed") for name in _tensor_files(folder))
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name → the file that holds it."""
+    from safetensors import safe_open
+
+    names = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            names.update(dict.fromkeys(opened.keys(), file))
+    return names
+
+
+def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
+    """The dense model, filled by unpacking every module's tensors."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    state: dict[str, torch.Tensor] = {}
+    for name, file in _tensor_files(folder).items():
+        with safe_open(file, "pt") as opened:
+            state[name] = opened.get_tensor(name)
+    for group in groups.values():
+        scheme = QuantizationScheme.model_validate(group)
+        compressor = BaseCompressor.get_value_from_registry(group["format"])
+        for module in group["targets"]:
+            own = {
+                key.removeprefix(module + "."): state.pop(key) for key in list(state) if key.startswith(module + ".")
+            }
+            if "weight_scale" not in own or not own.keys() & {"weight_packed", "weight"}:
+                continue  # the second use of a tied weight
+            own["weight_scale"] = own["weight_scale"].float()
+            state[module + ".weight"] = compressor.decompress(own, scheme)["weight"]
+    missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    model.tie_weights()
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    if unexpected or set(missing) - tied:
+        raise ValueError(f"missing {sorted(set(missing) - tied)[:3]}, unexpected {sorted(unexpected)[:3]}")
+    return model.eval().requires_grad_(False)

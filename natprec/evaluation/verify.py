@@ -1,0 +1,121 @@
+"""T6: the promise is checked on text that played no part in measuring.
+
+Both models run in float32, so that the figure is the quantization's and not bfloat16 arithmetic's.
+The quantized model is the file on disk, loaded by plain transformers where the engine allows it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from natprec.errors import InputError
+from natprec.evaluation.divergence import forward_kl, token_losses
+from natprec.files import write_json
+from natprec.measurement.sweep import batches
+from natprec.statistics import bootstrap_interval
+
+Logits = Callable[[Tensor], Tensor]
+"""(batch, time) ids → (batch, time, vocabulary) logits."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was promised and what was measured; verification.json.
+
+    Attributes:
+        kl_mean: nats per token, with `kl_ci95`, its bootstrap interval over sequences.
+        kl_p99: 99th percentile over tokens.
+        passed: `kl_mean` <= the promise; None when a size, and no tolerance, was asked for.
+        bits_per_weight: stored, scales included, over the quantized weights; `_total` with those
+            that the engine keeps at 16 bits.
+        corrections: times that the tolerance was tightened after a first verification failed.
+    """
+
+    eps: float | None
+    passed: bool | None
+    kl_mean: float
+    kl_ci95: tuple[float, float]
+    kl_p99: float
+    kl_predicted: float
+    perplexity_reference: float
+    perplexity_quantized: float
+    top1_agreement: float
+    tokens: int
+    stored_bytes: int
+    stored_bytes_reference: int
+    bits_per_weight: float
+    bits_per_weight_total: float
+    data: str
+    data_digest: str
+    rounding: str
+    corrections: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write verification.json."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> Verification:
+        """Read verification.json.
+
+        Raises:
+            InputError: missing or not one.
+        """
+        try:
+            value = json.loads(path.read_text())
+            return cls(**{**value, "kl_ci95": tuple(value["kl_ci95"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{str(path)!r} is no verification ({error!r}); run natprec verify") from error
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on one text: per-sequence and per-token figures before they are summed up."""
+
+    kl: np.ndarray  # (sequences, time), nats
+    agreement: np.ndarray  # (sequences, time), whether both rank the same token first
+    loss_reference: np.ndarray  # (sequences, time - 1), nats
+    loss_quantized: np.ndarray  # (sequences, time - 1), nats
+
+    def summary(self, seed: int = 0) -> dict[str, Any]:
+        """The fields of `Verification` that come from the text."""
+        return {
+            "kl_mean": float(self.kl.mean()),
+            "kl_ci95": bootstrap_interval(self.kl.mean(1), seed),
+            "kl_p99": float(np.quantile(self.kl, 0.99)),
+            "perplexity_reference": float(np.exp(self.loss_reference.mean())),
+            "perplexity_quantized": float(np.exp(self.loss_quantized.mean())),
+            "top1_agreement": float(self.agreement.mean()),
+            "tokens": int(self.kl.size),
+        }
+
+
+@torch.no_grad()
+def compare(
+    reference: Logits, quantized: Logits, ids: Tensor, advance: Callable[[str], None] = lambda stage: None
+) -> Comparison:
+    """Run both models over (sequences, time) token ids, a batch at a time.
+
+    Raises:
+        InputError: no tokens.
+    """
+    if ids.numel() == 0:
+        raise InputError("no held-out tokens to verify on; raise --eval-tokens or give more --eval-data")
+    parts: list[list[Tensor]] = [[], [], [], []]
+    for batch in batches(*ids.shape):
+        rows = ids[batch.start : batch.stop]
+        expected, got = reference(rows), quantized(rows)
+        parts[0].append(forward_kl(expected, got))
+        parts[1].append((expected.argmax(-1) == got.argmax(-1)).double())
+        parts[2].append(token_losses(expected, rows).double())
+        parts[3].append(token_losses(got, rows).double())
+        advance("verify")
+    return Comparison(*(torch.cat(part).cpu().numpy() for part in parts))

@@ -1,0 +1,146 @@
+"""Measuring a subject: the sweep, the exact estimator beside it, and the file that they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from natprec.data import data_digest
+from natprec.errors import unknown
+from natprec.formats import NumberFormat, engine_profile
+from natprec.measurement.exact import exact_curves
+from natprec.measurement.observers import Curve
+from natprec.measurement.resume import load_state, save_state
+from natprec.measurement.sweep import SweepState, batch_count, batches, sweep
+from natprec.measurement.table import VERSION, Header, Measurement
+from natprec.progress import Stages
+from natprec.sites import Site
+from natprec.subject import Subject
+
+Estimator = Literal["fisher", "exact"]
+ESTIMATORS = ("fisher", "exact")
+
+CHECK_SITES = 4
+CHECK_SEQUENCES = 4
+CHECK_EPS = 0.05
+"""The spot check takes, at each checked site, the width that this tolerance would give it."""
+
+
+def measure(
+    subject: Subject,
+    ids: Tensor,
+    *,
+    engine: str = "vllm",
+    group_size: int | None = 64,
+    estimator: str = "fisher",
+    seed: int = 0,
+    data: str = "given tokens",
+    stages: Stages | None = None,
+    state_file: Path | None = None,
+    resume: bool = False,
+) -> Measurement:
+    """Forward KL and gradient distortion of every site under every candidate format.
+
+    Args:
+        ids: (sequences, time) calibration tokens.
+        group_size: one size, or None for all that divide a site.
+        state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
+    Raises:
+        InputError: unknown engine or estimator, a group size that divides a site not, a state of
+            another measurement.
+    """
+    if estimator not in ESTIMATORS:
+        raise unknown("estimator", estimator, ESTIMATORS)
+    formats = subject.candidates(engine_profile(engine), group_size)
+    stages = stages or Stages(quiet=True)
+    fingerprint = {
+        "version": VERSION,
+        "model": subject.digest,
+        "data": data_digest(ids),
+        "seed": seed,
+        "estimator": estimator,
+        "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
+    }
+    state = load_state(state_file, fingerprint) if resume and state_file else None
+
+    def save(now: SweepState) -> None:
+        if state_file is not None:
+            save_state(state_file, fingerprint, now)
+
+    state = state or SweepState(len(subject.staged.blocks), None, {}, {})
+    with stages.stage("measure", batch_count(subject.staged, *ids.shape)) as advance:
+        curves = sweep(
+            subject.staged,
+            subject.sites,
+            formats,
+            ids,
+            scale_dtype=subject.storage_dtype,
+            seed=seed,
+            advance=advance,
+            state=state,
+            save=save,
+        )
+    if estimator == "exact":
+        curves = _exactly(subject, ids, state, save, stages)
+    header = Header(
+        model=subject.name,
+        model_digest=subject.digest,
+        data=data,
+        data_digest=data_digest(ids),
+        sequences=ids.shape[0],
+        length=ids.shape[1],
+        seed=seed,
+        estimator=estimator,
+        engine=engine,
+        storage_dtype=str(subject.storage_dtype).removeprefix("torch."),
+        other_bytes=subject.other_bytes,
+        carried_bytes=subject.carried_bytes,
+    )
+    measurement = Measurement(header, curves)
+    if estimator == "fisher":
+        measurement = spot_check(subject, measurement, ids, stages)
+    return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
+
+
+def _exactly(subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages) -> dict[str, Curve]:
+    """Replace the forward curves by exact ones, site by site."""
+    left = [curve for curve in state.curves.values() if curve.site.name not in state.exact]
+    steps = sum(len(curve.formats) for curve in left) * len(batches(*ids.shape))
+    with stages.stage("measure exactly", steps) as advance:
+        wanted = [(curve.site, curve.formats) for curve in left]
+        for site, values in exact_curves(subject.staged, wanted, ids, subject.storage_dtype, advance):
+            curve = state.curves[site.name]
+            pooled = values.reshape(len(curve.forward), -1, len(curve.formats)).mean(1)
+            state.curves[site.name] = replace(curve, forward=pooled)
+            state.exact.add(site.name)
+            save(state)
+    return {site.name: state.curves[site.name] for site in subject.sites}
+
+
+def spot_check(subject: Subject, measurement: Measurement, ids: Tensor, stages: Stages) -> Measurement:
+    """Compare the sweep with the exact estimator at a few sites, spread over the depth."""
+    wanted = list(_checked(measurement))
+    few = ids[:: max(1, len(ids) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
+    rows = []
+    with stages.stage("spot check", len(wanted) * len(batches(*few.shape))) as advance:
+        for site, values in exact_curves(subject.staged, wanted, few, subject.storage_dtype, advance):
+            curve = measurement.curves[site.name]
+            fmt = dict(wanted)[site][0]
+            fisher = float(curve.forward[:, curve.formats.index(fmt)].mean())
+            rows.append((site.name, fmt.name, fisher, float(values.mean())))
+    return replace(measurement, header=replace(measurement.header, checks=rows))
+
+
+def _checked(measurement: Measurement) -> Iterator[tuple[Site, Sequence[NumberFormat]]]:
+    curves = [curve for curve in measurement.curves.values() if curve.energy.any()]
+    total = sum(curve.site.elements for curve in curves)
+    for index in np.unique(np.linspace(0, len(curves) - 1, min(CHECK_SITES, len(curves))).round().astype(int)):
+        curve = curves[index]
+        means = curve.forward.mean(0)
+        share = CHECK_EPS * curve.site.elements / total
+        yield curve.site, (curve.formats[int(np.abs(np.log(np.maximum(means, 1e-300) / share)).argmin())],)

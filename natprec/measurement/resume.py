@@ -1,0 +1,62 @@
+"""What a killed measurement leaves behind, and how it goes on from there.
+
+The state is one file beside the output, replaced whole after each stage of the sweep. It carries a
+fingerprint of everything that decides the numbers; a resumed run with another model, text, seed or
+format list is refused rather than mixed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from natprec.errors import InputError
+from natprec.files import write_bytes
+from natprec.measurement.sweep import SweepState
+from natprec.measurement.table import pack_curves, read_arrays, unpack_curves
+
+
+def save_state(path: Path, fingerprint: dict[str, Any], state: SweepState) -> None:
+    """Write the state, atomically."""
+    arrays, sites = pack_curves(state.curves.values())
+    arrays = {f"curve|{name}": array for name, array in arrays.items()}
+    arrays |= {f"tied|{name}": tensor.cpu().numpy() for name, tensor in state.tied.items()}
+    if state.gradient is not None:
+        arrays["gradient"] = state.gradient.cpu().numpy()
+    header = {"fingerprint": fingerprint, "stage": state.stage, "exact": sorted(state.exact), "sites": sites}
+    write_bytes(path, save(arrays, {"natprec": json.dumps(header)}), sync=False)
+
+
+def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
+    """The state of an earlier run of the same measurement; None when there is none.
+
+    Raises:
+        InputError: the state is of another measurement, or damaged.
+    """
+    if not path.exists():
+        return None
+    header, arrays = read_arrays(path, "resume")
+    theirs = header["fingerprint"]
+    different = [key for key in fingerprint if theirs.get(key) != fingerprint[key]]
+    if different:
+        key = different[0]
+        raise InputError(
+            f"cannot resume from {str(path)!r}: its {key} is {theirs.get(key)!r}, now {fingerprint[key]!r}; "
+            "give the same options as before, or leave --resume out to start again"
+        )
+
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    return SweepState(
+        stage=header["stage"],
+        gradient=torch.from_numpy(arrays["gradient"]) if "gradient" in arrays else None,
+        curves=unpack_curves(header["sites"], part("curve|")),
+        tied={name: torch.from_numpy(array) for name, array in part("tied|").items()},
+        exact=set(header["exact"]),
+    )

@@ -1,0 +1,265 @@
+"""The whole flow: read this first.
+
+    model + text → sites → measurement → solve → plan → rounding → checkpoint → verification
+
+`quantize` is the main job. Each step is also a function of its own, and a command of the CLI.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from natprec.data import data_digest, load_tokens
+from natprec.errors import BudgetError, InputError
+from natprec.evaluation.reload import load_quantized
+from natprec.evaluation.verify import Verification, compare
+from natprec.export import write_checkpoint
+from natprec.files import folder_bytes, new_folder, refuse_existing
+from natprec.formats import engine_profile
+from natprec.measurement import Measurement
+from natprec.measurement.measure import measure
+from natprec.measurement.sweep import batches
+from natprec.models import load_model
+from natprec.progress import Stages
+from natprec.quantizers import QuantizedTensor
+from natprec.rounding import apply_batches, apply_plan, refuse_unknown_rounding, restore, snapshot
+from natprec.solver import Plan, solve
+from natprec.solver.solve import Scope, check_eps, check_positive
+from natprec.subject import Subject
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; the command line's options, one to one."""
+
+    model: str
+    eps: float | None = None
+    bits: float | None = None
+    max_size: float | None = None
+    eps_scope: Scope = "model"
+    data: str | None = None
+    eval_data: str | None = None
+    text_column: str | None = None
+    tokens: int = 8192
+    eval_tokens: int = 4096
+    length: int = 256
+    group_size: int | None = 64
+    engine: str = "vllm"
+    estimator: str = "fisher"
+    rounding: str = "gptq"
+    seed: int = 0
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Refuse what cannot work before a model is loaded.
+
+        Raises:
+            InputError: an unknown name or a number out of range.
+        """
+        check_eps(self.eps)
+        for name in ("bits", "max_size", "tokens", "eval_tokens", "length"):
+            check_positive(name.replace("_", "-"), getattr(self, name))
+        engine_profile(self.engine)
+        refuse_unknown_rounding(self.rounding)
+        if self.eps is None and self.bits is None and self.max_size is None:
+            raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
+
+
+def open_subject(request: Request, stages: Stages) -> Subject:
+    """Load the model and find its sites."""
+    with stages.stage("load model"):
+        loaded = load_model(request.model, trust_remote_code=request.trust_remote_code, device=request.device)
+        return Subject.of(loaded)
+
+
+def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+    """(sequences, length) tokens to measure on."""
+    return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
+
+
+def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+    """(sequences, length) tokens to judge on: another part of the text, or another text."""
+    return _tokens(request, subject, stages, request.eval_data or request.data, request.eval_tokens, "held-out")
+
+
+def _tokens(request: Request, subject: Subject, stages: Stages, source: str | None, tokens: int, split: str) -> Tensor:
+    steps = None if source else tokens
+    with stages.stage(f"{split} text" if source else f"{split} text, written by the model", steps) as advance:
+        done = 0
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            for _ in range(done, now):
+                advance("")
+            done = now
+
+        device = next(subject.model.parameters()).device
+        return load_tokens(
+            subject.tokenizer,
+            source,
+            sequences=max(1, round(tokens / request.length)),
+            length=request.length,
+            split=split,  # type: ignore[arg-type]
+            shared=request.eval_data in (None, request.data),
+            model=subject.model,
+            seed=request.seed,
+            text_column=request.text_column,
+            progress=progress,
+        ).to(device)
+
+
+def round_to_plan(
+    subject: Subject, plan: Plan, ids: Tensor | None, rounding: str, stages: Stages
+) -> dict[str, QuantizedTensor]:
+    """Codes and scales of every site; the subject's model is the quantized one afterwards."""
+    steps = apply_batches(subject.staged, *ids.shape) if ids is not None and rounding != "rtn" else None
+    with stages.stage(f"round ({rounding})", steps) as advance:
+        return apply_plan(subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance)
+
+
+def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], folder: Path, stages: Stages) -> None:
+    """Checkpoint and plan.json into an existing folder."""
+    with stages.stage("write"):
+        profile = engine_profile(plan.engine)
+        write_checkpoint(
+            folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype
+        )
+        plan.save(folder / "plan.json")
+
+
+def verify(
+    folder: Path, subject: Subject, ids: Tensor, plan: Plan, *, rounding: str, data: str, stages: Stages, seed: int = 0
+) -> Verification:
+    """Judge the checkpoint on disk against the original model (T6)."""
+    with stages.stage("load checkpoint"):
+        model = load_quantized(folder)
+        model.to(ids.device)
+    with stages.stage("verify", len(batches(*ids.shape))) as advance:
+        compared = compare(
+            subject.staged.logits, lambda rows: model(input_ids=rows, use_cache=False).logits, ids, advance
+        )
+    summary = compared.summary(seed)
+    promise = plan.eps if plan.eps is None or plan.eps_scope == "model" else plan.eps * len(plan.sites)
+    return Verification(
+        eps=plan.eps,
+        passed=None if promise is None else summary["kl_mean"] <= promise,
+        kl_predicted=plan.kl_predicted,
+        stored_bytes=checkpoint_bytes(folder),
+        stored_bytes_reference=plan.stored_bytes_reference,
+        bits_per_weight=plan.bits_per_weight,
+        bits_per_weight_total=plan.bits_per_weight_total,
+        data=data,
+        data_digest=data_digest(ids),
+        rounding=rounding,
+        **summary,
+    )
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """The checkpoint as on disk, without natprec's own reports beside it."""
+    reports = [folder / "plan.json", folder / "verification.json"]
+    return folder_bytes(folder) - sum(file.stat().st_size for file in reports if file.exists())
+
+
+def recorded_rounding(folder: Path) -> str:
+    """The rounding that an earlier verification recorded, else 'unknown'."""
+    file = folder / "verification.json"
+    return Verification.load(file).rounding if file.exists() else "unknown"
+
+
+def quantize(
+    request: Request, out: Path, *, overwrite: bool = False, resume: bool = False, stages: Stages | None = None
+) -> tuple[Measurement, Plan, Verification]:
+    """Measure, solve, round, write and verify; one correction if the promise fails.
+
+    `out` appears when everything is done. Beside it `out.partial` keeps the measurement's progress.
+
+    Raises:
+        NatprecError: any input that cannot be used; nothing is left half-written.
+    """
+    request.check()
+    refuse_existing(out, overwrite)
+    stages = stages or Stages(quiet=True)
+    partial = out.with_name(out.name + ".partial")
+    if not resume:
+        shutil.rmtree(partial, ignore_errors=True)
+    subject = open_subject(request, stages)
+    ids = calibration_tokens(request, subject, stages)
+    held_out = held_out_tokens(request, subject, stages)
+    partial.mkdir(parents=True, exist_ok=True)
+    measurement = measure(
+        subject,
+        ids,
+        engine=request.engine,
+        group_size=request.group_size,
+        estimator=request.estimator,
+        seed=request.seed,
+        data=request.data or "written by the model",
+        stages=stages,
+        state_file=partial / "sweep.safetensors",
+        resume=resume,
+    )
+    with stages.stage("solve"):
+        plan = solve_request(request, measurement)
+    with new_folder(out, overwrite) as folder:
+        plan, verification = _round_and_prove(request, subject, measurement, plan, ids, held_out, folder, stages)
+        (folder / "natprec").mkdir()
+        measurement.save(folder / "natprec" / "measurement.safetensors")
+    shutil.rmtree(partial, ignore_errors=True)
+    return measurement, plan, verification
+
+
+def solve_request(request: Request, measurement: Measurement, eps_solved: float | None = None) -> Plan:
+    """The plan that a request asks for."""
+    return solve(
+        measurement,
+        request.eps,
+        bits=request.bits,
+        max_size=request.max_size,
+        engine=request.engine,
+        eps_scope=request.eps_scope,
+        eps_solved=eps_solved,
+    )
+
+
+def _round_and_prove(
+    request: Request,
+    subject: Subject,
+    measurement: Measurement,
+    plan: Plan,
+    ids: Tensor,
+    held_out: Tensor,
+    folder: Path,
+    stages: Stages,
+) -> tuple[Plan, Verification]:
+    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat."""
+    original = snapshot(subject.model)
+    judged = request.eval_data or request.data or "written by the model"
+    verification: Verification | None = None
+    for corrections in (0, 1):
+        quantized = round_to_plan(subject, plan, ids, request.rounding, stages)
+        write(subject, plan, quantized, folder, stages)
+        restore(subject.model, original)
+        verification = verify(
+            folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages, seed=request.seed
+        )
+        verification = replace(verification, corrections=corrections)
+        if verification.passed is not False or corrections or plan.eps is None or plan.eps_solved is None:
+            break
+        tightened = plan.eps_solved * plan.eps / verification.kl_mean
+        try:
+            plan = solve_request(request, measurement, tightened)
+        except BudgetError:
+            stages.note(f"measured {verification.kl_mean:.4g} > eps, and no wider formats are left")
+            break
+        stages.note(f"measured {verification.kl_mean:.4g} > eps {plan.eps:g}: solving once more for {tightened:.4g}")
+        for file in folder.iterdir():
+            file.unlink()
+    assert verification is not None
+    verification.save(folder / "verification.json")
+    return plan, verification

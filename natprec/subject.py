@@ -1,0 +1,105 @@
+"""The model under measurement: loaded, split into stages, its sites found."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from natprec.blocks import StagedModel
+from natprec.files import folder_bytes
+from natprec.formats import EngineProfile, NumberFormat
+from natprec.formats.engines import GROUP_SIZES
+from natprec.models import LoadedModel, choose_storage_dtype, model_digest
+from natprec.sites import Site, find_sites, refuse_indivisible
+
+PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with everything that measuring, rounding and writing need to know of it.
+
+    Attributes:
+        digest: identifies the weights; taken before anything changes them.
+        other_bytes: parameters and buffers that are no sites, at 16 bits.
+        carried_bytes: tokenizer and configuration files of a checkpoint.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    storage_dtype: torch.dtype
+    staged: StagedModel
+    sites: list[Site]
+    digest: str
+    other_bytes: int
+    carried_bytes: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> Subject:
+        """Split and search a loaded model.
+
+        Raises:
+            ModelError: no Linear layer.
+        """
+        model = loaded.model
+        device = next(model.parameters()).device
+        vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[assignment, index]
+        ids = torch.arange(PROBE_TOKENS, device=device) % vocabulary
+        staged = StagedModel(model, ids.unsqueeze(0))
+        sites = find_sites(staged)
+        return cls(
+            name=loaded.name,
+            model=model,
+            tokenizer=loaded.tokenizer,
+            storage_dtype=loaded.storage_dtype,
+            staged=staged,
+            sites=sites,
+            digest=model_digest(model),
+            other_bytes=_other_bytes(model, sites),
+            carried_bytes=_carried_bytes(model, loaded.tokenizer),
+        )
+
+    @classmethod
+    def in_memory(cls, model: Any, tokenizer: Any, name: str | None = None) -> Subject:
+        """Take a model that is already there (a notebook's); it is set to eval, without gradients."""
+        model.eval().requires_grad_(False)
+        declared = next(model.parameters()).dtype
+        model.float()
+        label = name or getattr(model, "name_or_path", "") or type(model).__name__
+        return cls.of(LoadedModel(label, model, tokenizer, choose_storage_dtype(declared, model), None))
+
+    def candidates(self, profile: EngineProfile, group_size: int | None) -> dict[str, tuple[NumberFormat, ...]]:
+        """Site name → formats to measure: one group size, or with None all that divide the site.
+
+        Raises:
+            InputError: the group size does not divide a site, which is named.
+        """
+        if group_size is not None:
+            formats = profile.measured((group_size,))
+            refuse_indivisible(self.sites, formats)
+            return {site.name: formats for site in self.sites}
+        formats = profile.measured(GROUP_SIZES)
+        return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+
+
+def _other_bytes(model: nn.Module, sites: list[Site]) -> int:
+    in_sites = {id(model.get_submodule(site.name).weight) for site in sites}
+    tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if id(t) not in in_sites}
+    return sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in tensors.values())
+
+
+def _carried_bytes(model: nn.Module, tokenizer: Any) -> int:
+    """Measured by writing them once."""
+    with tempfile.TemporaryDirectory(prefix="natprec-") as folder:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+        return folder_bytes(Path(folder))
