@@ -8,8 +8,6 @@ source, counts and seed the tokens are the same on every run; `data_digest` says
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,16 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from natprec.errors import InputError, ModelError, unknown
+from natprec.errors import InputError, ModelError
 from natprec.models import quiet
+from natprec.text_sources import row_texts, source_rows, whole_text
 
 Split = Literal["calibration", "held-out"]
 Progress = Callable[[int, int], None]
 """Told (tokens done, tokens in all)."""
 
-TEXT_COLUMNS = ("text", "content", "prompt", "document", "article", "instruction", "question")
-TEXT_LIMIT = 256 * 2**20
-"""Bytes of a text file, which is tokenized whole; the other kinds are streamed."""
 POOL = 4
 """Windows read from a stream for each one used, so that they are spread over more documents."""
 HELD_OUT = 5
@@ -63,7 +59,7 @@ def load_tokens(
         shared: whether both parts come out of this source.
         model: writes the text without a source; with one, tokens are checked against its vocabulary.
         seed: for written text only.
-        text_column: by default the first of `TEXT_COLUMNS` that the rows have.
+        text_column: by default the first of `text_sources.TEXT_COLUMNS` that the rows have.
         progress: called while text is streamed or written.
     Returns:
         (sequences, length), int64, on the CPU.
@@ -154,9 +150,9 @@ def _windows(
     progress: Progress | None,
 ) -> tuple[Tensor, list[int]]:
     """All windows, (n, body), and the numbers of those that the split may use."""
-    rows = _rows(source)
+    rows = source_rows(source)
     if rows is None:
-        ids = _encode(tokenizer, [_whole_text(Path(source).expanduser())])
+        ids = _encode(tokenizer, [whole_text(Path(source).expanduser())])
         count = len(ids) // body
         cut = count * (HELD_OUT - 1) // HELD_OUT
         part = range(count) if not shared else range(cut) if split == "calibration" else range(cut, count)
@@ -164,7 +160,7 @@ def _windows(
     share = HELD_OUT if shared else 1
     wanted = POOL * sequences * share * body
     ids = []
-    for batch in _batches(_texts(rows, text_column, source)):
+    for batch in _batches(row_texts(rows, text_column, source)):
         ids += _encode(tokenizer, batch)
         if progress is not None:
             progress(min(len(ids), wanted), wanted)
@@ -200,132 +196,6 @@ def _refuse_useless(tokens: Tensor, source: str, model: nn.Module | None) -> Non
         raise InputError(
             f"token {int(tokens.max())} is outside the model's vocabulary of {size}; use the tokenizer of this model"
         )
-
-
-def _rows(source: str) -> Iterator[Any] | None:
-    """Rows of a dataset, one at a time; None for a text file.
-
-    Raises:
-        InputError: there is no such file and it cannot be the id of a dataset.
-    """
-    path = Path(source).expanduser()
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-    if path.is_dir():
-        raise InputError(f"data {source!r} is a folder; name one file in it")
-    if path.is_file():
-        reader = readers.get(path.suffix.lower())
-        return reader(path) if reader else None
-    if path.suffix.lower() in {*readers, ".txt", ".md"} or not re.fullmatch(
-        r"\w[\w.-]*(/[\w.-]+)?(:[^:]*){0,2}", source
-    ):
-        raise InputError(
-            f"data file {source!r} does not exist; check the path, or give a hub dataset as id:config:split"
-        )
-    return _hub_rows(source)
-
-
-def _whole_text(path: Path) -> str:
-    """A text file's content."""
-    size = path.stat().st_size
-    if size > TEXT_LIMIT:
-        raise InputError(
-            f"{str(path)!r} has {size} bytes, more than the {TEXT_LIMIT} of a text file; "
-            "cut it, or give it as .jsonl or .parquet, which are streamed"
-        )
-    text = "".join(_lines(path))
-    if not text.strip():
-        raise InputError(f"{str(path)!r} is empty; give a file with text")
-    return text
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file, with or without a byte order mark."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        bad = f"0x{error.object[error.start]:02x}"
-        raise InputError(
-            f"{str(path)!r} is not UTF-8 text (byte {bad}: {error.reason}); convert it: iconv -t utf-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}; check the file and its permissions") from error
-
-
-def _jsonl_rows(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{str(path)!r} line {number} is not JSON ({error}); repair or remove it") from error
-
-
-def _json_rows(path: Path) -> Iterator[Any]:
-    try:
-        rows = json.loads("".join(_lines(path)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{str(path)!r} is not JSON ({error}); if each line is an object, name it .jsonl") from error
-    if not isinstance(rows, list):
-        raise InputError(f"{str(path)!r} holds one {type(rows).__name__}; it must be a list of objects or of texts")
-    yield from rows
-
-
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError(f"reading {str(path)!r} needs pyarrow; run: pip install natprec[data]") from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=64):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        cause = str(error).splitlines()[0][:200]
-        raise InputError(f"{str(path)!r} is not a readable parquet file ({cause}); download it again") from error
-
-
-def _hub_rows(source: str) -> Iterator[Any]:
-    """Rows of a hub dataset, streamed; the split is `train` unless named."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            f"reading the hub dataset {source!r} needs datasets; run: pip install natprec[data]"
-        ) from error
-    name, config, split = [*source.split(":"), "", ""][:3]
-    try:
-        with quiet():
-            stream = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-        yield from stream
-    except Exception as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(
-            f"data {source!r} is no file, and the hub dataset cannot be read ({cause}); "
-            "check the spelling (id:config:split) and the connection, or give a file"
-        ) from error
-
-
-def _texts(rows: Iterable[Any], column: str | None, source: str) -> Iterator[str]:
-    """The text of each row that has some; a blank line follows it."""
-    for row in rows:
-        if isinstance(row, dict):
-            if column is None:
-                column = next((name for name in TEXT_COLUMNS if name in row), None)
-                if column is None:
-                    raise InputError(
-                        f"{source!r} has no text column, only {', '.join(map(str, row))}; name one with --text-column"
-                    )
-            elif column not in row:
-                raise unknown(f"column of {source!r}:", column, map(str, row))
-            row = row[column]
-        if row is None:
-            continue
-        if not isinstance(row, str):
-            raise InputError(f"{source!r}: column {column!r} holds {type(row).__name__}, not text; name another column")
-        if row.strip():
-            yield row + "\n\n"
 
 
 def _batches(texts: Iterable[str], size: int = 64) -> Iterator[list[str]]:

