@@ -17,6 +17,9 @@ from rich.console import Console
 
 from natprec.errors import InputError, NatprecError
 
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""click's error for a wrong option; where it can be imported from depends on typer's version."""
+
 app = typer.Typer(
     name="natprec",
     help="Quantize a language model to a tolerance: precision is measured, solved and proved, not searched.",
@@ -26,40 +29,52 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Model = Annotated[str, typer.Option("--model", help="Hub id, folder, .gguf file, or smollm2-135m.")]
-Eps = Annotated[float | None, typer.Option("--eps", help="KL that the model may lose, nats per token.")]
-Bits = Annotated[float | None, typer.Option("--bits", help="Stored bits per quantized weight, scales included.")]
-MaxSize = Annotated[float | None, typer.Option("--max-size", help="Bytes of the whole checkpoint on disk.")]
+MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
+
+
+def _option(flag: str, panel: str, text: str) -> Any:
+    return typer.Option(flag, rich_help_panel=panel, help=text)
+
+
+Model = Annotated[str, _option("--model", MODEL, "Hub id, folder, .gguf file, or smollm2-135m.")]
+Device = Annotated[str, _option("--device", MODEL, "Where to compute: cpu, cuda, cuda:1.")]
+Trust = Annotated[bool, _option("--trust-remote-code", MODEL, "Run Python code that comes with the model.")]
+Eps = Annotated[float | None, _option("--eps", TARGET, "KL that the model may lose, nats per token.")]
+Bits = Annotated[float | None, _option("--bits", TARGET, "Stored bits per quantized weight, scales included.")]
+MaxSize = Annotated[float | None, _option("--max-size", TARGET, "Bytes of the whole checkpoint on disk.")]
 ScopeOption = Annotated[
-    Literal["model", "site"], typer.Option("--eps-scope", help="Share eps over the model, or give it to each site.")
+    Literal["model", "site"], _option("--eps-scope", TARGET, "Share eps over the model, or give it to each site.")
 ]
 Data = Annotated[
     str | None,
-    typer.Option(
-        "--data", help="Calibration text: .txt, .jsonl, .parquet, hub dataset; default: written by the model."
-    ),
+    _option("--data", TEXT, "To measure on: .txt, .jsonl, .parquet, hub dataset; else the model writes it."),
 ]
-EvalData = Annotated[str | None, typer.Option("--eval-data", help="Held-out text; default: another part of --data.")]
-Column = Annotated[str | None, typer.Option("--text-column", help="Column of a table that holds the text.")]
-Tokens = Annotated[int, typer.Option("--tokens", help="Calibration tokens.")]
-EvalTokens = Annotated[int, typer.Option("--eval-tokens", help="Held-out tokens.")]
-Length = Annotated[int, typer.Option("--sequence-length", help="Tokens per sequence.")]
-GroupSize = Annotated[str, typer.Option("--group-size", help="32, 64, 128, channel, or auto: all that fit compete.")]
-Engine = Annotated[str, typer.Option("--engine", help="What must run it: vllm, transformers, sglang, natprec.")]
-EstimatorOption = Annotated[str, typer.Option("--estimator", help="fisher (one sweep) or exact (replay; slow).")]
-RoundingOption = Annotated[str, typer.Option("--rounding", help="gptq or rtn (round to nearest).")]
-Seed = Annotated[int, typer.Option("--seed", help="Of sampled labels, sampled text and intervals.")]
-Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last finished part of a killed run.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say memory and time, and stop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+EvalData = Annotated[str | None, _option("--eval-data", TEXT, "To judge on; default: another part of --data.")]
+Column = Annotated[str | None, _option("--text-column", TEXT, "Column of a table that holds the text.")]
+Tokens = Annotated[int, _option("--tokens", TEXT, "Calibration tokens.")]
+EvalTokens = Annotated[int, _option("--eval-tokens", TEXT, "Held-out tokens.")]
+Length = Annotated[int, _option("--sequence-length", TEXT, "Tokens per sequence.")]
+GroupSize = Annotated[str, _option("--group-size", METHOD, "32, 64, 128, channel, or auto: all that fit compete.")]
+Engine = Annotated[str, _option("--engine", METHOD, "What must run it: vllm, transformers, sglang, natprec.")]
+EstimatorOption = Annotated[str, _option("--estimator", METHOD, "fisher (one sweep) or exact (replay; slow).")]
+RoundingOption = Annotated[str, _option("--rounding", METHOD, "gptq or rtn (round to nearest).")]
+Seed = Annotated[int, _option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
+Overwrite = Annotated[bool, _option("--overwrite", OUTPUT, "Replace an existing output.")]
+Resume = Annotated[bool, _option("--resume", OUTPUT, "Go on from what a killed or refused run has measured.")]
+DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Say memory and time, and stop.")]
+Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON object and nothing else on standard output.")]
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(("Examples:" if len(lines) > 1 else "Example:", *(f"- `{line}`" for line in lines)))
 
 
 @app.command(
-    epilog="Examples: **natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01** or "
-    "**natprec quantize --model ./folder --bits 4.25 --data calib.txt --eval-data test.txt --out q --json**"
+    epilog=_examples(
+        "natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01",
+        "natprec quantize --model ./folder --bits 4.25 --data calib.txt --eval-data test.txt",
+        "natprec quantize --model ./folder --max-size 90e6 --out small --json",
+    )
 )
 def quantize(
     model: Model,
@@ -78,7 +93,7 @@ def quantize(
     estimator: EstimatorOption = "fisher",
     rounding: RoundingOption = "gptq",
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the checkpoint; default MODEL-natprec.")] = None,
+    out: Annotated[Path | None, _option("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -103,7 +118,8 @@ def quantize(
         request.check()
         _dry_run(request, stages, as_json)
         return
-    folder = out or Path(model.rstrip("/").split("/")[-1].removesuffix(".gguf") + "-natprec")
+    name = Path(model).resolve().name if Path(model).exists() else model.split("/")[-1]
+    folder = out or Path(name.removesuffix(".gguf") + "-natprec")
     measurement, plan, verification = pipeline.quantize(
         request, folder, overwrite=overwrite, resume=resume, stages=stages
     )
@@ -111,15 +127,15 @@ def quantize(
         _print_json({**asdict(verification), "out": str(folder), "seconds": stages.seconds})
     else:
         Console().print(result_table(measurement, plan, verification, stages.seconds))
-        Console().print(f"written to {folder}", highlight=False)
+        print(f"written to {folder}")
     if verification.passed is False:
         raise typer.Exit(3)
 
 
-@app.command(epilog="Example: **natprec measure --model ./folder --data calib.txt --out folder.measurement**")
+@app.command(epilog=_examples("natprec measure --model ./folder --data calib.txt --out folder.measurement"))
 def measure(
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="File of the measurement.")],
+    out: Annotated[Path, _option("--out", OUTPUT, "File of the measurement.")],
     data: Data = None,
     text_column: Column = None,
     tokens: Tokens = 8192,
@@ -137,8 +153,7 @@ def measure(
 ) -> None:
     """Measure once: what every width costs at every site. Solve any eps or size from the file."""
     from natprec import pipeline
-    from natprec.files import refuse_existing
-    from natprec.measurement.measure import measure as run
+    from natprec.files import clear_stale, refuse_existing
     from natprec.progress import Stages
 
     request = pipeline.Request(
@@ -146,21 +161,19 @@ def measure(
         group_size=parse_group_size(group_size), engine=engine, estimator=estimator, seed=seed, device=device,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    request.check()
+    request.check(judged=False)
     stages = Stages()
     if dry_run:
         _dry_run(request, stages, as_json)
         return
+    clear_stale(out)
     refuse_existing(out, overwrite)
     state_file = out.with_name(out.name + ".partial")
-    if not resume:
-        state_file.unlink(missing_ok=True)
     subject = pipeline.open_subject(request, stages)
     ids = pipeline.calibration_tokens(request, subject, stages)
-    measurement = run(
-        subject, ids, engine=engine, group_size=request.group_size, estimator=estimator, seed=seed,
-        data=data or "written by the model", stages=stages, state_file=state_file, resume=resume,
-    )  # fmt: skip
+    if not resume:
+        state_file.unlink(missing_ok=True)
+    measurement = pipeline.run_measurement(request, subject, ids, state_file, resume, stages)
     measurement.save(out)
     state_file.unlink(missing_ok=True)
     summary = {
@@ -175,18 +188,18 @@ def measure(
     if as_json:
         _print_json(summary)
     else:
-        Console().print(f"{summary['sites']} sites measured; next: natprec solve {out} --eps 0.05", highlight=False)
+        print(f"{summary['sites']} sites measured; next: natprec solve {out} --eps 0.05")
 
 
-@app.command(epilog="Example: **natprec solve folder.measurement --eps 0.01 --out plan.json**")
+@app.command(epilog=_examples("natprec solve folder.measurement --eps 0.01 --out plan.json"))
 def solve(
     measurement: Annotated[Path, typer.Argument(help="File written by natprec measure.")],
     eps: Eps = None,
     bits: Bits = None,
     max_size: MaxSize = None,
     eps_scope: ScopeOption = "model",
-    engine: Annotated[str | None, typer.Option("--engine", help="Default: the one measured for.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write plan.json here.")] = None,
+    engine: Annotated[str | None, _option("--engine", METHOD, "Default: the one measured for.")] = None,
+    out: Annotated[Path | None, _option("--out", OUTPUT, "Write plan.json here.")] = None,
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
@@ -204,11 +217,11 @@ def solve(
         Console().print(plan_table(plan))
 
 
-@app.command(epilog="Example: **natprec apply plan.json --model ./folder --data calib.txt --out quantized**")
+@app.command(epilog=_examples("natprec apply plan.json --model ./folder --data calib.txt --out quantized"))
 def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json written by natprec solve.")],
     model: Model,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint.")],
+    out: Annotated[Path, _option("--out", OUTPUT, "Folder of the checkpoint.")],
     data: Data = None,
     text_column: Column = None,
     tokens: Tokens = 8192,
@@ -231,7 +244,7 @@ def apply(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    request.check()
+    request.check(judged=False)
     refuse_existing(out, overwrite)
     plan = Plan.load(plan_file)
     stages = Stages()
@@ -245,12 +258,10 @@ def apply(
     if as_json:
         _print_json({"out": str(out), "stored_bytes": size, "seconds": stages.seconds})
     else:
-        Console().print(
-            f"{human_bytes(size)} written to {out}; next: natprec verify {out} --model {model}", highlight=False
-        )
+        print(f"{human_bytes(size)} written to {out}; next: natprec verify {out} --model {model}")
 
 
-@app.command(epilog="Example: **natprec verify quantized --model ./folder --eval-data test.txt**")
+@app.command(epilog=_examples("natprec verify quantized --model ./folder --eval-data test.txt"))
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint written by natprec.")],
     model: Model,
@@ -270,7 +281,7 @@ def verify(
     from natprec.summary import verification_table
 
     request = pipeline.Request(
-        model, eps=1.0, eval_data=eval_data, text_column=text_column, eval_tokens=eval_tokens,
+        model, eps=1.0, eval_data=eval_data, text_column=text_column, eval_tokens=eval_tokens, tokens=eval_tokens,
         length=sequence_length, seed=seed, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     request.check()
@@ -289,7 +300,7 @@ def verify(
     if as_json:
         _print_json({**asdict(verification), "seconds": stages.seconds})
     else:
-        Console().print(verification_table(verification))
+        Console().print(verification_table(plan, verification))
     if verification.passed is False:
         raise typer.Exit(3)
 
@@ -342,11 +353,38 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; errors that the user can mend are one line and exit code 2."""
+    from natprec.files import REMEDIES
+
     try:
-        app()
+        code = app(standalone_mode=False) or 0
     except NatprecError as error:
-        print(f"natprec: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = _refused(str(error))
+    except UsageError as error:
+        code = _refused(_usage(error))
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        code = _refused(f"{error}; {REMEDIES[error.errno]}")
     except KeyboardInterrupt:
-        print("natprec: interrupted; nothing half-written was left, --resume goes on", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    if code == 130:
+        print("natprec: interrupted; no output was begun; --resume goes on with what was measured", file=sys.stderr)
+    sys.exit(code)
+
+
+def _refused(text: str) -> int:
+    """Say why, on one line; the exit code of a request that cannot be carried out."""
+    if text:
+        print("natprec: " + " ".join(text.splitlines()), file=sys.stderr)
+    return 2
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with an option; nothing where the help has been shown instead."""
+    message = error.format_message().strip().rstrip(".")
+    where = error.ctx.command_path if error.ctx else "natprec"
+    flags = getattr(getattr(error, "param", None), "opts", [])
+    for before, given in zip(sys.argv, sys.argv[1:], strict=False):
+        if before in flags and "Invalid value" in message and repr(given) not in message:
+            message += f": {given!r}"
+    return f"{message}; see {where} --help" if message else ""

@@ -7,22 +7,24 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from natprec.data import data_digest, load_tokens
-from natprec.errors import BudgetError, InputError
+from natprec.errors import BudgetError, InputError, ModelError, unknown
 from natprec.evaluation.reload import load_quantized
 from natprec.evaluation.verify import Verification, compare
 from natprec.export import write_checkpoint
-from natprec.files import folder_bytes, new_folder, refuse_existing
+from natprec.files import clear_stale, folder_bytes, new_folder, refuse_existing
 from natprec.formats import engine_profile
-from natprec.measurement import Measurement
-from natprec.measurement.measure import measure
+from natprec.measurement import Curve, Measurement
+from natprec.measurement.measure import ESTIMATORS, measure
 from natprec.measurement.sweep import batches
+from natprec.measurement.table import Header
 from natprec.models import load_model
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
@@ -55,26 +57,82 @@ class Request:
     device: str = "cpu"
     trust_remote_code: bool = False
 
-    def check(self) -> None:
+    def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
 
+        Args:
+            judged: whether held-out tokens are wanted.
         Raises:
             InputError: an unknown name or a number out of range.
         """
         check_eps(self.eps)
         for name in ("bits", "max_size", "tokens", "eval_tokens", "length"):
             check_positive(name.replace("_", "-"), getattr(self, name))
+        if self.length < 2:
+            raise InputError(f"sequence-length {self.length}: a sequence needs at least 2 tokens; 256 is usual")
+        for name in ("tokens", "eval_tokens") if judged else ("tokens",):
+            if getattr(self, name) < self.length:
+                raise InputError(
+                    f"{name.replace('_', '-')} {getattr(self, name)} is less than one sequence of {self.length}; "
+                    f"raise --{name.replace('_', '-')} or lower --sequence-length"
+                )
         engine_profile(self.engine)
+        if self.estimator not in ESTIMATORS:
+            raise unknown("estimator", self.estimator, ESTIMATORS)
         refuse_unknown_rounding(self.rounding)
         if self.eps is None and self.bits is None and self.max_size is None:
             raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
 
 
 def open_subject(request: Request, stages: Stages) -> Subject:
-    """Load the model and find its sites."""
+    """Load the model and find its sites.
+
+    Raises:
+        ModelError, InputError: it cannot be used, or not with these options.
+    """
     with stages.stage("load model"):
         loaded = load_model(request.model, trust_remote_code=request.trust_remote_code, device=request.device)
-        return Subject.of(loaded)
+        subject = Subject.of(loaded)
+    refuse_long(subject, request.length)
+    return subject
+
+
+def refuse_long(subject: Subject, length: int) -> None:
+    """A model has no use, and some no numbers, for positions that it was not made for.
+
+    Raises:
+        InputError: says the limit.
+    """
+    config = getattr(subject.model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and length > limit > 0:
+        raise InputError(
+            f"sequence-length {length} is more than the {limit} positions of model {subject.name!r}; "
+            f"use --sequence-length {limit} or less"
+        )
+
+
+def refuse_impossible_size(request: Request, subject: Subject) -> None:
+    """Solve a made-up measurement for the size: bytes are known before anything is measured.
+
+    Raises:
+        BudgetError: --bits or --max-size is below the cheapest plan.
+        InputError: the group size does not divide a layer.
+    """
+    formats = subject.candidates(engine_profile(request.engine), request.group_size)
+    if request.bits is None and request.max_size is None:
+        return
+    none, one = np.zeros(1), np.ones(1)
+    curves = {}
+    for site in subject.sites:
+        kl = np.array([[4.0**-fmt.bits for fmt in formats[site.name]]])
+        curves[site.name] = Curve(site, formats[site.name], kl, kl, one, none)
+    header = Header(
+        subject.name, subject.digest, "", "", 1, request.length, 0, "fisher", request.engine,
+        str(subject.storage_dtype), subject.other_bytes, subject.carried_bytes,
+    )  # fmt: skip
+    solve_request(replace(request, eps=None), Measurement(header, curves))
 
 
 def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
@@ -144,7 +202,12 @@ def verify(
             subject.staged.logits, lambda rows: model(input_ids=rows, use_cache=False).logits, ids, advance
         )
     summary = compared.summary(seed)
-    promise = plan.eps if plan.eps is None or plan.eps_scope == "model" else plan.eps * len(plan.sites)
+    if not np.isfinite(summary["kl_mean"]):
+        raise ModelError(
+            f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
+            "raise --eps or --bits, or check the original model"
+        )
+    promise = promised(plan)
     return Verification(
         eps=plan.eps,
         passed=None if promise is None else summary["kl_mean"] <= promise,
@@ -158,6 +221,11 @@ def verify(
         rounding=rounding,
         **summary,
     )
+
+
+def promised(plan: Plan) -> float | None:
+    """The KL of the whole model that a plan promises; with eps per site, the sum over sites."""
+    return plan.eps if plan.eps is None or plan.eps_scope == "model" else plan.eps * len(plan.sites)
 
 
 def checkpoint_bytes(folder: Path) -> int:
@@ -177,22 +245,62 @@ def quantize(
 ) -> tuple[Measurement, Plan, Verification]:
     """Measure, solve, round, write and verify; one correction if the promise fails.
 
-    `out` appears when everything is done. Beside it `out.partial` keeps the measurement's progress.
+    `out` appears when everything is done. Beside it `out.partial` keeps the measurement, or its
+    progress, until then: see `measured`.
 
     Raises:
         NatprecError: any input that cannot be used; nothing is left half-written.
     """
     request.check()
+    clear_stale(out)
     refuse_existing(out, overwrite)
     stages = stages or Stages(quiet=True)
-    partial = out.with_name(out.name + ".partial")
-    if not resume:
-        shutil.rmtree(partial, ignore_errors=True)
     subject = open_subject(request, stages)
+    refuse_impossible_size(request, subject)
     ids = calibration_tokens(request, subject, stages)
     held_out = held_out_tokens(request, subject, stages)
-    partial.mkdir(parents=True, exist_ok=True)
-    measurement = measure(
+    partial = out.with_name(out.name + ".partial")
+    measurement = measured(request, subject, ids, partial / "measurement.safetensors", resume, stages)
+    try:
+        with stages.stage("solve"):
+            plan = solve_request(request, measurement)
+    except BudgetError as error:
+        kept = partial / "measurement.safetensors"
+        raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
+    with new_folder(out, overwrite) as folder:
+        plan, verification = _round_and_prove(request, subject, measurement, plan, ids, held_out, folder, stages)
+        (folder / "natprec").mkdir()
+        measurement.save(folder / "natprec" / "measurement.safetensors")
+    _forget(partial)
+    return measurement, plan, verification
+
+
+def measured(request: Request, subject: Subject, ids: Tensor, file: Path, resume: bool, stages: Stages) -> Measurement:
+    """The measurement, kept in `file`; with `resume` an earlier one, finished or not, is used.
+
+    Raises:
+        InputError: what is there to resume is of another model, text, seed, estimator or format list.
+    """
+    if resume and file.is_file():
+        found = Measurement.load(file)
+        _refuse_other_measurement(found, request, subject, ids, file)
+        stages.note(f"measured before: {file}")
+        return found
+    if not resume:
+        _forget(file.parent)
+    state_file = file.parent / "sweep.safetensors"
+    measurement = run_measurement(request, subject, ids, state_file, resume, stages)
+    measurement.save(file)
+    state_file.unlink(missing_ok=True)
+    return measurement
+
+
+def run_measurement(
+    request: Request, subject: Subject, ids: Tensor, state_file: Path, resume: bool, stages: Stages
+) -> Measurement:
+    """Measure; `state_file` holds the progress, for `resume`, and stays until the caller removes it."""
+    clear_stale(state_file)
+    return measure(
         subject,
         ids,
         engine=request.engine,
@@ -201,17 +309,40 @@ def quantize(
         seed=request.seed,
         data=request.data or "written by the model",
         stages=stages,
-        state_file=partial / "sweep.safetensors",
+        state_file=state_file,
         resume=resume,
     )
-    with stages.stage("solve"):
-        plan = solve_request(request, measurement)
-    with new_folder(out, overwrite) as folder:
-        plan, verification = _round_and_prove(request, subject, measurement, plan, ids, held_out, folder, stages)
-        (folder / "natprec").mkdir()
-        measurement.save(folder / "natprec" / "measurement.safetensors")
-    shutil.rmtree(partial, ignore_errors=True)
-    return measurement, plan, verification
+
+
+def _refuse_other_measurement(found: Measurement, request: Request, subject: Subject, ids: Tensor, file: Path) -> None:
+    formats = subject.candidates(engine_profile(request.engine), request.group_size)
+    header = found.header
+    pairs = {
+        "model": (header.model_digest, subject.digest),
+        "data": (header.data_digest, data_digest(ids)),
+        "seed": (header.seed, request.seed),
+        "estimator": (header.estimator, request.estimator),
+        "format list": tuple(
+            ", ".join(sorted({fmt.name for several in lists for fmt in several}))
+            for lists in ([curve.formats for curve in found.curves.values()], list(formats.values()))
+        ),
+    }
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise InputError(
+                f"cannot resume from {str(file)!r}: its {name} is {theirs!r}, now {ours!r}; "
+                "give the same options as before, or leave --resume out to start again"
+            )
+
+
+def _forget(partial: Path) -> None:
+    """Remove what a run keeps for `--resume`, and nothing that is not ours."""
+    if partial.is_dir():
+        for file in ("measurement.safetensors", "sweep.safetensors"):
+            clear_stale(partial / file)
+            (partial / file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is in it
+            partial.rmdir()
 
 
 def solve_request(request: Request, measurement: Measurement, eps_solved: float | None = None) -> Plan:
@@ -249,17 +380,25 @@ def _round_and_prove(
             folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages, seed=request.seed
         )
         verification = replace(verification, corrections=corrections)
-        if verification.passed is not False or corrections or plan.eps is None or plan.eps_solved is None:
+        promise = promised(plan)
+        if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
             break
-        tightened = plan.eps_solved * plan.eps / verification.kl_mean
+        if request.bits is not None or request.max_size is not None:
+            break  # the size decides the plan; a tighter tolerance would give the same one
+        tightened = plan.eps_solved * promise / verification.kl_mean
         try:
             plan = solve_request(request, measurement, tightened)
         except BudgetError:
-            stages.note(f"measured {verification.kl_mean:.4g} > eps, and no wider formats are left")
+            stages.note(f"measured KL {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
             break
-        stages.note(f"measured {verification.kl_mean:.4g} > eps {plan.eps:g}: solving once more for {tightened:.4g}")
-        for file in folder.iterdir():
-            file.unlink()
+        stages.note(f"measured KL {verification.kl_mean:.4g} > {promise:g}: solving once more, for {tightened:.4g}")
+        _empty(folder)
     assert verification is not None
     verification.save(folder / "verification.json")
     return plan, verification
+
+
+def _empty(folder: Path) -> None:
+    """A correction may write fewer files (shards) than the first try did."""
+    for file in folder.iterdir():
+        file.unlink()

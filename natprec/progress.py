@@ -38,7 +38,7 @@ class Stages:
     @contextlib.contextmanager
     def _bar(self, name: str, steps: int | None) -> Iterator[Advance]:
         if not sys.stderr.isatty():
-            self._console.print(f"{name} …", highlight=False)
+            self.note(f"{name} …")
             yield lambda label: None
             return
         columns = (
@@ -56,5 +56,5 @@ class Stages:
             bar.update(task, total=steps or 1, completed=steps or 1, label="")
 
     def note(self, text: str) -> None:
-        """One line to the person who watches."""
-        self._console.print(text, highlight=False)
+        """One line to the person who watches; long ones are not wrapped."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,11 @@
-"""The table at the end of a run: what a person wants to know, in the order of asking."""
+"""The table at the end of a run: what a person wants to know, in the order of asking.
+
+One layout for all commands: labels on the left, values on the right, at most 100 columns wide.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -8,71 +13,109 @@ from rich.text import Text
 
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
+from natprec.pipeline import promised
 from natprec.solver import Plan
+from natprec.solver.plan import UNQUANTIZED_BITS
 from natprec.units import human_bytes, human_seconds
 
-BAR = 40
+LABEL = 17
+BAR = 32
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """Bits per weight as a histogram, size, and predicted KL."""
-    histogram = Table(title="Bits", box=None, title_justify="left", header_style="bold")
-    for heading in ("bits", "weights", "share", ""):
-        histogram.add_column(heading, justify="right" if heading != "" else "left")
-    total = sum(plan.histogram().values())
-    for bits, count in plan.histogram().items():
-        kept = "  kept (the engine runs it at 16 bits)" if bits == 16 else ""
-        histogram.add_row(
-            str(bits), f"{count / 1e6:.1f} M", f"{count / total:.1%}", "█" * round(BAR * count / total) + kept
-        )
-    facts = _facts()
-    facts.add_row("engine", plan.engine)
-    facts.add_row("stored", _sizes(plan.stored_bytes, plan.stored_bytes_reference) + " (forecast)")
-    facts.add_row("bits per weight", _bits(plan.bits_per_weight, plan.bits_per_weight_total))
-    facts.add_row("KL predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95))
-    return Group(histogram, facts)
+def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
+    """Bits per weight as a histogram, size (forecast and, once written, on disk), predicted KL."""
+    rows = _rows()
+    rows.add_row("engine", plan.engine)
+    counts = plan.histogram()
+    total = sum(counts.values())
+    for number, (bits, count) in enumerate(counts.items()):
+        kept = "  unquantized" if bits == UNQUANTIZED_BITS else ""
+        bar = "█" * max(1, round(BAR * count / total))
+        line = f"{bits:>2} bits {human_count(count):>8} {count / total:>6.1%}  {bar}{kept}"
+        rows.add_row("weights" if number == 0 else "", line)
+    rows.add_row(
+        "bits per weight",
+        f"{plan.bits_per_weight:.3f} where quantized, {plan.bits_per_weight_total:.3f} over all; scales included",
+    )
+    before = plan.stored_bytes_reference
+    rows.add_row("stored before", f"{human_bytes(before)}, at 16 bits")
+    rows.add_row("stored after", _stored(plan.stored_bytes, stored_on_disk, before))
+    rows.add_row("KL predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95))
+    return rows
 
 
 def result_table(
-    measurement: Measurement, plan: Plan, verification: Verification, seconds: dict[str, float]
+    measurement: Measurement, plan: Plan, verification: Verification, seconds: Mapping[str, float]
 ) -> RenderableType:
-    """Plan, estimator check, verification, verdict and times."""
-    facts = _facts()
-    facts.add_row("stored on disk", _sizes(verification.stored_bytes, verification.stored_bytes_reference))
-    for name, fmt, fisher, exact in measurement.header.checks:
-        facts.add_row("Fisher / exact", f"{fisher / exact:.2f}  {name} {fmt}" if exact > 0 else f"-  {name}")
-    timing = Table(box=None, title="Seconds", title_justify="left", show_header=False)
-    for stage, spent in seconds.items():
-        timing.add_row(stage, human_seconds(spent))
-    timing.add_row("all", human_seconds(sum(seconds.values())))
-    return Group(plan_table(plan), facts, verification_table(verification), timing)
+    """Plan, verification and verdict, estimator check and times."""
+    rest = _rows()
+    for number, (name, fmt, fisher, exact) in enumerate(measurement.header.checks):
+        ratio = f"{fisher / exact:.2f}" if exact > 0 else "   -"
+        rest.add_row("Fisher / exact" if number == 0 else "", f"{ratio}  {_short(name, 44)} {fmt}")
+    for number, (stage, spent) in enumerate([*seconds.items(), ("all", sum(seconds.values()))]):
+        rest.add_row("time" if number == 0 else "", f"{human_seconds(spent):>10}  {stage}")
+    return Group(
+        plan_table(plan, verification.stored_bytes), verification_table(plan, verification, predicted=False), rest
+    )
 
 
-def verification_table(verification: Verification) -> RenderableType:
+def verification_table(plan: Plan, verification: Verification, predicted: bool = True) -> RenderableType:
     """KL with its interval, perplexity, agreement, and the verdict."""
-    facts = _facts()
-    facts.add_row("KL measured", _interval(verification.kl_mean, verification.kl_ci95))
-    facts.add_row("KL, 99 % of tokens", f"<= {verification.kl_p99:.4g} nats")
-    facts.add_row("perplexity", f"{verification.perplexity_reference:.3f} → {verification.perplexity_quantized:.3f}")
-    facts.add_row("same first token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
-    if verification.passed is None:
-        return Group(facts, Text("no tolerance was promised"))
-    word, style = ("PASS", "bold green") if verification.passed else ("FAIL", "bold red")
-    sign = "<=" if verification.passed else ">"
-    return Group(facts, Text(f"{word}  KL {verification.kl_mean:.4g} {sign} {verification.eps:g}", style=style))
+    rows = _rows()
+    if predicted:
+        rows.add_row("KL predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95))
+    rows.add_row("KL measured", _interval(verification.kl_mean, verification.kl_ci95))
+    rows.add_row("", f"99 % of tokens below {verification.kl_p99:.4g}")
+    rows.add_row("promise", _verdict(plan, verification))
+    before, after = verification.perplexity_reference, verification.perplexity_quantized
+    rows.add_row("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})")
+    rows.add_row("same top token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
+    return rows
 
 
-def _facts() -> Table:
-    return Table(box=None, show_header=False, pad_edge=False)
+def human_count(count: int) -> str:
+    """A number of weights.
+
+    >>> human_count(28_311_552)
+    '28.3 M'
+    """
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return str(count)
 
 
-def _sizes(after: int, before: int) -> str:
-    return f"{human_bytes(before)} → {human_bytes(after)}, {after / before:.1%} of the 16-bit checkpoint"
+def _rows() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(min_width=LABEL, style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
 
 
-def _bits(quantized: float, everything: float) -> str:
-    return f"{quantized:.3f} where quantized, {everything:.3f} over all (scales included)"
+def _stored(forecast: int, on_disk: int | None, before: int) -> str:
+    text = f"{human_bytes(forecast)} forecast"
+    if on_disk is not None:
+        text += f", {human_bytes(on_disk)} on disk"
+    return f"{text}: {(on_disk or forecast) / before:.1%} of before"
 
 
 def _interval(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.4g} nats per token, 95 % interval {interval[0]:.4g} to {interval[1]:.4g}"
+    return f"{value:.4g} nats per token (95 %: {interval[0]:.4g} to {interval[1]:.4g})"
+
+
+def _verdict(plan: Plan, verification: Verification) -> Text:
+    if verification.passed is None or plan.eps is None:
+        return Text("none: a size was asked for, no tolerance")
+    word, style, sign = ("PASS", "bold green", "<=") if verification.passed else ("FAIL", "bold red", ">")
+    text = Text(word, style=style)
+    text.append(f"  KL {verification.kl_mean:.4g} {sign} {promised(plan):g}", style="default")
+    if plan.eps_scope == "site":
+        text.append(f" = {plan.eps:g} at each of {len(plan.sites)} sites", style="default")
+    if verification.corrections:
+        text.append(", after one correction", style="default")
+    return text
+
+
+def _short(name: str, width: int) -> str:
+    """The end of a long module path, which tells more than its beginning."""
+    return name if len(name) <= width else "…" + name[1 - width :]
