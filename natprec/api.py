@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from natprec import pipeline
 from natprec.data import load_tokens
+from natprec.errors import InputError
 from natprec.evaluation.verify import Verification
 from natprec.files import new_folder
 from natprec.measurement import Measurement
@@ -54,12 +55,13 @@ def measure(
 
     Args:
         data: text file, table, hub dataset, or (sequences, time) token ids; None: the model writes it.
+            The last fifth of a text is left for `verify`.
         options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
     """
     subject = Subject.in_memory(model, tokenizer)
-    ids = _ids(subject, data, tokens, length, "calibration", options.get("seed", 0))
+    ids, parts = _calibration(subject, data, tokens, length, options.get("seed", 0))
     label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
-    return measure_subject(subject, ids, data=label, **options)
+    return measure_subject(subject, ids, parts=parts, data=label, **options)
 
 
 def apply(
@@ -80,7 +82,7 @@ def apply(
     """
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(subject.digest, subject.name)
-    ids = None if rounding == "rtn" else _ids(subject, data, tokens, length, "calibration", seed)
+    ids = None if rounding == "rtn" else _calibration(subject, data, tokens, length, seed)[0]
     codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
     return Quantized(subject.model, subject, plan, codes, rounding)
 
@@ -108,18 +110,18 @@ def verify(
     """Judge a checkpoint on disk against the original model; writes verification.json into it.
 
     Args:
-        data: held-out text, or (sequences, time) token ids.
+        data: held-out text, or (sequences, time) token ids. Of a text that may be the one measured
+            on, the last fifth is taken, which measuring leaves out.
         tokenizer: needed for text; the checkpoint's own by default.
     """
     path = Path(folder)
     plan = Plan.load(path / "plan.json")
-    if tokenizer is None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer is None and not isinstance(data, Tensor):
+        tokenizer = _own_tokenizer(path)
     subject = Subject.in_memory(model, tokenizer)
     plan.refuse_other_model(subject.digest, subject.name)
-    ids = _ids(subject, data, tokens, length, "held-out", seed)
+    shared = pipeline.may_be_measured_on(path, data) if isinstance(data, str) else False
+    ids = _ids(subject, data, tokens, length, "held-out", seed, shared)
     label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
     result = pipeline.verify(
         path,
@@ -135,15 +137,39 @@ def verify(
     return result
 
 
-def _ids(subject: Subject, data: str | Tensor | None, tokens: int, length: int, split: str, seed: int) -> Tensor:
+def _own_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"checkpoint {str(folder)!r} has no tokenizer; give one with tokenizer=") from error
+
+
+def _calibration(
+    subject: Subject, data: str | Tensor | None, tokens: int, length: int, seed: int
+) -> tuple[Tensor, int]:
+    """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
     if isinstance(data, Tensor):
-        return data
-    return load_tokens(
-        subject.tokenizer,
-        data,
-        sequences=max(1, round(tokens / length)),
-        length=length,
-        split=split,  # type: ignore[arg-type]
-        model=subject.model,
-        seed=seed,
-    )
+        return data.to(next(subject.model.parameters()).device), 1
+    request = pipeline.Request(subject.name, eps=1.0, data=data, tokens=tokens, length=length, seed=seed)
+    ids = pipeline.calibration_tokens(request, subject, Stages(quiet=True))
+    return ids, pipeline.calibration_parts(request)
+
+
+def _ids(
+    subject: Subject, data: str | Tensor | None, tokens: int, length: int, split: str, seed: int, shared: bool = True
+) -> Tensor:
+    pipeline.refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
+    if not isinstance(data, Tensor):
+        data = load_tokens(
+            subject.tokenizer,
+            data,
+            sequences=max(1, round(tokens / length)),
+            length=length,
+            split=split,  # type: ignore[arg-type]
+            shared=shared,
+            model=subject.model,
+            seed=seed,
+        )
+    return data.to(next(subject.model.parameters()).device)

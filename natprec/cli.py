@@ -49,7 +49,7 @@ Data = Annotated[
     str | None,
     _option("--data", TEXT, "To measure on: .txt, .jsonl, .parquet, hub dataset; else the model writes it."),
 ]
-EvalData = Annotated[str | None, _option("--eval-data", TEXT, "To judge on; default: another part of --data.")]
+EvalData = Annotated[str | None, _option("--eval-data", TEXT, "To judge on; else another part of --data.")]
 Column = Annotated[str | None, _option("--text-column", TEXT, "Column of a table that holds the text.")]
 Tokens = Annotated[int, _option("--tokens", TEXT, "Calibration tokens.")]
 EvalTokens = Annotated[int, _option("--eval-tokens", TEXT, "Held-out tokens.")]
@@ -274,19 +274,23 @@ def verify(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a checkpoint's KL on held-out text against the original. Exit code 3 if KL > eps."""
+    """Measure a checkpoint's KL on held-out text against the original. Exit code 3 if KL > eps.
+
+    Of a text that may be the one measured on, only the last fifth is taken, which measuring leaves out.
+    """
     from natprec import pipeline
     from natprec.progress import Stages
     from natprec.solver import Plan
     from natprec.summary import verification_table
 
-    request = pipeline.Request(
-        model, eps=1.0, eval_data=eval_data, text_column=text_column, eval_tokens=eval_tokens, tokens=eval_tokens,
-        length=sequence_length, seed=seed, device=device, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    request.check()
     if not folder.is_dir():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
+    shared = eval_data if eval_data and pipeline.may_be_measured_on(folder, eval_data) else None
+    request = pipeline.Request(
+        model, eps=1.0, data=shared, eval_data=eval_data, text_column=text_column, eval_tokens=eval_tokens,
+        tokens=eval_tokens, length=sequence_length, seed=seed, device=device, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    request.check()
     plan = Plan.load(folder / "plan.json")
     stages = Stages()
     subject = pipeline.open_subject(request, stages)

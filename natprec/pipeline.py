@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from natprec.data import data_digest, load_tokens
@@ -103,7 +105,7 @@ def refuse_long(subject: Subject, length: int) -> None:
     Raises:
         InputError: says the limit.
     """
-    config = getattr(subject.model, "config", None)
+    config: Any = getattr(subject.model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(config, "max_position_embeddings", None)
     if isinstance(limit, int) and length > limit > 0:
@@ -127,17 +129,30 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
     curves = {}
     for site in subject.sites:
         kl = np.array([[4.0**-fmt.bits for fmt in formats[site.name]]])
-        curves[site.name] = Curve(site, formats[site.name], kl, kl, one, none)
+        curves[site.name] = Curve(site, formats[site.name], kl[None], kl, one, none[None])
     header = Header(
-        subject.name, subject.digest, "", "", 1, request.length, 0, "fisher", request.engine,
+        subject.name, subject.digest, "", "", 1, request.length, 1, 0, "fisher", request.engine,
         str(subject.storage_dtype), subject.other_bytes, subject.carried_bytes,
     )  # fmt: skip
     solve_request(replace(request, eps=None), Measurement(header, curves))
 
 
 def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
-    """(sequences, length) tokens to measure on."""
-    return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
+    """(sequences, length) tokens to measure on.
+
+    With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
+    text where it costs most, and the promise survives text that `data` did not foresee.
+    """
+    if request.data is None:
+        return _tokens(request, subject, stages, None, request.tokens, "calibration")
+    half = max(1, round(request.tokens / request.length / 2)) * request.length
+    given = _tokens(request, subject, stages, request.data, half, "calibration")
+    return torch.cat([given, _tokens(request, subject, stages, None, half, "calibration")])
+
+
+def calibration_parts(request: Request) -> int:
+    """Kinds of text in `calibration_tokens`."""
+    return 1 if request.data is None else 2
 
 
 def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
@@ -234,6 +249,12 @@ def checkpoint_bytes(folder: Path) -> int:
     return folder_bytes(folder) - sum(file.stat().st_size for file in reports if file.exists())
 
 
+def may_be_measured_on(folder: Path, source: str) -> bool:
+    """Whether a checkpoint may have been measured on this text, so that only its held-out part may judge."""
+    file = folder / "natprec" / "measurement.safetensors"
+    return not file.is_file() or Measurement.load(file).header.data == source
+
+
 def recorded_rounding(folder: Path) -> str:
     """The rounding that an earlier verification recorded, else 'unknown'."""
     file = folder / "verification.json"
@@ -307,6 +328,7 @@ def run_measurement(
         group_size=request.group_size,
         estimator=request.estimator,
         seed=request.seed,
+        parts=calibration_parts(request),
         data=request.data or "written by the model",
         stages=stages,
         state_file=state_file,

@@ -39,6 +39,7 @@ def measure(
     group_size: int | None = 64,
     estimator: str = "fisher",
     seed: int = 0,
+    parts: int = 1,
     data: str = "given tokens",
     stages: Stages | None = None,
     state_file: Path | None = None,
@@ -49,6 +50,8 @@ def measure(
     Args:
         ids: (sequences, time) calibration tokens.
         group_size: one size, or None for all that divide a site.
+        parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
+            the kind where it costs most.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
     Raises:
         InputError: unknown engine or estimator, a group size that divides a site not, a state of
@@ -63,6 +66,7 @@ def measure(
         "model": subject.digest,
         "data": data_digest(ids),
         "seed": seed,
+        "parts": parts,
         "estimator": estimator,
         "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
     }
@@ -81,6 +85,7 @@ def measure(
             ids,
             scale_dtype=subject.storage_dtype,
             seed=seed,
+            parts=parts,
             advance=advance,
             state=state,
             save=save,
@@ -94,6 +99,7 @@ def measure(
         data_digest=data_digest(ids),
         sequences=ids.shape[0],
         length=ids.shape[1],
+        parts=parts,
         seed=seed,
         estimator=estimator,
         engine=engine,
@@ -115,7 +121,8 @@ def _exactly(subject: Subject, ids: Tensor, state: SweepState, save: Any, stages
         wanted = [(curve.site, curve.formats) for curve in left]
         for site, values in exact_curves(subject.staged, wanted, ids, subject.storage_dtype, advance):
             curve = state.curves[site.name]
-            pooled = values.reshape(len(curve.forward), -1, len(curve.formats)).mean(1)
+            parts, units, formats = curve.forward.shape
+            pooled = values.reshape(parts, units, -1, formats).mean(2)
             state.curves[site.name] = replace(curve, forward=pooled)
             state.exact.add(site.name)
             save(state)
@@ -125,13 +132,14 @@ def _exactly(subject: Subject, ids: Tensor, state: SweepState, save: Any, stages
 def spot_check(subject: Subject, measurement: Measurement, ids: Tensor, stages: Stages) -> Measurement:
     """Compare the sweep with the exact estimator at a few sites, spread over the depth."""
     wanted = list(_checked(measurement))
-    few = ids[:: max(1, len(ids) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
+    first = ids[: len(ids) // measurement.header.parts]  # of the first kind of text, as the Fisher values below
+    few = first[:: max(1, len(first) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
     rows = []
     with stages.stage("spot check", len(wanted) * len(batches(*few.shape))) as advance:
         for site, values in exact_curves(subject.staged, wanted, few, subject.storage_dtype, advance):
             curve = measurement.curves[site.name]
             fmt = dict(wanted)[site][0]
-            fisher = float(curve.forward[:, curve.formats.index(fmt)].mean())
+            fisher = float(curve.forward[0, :, curve.formats.index(fmt)].mean())
             rows.append((site.name, fmt.name, fisher, float(values.mean())))
     return replace(measurement, header=replace(measurement.header, checks=rows))
 
@@ -141,6 +149,6 @@ def _checked(measurement: Measurement) -> Iterator[tuple[Site, Sequence[NumberFo
     total = sum(curve.site.elements for curve in curves)
     for index in np.unique(np.linspace(0, len(curves) - 1, min(CHECK_SITES, len(curves))).round().astype(int)):
         curve = curves[index]
-        means = curve.forward.mean(0)
+        means = curve.kl
         share = CHECK_EPS * curve.site.elements / total
         yield curve.site, (curve.formats[int(np.abs(np.log(np.maximum(means, 1e-300) / share)).argmin())],)

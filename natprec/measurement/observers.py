@@ -41,10 +41,10 @@ class Curve:
     """What was measured at one site.
 
     Attributes:
-        forward: (units, formats) KL in nats per token.
+        forward: (parts, units, formats) KL in nats per token; a part is one kind of text.
         backward: (units, formats) E‖∇ - Q(∇)‖², in squared units of the gradient.
         energy: (units,) E‖∇‖², to which `backward` is relative; 0 means that nothing reached the site.
-        kept: (units,) KL of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
+        kept: (parts, units) KL of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
     """
 
     site: Site
@@ -53,6 +53,22 @@ class Curve:
     backward: np.ndarray
     energy: np.ndarray
     kept: np.ndarray
+
+    @property
+    def kl(self) -> np.ndarray:
+        """(formats,) nats per token: the largest over the kinds of text, so that a promise made on one
+        holds on the others."""
+        return np.asarray(self.forward.mean(1).max(0))
+
+    @property
+    def kept_kl(self) -> float:
+        """KL of storing the site unquantized, the largest over the kinds of text."""
+        return float(self.kept.mean(1).max())
+
+    def samples(self, fmt: NumberFormat | None) -> np.ndarray:
+        """(units,) KL of a format (None: unquantized) on the kind of text where it is largest."""
+        values = self.kept if fmt is None else self.forward[:, :, self.formats.index(fmt)]
+        return np.asarray(values[values.mean(1).argmax()])
 
 
 @dataclass
@@ -76,6 +92,7 @@ class WeightObserver:
     weight: Tensor
     formats: tuple[NumberFormat, ...]
     total: int
+    parts: int
     scale_dtype: torch.dtype
     seed: int
     sequences: range = range(0)
@@ -91,9 +108,10 @@ class WeightObserver:
 
     @property
     def units(self) -> int:
-        """Pools of sequences: the largest divisor of their number that memory allows."""
+        """Pools of sequences, as many as memory allows, all of one size and of one kind of text."""
         affordable = max(MIN_UNITS, UNIT_MEMORY // (4 * self.weight.numel()))
-        return max(n for n in range(1, self.total + 1) if self.total % n == 0 and n <= affordable)
+        each = self.total // self.parts
+        return self.parts * max(n for n in range(1, each + 1) if each % n == 0 and n * self.parts <= affordable)
 
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Watch one use of the weight."""
@@ -188,10 +206,10 @@ class WeightObserver:
         return Curve(
             self.site,
             self.formats,
-            forward[:, :-1].numpy(),
+            forward[:, :-1].reshape(self.parts, -1, columns - 1).numpy(),
             backward.view(units, -1, len(self.formats)).mean(1).numpy(),
             energy.view(units, -1).mean(1).numpy(),
-            forward[:, -1].numpy(),
+            forward[:, -1].reshape(self.parts, -1).numpy(),
         )
 
 

@@ -85,6 +85,7 @@ def sweep(
     *,
     scale_dtype: torch.dtype,
     seed: int,
+    parts: int = 1,
     advance: Advance = lambda stage: None,
     state: SweepState | None = None,
     save: Callable[[SweepState], None] = lambda state: None,
@@ -96,6 +97,7 @@ def sweep(
         ids: (sequences, time) token ids.
         scale_dtype: dtype in which scales are stored.
         seed: of the labels drawn from the model's prediction.
+        parts: kinds of text: equal, consecutive shares of the sequences.
         state: of an earlier run that was killed; `save` receives it after each stage.
     Returns:
         Site name → curve.
@@ -104,7 +106,7 @@ def sweep(
     state = state or SweepState(suffix, None, {}, {})
     observers = {
         site.name: WeightObserver(
-            site, site_weight(staged.model, site), formats[site.name], len(ids), scale_dtype, seed,
+            site, site_weight(staged.model, site), formats[site.name], len(ids), parts, scale_dtype, seed,
             ids=ids if len(site.uses) > 1 else None,
         )
         for site in sites

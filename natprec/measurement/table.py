@@ -36,7 +36,7 @@ class Header:
 
     Attributes:
         model: name as given by the user; `model_digest` identifies its weights.
-        data_digest: of the token ids; `sequences` × `length` tokens.
+        data_digest: of the token ids; `sequences` × `length` tokens, of `parts` kinds of text.
         estimator: 'fisher' or 'exact'.
         storage_dtype: of scales and of what stays unquantized: 'bfloat16', 'float16' or 'float32'.
         other_bytes: parameters that are no sites, in the storage dtype.
@@ -51,6 +51,7 @@ class Header:
     data_digest: str
     sequences: int
     length: int
+    parts: int
     seed: int
     estimator: str
     engine: str
@@ -71,7 +72,8 @@ class Measurement:
 
     def interval(self, name: str, column: int) -> tuple[float, float]:
         """95 % bootstrap interval of one site's forward KL under its format number `column`."""
-        return bootstrap_interval(self.curves[name].forward[:, column], self.header.seed)
+        curve = self.curves[name]
+        return bootstrap_interval(curve.samples(curve.formats[column]), self.header.seed)
 
     def solve(self, **options: Any) -> Plan:
         """The plan for a tolerance or a size: see `natprec.solver.solve`."""

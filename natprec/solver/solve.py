@@ -53,7 +53,7 @@ def solve(
             f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
         )
     kept = [name for name, curve in measurement.curves.items() if not _formats(curve, profile)]
-    lost = sum(float(measurement.curves[name].kept.mean()) for name in kept)  # by storing them in 16 bits
+    lost = sum(measurement.curves[name].kept_kl for name in kept)  # by storing them in 16 bits
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
     fixed += sum(2 * measurement.curves[name].site.elements for name in kept)
     weights = sum(unit.elements for unit in units)
@@ -124,7 +124,7 @@ def _units(measurement: Measurement, profile: EngineProfile) -> list[Group]:
 
 
 def _mean(curve: Curve, fmt: NumberFormat) -> float:
-    return float(curve.forward[:, curve.formats.index(fmt)].mean())
+    return float(curve.kl[curve.formats.index(fmt)])
 
 
 def _stored(curve: Curve, fmt: NumberFormat, profile: EngineProfile) -> int:
@@ -175,7 +175,7 @@ def _plan(
         natural = natural_precision(unit.stored, unit.worst if scope == "site" else unit.kl, own)
         for curve in curves:
             fmt = formats[index]
-            pooled.append(curve.forward[:, curve.formats.index(fmt)])
+            pooled.append(curve.samples(fmt))
             choices[curve.site.name] = Choice(
                 fmt,
                 None if natural is None else formats[natural].bits,
@@ -186,8 +186,8 @@ def _plan(
             )
     for name in kept:
         curve, site = measurement.curves[name], measurement.curves[name].site
-        pooled.append(curve.kept)
-        choices[name] = Choice(None, None, float(curve.kept.mean()), 2 * site.elements, site.elements, site.unit)
+        pooled.append(curve.samples(None))
+        choices[name] = Choice(None, None, curve.kept_kl, 2 * site.elements, site.elements, site.unit)
     units = min(len(values) for values in pooled)
     total = sum(values.reshape(units, -1).mean(1) for values in pooled)
     stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)

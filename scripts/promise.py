@@ -1,0 +1,91 @@
+"""The promise: predicted and measured joint KL over a range of tolerances, from one measurement.
+
+    python scripts/promise.py --data valid.txt --eval-data test.raw.txt
+
+Prints, for each eps: predicted / eps, measured / predicted, and whether measured <= eps, with
+round-to-nearest and with GPTQ. The quantized models stay in memory; no correction is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from natprec.evaluation.verify import compare
+from natprec.measurement import Measurement
+from natprec.measurement.measure import measure
+from natprec.measurement.sweep import batches
+from natprec.pipeline import Request, calibration_tokens, held_out_tokens, open_subject, round_to_plan
+from natprec.progress import Stages
+from natprec.rounding import restore, snapshot
+
+
+def main() -> None:
+    """Measure once, then solve, round and judge for each tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data")
+    parser.add_argument("--eval-data")
+    parser.add_argument("--engine", default="vllm")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--eval-tokens", type=int, default=4096)
+    parser.add_argument("--measurement", type=Path, help="use this file instead of measuring")
+    parser.add_argument("--roundings", default="rtn,gptq")
+    parser.add_argument("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01])
+    options = parser.parse_args()
+    stages = Stages()
+    request = Request(
+        options.model,
+        eps=1.0,
+        data=options.data,
+        eval_data=options.eval_data,
+        engine=options.engine,
+        tokens=options.tokens,
+        eval_tokens=options.eval_tokens,
+    )
+    subject = open_subject(request, stages)
+    ids = calibration_tokens(request, subject, stages)
+    held_out = held_out_tokens(request, subject, stages)
+    if options.measurement:
+        measurement = Measurement.load(options.measurement)
+    else:
+        measurement = measure(subject, ids, engine=options.engine, stages=stages)
+    original = snapshot(subject.model)
+    with torch.no_grad():
+        rows = [slice(batch.start, batch.stop) for batch in batches(*held_out.shape)]
+        expected = [subject.staged.logits(held_out[part]) for part in rows]
+    print(
+        f"{'rounding':8} {'eps':>6} {'bits':>6} {'predicted/eps':>14} {'measured':>9} {'measured/predicted':>19} held"
+    )
+    results = []
+    for rounding in options.roundings.split(","):
+        for eps in options.eps:
+            plan = measurement.solve(eps=eps, engine=options.engine)
+            round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
+            reference = iter(expected)
+            summary = compare(lambda _, it=reference: next(it), subject.staged.logits, held_out).summary()
+            restore(subject.model, original)
+            row = {
+                "rounding": rounding,
+                "eps": eps,
+                "bits_per_weight": plan.bits_per_weight,
+                "predicted_over_eps": plan.kl_predicted / eps,
+                "measured": summary["kl_mean"],
+                "ci95": summary["kl_ci95"],
+                "measured_over_predicted": summary["kl_mean"] / plan.kl_predicted,
+                "held": summary["kl_mean"] <= eps,
+            }
+            results.append(row)
+            print(
+                f"{rounding:8} {eps:6.3g} {plan.bits_per_weight:6.3f} {row['predicted_over_eps']:14.3f} "
+                f"{row['measured']:9.5f} {row['measured_over_predicted']:19.3f} {row['held']}",
+                flush=True,
+            )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The sweep's cost: its time over one plain forward and backward of the same tokens, in one run.
+
+    python scripts/sweep_cost.py --data valid.txt
+
+The plain pass runs before and after the sweep, with gradients of all weights; peak memory is each
+part's highest resident set above the loaded model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import psutil
+import torch
+from torch.nn import functional
+
+from natprec.formats import engine_profile
+from natprec.measurement.sweep import batches, sweep
+from natprec.pipeline import Request, calibration_tokens, open_subject
+from natprec.progress import Stages
+
+
+def plain(model: Any, ids: torch.Tensor) -> float:
+    """Seconds of one forward and backward per batch."""
+    model.requires_grad_(True)
+    start = time.perf_counter()
+    for batch in batches(*ids.shape):
+        rows = ids[batch.start : batch.stop]
+        logits = model(input_ids=rows, use_cache=False).logits
+        functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="sum").backward()
+        model.zero_grad(set_to_none=True)
+    model.requires_grad_(False)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Time plain, sweep, plain."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--group-size", type=int, default=64)
+    options = parser.parse_args()
+    request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens)
+    subject = open_subject(request, Stages())
+    ids = calibration_tokens(request, subject, Stages())
+    formats = subject.candidates(engine_profile("vllm"), options.group_size)
+    loaded = psutil.Process().memory_info().rss
+    peak = [loaded]
+
+    def advance(_: str) -> None:
+        peak.append(psutil.Process().memory_info().rss)
+
+    before = plain(subject.model, ids)
+    start = time.perf_counter()
+    sweep(subject.staged, subject.sites, formats, ids, scale_dtype=subject.storage_dtype, seed=0, advance=advance)
+    took = time.perf_counter() - start
+    after = plain(subject.model, ids)
+    result = {
+        "sites": len(subject.sites),
+        "widths": len(next(iter(formats.values()))),
+        "tokens": ids.numel(),
+        "plain_seconds": [before, after],
+        "sweep_seconds": took,
+        "ratio": 2 * took / (before + after),
+        "model_bytes": sum(p.numel() * p.element_size() for p in subject.model.parameters()),
+        "resident_loaded_bytes": loaded,
+        "resident_peak_sweep_bytes": max(peak),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
