@@ -143,8 +143,9 @@ def within_bytes(units: Sequence[Unit], stairs: Staircase, budget: float) -> lis
     steps = int(np.searchsorted(-stairs.stored, -budget, side="left"))
     chosen = stairs.choices(steps)
     left = budget - float(stairs.stored[steps])
+    hulls = [lower_hull(unit.stored, unit.kl) for unit in units]
     for unit in reversed(stairs.unit[:steps]):
-        hull = lower_hull(units[unit].stored, units[unit].kl)
+        hull = hulls[unit]
         place = hull.index(chosen[unit])
         if place == 0:
             continue

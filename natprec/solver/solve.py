@@ -112,8 +112,9 @@ def _units(measurement: Measurement, profile: EngineProfile) -> list[Group]:
             members.setdefault(curve.site.unit, []).append(curve)
     groups = []
     for name, curves in members.items():
-        formats = [fmt for fmt in _formats(curves[0], profile) if all(fmt in curve.formats for curve in curves)]
-        table = np.array([[_mean(curve, fmt) for fmt in formats] for curve in curves])
+        shared = set.intersection(*(set(curve.formats) for curve in curves))
+        formats = [fmt for fmt in _formats(curves[0], profile) if fmt in shared]
+        table = np.array([_means(curve, formats) for curve in curves])
         if not any(curve.energy.any() for curve in curves):
             formats = formats[-1:]  # no token reached it: unknown, not free
             table = table[:, -1:]
@@ -123,8 +124,10 @@ def _units(measurement: Measurement, profile: EngineProfile) -> list[Group]:
     return groups
 
 
-def _mean(curve: Curve, fmt: NumberFormat) -> float:
-    return float(curve.kl[curve.formats.index(fmt)])
+def _means(curve: Curve, formats: list[NumberFormat]) -> np.ndarray:
+    """KL under each of some formats, nats per token."""
+    place = {fmt: index for index, fmt in enumerate(curve.formats)}
+    return np.asarray(curve.kl[[place[fmt] for fmt in formats]])
 
 
 def _stored(curve: Curve, fmt: NumberFormat, profile: EngineProfile) -> int:
@@ -179,7 +182,7 @@ def _plan(
             choices[curve.site.name] = Choice(
                 fmt,
                 None if natural is None else formats[natural].bits,
-                _mean(curve, fmt),
+                float(_means(curve, [fmt])[0]),
                 _stored(curve, fmt, profile),
                 curve.site.elements,
                 curve.site.unit,

@@ -1,0 +1,77 @@
+"""What several tests set up alike: subjects of tiny models, tokens, made-up measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from natprec.formats import NumberFormat
+from natprec.measurement import Curve, Header, Measurement
+from natprec.sites import Site
+from natprec.subject import Subject
+from tests.conftest import tiny_model
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 96}
+"""Changes to `tiny_model` that make a sweep take a fraction of a second; groups of 32 fit."""
+
+
+def subject(tokenizer: Any = None, **changes: Any) -> Subject:
+    """A small random llama, ready to measure; its weights are made larger, so that it predicts something."""
+    model = tiny_model(**{**SMALL, **changes})
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.mul_(4)
+        if model.config.tie_word_embeddings is False:
+            model.lm_head.weight.div_(2)
+    return Subject.in_memory(model, tokenizer, "small")
+
+
+def tokens(sequences: int, length: int, vocabulary: int = 96, seed: int = 0) -> Tensor:
+    """(sequences, length) random token ids."""
+    return torch.randint(vocabulary, (sequences, length), generator=torch.Generator().manual_seed(seed))
+
+
+def header(**changes: Any) -> Header:
+    """A header with made-up contents."""
+    values: dict[str, Any] = {
+        "model": "made-up",
+        "model_digest": "0" * 16,
+        "data": "made-up.txt",
+        "data_digest": "1" * 16,
+        "sequences": 4,
+        "length": 8,
+        "parts": 1,
+        "seed": 0,
+        "estimator": "fisher",
+        "engine": "vllm",
+        "storage_dtype": "bfloat16",
+        "other_bytes": 1000,
+        "carried_bytes": 500,
+    }
+    return Header(**{**values, **changes})
+
+
+def curve(
+    name: str,
+    kl: Sequence[float],
+    formats: Sequence[NumberFormat],
+    *,
+    shape: tuple[int, int] = (64, 128),
+    unit: str | None = None,
+    units: int = 4,
+    role: Any = "linear",
+) -> Curve:
+    """A site whose forward KL is `kl`, the same in each unit of text."""
+    site = Site(name, "weight", role, shape, (name,), unit or name, 0)
+    forward = np.tile(np.asarray(kl, dtype=np.float64), (1, units, 1))
+    return Curve(site, tuple(formats), forward, forward[0] / 2, np.ones(units), np.zeros((1, units)))
+
+
+def measurement(curves: Sequence[Curve], **changes: Any) -> Measurement:
+    """Curves under a made-up header."""
+    return Measurement(header(**changes), {each.site.name: each for each in curves})

@@ -1,0 +1,301 @@
+"""The sweep against plain autograd, against the whole model at once, and against the definition."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from natprec.formats import NumberFormat
+from natprec.measurement import Curve
+from natprec.measurement.exact import exact_curves
+from natprec.measurement.observers import WeightObserver
+from natprec.measurement.resume import load_state, save_state
+from natprec.measurement.sweep import SweepState, _sampled_loss, batch_count, sweep
+from natprec.quantizers import quantize
+from natprec.sites import find_sites, site_weight
+from natprec.subject import Subject
+from tests.arrange import subject, tokens
+
+FORMATS = tuple(NumberFormat(bits, 32, symmetric) for bits in (2, 4, 8) for symmetric in (True, False))
+WIDTHS = tuple(NumberFormat(bits, 32) for bits in range(2, 9))
+LENGTH = 16
+SEED = 5
+
+
+def swept(made: Subject, ids: Tensor, formats: tuple[NumberFormat, ...] = FORMATS, **options: Any) -> dict[str, Curve]:
+    options = {"scale_dtype": made.storage_dtype, "seed": SEED, **options}
+    return sweep(made.staged, made.sites, {site.name: formats for site in made.sites}, ids, **options)
+
+
+def gradients(made: Subject, ids: Tensor, name: str) -> Tensor:
+    """∂ log p(y)/∂w of each sequence, by autograd through the whole model: (sequences, rows, columns)."""
+    weight = made.model.get_submodule(name).weight
+    weight.requires_grad_()
+    try:
+        losses = [
+            _sampled_loss(made.model(input_ids=ids[i : i + 1]).logits, range(i, i + 1), SEED) for i in range(len(ids))
+        ]
+        return torch.stack([torch.autograd.grad(loss, weight)[0] for loss in losses])
+    finally:
+        weight.requires_grad_(False)
+
+
+def squared_error(made: Subject, weight: Tensor, fmt: NumberFormat) -> Tensor:
+    return (quantize(weight, fmt, made.storage_dtype).dequantize() - weight).square()
+
+
+def brute_force(made: Subject, ids: Tensor, name: str) -> np.ndarray:
+    """1/2 Σ g² δ² per token: (sequences, formats)."""
+    weight = made.model.get_submodule(name).weight
+    squares = gradients(made, ids, name).double().square()
+    columns = [(squares * squared_error(made, weight, fmt)).sum((1, 2)) / (2 * ids.shape[1]) for fmt in FORMATS]
+    return torch.stack(columns, 1).numpy()
+
+
+def twice_each(sequences: int, seed: int = 0) -> Tensor:
+    """Tokens each of which occurs at least twice: nothing is pooled for unseen rows."""
+    half = tokens(sequences, LENGTH // 2, seed=seed)
+    return torch.cat([half, half.flip(1)], 1)
+
+
+LAYERS = ["model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_linear_is_half_its_squared_gradient_times_its_squared_error(name: str) -> None:
+    made, ids = subject(), tokens(5, LENGTH)
+    np.testing.assert_allclose(swept(made, ids)[name].forward[0], brute_force(made, ids, name), rtol=1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_without_singletons_sums_both_uses_before_squaring(tied: bool) -> None:
+    made, ids = subject(tie_word_embeddings=tied), twice_each(5)
+    curve = swept(made, ids)["model.embed_tokens"]
+    np.testing.assert_allclose(curve.forward[0], brute_force(made, ids, "model.embed_tokens"), rtol=1e-3)
+
+
+def test_untied_head() -> None:
+    made, ids = subject(tie_word_embeddings=False), tokens(5, LENGTH)
+    np.testing.assert_allclose(swept(made, ids)["lm_head"].forward[0], brute_force(made, ids, "lm_head"), rtol=1e-3)
+
+
+def test_unseen_rows_cost_what_a_token_seen_once_costs() -> None:
+    """The formula of `lookup_values`, written out for an embedding that is only looked up."""
+    made, ids = subject(tie_word_embeddings=False), tokens(4, LENGTH)
+    name = "model.embed_tokens"
+    squares = gradients(made, ids, name).double().square()
+    counts = torch.bincount(ids.flatten(), minlength=96)
+    once, unseen = counts == 1, counts == 0
+    assert once.any()
+    assert unseen.any()
+    mass = float(once.sum() / counts.sum())
+    plain = brute_force(made, ids, name)
+    weight = site_weight(made.model, made.sites[0])
+    single = squares.sum(0)[once].mean(0)
+    pooled = [float(single @ squared_error(made, weight, fmt)[unseen].double().mean(0)) / 2 for fmt in FORMATS]
+    expected = (1 - mass) * plain + mass * np.array(pooled)
+    np.testing.assert_allclose(swept(made, ids)[name].forward[0], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_unseen_rows_are_not_free(tied: bool) -> None:
+    """The ten rows that the text uses are exact in every format, so that all cost is of the others."""
+    made = subject(tie_word_embeddings=tied)
+    with torch.no_grad():
+        made.model.model.embed_tokens.weight[:10] = 2.0 ** -torch.arange(10.0)[:, None]
+    ids = torch.cat([tokens(2, LENGTH, vocabulary=9), torch.full((2, LENGTH), 3)])
+    ids[3, 4] = 9  # seen once
+    symmetric = tuple(NumberFormat(bits, 32) for bits in (2, 4, 8))
+    curve = swept(made, ids, symmetric)["model.embed_tokens"]
+    weight = site_weight(made.model, made.sites[0])
+    own = gradients(made, ids, "model.embed_tokens").double().square()
+    unpooled = [float((own * squared_error(made, weight, fmt)).sum() / (2 * ids.numel())) for fmt in symmetric]
+    if not tied:
+        assert unpooled == [0, 0, 0]
+    assert (curve.kl > np.array(unpooled) * 1.0001).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_blocks_and_whole_model_agree(tied: bool) -> None:
+    made, ids = subject(tie_word_embeddings=tied), tokens(6, LENGTH)
+    by_block = swept(made, ids)
+    made.staged.blocks, made.staged.block_names = [], []
+    whole = dataclasses.replace(made, sites=find_sites(made.staged))
+    assert {site.stage for site in whole.sites} == {0}
+    at_once = swept(whole, ids)
+    assert by_block.keys() == at_once.keys()
+    for name, curve in by_block.items():
+        for kind in ("forward", "backward", "energy", "kept"):
+            expected, found = getattr(curve, kind), getattr(at_once[name], kind)
+            np.testing.assert_allclose(found, expected, rtol=2e-3, err_msg=f"{name} {kind}")
+
+
+def test_pools_are_means_of_their_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is short, sequences share a unit; only the resolution is lost."""
+    made, ids = subject(), twice_each(12)
+    single = swept(made, ids)
+    monkeypatch.setattr("natprec.measurement.observers.UNIT_MEMORY", 1)
+    pooled = swept(made, ids)
+    for name, curve in single.items():
+        for kind in ("forward", "backward", "energy", "kept"):
+            found, expected = getattr(pooled[name], kind), getattr(curve, kind)
+            if kind in ("forward", "kept"):
+                found, expected = found[0], expected[0]
+            assert len(found) == 4
+            expected = expected.reshape(4, 3, *found.shape[1:]).mean(1)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=f"{name} {kind}")
+
+
+def test_kinds_of_text_are_kept_apart() -> None:
+    """Linears: each part's curve is that of its own sequences; a site's KL is the larger one."""
+    made = subject()
+    ids = torch.cat([tokens(4, LENGTH, vocabulary=6), tokens(4, LENGTH, seed=1)])
+    one, two = swept(made, ids), swept(made, ids, parts=2)
+    for name, curve in two.items():
+        assert curve.forward.shape == (2, 4, len(FORMATS))
+        assert curve.kept.shape == (2, 4)
+        assert np.array_equal(curve.forward.reshape(1, 8, -1), one[name].forward)
+        assert np.array_equal(curve.kl, np.maximum(curve.forward[0].mean(0), curve.forward[1].mean(0)))
+        assert (curve.kl >= one[name].kl).all()
+        worse = curve.forward[:, :, 0].mean(1).argmax()
+        assert np.array_equal(curve.samples(FORMATS[0]), curve.forward[worse, :, 0])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_killed_and_resumed_arrives_at_the_same_bits(
+    stages: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natprec.measurement.sweep.BATCH_TOKENS", 4 * LENGTH)
+    made, ids = subject(tie_word_embeddings=tied), tokens(6, LENGTH)  # two batches
+    expected = swept(made, ids)
+    file, fingerprint = tmp_path / "state.safetensors", {"seed": SEED}
+    done = 0
+
+    def save(state: SweepState) -> None:
+        nonlocal done
+        save_state(file, fingerprint, state)
+        done += 1
+        if done == stages:
+            raise Killed
+
+    with pytest.raises(Killed):
+        swept(made, ids, save=save)
+    state = load_state(file, fingerprint)
+    assert state is not None
+    assert state.stage == 2 - stages
+    found = swept(made, ids, state=state)
+    assert list(found) == list(expected)
+    for name, curve in expected.items():
+        for kind in ("forward", "backward", "energy", "kept"):
+            assert np.array_equal(getattr(curve, kind), getattr(found[name], kind)), (name, kind)
+
+
+def test_state_of_another_measurement_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.safetensors"
+    assert load_state(file, {"seed": 1}) is None
+    save_state(file, {"seed": 1}, SweepState(2, None, {}, {}))
+    with pytest.raises(ValueError, match=r"its seed is 1, now 2.*leave --resume out"):
+        load_state(file, {"seed": 2})
+
+
+def test_seed_decides_the_labels() -> None:
+    made, ids = subject(), tokens(3, LENGTH)
+    first, second = swept(made, ids, seed=1), swept(made, ids, seed=1)
+    other = swept(made, ids, seed=2)
+    name = LAYERS[0]
+    assert np.array_equal(first[name].forward, second[name].forward)
+    assert not np.array_equal(first[name].forward, other[name].forward)
+
+
+def test_labels_follow_the_prediction() -> None:
+    """Over many positions with one prediction, each token is drawn as often as it is likely."""
+    chances = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits = chances.log().expand(40, 250, 4).clone().requires_grad_()
+    _sampled_loss(logits, range(40), seed=0).backward()
+    drawn = (logits.grad < 0).double().mean((0, 1))  # type: ignore[operator]
+    assert torch.allclose(drawn, chances.double(), atol=0.02)
+
+
+def test_relative_gradient_error_falls_with_width() -> None:
+    for name, curve in swept(subject(), tokens(6, LENGTH), WIDTHS).items():
+        relative = curve.backward.mean(0) / curve.energy.mean()
+        assert (np.diff(relative) < 0).all(), name
+        assert 0 < relative[-1] < 1e-3 < relative[0] < 1, name
+
+
+def test_gradient_energy_is_the_squared_norm() -> None:
+    made, ids = subject(), tokens(4, LENGTH)
+    energy = swept(made, ids)[LAYERS[1]].energy
+    expected = gradients(made, ids, LAYERS[1]).square().sum((1, 2)).numpy()
+    np.testing.assert_allclose(energy, expected, rtol=1e-3)
+
+
+def test_fisher_agrees_with_the_definition() -> None:
+    """From 6 bits, where errors are small, the median site is within a quarter of the exact KL."""
+    made, ids = subject(), tokens(96, 32)
+    formats = WIDTHS[4:]
+    curves = swept(made, ids, formats)
+    wanted = [(site, formats) for site in made.sites if site.role == "linear"]
+    ratios = []
+    for site, values in exact_curves(made.staged, wanted, ids[:24], made.storage_dtype):
+        ratios += list(curves[site.name].kl / values.mean(0))
+    assert len(ratios) == 14 * 3
+    assert 0.75 < np.median(ratios) < 1.25
+    assert np.median(np.abs(np.array(ratios) - 1)) < 0.25
+
+
+def test_exact_is_the_kl_of_the_replaced_model() -> None:
+    from natprec.evaluation.divergence import forward_kl
+
+    made, ids = subject(), tokens(5, LENGTH)
+    formats = (NumberFormat(3, 32),)
+    reference = made.staged.logits(ids)
+    for site, values in exact_curves(made.staged, [(site, formats) for site in made.sites], ids, made.storage_dtype):
+        weight = site_weight(made.model, site)
+        original = weight.data
+        weight.data = quantize(original, formats[0], made.storage_dtype).dequantize()
+        expected = forward_kl(reference, made.staged.logits(ids)).mean(1)
+        weight.data = original
+        np.testing.assert_allclose(values[:, 0], expected.numpy(), rtol=1e-3, atol=1e-9, err_msg=site.name)
+    assert torch.equal(made.staged.logits(ids), reference)
+
+
+def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natprec.measurement.sweep.BATCH_TOKENS", 4 * LENGTH)
+    made, ids = subject(), tokens(6, LENGTH)
+    calls: list[str] = []
+    swept(made, ids, FORMATS[:1], advance=calls.append)
+    assert len(calls) == batch_count(made.staged, *ids.shape)
+
+
+@pytest.mark.parametrize(
+    ("total", "parts", "memory", "units"),
+    [
+        (12, 1, 1, 4),
+        (12, 1, 1 << 30, 12),
+        (7, 1, 1, 1),
+        (3, 1, 1, 3),
+        (12, 2, 1, 4),
+        (18, 2, 1, 2),
+        (18, 2, 1 << 30, 18),
+    ],
+)
+def test_units_divide_each_kind_of_text(
+    total: int, parts: int, memory: int, units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("natprec.measurement.observers.UNIT_MEMORY", memory)
+    made = subject()
+    site = made.sites[1]
+    observer = WeightObserver(site, site_weight(made.model, site), FORMATS, total, parts, torch.bfloat16, 0)
+    assert observer.units == units
