@@ -150,6 +150,7 @@ def _calibration(
     subject: Subject, data: str | Tensor | None, tokens: int, length: int, seed: int
 ) -> tuple[Tensor, int]:
     """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
+    pipeline.refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
     if isinstance(data, Tensor):
         return data.to(next(subject.model.parameters()).device), 1
     request = pipeline.Request(subject.name, eps=1.0, data=data, tokens=tokens, length=length, seed=seed)

@@ -55,7 +55,7 @@ def estimate(subject: Subject, request: Request, formats: int) -> Estimate:
     start = time.perf_counter()
     subject.staged.logits(ids)
     per_token = (time.perf_counter() - start) / ids.numel()
-    own_text = (0 if request.data else request.tokens) + (
+    own_text = request.tokens // (2 if request.data else 1) + (
         0 if request.eval_data or request.data else request.eval_tokens
     )
     check = CHECK_SITES * 0.5 + 1

@@ -341,9 +341,9 @@ def _refuse_other_measurement(found: Measurement, request: Request, subject: Sub
     header = found.header
     pairs = {
         "model": (header.model_digest, subject.digest),
-        "data": (header.data_digest, data_digest(ids)),
         "seed": (header.seed, request.seed),
         "estimator": (header.estimator, request.estimator),
+        "data": (header.data_digest, data_digest(ids)),
         "format list": tuple(
             ", ".join(sorted({fmt.name for several in lists for fmt in several}))
             for lists in ([curve.formats for curve in found.curves.values()], list(formats.values()))

@@ -173,9 +173,14 @@ def test_a_failed_replacement_keeps_the_old_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with files.new_folder(out) as folder:
         (folder / "plan.json").write_text("old")
-    with pytest.raises(KeyboardInterrupt), files.new_folder(out, overwrite=True) as folder:
-        (folder / "plan.json").write_text("new")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with files.new_folder(out, overwrite=True) as folder:
+            (folder / "plan.json").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (out / "plan.json").read_text() == "old"
     with files.new_folder(out, overwrite=True) as folder:
         (folder / "plan.json").write_text("new")
