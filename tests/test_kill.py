@@ -18,7 +18,7 @@ from safetensors import safe_open
 from tests.commands import left_behind, natprec
 from tests.conftest import tiny_model
 
-BLOCKS = 8
+BLOCKS = 6
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
@@ -26,9 +26,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.jo
 def options(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, text_file: Path) -> list[str]:
     """A model large enough for a sweep of a few seconds, whose stages can be told apart from outside."""
     model = tmp_path_factory.mktemp("kill") / "model"
-    tiny_model(num_hidden_layers=BLOCKS, hidden_size=128, intermediate_size=512).save_pretrained(model)
+    tiny_model(num_hidden_layers=BLOCKS, hidden_size=128, intermediate_size=256).save_pretrained(model)
     tiny_tokenizer.save_pretrained(model)
-    return ["--model", str(model), "--data", str(text_file), "--tokens", "4096", "--sequence-length", "64"]
+    return ["--model", str(model), "--data", str(text_file), "--tokens", "2048", "--sequence-length", "64"]
 
 
 @pytest.fixture(scope="module")
