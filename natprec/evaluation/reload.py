@@ -90,6 +90,9 @@ def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
             if "weight_scale" not in own or not own.keys() & {"weight_packed", "weight"}:
                 continue  # the second use of a tied weight
             own["weight_scale"] = own["weight_scale"].float()
+            if "weight_zero_point" in own:  # the library unpacks short columns only in this memory order
+                zero = own["weight_zero_point"]
+                own["weight_zero_point"] = zero.T.clone(memory_format=torch.contiguous_format).T
             state[module + ".weight"] = compressor.decompress(own, scheme)["weight"]
     missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     model.tie_weights()

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from natprec.data import data_digest
-from natprec.errors import unknown
+from natprec.errors import InputError, unknown
 from natprec.formats import NumberFormat, engine_profile
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.observers import Curve
@@ -59,6 +59,8 @@ def measure(
     """
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
+    if len(ids) % parts:
+        raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
     formats = subject.candidates(engine_profile(engine), group_size)
     stages = stages or Stages(quiet=True)
     fingerprint = {

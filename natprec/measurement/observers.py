@@ -56,8 +56,7 @@ class Curve:
 
     @property
     def kl(self) -> np.ndarray:
-        """(formats,) nats per token: the largest over the kinds of text, so that a promise made on one
-        holds on the others."""
+        """(formats,) nats per token: the largest over the kinds of text, so that a promise on one holds on all."""
         return np.asarray(self.forward.mean(1).max(0))
 
     @property
@@ -164,7 +163,9 @@ class WeightObserver:
             own = gradient.new_zeros(len(rows), gradient.shape[-1], dtype=torch.float32)
             own.index_add_(0, inverse, gradient[index].float())
             joint = own.square()
-            if sequence in self.head_rows:
+            if sequence in self.pending:  # both uses in one stage: the product's gradient is not squared yet
+                joint = joint + 2 * own * self.pending[sequence][rows]
+            elif sequence in self.head_rows:
                 first = torch.empty_like(rows)
                 first[inverse] = torch.arange(len(inverse), device=inverse.device)
                 joint = joint + 2 * own * self.head_rows[sequence].to(own.device)[first]
@@ -224,7 +225,8 @@ def lookup_values(
 
     Rows that the text never touched are unknown, not free. A share m of the positions of other text
     holds unseen tokens (Good 1953: m = tokens seen once / tokens); each costs what a token seen once
-    cost here, with the rounding errors of the unseen rows. Seen rows keep the share 1 - m.
+    cost here, with the rounding errors of the unseen rows. Seen rows keep the share 1 - m. Where
+    no token was seen once, one position counts as if, at the cost of an occurrence of the rarest.
     """
     counts = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     for lookup in lookups.values():
@@ -236,20 +238,21 @@ def lookup_values(
     errors = squared_errors(weight[seen], formats, scale_dtype).view(-1, len(seen), columns)
     values = torch.zeros(len(lookups), len(errors), dtype=torch.float64)
     single = torch.zeros(columns, device=weight.device)
+    rarest = counts[seen].min()  # 1, unless the text repeats itself throughout
     for index, lookup in enumerate(lookups.values()):
         at = position[lookup.rows]
         values[index] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * tokens)
-        single += lookup.own[counts[lookup.rows] == 1].sum(0)
-    singles = int((counts == 1).sum())
+        single += lookup.own[counts[lookup.rows] == rarest].sum(0)
+    singles = int((counts == rarest).sum())
     unseen = (counts == 0).nonzero().squeeze(1)
-    if singles == 0 or len(unseen) == 0:
+    if len(unseen) == 0:
         return values
-    mass = singles / int(counts.sum())
+    mass = (singles if rarest == 1 else 1) / int(counts.sum())
     typical = torch.zeros(len(errors), columns, device=weight.device)
     for rows in unseen.split(max(1, CONTRACT_ROWS // columns)):
         chunk = squared_errors(weight[rows], formats, scale_dtype)
         typical += chunk.view(-1, len(rows), columns).sum(1)
-    per_occurrence = (typical / len(unseen)) @ (single / singles) / 2
+    per_occurrence = (typical / len(unseen)) @ (single / (singles * rarest)) / 2
     return (1 - mass) * values + mass * per_occurrence.cpu().double()
 
 

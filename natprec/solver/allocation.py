@@ -125,11 +125,9 @@ def within_kl(units: Sequence[Unit], stairs: Staircase, budget: float) -> list[i
     steps = int(np.searchsorted(stairs.kl, budget, side="right")) - 1
     chosen = stairs.choices(max(steps, 0))
     left = budget - float(stairs.kl[max(steps, 0)])
-    closed: set[int] = set()
     for unit, fmt in zip(stairs.unit[steps:], stairs.format[steps:], strict=True):
         cost = float(units[unit].kl[fmt] - units[unit].kl[chosen[unit]])
-        if unit in closed or cost > left:
-            closed.add(int(unit))
+        if cost > left:  # the unit's later steps cost more still
             continue
         chosen[unit] = int(fmt)
         left -= cost
