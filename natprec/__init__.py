@@ -15,7 +15,8 @@ from natprec.errors import BudgetError, InputError, ModelError, NatprecError, Ou
 from natprec.evaluation.verify import Verification
 from natprec.formats import NumberFormat
 from natprec.measurement import Curve, Measurement
-from natprec.pipeline import Request, quantize
+from natprec.pipeline import quantize
+from natprec.request import Request
 from natprec.solver import Choice, Plan, solve
 
 __all__ = [

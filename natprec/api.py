@@ -9,15 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from natprec import pipeline
+from natprec import pipeline, texts
 from natprec.data import load_tokens
 from natprec.errors import InputError
+from natprec.evaluation import judge
 from natprec.evaluation.verify import Verification
 from natprec.files import new_folder
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
+from natprec.request import Request, refuse_long
 from natprec.solver import Plan
 from natprec.subject import Subject
 
@@ -120,15 +122,15 @@ def verify(
         tokenizer = _own_tokenizer(path)
     subject = Subject.in_memory(model, tokenizer)
     plan.refuse_other_model(subject.digest, subject.name)
-    shared = pipeline.may_be_measured_on(path, data) if isinstance(data, str) else False
+    shared = judge.may_be_measured_on(path, data) if isinstance(data, str) else False
     ids = _ids(subject, data, tokens, length, "held-out", seed, shared)
     label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
-    result = pipeline.verify(
+    result = judge.verify(
         path,
         subject,
         ids,
         plan,
-        rounding=pipeline.recorded_rounding(path),
+        rounding=judge.recorded_rounding(path),
         data=label,
         stages=Stages(quiet=True),
         seed=seed,
@@ -150,18 +152,18 @@ def _calibration(
     subject: Subject, data: str | Tensor | None, tokens: int, length: int, seed: int
 ) -> tuple[Tensor, int]:
     """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
-    pipeline.refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
+    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
     if isinstance(data, Tensor):
         return data.to(next(subject.model.parameters()).device), 1
-    request = pipeline.Request(subject.name, eps=1.0, data=data, tokens=tokens, length=length, seed=seed)
-    ids = pipeline.calibration_tokens(request, subject, Stages(quiet=True))
-    return ids, pipeline.calibration_parts(request)
+    request = Request(subject.name, eps=1.0, data=data, tokens=tokens, length=length, seed=seed)
+    ids = texts.calibration_tokens(request, subject, Stages(quiet=True))
+    return ids, texts.calibration_parts(request)
 
 
 def _ids(
     subject: Subject, data: str | Tensor | None, tokens: int, length: int, split: str, seed: int, shared: bool = True
 ) -> Tensor:
-    pipeline.refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
+    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
     if not isinstance(data, Tensor):
         data = load_tokens(
             subject.tokenizer,

@@ -15,7 +15,19 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from natprec import pipeline, resumable, texts
 from natprec.errors import InputError, NatprecError
+from natprec.estimate import estimate
+from natprec.evaluation import judge
+from natprec.files import REMEDIES, clear_stale, new_folder, refuse_existing
+from natprec.formats import engine_profile
+from natprec.formats.number_format import CHANNEL
+from natprec.measurement import Measurement
+from natprec.progress import Stages
+from natprec.request import Request, open_subject
+from natprec.solver import Plan
+from natprec.summary import plan_table, result_table, verification_table
+from natprec.units import human_bytes, human_seconds
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """click's error for a wrong option; where it can be imported from depends on typer's version."""
@@ -105,11 +117,7 @@ def quantize(
 
     Exit code 0: the promise holds. 3: it does not (the checkpoint is written and says so). 2: bad input.
     """
-    from natprec import pipeline
-    from natprec.progress import Stages
-    from natprec.summary import result_table
-
-    request = pipeline.Request(
+    request = Request(
         model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,
         parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code,
     )  # fmt: skip
@@ -152,11 +160,7 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure once: what every width costs at every site. Solve any eps or size from the file."""
-    from natprec import pipeline
-    from natprec.files import clear_stale, refuse_existing
-    from natprec.progress import Stages
-
-    request = pipeline.Request(
+    request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         group_size=parse_group_size(group_size), engine=engine, estimator=estimator, seed=seed, device=device,
         trust_remote_code=trust_remote_code,
@@ -169,11 +173,11 @@ def measure(
     clear_stale(out)
     refuse_existing(out, overwrite)
     state_file = out.with_name(out.name + ".partial")
-    subject = pipeline.open_subject(request, stages)
-    ids = pipeline.calibration_tokens(request, subject, stages)
+    subject = open_subject(request, stages)
+    ids = texts.calibration_tokens(request, subject, stages)
     if not resume:
         state_file.unlink(missing_ok=True)
-    measurement = pipeline.run_measurement(request, subject, ids, state_file, resume, stages)
+    measurement = resumable.run_measurement(request, subject, ids, state_file, resume, stages)
     measurement.save(out)
     state_file.unlink(missing_ok=True)
     summary = {
@@ -203,9 +207,6 @@ def solve(
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
-    from natprec.measurement import Measurement
-    from natprec.summary import plan_table
-
     plan = Measurement.load(measurement).solve(
         eps=eps, bits=bits, max_size=max_size, eps_scope=eps_scope, engine=engine
     )
@@ -234,13 +235,7 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Round a model to a plan and write the checkpoint."""
-    from natprec import pipeline
-    from natprec.files import new_folder, refuse_existing
-    from natprec.progress import Stages
-    from natprec.solver import Plan
-    from natprec.units import human_bytes
-
-    request = pipeline.Request(
+    request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -248,13 +243,13 @@ def apply(
     refuse_existing(out, overwrite)
     plan = Plan.load(plan_file)
     stages = Stages()
-    subject = pipeline.open_subject(request, stages)
+    subject = open_subject(request, stages)
     plan.refuse_other_model(subject.digest, model)
-    ids = pipeline.calibration_tokens(request, subject, stages) if rounding != "rtn" else None
+    ids = texts.calibration_tokens(request, subject, stages) if rounding != "rtn" else None
     with new_folder(out, overwrite) as folder:
         quantized = pipeline.round_to_plan(subject, plan, ids, rounding, stages)
         pipeline.write(subject, plan, quantized, folder, stages)
-    size = pipeline.checkpoint_bytes(out)
+    size = judge.checkpoint_bytes(out)
     if as_json:
         _print_json({"out": str(out), "stored_bytes": size, "seconds": stages.seconds})
     else:
@@ -278,26 +273,21 @@ def verify(
 
     Of a text that may be the one measured on, only the last fifth is taken, which measuring leaves out.
     """
-    from natprec import pipeline
-    from natprec.progress import Stages
-    from natprec.solver import Plan
-    from natprec.summary import verification_table
-
     if not folder.is_dir():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
-    shared = eval_data if eval_data and pipeline.may_be_measured_on(folder, eval_data) else None
-    request = pipeline.Request(
+    shared = eval_data if eval_data and judge.may_be_measured_on(folder, eval_data) else None
+    request = Request(
         model, eps=1.0, data=shared, eval_data=eval_data, text_column=text_column, eval_tokens=eval_tokens,
         tokens=eval_tokens, length=sequence_length, seed=seed, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     request.check()
     plan = Plan.load(folder / "plan.json")
     stages = Stages()
-    subject = pipeline.open_subject(request, stages)
+    subject = open_subject(request, stages)
     plan.refuse_other_model(subject.digest, model)
-    ids = pipeline.held_out_tokens(request, subject, stages)
-    verification = pipeline.verify(
-        folder, subject, ids, plan, rounding=pipeline.recorded_rounding(folder),
+    ids = texts.held_out_tokens(request, subject, stages)
+    verification = judge.verify(
+        folder, subject, ids, plan, rounding=judge.recorded_rounding(folder),
         data=eval_data or "written by the model", stages=stages, seed=seed,
     )  # fmt: skip
     verification.save(folder / "verification.json")
@@ -315,8 +305,6 @@ def parse_group_size(text: str) -> int | None:
     Raises:
         InputError: anything else.
     """
-    from natprec.formats.number_format import CHANNEL
-
     if text == "auto":
         return None
     if text == "channel":
@@ -327,12 +315,8 @@ def parse_group_size(text: str) -> int | None:
 
 
 def _dry_run(request: Any, stages: Any, as_json: bool) -> None:
-    from natprec import pipeline
-    from natprec.estimate import estimate
-    from natprec.formats import engine_profile
-    from natprec.units import human_bytes, human_seconds
 
-    subject = pipeline.open_subject(request, stages)
+    subject = open_subject(request, stages)
     formats = subject.candidates(engine_profile(request.engine), request.group_size)
     with stages.stage("time one batch"):
         result = estimate(subject, request, len({fmt for several in formats.values() for fmt in several}))
@@ -357,8 +341,6 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; errors that the user can mend are one line and exit code 2."""
-    from natprec.files import REMEDIES
-
     try:
         code = app(standalone_mode=False) or 0
     except NatprecError as error:

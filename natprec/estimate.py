@@ -13,7 +13,7 @@ from natprec.measurement.observers import MIN_UNITS, UNIT_MEMORY
 from natprec.measurement.sweep import BATCH_TOKENS, batches
 
 if TYPE_CHECKING:
-    from natprec.pipeline import Request
+    from natprec.request import Request
     from natprec.subject import Subject
 
 SWEEP_FORWARDS = 4.3

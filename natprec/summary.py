@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from natprec.evaluation.judge import promised
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
-from natprec.pipeline import promised
 from natprec.solver import Plan
 from natprec.solver.plan import UNQUANTIZED_BITS
 from natprec.units import human_bytes, human_seconds

@@ -17,8 +17,9 @@ from natprec.measurement import Measurement
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sweep import batches
-from natprec.pipeline import Request, calibration_tokens, open_subject
 from natprec.progress import Stages
+from natprec.request import Request, open_subject
+from natprec.texts import calibration_tokens
 
 
 def main() -> None:

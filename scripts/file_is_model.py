@@ -20,9 +20,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from natprec.evaluation.judge import checkpoint_bytes
 from natprec.measurement import Measurement
-from natprec.pipeline import Request, calibration_tokens, checkpoint_bytes, open_subject, round_to_plan, write
+from natprec.pipeline import round_to_plan, write
 from natprec.progress import Stages
+from natprec.request import Request, open_subject
+from natprec.texts import calibration_tokens
 
 READER = """
 import sys, torch

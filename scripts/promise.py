@@ -18,9 +18,11 @@ from natprec.evaluation.verify import compare
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.sweep import batches
-from natprec.pipeline import Request, calibration_tokens, held_out_tokens, open_subject, round_to_plan
+from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
+from natprec.request import Request, open_subject
 from natprec.rounding import restore, snapshot
+from natprec.texts import calibration_tokens, held_out_tokens
 
 
 def main() -> None:

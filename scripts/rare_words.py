@@ -20,10 +20,12 @@ from torch import Tensor
 from natprec.evaluation.verify import compare
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.pipeline import Request, calibration_tokens, held_out_tokens, open_subject, round_to_plan
+from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
+from natprec.request import Request, open_subject
 from natprec.rounding import restore, snapshot
 from natprec.subject import Subject
+from natprec.texts import calibration_tokens, held_out_tokens
 
 
 def unseen_windows(windows: Tensor, seen: Tensor, count: int) -> Tensor:
@@ -81,7 +83,7 @@ def main() -> None:
                 compare(lambda _, it=it: next(it), subject.staged.logits, window[None]).kl.mean() for window in windows
             ]
             restore(subject.model, original)
-            kl = sum(parts) / len(parts)
+            kl = float(sum(parts) / len(parts))
             results.append(
                 {
                     "text": name,

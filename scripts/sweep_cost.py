@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from natprec.formats import engine_profile
 from natprec.measurement.sweep import batches, sweep
-from natprec.pipeline import Request, calibration_tokens, open_subject
 from natprec.progress import Stages
+from natprec.request import Request, open_subject
+from natprec.texts import calibration_tokens
 
 
 def plain(model: Any, ids: torch.Tensor) -> float:

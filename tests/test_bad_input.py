@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from natprec import files, pipeline
+from natprec import files, pipeline, resumable
 from natprec.measurement import Measurement
 from tests.commands import SMALL, Result, left_behind, natprec
 from tests.conftest import tiny_model
@@ -97,7 +97,7 @@ def test_an_option_that_cannot_work(
     attempt: Callable[..., Result], here: Path, changes: dict[str, Any], words: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(pipeline, "measure", lambda *a, **o: pytest.fail("measured before it was refused"))
+    monkeypatch.setattr(resumable, "measure", lambda *a, **o: pytest.fail("measured before it was refused"))
     refused(attempt(**changes), *words)
     assert left_behind(here) == []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from natprec import pipeline
+from natprec.evaluation import judge
 from tests.commands import SMALL, left_behind, natprec
 from tests.conftest import tiny_model
 
@@ -78,7 +78,7 @@ def test_the_steps_give_what_quantize_gives(
     result = natprec("apply", plan, "--model", tiny_folder, "--data", text_file, "--out", again, *SMALL[:4], "--json")
     assert result.code == 0, result.err
     written = json.loads(result.out)
-    assert written["stored_bytes"] == pipeline.checkpoint_bytes(again)
+    assert written["stored_bytes"] == judge.checkpoint_bytes(again)
     result = natprec(
         "verify", again, "--model", tiny_folder, "--eval-data", text_file, "--eval-tokens", 512,
         "--sequence-length", 64, "--json",

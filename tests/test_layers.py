@@ -27,9 +27,11 @@ LAYERS: list[set[str]] = [
     {"solver"},
     {"rounding"},
     {"export"},
-    {"evaluation"},
-    {"pipeline"},
-    {"estimate", "api", "summary"},
+    {"request"},
+    {"texts"},
+    {"resumable", "evaluation"},
+    {"pipeline", "estimate", "summary"},
+    {"api"},
     {"cli", ""},  # "" is natprec/__init__.py
     {"__main__"},
 ]

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from natprec import errors, files, pipeline
+from natprec import errors, files, pipeline, request, resumable
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
+from natprec.request import Request
 from tests.commands import left_behind
 
 EPS = 2e-4
 
 
 @pytest.fixture
-def request_(tiny_folder: Path, text_file: Path) -> pipeline.Request:
-    return pipeline.Request(
+def request_(tiny_folder: Path, text_file: Path) -> Request:
+    return Request(
         str(tiny_folder), eps=EPS, data=str(text_file), tokens=256, eval_tokens=256, length=64, group_size=32,
         rounding="rtn",
     )  # fmt: skip
@@ -41,19 +42,17 @@ def worsened(monkeypatch: pytest.MonkeyPatch, factors: list[float]) -> None:
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     """The tolerances that the solver was asked for; None: the promised one."""
     asked: list[float | None] = []
-    honest = pipeline.solve
+    honest = request.solve
 
     def solve(*args: Any, **options: Any) -> Any:
         asked.append(options["eps_solved"])
         return honest(*args, **options)
 
-    monkeypatch.setattr(pipeline, "solve", solve)
+    monkeypatch.setattr("natprec.request.solve", solve)
     return asked
 
 
-def test_a_promise_kept_needs_no_correction(
-    request_: pipeline.Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_promise_kept_needs_no_correction(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = watched(monkeypatch)
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
     assert asked == [None]
@@ -64,7 +63,7 @@ def test_a_promise_kept_needs_no_correction(
 
 @pytest.mark.parametrize("second", [0.9, 1.1])
 def test_a_broken_promise_is_solved_once_more_by_the_measured_ratio(
-    request_: pipeline.Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: float
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: float
 ) -> None:
     asked = watched(monkeypatch)
     worsened(monkeypatch, [1.6, second])
@@ -80,7 +79,7 @@ def test_a_broken_promise_is_solved_once_more_by_the_measured_ratio(
 
 
 def test_a_correction_that_no_format_reaches_leaves_the_first_plan(
-    request_: pipeline.Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worsened(monkeypatch, [1e9])
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
@@ -89,7 +88,7 @@ def test_a_correction_that_no_format_reaches_leaves_the_first_plan(
     assert plan.eps_solved == EPS
 
 
-def test_eps_per_site_promises_the_sum(request_: pipeline.Request, tmp_path: Path) -> None:
+def test_eps_per_site_promises_the_sum(request_: Request, tmp_path: Path) -> None:
     _, plan, verification = pipeline.quantize(replace(request_, eps_scope="site"), tmp_path / "out")
     assert pipeline.promised(plan) == EPS * len(plan.sites)
     assert all(choice.kl <= EPS for choice in plan.sites.values())
@@ -97,7 +96,7 @@ def test_eps_per_site_promises_the_sum(request_: pipeline.Request, tmp_path: Pat
 
 
 def test_an_eps_out_of_reach_keeps_the_measurement_and_resume_uses_it(
-    request_: pipeline.Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, kept = tmp_path / "out", tmp_path / "out.partial" / "measurement.safetensors"
     with pytest.raises(errors.BudgetError, match="smallest reachable") as refused:
@@ -111,7 +110,7 @@ def test_an_eps_out_of_reach_keeps_the_measurement_and_resume_uses_it(
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "measure", no_sweep)
+        patch.setattr(resumable, "measure", no_sweep)
         for change in ({"seed": 1}, {"tokens": 128}, {"engine": "sglang"}, {"estimator": "exact"}):
             with pytest.raises(errors.InputError, match="cannot resume from"):
                 pipeline.quantize(replace(request_, **change), out, resume=True)
@@ -123,14 +122,14 @@ def test_an_eps_out_of_reach_keeps_the_measurement_and_resume_uses_it(
 
 
 def test_without_resume_it_is_measured_again(
-    request_: pipeline.Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(errors.BudgetError):
         pipeline.quantize(replace(request_, eps=1e-12), tmp_path / "out")
     (tmp_path / "out.partial" / "mine.txt").write_text("not natprec's")
     calls = []
-    honest = pipeline.measure
-    monkeypatch.setattr(pipeline, "measure", lambda *args, **options: (calls.append(1), honest(*args, **options))[1])
+    honest = resumable.measure
+    monkeypatch.setattr(resumable, "measure", lambda *args, **options: (calls.append(1), honest(*args, **options))[1])
     pipeline.quantize(request_, tmp_path / "out")
     assert calls == [1]
     assert left_behind(tmp_path / "out.partial") == ["mine.txt"], "what is not ours stays"

@@ -23,7 +23,7 @@ FEW = {"quantize": "--tokens 512 --eval-tokens 512", "measure": "--tokens 512", 
        "verify": "--eval-tokens 512"}  # fmt: skip
 
 
-def tested_blocks() -> list[list[str]]:
+def blocks_to_test() -> list[list[str]]:
     return [block.split("\n") for block in re.findall(r"<!-- test -->\n```bash\n(.*?)\n```", README, re.DOTALL)]
 
 
@@ -57,7 +57,7 @@ def test_the_commands_run(tmp_path: Path, tiny_folder: Path, text_file: Path, mo
     Path("calib.txt").write_text(text_file.read_text())
     Path("test.txt").write_text(made_up_text(30_000, seed=7))
     ran = set()
-    for line in itertools.chain(*tested_blocks()):
+    for line in itertools.chain(*blocks_to_test()):
         assert HUB_ID in line or "--model" not in line, "this test replaces that model only"
         program, *arguments = shlex.split(line.replace(HUB_ID, str(tiny_folder)))
         if program == "pip":
@@ -79,8 +79,9 @@ def test_the_make_targets_exist(target: str) -> None:
 def test_the_python_example_is_the_packages_own() -> None:
     block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert block is not None
+    own = {" ".join(line.split()) for line in (natprec.__doc__ or "").split("\n")}
     for line in filter(None, block[1].split("\n")):
-        assert line in (natprec.__doc__ or ""), "tests/test_api.py runs it from there"
+        assert " ".join(line.split()) in own, "tests/test_api.py runs it from there"
 
 
 @pytest.mark.parametrize("page", PAGES)

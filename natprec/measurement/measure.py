@@ -13,8 +13,8 @@ from torch import Tensor
 from natprec.data import data_digest
 from natprec.errors import InputError, unknown
 from natprec.formats import NumberFormat, engine_profile
+from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
-from natprec.measurement.observers import Curve
 from natprec.measurement.resume import load_state, save_state
 from natprec.measurement.sweep import SweepState, batch_count, batches, sweep
 from natprec.measurement.table import VERSION, Header, Measurement

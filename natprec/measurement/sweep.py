@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from natprec.blocks import Context, StagedModel
 from natprec.formats import NumberFormat
-from natprec.measurement.observers import Curve, WeightObserver
+from natprec.measurement.curves import Curve
+from natprec.measurement.observers import WeightObserver
 from natprec.progress import Advance
 from natprec.sites import Site, site_weight
 
@@ -104,9 +105,10 @@ def sweep(
     """
     suffix = len(staged.blocks)
     state = state or SweepState(suffix, None, {}, {})
+    spare: dict[torch.Size, list[Tensor]] = {}
     observers = {
         site.name: WeightObserver(
-            site, site_weight(staged.model, site), formats[site.name], len(ids), parts, scale_dtype, seed,
+            site, site_weight(staged.model, site), formats[site.name], len(ids), parts, scale_dtype, seed, spare,
             ids=ids if len(site.uses) > 1 else None,
         )
         for site in sites
@@ -166,28 +168,16 @@ def _run_stage(staged: StagedModel, stage: int, hidden: Tensor | None, ids: Tens
 
 
 def tied_state(observers: dict[str, WeightObserver]) -> dict[str, Tensor]:
-    """What tied weights carry from the suffix to the prefix, as plain tensors."""
-    tensors = {}
-    for name, observer in observers.items():
-        if observer.head_values is not None:
-            order = sorted(observer.head_rows)
-            tensors[f"{name}|values"] = observer.head_values
-            tensors[f"{name}|rows"] = torch.stack([observer.head_rows[s] for s in order])
-            tensors[f"{name}|sampled"] = torch.stack([observer.sampled[s] for s in order])
-            tensors[f"{name}|energy"] = torch.tensor([observer.energies[s] for s in order], dtype=torch.float64)
-            tensors[f"{name}|scale"] = torch.tensor([observer.scales[s] for s in order], dtype=torch.float64)
-    return tensors
+    """What tied weights carry from the suffix to the prefix: 'site|part' → tensor."""
+    return {f"{name}|{part}": value for name, observer in observers.items() for part, value in observer.state().items()}
 
 
 def load_tied(observers: dict[str, WeightObserver], tensors: dict[str, Tensor]) -> None:
     """The inverse of `tied_state`."""
     for name, observer in observers.items():
-        if f"{name}|values" in tensors:
-            observer.head_values = tensors[f"{name}|values"]
-            observer.head_rows = dict(enumerate(tensors[f"{name}|rows"]))
-            observer.sampled = dict(enumerate(tensors[f"{name}|sampled"]))
-            observer.energies = dict(enumerate(tensors[f"{name}|energy"].tolist()))
-            observer.scales = dict(enumerate(tensors[f"{name}|scale"].tolist()))
+        own = {key.removeprefix(name + "|"): value for key, value in tensors.items() if key.startswith(name + "|")}
+        if own:
+            observer.load(own)
 
 
 def _sampled_loss(logits: Tensor, batch: range, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from natprec.errors import InputError
 from natprec.files import write_bytes
 from natprec.formats import parse_format
-from natprec.measurement.observers import Curve
+from natprec.measurement.curves import Curve
 from natprec.sites import Site
 from natprec.statistics import bootstrap_interval
 

@@ -297,5 +297,5 @@ def test_units_divide_each_kind_of_text(
     monkeypatch.setattr("natprec.measurement.observers.UNIT_MEMORY", memory)
     made = subject()
     site = made.sites[1]
-    observer = WeightObserver(site, site_weight(made.model, site), FORMATS, total, parts, torch.bfloat16, 0)
+    observer = WeightObserver(site, site_weight(made.model, site), FORMATS, total, parts, torch.bfloat16, 0, {})
     assert observer.units == units

@@ -1,0 +1,76 @@
+"""T6: a checkpoint on disk is judged against the original model and its plan's promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from natprec.data import data_digest
+from natprec.errors import ModelError
+from natprec.evaluation.reload import load_quantized
+from natprec.evaluation.verify import Verification, compare
+from natprec.files import folder_bytes
+from natprec.measurement import Measurement
+from natprec.measurement.sweep import batches
+from natprec.progress import Stages
+from natprec.solver import Plan
+from natprec.subject import Subject
+from natprec.texts import same_source
+
+
+def verify(
+    folder: Path, subject: Subject, ids: Tensor, plan: Plan, *, rounding: str, data: str, stages: Stages, seed: int = 0
+) -> Verification:
+    """Judge the checkpoint on disk against the original model (T6)."""
+    with stages.stage("load checkpoint"):
+        model = load_quantized(folder)
+        model.to(ids.device)
+    with stages.stage("verify", len(batches(*ids.shape))) as advance:
+        compared = compare(
+            subject.staged.logits, lambda rows: model(input_ids=rows, use_cache=False).logits, ids, advance
+        )
+    summary = compared.summary(seed)
+    if not np.isfinite(summary["kl_mean"]):
+        raise ModelError(
+            f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
+            "raise --eps or --bits, or check the original model"
+        )
+    promise = promised(plan)
+    return Verification(
+        eps=plan.eps,
+        passed=None if promise is None else summary["kl_mean"] <= promise,
+        kl_predicted=plan.kl_predicted,
+        stored_bytes=checkpoint_bytes(folder),
+        stored_bytes_reference=plan.stored_bytes_reference,
+        bits_per_weight=plan.bits_per_weight,
+        bits_per_weight_total=plan.bits_per_weight_total,
+        data=data,
+        data_digest=data_digest(ids),
+        rounding=rounding,
+        **summary,
+    )
+
+
+def promised(plan: Plan) -> float | None:
+    """The KL of the whole model that a plan promises; with eps per site, the sum over sites."""
+    return plan.eps if plan.eps is None or plan.eps_scope == "model" else plan.eps * len(plan.sites)
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """The checkpoint as on disk, without natprec's own reports beside it."""
+    reports = [folder / "plan.json", folder / "verification.json"]
+    return folder_bytes(folder) - sum(file.stat().st_size for file in reports if file.exists())
+
+
+def may_be_measured_on(folder: Path, source: str) -> bool:
+    """Whether a checkpoint may have been measured on this text, so that only its held-out part may judge."""
+    file = folder / "natprec" / "measurement.safetensors"
+    return not file.is_file() or same_source(source, Measurement.load(file).header.data)
+
+
+def recorded_rounding(folder: Path) -> str:
+    """The rounding that an earlier verification recorded, else 'unknown'."""
+    file = folder / "verification.json"
+    return Verification.load(file).rounding if file.exists() else "unknown"

@@ -1,0 +1,132 @@
+"""What the user asked for, and what can be refused before anything is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from natprec.errors import InputError, unknown
+from natprec.formats import engine_profile
+from natprec.measurement import Curve, Header, Measurement
+from natprec.measurement.measure import ESTIMATORS
+from natprec.models import load_model
+from natprec.progress import Stages
+from natprec.rounding import refuse_unknown_rounding
+from natprec.solver import Plan, solve
+from natprec.solver.solve import Scope, check_eps, check_positive
+from natprec.subject import Subject
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; the command line's options, one to one."""
+
+    model: str
+    eps: float | None = None
+    bits: float | None = None
+    max_size: float | None = None
+    eps_scope: Scope = "model"
+    data: str | None = None
+    eval_data: str | None = None
+    text_column: str | None = None
+    tokens: int = 8192
+    eval_tokens: int = 4096
+    length: int = 256
+    group_size: int | None = 64
+    engine: str = "vllm"
+    estimator: str = "fisher"
+    rounding: str = "gptq"
+    seed: int = 0
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+    def check(self, judged: bool = True) -> None:
+        """Refuse what cannot work before a model is loaded.
+
+        Args:
+            judged: whether held-out tokens are wanted.
+        Raises:
+            InputError: an unknown name or a number out of range.
+        """
+        check_eps(self.eps)
+        for name in ("bits", "max_size", "tokens", "eval_tokens", "length"):
+            check_positive(name.replace("_", "-"), getattr(self, name))
+        if self.length < 2:
+            raise InputError(f"sequence-length {self.length}: a sequence needs at least 2 tokens; 256 is usual")
+        for name in ("tokens", "eval_tokens") if judged else ("tokens",):
+            if getattr(self, name) < self.length:
+                raise InputError(
+                    f"{name.replace('_', '-')} {getattr(self, name)} is less than one sequence of {self.length}; "
+                    f"raise --{name.replace('_', '-')} or lower --sequence-length"
+                )
+        engine_profile(self.engine)
+        if self.estimator not in ESTIMATORS:
+            raise unknown("estimator", self.estimator, ESTIMATORS)
+        refuse_unknown_rounding(self.rounding)
+        if self.eps is None and self.bits is None and self.max_size is None:
+            raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
+
+    def solve(self, measurement: Measurement, eps_solved: float | None = None) -> Plan:
+        """The plan that the request asks for; `eps_solved` is a tightened tolerance."""
+        return solve(
+            measurement,
+            self.eps,
+            bits=self.bits,
+            max_size=self.max_size,
+            engine=self.engine,
+            eps_scope=self.eps_scope,
+            eps_solved=eps_solved,
+        )
+
+
+def open_subject(request: Request, stages: Stages) -> Subject:
+    """Load the model and find its sites.
+
+    Raises:
+        ModelError, InputError: it cannot be used, or not with these options.
+    """
+    with stages.stage("load model"):
+        loaded = load_model(request.model, trust_remote_code=request.trust_remote_code, device=request.device)
+        subject = Subject.of(loaded)
+    refuse_long(subject, request.length)
+    return subject
+
+
+def refuse_long(subject: Subject, length: int) -> None:
+    """A model has no use, and some no numbers, for positions that it was not made for.
+
+    Raises:
+        InputError: says the limit.
+    """
+    config: Any = getattr(subject.model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and length > limit > 0:
+        raise InputError(
+            f"sequence-length {length} is more than the {limit} positions of model {subject.name!r}; "
+            f"use --sequence-length {limit} or less"
+        )
+
+
+def refuse_impossible_size(request: Request, subject: Subject) -> None:
+    """Solve a made-up measurement for the size: bytes are known before anything is measured.
+
+    Raises:
+        BudgetError: --bits or --max-size is below the cheapest plan.
+        InputError: the group size does not divide a layer.
+    """
+    formats = subject.candidates(engine_profile(request.engine), request.group_size)
+    if request.bits is None and request.max_size is None:
+        return
+    none, one = np.zeros(1), np.ones(1)
+    curves = {}
+    for site in subject.sites:
+        kl = np.array([[4.0**-fmt.bits for fmt in formats[site.name]]])
+        curves[site.name] = Curve(site, formats[site.name], kl[None], kl, one, none[None])
+    header = Header(
+        subject.name, subject.digest, "", "", 1, request.length, 1, 0, "fisher", request.engine,
+        str(subject.storage_dtype), subject.other_bytes, subject.carried_bytes,
+    )  # fmt: skip
+    replace(request, eps=None).solve(Measurement(header, curves))

@@ -1,0 +1,69 @@
+"""The tokens of a run: to measure on, and to judge on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from natprec.data import load_tokens
+from natprec.progress import Stages
+from natprec.request import Request
+from natprec.subject import Subject
+
+
+def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+    """(sequences, length) tokens to measure on.
+
+    With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
+    text where it costs most, and the promise survives text that `data` did not foresee.
+    """
+    if request.data is None:
+        return _tokens(request, subject, stages, None, request.tokens, "calibration")
+    half = max(1, round(request.tokens / request.length / 2)) * request.length
+    given = _tokens(request, subject, stages, request.data, half, "calibration")
+    return torch.cat([given, _tokens(request, subject, stages, None, half, "calibration")])
+
+
+def calibration_parts(request: Request) -> int:
+    """Kinds of text in `calibration_tokens`."""
+    return 1 if request.data is None else 2
+
+
+def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+    """(sequences, length) tokens to judge on: another part of the text, or another text."""
+    return _tokens(request, subject, stages, request.eval_data or request.data, request.eval_tokens, "held-out")
+
+
+def _tokens(request: Request, subject: Subject, stages: Stages, source: str | None, tokens: int, split: str) -> Tensor:
+    steps = None if source else tokens
+    with stages.stage(f"{split} text" if source else f"{split} text, written by the model", steps) as advance:
+        done = 0
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            for _ in range(done, now):
+                advance("")
+            done = now
+
+        device = next(subject.model.parameters()).device
+        return load_tokens(
+            subject.tokenizer,
+            source,
+            sequences=max(1, round(tokens / request.length)),
+            length=request.length,
+            split=split,  # type: ignore[arg-type]
+            shared=request.eval_data is None or same_source(request.eval_data, request.data),
+            model=subject.model,
+            seed=request.seed,
+            text_column=request.text_column,
+            progress=progress,
+        ).to(device)
+
+
+def same_source(one: str, other: str | None) -> bool:
+    """Whether two names mean one text: equal, or paths of the same file."""
+    if other is None or one == other:
+        return one == other
+    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)
