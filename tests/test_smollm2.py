@@ -1,0 +1,43 @@
+"""The main job on a real model, small enough for every run of the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from natprec import pipeline
+from natprec.evaluation.reload import load_quantized
+from natprec.request import Request
+from tests.conftest import made_up_text
+
+WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[str, str]:
+    """WikiText-2 where it lies beside the repository, made-up text elsewhere."""
+    if WIKITEXT.is_dir():
+        return str(WIKITEXT / "valid.txt"), str(WIKITEXT / "test.raw.txt")
+    files = tmp_path / "measure.txt", tmp_path / "judge.txt"
+    for seed, file in enumerate(files):
+        file.write_text(made_up_text(20_000, seed=seed), encoding="utf-8")
+    return str(files[0]), str(files[1])
+
+
+@pytest.mark.slow
+def test_quantize_keeps_its_promise(smollm2: str, texts: tuple[str, str], tmp_path: Path) -> None:
+    request = Request(
+        smollm2, eps=0.3, data=texts[0], eval_data=texts[1], tokens=2048, eval_tokens=1024, engine="transformers"
+    )
+    _, plan, verification = pipeline.quantize(request, tmp_path / "out")
+    assert verification.passed
+    assert 0.9 <= plan.kl_predicted / 0.3 <= 1
+    assert 0.4 <= verification.kl_mean / verification.kl_predicted <= 1.2  # GPTQ: below the prediction
+    assert abs(verification.stored_bytes / plan.stored_bytes - 1) <= 0.01
+    assert {choice.format.bits for choice in plan.sites.values() if choice.format} >= {3, 4, 5, 8}
+    model = load_quantized(tmp_path / "out")
+    with torch.no_grad():
+        logits = model(input_ids=torch.arange(8)[None]).logits
+    assert torch.isfinite(logits).all()
