@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,8 +21,35 @@ from natprec.estimate import estimate
 from natprec.evaluation import judge
 from natprec.files import REMEDIES, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
-from natprec.formats.number_format import CHANNEL
 from natprec.measurement import Measurement
+from natprec.options import (
+    METHOD,
+    OUTPUT,
+    Bits,
+    Column,
+    Data,
+    Device,
+    DryRun,
+    Engine,
+    Eps,
+    EstimatorOption,
+    EvalData,
+    EvalTokens,
+    GroupSize,
+    Json,
+    Length,
+    MaxSize,
+    Model,
+    Overwrite,
+    Resume,
+    RoundingOption,
+    ScopeOption,
+    Seed,
+    Tokens,
+    Trust,
+    option,
+    parse_group_size,
+)
 from natprec.progress import Stages
 from natprec.request import Request, open_subject
 from natprec.solver import Plan
@@ -40,41 +67,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
-
-
-def _option(flag: str, panel: str, text: str) -> Any:
-    return typer.Option(flag, rich_help_panel=panel, help=text)
-
-
-Model = Annotated[str, _option("--model", MODEL, "Hub id, folder, .gguf file, or smollm2-135m.")]
-Device = Annotated[str, _option("--device", MODEL, "Where to compute: cpu, cuda, cuda:1.")]
-Trust = Annotated[bool, _option("--trust-remote-code", MODEL, "Run Python code that comes with the model.")]
-Eps = Annotated[float | None, _option("--eps", TARGET, "KL that the model may lose, nats per token.")]
-Bits = Annotated[float | None, _option("--bits", TARGET, "Stored bits per quantized weight, scales included.")]
-MaxSize = Annotated[float | None, _option("--max-size", TARGET, "Bytes of the whole checkpoint on disk.")]
-ScopeOption = Annotated[
-    Literal["model", "site"], _option("--eps-scope", TARGET, "Share eps over the model, or give it to each site.")
-]
-Data = Annotated[
-    str | None,
-    _option("--data", TEXT, "To measure on: .txt, .jsonl, .parquet, hub dataset; else the model writes it."),
-]
-EvalData = Annotated[str | None, _option("--eval-data", TEXT, "To judge on; else another part of --data.")]
-Column = Annotated[str | None, _option("--text-column", TEXT, "Column of a table that holds the text.")]
-Tokens = Annotated[int, _option("--tokens", TEXT, "Calibration tokens.")]
-EvalTokens = Annotated[int, _option("--eval-tokens", TEXT, "Held-out tokens.")]
-Length = Annotated[int, _option("--sequence-length", TEXT, "Tokens per sequence.")]
-GroupSize = Annotated[str, _option("--group-size", METHOD, "32, 64, 128, channel, or auto: all that fit compete.")]
-Engine = Annotated[str, _option("--engine", METHOD, "What must run it: vllm, transformers, sglang, natprec.")]
-EstimatorOption = Annotated[str, _option("--estimator", METHOD, "fisher (one sweep) or exact (replay; slow).")]
-RoundingOption = Annotated[str, _option("--rounding", METHOD, "gptq or rtn (round to nearest).")]
-Seed = Annotated[int, _option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
-Overwrite = Annotated[bool, _option("--overwrite", OUTPUT, "Replace an existing output.")]
-Resume = Annotated[bool, _option("--resume", OUTPUT, "Go on from what a killed or refused run has measured.")]
-DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Say memory and time, and stop.")]
-Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON object and nothing else on standard output.")]
 
 
 def _examples(*lines: str) -> str:
@@ -105,7 +97,7 @@ def quantize(
     estimator: EstimatorOption = "fisher",
     rounding: RoundingOption = "gptq",
     seed: Seed = 0,
-    out: Annotated[Path | None, _option("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
+    out: Annotated[Path | None, option("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -143,7 +135,7 @@ def quantize(
 @app.command(epilog=_examples("natprec measure --model ./folder --data calib.txt --out folder.measurement"))
 def measure(
     model: Model,
-    out: Annotated[Path, _option("--out", OUTPUT, "File of the measurement.")],
+    out: Annotated[Path, option("--out", OUTPUT, "File of the measurement.")],
     data: Data = None,
     text_column: Column = None,
     tokens: Tokens = 8192,
@@ -202,8 +194,8 @@ def solve(
     bits: Bits = None,
     max_size: MaxSize = None,
     eps_scope: ScopeOption = "model",
-    engine: Annotated[str | None, _option("--engine", METHOD, "Default: the one measured for.")] = None,
-    out: Annotated[Path | None, _option("--out", OUTPUT, "Write plan.json here.")] = None,
+    engine: Annotated[str | None, option("--engine", METHOD, "Default: the one measured for.")] = None,
+    out: Annotated[Path | None, option("--out", OUTPUT, "Write plan.json here.")] = None,
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
@@ -222,7 +214,7 @@ def solve(
 def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json written by natprec solve.")],
     model: Model,
-    out: Annotated[Path, _option("--out", OUTPUT, "Folder of the checkpoint.")],
+    out: Annotated[Path, option("--out", OUTPUT, "Folder of the checkpoint.")],
     data: Data = None,
     text_column: Column = None,
     tokens: Tokens = 8192,
@@ -297,21 +289,6 @@ def verify(
         Console().print(verification_table(plan, verification))
     if verification.passed is False:
         raise typer.Exit(3)
-
-
-def parse_group_size(text: str) -> int | None:
-    """A number, `channel` (one scale per row) or `auto` (None: all sizes that fit compete).
-
-    Raises:
-        InputError: anything else.
-    """
-    if text == "auto":
-        return None
-    if text == "channel":
-        return CHANNEL
-    if text.isdigit() and int(text) > 0:
-        return int(text)
-    raise InputError(f"group size {text!r}: give 32, 64, 128, channel or auto")
 
 
 def _dry_run(request: Any, stages: Any, as_json: bool) -> None:

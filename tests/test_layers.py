@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     {"texts"},
     {"resumable", "evaluation"},
     {"pipeline", "estimate", "summary"},
-    {"api"},
+    {"api", "options"},
     {"cli", ""},  # "" is natprec/__init__.py
     {"__main__"},
 ]

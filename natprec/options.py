@@ -1,0 +1,61 @@
+"""The options of the command line, each once: its flag, its panel in --help, its text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from natprec.errors import InputError
+from natprec.formats.number_format import CHANNEL
+
+MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
+
+
+def option(flag: str, panel: str, text: str) -> Any:
+    """An option in a panel of --help."""
+    return typer.Option(flag, rich_help_panel=panel, help=text)
+
+
+Model = Annotated[str, option("--model", MODEL, "Hub id, folder, .gguf file, or smollm2-135m.")]
+Device = Annotated[str, option("--device", MODEL, "Where to compute: cpu, cuda, cuda:1.")]
+Trust = Annotated[bool, option("--trust-remote-code", MODEL, "Run Python code that comes with the model.")]
+Eps = Annotated[float | None, option("--eps", TARGET, "KL that the model may lose, nats per token.")]
+Bits = Annotated[float | None, option("--bits", TARGET, "Stored bits per quantized weight, scales included.")]
+MaxSize = Annotated[float | None, option("--max-size", TARGET, "Bytes of the whole checkpoint on disk.")]
+ScopeOption = Annotated[
+    Literal["model", "site"], option("--eps-scope", TARGET, "Share eps over the model, or give it to each site.")
+]
+Data = Annotated[
+    str | None,
+    option("--data", TEXT, "To measure on: .txt, .jsonl, .parquet, hub dataset; else the model writes it."),
+]
+EvalData = Annotated[str | None, option("--eval-data", TEXT, "To judge on; else another part of --data.")]
+Column = Annotated[str | None, option("--text-column", TEXT, "Column of a table that holds the text.")]
+Tokens = Annotated[int, option("--tokens", TEXT, "Calibration tokens.")]
+EvalTokens = Annotated[int, option("--eval-tokens", TEXT, "Held-out tokens.")]
+Length = Annotated[int, option("--sequence-length", TEXT, "Tokens per sequence.")]
+GroupSize = Annotated[str, option("--group-size", METHOD, "32, 64, 128, channel, or auto: all that fit compete.")]
+Engine = Annotated[str, option("--engine", METHOD, "What must run it: vllm, transformers, sglang, natprec.")]
+EstimatorOption = Annotated[str, option("--estimator", METHOD, "fisher (one sweep) or exact (replay; slow).")]
+RoundingOption = Annotated[str, option("--rounding", METHOD, "gptq or rtn (round to nearest).")]
+Seed = Annotated[int, option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
+Overwrite = Annotated[bool, option("--overwrite", OUTPUT, "Replace an existing output.")]
+Resume = Annotated[bool, option("--resume", OUTPUT, "Go on from what a killed or refused run has measured.")]
+DryRun = Annotated[bool, option("--dry-run", OUTPUT, "Say memory and time, and stop.")]
+Json = Annotated[bool, option("--json", OUTPUT, "Print one JSON object and nothing else on standard output.")]
+
+
+def parse_group_size(text: str) -> int | None:
+    """A number, `channel` (one scale per row) or `auto` (None: all sizes that fit compete).
+
+    Raises:
+        InputError: anything else.
+    """
+    if text == "auto":
+        return None
+    if text == "channel":
+        return CHANNEL
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise InputError(f"group size {text!r}: give 32, 64, 128, channel or auto")
