@@ -16,7 +16,7 @@ from torch import Tensor
 
 from natprec.formats import NumberFormat
 
-SHRINK = {1: (0.4, 0.6), 2: (0.45, 0.6, 0.75, 0.95)}
+SHRINK = {1: (0.4, 0.6), 2: (0.75, 0.95)}
 """Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""
 
 CHUNK = 1 << 18
