@@ -86,6 +86,15 @@ class StagedModel:
         with self._patched(hidden):
             return self.logits(ids)
 
+    def run(self, stage: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context]) -> Tensor:
+        """One stage by its number (see `stage_of`), from its input; prefix and suffix also take the ids."""
+        if stage == len(self.blocks):
+            return self.suffix(hidden, ids)
+        if stage < 0:
+            return self.prefix(ids)[0]
+        assert hidden is not None
+        return self.block(stage, hidden, contexts[stage])
+
     def stage_of(self, module_name: str) -> int:
         """-1 for the prefix, the block's index, or the number of blocks for the suffix."""
         for index, name in enumerate(self.block_names):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from natprec.blocks import StagedModel
 from natprec.evaluation.divergence import forward_kl
 from natprec.formats import NumberFormat
-from natprec.measurement.sweep import batches, forward_blocks
+from natprec.measurement.sweep import batch_rows, batches, forward_blocks
 from natprec.progress import Advance
 from natprec.quantizers import quantize
 from natprec.sites import Site, site_weight
@@ -53,14 +53,16 @@ def exact_curves(
     inputs, contexts = (
         forward_blocks(staged, ids, len(staged.blocks), lambda stage: None) if staged.blocks else ([], [])
     )
-    references = [staged.suffix(inputs[-1][_rows(b)] if inputs else None, ids[_rows(b)]) for b in batches(*ids.shape)]
+    references = [
+        staged.suffix(inputs[-1][batch_rows(b)] if inputs else None, ids[batch_rows(b)]) for b in batches(*ids.shape)
+    ]
     for site, formats in wanted:
         weight = site_weight(staged.model, site)
         values = np.zeros((len(ids), len(formats)))
         for column, fmt in enumerate(formats):
             with replaced(staged.model, site, quantize(weight, fmt, scale_dtype).dequantize()):
                 for number, batch in enumerate(batches(*ids.shape)):
-                    rows = _rows(batch)
+                    rows = batch_rows(batch)
                     if site.stage < 0 or not staged.blocks:
                         logits = staged.logits(ids[rows])
                     else:
@@ -71,7 +73,3 @@ def exact_curves(
                     values[rows, column] = forward_kl(references[number], logits).mean(1).cpu().numpy()
                     advance(f"{site.name} {fmt.name}")
         yield site, values
-
-
-def _rows(batch: range) -> slice:
-    return slice(batch.start, batch.stop)

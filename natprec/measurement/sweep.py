@@ -50,6 +50,11 @@ def batches(sequences: int, length: int) -> list[range]:
     return [range(start, min(start + size, sequences)) for start in range(0, sequences, size)]
 
 
+def batch_rows(batch: range) -> slice:
+    """The sequences of a batch, as an index."""
+    return slice(batch.start, batch.stop)
+
+
 def batch_count(staged: StagedModel, sequences: int, length: int) -> int:
     """How many times `sweep` calls `advance`."""
     blocks = len(staged.blocks)
@@ -63,7 +68,7 @@ def forward_blocks(
     """Inputs of blocks 0 to `stop` (each (sequences, time, hidden)), and contexts per batch."""
     parts, contexts = [], []
     for batch in batches(*ids.shape):
-        hidden, context = staged.prefix(ids[batch.start : batch.stop])
+        hidden, context = staged.prefix(ids[batch_rows(batch)])
         parts.append(hidden)
         contexts.append(context)
         advance("prefix forward")
@@ -71,7 +76,7 @@ def forward_blocks(
     for index in range(stop):
         output = torch.empty_like(inputs[0])
         for batch, context in zip(batches(*ids.shape), contexts, strict=True):
-            rows = slice(batch.start, batch.stop)
+            rows = batch_rows(batch)
             output[rows] = staged.block(index, inputs[-1][rows], context[index])
             advance(f"{staged.block_names[index]} forward")
         inputs.append(output)
@@ -125,9 +130,9 @@ def sweep(
             for number, batch in enumerate(batches(*ids.shape)):
                 for observer in observers.values():
                     observer.sequences = batch
-                rows = slice(batch.start, batch.stop)
+                rows = batch_rows(batch)
                 hidden = inputs[stage][rows].detach().requires_grad_() if inputs else None
-                output = _run_stage(staged, stage, hidden, ids[rows], contexts[number] if contexts else [])
+                output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else [])
                 if stage == suffix:
                     _sampled_loss(output, batch, seed).backward()
                 elif output.requires_grad:
@@ -155,16 +160,6 @@ def stage_label(staged: StagedModel, stage: int) -> str:
     if stage == len(staged.blocks):
         return "head"
     return staged.block_names[stage] if stage >= 0 else "embedding"
-
-
-def _run_stage(staged: StagedModel, stage: int, hidden: Tensor | None, ids: Tensor, context: list[Context]) -> Tensor:
-    """The output of one stage, with the graph that its backward needs."""
-    if stage == len(staged.blocks):
-        return staged.suffix(hidden, ids)
-    if stage < 0:
-        return staged.prefix(ids)[0]
-    assert hidden is not None
-    return staged.block(stage, hidden, context[stage])
 
 
 def tied_state(observers: dict[str, WeightObserver]) -> dict[str, Tensor]:

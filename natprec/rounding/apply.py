@@ -14,9 +14,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from natprec.blocks import Context, StagedModel
+from natprec.blocks import StagedModel
 from natprec.errors import unknown
-from natprec.measurement.sweep import batches
+from natprec.measurement.sweep import batch_rows, batches
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding.gptq import gptq
@@ -82,7 +82,7 @@ def apply_plan(
             put(site, None)
     hidden, contexts = [], []
     for batch in batches(*ids.shape):
-        first, context = staged.prefix(ids[_rows(batch)]) if staged.blocks else (None, [])
+        first, context = staged.prefix(ids[batch_rows(batch)]) if staged.blocks else (None, [])
         hidden.append(first)
         contexts.append(context)
     for stage in range(len(staged.blocks) + 1):
@@ -91,13 +91,13 @@ def apply_plan(
         if members:
             with _gathering(staged.model, members, hessians):
                 for number, batch in enumerate(batches(*ids.shape)):
-                    _run(staged, stage, hidden[number], ids[_rows(batch)], contexts[number])
+                    staged.run(stage, hidden[number], ids[batch_rows(batch)], contexts[number])
                     advance(f"{stage} hessian")
         for site in members:
             put(site, hessians.get(site.unit))
         if stage < len(staged.blocks):
             for number, batch in enumerate(batches(*ids.shape)):
-                hidden[number] = _run(staged, stage, hidden[number], ids[_rows(batch)], contexts[number])
+                hidden[number] = staged.run(stage, hidden[number], ids[batch_rows(batch)], contexts[number])
                 advance(f"{stage} forward")
     return {site.name: result[site.name] for site in wanted}
 
@@ -116,17 +116,6 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def apply_batches(staged: StagedModel, sequences: int, length: int) -> int:
     """At most how many times `apply_plan` calls `advance` with GPTQ."""
     return (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
-
-
-def _run(staged: StagedModel, stage: int, hidden: Tensor | None, ids: Tensor, context: list[Context]) -> Tensor:
-    if stage == len(staged.blocks):
-        return staged.suffix(hidden, ids)
-    assert hidden is not None
-    return staged.block(stage, hidden, context[stage])
-
-
-def _rows(batch: range) -> slice:
-    return slice(batch.start, batch.stop)
 
 
 @contextlib.contextmanager
