@@ -1,0 +1,1 @@
+"""natprec beside other people's quantizers: same model, text, judge and stored bytes."""

@@ -1,0 +1,226 @@
+"""The flow of `natprec compare`: reference and tokens as files, one process per method, one judge, one table.
+
+DIR/reference/        the model in float32, as every method loads it
+DIR/calibration.safetensors
+DIR/METHOD-BITS/      job.json, log.txt, checkpoint/, row.json
+DIR/compare.json      what `--json` prints
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from natprec.comparison.judging import judge, judged_model, sizes
+from natprec.comparison.methods import METHODS, SIZED_BY, Method
+from natprec.comparison.peers.worker import Job
+from natprec.comparison.processes import interpreter, run_job
+from natprec.comparison.proxies import NAMES, correlations, proxies
+from natprec.data import data_digest
+from natprec.errors import InputError, ModelError, OutputError
+from natprec.files import write_json
+from natprec.formats import NumberFormat
+from natprec.models import quiet
+from natprec.progress import Stages
+from natprec.request import Request, open_subject
+from natprec.sites import refuse_indivisible
+from natprec.subject import Subject
+from natprec.texts import given_tokens, held_out_tokens
+from natprec.units import human_seconds
+
+FIGURES = (
+    "kl_mean", "kl_ci95", "kl_p99", "perplexity", "top1_agreement", "stored_bytes", "bits_per_weight", "seconds",
+    "peak_bytes", *NAMES,
+)  # fmt: skip
+"""Of each row beside `method`, `bits` and `status`; None where the method failed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, beyond the model and texts of a `Request`.
+
+    Attributes:
+        methods: names in `METHODS`, natprec's last.
+        widths: bits of the uniform methods; one group of rows for each.
+        iterations: steps per block of AutoRound.
+        interpreters: method, or '' for all peers → Python interpreter.
+        time_limit: seconds that one method may take.
+    """
+
+    methods: list[str]
+    widths: list[int]
+    iterations: int = 200
+    interpreters: dict[str, str] | None = None
+    time_limit: float = 21600.0
+
+
+def compare(request: Request, settings: Settings, folder: Path, stages: Stages, resume: bool = False) -> dict[str, Any]:
+    """Run every method at every width and judge it.
+
+    Args:
+        folder: for results; written as the run goes on.
+        resume: take rows that succeeded with the same inputs from an earlier run.
+    Returns:
+        `rows`, `proxies`, `target_bytes` and what the rows were measured with; plain values.
+    Raises:
+        NatprecError: the model, the text or the group size cannot be used. A method's failure is its status.
+    """
+    if not isinstance(request.group_size, int) or request.group_size < 1:
+        raise InputError("group size: the methods share only groups of a fixed size; give --group-size 32, 64 or 128")
+    refuse_occupied(folder, resume)
+    subject = open_subject(request, stages)
+    sites = [site for site in subject.sites if site.role == "linear"]
+    refuse_indivisible(sites, (NumberFormat(4, request.group_size, True),))
+    ids, held_out = given_tokens(request, subject, stages), held_out_tokens(request, subject, stages)
+    bench = _Bench(request, settings, folder, stages, subject, ids, held_out)
+    bench.write_inputs()
+    rows: list[dict[str, Any]] = []
+    targets: dict[int, int] = {}
+    for bits in settings.widths:
+        for name in settings.methods:
+            if METHODS[name].bits is not None and bits != settings.widths[0]:
+                continue  # its only width has its row already
+            if METHODS[name].own and bits not in targets:
+                targets[bits] = target_bytes(rows, bits, subject, request.group_size)
+            row = bench.row(name, METHODS[name].bits or bits, targets.get(bits), resume)
+            rows.append(row)
+            stages.note(f"{name} {row['bits']}: {_line(row)}")
+    report = {
+        "model": request.model,
+        "data": request.data or "written by the model",
+        "eval_data": request.eval_data or request.data or "written by the model",
+        "tokens": bench.ids.numel(),
+        "eval_tokens": bench.held_out.numel(),
+        "group_size": request.group_size,
+        "target_bytes": targets,
+        "rows": rows,
+        "proxies": correlations(rows, request.seed),
+    }
+    write_json(folder / "compare.json", report)
+    return report
+
+
+def refuse_occupied(folder: Path, resume: bool) -> None:
+    """Hours of results are not written over.
+
+    Raises:
+        OutputError: the folder has files and is not to be resumed, or they are of something else.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"output {str(folder)!r} is a file; choose a folder")
+    if any(folder.iterdir()) and not (resume and (folder / "calibration.safetensors").is_file()):
+        remedy = "choose another" if resume else "add --resume to go on with it, or choose another"
+        raise OutputError(f"output {str(folder)!r} is not empty; {remedy}")
+
+
+def target_bytes(rows: list[dict[str, Any]], bits: int, subject: Subject, group_size: int) -> int:
+    """Bytes of the weight files of the uniform checkpoint, by count where no peer wrote one."""
+    for name in SIZED_BY:
+        for row in rows:
+            if row["method"] == name and row["bits"] == bits and row["status"] == "ok":
+                return int(row["stored_bytes"])
+    linear = [site for site in subject.sites if site.role == "linear"]
+    counted = sum(site.elements * (bits + (16 + bits) / group_size) / 8 for site in linear)
+    others = sum(2 * site.elements for site in subject.sites if site.role != "linear")
+    return int(counted + others + subject.other_bytes)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all rows share."""
+
+    request: Request
+    settings: Settings
+    folder: Path
+    stages: Stages
+    subject: Subject
+    ids: Tensor
+    held_out: Tensor
+
+    def write_inputs(self) -> None:
+        """The reference and the calibration tokens, as every worker reads them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.stages.stage("write reference"), quiet():
+            model: Any = self.subject.model
+            model.save_pretrained(self.folder / "reference")
+            self.subject.tokenizer.save_pretrained(self.folder / "reference")
+            save_file({"input_ids": self.ids.contiguous()}, self.folder / "calibration.safetensors")
+
+    def row(self, name: str, bits: int, target: int | None, resume: bool) -> dict[str, Any]:
+        """One method at one width: run, judge, keep."""
+        method = METHODS[name]
+        folder = (self.folder / f"{name}-{bits}").absolute()
+        job = self._job(name, method, bits, target)
+        key = self._key(job)
+        kept = _kept(folder / "row.json", key) if resume else None
+        if kept is not None:
+            return kept
+        chosen = interpreter(name, method, self.settings.interpreters or {})
+        row = {"method": name, "bits": bits, "status": "", **dict.fromkeys(FIGURES)}
+        with self.stages.stage(f"{name} {bits}"):
+            row.update(run_job(job, method, folder, chosen, self.settings.time_limit))
+            if row["status"] == "ok":
+                row.update(self._judged(row, folder, method))
+        if row["status"] == "ok":
+            write_json(folder / "row.json", {"key": key, "row": row})
+        (folder / "dense.safetensors").unlink(missing_ok=True)  # as large as the model in float32
+        return row
+
+    def _judged(self, row: dict[str, Any], folder: Path, method: Method) -> dict[str, Any]:
+        """All figures; if the method's weights are of no use, a status that says so."""
+        try:
+            model = judged_model(self.subject, folder / "dense.safetensors")
+            figures = judge(self.subject, model, self.held_out, self.request.seed)
+            size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
+        except ModelError as error:
+            return {"status": str(error)}
+        return {**size, **figures, **proxies(self.subject, model, self.ids, method.rescales)}
+
+    def _job(self, name: str, method: Method, bits: int, target: int | None) -> Job:
+        settings = {
+            **method.settings,
+            **({"iterations": self.settings.iterations} if method.peer == "autoround" else {}),
+        }
+        assert isinstance(self.request.group_size, int)
+        return Job(
+            method=name,
+            peer=str(method.file),
+            model=str((self.folder / "reference").absolute()),
+            calibration=str((self.folder / "calibration.safetensors").absolute()),
+            bits=bits,
+            group_size=self.request.group_size,
+            storage_dtype=str(self.subject.storage_dtype).removeprefix("torch."),
+            max_bytes=target if method.own else None,
+            settings=settings,
+            trust_remote_code=self.request.trust_remote_code,
+            kind=self.subject.kind,
+        )
+
+    def _key(self, job: Job) -> str:
+        """Everything that a row depends on, except the versions of the peers."""
+        inputs = {name: value for name, value in asdict(job).items() if name not in ("peer", "model", "calibration")}
+        parts = [self.subject.digest, data_digest(self.ids), data_digest(self.held_out), inputs, self.request.seed]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(file: Path, key: str) -> dict[str, Any] | None:
+    """The row of an earlier run with the same inputs."""
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return value["row"] if value.get("key") == key else None
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["status"] != "ok":
+        return str(row["status"])
+    return f"KL {row['kl_mean']:.4g}, {row['stored_bytes'] / 1e6:.1f} MB, {human_seconds(row['seconds'])}"

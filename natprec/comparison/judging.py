@@ -1,0 +1,105 @@
+"""The judge of all methods: the weights that a checkpoint reconstructs, in one float32 model.
+
+A method's process leaves its weights dequantized, so that every row is computed by the same code and
+differs from the reference in nothing but the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from natprec.errors import ModelError
+from natprec.evaluation.judge import compared_with
+from natprec.subject import Subject
+
+WEIGHT_FILES = (".safetensors", ".bin", ".pt")
+FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def judged_model(subject: Subject, dense: Path) -> nn.Module:
+    """A copy of the reference with a method's weights.
+
+    Raises:
+        ModelError: tensors are missing, unknown or not finite.
+    """
+    model = copy.deepcopy(subject.model)
+    state = load_file(dense)
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ModelError(f"{len(bad)} tensors of the checkpoint hold NaN or Inf, the first is {bad[0]!r}")
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the checkpoint's weights do not fit the model: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    tensors = model.state_dict(keep_vars=True)
+    loaded = {id(tensors[name]) for name in state if name in tensors}
+    lacking = [name for name in missing if id(tensors[name]) not in loaded]  # a tied head is loaded with its twin
+    if lacking or unexpected:
+        raise ModelError(f"the checkpoint lacks {lacking[:2]} and has unknown {unexpected[:2]}")
+    return model
+
+
+def judge(subject: Subject, model: nn.Module, held_out: Tensor, seed: int) -> dict[str, Any]:
+    """KL (or the distortion that suits the model), perplexity and agreement on (sequences, length) held-out tokens.
+
+    Raises:
+        ModelError: predictions are NaN or Inf.
+    """
+    summary = compared_with(subject, model, held_out).summary(seed)
+    if not math.isfinite(summary["kl_mean"]):
+        raise ModelError("its predictions are NaN or Inf")
+    return {
+        "kl_mean": summary["kl_mean"],
+        "kl_ci95": list(summary["kl_ci95"]),
+        "kl_p99": summary["kl_p99"],
+        "perplexity": summary["perplexity_quantized"],
+        "perplexity_reference": summary["perplexity_reference"],
+        "top1_agreement": summary["top1_agreement"],
+    }
+
+
+def sizes(checkpoint: Path, reference: nn.Module) -> dict[str, Any]:
+    """Bytes of the weight files on disk, and bits per quantized weight.
+
+    A tensor is kept if the reference has it under that name, in that shape, and it is stored as floats;
+    all others store quantized weights: codes, scales, zero points.
+
+    Raises:
+        ModelError: no weight files.
+    """
+    files = [file for file in checkpoint.rglob("*") if file.suffix in WEIGHT_FILES]
+    if not files:
+        raise ModelError(f"{str(checkpoint)!r} holds no weight files")
+    originals = dict(reference.named_parameters())
+    kept: set[str] = set()
+    quantized_bytes = 0
+    for name, entry in (item for file in files if file.suffix == ".safetensors" for item in _header(file).items()):
+        original = originals.get(name)
+        if original is not None and entry["dtype"] in FLOATS and list(original.shape) == entry["shape"]:
+            kept.add(name)
+        else:
+            quantized_bytes += entry["data_offsets"][1] - entry["data_offsets"][0]
+    weights = sum(tensor.numel() for name, tensor in originals.items() if name not in kept and tensor.ndim > 1)
+    return {
+        "stored_bytes": sum(file.stat().st_size for file in files),
+        "bits_per_weight": 8 * quantized_bytes / weights if weights else None,
+    }
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Name → dtype, shape and place of each tensor of a safetensors file."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header: dict[str, Any] = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    return header

@@ -1,0 +1,110 @@
+"""The methods that `natprec compare` knows, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from natprec.errors import InputError, unknown
+
+PEERS = Path(__file__).parent / "peers"
+SIZED_BY = ("gptq", "rtn")
+"""Whose checkpoint is the size that natprec must not exceed: the first of them that succeeded."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to quantize a model.
+
+    Attributes:
+        peer: file in `peers/`.
+        module: what the interpreter must have; `package`: what installs it.
+        settings: passed to the peer.
+        bits: the only width, where it has just one.
+        own: natprec itself, which gets the bytes of a peer's checkpoint.
+        rescales: moves scales between layers, so that weights differ from the original's beyond rounding.
+    """
+
+    peer: str
+    module: str
+    package: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    bits: int | None = None
+    own: bool = False
+    rescales: bool = False
+
+    @property
+    def file(self) -> Path:
+        """The peer's file."""
+        return PEERS / f"{self.peer}.py"
+
+
+def _llm_compressor(recipe: str, rescales: bool = False) -> Method:
+    return Method("llmcompressor", "llmcompressor", "llmcompressor", {"recipe": recipe}, rescales=rescales)
+
+
+def _natprec(engine: str) -> Method:
+    return Method("own", "natprec", "natprec", {"engine": engine}, own=True)
+
+
+METHODS: dict[str, Method] = {
+    "rtn": _llm_compressor("rtn"),
+    "gptq": _llm_compressor("gptq"),
+    "awq": _llm_compressor("awq", rescales=True),
+    "smoothquant": _llm_compressor("smoothquant", rescales=True),
+    "autoround": Method("autoround", "auto_round", "auto-round"),
+    "autoscheme": Method("autoround", "auto_round", "auto-round", {"search": True}),
+    "modelopt": Method("modelopt", "modelopt", "nvidia-modelopt"),
+    "nf4": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "nf4"}, bits=4),
+    "int8": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "int8"}, bits=8),
+    "natprec": _natprec("vllm"),
+    "natprec-transformers": _natprec("transformers"),
+}
+
+DEFAULT = "rtn,gptq,awq,smoothquant,autoround,modelopt,nf4,int8,natprec"
+
+
+def parse_methods(text: str) -> list[str]:
+    """Names separated by commas, or `all`; natprec's last, because they need a peer's bytes.
+
+    Raises:
+        InputError: an unknown name, or none.
+    """
+    names = list(METHODS) if text == "all" else list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    for name in names:
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+    if not names:
+        raise InputError(f"methods {text!r} name nothing to compare; known: all, {', '.join(METHODS)}")
+    return sorted(names, key=lambda name: METHODS[name].own)
+
+
+def parse_widths(text: str) -> list[int]:
+    """Whole numbers of bits separated by commas.
+
+    Raises:
+        InputError: none, or not from 2 to 8.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and 2 <= int(part) <= 8 for part in parts):
+        raise InputError(f"bits {text!r}: give whole numbers from 2 to 8, such as 4 or 3,4")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def parse_interpreters(given: list[str]) -> dict[str, str]:
+    """Method → Python interpreter, from `METHOD=PATH` or `PATH`, which is for all peers (key '').
+
+    Raises:
+        InputError: an unknown method, or a path that is no file.
+    """
+    found = {}
+    for text in given:
+        name, separator, path = text.rpartition("=")
+        if separator and name not in METHODS:
+            raise unknown("method", name, METHODS)
+        if not Path(path).is_file():
+            raise InputError(f"python {text!r}: {path!r} is no file; give METHOD=PATH or PATH of an interpreter")
+        found[name] = str(Path(path).absolute())
+    return found

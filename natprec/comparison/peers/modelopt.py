@@ -1,0 +1,92 @@
+"""NVIDIA Model Optimizer's AutoQuantize: a width for each layer, searched by a gradient score.
+
+Symmetric integers in groups, as its custom formats allow; activations stay at 16 bits. Its exporter has no
+such formats, so nothing is written: the bytes are those of densely packed codes with a 16-bit scale per
+group. What the uniform peers spend on zero points, it may spend on codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+PACKAGES = {"nvidia-modelopt": "modelopt.torch.quantization"}
+WIDTHS = (2, 3, 4, 6, 8)
+
+
+def quantize(job: Any, model: Any, ids: Tensor) -> Any:
+    """The searched model, whose weights are rounded in each forward."""
+    import modelopt.torch.quantization as mtq
+
+    def config(bits: int) -> dict[str, Any]:
+        blocks = {"num_bits": bits, "block_sizes": {-1: job.group_size}, "enable": True}
+        return {
+            "quant_cfg": [
+                {"quantizer_name": "*", "enable": False},
+                {"quantizer_name": "*weight_quantizer", "cfg": blocks},
+            ],
+            "algorithm": "max",
+        }
+
+    model.requires_grad_(True)
+    searched, _ = mtq.auto_quantize(
+        model,
+        constraints={
+            "effective_bits": job.bits + job.bits / job.group_size,
+            "cost": {"excluded_module_name_patterns": ["*lm_head*"]},
+        },
+        quantization_formats=[config(bits) for bits in WIDTHS if bits >= job.bits - 1],
+        data_loader=[{"input_ids": rows, "labels": rows} for rows in ids.split(1)],
+        forward_step=lambda net, batch: net(**batch, use_cache=False),
+        loss_func=lambda output, batch: output.loss,
+        disabled_layers=["*lm_head*"],
+        num_calib_steps=len(ids),
+        num_score_steps=len(ids),
+    )
+    return searched
+
+
+def save(job: Any, done: Any, folder: Path) -> None:
+    """The widths that were chosen, for the reader; see `report` for the bytes."""
+    widths = {name: _bits(module) for name, module in _rounded(done)}
+    (folder / "widths.json").write_text(json.dumps(widths, indent=2))
+
+
+def dense(job: Any, done: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights as its own quantizers round them; the rest at 16 bits."""
+    import torch
+
+    rounded = dict(_rounded(done))
+    with torch.no_grad():
+        for name, value in done.state_dict().items():
+            owner, _, own = name.rpartition(".")
+            if own == "weight" and owner in rounded:
+                yield name, rounded[owner].weight_quantizer(value.float())
+            elif "_quantizer" not in name:
+                yield name, value.to(job.dtype)
+
+
+def report(job: Any, done: Any) -> dict[str, Any]:
+    """Bytes by counting, ties once."""
+    quantized = {id(module.weight): (module.weight.numel(), _bits(module)) for _, module in _rounded(done)}
+    others = sum(value.numel() for value in done.parameters() if id(value) not in quantized)
+    bits = sum(count * (width + 16 / job.group_size) for count, width in quantized.values())
+    return {
+        "stored_bytes": round(bits / 8 + 2 * others),
+        "bits_per_weight": bits / sum(n for n, _ in quantized.values()),
+    }
+
+
+def _rounded(model: Any) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        quantizer = getattr(module, "weight_quantizer", None)
+        if quantizer is not None and quantizer.is_enabled:
+            yield name, module
+
+
+def _bits(module: Any) -> int:
+    return int(module.weight_quantizer.num_bits)

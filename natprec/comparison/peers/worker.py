@@ -1,0 +1,194 @@
+"""One method's process: load the model, quantize, save, and leave the weights to be judged.
+
+    python worker.py JOB_FOLDER
+
+reads `job.json` and the files it names, writes `checkpoint/`, `dense.safetensors` and last, when all is
+well or the error is known, `result.json`. A process that dies leaves no result; the parent says how.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the parent asks of a method; `job.json`.
+
+    Attributes:
+        peer: path of the peer's file.
+        model: folder of the reference, float32.
+        calibration: safetensors file with `input_ids`, (sequences, length), int64.
+        bits: of uniform methods, and on average over weights (scales not counted) of the others.
+        storage_dtype: in which tensors that stay unquantized are stored: bfloat16 or float16.
+        max_bytes: of the weight files, for methods that aim at a size.
+        settings: the method's own.
+        kind: 'causal', or 'encoder' (without a head).
+    """
+
+    method: str
+    peer: str
+    model: str
+    calibration: str
+    bits: int
+    group_size: int
+    storage_dtype: str
+    max_bytes: int | None
+    settings: dict[str, Any]
+    trust_remote_code: bool = False
+    kind: str = "causal"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of `storage_dtype`."""
+        return getattr(torch, self.storage_dtype)
+
+    def ids(self) -> Tensor:
+        """(sequences, length) calibration tokens."""
+        from safetensors.torch import load_file
+
+        return load_file(self.calibration)["input_ids"]
+
+    def load(self, **arguments: Any) -> Any:
+        """The reference model, float32 unless told otherwise."""
+        from transformers import AutoModel, AutoModelForCausalLM
+
+        arguments = {"dtype": torch.float32, "trust_remote_code": self.trust_remote_code, **arguments}
+        family = AutoModelForCausalLM if self.kind == "causal" else AutoModel
+        return family.from_pretrained(self.model, **arguments).eval()
+
+    def tokenizer(self) -> Any:
+        """The reference's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.model, trust_remote_code=self.trust_remote_code)
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Carry out `folder/job.json`; the fields of `result.json`."""
+    from safetensors.torch import save_file
+
+    job = Job(**json.loads((folder / "job.json").read_text()))
+    peer = load_peer(Path(job.peer))
+    for module in peer.PACKAGES.values():
+        importlib.import_module(module)  # importing is not quantizing: outside the timed part
+    model, ids = job.load(), job.ids()
+    reference = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    done = peer.quantize(job, model, ids)
+    seconds = time.perf_counter() - start
+    peak = peak_bytes()
+    checkpoint = folder / "checkpoint"
+    checkpoint.mkdir(exist_ok=True)
+    peer.save(job, done, checkpoint)
+    store_in_half(checkpoint, reference, job.dtype, getattr(peer, "HALF", ""))
+    weights = {name: tensor.float().contiguous() for name, tensor in peer.dense(job, done, checkpoint)}
+    for name in model._tied_weights_keys or () if model.config.tie_word_embeddings else ():
+        weights.pop(name, None)  # its twin is there
+    save_file(weights, folder / "dense.safetensors")
+    return {
+        "status": "ok",
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "versions": {name: version(name) for name in ("torch", "transformers", *peer.PACKAGES)},
+        **getattr(peer, "report", lambda job, done: {})(job, done),
+    }
+
+
+def version(package: str) -> str:
+    """Of an installed distribution; a source folder on the path has none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "source folder"
+
+
+def load_peer(file: Path) -> Any:
+    """The module in a file; it is in no package that the peer's environment would have to know."""
+    spec = importlib.util.spec_from_file_location(f"peer_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def store_in_half(folder: Path, reference: dict[str, Any], dtype: torch.dtype, pattern: str) -> None:
+    """Store at 16 bits what users, who load a model at 16 bits, would find stored so.
+
+    The peers compute in float32 here, the best that they can do. That concerns the tensors that the
+    peer left as they were and those whose name matches the peer's `HALF`: scales.
+    """
+    from safetensors.torch import load_file, save_file
+
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            kept = name in reference and tensor.shape == reference[name]
+            if tensor.dtype == torch.float32 and (kept or (pattern and re.search(pattern, name))):
+                tensors[name] = tensor.to(dtype)
+        save_file(tensors, file, metadata={"format": "pt"})
+    config = folder / "config.json"
+    if config.is_file():
+        value = json.loads(config.read_text())
+        config.write_text(json.dumps({**value, "dtype": str(dtype).removeprefix("torch.")}, indent=2))
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held; ru_maxrss would count the parent's before exec as well."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def die_with(parent: int) -> None:
+    """End this process and what it started once the parent is gone: nobody waits for the result."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)  # this process leads a group of its own
+
+
+def main() -> None:
+    """Always leave a result that says what happened; the traceback goes to the log."""
+    folder = Path(sys.argv[1])
+    threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
+    sys.path.pop(0)  # this folder: its files have the names of the packages that they use
+    try:
+        result = run(folder)
+    except Exception as error:
+        traceback.print_exc()
+        missing = isinstance(error, ModuleNotFoundError)
+        lines = str(error).strip().splitlines() or [""]
+        text = f"{'not installed' if missing else type(error).__name__}: {lines[0][:300]}"
+        result = {"status": text}
+    temporary = folder / "result.json.partial"
+    temporary.write_text(json.dumps(result, indent=2))
+    temporary.replace(folder / "result.json")
+
+
+if __name__ == "__main__":
+    main()

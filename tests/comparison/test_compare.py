@@ -1,0 +1,140 @@
+"""The whole flow on a tiny model: peers that are told what to do, and natprec itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natprec.comparison import compare as flow
+from natprec.comparison.methods import METHODS, Method
+from tests.commands import SMALL, Result, left_behind, natprec
+from tests.comparison.test_processes import fake
+
+NAMES = {"method", "status", "kl_mean", "kl_p99", "perplexity", "top1_agreement", "stored_bytes", "bits_per_weight",
+         "seconds", "peak_bytes"}  # fmt: skip
+FAKES = {
+    "gptq": fake("round"),
+    "rtn": fake("nan"),
+    "awq": fake("round", module="no_such_module_here"),
+    "nf4": Method(str(fake("").file.with_suffix("")), "json", "p", {"do": "round"}, bits=6),
+}
+
+
+def run(folder: Path, model: Path, text: Path, *more: str) -> Result:
+    return natprec(
+        "compare", "--model", model, "--data", text, "--eval-tokens", "512", *SMALL,
+        "--methods", "natprec,rtn,gptq,awq,nf4", "--bits", "4,3", "--out", folder, "--json", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, text_file: Path) -> Any:
+    """The folder of a run, its JSON and the JSON of the resumed run with the methods that this one started."""
+    folder = tmp_path_factory.mktemp("compared") / "out"
+    started: list[str] = []
+    plain = flow.run_job
+
+    def counted(job: Any, *arguments: Any) -> Any:
+        started.append(f"{job.method}-{job.bits}")
+        return plain(job, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, method in FAKES.items():
+            patch.setitem(METHODS, name, method)
+        first = run(folder, tiny_folder, text_file)
+        assert first.code == 0, first.err
+        patch.setattr(flow, "run_job", counted)
+        again = run(folder, tiny_folder, text_file, "--resume")
+        other = run(folder, tiny_folder, text_file, "--resume", "--seed", "1", "--methods", "nf4")
+    return folder, json.loads(first.out), json.loads(again.out), started, other
+
+
+def rows(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"{row['method']}-{row['bits']}": row for row in report["rows"]}
+
+
+def test_every_method_has_its_rows(done: Any) -> None:
+    report = done[1]
+    assert all(row.keys() >= NAMES for row in report["rows"])
+    assert list(rows(report)) == [
+        *("rtn-4", "gptq-4", "awq-4", "nf4-6", "natprec-4"),
+        *("rtn-3", "gptq-3", "awq-3", "natprec-3"),  # nf4 has one width and one row
+    ]
+
+
+def test_failures_are_rows_with_a_reason_and_no_figures(done: Any) -> None:
+    report = rows(done[1])
+    assert "NaN or Inf" in report["rtn-4"]["status"]
+    assert report["awq-3"]["status"].startswith("not installed: ")
+    for name in ("rtn-4", "awq-3"):
+        assert {report[name][key] for key in NAMES - {"method", "status", "seconds", "peak_bytes"}} == {None}
+
+
+def test_figures_of_the_others(done: Any) -> None:
+    report = rows(done[1])
+    for name in ("gptq-4", "gptq-3", "nf4-6", "natprec-4", "natprec-3"):
+        row = report[name]
+        assert row["status"] == "ok"
+        assert 0 < row["kl_mean"] < row["kl_p99"] < 1
+        assert 0 < row["layer_mse"] < 1
+    assert report["nf4-6"]["kl_mean"] < report["gptq-4"]["kl_mean"] < report["gptq-3"]["kl_mean"]
+
+
+def test_natprec_has_at_most_the_bytes_of_the_uniform_checkpoint(done: Any) -> None:
+    report = rows(done[1])
+    for bits in ("4", "3"):
+        target = report[f"gptq-{bits}"]["stored_bytes"]
+        assert done[1]["target_bytes"][bits] == target
+        assert report[f"natprec-{bits}"]["stored_bytes"] <= target
+
+
+def test_the_proxies_are_compared_with_the_kl(done: Any) -> None:
+    found = done[1]["proxies"]["layer_mse"]
+    assert found["rows"] == 5
+    assert -1 <= found["ci95"][0] <= found["spearman"] <= found["ci95"][1] <= 1
+
+
+def test_resume_runs_only_what_failed(done: Any) -> None:
+    _, first, again, started, _ = done
+    assert [name for name in started if not name.startswith("nf4")] == ["rtn-4", "awq-4", "rtn-3", "awq-3"]
+    assert rows(again)["natprec-4"] == rows(first)["natprec-4"]
+
+
+def test_other_inputs_are_not_resumed(done: Any) -> None:
+    """The seed of the intervals is one."""
+    assert done[3].count("nf4-6") == 1
+
+
+def test_what_stays_on_disk(done: Any) -> None:
+    folder = done[0]
+    names = left_behind(folder)
+    assert {"reference", "calibration.safetensors", "compare.json", "gptq-4", "natprec-3"} <= set(names)
+    assert left_behind(folder / "gptq-4") == ["checkpoint", "job.json", "log.txt", "result.json", "row.json"]
+    assert not list(folder.rglob("dense.safetensors"))
+
+
+def test_results_are_not_written_over(done: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for folder, more, words in (
+        (done[0], (), "is not empty; add --resume"),
+        (tmp_path, ("--resume",), "is not empty; choose another"),
+        (tmp_path / "notes.txt", (), "is a file"),
+    ):
+        result = natprec("compare", "--model", tiny_folder, "--out", folder, *more)
+        assert result.code == 2
+        assert words in result.reason
+
+
+def test_wrong_options_are_refused_before_anything_is_loaded(tiny_folder: Path) -> None:
+    for options, words in (
+        (("--methods", "gtpq"), "did you mean 'gptq'"),
+        (("--bits", "12"), "2 to 8"),
+        (("--group-size", "auto"), "fixed size"),
+        (("--python", "/nowhere"), "is no file"),
+    ):
+        result = natprec("compare", "--model", tiny_folder, *options)
+        assert result.code == 2
+        assert words in result.reason

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from natprec.comparison.judging import judge, judged_model, sizes
+from natprec.errors import ModelError
+from natprec.subject import Subject
+from tests.conftest import tiny_model
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject.in_memory(tiny_model(), None)
+
+
+def weights(subject: Subject) -> dict[str, Any]:
+    return {name: parameter.detach().clone() for name, parameter in subject.model.named_parameters()}
+
+
+def test_the_reference_itself_is_at_no_distance(subject: Subject, tmp_path: Path) -> None:
+    save_file(weights(subject), tmp_path / "dense.safetensors")
+    figures = judge(subject, judged_model(subject, tmp_path / "dense.safetensors"), torch.arange(64).reshape(2, 32), 0)
+    assert figures["kl_mean"] == pytest.approx(0, abs=1e-12)
+    assert figures["top1_agreement"] == 1
+    assert figures["perplexity"] == figures["perplexity_reference"]
+
+
+def test_other_weights_are_at_a_distance_and_the_reference_is_not_changed(subject: Subject, tmp_path: Path) -> None:
+    changed = weights(subject)
+    before = changed["model.layers.0.mlp.up_proj.weight"].clone()
+    changed["model.layers.0.mlp.up_proj.weight"] += 0.1
+    save_file(changed, tmp_path / "dense.safetensors")
+    figures = judge(subject, judged_model(subject, tmp_path / "dense.safetensors"), torch.arange(64).reshape(2, 32), 0)
+    assert figures["kl_mean"] > 1e-6
+    assert figures["kl_ci95"][0] <= figures["kl_mean"] <= figures["kl_ci95"][1]
+    assert torch.equal(subject.model.get_submodule("model.layers.0.mlp.up_proj").weight, before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damage", ["nan", "missing", "unknown", "shape"])
+def test_useless_weights_are_refused(damage: str, subject: Subject, tmp_path: Path) -> None:
+    state = weights(subject)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    if damage == "nan":
+        state[name][0, 0] = torch.nan
+    elif damage == "missing":
+        del state[name]
+    elif damage == "unknown":
+        state["model.extra"] = torch.zeros(1)
+    else:
+        state[name] = state[name][:1].contiguous()
+    save_file(state, tmp_path / "dense.safetensors")
+    words = {"nan": "NaN or Inf", "missing": "lacks", "unknown": "unknown", "shape": "do not fit"}
+    with pytest.raises(ModelError, match=words[damage]):
+        judged_model(subject, tmp_path / "dense.safetensors")
+
+
+def test_bytes_are_the_files_and_bits_are_of_what_is_quantized(subject: Subject, tmp_path: Path) -> None:
+    """4 bits in int32 and one float16 scale per 32: 4.5 bits per weight, whatever the embedding takes."""
+    state: dict[str, Any] = {}
+    for name, tensor in weights(subject).items():
+        if "proj" in name:
+            rows, columns = tensor.shape
+            state[name.replace("weight", "weight_packed")] = torch.zeros(rows, columns // 8, dtype=torch.int32)
+            state[name.replace("weight", "weight_scale")] = torch.zeros(rows, columns // 32, dtype=torch.float16)
+        else:
+            state[name] = tensor.half()
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_text("x" * 1000)
+    found = sizes(tmp_path, subject.model)
+    assert found["stored_bytes"] == (tmp_path / "model.safetensors").stat().st_size
+    assert found["bits_per_weight"] == pytest.approx(4.5)
+
+
+def test_codes_under_the_weights_own_name_are_not_kept_weights(subject: Subject, tmp_path: Path) -> None:
+    """bitsandbytes stores int8 codes so."""
+    state = {name: tensor.to(torch.int8) if "proj" in name else tensor for name, tensor in weights(subject).items()}
+    save_file(state, tmp_path / "model.safetensors")
+    assert sizes(tmp_path, subject.model)["bits_per_weight"] == 8
+
+
+def test_a_folder_without_weights(subject: Subject, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no weight files"):
+        sizes(tmp_path, subject.model)

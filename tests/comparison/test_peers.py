@@ -1,0 +1,60 @@
+"""The real peers on a tiny model, where they are installed: set NATPREC_PEERS to an interpreter that has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natprec.comparison.methods import METHODS
+from natprec.comparison.processes import FIND
+from tests.commands import natprec
+from tests.conftest import tiny_model
+
+PYTHON = os.environ.get("NATPREC_PEERS", sys.executable)
+UNIFORM = ["rtn", "gptq", "awq", "smoothquant"]
+PEERS = [*UNIFORM, "autoround", "modelopt", "nf4", "int8"]
+
+
+def installed(method: str) -> bool:
+    return subprocess.run([PYTHON, "-c", FIND, METHODS[method].module], check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, text_file: Path) -> dict[str, Any]:
+    names = [name for name in PEERS if installed(name)]
+    if not names:
+        pytest.skip("no peer is installed: pip install 'natprec[baselines]', or set NATPREC_PEERS")
+    folder = tmp_path_factory.mktemp("models") / "wide"  # groups of 64 as bitsandbytes has them
+    tiny_model(hidden_size=128, intermediate_size=256, num_attention_heads=2).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    result = natprec(
+        "compare", "--model", folder, "--data", text_file, "--tokens", "512", "--eval-tokens", "512",
+        "--sequence-length", "64", "--iterations", "2", "--methods", ",".join([*names, "natprec"]),
+        "--python", PYTHON, "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    return {row["method"]: row for row in json.loads(result.out)["rows"]}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_quantizes(name: str, rows: dict[str, Any]) -> None:
+    if name not in rows:
+        pytest.skip(f"{METHODS[name].package} is not installed")
+    row = rows[name]
+    assert row["status"] == "ok"
+    assert 0 < row["kl_mean"] < 0.05
+    low, high = (8, 8.5) if name == "int8" else (4, 4.6)
+    assert low < row["bits_per_weight"] < high
+
+
+def test_uniform_checkpoints_have_the_same_bytes_and_natprec_no_more(rows: dict[str, Any]) -> None:
+    if "gptq" not in rows:
+        pytest.skip("llmcompressor is not installed")
+    assert len({rows[name]["stored_bytes"] for name in UNIFORM}) == 1
+    assert rows["natprec"]["stored_bytes"] <= rows["gptq"]["stored_bytes"]
