@@ -19,7 +19,7 @@ from natprec.errors import unknown
 from natprec.measurement.sweep import batch_rows, batches
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.rounding.gptq import gptq
+from natprec.quantizers.gptq import InputOrder, gptq
 from natprec.sites import Site, site_weight
 from natprec.solver import Plan
 
@@ -62,14 +62,14 @@ def apply_plan(
             parameter.data = parameter.data.to(storage_dtype).to(parameter.dtype)
     result: dict[str, QuantizedTensor] = {}
 
-    def put(site: Site, hessian: Tensor | None) -> None:
+    def put(site: Site, inputs: InputOrder | None) -> None:
         fmt = plan.sites[site.name].format
         weight = site_weight(staged.model, site)
         assert fmt is not None
-        if hessian is None:
+        if inputs is None:
             result[site.name] = quantize(weight, fmt, storage_dtype)
         else:
-            result[site.name] = gptq(weight, hessian, fmt, storage_dtype)
+            result[site.name] = gptq(weight, inputs, fmt, storage_dtype)
         weight.data = result[site.name].dequantize().to(weight.dtype)
 
     if rounding == "rtn":
@@ -78,7 +78,7 @@ def apply_plan(
         return result
     assert ids is not None
     for site in wanted:
-        if site.stage < 0:
+        if not site.gptq:
             put(site, None)
     hidden, contexts = [], []
     for batch in batches(*ids.shape):
@@ -86,15 +86,16 @@ def apply_plan(
         hidden.append(first)
         contexts.append(context)
     for stage in range(len(staged.blocks) + 1):
-        members = [site for site in wanted if site.stage == stage]
+        members = [site for site in wanted if site.gptq and site.stage == stage]
         hessians: dict[str, Tensor] = {}
         if members:
             with _gathering(staged.model, members, hessians):
                 for number, batch in enumerate(batches(*ids.shape)):
                     staged.run(stage, hidden[number], ids[batch_rows(batch)], contexts[number])
                     advance(f"{stage} hessian")
+        inputs = {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
         for site in members:
-            put(site, hessians.get(site.unit))
+            put(site, inputs.get(site.unit))
         if stage < len(staged.blocks):
             for number, batch in enumerate(batches(*ids.shape)):
                 hidden[number] = staged.run(stage, hidden[number], ids[batch_rows(batch)], contexts[number])

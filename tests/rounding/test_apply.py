@@ -57,13 +57,13 @@ def test_rtn_quantizes_each_site_by_itself(engine: str) -> None:
 def test_restore_is_bit_identical(rounding: str) -> None:
     made, plan = planned()
     weights = {name: parameter.clone() for name, parameter in made.model.named_parameters()}
-    logits = made.staged.logits(IDS)
+    logits = made.staged.output(IDS)
     original = snapshot(made.model)
     first = applied(made, plan, rounding)
-    assert not torch.equal(made.staged.logits(IDS), logits)
+    assert not torch.equal(made.staged.output(IDS), logits)
     restore(made.model, original)
     assert all(torch.equal(parameter, weights[name]) for name, parameter in made.model.named_parameters())
-    assert torch.equal(made.staged.logits(IDS), logits)
+    assert torch.equal(made.staged.output(IDS), logits)
     second = applied(made, plan, rounding)
     assert all(torch.equal(first[name].codes, second[name].codes) for name in first)
 
@@ -89,12 +89,12 @@ def test_weights_are_the_reconstructed_ones(rounding: str) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_gptq_keeps_the_output_better_than_nearest(tied: bool) -> None:
     made, plan = planned(bits=3.5, tie_word_embeddings=tied)
-    reference = made.staged.logits(IDS)
+    reference = made.staged.output(IDS)
     original = snapshot(made.model)
     kl = {}
     for rounding in ("rtn", "gptq"):
         applied(made, plan, rounding)
-        kl[rounding] = float(forward_kl(reference, made.staged.logits(IDS)).mean())
+        kl[rounding] = float(forward_kl(reference, made.staged.output(IDS)).mean())
         restore(made.model, original)
     assert kl["gptq"] < kl["rtn"]
 
@@ -104,7 +104,7 @@ def test_gptq_without_blocks_rounds_every_site() -> None:
     made.staged.blocks, made.staged.block_names = [], []
     whole = replace(made, sites=find_sites(made.staged))
     assert applied(whole, plan, "gptq").keys() == plan.sites.keys()
-    assert torch.isfinite(made.staged.logits(IDS)).all()
+    assert torch.isfinite(made.staged.output(IDS)).all()
 
 
 def test_later_blocks_see_rounded_earlier_ones() -> None:

@@ -10,7 +10,8 @@ from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.rounding.gptq import gptq
+from natprec.quantizers.gptq import InputOrder, gptq, gptq_shares
+from natprec.quantizers.integer import choose_grid, round_to_grid
 
 FORMATS = [
     NumberFormat(bits, group, symmetric)
@@ -39,7 +40,7 @@ def output_error(value: QuantizedTensor, original: Tensor, seen: Tensor) -> floa
 def test_less_output_error_than_nearest(fmt: NumberFormat) -> None:
     original, seen = weight(), inputs()
     before = original.clone()
-    rounded = gptq(original, seen.T @ seen, fmt, torch.bfloat16)
+    rounded = gptq(original, InputOrder.of(seen.T @ seen), fmt, torch.bfloat16)
     nearest = quantize(original, fmt, torch.bfloat16)
     assert torch.equal(original, before)
     assert output_error(rounded, original, seen) < 0.7 * output_error(nearest, original, seen)
@@ -48,19 +49,21 @@ def test_less_output_error_than_nearest(fmt: NumberFormat) -> None:
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 @pytest.mark.parametrize("factor", [1.0, 1e-6, 1e6])
 def test_unrelated_inputs_give_the_nearest_codes(fmt: NumberFormat, factor: float) -> None:
-    rounded = gptq(weight(), factor * torch.eye(160), fmt, torch.bfloat16)
-    nearest = quantize(weight(), fmt, torch.bfloat16)
-    assert torch.equal(rounded.codes, nearest.codes)
-    assert torch.equal(rounded.scale, nearest.scale)
-    if nearest.zero_point is not None:
+    """On the grid that is best where all inputs count alike."""
+    rounded = gptq(weight(), InputOrder.of(factor * torch.eye(160)), fmt, torch.bfloat16)
+    grouped = weight().reshape(48, fmt.groups(160), -1)
+    scale, zero = choose_grid(grouped, fmt, torch.bfloat16, torch.ones(grouped.shape[1:]))
+    assert torch.equal(rounded.codes, round_to_grid(grouped, fmt, scale, zero).view(48, 160).to(torch.int8))
+    assert torch.equal(rounded.scale, scale)
+    if zero is not None:
         assert rounded.zero_point is not None
-        assert torch.equal(rounded.zero_point, nearest.zero_point)
+        assert torch.equal(rounded.zero_point.float(), zero)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_result_is_on_its_grid(fmt: NumberFormat) -> None:
     seen = inputs()
-    rounded = gptq(weight(), seen.T @ seen, fmt, torch.float16)
+    rounded = gptq(weight(), InputOrder.of(seen.T @ seen), fmt, torch.float16)
     low, high = fmt.code_range
     assert rounded.codes.shape == (48, 160)
     assert rounded.codes.dtype == torch.int8
@@ -74,20 +77,20 @@ def test_result_is_on_its_grid(fmt: NumberFormat) -> None:
 def test_inputs_that_are_always_zero(fmt: NumberFormat) -> None:
     seen = inputs()
     seen[:, [0, 5, 31, 159]] = 0
-    rounded = gptq(weight(), seen.T @ seen, fmt, torch.bfloat16)
+    rounded = gptq(weight(), InputOrder.of(seen.T @ seen), fmt, torch.bfloat16)
     assert torch.isfinite(rounded.dequantize()).all()
     assert output_error(rounded, weight(), seen) < output_error(quantize(weight(), fmt, torch.bfloat16), weight(), seen)
 
 
 def test_no_input_at_all_is_rounding_to_nearest() -> None:
     fmt = NumberFormat(4, 32)
-    rounded = gptq(weight(), torch.zeros(160, 160), fmt, torch.bfloat16)
+    rounded = gptq(weight(), InputOrder.of(torch.zeros(160, 160)), fmt, torch.bfloat16)
     assert torch.equal(rounded.codes, quantize(weight(), fmt, torch.bfloat16).codes)
 
 
 def test_fewer_tokens_than_columns() -> None:
     seen = inputs(count=5)
-    rounded = gptq(weight(), seen.T @ seen, NumberFormat(4, 32), torch.bfloat16)
+    rounded = gptq(weight(), InputOrder.of(seen.T @ seen), NumberFormat(4, 32), torch.bfloat16)
     nearest = quantize(weight(), NumberFormat(4, 32), torch.bfloat16)
     assert output_error(rounded, weight(), seen) < output_error(nearest, weight(), seen)
 
@@ -99,4 +102,34 @@ def test_hessian_that_is_not_finite(bad: float, place: tuple[int, int]) -> None:
     hessian = seen.T @ seen
     hessian[place] = hessian[place[::-1]] = bad
     with pytest.raises(ModelError, match=r"NaN or Inf.*--rounding rtn"):
-        gptq(weight(), hessian, NumberFormat(4, 32), torch.bfloat16)
+        gptq(weight(), InputOrder.of(hessian), NumberFormat(4, 32), torch.bfloat16)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_shares_are_what_the_rounded_weights_show(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against tr(S D H Dᵀ) of the very weights that GPTQ returns; several formats and row slices at once."""
+    formats = [NumberFormat(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, CHANNEL)]
+    original, seen = weight(), inputs()
+    fitted, sensitivity = InputOrder.of(seen[:400].T @ seen[:400]), torch.linspace(0.1, 5, 48)
+    judging = seen[400:].T @ seen[400:]
+    monkeypatch.setattr("natprec.quantizers.gptq.WORK", 160 * len(formats) * 10)
+    shares = gptq_shares(original, fitted, judging, sensitivity, formats, torch.bfloat16)
+    for fmt, share in zip(formats, shares, strict=True):
+        error = gptq(original, fitted, fmt, torch.bfloat16).dequantize() - original
+        left = ((error @ judging) * error).sum(1) @ sensitivity
+        nearest = quantize(original, fmt, torch.bfloat16).dequantize() - original
+        assert share == pytest.approx(float(left / (nearest.square() @ judging.diagonal() @ sensitivity)), rel=2e-3)
+
+
+def test_a_sample_of_rows_shows_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, fmt = inputs(), [NumberFormat(4, 32)]
+    given = (InputOrder.of(seen.T @ seen), seen.T @ seen, torch.ones(640), fmt, torch.bfloat16)
+    sampled = gptq_shares(weight(640), *given)
+    monkeypatch.setattr("natprec.quantizers.gptq.SHARE_ROWS", 640)
+    assert sampled == pytest.approx(float(gptq_shares(weight(640), *given)), rel=0.1)
+
+
+def test_no_inputs_leave_nothing_to_make_up_for() -> None:
+    nothing = torch.zeros(160, 160)
+    shares = gptq_shares(weight(), InputOrder.of(nothing), nothing, torch.zeros(48), FORMATS[:2], torch.bfloat16)
+    assert shares.tolist() == [1, 1]

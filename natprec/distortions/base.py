@@ -1,0 +1,65 @@
+"""The interface of a distortion D (T1), which is a plug-in: what is compared, how far apart two of it
+are, and a random scalar whose gradient tells the curvature of D where both are equal.
+
+Everything else (curves, plans, tolerances, verdicts) counts in the unit that D has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Distortion(ABC):
+    """D(φ(x), φ(Q(x))), averaged over the terms of a sequence: its tokens, or the sequence as a whole.
+
+    Attributes:
+        name: in files and on the command line.
+        label: in tables, before 'predicted' and 'measured'.
+        unit: of D and of every tolerance.
+        term: what D is averaged over, in the plural.
+        predicts: whether `output` is logits of the next token, so that perplexity means something.
+    """
+
+    name: str
+    label: str
+    unit: str
+    term: str
+    predicts: bool
+
+    @abstractmethod
+    def output(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """What is compared: (batch, time) token ids to (batch, terms, size)."""
+
+    @abstractmethod
+    def terms(self, length: int) -> int:
+        """Terms of a sequence of `length` tokens."""
+
+    @abstractmethod
+    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+        """A random scalar s with ½ E[(∇s · δ)²] = D summed over terms, to second order in a change δ.
+
+        Args:
+            output: (batch, terms, size), with gradients.
+            sequences: indices of the batch's sequences; each draws on its own (see `for_each`), so that
+                the same numbers come out however sequences are batched.
+        """
+
+    @abstractmethod
+    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+        """D of each term.
+
+        Args:
+            reference: (batch, terms, size); quantized: the same.
+            ids: (batch, time), the tokens that both models read.
+        Returns:
+            (batch, terms), in `unit`, float64.
+        """
+
+
+def for_each(sequences: range, seed: int, random: Callable[[torch.Generator], Tensor]) -> Tensor:
+    """What `random` draws for each sequence, stacked; on the CPU."""
+    return torch.stack([random(torch.Generator().manual_seed(seed * 1_000_003 + index)) for index in sequences])

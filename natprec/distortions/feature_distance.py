@@ -1,0 +1,75 @@
+"""D as a squared distance of features f(x): ‖f - f'‖², and of sentence embeddings above all.
+
+With J = ∂f/∂w, D = ‖Jδ‖² to second order. Its curvature needs no row of J: for random signs u
+(E[u uᵀ] = 1) the gradient g of √2 ⟨u, f⟩ has E[g gᵀ] = 2 JᵀJ, so ½ E[(g · δ)²] = ‖Jδ‖²
+(Hutchinson's estimator; signs have the smallest variance).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from natprec.distortions.base import Distortion, for_each
+
+Pooling = Literal["mean", "cls"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+
+class FeatureDistance(Distortion):
+    """‖f - f'‖² of any features, one vector per sequence: the way to a distortion of one's own.
+
+    Args:
+        features: (model, (batch, time) token ids) → (batch, size), differentiable, each sequence by itself.
+    """
+
+    name = "features"
+    label = "D"
+    unit = "‖f - f'‖² per sequence"
+    term = "sequences"
+    predicts = False
+
+    def __init__(self, features: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        self.features = features
+
+    def output(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """The features as (batch, 1, size)."""
+        return self.features(model, ids).unsqueeze(1)
+
+    def terms(self, length: int) -> int:
+        """A sequence is one term, whatever its length."""
+        return 1
+
+    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+        """√2 ⟨u, f⟩ summed, with random signs u."""
+        shape = output.shape[1:]
+        bits = for_each(sequences, seed, lambda generator: torch.randint(2, shape, generator=generator))
+        return math.sqrt(2) * ((2 * bits - 1).to(output) * output).sum()
+
+    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+        """‖f - f'‖²: (batch, 1). From the difference: 2 - 2cos would cancel at 8 bits, where it is near 1e-6."""
+        return (reference.double() - quantized.double()).square().sum(-1)
+
+
+class EmbeddingDistance(FeatureDistance):
+    """‖e - e'‖² = 2 - 2 cos(e, e') of unit sentence embeddings; the default for encoders.
+
+    Args:
+        pooling: 'mean' over the last hidden states of all tokens (windows have no padding), or 'cls',
+            that of the first token.
+    """
+
+    def __init__(self, pooling: Pooling = "mean") -> None:
+        super().__init__(self._embed)
+        self.pooling = pooling
+        self.unit = "‖e - e'‖² per sequence"
+        self.name = "embedding" if pooling == "mean" else f"embedding-{pooling}"
+
+    def _embed(self, model: nn.Module, ids: Tensor) -> Tensor:
+        hidden = model(input_ids=ids).last_hidden_state.float()
+        return functional.normalize(hidden.mean(1) if self.pooling == "mean" else hidden[:, 0], dim=-1)

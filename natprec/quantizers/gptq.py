@@ -1,0 +1,196 @@
+"""GPTQ rounding (Frantar et al. 2022, arXiv:2210.17323, Algorithm 1), with static activation order.
+
+Columns are rounded one after the other, those with the largest inputs first; each column's error is
+pushed onto the columns not yet rounded, so that the layer's output changes least: min ‖(W - Q) X‖².
+Each group's grid is chosen beforehand, from the original weights, for the least error weighted by input
+power: so the order changes no layout, and an engine needs to know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from natprec.errors import ModelError
+from natprec.formats import NumberFormat
+from natprec.quantizers.integer import QuantizedTensor, choose_grid, squared_errors
+
+DAMPING = 0.01
+"""Share of the Hessian's mean diagonal that is added to it."""
+
+LAZY_COLUMNS = 64
+"""Columns rounded before the rest of the matrix is updated."""
+
+SHARE_ROWS = 128
+"""Rows, at least, in which `gptq_shares` sees how much is left."""
+
+WORK = 1 << 22
+"""Weights, times formats, rounded at a time."""
+
+
+@dataclass(frozen=True)
+class InputOrder:
+    """What GPTQ needs to know of the inputs of a layer, or of all layers that share them.
+
+    Attributes:
+        order: (columns,) by falling input power.
+        inverse: (columns, columns), upper Cholesky factor of the ordered, damped Hessian's inverse.
+        power: (columns,), the Hessian's diagonal, in the original order.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    power: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor) -> InputOrder:
+        """Factorize.
+
+        Args:
+            hessian: (columns, columns), Σ x xᵀ over the calibration tokens; any positive factor.
+        Raises:
+            ModelError: it has no Cholesky factor even with more damping (inputs not finite).
+        """
+        power = hessian.diagonal().clone()
+        mean = float(power.mean())
+        order = power.argsort(descending=True, stable=True)
+        if mean == 0:
+            return cls(order, torch.eye(len(hessian), device=hessian.device), power)
+        ordered = hessian[order][:, order].double()
+        for share in (DAMPING, 10 * DAMPING, 100 * DAMPING):
+            damped = ordered + share * mean * torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
+            lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+            if not failed:  # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹
+                unit = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
+                inverse = torch.linalg.solve_triangular(lower.flip(0, 1), unit, upper=True).float()
+                return cls(order, inverse, power)
+        raise ModelError("GPTQ: a layer's inputs have no positive definite Hessian (NaN or Inf?); use --rounding rtn")
+
+
+def gptq(weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: torch.dtype) -> QuantizedTensor:
+    """Round a weight for least output error.
+
+    Args:
+        weight: (rows, columns).
+        fmt: a format whose group size divides the columns.
+        scale_dtype: the dtype in which scales are stored.
+    """
+    rows, columns = weight.shape
+    codes = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
+    scale, zero = _weighted_grid(weight.float(), inputs, fmt, scale_dtype)
+    for part in _parts(rows, columns):
+        grid = _Grid.of(scale[part], None if zero is None else zero[part], fmt, inputs.order)
+        codes[part] = _round_columns(weight[part].float().T[inputs.order], inputs, grid)[0].T
+    return QuantizedTensor(fmt, codes, scale, None if zero is None else zero.to(torch.int8))
+
+
+def gptq_shares(
+    weight: Tensor,
+    inputs: InputOrder,
+    judging: Tensor,
+    sensitivity: Tensor,
+    formats: Sequence[NumberFormat],
+    scale_dtype: torch.dtype,
+) -> Tensor:
+    """How much of the output error of rounding to nearest GPTQ leaves, under every format.
+
+    The Kronecker form of the Fisher weighs an error D by tr(S D H Dᵀ), S = E[g gᵀ] at the outputs and
+    H = E[x xᵀ] at the inputs (T2; Tseng, Sun, De Sa 2025, arXiv:2505.22988). Rows are rounded
+    independently of each other, so of S the diagonal counts; errors of rounding to nearest are
+    independent, so for them the diagonal of H does. GPTQ fits the inputs that it is given: it is judged on
+    others, where each token counts by the power of its gradient. A sample of the rows is enough.
+
+    Args:
+        weight: (rows, columns).
+        inputs: of the text that GPTQ is fitted to.
+        judging: (columns, columns), Σ |g|² x xᵀ over the tokens of other text.
+        sensitivity: (rows,), Σ g² of the output's gradient; any positive factor.
+        formats: whose group sizes divide the columns.
+    Returns:
+        (formats,), float64; 1 where nothing reaches the layer.
+    """
+    rows = torch.arange(0, len(weight), max(1, len(weight) // SHARE_ROWS), device=weight.device)
+    columns = weight.shape[1]
+    error = torch.zeros(2, len(formats), dtype=torch.float64)  # of GPTQ and of rounding to nearest
+    for part in _parts(len(rows), columns * len(formats)):
+        own, counts = weight[rows[part]].float(), sensitivity[rows[part]]
+        chosen = [_weighted_grid(own, inputs, fmt, scale_dtype) for fmt in formats]
+        grids = [_Grid.of(*pair, fmt, inputs.order) for pair, fmt in zip(chosen, formats, strict=True)]
+        _, values = _round_columns(own.T[inputs.order].repeat(1, len(formats)), inputs, _Grid.joined(grids))
+        left = values.T.view(len(formats), len(own), columns) - own
+        nearest = squared_errors(own, formats, scale_dtype)[:-1].view(len(formats), len(own), columns)
+        losses = ((left @ judging) * left).sum(-1), nearest @ judging.diagonal()
+        for index, loss in enumerate(losses):
+            error[index] += (loss @ counts).cpu().double()
+    return torch.where(error[1] > 0, error[0] / error[1], 1.0)
+
+
+def _weighted_grid(
+    weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points of the groups, where an error counts by the power of its input."""
+    groups = fmt.groups(weight.shape[1])
+    grouped = weight.reshape(len(weight), groups, -1)
+    return choose_grid(grouped, fmt, scale_dtype, inputs.power.view(groups, -1))
+
+
+@dataclass
+class _Grid:
+    """Scale, zero point (columns in rounding order, rows) and code range (rows,) of a transposed weight."""
+
+    scale: Tensor
+    zero: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, scale: Tensor, zero: Tensor | None, fmt: NumberFormat, order: Tensor) -> _Grid:
+        group = order // (len(order) // scale.shape[1])
+        low, high = (torch.full((len(scale),), float(end), device=scale.device) for end in fmt.code_range)
+        zero = torch.zeros_like(scale) if zero is None else zero
+        return cls(scale.T[group], zero.T[group], low, high)
+
+    @classmethod
+    def joined(cls, grids: list[_Grid]) -> _Grid:
+        """Side by side."""
+        return cls(
+            *(torch.cat([getattr(grid, name) for grid in grids], -1) for name in ("scale", "zero", "low", "high"))
+        )
+
+
+def _round_columns(work: Tensor, inputs: InputOrder, grid: _Grid) -> tuple[Tensor, Tensor]:
+    """Codes and rounded values, both in the original order of columns.
+
+    Args:
+        work: (columns in rounding order, rows); it is overwritten.
+    Returns:
+        (columns, rows), int8 and float32.
+    """
+    columns, rows = work.shape
+    codes = torch.empty(columns, rows, dtype=torch.int8, device=work.device)
+    for start in range(0, columns, LAZY_COLUMNS):
+        stop = min(start + LAZY_COLUMNS, columns)
+        block = work[start:stop]
+        factor = inputs.inverse[start:stop, start:stop]
+        errors = torch.empty_like(block)
+        for i in range(stop - start):
+            scale, zero = grid.scale[start + i], grid.zero[start + i]
+            code = (block[i] / scale).round_().add_(zero).clamp_(grid.low, grid.high)
+            codes[start + i] = code
+            value = code.sub_(zero).mul_(scale)
+            torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
+            block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+            block[i] = value
+        work[stop:].addmm_(inputs.inverse[start:stop, stop:].T, errors, alpha=-1)
+    back = inputs.order.argsort()
+    return codes[back], work[back]
+
+
+def _parts(rows: int, work_per_row: int) -> Iterator[slice]:
+    """Slices of rows with about `WORK` of work each."""
+    step = max(1, WORK // work_per_row)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
