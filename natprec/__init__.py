@@ -11,6 +11,7 @@
 """
 
 from natprec.api import Quantized, apply, measure, save, verify
+from natprec.distortions import Distortion, FeatureDistance
 from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
 from natprec.evaluation.verify import Verification
 from natprec.formats import NumberFormat
@@ -23,6 +24,8 @@ __all__ = [
     "BudgetError",
     "Choice",
     "Curve",
+    "Distortion",
+    "FeatureDistance",
     "InputError",
     "Measurement",
     "ModelError",

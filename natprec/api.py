@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from natprec import pipeline, texts
 from natprec.data import load_tokens
+from natprec.distortions import Distortion, named
 from natprec.errors import InputError
 from natprec.evaluation import judge
 from natprec.evaluation.verify import Verification
@@ -51,6 +52,7 @@ def measure(
     *,
     tokens: int = 8192,
     length: int = 256,
+    distortion: str | Distortion | None = None,
     **options: Any,
 ) -> Measurement:
     """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
@@ -58,9 +60,11 @@ def measure(
     Args:
         data: text file, table, hub dataset, or (sequences, time) token ids; None: the model writes it.
             The last fifth of a text is left for `verify`.
+        distortion: what every tolerance is about: a name or one of your own; default: KL, of encoders the
+            distance of mean embeddings.
         options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
     """
-    subject = Subject.in_memory(model, tokenizer)
+    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion))
     ids, parts = _calibration(subject, data, tokens, length, options.get("seed", 0))
     label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
     return measure_subject(subject, ids, parts=parts, data=label, **options)
@@ -72,18 +76,22 @@ def apply(
     tokenizer: Any = None,
     data: str | Tensor | None = None,
     *,
-    rounding: str = "gptq",
+    rounding: str | None = None,
     tokens: int = 8192,
     length: int = 256,
     seed: int = 0,
 ) -> Quantized:
     """Round a copy of the model to a plan; round-to-nearest needs neither tokenizer nor data.
 
+    Args:
+        rounding: 'gptq' or 'rtn'; default: the one that the plan supposes.
+
     Raises:
         InputError: the plan is of another model.
     """
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(subject.digest, subject.name)
+    rounding = rounding or plan.rounding
     ids = None if rounding == "rtn" else _calibration(subject, data, tokens, length, seed)[0]
     codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
     return Quantized(subject.model, subject, plan, codes, rounding)
@@ -108,6 +116,7 @@ def verify(
     tokens: int = 4096,
     length: int = 256,
     seed: int = 0,
+    distortion: Distortion | None = None,
 ) -> Verification:
     """Judge a checkpoint on disk against the original model; writes verification.json into it.
 
@@ -115,12 +124,13 @@ def verify(
         data: held-out text, or (sequences, time) token ids. Of a text that may be the one measured
             on, the last fifth is taken, which measuring leaves out.
         tokenizer: needed for text; the checkpoint's own by default.
+        distortion: needed only where it was one of your own.
     """
     path = Path(folder)
     plan = Plan.load(path / "plan.json")
     if tokenizer is None and not isinstance(data, Tensor):
         tokenizer = _own_tokenizer(path)
-    subject = Subject.in_memory(model, tokenizer)
+    subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
     plan.refuse_other_model(subject.digest, subject.name)
     shared = judge.may_be_measured_on(path, data) if isinstance(data, str) else False
     ids = _ids(subject, data, tokens, length, "held-out", seed, shared)
@@ -137,6 +147,10 @@ def verify(
     )
     result.save(path / "verification.json")
     return result
+
+
+def _distortion(given: str | Distortion | None) -> Distortion | None:
+    return named(given) if isinstance(given, str) else given
 
 
 def _own_tokenizer(folder: Path) -> Any:
@@ -157,7 +171,7 @@ def _calibration(
         return data.to(next(subject.model.parameters()).device), 1
     request = Request(subject.name, eps=1.0, data=data, tokens=tokens, length=length, seed=seed)
     ids = texts.calibration_tokens(request, subject, Stages(quiet=True))
-    return ids, texts.calibration_parts(request)
+    return ids, texts.calibration_parts(request, subject)
 
 
 def _ids(
@@ -173,6 +187,7 @@ def _ids(
             split=split,  # type: ignore[arg-type]
             shared=shared,
             model=subject.model,
+            writes=subject.kind == "causal",
             seed=seed,
         )
     return data.to(next(subject.model.parameters()).device)

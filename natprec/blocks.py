@@ -9,12 +9,14 @@ without such a list is one suffix: the same code then works on the whole of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from natprec.distortions import Distortion, OutputKL
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with besides the hidden state: positional and keyword arguments."""
@@ -46,30 +48,32 @@ class _Patch:
 
 
 class StagedModel:
-    """Runs a causal language model's prefix, blocks and suffix one at a time.
+    """Runs a model's prefix, blocks and suffix one at a time; its output is what a distortion compares.
 
     Attributes:
+        distortion: reads the output; KL of the next token unless said otherwise.
         block_names: module paths of the blocks; empty when the model has no such list.
     """
 
-    def __init__(self, model: nn.Module, probe_ids: Tensor) -> None:
+    def __init__(self, model: nn.Module, probe_ids: Tensor, distortion: Distortion | None = None) -> None:
         """Find the blocks and verify them on `probe_ids` (batch, time), which may be short."""
         self.model = model
+        self.distortion = distortion or OutputKL()
         name, blocks = _longest_list(model)
-        self.probe = _probe(model, blocks, probe_ids)
+        self.probe = _probe(model, blocks, lambda: self.output(probe_ids))
         if not self.probe.chained:
             blocks = []
         self.blocks: list[nn.Module] = blocks
         self.block_names = [f"{name}.{index}" for index in range(len(blocks))]
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """The whole model: (batch, time) token ids to (batch, time, vocabulary) logits."""
-        return self.model(input_ids=ids, use_cache=False).logits
+    def output(self, ids: Tensor) -> Tensor:
+        """The whole model: (batch, time) token ids to (batch, terms, size), for example logits."""
+        return self.distortion.output(self.model, ids)
 
     def prefix(self, ids: Tensor) -> tuple[Tensor, list[Context]]:
         """The first block's input (batch, time, hidden), and every block's context."""
         with self._patched(None) as patch:
-            self.logits(ids)
+            self.output(ids)
         assert patch.first is not None
         return patch.first, patch.contexts
 
@@ -80,11 +84,11 @@ class StagedModel:
         return output[0] if isinstance(output, tuple) else output
 
     def suffix(self, hidden: Tensor | None, ids: Tensor) -> Tensor:
-        """Logits from the last block's output; from the ids alone where there are no blocks."""
+        """The output, from that of the last block; from the ids alone where there are no blocks."""
         if not self.blocks:
-            return self.logits(ids)
+            return self.output(ids)
         with self._patched(hidden):
-            return self.logits(ids)
+            return self.output(ids)
 
     def run(self, stage: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context]) -> Tensor:
         """One stage by its number (see `stage_of`), from its input; prefix and suffix also take the ids."""
@@ -149,8 +153,8 @@ def _longest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
 
 
 @torch.no_grad()
-def _probe(model: nn.Module, blocks: list[nn.Module], ids: Tensor) -> Probe:
-    """One forward with hooks that watch which module gets which tensor."""
+def _probe(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object]) -> Probe:
+    """One forward, `run`, with hooks that watch which module gets which tensor."""
     order: list[str] = []
     inputs: dict[str, int] = {}
     seen: list[Tensor] = []  # kept alive, so that no two tensors share an identity
@@ -183,7 +187,7 @@ def _probe(model: nn.Module, blocks: list[nn.Module], ids: Tensor) -> Probe:
     ]
     handles += [block.register_forward_hook(link) for block in blocks]
     try:
-        model(input_ids=ids, use_cache=False)
+        run()
     finally:
         for handle in handles:
             handle.remove()

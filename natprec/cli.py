@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from natprec import pipeline, resumable, texts
+from natprec.comparison.command import compare
 from natprec.errors import InputError, NatprecError
 from natprec.estimate import estimate
 from natprec.evaluation import judge
@@ -29,6 +30,7 @@ from natprec.options import (
     Column,
     Data,
     Device,
+    DistortionOption,
     DryRun,
     Engine,
     Eps,
@@ -41,6 +43,7 @@ from natprec.options import (
     MaxSize,
     Model,
     Overwrite,
+    PlannedRounding,
     Resume,
     RoundingOption,
     ScopeOption,
@@ -61,7 +64,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="natprec",
-    help="Quantize a language model to a tolerance: precision is measured, solved and proved, not searched.",
+    help="Quantize a language model or encoder to a tolerance: precision is measured, solved and proved, not searched.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -95,6 +98,7 @@ def quantize(
     group_size: GroupSize = "64",
     engine: Engine = "vllm",
     estimator: EstimatorOption = "fisher",
+    distortion: DistortionOption = None,
     rounding: RoundingOption = "gptq",
     seed: Seed = 0,
     out: Annotated[Path | None, option("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
@@ -105,13 +109,13 @@ def quantize(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model, solve its precision, write a checkpoint and prove that KL <= eps.
+    """Measure a model, solve its precision, write a checkpoint and prove that it keeps eps.
 
     Exit code 0: the promise holds. 3: it does not (the checkpoint is written and says so). 2: bad input.
     """
     request = Request(
         model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,
-        parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code,
+        parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code, distortion,
     )  # fmt: skip
     stages = Stages()
     if dry_run:
@@ -143,6 +147,8 @@ def measure(
     group_size: GroupSize = "64",
     engine: Engine = "vllm",
     estimator: EstimatorOption = "fisher",
+    rounding: RoundingOption = "gptq",
+    distortion: DistortionOption = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -154,8 +160,8 @@ def measure(
     """Measure once: what every width costs at every site. Solve any eps or size from the file."""
     request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
-        group_size=parse_group_size(group_size), engine=engine, estimator=estimator, seed=seed, device=device,
-        trust_remote_code=trust_remote_code,
+        group_size=parse_group_size(group_size), engine=engine, estimator=estimator, rounding=rounding,
+        seed=seed, device=device, trust_remote_code=trust_remote_code, distortion=distortion,
     )  # fmt: skip
     request.check(judged=False)
     stages = Stages()
@@ -195,12 +201,13 @@ def solve(
     max_size: MaxSize = None,
     eps_scope: ScopeOption = "model",
     engine: Annotated[str | None, option("--engine", METHOD, "Default: the one measured for.")] = None,
+    rounding: PlannedRounding = None,
     out: Annotated[Path | None, option("--out", OUTPUT, "Write plan.json here.")] = None,
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
     plan = Measurement.load(measurement).solve(
-        eps=eps, bits=bits, max_size=max_size, eps_scope=eps_scope, engine=engine
+        eps=eps, bits=bits, max_size=max_size, eps_scope=eps_scope, engine=engine, rounding=rounding
     )
     if out is not None:
         plan.save(out)
@@ -219,7 +226,7 @@ def apply(
     text_column: Column = None,
     tokens: Tokens = 8192,
     sequence_length: Length = 256,
-    rounding: RoundingOption = "gptq",
+    rounding: PlannedRounding = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     device: Device = "cpu",
@@ -227,13 +234,14 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Round a model to a plan and write the checkpoint."""
+    plan = Plan.load(plan_file)
+    rounding = rounding or plan.rounding
     request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     request.check(judged=False)
     refuse_existing(out, overwrite)
-    plan = Plan.load(plan_file)
     stages = Stages()
     subject = open_subject(request, stages)
     plan.refuse_other_model(subject.digest, model)
@@ -261,19 +269,20 @@ def verify(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a checkpoint's KL on held-out text against the original. Exit code 3 if KL > eps.
+    """Measure how far a checkpoint is from the original on held-out text. Exit code 3 if farther than eps.
 
     Of a text that may be the one measured on, only the last fifth is taken, which measuring leaves out.
     """
     if not folder.is_dir():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
+    plan = Plan.load(folder / "plan.json")
     shared = eval_data if eval_data and judge.may_be_measured_on(folder, eval_data) else None
     request = Request(
         model, eps=1.0, data=shared, eval_data=eval_data, text_column=text_column, eval_tokens=eval_tokens,
         tokens=eval_tokens, length=sequence_length, seed=seed, device=device, trust_remote_code=trust_remote_code,
+        distortion=plan.distortion,
     )  # fmt: skip
     request.check()
-    plan = Plan.load(folder / "plan.json")
     stages = Stages()
     subject = open_subject(request, stages)
     plan.refuse_other_model(subject.digest, model)
@@ -289,6 +298,11 @@ def verify(
         Console().print(verification_table(plan, verification))
     if verification.passed is False:
         raise typer.Exit(3)
+
+
+app.command(epilog=_examples("natprec compare --model ./folder --methods gptq,autoround,natprec --out compared"))(
+    compare
+)
 
 
 def _dry_run(request: Any, stages: Any, as_json: bool) -> None:

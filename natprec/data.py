@@ -39,11 +39,12 @@ def load_tokens(
     split: Split,
     shared: bool = False,
     model: nn.Module | None = None,
+    writes: bool = True,
     seed: int = 0,
     text_column: str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Windows of tokens, each beginning with bos where the tokenizer normally puts it.
+    """Windows of tokens, each beginning with bos where the tokenizer normally puts it, or between cls and sep.
 
     A text file is tokenized whole and its windows are spread evenly over it; if shared, calibration
     takes from its first 80 % and held-out from the rest. Rows of a dataset are read until there are
@@ -58,6 +59,7 @@ def load_tokens(
         split: which of the two disjoint parts.
         shared: whether both parts come out of this source.
         model: writes the text without a source; with one, tokens are checked against its vocabulary.
+        writes: whether the model can write text; encoders cannot.
         seed: for written text only.
         text_column: by default the first of `text_sources.TEXT_COLUMNS` that the rows have.
         progress: called while text is streamed or written.
@@ -67,16 +69,19 @@ def load_tokens(
         InputError: nothing to read, not enough of it, or not text.
         ModelError: the model's own predictions cannot be sampled.
     """
-    prefix = _bos_prefix(tokenizer)
+    before, after = _frame(tokenizer)
     if sequences < 1 or length < 2:
         raise InputError(f"{sequences} sequences of {length} tokens are no data; ask for at least 1 of at least 2")
     if source is None:
-        if model is None:
-            raise InputError("no text and no model to write it; name a file or hub dataset with --data")
+        if model is None or not writes:
+            writer = "no model to write it" if model is None else "an encoder cannot write it"
+            raise InputError(f"no text, and {writer}; name a file or hub dataset with --data")
         tokens = generate_tokens(model, tokenizer, sequences, length, 2 * seed + (split == "held-out"), progress)
         source = "the model's own text"
     else:
-        body = length - len(prefix)
+        body = length - len(before) - len(after)
+        if body < 1:
+            raise InputError(f"{length} tokens leave no room for text between cls and sep; ask for 3 or more")
         windows, candidates = _windows(tokenizer, source, sequences, body, split, shared, text_column, progress)
         if len(candidates) < sequences:
             part = f"the {split} part of {source!r}" if shared else repr(source)
@@ -85,8 +90,9 @@ def load_tokens(
                 f"{sequences * length} needed; lower --tokens or give more text"
             )
         spread = [candidates[(2 * i + 1) * len(candidates) // (2 * sequences)] for i in range(sequences)]
-        tokens = torch.cat([torch.tensor(prefix, dtype=torch.int64).expand(sequences, -1), windows[spread]], dim=1)
-    _refuse_useless(tokens[:, len(prefix) :], source, model)
+        framing = [torch.tensor(ids, dtype=torch.int64).expand(sequences, -1) for ids in (before, after)]
+        tokens = torch.cat([framing[0], windows[spread], framing[1]], dim=1)
+    _refuse_useless(tokens[:, len(before) : tokens.shape[1] - len(after)], source, model)
     return tokens
 
 
@@ -180,10 +186,11 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[int]:
     return [token for ids in encoded for token in ids]
 
 
-def _bos_prefix(tokenizer: Any) -> list[int]:
-    """[bos] if the tokenizer puts it before text, else []."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("x")["input_ids"][:1] == [bos] else []
+def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after text: [bos] and nothing, or an encoder's [cls] and [sep]."""
+    framed = tokenizer("x")["input_ids"]
+    before = [token for token in framed[:1] if token in (tokenizer.bos_token_id, tokenizer.cls_token_id)]
+    return before, [token for token in framed[-1:] if token == tokenizer.sep_token_id]
 
 
 def _refuse_useless(tokens: Tensor, source: str, model: nn.Module | None) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES
 from natprec.measurement.observers import MIN_UNITS, UNIT_MEMORY
-from natprec.measurement.sweep import BATCH_TOKENS, batches
+from natprec.measurement.sweep import batches
 
 if TYPE_CHECKING:
     from natprec.request import Request
@@ -47,17 +47,19 @@ class Estimate:
 def estimate(subject: Subject, request: Request, formats: int) -> Estimate:
     """Time one batch and scale it."""
     embedding: Any = subject.model.get_input_embeddings()  # type: ignore[operator]
-    vocabulary = len(embedding.weight)
     size = len(batches(1 << 20, request.length)[0])
-    ids = torch.randint(vocabulary, (size, request.length), generator=torch.Generator().manual_seed(request.seed))
+    ids = torch.randint(
+        len(embedding.weight), (size, request.length), generator=torch.Generator().manual_seed(request.seed)
+    )
     ids = ids.to(next(subject.model.parameters()).device)
-    subject.staged.logits(ids[:1])
+    subject.staged.output(ids[:1])
     start = time.perf_counter()
-    subject.staged.logits(ids)
+    output = subject.staged.output(ids)
     per_token = (time.perf_counter() - start) / ids.numel()
     own_text = request.tokens // (2 if request.data else 1) + (
         0 if request.eval_data or request.data else request.eval_tokens
     )
+    own_text = own_text if subject.kind == "causal" else 0
     check = CHECK_SITES * 0.5 + 1
     gptq = GPTQ_FORWARDS if request.rounding == "gptq" else 0.0
     seconds = {
@@ -73,14 +75,14 @@ def estimate(subject: Subject, request: Request, formats: int) -> Estimate:
         blocks=len(subject.staged.blocks),
         formats=formats,
         model_bytes=sum(parameter.numel() * 4 for parameter in subject.model.parameters()),
-        memory_bytes=_memory(subject, request, vocabulary),
+        memory_bytes=_memory(subject, request, 4 * output.numel()),
         seconds=seconds,
         forward_equivalents=SWEEP_FORWARDS + gptq,
     )
 
 
-def _memory(subject: Subject, request: Request, vocabulary: int) -> int:
-    """The larger of the sweep's peak and the verification's."""
+def _memory(subject: Subject, request: Request, output: int) -> int:
+    """The larger of the sweep's peak and the verification's; `output` is the bytes of a batch's logits or the like."""
     model = sum(parameter.numel() * 4 for parameter in subject.model.parameters())
     sequences = max(1, request.tokens // request.length)
     by_stage: dict[int, int] = {}
@@ -89,6 +91,5 @@ def _memory(subject: Subject, request: Request, vocabulary: int) -> int:
         by_stage[site.stage] = by_stage.get(site.stage, 0) + 4 * site.elements * units
     hidden = getattr(subject.model.config, "hidden_size", 0)
     inputs = 4 * request.tokens * hidden * (len(subject.staged.blocks) + 2)
-    logits = 4 * max(BATCH_TOKENS, request.length) * vocabulary
-    sweep = model + inputs + max(by_stage.values(), default=0) + 5 * logits
-    return max(sweep, 3 * model + 6 * logits)
+    sweep = model + inputs + max(by_stage.values(), default=0) + 5 * output
+    return max(sweep, 3 * model + 6 * output)

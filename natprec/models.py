@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, loaded dense and in float32, its defects named first.
+"""Any causal language model or text encoder of transformers, dense and in float32, its defects named first.
 
 A model is a hub id, a local folder, a `.gguf` file or an alias. Weights are read from safetensors or
 GGUF, never from pickle, and code that comes with a checkpoint runs only with `trust_remote_code`.
@@ -12,7 +12,7 @@ import io
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from natprec.checkpoints import (
+    Kind,
+    auto_class,
     explained,
     first_line,
     local_path,
-    refuse_not_causal,
+    model_kind,
     refuse_without_linear,
     weight_files,
 )
+from natprec.encoders import companions, drop_missing_pooler, embedding_distortion
 from natprec.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -46,6 +49,9 @@ class LoadedModel:
         tokenizer: the one that came with it.
         storage_dtype: dtype of unquantized tensors and of scales in a checkpoint; see `choose_storage_dtype`.
         source_bytes: bytes of its weight files; None if they were read from the hub.
+        kind: 'causal' or 'encoder'.
+        distortion: name of the distortion that suits it.
+        companions: more files of its checkpoint, path → text, that a quantized one needs too.
     """
 
     name: str
@@ -53,6 +59,9 @@ class LoadedModel:
     tokenizer: Any
     storage_dtype: torch.dtype
     source_bytes: int | None
+    kind: Kind = "causal"
+    distortion: str = "kl"
+    companions: dict[str, str] = field(default_factory=dict)
 
 
 def load_model(name: str, *, trust_remote_code: bool = False, device: str = "cpu") -> LoadedModel:
@@ -64,7 +73,8 @@ def load_model(name: str, *, trust_remote_code: bool = False, device: str = "cpu
         device: as torch spells it: 'cpu', 'cuda', 'cuda:1'.
     Raises:
         InputError: the device does not exist.
-        ModelError: not found, incomplete, damaged, already quantized, not causal, no Linear layer, NaN or Inf.
+        ModelError: not found, incomplete, damaged, already quantized, neither causal nor an
+            encoder, no Linear layer, NaN or Inf.
     """
     target = _usable_device(device)
     path = local_path(name)
@@ -73,10 +83,14 @@ def load_model(name: str, *, trust_remote_code: bool = False, device: str = "cpu
     where = str(path.parent if gguf else path) if path else name
     with quiet(stderr=gguf is not None), explained(name, local=path is not None):
         config, dtype = _load_config(name, where, gguf, trust_remote_code)
-        model, report = _load_weights(where, gguf, config, trust_remote_code)
+        kind = model_kind(name, config)
+        model, report = _load_weights(where, gguf, config, kind, trust_remote_code)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
+        distortion, others = "kl", {}
+        if kind == "encoder":
+            distortion, others = embedding_distortion(name, where), companions(where)
     missing = sorted(report["missing_keys"])
-    if missing:
+    if missing and not (kind == "encoder" and drop_missing_pooler(model, missing)):
         raise ModelError(
             f"model {name!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; "
             "they would be random numbers: download the checkpoint again or use one saved with its head"
@@ -87,7 +101,8 @@ def load_model(name: str, *, trust_remote_code: bool = False, device: str = "cpu
     storage_dtype = choose_storage_dtype(dtype, model)
     with explained(name, local=True):
         model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
-    return LoadedModel(name, model, tokenizer, storage_dtype, sum(file.stat().st_size for file in files) or None)
+    source_bytes = sum(file.stat().st_size for file in files) or None
+    return LoadedModel(name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others)
 
 
 def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module) -> torch.dtype:
@@ -184,13 +199,12 @@ def _load_config(
         raise ModelError(
             f"model {name!r} is already quantized ({method}); use the original checkpoint it was made from"
         )
-    refuse_not_causal(name, config)
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return config, getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def _load_weights(
-    where: str, gguf: Path | None, config: PreTrainedConfig, trust_remote_code: bool
+    where: str, gguf: Path | None, config: PreTrainedConfig, kind: Kind, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model in float32 and transformers' report of missing tensors.
 
@@ -203,7 +217,7 @@ def _load_weights(
         arguments["gguf_file"] = str(gguf)
         if hasattr(transformers, "GgufConfig"):  # newer versions leave some architectures packed otherwise
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = auto_class(kind).from_pretrained(
         where,
         config=config,
         dtype=torch.float32,

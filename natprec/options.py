@@ -17,10 +17,13 @@ def option(flag: str, panel: str, text: str) -> Any:
     return typer.Option(flag, rich_help_panel=panel, help=text)
 
 
-Model = Annotated[str, option("--model", MODEL, "Hub id, folder, .gguf file, or smollm2-135m.")]
+Model = Annotated[str, option("--model", MODEL, "Hub id, folder, .gguf file, smollm2-135m or all-minilm-l6-v2.")]
 Device = Annotated[str, option("--device", MODEL, "Where to compute: cpu, cuda, cuda:1.")]
 Trust = Annotated[bool, option("--trust-remote-code", MODEL, "Run Python code that comes with the model.")]
-Eps = Annotated[float | None, option("--eps", TARGET, "KL that the model may lose, nats per token.")]
+Eps = Annotated[
+    float | None,
+    option("--eps", TARGET, "KL to lose, nats per token; of encoders ‖e - e'‖² per text."),
+]
 Bits = Annotated[float | None, option("--bits", TARGET, "Stored bits per quantized weight, scales included.")]
 MaxSize = Annotated[float | None, option("--max-size", TARGET, "Bytes of the whole checkpoint on disk.")]
 ScopeOption = Annotated[
@@ -28,7 +31,7 @@ ScopeOption = Annotated[
 ]
 Data = Annotated[
     str | None,
-    option("--data", TEXT, "To measure on: .txt, .jsonl, .parquet, hub dataset; else the model writes it."),
+    option("--data", TEXT, "To measure on: .txt, .jsonl, .parquet, hub dataset; else a language model writes it."),
 ]
 EvalData = Annotated[str | None, option("--eval-data", TEXT, "To judge on; else another part of --data.")]
 Column = Annotated[str | None, option("--text-column", TEXT, "Column of a table that holds the text.")]
@@ -38,7 +41,12 @@ Length = Annotated[int, option("--sequence-length", TEXT, "Tokens per sequence."
 GroupSize = Annotated[str, option("--group-size", METHOD, "32, 64, 128, channel, or auto: all that fit compete.")]
 Engine = Annotated[str, option("--engine", METHOD, "What must run it: vllm, transformers, sglang, natprec.")]
 EstimatorOption = Annotated[str, option("--estimator", METHOD, "fisher (one sweep) or exact (replay; slow).")]
+DistortionOption = Annotated[
+    str | None,
+    option("--distortion", METHOD, "What eps is of: kl, kl-top10, loss; embedding, embedding-cls."),
+]
 RoundingOption = Annotated[str, option("--rounding", METHOD, "gptq or rtn (round to nearest).")]
+PlannedRounding = Annotated[str | None, option("--rounding", METHOD, "Default: the one measured or planned for.")]
 Seed = Annotated[int, option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
 Overwrite = Annotated[bool, option("--overwrite", OUTPUT, "Replace an existing output.")]
 Resume = Annotated[bool, option("--resume", OUTPUT, "Go on from what a killed or refused run has measured.")]

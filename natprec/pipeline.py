@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from natprec.errors import BudgetError
-from natprec.evaluation.judge import promised, verify
+from natprec.evaluation.judge import promised, tightened, verify
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint
 from natprec.files import clear_stale, new_folder, refuse_existing
@@ -91,13 +92,13 @@ def _round_and_prove(
             break
         if request.bits is not None or request.max_size is not None:
             break  # the size decides the plan; a tighter tolerance would give the same one
-        tightened = plan.eps_solved * promise / verification.kl_mean
+        eps = tightened(plan, verification.kl_mean)
         try:
-            plan = request.solve(measurement, tightened)
+            plan = request.solve(measurement, eps)
         except BudgetError:
-            stages.note(f"measured KL {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
+            stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
             break
-        stages.note(f"measured KL {verification.kl_mean:.4g} > {promise:g}: solving once more, for {tightened:.4g}")
+        stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}: solving once more, for {eps:.4g}")
         _empty(folder)
     assert verification is not None
     verification.save(folder / "verification.json")
@@ -106,8 +107,8 @@ def _round_and_prove(
 
 def _empty(folder: Path) -> None:
     """A correction may write fewer files (shards) than the first try did."""
-    for file in folder.iterdir():
-        file.unlink()
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def round_to_plan(
@@ -126,4 +127,7 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
         write_checkpoint(
             folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype
         )
+        for name, text in subject.companions.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
         plan.save(folder / "plan.json")

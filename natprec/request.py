@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from natprec.distortions import named
 from natprec.errors import InputError, unknown
 from natprec.formats import engine_profile
 from natprec.measurement import Curve, Header, Measurement
@@ -41,6 +42,7 @@ class Request:
     seed: int = 0
     device: str = "cpu"
     trust_remote_code: bool = False
+    distortion: str | None = None
 
     def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
@@ -65,6 +67,8 @@ class Request:
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
         refuse_unknown_rounding(self.rounding)
+        if self.distortion is not None:
+            named(self.distortion)
         if self.eps is None and self.bits is None and self.max_size is None:
             raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
 
@@ -78,6 +82,7 @@ class Request:
             engine=self.engine,
             eps_scope=self.eps_scope,
             eps_solved=eps_solved,
+            rounding=self.rounding,
         )
 
 
@@ -89,7 +94,7 @@ def open_subject(request: Request, stages: Stages) -> Subject:
     """
     with stages.stage("load model"):
         loaded = load_model(request.model, trust_remote_code=request.trust_remote_code, device=request.device)
-        subject = Subject.of(loaded)
+        subject = Subject.of(loaded, named(request.distortion) if request.distortion else None)
     refuse_long(subject, request.length)
     return subject
 
@@ -103,6 +108,8 @@ def refuse_long(subject: Subject, length: int) -> None:
     config: Any = getattr(subject.model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(config, "max_position_embeddings", None)
+    if subject.kind == "encoder" and limit:  # some (RoBERTa's) have positions that no token gets
+        limit = min(limit, getattr(subject.tokenizer, "model_max_length", limit))
     if isinstance(limit, int) and length > limit > 0:
         raise InputError(
             f"sequence-length {length} is more than the {limit} positions of model {subject.name!r}; "
@@ -124,9 +131,9 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
     curves = {}
     for site in subject.sites:
         kl = np.array([[4.0**-fmt.bits for fmt in formats[site.name]]])
-        curves[site.name] = Curve(site, formats[site.name], kl[None], kl, one, none[None])
+        curves[site.name] = Curve(site, formats[site.name], kl[None], kl, one, np.ones(kl.shape[1]), none[None])
     header = Header(
-        subject.name, subject.digest, "", "", 1, request.length, 1, 0, "fisher", request.engine,
-        str(subject.storage_dtype), subject.other_bytes, subject.carried_bytes,
+        subject.name, subject.digest, "", "", 1, request.length, 1, 0, "fisher", request.rounding, request.engine,
+        str(subject.storage_dtype), subject.other_bytes, subject.carried_bytes, distortion=subject.distortion.name,
     )  # fmt: skip
     replace(request, eps=None).solve(Measurement(header, curves))

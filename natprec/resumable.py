@@ -50,8 +50,9 @@ def run_measurement(
         engine=request.engine,
         group_size=request.group_size,
         estimator=request.estimator,
+        rounding=request.rounding,
         seed=request.seed,
-        parts=calibration_parts(request),
+        parts=calibration_parts(request, subject),
         data=request.data or "written by the model",
         stages=stages,
         state_file=state_file,
@@ -66,6 +67,8 @@ def _refuse_other_measurement(found: Measurement, request: Request, subject: Sub
         "model": (header.model_digest, subject.digest),
         "seed": (header.seed, request.seed),
         "estimator": (header.estimator, request.estimator),
+        "rounding": (header.rounding, request.rounding),
+        "distortion": (header.distortion, subject.distortion.name),
         "data": (header.data_digest, data_digest(ids)),
         "format list": tuple(
             ", ".join(sorted({fmt.name for several in lists for fmt in several}))

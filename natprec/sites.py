@@ -48,6 +48,11 @@ class Site:
         """Number of weights."""
         return self.shape[0] * self.shape[1]
 
+    @property
+    def gptq(self) -> bool:
+        """Whether GPTQ applies: the weight meets its inputs in one matrix product, after the prefix."""
+        return self.role != "embedding" and self.stage >= 0
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file header."""
         return asdict(self)

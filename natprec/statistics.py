@@ -18,6 +18,38 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, level: float = 0.95) -
     """
     draws = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAP_DRAWS, len(values)))
     means = values[draws].mean(axis=1)
+    return _percentiles(means, level)
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's rank correlation; ties share their mean rank. 0 where one of them is constant.
+
+    >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([10.0, 1000.0, 20.0]))
+    0.5
+    """
+    ranks = np.stack([_ranks(one), _ranks(other)])
+    ranks -= ranks.mean(1, keepdims=True)
+    size = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
+    return float((ranks[0] * ranks[1]).sum() / size) if size else 0.0
+
+
+def bootstrap_correlation(
+    one: np.ndarray, other: np.ndarray, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `rank_correlation`, resampling pairs; draws of one pair only are left out."""
+    draws = np.random.default_rng(seed).integers(0, len(one), (BOOTSTRAP_DRAWS, len(one)))
+    found = [rank_correlation(one[draw], other[draw]) for draw in draws if len(set(draw)) > 1]
+    return _percentiles(found, level)
+
+
+def _percentiles(draws: np.ndarray | list[float], level: float) -> tuple[float, float]:
+    """The middle `level` of what was drawn."""
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[inverse]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from natprec.blocks import StagedModel
+from natprec.checkpoints import Kind, is_encoder
+from natprec.distortions import DISTORTIONS, Distortion, named
+from natprec.errors import InputError
 from natprec.files import folder_bytes
 from natprec.formats import EngineProfile, NumberFormat
 from natprec.formats.engines import GROUP_SIZES
@@ -28,6 +31,8 @@ class Subject:
         digest: identifies the weights; taken before anything changes them.
         other_bytes: parameters and buffers that are no sites, at 16 bits.
         carried_bytes: tokenizer and configuration files of a checkpoint.
+        kind: 'causal' (such a model can write text) or 'encoder'.
+        companions: more files of a checkpoint: path → text.
     """
 
     name: str
@@ -39,19 +44,31 @@ class Subject:
     digest: str
     other_bytes: int
     carried_bytes: int
+    kind: Kind = "causal"
+    companions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def distortion(self) -> Distortion:
+        """What every tolerance of this model is about."""
+        return self.staged.distortion
 
     @classmethod
-    def of(cls, loaded: LoadedModel) -> Subject:
+    def of(cls, loaded: LoadedModel, distortion: Distortion | None = None) -> Subject:
         """Split and search a loaded model.
 
+        Args:
+            distortion: in place of the one that suits the model.
         Raises:
+            InputError: a distortion for another kind of model.
             ModelError: no Linear layer.
         """
         model = loaded.model
+        if distortion is not None and distortion.name in DISTORTIONS:
+            _refuse_unsuitable(distortion, loaded)
         device = next(model.parameters()).device
         vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[assignment, index]
         ids = torch.arange(PROBE_TOKENS, device=device) % vocabulary
-        staged = StagedModel(model, ids.unsqueeze(0))
+        staged = StagedModel(model, ids.unsqueeze(0), distortion or named(loaded.distortion))
         sites = find_sites(staged)
         return cls(
             name=loaded.name,
@@ -62,17 +79,28 @@ class Subject:
             sites=sites,
             digest=model_digest(model),
             other_bytes=_other_bytes(model, sites),
-            carried_bytes=_carried_bytes(model, loaded.tokenizer),
+            carried_bytes=_carried_bytes(model, loaded.tokenizer)
+            + sum(len(text.encode()) for text in loaded.companions.values()),
+            kind=loaded.kind,
+            companions=loaded.companions,
         )
 
     @classmethod
-    def in_memory(cls, model: Any, tokenizer: Any, name: str | None = None) -> Subject:
-        """Take a model that is already there (a notebook's); it is set to eval, without gradients."""
+    def in_memory(
+        cls, model: Any, tokenizer: Any, name: str | None = None, distortion: Distortion | None = None
+    ) -> Subject:
+        """Take a model that is already there (a notebook's); it is set to eval, without gradients.
+
+        Of an encoder the body is taken, without a head; unless told otherwise its embeddings are means.
+        """
+        kind: Kind = "encoder" if is_encoder(model.config, [type(model).__name__]) else "causal"
+        model = model.base_model if kind == "encoder" else model
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
         model.float()
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
-        return cls.of(LoadedModel(label, model, tokenizer, choose_storage_dtype(declared, model), None))
+        dtype, suits = choose_storage_dtype(declared, model), "kl" if kind == "causal" else "embedding"
+        return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion)
 
     def candidates(self, profile: EngineProfile, group_size: int | None) -> dict[str, tuple[NumberFormat, ...]]:
         """Site name → formats to measure: one group size, or with None all that divide the site.
@@ -86,6 +114,16 @@ class Subject:
             return {site.name: formats for site in self.sites}
         formats = profile.measured(GROUP_SIZES)
         return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+
+
+def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
+    """A distortion reads either next-token logits or the hidden states of an encoder."""
+    if distortion.predicts != (loaded.kind == "causal"):
+        what = "a causal language model" if loaded.kind == "causal" else "an encoder"
+        raise InputError(
+            f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {what}; "
+            f"leave it out for {loaded.distortion!r}"
+        )
 
 
 def _other_bytes(model: nn.Module, sites: list[Site]) -> int:

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from natprec.distortions import DISTORTIONS
 from natprec.evaluation.judge import promised
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
@@ -23,7 +24,7 @@ BAR = 32
 
 
 def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
-    """Bits per weight as a histogram, size (forecast and, once written, on disk), predicted KL."""
+    """Bits per weight as a histogram, size (forecast and, once written, on disk), predicted distortion."""
     rows = _rows()
     rows.add_row("engine", plan.engine)
     counts = plan.histogram()
@@ -40,7 +41,9 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
     before = plan.stored_bytes_reference
     rows.add_row("stored before", f"{human_bytes(before)}, at 16 bits")
     rows.add_row("stored after", _stored(plan.stored_bytes, stored_on_disk, before))
-    rows.add_row("KL predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95))
+    _add_predicted(rows, plan)
+    if plan.uniform is not None and plan.kl_uniform is not None:
+        rows.add_row("", f"{plan.kl_uniform:.4g} with {plan.uniform} throughout, which stores no more")
     return rows
 
 
@@ -60,16 +63,19 @@ def result_table(
 
 
 def verification_table(plan: Plan, verification: Verification, predicted: bool = True) -> RenderableType:
-    """KL with its interval, perplexity, agreement, and the verdict."""
+    """Distortion with its interval, the verdict, and where a next token is predicted perplexity and agreement."""
     rows = _rows()
     if predicted:
-        rows.add_row("KL predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95))
-    rows.add_row("KL measured", _interval(verification.kl_mean, verification.kl_ci95))
-    rows.add_row("", f"99 % of tokens below {verification.kl_p99:.4g}")
+        _add_predicted(rows, plan)
+    label, unit, terms = _words(plan)
+    rows.add_row(f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit))
+    rows.add_row("", f"99 % of {terms} below {verification.kl_p99:.4g}")
     rows.add_row("promise", _verdict(plan, verification))
     before, after = verification.perplexity_reference, verification.perplexity_quantized
-    rows.add_row("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})")
-    rows.add_row("same top token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
+    if before is not None and after is not None:
+        rows.add_row("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})")
+    if verification.top1_agreement is not None:
+        rows.add_row("same top token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
     return rows
 
 
@@ -99,8 +105,19 @@ def _stored(forecast: int, on_disk: int | None, before: int) -> str:
     return f"{text}: {(on_disk or forecast) / before:.1%} of before"
 
 
-def _interval(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.4g} nats per token (95 %: {interval[0]:.4g} to {interval[1]:.4g})"
+def _words(plan: Plan) -> tuple[str, str, str]:
+    """What the plan's distortion is called, its unit, and what it is averaged over."""
+    found = DISTORTIONS.get(plan.distortion)
+    return (found.label, found.unit, found.term) if found else (plan.distortion, "", "terms")
+
+
+def _add_predicted(rows: Table, plan: Plan) -> None:
+    label, unit, _ = _words(plan)
+    rows.add_row(f"{label} predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95, unit))
+
+
+def _interval(value: float, interval: tuple[float, float], unit: str) -> str:
+    return f"{value:.4g} {unit}".rstrip() + f" (95 %: {interval[0]:.4g} to {interval[1]:.4g})"
 
 
 def _verdict(plan: Plan, verification: Verification) -> Text:
@@ -108,7 +125,7 @@ def _verdict(plan: Plan, verification: Verification) -> Text:
         return Text("none: a size was asked for, no tolerance")
     word, style, sign = ("PASS", "bold green", "<=") if verification.passed else ("FAIL", "bold red", ">")
     text = Text(word, style=style)
-    text.append(f"  KL {verification.kl_mean:.4g} {sign} {promised(plan):g}", style="default")
+    text.append(f"  {_words(plan)[0]} {verification.kl_mean:.4g} {sign} {promised(plan):g}", style="default")
     if plan.eps_scope == "site":
         text.append(f" = {plan.eps:g} at each of {len(plan.sites)} sites", style="default")
     if verification.corrections:

@@ -17,18 +17,27 @@ def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Te
     """(sequences, length) tokens to measure on.
 
     With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
-    text where it costs most, and the promise survives text that `data` did not foresee.
+    text where it costs most, and the promise survives text that `data` did not foresee. An encoder
+    cannot write, so that `data` is all there is.
+
+    Raises:
+        InputError: no text to be had.
     """
-    if request.data is None:
-        return _tokens(request, subject, stages, None, request.tokens, "calibration")
+    if request.data is None or subject.kind == "encoder":
+        return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
     half = max(1, round(request.tokens / request.length / 2)) * request.length
     given = _tokens(request, subject, stages, request.data, half, "calibration")
     return torch.cat([given, _tokens(request, subject, stages, None, half, "calibration")])
 
 
-def calibration_parts(request: Request) -> int:
+def given_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+    """(sequences, length) tokens of `data` alone; the model's own text without it. Peers measure on these."""
+    return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
+
+
+def calibration_parts(request: Request, subject: Subject) -> int:
     """Kinds of text in `calibration_tokens`."""
-    return 1 if request.data is None else 2
+    return 1 if request.data is None or subject.kind == "encoder" else 2
 
 
 def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
@@ -56,6 +65,7 @@ def _tokens(request: Request, subject: Subject, stages: Stages, source: str | No
             split=split,  # type: ignore[arg-type]
             shared=request.eval_data is None or same_source(request.eval_data, request.data),
             model=subject.model,
+            writes=subject.kind == "causal",
             seed=request.seed,
             text_column=request.text_column,
             progress=progress,

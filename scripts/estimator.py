@@ -1,7 +1,8 @@
-"""The estimator: the Fisher sweep against the exact KL, over sites of all kinds and depths.
+"""The estimator: the Fisher sweep against the exact KL (or another distortion), over sites of all kinds and depths.
 
     python scripts/estimator.py --data valid.txt --sites 24
 
+Both see the same sequences; the sweep sees each several times, with other labels drawn from the model.
 Prints |log2(Fisher / exact)| per site and width, its median and its 95th percentile.
 """
 
@@ -9,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 
-from natprec.measurement import Measurement
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sweep import batches
@@ -28,20 +27,20 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data")
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--exact-sequences", type=int, default=8)
     parser.add_argument("--sites", type=int, default=24)
-    parser.add_argument("--measurement", type=Path, help="use this file instead of measuring")
     options = parser.parse_args()
     stages = Stages()
-    request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens)
+    request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens, length=options.sequence_length)
     subject = open_subject(request, stages)
-    ids = calibration_tokens(request, subject, stages)
-    measurement = Measurement.load(options.measurement) if options.measurement else measure(subject, ids, stages=stages)
-    curves = list(measurement.curves.values())
+    some = calibration_tokens(request, subject, stages)
+    few = some[:: max(1, len(some) // options.exact_sequences)][: options.exact_sequences]
+    ids = few.repeat(len(some) // len(few), 1)  # the same text with other labels: both estimators see one text
+    measurement = measure(subject, ids, rounding="rtn", stages=stages)
+    curves = [curve for curve in measurement.curves.values() if curve.energy.any()]
     # a stride that is prime to the sites of a block meets every kind at every depth
     chosen = [curves[i] for i in np.linspace(0, len(curves) - 1, options.sites).round().astype(int)]
-    first = ids[: len(ids) // measurement.header.parts]
-    few = first[:: max(1, len(first) // options.exact_sequences)][: options.exact_sequences]
     wanted = [(curve.site, curve.formats) for curve in chosen]
     steps = sum(len(curve.formats) for curve in chosen) * len(batches(*few.shape))
     logs = []

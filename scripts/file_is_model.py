@@ -59,7 +59,7 @@ def main() -> None:
         request = Request(options.model, eps=options.eps, data=options.data)
         subject = open_subject(request, stages)
         ids = calibration_tokens(request, subject, stages) if options.rounding != "rtn" else None
-        plan = measurement.solve(eps=options.eps, engine=engine)
+        plan = measurement.solve(eps=options.eps, engine=engine, rounding=options.rounding)
         quantized = round_to_plan(subject, plan, ids, options.rounding, stages)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "checkpoint"
@@ -71,7 +71,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-c", READER, *files], check=True, capture_output=True)
             theirs = load_file(files[2])["logits"]
             with torch.no_grad():
-                ours = torch.cat([subject.staged.logits(row[None]) for row in rows])
+                ours = torch.cat([subject.staged.output(row[None]) for row in rows])
             result = {
                 "engine": engine,
                 "largest_logit_difference": float((theirs - ours).abs().max()),

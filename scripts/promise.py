@@ -1,4 +1,4 @@
-"""The promise: predicted and measured joint KL over a range of tolerances, from one measurement.
+"""The promise: predicted and measured joint KL, or embedding distance, over a range of tolerances.
 
     python scripts/promise.py --data valid.txt --eval-data test.raw.txt
 
@@ -22,7 +22,7 @@ from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
 from natprec.request import Request, open_subject
 from natprec.rounding import restore, snapshot
-from natprec.texts import calibration_tokens, held_out_tokens
+from natprec.texts import calibration_parts, calibration_tokens, held_out_tokens
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--engine", default="vllm")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--eval-tokens", type=int, default=4096)
+    parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--measurement", type=Path, help="use this file instead of measuring")
     parser.add_argument("--roundings", default="rtn,gptq")
     parser.add_argument("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01])
@@ -47,6 +48,7 @@ def main() -> None:
         engine=options.engine,
         tokens=options.tokens,
         eval_tokens=options.eval_tokens,
+        length=options.sequence_length,
     )
     subject = open_subject(request, stages)
     ids = calibration_tokens(request, subject, stages)
@@ -54,21 +56,25 @@ def main() -> None:
     if options.measurement:
         measurement = Measurement.load(options.measurement)
     else:
-        measurement = measure(subject, ids, engine=options.engine, stages=stages)
+        measurement = measure(
+            subject, ids, engine=options.engine, parts=calibration_parts(request, subject), stages=stages
+        )
     original = snapshot(subject.model)
     with torch.no_grad():
         rows = [slice(batch.start, batch.stop) for batch in batches(*held_out.shape)]
-        expected = [subject.staged.logits(held_out[part]) for part in rows]
+        expected = [subject.staged.output(held_out[part]) for part in rows]
     print(
         f"{'rounding':8} {'eps':>6} {'bits':>6} {'predicted/eps':>14} {'measured':>9} {'measured/predicted':>19} held"
     )
     results = []
     for rounding in options.roundings.split(","):
         for eps in options.eps:
-            plan = measurement.solve(eps=eps, engine=options.engine)
+            plan = measurement.solve(eps=eps, engine=options.engine, rounding=rounding)
             round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
             reference = iter(expected)
-            summary = compare(lambda _, it=reference: next(it), subject.staged.logits, held_out).summary()
+            summary = compare(
+                lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
+            ).summary()
             restore(subject.model, original)
             row = {
                 "rounding": rounding,

@@ -56,17 +56,22 @@ def main() -> None:
         peak.append(psutil.Process().memory_info().rss)
 
     before = plain(subject.model, ids)
-    start = time.perf_counter()
-    sweep(subject.staged, subject.sites, formats, ids, scale_dtype=subject.storage_dtype, seed=0, advance=advance)
-    took = time.perf_counter() - start
+    seconds = {}
+    for rounding in ("rtn", "gptq"):
+        start = time.perf_counter()
+        sweep(
+            subject.staged, subject.sites, formats, ids,
+            scale_dtype=subject.storage_dtype, seed=0, rounding=rounding, advance=advance,
+        )  # fmt: skip
+        seconds[rounding] = time.perf_counter() - start
     after = plain(subject.model, ids)
     result = {
         "sites": len(subject.sites),
         "widths": len(next(iter(formats.values()))),
         "tokens": ids.numel(),
         "plain_seconds": [before, after],
-        "sweep_seconds": took,
-        "ratio": 2 * took / (before + after),
+        "sweep_seconds": seconds,
+        "ratio": {rounding: 2 * took / (before + after) for rounding, took in seconds.items()},
         "model_bytes": sum(p.numel() * p.element_size() for p in subject.model.parameters()),
         "resident_loaded_bytes": loaded,
         "resident_peak_sweep_bytes": max(peak),

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from natprec.distortions import Distortion
 from natprec.formats import NumberFormat
 from natprec.measurement import Curve, Header, Measurement
 from natprec.sites import Site
 from natprec.subject import Subject
-from tests.conftest import tiny_model
+from tests.conftest import tiny_encoder, tiny_model
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 96}
 """Changes to `tiny_model` that make a sweep take a fraction of a second; groups of 32 fit."""
@@ -29,6 +30,11 @@ def subject(tokenizer: Any = None, **changes: Any) -> Subject:
         if model.config.tie_word_embeddings is False:
             model.lm_head.weight.div_(2)
     return Subject.in_memory(model, tokenizer, "small")
+
+
+def encoder(distortion: Distortion | None = None, **changes: Any) -> Subject:
+    """A small random BERT, ready to measure."""
+    return Subject.in_memory(tiny_encoder(**{"vocab_size": 96, **changes}), None, "small", distortion)
 
 
 def tokens(sequences: int, length: int, vocabulary: int = 96, seed: int = 0) -> Tensor:
@@ -48,6 +54,7 @@ def header(**changes: Any) -> Header:
         "parts": 1,
         "seed": 0,
         "estimator": "fisher",
+        "rounding": "gptq",
         "engine": "vllm",
         "storage_dtype": "bfloat16",
         "other_bytes": 1000,
@@ -65,11 +72,13 @@ def curve(
     unit: str | None = None,
     units: int = 4,
     role: Any = "linear",
+    share: float = 1.0,
 ) -> Curve:
-    """A site whose forward KL is `kl`, the same in each unit of text."""
+    """A site whose forward KL is `kl`, the same in each unit of text; GPTQ leaves a share of it."""
     site = Site(name, "weight", role, shape, (name,), unit or name, 0)
     forward = np.tile(np.asarray(kl, dtype=np.float64), (1, units, 1))
-    return Curve(site, tuple(formats), forward, forward[0] / 2, np.ones(units), np.zeros((1, units)))
+    shares = np.full(len(formats), share)
+    return Curve(site, tuple(formats), forward, forward[0] / 2, np.ones(units), shares, np.zeros((1, units)))
 
 
 def measurement(curves: Sequence[Curve], **changes: Any) -> Measurement:

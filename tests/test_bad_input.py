@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from natprec import files, pipeline, resumable
 from natprec.measurement import Measurement
 from tests.commands import SMALL, Result, left_behind, natprec
-from tests.conftest import tiny_model
+from tests.conftest import tiny_encoder, tiny_model
 
 
 @pytest.fixture
@@ -72,6 +72,8 @@ def refused(result: Result, *words: str) -> str:
         ({"eps": None, "bits": -4}, ("bits -4.0", "positive")),
         ({"eps": None, "max_size": 0}, ("max-size 0.0", "positive")),
         ({"eps_scope": "layer"}, ("--eps-scope", "'layer'")),
+        ({"distortion": "embeding"}, ("unknown distortion 'embeding'", "did you mean 'embedding'?")),
+        ({"distortion": "embedding"}, ("distortion 'embedding'", "a causal language model", "leave it out for 'kl'")),
         ({"engine": "vlm"}, ("unknown engine 'vlm'", "did you mean 'vllm'?")),
         ({"rounding": "gtpq"}, ("unknown rounding 'gtpq'", "did you mean 'gptq'?")),
         ({"estimator": "fischer"}, ("unknown estimator 'fischer'", "did you mean 'fisher'?")),
@@ -164,16 +166,11 @@ def without_config(folder: Path) -> str:
     return "no config.json"
 
 
-def an_encoder(folder: Path) -> str:
-    from transformers import BertConfig, BertForMaskedLM
-
-    config = BertConfig(
-        vocab_size=512, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
-    )
+def a_classifier(folder: Path) -> str:
     for file in (folder / "model.safetensors", folder / "config.json"):
         file.unlink()
-    BertForMaskedLM(config).save_pretrained(folder)
-    return "not a causal language model"
+    tiny_encoder("BertForSequenceClassification").save_pretrained(folder)
+    return "neither a causal language model nor an encoder"
 
 
 def without_linear(folder: Path) -> str:
@@ -189,9 +186,9 @@ def without_linear(folder: Path) -> str:
     "spoil",
     [
         truncated, without_a_shard, with_value(float("nan")), with_value(float("inf")), pickled, without_config,
-        an_encoder, without_linear,
+        a_classifier, without_linear,
     ],
-    ids=["truncated", "missing shard", "nan", "inf", "pickle", "no config", "encoder", "no linear"],
+    ids=["truncated", "missing shard", "nan", "inf", "pickle", "no config", "classifier", "no linear"],
 )  # fmt: skip
 def test_a_model_that_cannot_be_used(
     attempt: Callable[..., Result], here: Path, tmp_path: Path, tiny_folder: Path, spoil: Callable[[Path], str]
@@ -199,6 +196,23 @@ def test_a_model_that_cannot_be_used(
     model = copied(tiny_folder, tmp_path / "model")
     cause = spoil(model)
     refused(attempt(model=model), cause)
+    assert left_behind(here) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": None}, ("no text", "an encoder cannot write it", "--data")),
+        ({"distortion": "kl"}, ("distortion 'kl'", "an encoder", "leave it out for 'embedding'")),
+        ({"sequence_length": 129, "tokens": 129, "eval_tokens": 129}, ("129", "128 positions")),
+        ({"sequence_length": 2}, ("2 tokens", "no room for text", "cls and sep")),
+    ],
+    ids=["no text", "kl", "too long", "too short"],
+)
+def test_what_an_encoder_cannot_do(
+    attempt: Callable[..., Result], here: Path, encoder_folder: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    refused(attempt(model=encoder_folder, **changes), *words)
     assert left_behind(here) == []
 
 
@@ -362,8 +376,8 @@ def test_a_measurement_that_is_cut_off(here: Path, measurement: Path, share: flo
 
 def test_a_measurement_of_another_version_or_kind(here: Path, measurement: Path, tiny_folder: Path) -> None:
     content = measurement.read_bytes()
-    assert content.count(b'\\"version\\": 1') == 1
-    (here / "m").write_bytes(content.replace(b'\\"version\\": 1', b'\\"version\\": 9'))
+    assert content.count(b'\\"version\\": 2') == 1
+    (here / "m").write_bytes(content.replace(b'\\"version\\": 2', b'\\"version\\": 9'))
     refused(natprec("solve", "m", "--eps", 1e-3), "'m'", "version 9", "measure again")
     refused(natprec("solve", tiny_folder / "model.safetensors", "--eps", 1e-3), "no natprec measurement")
     refused(natprec("solve", "nowhere", "--eps", 1e-3), "'nowhere'", "does not exist", "natprec measure")
@@ -400,4 +414,4 @@ def test_a_checkpoint_that_is_none(here: Path, tiny_folder: Path, text_file: Pat
 
 
 def test_the_header_of_a_measurement_is_what_these_tests_assume(measurement: Path) -> None:
-    assert Measurement.load(measurement).header.version == 1
+    assert Measurement.load(measurement).header.version == 2

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from natprec.blocks import StagedModel
+from natprec.distortions import EmbeddingDistance, OutputKL
 from tests.arrange import SMALL, tokens
-from tests.conftest import tiny_model
+from tests.conftest import tiny_encoder, tiny_model
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 96}
 
@@ -50,12 +51,36 @@ def qwen2() -> Any:
     return Qwen2ForCausalLM(Qwen2Config(**SIZES, intermediate_size=64, num_key_value_heads=1))
 
 
+def roberta() -> Any:
+    from transformers import RobertaConfig, RobertaModel
+
+    return RobertaModel(RobertaConfig(**SIZES, intermediate_size=64, max_position_embeddings=64))
+
+
+def distilbert() -> Any:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    return DistilBertModel(DistilBertConfig(dim=32, n_layers=3, n_heads=2, hidden_dim=64, vocab_size=96))
+
+
+def modernbert() -> Any:
+    """Layers with a window and without, rotary angles of both."""
+    from transformers import ModernBertConfig, ModernBertModel
+
+    ids = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
+    return ModernBertModel(ModernBertConfig(**SIZES, **ids, intermediate_size=64, local_attention=4))
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: tiny_model(**SMALL),
     "gpt-neox": gpt_neox,
     "gemma3": gemma3,
     "opt": opt,
     "qwen2": qwen2,
+    "bert": lambda: tiny_encoder(vocab_size=96, num_hidden_layers=3),
+    "roberta": roberta,
+    "distilbert": distilbert,
+    "modernbert": modernbert,
 }
 
 
@@ -95,14 +120,15 @@ class Parallel(nn.Module):
 def test_stages_are_the_whole_model(family: str) -> None:
     model = built(family)
     ids = tokens(3, 12)
-    expected = model(input_ids=ids, use_cache=False).logits
-    staged = StagedModel(model, ids[:1])
+    distortion = OutputKL() if model.can_generate() else EmbeddingDistance()
+    expected = distortion.output(model, ids)
+    staged = StagedModel(model, ids[:1], distortion)
     assert len(staged.blocks) == model.config.num_hidden_layers
     hidden, contexts = staged.prefix(ids)
     for index in range(len(staged.blocks)):
         hidden = staged.block(index, hidden, contexts[index])
     assert torch.equal(staged.suffix(hidden, ids), expected)
-    assert torch.equal(model(input_ids=ids, use_cache=False).logits, expected)
+    assert torch.equal(distortion.output(model, ids), expected)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,30 @@ def test_a_tolerance_beside_a_size_is_judged_and_fails(tmp_path: Path, tiny_fold
     )  # fmt: skip
     assert result.code == 3
     assert "FAIL" in result.out
+
+
+@pytest.mark.parametrize("distortion", ["kl-top10", "loss"])
+def test_another_distortion_is_promised_and_judged(
+    distortion: str, tmp_path: Path, tiny_folder: Path, text_file: Path
+) -> None:
+    out = tmp_path / "out"
+    result = natprec(
+        "quantize", "--model", tiny_folder, "--bits", 5, "--data", text_file, *SMALL, "--eval-tokens", 512,
+        "--rounding", "rtn", "--distortion", distortion, "--out", out, "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    printed = json.loads(result.out)
+    assert printed["distortion"] == json.loads((out / "plan.json").read_text())["distortion"] == distortion
+    assert printed["perplexity_reference"] > 1
+    if distortion == "loss":
+        ratio = printed["perplexity_quantized"] / printed["perplexity_reference"]
+        assert printed["kl_mean"] == pytest.approx(math.log(ratio), abs=1e-6)
+    result = natprec(
+        "verify", out, "--model", tiny_folder, "--eval-data", text_file, "--eval-tokens", 512,
+        "--sequence-length", 64, "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["kl_mean"] == pytest.approx(printed["kl_mean"], rel=1e-6)
 
 
 def test_help_shows_examples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,15 @@ LAYERS: list[set[str]] = [
     {"files", "progress"},
     {"formats"},
     {"quantizers"},
-    {"checkpoints"},
+    {"checkpoints", "encoders"},
     {"models"},
     {"text_sources"},
     {"data"},
+    {"evaluation.divergence"},  # KL, as the distortion of language models
+    {"distortions"},
     {"blocks"},
     {"sites"},
     {"subject"},
-    {"evaluation.divergence"},  # the exact estimator needs its KL
     {"measurement"},
     {"solver"},
     {"rounding"},
@@ -32,6 +33,7 @@ LAYERS: list[set[str]] = [
     {"resumable", "evaluation"},
     {"pipeline", "estimate", "summary"},
     {"api", "options"},
+    {"comparison"},
     {"cli", ""},  # "" is natprec/__init__.py
     {"__main__"},
 ]

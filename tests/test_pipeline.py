@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from natprec import errors, files, pipeline, request, resumable
+from natprec.evaluation.judge import MARGIN
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
 from natprec.request import Request
@@ -68,10 +69,10 @@ def test_a_broken_promise_is_solved_once_more_by_the_measured_ratio(
     asked = watched(monkeypatch)
     worsened(monkeypatch, [1.6, second])
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
-    assert asked == [None, pytest.approx(EPS * EPS / (1.6 * EPS))]
+    assert asked == [None, pytest.approx(MARGIN * EPS / 1.6)]
     assert verification.corrections == 1
     assert verification.passed is (second < 1), "one correction, not a search"
-    assert (plan.eps, plan.eps_solved) == (EPS, pytest.approx(EPS / 1.6))
+    assert (plan.eps, plan.eps_solved) == (EPS, pytest.approx(MARGIN * EPS / 1.6))
     assert plan.kl_predicted <= EPS / 1.6
     assert Verification.load(tmp_path / "out" / "verification.json") == verification
     assert pipeline.Plan.load(tmp_path / "out" / "plan.json").eps_solved == plan.eps_solved

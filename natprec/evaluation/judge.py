@@ -5,32 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from natprec.data import data_digest
-from natprec.errors import ModelError
+from natprec.errors import InputError, ModelError
 from natprec.evaluation.reload import load_quantized
-from natprec.evaluation.verify import Verification, compare
+from natprec.evaluation.verify import Comparison, Verification, compare
 from natprec.files import folder_bytes
 from natprec.measurement import Measurement
 from natprec.measurement.sweep import batches
-from natprec.progress import Stages
+from natprec.progress import Advance, Stages
 from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.texts import same_source
+
+MARGIN = 0.95
+"""Of what the correction asks for: measured KL does not fall quite in proportion to the tolerance."""
 
 
 def verify(
     folder: Path, subject: Subject, ids: Tensor, plan: Plan, *, rounding: str, data: str, stages: Stages, seed: int = 0
 ) -> Verification:
-    """Judge the checkpoint on disk against the original model (T6)."""
+    """Judge the checkpoint on disk against the original model (T6).
+
+    Raises:
+        InputError: the plan keeps another distortion small than the subject's.
+        ModelError: NaN or Inf.
+    """
+    if plan.distortion != subject.distortion.name:
+        raise InputError(
+            f"the plan's tolerance is of distortion {plan.distortion!r}, this judges by {subject.distortion.name!r}; "
+            "judge by the one that was measured"
+        )
     with stages.stage("load checkpoint"):
         model = load_quantized(folder)
         model.to(ids.device)
     with stages.stage("verify", len(batches(*ids.shape))) as advance:
-        compared = compare(
-            subject.staged.logits, lambda rows: model(input_ids=rows, use_cache=False).logits, ids, advance
-        )
+        compared = compared_with(subject, model, ids, advance)
     summary = compared.summary(seed)
     if not np.isfinite(summary["kl_mean"]):
         raise ModelError(
@@ -49,13 +60,28 @@ def verify(
         data=data,
         data_digest=data_digest(ids),
         rounding=rounding,
+        distortion=plan.distortion,
         **summary,
     )
 
 
+def compared_with(subject: Subject, model: nn.Module, ids: Tensor, advance: Advance = lambda stage: None) -> Comparison:
+    """Another model against the subject, by the subject's distortion, on (sequences, time) token ids."""
+    distortion = subject.distortion
+    return compare(subject.staged.output, lambda rows: distortion.output(model, rows), ids, advance, distortion)
+
+
 def promised(plan: Plan) -> float | None:
-    """The KL of the whole model that a plan promises; with eps per site, the sum over sites."""
+    """The distortion of the whole model that a plan promises; with eps per site, the sum over sites."""
     return plan.eps if plan.eps is None or plan.eps_scope == "model" else plan.eps * len(plan.sites)
+
+
+def tightened(plan: Plan, kl_mean: float) -> float:
+    """The tolerance to solve for next, when a plan for its `eps_solved` measured too much (T6)."""
+    promise = promised(plan)
+    assert promise is not None
+    assert plan.eps_solved is not None
+    return MARGIN * plan.eps_solved * promise / kl_mean
 
 
 def checkpoint_bytes(folder: Path) -> int:

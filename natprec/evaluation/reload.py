@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from natprec.checkpoints import auto_class, model_kind
 from natprec.errors import InputError, ModelError
 from natprec.models import quiet
 
@@ -41,10 +42,11 @@ def load_quantized(folder: Path) -> nn.Module:
 
 
 def _plain(folder: Path) -> nn.Module:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False)  # the first forward decompresses
+    kind = model_kind(str(folder), AutoConfig.from_pretrained(folder))
+    model = auto_class(kind).from_pretrained(folder, dtype=torch.float32)
+    model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses
     return model.eval().requires_grad_(False)
 
 
@@ -52,7 +54,8 @@ def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
     """Whether plain transformers would refuse it."""
     if any(not group["weights"]["symmetric"] for group in groups.values()):
         return True
-    return any(name.endswith("embed_tokens.weight_packed") for name in _tensor_files(folder))
+    packed = (name.split(".")[-2] for name in _tensor_files(folder) if name.endswith(".weight_packed"))
+    return any("embed" in module for module in packed)  # embed_tokens, embed_in, word_embeddings
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
@@ -71,11 +74,11 @@ def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
     from safetensors import safe_open
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = auto_class(model_kind(str(folder), config)).from_config(config, dtype=torch.float32)
     state: dict[str, torch.Tensor] = {}
     for name, file in _tensor_files(folder).items():
         with safe_open(file, "pt") as opened:
@@ -84,9 +87,8 @@ def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
         scheme = QuantizationScheme.model_validate(group)
         compressor = BaseCompressor.get_value_from_registry(group["format"])
         for module in group["targets"]:
-            own = {
-                key.removeprefix(module + "."): state.pop(key) for key in list(state) if key.startswith(module + ".")
-            }
+            prefix = module + ".weight"  # a bias stays as it is
+            own = {key.removeprefix(module + "."): state.pop(key) for key in list(state) if key.startswith(prefix)}
             if "weight_scale" not in own or not own.keys() & {"weight_packed", "weight"}:
                 continue  # the second use of a tied weight
             own["weight_scale"] = own["weight_scale"].float()

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from natprec.distortions import Distortion, OutputKL
 from natprec.errors import InputError
-from natprec.evaluation.divergence import forward_kl, token_losses
+from natprec.evaluation.divergence import token_losses
 from natprec.files import write_json
 from natprec.measurement.sweep import batches
 from natprec.statistics import bootstrap_interval
 
-Logits = Callable[[Tensor], Tensor]
-"""(batch, time) ids → (batch, time, vocabulary) logits."""
+Output = Callable[[Tensor], Tensor]
+"""(batch, time) ids → (batch, terms, size): what the distortion compares, logits of the next token by default."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Verification:
     """What was promised and what was measured; verification.json.
 
     Attributes:
-        kl_mean: nats per token, with `kl_ci95`, its bootstrap interval over sequences.
-        kl_p99: 99th percentile over tokens.
+        kl_mean: the measured distortion, with `kl_ci95`, its bootstrap interval over sequences: KL in nats per
+            token, unless `distortion` names another, whose unit all `kl_` fields and `eps` then have.
+        kl_p99: 99th percentile over its terms: tokens, or sequences.
         passed: `kl_mean` <= the promise; None when a size, and no tolerance, was asked for.
         bits_per_weight: stored, scales included, over the quantized weights; `_total` with those
             that the engine keeps at 16 bits.
+        perplexity_reference, perplexity_quantized, top1_agreement: None where the model predicts no next token.
         corrections: times that the tolerance was tightened after a first verification failed.
     """
 
@@ -45,9 +48,9 @@ class Verification:
     kl_ci95: tuple[float, float]
     kl_p99: float
     kl_predicted: float
-    perplexity_reference: float
-    perplexity_quantized: float
-    top1_agreement: float
+    perplexity_reference: float | None
+    perplexity_quantized: float | None
+    top1_agreement: float | None
     tokens: int
     stored_bytes: int
     stored_bytes_reference: int
@@ -57,6 +60,7 @@ class Verification:
     data_digest: str
     rounding: str
     corrections: int = 0
+    distortion: str = "kl"
 
     def save(self, path: Path) -> None:
         """Write verification.json."""
@@ -80,10 +84,11 @@ class Verification:
 class Comparison:
     """Two models on one text: per-sequence and per-token figures before they are summed up."""
 
-    kl: np.ndarray  # (sequences, time), nats
-    agreement: np.ndarray  # (sequences, time), whether both rank the same token first
-    loss_reference: np.ndarray  # (sequences, time - 1), nats
-    loss_quantized: np.ndarray  # (sequences, time - 1), nats
+    kl: np.ndarray  # (sequences, terms), the distortion; KL: a term is a token, nats
+    tokens: int
+    agreement: np.ndarray | None = None  # (sequences, time), whether both rank the same token first
+    loss_reference: np.ndarray | None = None  # (sequences, time - 1), nats
+    loss_quantized: np.ndarray | None = None  # (sequences, time - 1), nats
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
         """The fields of `Verification` that come from the text."""
@@ -91,31 +96,44 @@ class Comparison:
             "kl_mean": float(self.kl.mean()),
             "kl_ci95": bootstrap_interval(self.kl.mean(1), seed),
             "kl_p99": float(np.quantile(self.kl, 0.99)),
-            "perplexity_reference": float(np.exp(self.loss_reference.mean())),
-            "perplexity_quantized": float(np.exp(self.loss_quantized.mean())),
-            "top1_agreement": float(self.agreement.mean()),
-            "tokens": int(self.kl.size),
+            "perplexity_reference": _perplexity(self.loss_reference),
+            "perplexity_quantized": _perplexity(self.loss_quantized),
+            "top1_agreement": None if self.agreement is None else float(self.agreement.mean()),
+            "tokens": self.tokens,
         }
+
+
+def _perplexity(losses: np.ndarray | None) -> float | None:
+    return None if losses is None else float(np.exp(losses.mean()))
 
 
 @torch.no_grad()
 def compare(
-    reference: Logits, quantized: Logits, ids: Tensor, advance: Callable[[str], None] = lambda stage: None
+    reference: Output,
+    quantized: Output,
+    ids: Tensor,
+    advance: Callable[[str], None] = lambda stage: None,
+    distortion: Distortion | None = None,
 ) -> Comparison:
     """Run both models over (sequences, time) token ids, a batch at a time.
 
+    Args:
+        distortion: of what the two return; KL of the next token unless given.
     Raises:
         InputError: no tokens.
     """
     if ids.numel() == 0:
         raise InputError("no held-out tokens to verify on; raise --eval-tokens or give more --eval-data")
+    distortion = distortion or OutputKL()
     parts: list[list[Tensor]] = [[], [], [], []]
     for batch in batches(*ids.shape):
         rows = ids[batch.start : batch.stop]
         expected, got = reference(rows), quantized(rows)
-        parts[0].append(forward_kl(expected, got))
-        parts[1].append((expected.argmax(-1) == got.argmax(-1)).double())
-        parts[2].append(token_losses(expected, rows).double())
-        parts[3].append(token_losses(got, rows).double())
+        parts[0].append(distortion.between(expected, got, rows))
+        if distortion.predicts:
+            parts[1].append((expected.argmax(-1) == got.argmax(-1)).double())
+            parts[2].append(token_losses(expected, rows).double())
+            parts[3].append(token_losses(got, rows).double())
         advance("verify")
-    return Comparison(*(torch.cat(part).cpu().numpy() for part in parts))
+    values = [torch.cat(part).cpu().numpy() for part in parts if part]
+    return Comparison(values[0], ids.numel(), *values[1:])

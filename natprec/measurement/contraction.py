@@ -1,4 +1,4 @@
-"""From gathered gradients to numbers: the sums that turn E[g²] and δ(b)² into KL.
+"""From gathered gradients to numbers: the sums that turn E[g²] and δ(b)² into a distortion.
 
 Each function takes what an observer gathered at one site and contracts it with the squared errors
 of all formats at once.
@@ -74,9 +74,9 @@ def lookup_values(
     weight: Tensor,
     formats: Sequence[NumberFormat],
     scale_dtype: torch.dtype,
-    tokens: int,
+    terms: int,
 ) -> Tensor:
-    """KL per token through an embedding's lookups: (sequences, formats + 1), float64.
+    """Distortion per term through an embedding's lookups: (sequences, formats + 1), float64.
 
     Rows that the text never touched are unknown, not free. A share m of the positions of other text
     holds unseen tokens (Good 1953: m = tokens seen once / tokens); each costs what a token seen once
@@ -96,16 +96,18 @@ def lookup_values(
     rarest = counts[seen].min()  # 1, unless the text repeats itself throughout
     for index, lookup in enumerate(lookups.values()):
         at = position[lookup.rows]
-        values[index] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * tokens)
+        values[index] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * terms)
         single += lookup.own[counts[lookup.rows] == rarest].sum(0)
     singles = int((counts == rarest).sum())
-    unseen = (counts == 0).nonzero().squeeze(1)
-    if len(unseen) == 0:
+    others = (counts == 0).nonzero().squeeze(1)
+    if len(others) == 0:
         return values
-    mass = (singles if rarest == 1 else 1) / int(counts.sum())
+    tokens = int(counts.sum())
+    mass = (singles if rarest == 1 else 1) / tokens
+    unseen = mass * (tokens / (len(lookups) * terms))  # positions per term of a sequence
     typical = torch.zeros(len(errors), columns, device=weight.device)
-    for rows in unseen.split(max(1, CONTRACT_ROWS // columns)):
+    for rows in others.split(max(1, CONTRACT_ROWS // columns)):
         chunk = squared_errors(weight[rows], formats, scale_dtype)
         typical += chunk.view(-1, len(rows), columns).sum(1)
-    per_occurrence = (typical / len(unseen)) @ (single / (singles * rarest)) / 2
-    return (1 - mass) * values + mass * per_occurrence.cpu().double()
+    per_occurrence = (typical / len(others)) @ (single / (singles * rarest)) / 2
+    return (1 - mass) * values + unseen * per_occurrence.cpu().double()

@@ -15,10 +15,12 @@ class Curve:
     """What was measured at one site.
 
     Attributes:
-        forward: (parts, units, formats) KL in nats per token; a part is one kind of text.
+        forward: (parts, units, formats) distortion in its unit, nats per token if it is KL; a part is
+            one kind of text.
         backward: (units, formats) E‖∇ - Q(∇)‖², in squared units of the gradient.
         energy: (units,) E‖∇‖², to which `backward` is relative; 0 means that nothing reached the site.
-        kept: (parts, units) KL of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
+        shares: (formats,) of `forward` that is left by GPTQ, which makes up for errors; 1 where it does not apply.
+        kept: (parts, units) distortion of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
     """
 
     site: Site
@@ -26,19 +28,23 @@ class Curve:
     forward: np.ndarray
     backward: np.ndarray
     energy: np.ndarray
+    shares: np.ndarray
     kept: np.ndarray
 
-    @property
-    def kl(self) -> np.ndarray:
-        """(formats,) nats per token: the largest over the kinds of text, so that a promise on one holds on all."""
-        return np.asarray(self.forward.mean(1).max(0))
+    def kl(self, rounding: str = "rtn") -> np.ndarray:
+        """(formats,) distortion: the largest over the kinds of text, so that a promise on one holds on all."""
+        nearest = np.asarray(self.forward.mean(1).max(0))
+        return nearest if rounding == "rtn" else nearest * self.shares
 
     @property
     def kept_kl(self) -> float:
         """KL of storing the site unquantized, the largest over the kinds of text."""
         return float(self.kept.mean(1).max())
 
-    def samples(self, fmt: NumberFormat | None) -> np.ndarray:
+    def samples(self, fmt: NumberFormat | None, rounding: str = "rtn") -> np.ndarray:
         """(units,) KL of a format (None: unquantized) on the kind of text where it is largest."""
-        values = self.kept if fmt is None else self.forward[:, :, self.formats.index(fmt)]
-        return np.asarray(values[values.mean(1).argmax()])
+        if fmt is None:
+            return np.asarray(self.kept[self.kept.mean(1).argmax()])
+        column = self.formats.index(fmt)
+        values = self.forward[:, :, column]
+        return np.asarray(values[values.mean(1).argmax()]) * (1.0 if rounding == "rtn" else self.shares[column])

@@ -1,4 +1,4 @@
-"""The exact estimator: replace one site, replay the rest of the network, take the KL.
+"""The exact estimator: replace one site, replay the rest of the network, take the distortion.
 
 It is the definition of the forward distortion (T1) and the judge of the Fisher sweep. Block inputs
 are kept, so that a site in block i costs a forward of the blocks from i on, per format.
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from natprec.blocks import StagedModel
-from natprec.evaluation.divergence import forward_kl
 from natprec.formats import NumberFormat
 from natprec.measurement.sweep import batch_rows, batches, forward_blocks
 from natprec.progress import Advance
@@ -42,13 +41,13 @@ def exact_curves(
     scale_dtype: torch.dtype,
     advance: Advance = lambda stage: None,
 ) -> Iterator[tuple[Site, np.ndarray]]:
-    """Output KL of each site under each of its formats, alone.
+    """Distortion of each site under each of its formats, alone.
 
     Args:
         ids: (sequences, time).
         advance: called once per site, format and batch.
     Yields:
-        The site and its (sequences, formats) KL, nats per token.
+        The site and its (sequences, formats) distortion, averaged over the terms of each sequence.
     """
     inputs, contexts = (
         forward_blocks(staged, ids, len(staged.blocks), lambda stage: None) if staged.blocks else ([], [])
@@ -64,12 +63,13 @@ def exact_curves(
                 for number, batch in enumerate(batches(*ids.shape)):
                     rows = batch_rows(batch)
                     if site.stage < 0 or not staged.blocks:
-                        logits = staged.logits(ids[rows])
+                        output = staged.output(ids[rows])
                     else:
                         hidden = inputs[site.stage][rows]
                         for index in range(site.stage, len(staged.blocks)):
                             hidden = staged.block(index, hidden, contexts[number][index])
-                        logits = staged.suffix(hidden, ids[rows])
-                    values[rows, column] = forward_kl(references[number], logits).mean(1).cpu().numpy()
+                        output = staged.suffix(hidden, ids[rows])
+                    distances = staged.distortion.between(references[number], output, ids[rows])
+                    values[rows, column] = distances.mean(1).cpu().numpy()
                     advance(f"{site.name} {fmt.name}")
         yield site, values

@@ -38,6 +38,7 @@ def measure(
     engine: str = "vllm",
     group_size: int | None = 64,
     estimator: str = "fisher",
+    rounding: str = "gptq",
     seed: int = 0,
     parts: int = 1,
     data: str = "given tokens",
@@ -45,11 +46,12 @@ def measure(
     state_file: Path | None = None,
     resume: bool = False,
 ) -> Measurement:
-    """Forward KL and gradient distortion of every site under every candidate format.
+    """Forward distortion and gradient distortion of every site under every candidate format.
 
     Args:
         ids: (sequences, time) calibration tokens.
         group_size: one size, or None for all that divide a site.
+        rounding: 'gptq': plans may be rounded by GPTQ, so what it leaves is measured too; 'rtn': half the time.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
@@ -70,6 +72,8 @@ def measure(
         "seed": seed,
         "parts": parts,
         "estimator": estimator,
+        "rounding": rounding,
+        "distortion": subject.distortion.name,
         "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
     }
     state = load_state(state_file, fingerprint) if resume and state_file else None
@@ -87,11 +91,15 @@ def measure(
             ids,
             scale_dtype=subject.storage_dtype,
             seed=seed,
+            rounding=rounding,
             parts=parts,
             advance=advance,
             state=state,
             save=save,
         )
+    idle = [name for name, curve in curves.items() if not curve.energy.any()]
+    if idle:
+        stages.note(f"{len(idle)} of {len(curves)} sites have no effect here, so they stay wide: {idle[0]} …")
     if estimator == "exact":
         curves = _exactly(subject, ids, state, save, stages)
     header = Header(
@@ -104,10 +112,12 @@ def measure(
         parts=parts,
         seed=seed,
         estimator=estimator,
+        rounding=rounding,
         engine=engine,
         storage_dtype=str(subject.storage_dtype).removeprefix("torch."),
         other_bytes=subject.other_bytes,
         carried_bytes=subject.carried_bytes,
+        distortion=subject.distortion.name,
     )
     measurement = Measurement(header, curves)
     if estimator == "fisher":
@@ -151,6 +161,6 @@ def _checked(measurement: Measurement) -> Iterator[tuple[Site, Sequence[NumberFo
     total = sum(curve.site.elements for curve in curves)
     for index in np.unique(np.linspace(0, len(curves) - 1, min(CHECK_SITES, len(curves))).round().astype(int)):
         curve = curves[index]
-        means = curve.kl
+        means = curve.kl()
         share = CHECK_EPS * curve.site.elements / total
         yield curve.site, (curve.formats[int(np.abs(np.log(np.maximum(means, 1e-300) / share)).argmin())],)

@@ -5,8 +5,13 @@ and g = d log p(y) / dw summed over one sequence,
 
     KL per token of format b  ≈  1/2 · sum_ij E[g_ij²] (Q_b(w_ij) - w_ij)² / tokens.
 
+Other distortions draw another scalar than log p(y) and have other terms than tokens: see `natprec.distortions`.
+
 E[g²] is gathered per unit (a sequence, or a pool of sequences where memory is short) and contracted
 with every format's squared errors once, as one matrix product.
+
+What GPTQ will leave of that is computed from the inputs' second moments, Σ x xᵀ, which sites with one
+input share, and from the power of each output's gradient: see `gptq_shares`.
 
 Backward (Gibbs) flow: the squared error of rounding the gradient itself to each format, on a sample
 of its rows, and the gradient's energy, to which it is relative.
@@ -22,12 +27,16 @@ from torch import Tensor, nn
 from natprec.formats import NumberFormat
 from natprec.measurement.contraction import Lookup, contract, lookup_values, rounding_distortion
 from natprec.measurement.curves import Curve
+from natprec.quantizers.gptq import InputOrder, gptq_shares
 from natprec.sites import Site
 
 UNIT_MEMORY = 1 << 30
 """Bytes that the squared gradients of one site may take; beyond it sequences share a unit."""
 
 MIN_UNITS = 4
+JUDGING = 4
+"""Of so many sequences one judges what GPTQ, fitted to the others, leaves."""
+
 GRADIENT_ROWS = 8
 """Rows of each sequence's gradient that are rounded for the backward flow."""
 
@@ -36,6 +45,7 @@ GRADIENT_ROWS = 8
 class WeightObserver:
     """Gathers squared gradients of one weight over all its uses and contracts them.
 
+    `moments`, shared by all of them, is given where GPTQ may round the site: unit → Σ x xᵀ, later factorized.
     Set `sequences` (indices of the batch's sequences) before each batch. Observers of one sweep share
     `spare`: the buffers of finished sites, which cost more to allocate again than to fill.
     """
@@ -58,6 +68,9 @@ class WeightObserver:
     sampled: dict[int, Tensor] = field(default_factory=dict)
     standing: dict[int, Tensor] = field(default_factory=dict)
     ids: Tensor | None = None
+    moments: dict[str, Tensor | InputOrder] | None = None
+    sensitivity: Tensor | None = None
+    judging: Tensor | None = None
 
     @property
     def units(self) -> int:
@@ -78,6 +91,8 @@ class WeightObserver:
 
     def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         ids = args[0]
+        if len(ids) == 1 < len(self.sequences):  # positions: one lookup that all sequences of the batch share
+            ids, output = ids.expand(len(self.sequences), -1), output.expand(len(self.sequences), -1, -1)
         leaf = output.detach().requires_grad_()
         leaf.register_hook(lambda gradient: self.add_lookup(ids, gradient))
         return leaf
@@ -87,6 +102,8 @@ class WeightObserver:
         count = len(self.sequences)
         inputs = inputs.reshape(count, -1, inputs.shape[-1])
         gradient = gradient.reshape(count, inputs.shape[1], -1)
+        if self.moments is not None:
+            self._add_second_moments(inputs, gradient)
         if self.squares is None:
             shape = torch.Size((self.units, *self.weight.shape))
             ready = self.spare.get(shape)
@@ -99,6 +116,25 @@ class WeightObserver:
                 self.pending[sequence] = torch.mm(gradient[index].T, inputs[index], out=self.squares[sequence])
             else:
                 self.pending[sequence] = torch.mm(gradient[index].T, inputs[index])
+
+    def _add_second_moments(self, inputs: Tensor, gradient: Tensor) -> None:
+        """For GPTQ: Σ x xᵀ of the unit, from its first site, and of every fourth sequence what judges it."""
+        assert self.moments is not None
+        columns = inputs.shape[-1]
+        power = gradient.float().square()
+        total = power.sum((0, 1))
+        self.sensitivity = total if self.sensitivity is None else self.sensitivity + total
+        judges = torch.tensor([sequence % JUDGING == JUDGING - 1 for sequence in self.sequences])
+        if self.site.name == self.site.unit and not judges.all():
+            fitted = inputs[~judges].flatten(0, 1)
+            sums = self.moments.setdefault(self.site.unit, inputs.new_zeros(columns, columns))
+            assert isinstance(sums, Tensor)
+            sums.addmm_(fitted.T, fitted)
+        if judges.any():
+            seen = inputs[judges].flatten(0, 1)
+            weighted = seen * power[judges].sum(-1).view(-1, 1)
+            self.judging = inputs.new_zeros(columns, columns) if self.judging is None else self.judging
+            self.judging.addmm_(weighted.T, seen)
 
     def flush(self) -> None:
         """Square the gradients of the batch's sequences, now that all uses have added to them."""
@@ -143,18 +179,18 @@ class WeightObserver:
             standing = torch.cat([self.standing[sequence], standing])
         self.sampled[sequence], self.standing[sequence] = rows, standing
 
-    def finish_product(self, tokens: int) -> None:
+    def finish_product(self, terms: int) -> None:
         """Contract the squares of the matrix product with the errors of every format."""
         if self.squares is not None:
             pooled = self.total // self.units
             values, energy = contract(self.squares, self.weight, self.formats, self.scale_dtype)
-            self.head_values, self.head_energy = values / (2 * tokens * pooled), energy / pooled
+            self.head_values, self.head_energy = values / (2 * terms * pooled), energy / pooled
             self.spare.setdefault(self.squares.shape, []).append(self.squares)
             self.squares = None
 
-    def curve(self, tokens: int) -> Curve:
-        """The site's curve; `tokens` is the length of a sequence."""
-        self.finish_product(tokens)
+    def curve(self, terms: int) -> Curve:
+        """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over."""
+        self.finish_product(terms)
         units, columns = self.units, len(self.formats) + 1  # the last: stored unquantized
         forward = torch.zeros(units, columns, dtype=torch.float64)
         energy = torch.zeros(units, dtype=torch.float64)
@@ -162,7 +198,7 @@ class WeightObserver:
             forward += self.head_values
             energy += self.head_energy
         if self.lookups:
-            sparse = lookup_values(self.lookups, self.weight, self.formats, self.scale_dtype, tokens)
+            sparse = lookup_values(self.lookups, self.weight, self.formats, self.scale_dtype, terms)
             forward += sparse.view(units, -1, columns).mean(1)
             sums = [float(self.lookups[sequence].joint.sum()) for sequence in sorted(self.lookups)]
             energy += torch.tensor(sums, dtype=torch.float64).view(units, -1).mean(1)
@@ -173,8 +209,18 @@ class WeightObserver:
             forward[:, :-1].reshape(self.parts, -1, columns - 1).numpy(),
             backward.view(units, -1, columns - 1).mean(1).numpy(),
             energy.numpy(),
+            self._shares().numpy(),
             forward[:, -1].reshape(self.parts, -1).numpy(),
         )
+
+    def _shares(self) -> Tensor:
+        """(formats,): of rounding to nearest's KL that GPTQ leaves."""
+        found = None if self.moments is None else self.moments.get(self.site.unit)
+        if self.moments is None or found is None or self.sensitivity is None or self.judging is None:
+            return torch.ones(len(self.formats), dtype=torch.float64)
+        inputs = found if isinstance(found, InputOrder) else InputOrder.of(found)
+        self.moments[self.site.unit] = inputs
+        return gptq_shares(self.weight, inputs, self.judging, self.sensitivity, self.formats, self.scale_dtype)
 
     def state(self) -> dict[str, Tensor]:
         """What a tied weight carries from the suffix to the prefix, as plain tensors."""

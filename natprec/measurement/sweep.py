@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from natprec.blocks import Context, StagedModel
 from natprec.formats import NumberFormat
 from natprec.measurement.curves import Curve
 from natprec.measurement.observers import WeightObserver
 from natprec.progress import Advance
+from natprec.quantizers.gptq import InputOrder
 from natprec.sites import Site, site_weight
 
 BATCH_TOKENS = 1024
@@ -91,6 +91,7 @@ def sweep(
     *,
     scale_dtype: torch.dtype,
     seed: int,
+    rounding: str = "rtn",
     parts: int = 1,
     advance: Advance = lambda stage: None,
     state: SweepState | None = None,
@@ -102,19 +103,21 @@ def sweep(
         formats: site name → candidate formats.
         ids: (sequences, time) token ids.
         scale_dtype: dtype in which scales are stored.
-        seed: of the labels drawn from the model's prediction.
+        seed: of what the distortion draws.
+        rounding: 'gptq': measure also what it leaves of the distortion of rounding to nearest.
         parts: kinds of text: equal, consecutive shares of the sequences.
         state: of an earlier run that was killed; `save` receives it after each stage.
     Returns:
         Site name → curve.
     """
-    suffix = len(staged.blocks)
+    suffix, terms = len(staged.blocks), staged.distortion.terms(ids.shape[1])
     state = state or SweepState(suffix, None, {}, {})
     spare: dict[torch.Size, list[Tensor]] = {}
+    moments: dict[str, Tensor | InputOrder] = {}
     observers = {
         site.name: WeightObserver(
             site, site_weight(staged.model, site), formats[site.name], len(ids), parts, scale_dtype, seed, spare,
-            ids=ids if len(site.uses) > 1 else None,
+            ids=ids if len(site.uses) > 1 else None, moments=moments if rounding == "gptq" and site.gptq else None,
         )
         for site in sites
         if site.name not in state.curves
@@ -134,7 +137,7 @@ def sweep(
                 hidden = inputs[stage][rows].detach().requires_grad_() if inputs else None
                 output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else [])
                 if stage == suffix:
-                    _sampled_loss(output, batch, seed).backward()
+                    staged.distortion.draw(output, batch, seed).backward()
                 elif output.requires_grad:
                     assert state.gradient is not None
                     output.backward(state.gradient[rows].to(output.device))
@@ -147,9 +150,10 @@ def sweep(
             inputs.pop()
         for site in sites:
             if site.stage == stage:
-                state.curves[site.name] = observers.pop(site.name).curve(ids.shape[1])
+                state.curves[site.name] = observers.pop(site.name).curve(terms)
+        moments.clear()
         for observer in observers.values():
-            observer.finish_product(ids.shape[1])
+            observer.finish_product(terms)
         state.stage, state.gradient, state.tied = stage - 1, gradient, tied_state(observers)
         save(state)
     return {site.name: state.curves[site.name] for site in sites}
@@ -173,24 +177,6 @@ def load_tied(observers: dict[str, WeightObserver], tensors: dict[str, Tensor]) 
         own = {key.removeprefix(name + "|"): value for key, value in tensors.items() if key.startswith(name + "|")}
         if own:
             observer.load(own)
-
-
-def _sampled_loss(logits: Tensor, batch: range, seed: int) -> Tensor:
-    """-log p(y) summed, with y drawn from the model's own prediction (the true Fisher's labels)."""
-    with torch.no_grad():
-        cumulative = logits.float().softmax(-1).cumsum(-1)
-        uniform = (
-            torch.stack(
-                [
-                    torch.rand(logits.shape[1], generator=torch.Generator().manual_seed(seed * 1_000_003 + sequence))
-                    for sequence in batch
-                ]
-            )
-            .unsqueeze(-1)
-            .to(logits.device)
-        )
-        labels = torch.searchsorted(cumulative, uniform * cumulative[..., -1:]).clamp_(max=logits.shape[-1] - 1)
-    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
 
 
 @contextlib.contextmanager

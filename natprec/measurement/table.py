@@ -1,6 +1,6 @@
 """The `Measurement`: for every site and every candidate format, what each width costs.
 
-One file holds it: a safetensors with four small arrays per site, and a JSON header with all that
+One file holds it: a safetensors with five small arrays per site, and a JSON header with all that
 a solver needs to know of the model, so that solving never opens the model again.
 """
 
@@ -26,8 +26,8 @@ from natprec.statistics import bootstrap_interval
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
-VERSION = 1
-_ARRAYS = ("forward", "backward", "energy", "kept")
+VERSION = 2
+_ARRAYS = ("forward", "backward", "energy", "shares", "kept")
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class Header:
         model: name as given by the user; `model_digest` identifies its weights.
         data_digest: of the token ids; `sequences` × `length` tokens, of `parts` kinds of text.
         estimator: 'fisher' or 'exact'.
+        rounding: 'gptq' if the curves also say what GPTQ leaves, 'rtn' if they know rounding to nearest only.
         storage_dtype: of scales and of what stays unquantized: 'bfloat16', 'float16' or 'float32'.
         other_bytes: parameters that are no sites, in the storage dtype.
         carried_bytes: tokenizer and configuration files of the checkpoint.
-        checks: rows of (site, format, fisher KL, exact KL): the spot check of the estimator.
+        distortion: name of the one that all curves are in.
+        checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
         seconds: per stage of measuring.
     """
 
@@ -54,6 +56,7 @@ class Header:
     parts: int
     seed: int
     estimator: str
+    rounding: str
     engine: str
     storage_dtype: str
     other_bytes: int
@@ -61,6 +64,7 @@ class Header:
     checks: list[tuple[str, str, float, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     version: int = VERSION
+    distortion: str = "kl"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Round to nearest on an integer grid that spans each group: nothing is clipped from 3 bits up.
+"""Round to nearest on an integer grid that spans each group: from 3 bits up nothing is clipped.
 
 A narrower grid has a smaller squared error at 3 to 5 bits, but a larger output KL: what it clips are
-the largest weights, whose errors are not independent (LOG.md, 2026-11-22). Only at 1 and 2 bits is
-the spanning grid too coarse; there each group takes the best of a few shrunken scales, and then the
-least-squares scale for the codes it got: s = <w, q> / <q, q>.
+the largest weights, whose errors are not independent (LOG.md, 2026-11-22). Where the power of each
+input is known, GPTQ lets it decide how much to clip. At 1 and 2 bits the spanning grid is too coarse;
+there each group takes the best of a few shrunken scales, and then the least-squares scale for the
+codes it got: s = <w, q> / <q, q>.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from natprec.formats import NumberFormat
 
 SHRINK = {1: (0.4, 0.6), 2: (0.75, 0.95)}
 """Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""
+
+CLIP = {3: (1.0, 0.9, 0.8, 0.7), 4: (1.0, 0.92, 0.84), 5: (1.0, 0.95)}
+"""The same where it is known how much an error counts at each column: clipping then helps (LOG.md)."""
 
 CHUNK = 1 << 18
 """Weights handled at a time: small enough that one chunk and its copies stay in the cache."""
@@ -95,42 +99,53 @@ def squared_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype:
     return errors
 
 
-def choose_grid(grouped: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def choose_grid(
+    grouped: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype, power: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """The grid of each group with the least squared error among those tried.
 
     Args:
         grouped: (rows, groups, group size), float32.
+        power: (groups, group size), what an error at each weight counts; then clipping is tried too.
     Returns:
         scale (rows, groups), float32 rounded to `scale_dtype`, never 0; zero point (rows, groups),
         float32 integers, or None when the format is symmetric.
     """
     low, high = grouped.amin(-1), grouped.amax(-1)  # faster than aminmax
     spanning = _spanning_scale(low, high, fmt)
-    fractions = SHRINK.get(fmt.bits, (1.0,))
-    if len(fractions) == 1:
-        scale = _stored(spanning, scale_dtype)
-        return scale, _zero_point(low, scale, fmt)
-    tried = [_fitted(grouped, fmt, spanning * fraction, low * fraction, scale_dtype) for fraction in fractions]
-    best = torch.stack([error for _, _, error in tried]).argmin(0, keepdim=True)
-    scale = torch.stack([scale for scale, _, _ in tried]).gather(0, best)[0]
-    zeros = [zero for _, zero, _ in tried if zero is not None]
+    fractions = SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if power is not None else (1.0,))
+    grids = [_grid(grouped, fmt, spanning * fraction, low * fraction, scale_dtype) for fraction in fractions]
+    if len(grids) == 1:
+        return grids[0]
+    errors = [_squared_error(grouped, fmt, *grid, power) for grid in grids]
+    best = torch.stack(errors).argmin(0, keepdim=True)
+    scale = torch.stack([scale for scale, _ in grids]).gather(0, best)[0]
+    zeros = [zero for _, zero in grids if zero is not None]
     return scale, torch.stack(zeros).gather(0, best)[0] if zeros else None
 
 
-def _fitted(
+def _grid(
     grouped: Tensor, fmt: NumberFormat, scale: Tensor, low: Tensor, scale_dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The least-squares scale for the codes that a trial scale gives, its zero point, its error."""
+) -> tuple[Tensor, Tensor | None]:
+    """A trial scale as it is stored, and its zero point; at 1 and 2 bits the least-squares scale for its codes."""
     scale = _stored(scale, scale_dtype)
     zero = _zero_point(low, scale, fmt)
+    if fmt.bits not in SHRINK:
+        return scale, zero
     codes = round_to_grid(grouped, fmt, scale, zero)
     if zero is not None:
         codes -= zero.unsqueeze(-1)
     power = torch.linalg.vecdot(codes, codes)
     fitted = torch.where(power > 0, torch.linalg.vecdot(codes, grouped) / power, scale)
-    scale = _stored(torch.where(fitted * scale > 0, fitted, scale), scale_dtype)
+    return _stored(torch.where(fitted * scale > 0, fitted, scale), scale_dtype), zero
+
+
+def _squared_error(
+    grouped: Tensor, fmt: NumberFormat, scale: Tensor, zero: Tensor | None, power: Tensor | None
+) -> Tensor:
+    """Of each group, (rows, groups)."""
     error = _reconstruct(round_to_grid(grouped, fmt, scale, zero), scale, zero).sub_(grouped)
-    return scale, zero, torch.linalg.vecdot(error, error)
+    return torch.linalg.vecdot(error, error if power is None else error * power)
 
 
 def round_to_grid(grouped: Tensor, fmt: NumberFormat, scale: Tensor, zero: Tensor | None) -> Tensor:

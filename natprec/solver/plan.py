@@ -22,7 +22,7 @@ class Choice:
         format: None where the engine keeps the site at 16 bits.
         natural_bits: b*(eps_v), the width at which the site keeps its own share of the tolerance;
             None where no measured width does.
-        kl: predicted output KL of this site alone, nats per token.
+        kl: predicted distortion of this site alone, by default KL in nats per token.
         stored_bytes: on disk.
     """
 
@@ -61,12 +61,16 @@ class Plan:
     """Site → format.
 
     Attributes:
-        eps: the tolerance promised for the whole model, nats per token; None for a size target.
+        eps: the tolerance promised for the whole model; None for a size target.
         eps_solved: the tolerance the solver worked with: `eps`, or less after a correction.
         eps_scope: 'model' or 'site'.
-        kl_predicted: of all sites together.
+        rounding: 'gptq' or 'rtn', with which `kl_predicted` was measured.
+        kl_predicted: of all sites together; the unit of this and of `eps` is that of `distortion`.
         stored_bytes: forecast of the whole checkpoint on disk; `stored_bytes_reference`: of the same
             folder with 16-bit weights.
+        uniform: the best single format for all Linear weights that stores no more; `kl_uniform`: predicted for
+            it, all else as in this plan. If that is as good as mixed widths, this plan is that one.
+        distortion: name of what is kept small: 'kl' (nats per token) or another of `natprec.distortions`.
     """
 
     model: str
@@ -76,6 +80,7 @@ class Plan:
     eps: float | None
     eps_solved: float | None
     eps_scope: str
+    rounding: str
     kl_predicted: float
     kl_predicted_ci95: tuple[float, float]
     stored_bytes: int
@@ -83,6 +88,9 @@ class Plan:
     bits_per_weight: float
     bits_per_weight_total: float
     sites: dict[str, Choice]
+    distortion: str = "kl"
+    uniform: str | None = None
+    kl_uniform: float | None = None
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding.apply_plan`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, NumberFormat, engine_profile
 from natprec.solver.allocation import Unit, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.plan import UNQUANTIZED_BITS, Choice, Plan
+from natprec.solver.uniform import best_uniform, total
 from natprec.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -28,15 +30,18 @@ def solve(
     engine: str | None = None,
     eps_scope: Scope = "model",
     eps_solved: float | None = None,
+    rounding: str | None = None,
 ) -> Plan:
     """The cheapest plan that keeps a tolerance, or the most faithful one of a size.
 
     Args:
-        eps: KL in nats per token that the whole model may cost (or each site: `eps_scope="site"`).
+        eps: distortion (KL in nats per token by default) that the whole model may cost, or each site:
+            `eps_scope="site"`.
         bits: stored bits per quantized weight, scales included. Give one of eps, bits, max_size;
             eps beside a size states what the verification will judge.
         max_size: bytes of the whole checkpoint on disk.
         engine: a profile's name; default: the one measured for.
+        rounding: 'gptq' or 'rtn', which the plan's KL supposes; default: the one measured for.
         eps_solved: tolerance to solve for when a correction tightened it.
     Raises:
         InputError: a value out of range, or none given.
@@ -46,7 +51,12 @@ def solve(
     check_positive("bits", bits)
     check_positive("max-size", max_size)
     profile = engine_profile(engine or measurement.header.engine)
-    groups = _units(measurement, profile)
+    rounding = rounding or measurement.header.rounding
+    if rounding not in ("rtn", measurement.header.rounding):
+        raise InputError(
+            f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
+        )
+    groups = _units(measurement, profile, rounding)
     units = [unit for unit, _, _ in groups]
     if not units:
         raise BudgetError(
@@ -72,9 +82,15 @@ def solve(
     else:
         _refuse_tight(float(stairs.kl[0]) + lost, budget, "for the whole model")
         chosen = within_kl(units, stairs, budget - lost)
-    spent = sum(float(unit.kl[index]) for unit, index in zip(units, chosen, strict=True))
+    uniform = best_uniform(units, [formats for _, _, formats in groups], chosen)
+    if uniform is not None and eps_scope == "model" and total(units, uniform[1], "kl") < total(units, chosen, "kl"):
+        chosen = uniform[1]
+    spent = total(units, chosen, "kl")
     share = spent if budget is None else budget if eps_scope == "site" else budget - lost
-    return _plan(measurement, profile, groups, kept, chosen, fixed, eps, budget, eps_scope, share)
+    plan = _plan(measurement, profile, groups, kept, chosen, fixed, eps, budget, eps_scope, share, rounding)
+    if uniform is None:
+        return plan
+    return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(units, uniform[1], "kl"))
 
 
 def check_eps(eps: float | None) -> None:
@@ -84,7 +100,9 @@ def check_eps(eps: float | None) -> None:
         InputError: zero, negative, NaN or infinite.
     """
     if eps is not None and not (math.isfinite(eps) and eps > 0):
-        raise InputError(f"eps {eps}: a tolerance is a positive number of nats per token, for example 0.05")
+        raise InputError(
+            f"eps {eps}: a tolerance is a positive number (nats per token, where D is KL), for example 0.05"
+        )
 
 
 def check_positive(name: str, value: float | None) -> None:
@@ -104,7 +122,7 @@ def _formats(curve: Curve, profile: EngineProfile) -> list[NumberFormat]:
 Group = tuple[Unit, list["Curve"], list[NumberFormat]]
 
 
-def _units(measurement: Measurement, profile: EngineProfile) -> list[Group]:
+def _units(measurement: Measurement, profile: EngineProfile, rounding: str) -> list[Group]:
     """Units with the formats that the engine runs for all of their sites."""
     members: dict[str, list[Curve]] = {}
     for curve in measurement.curves.values():
@@ -114,7 +132,7 @@ def _units(measurement: Measurement, profile: EngineProfile) -> list[Group]:
     for name, curves in members.items():
         shared = set.intersection(*(set(curve.formats) for curve in curves))
         formats = [fmt for fmt in _formats(curves[0], profile) if fmt in shared]
-        table = np.array([_means(curve, formats) for curve in curves])
+        table = np.array([_means(curve, formats, rounding) for curve in curves])
         if not any(curve.energy.any() for curve in curves):
             formats = formats[-1:]  # no token reached it: unknown, not free
             table = table[:, -1:]
@@ -124,10 +142,10 @@ def _units(measurement: Measurement, profile: EngineProfile) -> list[Group]:
     return groups
 
 
-def _means(curve: Curve, formats: list[NumberFormat]) -> np.ndarray:
+def _means(curve: Curve, formats: list[NumberFormat], rounding: str) -> np.ndarray:
     """KL under each of some formats, nats per token."""
     place = {fmt: index for index, fmt in enumerate(curve.formats)}
-    return np.asarray(curve.kl[[place[fmt] for fmt in formats]])
+    return np.asarray(curve.kl(rounding)[[place[fmt] for fmt in formats]])
 
 
 def _stored(curve: Curve, fmt: NumberFormat, profile: EngineProfile) -> int:
@@ -139,7 +157,7 @@ def _refuse_tight(smallest: float, eps: float, where: str) -> None:
     if smallest > eps:
         raise BudgetError(
             f"eps {eps:.3g} is below what the widest formats reach {where}: the smallest reachable is {smallest:.3g} "
-            "nats per token; raise --eps or measure with smaller groups"
+            "with these formats; raise --eps or measure with smaller groups"
         )
 
 
@@ -168,6 +186,7 @@ def _plan(
     eps_solved: float | None,
     scope: Scope,
     share: float,
+    rounding: str,
 ) -> Plan:
     header = measurement.header
     weights = sum(unit.elements for unit, _, _ in groups)
@@ -178,11 +197,11 @@ def _plan(
         natural = natural_precision(unit.stored, unit.worst if scope == "site" else unit.kl, own)
         for curve in curves:
             fmt = formats[index]
-            pooled.append(curve.samples(fmt))
+            pooled.append(curve.samples(fmt, rounding))
             choices[curve.site.name] = Choice(
                 fmt,
                 None if natural is None else formats[natural].bits,
-                float(_means(curve, [fmt])[0]),
+                float(_means(curve, [fmt], rounding)[0]),
                 _stored(curve, fmt, profile),
                 curve.site.elements,
                 curve.site.unit,
@@ -204,6 +223,7 @@ def _plan(
         eps=eps,
         eps_solved=eps_solved,
         eps_scope=scope,
+        rounding=rounding,
         kl_predicted=float(np.sum([choice.kl for choice in choices.values()])),
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
         stored_bytes=stored + fixed,
@@ -211,4 +231,5 @@ def _plan(
         bits_per_weight=8 * stored / weights,
         bits_per_weight_total=8 * (stored + sum(2 * measurement.curves[n].site.elements for n in kept)) / everything,
         sites={name: choices[name] for name in measurement.curves},
+        distortion=header.distortion,
     )

@@ -74,7 +74,7 @@ def test_no_tokens() -> None:
 def test_interval_resamples_sequences_not_tokens() -> None:
     """Tokens of a sequence are not independent: what counts is the spread of sequence means."""
     kl = np.repeat(np.array([[0.0], [1.0]]), 1000, 1)
-    low, high = Comparison(kl, kl, kl[:, 1:], kl[:, 1:]).summary()["kl_ci95"]
+    low, high = Comparison(kl, kl.size, kl, kl[:, 1:], kl[:, 1:]).summary()["kl_ci95"]
     assert (low, high) == (0, 1)
 
 

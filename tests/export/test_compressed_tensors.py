@@ -22,7 +22,7 @@ from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_plan
 from natprec.solver import Plan
 from natprec.subject import Subject
-from tests.arrange import subject, tokens
+from tests.arrange import encoder, subject, tokens
 
 IDS = tokens(4, 24)
 
@@ -68,10 +68,26 @@ def test_plain_transformers_loads_it(engine: str, group_size: int | None, tied: 
 @pytest.mark.parametrize("group_size", [32, None, CHANNEL])
 def test_our_loader_reads_zero_points_and_packed_embeddings(group_size: int | None, tied: bool, tmp_path: Path) -> None:
     made = subject(tie_word_embeddings=tied)
-    model, quantized = written(tmp_path, made, plan_of(made, "natprec", group_size))
+    model, quantized = written(tmp_path, made, plan_of(made, "natprec", group_size, bits=5.0, rounding="rtn"))
     assert any(not value.format.symmetric for value in quantized.values())
     assert "model.embed_tokens" in quantized
     assert_same(load_quantized(tmp_path), model)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers", "natprec"])
+def test_an_encoder_comes_back_with_its_biases(engine: str, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    made = encoder()
+    for parameter in made.model.parameters():  # biases too: zeros would hide a lost one
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    model, quantized = written(tmp_path, made, plan_of(made, engine))
+    assert ("embeddings.word_embeddings" in quantized) == (engine != "vllm")
+    expected = model(input_ids=IDS).last_hidden_state
+    torch.testing.assert_close(load_quantized(tmp_path)(input_ids=IDS).last_hidden_state, expected, rtol=0, atol=1e-5)
+    if engine != "natprec":
+        plain = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+        torch.testing.assert_close(plain(input_ids=IDS).last_hidden_state, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -64,11 +64,11 @@ def test_site_scope_is_natural_precision_of_each_site() -> None:
             if each.site.unit != name or name == "s0":
                 continue
             stored = np.array([fmt.stored_bytes(*each.site.shape) for fmt in FORMATS])
-            index = natural_precision(stored, each.kl, eps)
+            index = natural_precision(stored, each.kl(), eps)
             assert index is not None
             assert plan.sites[name].format == FORMATS[index]
             assert plan.sites[name].natural_bits == FORMATS[index].bits
-        shared = [made.curves[name].kl for name in ("s0", "s1", "s2")]
+        shared = [made.curves[name].kl() for name in ("s0", "s1", "s2")]
         assert plan.sites["s0"].format == next(f for i, f in enumerate(FORMATS) if max(kl[i] for kl in shared) <= eps)
         assert all(choice.kl <= eps for choice in plan.sites.values())
 
@@ -83,7 +83,7 @@ def test_site_scope_with_one_site_is_model_scope() -> None:
 def test_a_size_is_the_inverse_of_a_tolerance() -> None:
     """At each step of the staircase; between steps both are rounded to it in their own favour."""
     made = made_up()
-    groups = _units(made, engine_profile("vllm"))
+    groups = _units(made, engine_profile("vllm"), "rtn")
     stairs = staircase([unit for unit, _, _ in groups])
     weights = sum(unit.elements for unit, _, _ in groups)
     assert len(stairs.kl) > 20
@@ -194,7 +194,7 @@ def test_nothing_to_solve_for() -> None:
 
 def test_unreachable_tolerance_says_the_smallest() -> None:
     made = made_up()
-    smallest = sum(float(each.kl.min()) for each in made.curves.values())
+    smallest = sum(float(each.kl().min()) for each in made.curves.values())
     with pytest.raises(BudgetError, match=rf"eps 1e-06 .* smallest reachable is {smallest:.3g} .*raise --eps"):
         solve(made, 1e-6)
     assert solve(made, smallest * 1.05).kl_predicted <= smallest * 1.05
