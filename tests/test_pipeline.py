@@ -16,6 +16,7 @@ from natprec.evaluation.judge import MARGIN
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
 from natprec.request import Request
+from natprec.solver.solve import HEADROOM
 from tests.commands import left_behind
 
 EPS = 2e-4
@@ -59,7 +60,7 @@ def test_a_promise_kept_needs_no_correction(request_: Request, tmp_path: Path, m
     assert asked == [None]
     assert verification.passed
     assert verification.corrections == 0
-    assert plan.eps_solved == EPS
+    assert plan.eps_solved == HEADROOM * EPS
 
 
 @pytest.mark.parametrize("second", [0.9, 1.1])
@@ -69,10 +70,10 @@ def test_a_broken_promise_is_solved_once_more_by_the_measured_ratio(
     asked = watched(monkeypatch)
     worsened(monkeypatch, [1.6, second])
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
-    assert asked == [None, pytest.approx(MARGIN * EPS / 1.6)]
+    assert asked == [None, pytest.approx(MARGIN * HEADROOM * EPS / 1.6)]
     assert verification.corrections == 1
     assert verification.passed is (second < 1), "one correction, not a search"
-    assert (plan.eps, plan.eps_solved) == (EPS, pytest.approx(MARGIN * EPS / 1.6))
+    assert (plan.eps, plan.eps_solved) == (EPS, pytest.approx(MARGIN * HEADROOM * EPS / 1.6))
     assert plan.kl_predicted <= EPS / 1.6
     assert Verification.load(tmp_path / "out" / "verification.json") == verification
     assert pipeline.Plan.load(tmp_path / "out" / "plan.json").eps_solved == plan.eps_solved
@@ -86,7 +87,7 @@ def test_a_correction_that_no_format_reaches_leaves_the_first_plan(
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
     assert verification.passed is False
     assert verification.corrections == 0
-    assert plan.eps_solved == EPS
+    assert plan.eps_solved == HEADROOM * EPS
 
 
 def test_eps_per_site_promises_the_sum(request_: Request, tmp_path: Path) -> None:

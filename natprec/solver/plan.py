@@ -62,7 +62,7 @@ class Plan:
 
     Attributes:
         eps: the tolerance promised for the whole model; None for a size target.
-        eps_solved: the tolerance the solver worked with: `eps`, or less after a correction.
+        eps_solved: the tolerance the solver worked with: a little less than `eps`, less still after a correction.
         eps_scope: 'model' or 'site'.
         rounding: 'gptq' or 'rtn', with which `kl_predicted` was measured.
         kl_predicted: of all sites together; the unit of this and of `eps` is that of `distortion`.

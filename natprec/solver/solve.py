@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Scope = Literal["model", "site"]
 
+HEADROOM = 0.95
+"""Of the whole model's tolerance, the part that is planned for: on text not measured on, plans cost up to 5 % more."""
+
 
 def solve(
     measurement: Measurement,
@@ -42,7 +45,8 @@ def solve(
         max_size: bytes of the whole checkpoint on disk.
         engine: a profile's name; default: the one measured for.
         rounding: 'gptq' or 'rtn', which the plan's KL supposes; default: the one measured for.
-        eps_solved: tolerance to solve for when a correction tightened it.
+        eps_solved: tolerance to solve for when a correction tightened it; default: for the whole model
+            `HEADROOM` × eps, or what the widest formats reach if that is more; for each site eps.
     Raises:
         InputError: a value out of range, or none given.
         BudgetError: no combination of the measured formats reaches it.
@@ -76,11 +80,14 @@ def solve(
     elif budget is None:
         raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
     elif eps_scope == "site":
-        found = [natural_precision(unit.stored, unit.worst, budget) for unit in units]
         _refuse_tight(max(float(unit.worst.min()) for unit in units), budget, "at every site")
+        found = [natural_precision(unit.stored, unit.worst, budget) for unit in units]
         chosen = [index for index in found if index is not None]
     else:
-        _refuse_tight(float(stairs.kl[0]) + lost, budget, "for the whole model")
+        smallest = float(stairs.kl[0]) + lost
+        _refuse_tight(smallest, budget, "for the whole model")
+        if eps_solved is None:
+            budget = min(budget, max(HEADROOM * budget, smallest))
         chosen = within_kl(units, stairs, budget - lost)
     uniform = best_uniform(units, [formats for _, _, formats in groups], chosen)
     if uniform is not None and eps_scope == "model" and total(units, uniform[1], "kl") < total(units, chosen, "kl"):

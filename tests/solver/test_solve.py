@@ -16,7 +16,7 @@ from natprec.formats.number_format import CHANNEL
 from natprec.measurement import Measurement
 from natprec.solver import Plan, solve
 from natprec.solver.allocation import natural_precision, staircase
-from natprec.solver.solve import _units
+from natprec.solver.solve import HEADROOM, _units
 from tests.arrange import curve, measurement
 
 FORMATS = tuple(NumberFormat(bits, 64) for bits in range(2, 9))
@@ -43,11 +43,22 @@ EPSILONS = np.geomspace(4e-3, 2.0, 40)
 def test_predicted_kl_is_within_eps_and_bytes_never_rise_with_it(seed: int) -> None:
     plans = [solve(made_up(seed=seed), eps) for eps in EPSILONS]
     for eps, plan in zip(EPSILONS, plans, strict=True):
-        assert plan.kl_predicted <= eps
+        assert plan.kl_predicted <= plan.eps_solved
         assert plan.kl_predicted == pytest.approx(sum(choice.kl for choice in plan.sites.values()))
-        assert plan.eps == plan.eps_solved == eps
+        assert (plan.eps, plan.eps_solved) == (eps, HEADROOM * eps)
     assert all(later.stored_bytes <= earlier.stored_bytes for earlier, later in itertools.pairwise(plans))
     assert len({plan.stored_bytes for plan in plans}) > 15
+
+
+def test_a_tolerance_that_only_the_widest_formats_reach_gets_them() -> None:
+    made = made_up()
+    widest = sum(each.kl()[-1] for each in made.curves.values())
+    plan = solve(made, widest * 1.01)
+    assert {choice.format for choice in plan.sites.values()} == {FORMATS[-1]}
+    assert plan.eps_solved == pytest.approx(widest)
+    assert plan.kl_predicted <= plan.eps_solved * (1 + 1e-12)
+    with pytest.raises(BudgetError, match="smallest reachable"):
+        solve(made, widest * 0.99)
 
 
 def test_sites_of_a_unit_share_their_format() -> None:
@@ -89,7 +100,7 @@ def test_a_size_is_the_inverse_of_a_tolerance() -> None:
     assert len(stairs.kl) > 20
     for kl, stored in zip(stairs.kl, stairs.stored, strict=True):
         plans = [
-            solve(made, float(kl) * (1 + 1e-12)),
+            solve(made, 1.0, eps_solved=float(kl) * (1 + 1e-12)),
             solve(made, bits=8 * stored / weights),
             solve(made, max_size=stored + 1500),
         ]
