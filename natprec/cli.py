@@ -49,6 +49,7 @@ from natprec.options import (
     ScopeOption,
     Seed,
     Tokens,
+    TransformsOption,
     Trust,
     option,
     parse_group_size,
@@ -100,6 +101,7 @@ def quantize(
     estimator: EstimatorOption = "fisher",
     distortion: DistortionOption = None,
     rounding: RoundingOption = "gptq",
+    transforms: TransformsOption = "auto",
     seed: Seed = 0,
     out: Annotated[Path | None, option("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
     overwrite: Overwrite = False,
@@ -116,6 +118,7 @@ def quantize(
     request = Request(
         model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,
         parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code, distortion,
+        transforms,
     )  # fmt: skip
     stages = Stages()
     if dry_run:
@@ -148,6 +151,7 @@ def measure(
     engine: Engine = "vllm",
     estimator: EstimatorOption = "fisher",
     rounding: RoundingOption = "gptq",
+    transforms: TransformsOption = "auto",
     distortion: DistortionOption = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -161,7 +165,7 @@ def measure(
     request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         group_size=parse_group_size(group_size), engine=engine, estimator=estimator, rounding=rounding,
-        seed=seed, device=device, trust_remote_code=trust_remote_code, distortion=distortion,
+        seed=seed, device=device, trust_remote_code=trust_remote_code, distortion=distortion, transforms=transforms,
     )  # fmt: skip
     request.check(judged=False)
     stages = Stages()

@@ -46,6 +46,9 @@ DistortionOption = Annotated[
     option("--distortion", METHOD, "What eps is of: kl, kl-top10, loss; embedding, embedding-cls."),
 ]
 RoundingOption = Annotated[str, option("--rounding", METHOD, "gptq or rtn (round to nearest).")]
+TransformsOption = Annotated[
+    str, option("--transforms", METHOD, "auto: rescale channels before GPTQ where that leaves less KL; none.")
+]
 PlannedRounding = Annotated[str | None, option("--rounding", METHOD, "Default: the one measured or planned for.")]
 Seed = Annotated[int, option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
 Overwrite = Annotated[bool, option("--overwrite", OUTPUT, "Replace an existing output.")]

@@ -117,7 +117,8 @@ def round_to_plan(
     """Codes and scales of every site; the subject's model is the quantized one afterwards."""
     steps = apply_batches(subject.staged, *ids.shape) if ids is not None and rounding != "rtn" else None
     with stages.stage(f"round ({rounding})", steps) as advance:
-        return apply_plan(subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance)
+        gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
+        return apply_plan(subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance, gauges)
 
 
 def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], folder: Path, stages: Stages) -> None:

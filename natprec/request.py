@@ -18,6 +18,7 @@ from natprec.rounding import refuse_unknown_rounding
 from natprec.solver import Plan, solve
 from natprec.solver.solve import Scope, check_eps, check_positive
 from natprec.subject import Subject
+from natprec.transforms import TRANSFORMS
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Request:
     device: str = "cpu"
     trust_remote_code: bool = False
     distortion: str | None = None
+    transforms: str = "auto"
 
     def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
@@ -67,6 +69,8 @@ class Request:
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
         refuse_unknown_rounding(self.rounding)
+        if self.transforms not in TRANSFORMS:
+            raise unknown("transforms", self.transforms, TRANSFORMS)
         if self.distortion is not None:
             named(self.distortion)
         if self.eps is None and self.bits is None and self.max_size is None:

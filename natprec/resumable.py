@@ -51,6 +51,7 @@ def run_measurement(
         group_size=request.group_size,
         estimator=request.estimator,
         rounding=request.rounding,
+        transforms=request.transforms,
         seed=request.seed,
         parts=calibration_parts(request, subject),
         data=request.data or "written by the model",
@@ -68,6 +69,7 @@ def _refuse_other_measurement(found: Measurement, request: Request, subject: Sub
         "seed": (header.seed, request.seed),
         "estimator": (header.estimator, request.estimator),
         "rounding": (header.rounding, request.rounding),
+        "transforms": (header.transforms, request.transforms),
         "distortion": (header.distortion, subject.distortion.name),
         "data": (header.data_digest, data_digest(ids)),
         "format list": tuple(

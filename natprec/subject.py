@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from natprec.formats import EngineProfile, NumberFormat
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models import LoadedModel, choose_storage_dtype, model_digest
 from natprec.sites import Site, find_sites, refuse_indivisible
+from natprec.transforms import Gauge, find_gauges
 
 PROBE_TOKENS = 8
 
@@ -52,6 +54,11 @@ class Subject:
         """What every tolerance of this model is about."""
         return self.staged.distortion
 
+    @cached_property
+    def gauges(self) -> dict[str, Gauge]:
+        """Unit → where its inputs can be rescaled; found when first asked for."""
+        return find_gauges(self.staged, self.sites, _probe_ids(self.model))
+
     @classmethod
     def of(cls, loaded: LoadedModel, distortion: Distortion | None = None) -> Subject:
         """Split and search a loaded model.
@@ -65,10 +72,7 @@ class Subject:
         model = loaded.model
         if distortion is not None and distortion.name in DISTORTIONS:
             _refuse_unsuitable(distortion, loaded)
-        device = next(model.parameters()).device
-        vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[assignment, index]
-        ids = torch.arange(PROBE_TOKENS, device=device) % vocabulary
-        staged = StagedModel(model, ids.unsqueeze(0), distortion or named(loaded.distortion))
+        staged = StagedModel(model, _probe_ids(model), distortion or named(loaded.distortion))
         sites = find_sites(staged)
         return cls(
             name=loaded.name,
@@ -114,6 +118,13 @@ class Subject:
             return {site.name: formats for site in self.sites}
         formats = profile.measured(GROUP_SIZES)
         return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+
+
+def _probe_ids(model: nn.Module) -> torch.Tensor:
+    """(1, tokens): a few, to see how the model is put together."""
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device) % vocabulary
+    return ids.unsqueeze(0)
 
 
 def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:

@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"distortions"},
     {"blocks"},
     {"sites"},
+    {"transforms"},
     {"subject"},
     {"measurement"},
     {"solver"},

@@ -21,6 +21,7 @@ class Curve:
         energy: (units,) E‖∇‖², to which `backward` is relative; 0 means that nothing reached the site.
         shares: (formats,) of `forward` that is left by GPTQ, which makes up for errors; 1 where it does not apply.
         kept: (parts, units) distortion of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
+        scaled: whether `shares` suppose that the site's columns are rescaled before GPTQ: see `natprec.transforms`.
     """
 
     site: Site
@@ -30,6 +31,7 @@ class Curve:
     energy: np.ndarray
     shares: np.ndarray
     kept: np.ndarray
+    scaled: bool = False
 
     def kl(self, rounding: str = "rtn") -> np.ndarray:
         """(formats,) distortion: the largest over the kinds of text, so that a promise on one holds on all."""

@@ -21,6 +21,7 @@ from natprec.measurement.table import VERSION, Header, Measurement
 from natprec.progress import Stages
 from natprec.sites import Site
 from natprec.subject import Subject
+from natprec.transforms import TRANSFORMS
 
 Estimator = Literal["fisher", "exact"]
 ESTIMATORS = ("fisher", "exact")
@@ -39,6 +40,7 @@ def measure(
     group_size: int | None = 64,
     estimator: str = "fisher",
     rounding: str = "gptq",
+    transforms: str = "auto",
     seed: int = 0,
     parts: int = 1,
     data: str = "given tokens",
@@ -52,6 +54,7 @@ def measure(
         ids: (sequences, time) calibration tokens.
         group_size: one size, or None for all that divide a site.
         rounding: 'gptq': plans may be rounded by GPTQ, so what it leaves is measured too; 'rtn': half the time.
+        transforms: 'auto': rescale channels before GPTQ where that leaves less distortion; 'none'.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
@@ -61,6 +64,8 @@ def measure(
     """
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
+    if transforms not in TRANSFORMS:
+        raise unknown("transforms", transforms, TRANSFORMS)
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
     formats = subject.candidates(engine_profile(engine), group_size)
@@ -73,6 +78,7 @@ def measure(
         "parts": parts,
         "estimator": estimator,
         "rounding": rounding,
+        "transforms": transforms,
         "distortion": subject.distortion.name,
         "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
     }
@@ -93,6 +99,7 @@ def measure(
             seed=seed,
             rounding=rounding,
             parts=parts,
+            gauges=subject.gauges if rounding == "gptq" and transforms == "auto" else None,
             advance=advance,
             state=state,
             save=save,
@@ -118,6 +125,7 @@ def measure(
         other_bytes=subject.other_bytes,
         carried_bytes=subject.carried_bytes,
         distortion=subject.distortion.name,
+        transforms=transforms,
     )
     measurement = Measurement(header, curves)
     if estimator == "fisher":

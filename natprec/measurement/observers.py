@@ -19,6 +19,7 @@ of its rows, and the gradient's energy, to which it is relative.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,11 +30,15 @@ from natprec.measurement.contraction import Lookup, contract, lookup_values, rou
 from natprec.measurement.curves import Curve
 from natprec.quantizers.gptq import InputOrder, gptq_shares
 from natprec.sites import Site
+from natprec.transforms import Gauge, channel_scales
 
 UNIT_MEMORY = 1 << 30
 """Bytes that the squared gradients of one site may take; beyond it sequences share a unit."""
 
 MIN_UNITS = 4
+DECIDING_BITS = 4
+"""A unit's channels are rescaled if that helps GPTQ at this width, or the nearest measured."""
+
 JUDGING = 4
 """Of so many sequences one judges what GPTQ, fitted to the others, leaves."""
 
@@ -71,6 +76,7 @@ class WeightObserver:
     moments: dict[str, Tensor | InputOrder] | None = None
     sensitivity: Tensor | None = None
     judging: Tensor | None = None
+    columns: Tensor | None = None
 
     @property
     def units(self) -> int:
@@ -209,18 +215,27 @@ class WeightObserver:
             forward[:, :-1].reshape(self.parts, -1, columns - 1).numpy(),
             backward.view(units, -1, columns - 1).mean(1).numpy(),
             energy.numpy(),
-            self._shares().numpy(),
+            self.shares(self.formats, self.columns).numpy(),
             forward[:, -1].reshape(self.parts, -1).numpy(),
+            scaled=self.columns is not None,
         )
 
-    def _shares(self) -> Tensor:
-        """(formats,): of rounding to nearest's KL that GPTQ leaves."""
+    def inputs(self) -> InputOrder | None:
+        """The unit's, factorized by the first that asks; None where GPTQ does not apply or nothing came."""
         found = None if self.moments is None else self.moments.get(self.site.unit)
         if self.moments is None or found is None or self.sensitivity is None or self.judging is None:
-            return torch.ones(len(self.formats), dtype=torch.float64)
-        inputs = found if isinstance(found, InputOrder) else InputOrder.of(found)
-        self.moments[self.site.unit] = inputs
-        return gptq_shares(self.weight, inputs, self.judging, self.sensitivity, self.formats, self.scale_dtype)
+            return None
+        self.moments[self.site.unit] = inputs = found if isinstance(found, InputOrder) else InputOrder.of(found)
+        return inputs
+
+    def shares(self, formats: Sequence[NumberFormat], columns: Tensor | None) -> Tensor:
+        """(formats,): of rounding to nearest's KL that GPTQ leaves where columns are multiplied by `columns`."""
+        inputs = self.inputs()
+        if inputs is None:
+            return torch.ones(len(formats), dtype=torch.float64)
+        assert self.judging is not None
+        assert self.sensitivity is not None
+        return gptq_shares(self.weight, inputs, self.judging, self.sensitivity, formats, self.scale_dtype, columns)
 
     def state(self) -> dict[str, Tensor]:
         """What a tied weight carries from the suffix to the prefix, as plain tensors."""
@@ -241,3 +256,27 @@ class WeightObserver:
         self.head_rows = dict(enumerate(state["rows"]))
         self.sampled = dict(enumerate(state["sampled"]))
         self.standing = dict(enumerate(state["standing"]))
+
+
+def rescale(members: Sequence[WeightObserver], gauge: Gauge, terms: int) -> None:
+    """Set `columns` of all sites of a unit, if GPTQ leaves less of their distortion that way."""
+    inputs = members[0].inputs() if members else None
+    if inputs is None:
+        return
+    first = members[0]
+    place = min(
+        range(len(first.formats)),
+        key=lambda i: (abs(first.formats[i].bits - DECIDING_BITS), -first.formats[i].groups(len(inputs.order))),
+    )
+    fmt = first.formats[place]
+    scale = channel_scales([each.weight for each in members], inputs.cost, fmt, gauge)
+    columns = scale[gauge.channels(len(inputs.order)).to(scale.device)]
+    left = torch.zeros(2, dtype=torch.float64)
+    for each in members:
+        each.finish_product(terms)
+        assert each.head_values is not None
+        nearest = each.head_values[:, place].mean()
+        left += torch.stack([nearest * each.shares([fmt], factors)[0] for factors in (None, columns)])
+    if left[1] < left[0]:
+        for each in members:
+            each.columns = columns

@@ -9,7 +9,7 @@ arrives at the same bits: every random draw depends only on the seed and the seq
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor
 from natprec.blocks import Context, StagedModel
 from natprec.formats import NumberFormat
 from natprec.measurement.curves import Curve
-from natprec.measurement.observers import WeightObserver
+from natprec.measurement.observers import WeightObserver, rescale
 from natprec.progress import Advance
 from natprec.quantizers.gptq import InputOrder
 from natprec.sites import Site, site_weight
+from natprec.transforms import Gauge
 
 BATCH_TOKENS = 1024
 
@@ -93,6 +94,7 @@ def sweep(
     seed: int,
     rounding: str = "rtn",
     parts: int = 1,
+    gauges: Mapping[str, Gauge] | None = None,
     advance: Advance = lambda stage: None,
     state: SweepState | None = None,
     save: Callable[[SweepState], None] = lambda state: None,
@@ -106,6 +108,7 @@ def sweep(
         seed: of what the distortion draws.
         rounding: 'gptq': measure also what it leaves of the distortion of rounding to nearest.
         parts: kinds of text: equal, consecutive shares of the sequences.
+        gauges: unit → where its inputs can be rescaled; used where that lowers what GPTQ leaves.
         state: of an earlier run that was killed; `save` receives it after each stage.
     Returns:
         Site name → curve.
@@ -148,9 +151,10 @@ def sweep(
                 advance(f"{stage_label(staged, stage)} backward")
         if inputs:
             inputs.pop()
-        for site in sites:
-            if site.stage == stage:
-                state.curves[site.name] = observers.pop(site.name).curve(terms)
+        done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
+        for unit, gauge in (gauges or {}).items():
+            rescale([each for each in done.values() if each.site.unit == unit], gauge, terms)
+        state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
         moments.clear()
         for observer in observers.values():
             observer.finish_product(terms)

@@ -26,7 +26,7 @@ from natprec.statistics import bootstrap_interval
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
-VERSION = 2
+VERSION = 3
 _ARRAYS = ("forward", "backward", "energy", "shares", "kept")
 
 
@@ -43,6 +43,7 @@ class Header:
         other_bytes: parameters that are no sites, in the storage dtype.
         carried_bytes: tokenizer and configuration files of the checkpoint.
         distortion: name of the one that all curves are in.
+        transforms: 'auto' if channels are rescaled where that helps GPTQ, else 'none'.
         checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
         seconds: per stage of measuring.
     """
@@ -65,6 +66,7 @@ class Header:
     seconds: dict[str, float] = field(default_factory=dict)
     version: int = VERSION
     distortion: str = "kl"
+    transforms: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[di
     arrays: dict[str, np.ndarray] = {}
     sites = []
     for curve in curves:
-        sites.append({**curve.site.to_json(), "formats": [fmt.name for fmt in curve.formats]})
+        formats = [fmt.name for fmt in curve.formats]
+        sites.append({**curve.site.to_json(), "formats": formats, "scaled": curve.scaled})
         for kind in _ARRAYS:
             arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, kind))
     return arrays, sites
@@ -128,8 +131,9 @@ def unpack_curves(sites: list[dict[str, Any]], arrays: dict[str, np.ndarray]) ->
     curves = {}
     for description in sites:
         formats = tuple(parse_format(name) for name in description["formats"])
-        site = Site.from_json({key: value for key, value in description.items() if key != "formats"})
-        curves[site.name] = Curve(site, formats, *(arrays[f"{site.name}|{kind}"] for kind in _ARRAYS))
+        site = Site.from_json({key: value for key, value in description.items() if key not in ("formats", "scaled")})
+        values = {kind: arrays[f"{site.name}|{kind}"] for kind in _ARRAYS}
+        curves[site.name] = Curve(site, formats, **values, scaled=description["scaled"])
     return curves
 
 

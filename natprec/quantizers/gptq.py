@@ -45,6 +45,17 @@ class InputOrder:
     inverse: Tensor
     power: Tensor
 
+    @property
+    def cost(self) -> Tensor:
+        """(columns,): what an error counts at each, between `power` and what later columns cannot make up for."""
+        left = torch.empty_like(self.power)
+        left[self.order] = self.inverse.diagonal().square().reciprocal()
+        return (self.power * left).sqrt()
+
+    def scaled(self, columns: Tensor) -> InputOrder:
+        """For weights whose columns are multiplied by `columns` (columns,), and inputs divided by it."""
+        return InputOrder(self.order, self.inverse * columns[self.order], self.power / columns.square())
+
     @classmethod
     def of(cls, hessian: Tensor) -> InputOrder:
         """Factorize.
@@ -94,6 +105,7 @@ def gptq_shares(
     sensitivity: Tensor,
     formats: Sequence[NumberFormat],
     scale_dtype: torch.dtype,
+    columns: Tensor | None = None,
 ) -> Tensor:
     """How much of the output error of rounding to nearest GPTQ leaves, under every format.
 
@@ -109,19 +121,23 @@ def gptq_shares(
         judging: (columns, columns), Σ |g|² x xᵀ over the tokens of other text.
         sensitivity: (rows,), Σ g² of the output's gradient; any positive factor.
         formats: whose group sizes divide the columns.
+        columns: (columns,), factors by which GPTQ finds the columns multiplied (a gauge); the rest is as without.
     Returns:
         (formats,), float64; 1 where nothing reaches the layer.
     """
     rows = torch.arange(0, len(weight), max(1, len(weight) // SHARE_ROWS), device=weight.device)
-    columns = weight.shape[1]
+    factors = torch.ones_like(inputs.power) if columns is None else columns
+    inputs = inputs if columns is None else inputs.scaled(columns)
+    width = weight.shape[1]
     error = torch.zeros(2, len(formats), dtype=torch.float64)  # of GPTQ and of rounding to nearest
-    for part in _parts(len(rows), columns * len(formats)):
+    for part in _parts(len(rows), width * len(formats)):
         own, counts = weight[rows[part]].float(), sensitivity[rows[part]]
-        chosen = [_weighted_grid(own, inputs, fmt, scale_dtype) for fmt in formats]
+        found = own * factors
+        chosen = [_weighted_grid(found, inputs, fmt, scale_dtype) for fmt in formats]
         grids = [_Grid.of(*pair, fmt, inputs.order) for pair, fmt in zip(chosen, formats, strict=True)]
-        _, values = _round_columns(own.T[inputs.order].repeat(1, len(formats)), inputs, _Grid.joined(grids))
-        left = values.T.view(len(formats), len(own), columns) - own
-        nearest = squared_errors(own, formats, scale_dtype)[:-1].view(len(formats), len(own), columns)
+        _, values = _round_columns(found.T[inputs.order].repeat(1, len(formats)), inputs, _Grid.joined(grids))
+        left = values.T.view(len(formats), len(own), width) / factors - own
+        nearest = squared_errors(own, formats, scale_dtype)[:-1].view(len(formats), len(own), width)
         losses = ((left @ judging) * left).sum(-1), nearest @ judging.diagonal()
         for index, loss in enumerate(losses):
             error[index] += (loss @ counts).cpu().double()

@@ -8,7 +8,7 @@ the stage (embeddings) are rounded to nearest.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from natprec.blocks import StagedModel
 from natprec.errors import unknown
+from natprec.formats import NumberFormat
 from natprec.measurement.sweep import batch_rows, batches
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import InputOrder, gptq
 from natprec.sites import Site, site_weight
 from natprec.solver import Plan
+from natprec.transforms import Gauge, channel_scales, fold
 
 Rounding = Literal["rtn", "gptq"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
@@ -42,6 +44,7 @@ def apply_plan(
     rounding: str,
     storage_dtype: torch.dtype,
     advance: Advance = lambda stage: None,
+    gauges: Mapping[str, Gauge] | None = None,
 ) -> dict[str, QuantizedTensor]:
     """Round every site of the plan; the model's weights become those that an engine reconstructs.
 
@@ -51,15 +54,20 @@ def apply_plan(
         ids: (sequences, time) calibration tokens for GPTQ; unused by round-to-nearest.
         storage_dtype: of scales, and of everything that is not quantized.
         advance: called once per batch of forward work.
+        gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, with GPTQ.
     Returns:
         Site name → codes and scales.
     """
     refuse_unknown_rounding(rounding)
     wanted = [site for site in sites if plan.sites[site.name].format is not None]
     quantized = {id(site_weight(staged.model, site)) for site in wanted}
-    for parameter in staged.model.parameters():
-        if id(parameter) not in quantized:
-            parameter.data = parameter.data.to(storage_dtype).to(parameter.dtype)
+
+    def store_the_rest(module: nn.Module) -> None:
+        for parameter in module.parameters():
+            if id(parameter) not in quantized:
+                parameter.data = parameter.data.to(storage_dtype).to(parameter.dtype)
+
+    store_the_rest(staged.model)
     result: dict[str, QuantizedTensor] = {}
 
     def put(site: Site, inputs: InputOrder | None) -> None:
@@ -94,6 +102,13 @@ def apply_plan(
                     staged.run(stage, hidden[number], ids[batch_rows(batch)], contexts[number])
                     advance(f"{stage} hessian")
         inputs = {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
+        for unit in {site.unit: None for site in members if plan.sites[site.name].scaled}:
+            assert gauges is not None
+            fmt = plan.sites[unit].format
+            weights = [site_weight(staged.model, site) for site in members if site.unit == unit]
+            assert fmt is not None
+            inputs[unit] = _rescaled(staged.model, gauges[unit], weights, inputs[unit], fmt, storage_dtype)
+            store_the_rest(staged.model.get_submodule(gauges[unit].producer))
         for site in members:
             put(site, inputs.get(site.unit))
         if stage < len(staged.blocks):
@@ -101,6 +116,17 @@ def apply_plan(
                 hidden[number] = staged.run(stage, hidden[number], ids[batch_rows(batch)], contexts[number])
                 advance(f"{stage} forward")
     return {site.name: result[site.name] for site in wanted}
+
+
+def _rescaled(
+    model: nn.Module, gauge: Gauge, weights: list[Tensor], inputs: InputOrder, fmt: NumberFormat, dtype: torch.dtype
+) -> InputOrder:
+    """Move scales from a unit's producer to its columns; returns what its inputs are then."""
+    scale = fold(model, gauge, channel_scales(weights, inputs.cost, fmt, gauge), dtype)
+    columns = scale[gauge.channels(weights[0].shape[1]).to(scale.device)]
+    for weight in weights:
+        weight.data = weight.data * columns
+    return inputs.scaled(columns)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ class Choice:
             None where no measured width does.
         kl: predicted distortion of this site alone, by default KL in nats per token.
         stored_bytes: on disk.
+        scaled: whether the columns are rescaled before they are rounded (T10).
     """
 
     format: NumberFormat | None
@@ -32,6 +33,7 @@ class Choice:
     stored_bytes: int
     elements: int
     unit: str
+    scaled: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """`bits`, `group_size` and `symmetric` first: what scripts read."""
@@ -45,6 +47,7 @@ class Choice:
             "stored_bytes": self.stored_bytes,
             "elements": self.elements,
             "unit": self.unit,
+            "scaled": self.scaled,
         }
 
     @classmethod
@@ -53,7 +56,8 @@ class Choice:
         fmt = None
         if value["group_size"] is not None:
             fmt = NumberFormat(value["bits"], value["group_size"], value["symmetric"])
-        return cls(fmt, value["natural_bits"], value["kl"], value["stored_bytes"], value["elements"], value["unit"])
+        names = ("natural_bits", "kl", "stored_bytes", "elements", "unit", "scaled")
+        return cls(fmt, *(value[name] for name in names))
 
 
 @dataclass(frozen=True)

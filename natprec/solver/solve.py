@@ -212,6 +212,7 @@ def _plan(
                 _stored(curve, fmt, profile),
                 curve.site.elements,
                 curve.site.unit,
+                curve.scaled and rounding == "gptq",
             )
     for name in kept:
         curve, site = measurement.curves[name], measurement.curves[name].site

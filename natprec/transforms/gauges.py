@@ -1,0 +1,146 @@
+"""Gauge symmetries (T10): where a model's channels can be rescaled without changing its function.
+
+The inputs of a layer come from a norm's weight or from the rows of another layer. Dividing these by s and
+multiplying the layer's columns by s changes nothing but the grid on which they will be rounded
+(SmoothQuant, arXiv:2211.10438; AWQ, arXiv:2306.00978). Which pairs are such is not read from a list of model
+names. It is tried: with powers of two for s every product stays exact, so a block that is left unchanged
+returns the same bits, and one where something else reads the channels does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from natprec.blocks import StagedModel
+from natprec.sites import Site, site_weight
+
+HEADS = (256, 192, 160, 128, 96, 80, 64, 48, 32, 16, 8)
+"""Head sizes that are tried where a layer has fewer outputs than its reader inputs."""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Channels that can be rescaled.
+
+    Attributes:
+        unit: the sites whose columns are multiplied by s.
+        producer: the norm or layer whose weight (first dimension) and bias are divided by it.
+        produced: its number of channels.
+        head: 0 where channel c is input c; else the producer's channels are heads of this size, and each
+            head is read by several consecutive heads of the inputs (grouped-query attention).
+    """
+
+    unit: str
+    producer: str
+    produced: int
+    head: int = 0
+
+    def channels(self, columns: int) -> Tensor:
+        """(columns,): the producer's channel that each input comes from."""
+        index = torch.arange(columns)
+        if not self.head:
+            return index
+        repeats = columns // self.produced
+        return index // self.head // repeats * self.head + index % self.head
+
+
+@torch.no_grad()
+def find_gauges(staged: StagedModel, sites: Sequence[Site], ids: Tensor) -> dict[str, Gauge]:
+    """Every unit of a block whose inputs can be rescaled.
+
+    Args:
+        ids: (batch, time), a few tokens to try on.
+    Returns:
+        Unit → gauge.
+    """
+    found: dict[str, Gauge] = {}
+    if not staged.blocks:
+        return found
+    hidden, contexts = staged.prefix(ids)
+    known: dict[tuple[str, int], list[tuple[str, int, int]]] = {}  # what the same unit had in an earlier block
+    for index, name in enumerate(staged.block_names):
+        block = staged.blocks[index]
+        expected = staged.block(index, hidden, contexts[index])
+        for unit, members in _units(staged, sites, index).items():
+            columns = members[0].shape[1]
+            own = (unit.removeprefix(name), columns)
+            tried = known.get(own)
+            known[own] = []
+            for producer, produced, head in _candidates(block, columns) if tried is None else tried:
+                gauge = Gauge(unit, f"{name}.{producer}", produced, head)
+                with _scaled(staged.model, gauge, members):
+                    same = torch.equal(staged.block(index, hidden, contexts[index]), expected)
+                if same:
+                    found[unit] = gauge
+                    known[own] = [(producer, produced, head)]
+                    break
+        hidden = expected
+    return found
+
+
+def fold(model: nn.Module, gauge: Gauge, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Divide the producer's channels by `scale` (channels,); weights are replaced, not overwritten.
+
+    Args:
+        dtype: in which a norm will be stored. Its weight is rounded to that.
+    Returns:
+        (channels,), by what the channels were really divided, so that rounding the norm costs nothing.
+    """
+    producer = model.get_submodule(gauge.producer)
+    weight: Tensor = producer.weight  # type: ignore[assignment]
+    if weight.dim() == 1:
+        stored = (weight.data / scale).to(dtype).float()
+        scale = torch.where(stored * weight.data > 0, weight.data / stored, torch.ones_like(scale))
+    for parameter in producer.parameters(recurse=False):
+        parameter.data = parameter.data / scale.view(-1, *[1] * (parameter.dim() - 1))
+    return scale
+
+
+def _units(staged: StagedModel, sites: Sequence[Site], index: int) -> dict[str, list[Site]]:
+    """The units of a block; none where a layer was never reached (an expert): it might read the same channels."""
+    name = staged.block_names[index]
+    layers = [child for child, module in staged.blocks[index].named_modules() if isinstance(module, nn.Linear)]
+    if not all(f"{name}.{child}" in staged.probe.input_of for child in layers):
+        return {}
+    units: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.stage == index and site.role == "linear" and len(site.uses) == 1:
+            units.setdefault(site.unit, []).append(site)
+    return units
+
+
+def _candidates(block: nn.Module, columns: int) -> Iterator[tuple[str, int, int]]:
+    """Norms, then layers with as many outputs, then layers with fewer, which are heads of some size."""
+    weights = {name: getattr(module, "weight", None) for name, module in block.named_modules()}
+    produced = {name: weight.shape for name, weight in weights.items() if isinstance(weight, Tensor)}
+    for name in sorted(produced, key=lambda name: len(produced[name])):
+        if produced[name][0] == columns:
+            yield name, columns, 0
+    for head in HEADS:
+        for name, shape in produced.items():
+            if shape[0] < columns and columns % shape[0] == 0 and shape[0] % head == 0:
+                yield name, shape[0], head
+
+
+@contextlib.contextmanager
+def _scaled(model: nn.Module, gauge: Gauge, members: Sequence[Site]) -> Iterator[None]:
+    """Rescale by powers of two, which is exact, and put everything back."""
+    modules = [model.get_submodule(site.name) for site in members] + [model.get_submodule(gauge.producer)]
+    kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters(recurse=False)]
+    exponents = torch.randint(-3, 4, (gauge.produced,), generator=torch.Generator().manual_seed(gauge.produced))
+    scale = torch.exp2(exponents.float()).to(kept[0][1].device)
+    columns = scale[gauge.channels(members[0].shape[1])]
+    try:
+        for site in members:
+            weight = site_weight(model, site)
+            weight.data = weight.data * columns
+        fold(model, gauge, scale)
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data

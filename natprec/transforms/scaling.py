@@ -1,0 +1,67 @@
+"""Channel scales that make a layer's columns cheap to round.
+
+A group's step grows with the largest |w| s in it, and the error at column j counts p_j / s_j², p_j the power of
+input j. With steps uniform, the squared output error of a layer in groups is, up to a constant,
+
+    Σ_groups (Σ_rows max_j (|w_ij| s_j)²) · (Σ_j p_j / s_j²),
+
+which depends on the weights and on their inputs alone: SmoothQuant and AWQ (arXiv:2211.10438, 2306.00978) scale by a
+power of the inputs' size and search the exponent; here s is the minimum itself, by gradient descent from s = 1. Layers
+that share their inputs count alike, however many rows they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from natprec.formats import NumberFormat
+from natprec.transforms.gauges import Gauge
+
+STEPS = 40
+RATE = 0.06
+"""Of Adam, on log s."""
+
+ROWS = 256
+"""Rows, about, whose largest weights are looked at."""
+
+
+def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: NumberFormat, gauge: Gauge) -> Tensor:
+    """The factors s of a gauge's channels.
+
+    Args:
+        weights: of all sites of the gauge's unit, each (rows, columns).
+        power: (columns,), what an error counts at each column; any positive factor.
+        fmt: whose groups share a step.
+    Returns:
+        (gauge.produced,), positive, around 1.
+    """
+    channels = gauge.channels(len(power)).to(power.device)
+    group_size = len(power) // fmt.groups(len(power))
+    sizes = torch.cat([_sizes(weight.float(), ROWS // len(weights), group_size) for weight in weights])
+    counts = (power / power.mean().clamp_min(1e-30)).clamp_min(1e-6).view(-1, group_size)
+    logs = torch.zeros(gauge.produced, device=power.device, requires_grad=True)
+    optimizer = torch.optim.Adam([logs], lr=RATE)
+    best, least = torch.ones_like(logs), torch.inf
+    for step in range(STEPS + 1):
+        with torch.enable_grad():
+            scale = logs.exp()[channels].view(-1, group_size)
+            largest = (sizes * scale).amax(-1).square().sum(0)
+            loss = (largest * (counts / scale.square()).sum(-1)).sum()
+        if loss.item() < least:
+            best, least = logs.detach().exp(), loss.item()
+        if step == STEPS:
+            break
+        optimizer.zero_grad()
+        loss.log().backward()
+        optimizer.step()
+    return best
+
+
+def _sizes(weight: Tensor, count: int, group_size: int) -> Tensor:
+    """|w| of about `count` rows, (rows, groups, group size), so that their groups' largest squares sum to 1."""
+    rows = torch.arange(0, len(weight), max(1, len(weight) // count), device=weight.device)
+    sizes = weight[rows].abs().view(len(rows), -1, group_size)
+    return sizes / sizes.amax(-1).square().sum().clamp_min(1e-30).sqrt()
