@@ -57,6 +57,8 @@ def apply_plan(
         gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, with GPTQ.
     Returns:
         Site name → codes and scales.
+    Raises:
+        ValueError: `gauges` are needed.
     """
     refuse_unknown_rounding(rounding)
     wanted = [site for site in sites if plan.sites[site.name].format is not None]
@@ -103,7 +105,8 @@ def apply_plan(
                     advance(f"{stage} hessian")
         inputs = {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
         for unit in {site.unit: None for site in members if plan.sites[site.name].scaled}:
-            assert gauges is not None
+            if gauges is None:
+                raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
             fmt = plan.sites[unit].format
             weights = [site_weight(staged.model, site) for site in members if site.unit == unit]
             assert fmt is not None

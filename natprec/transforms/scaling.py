@@ -45,18 +45,16 @@ def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: NumberFormat, 
     logs = torch.zeros(gauge.produced, device=power.device, requires_grad=True)
     optimizer = torch.optim.Adam([logs], lr=RATE)
     best, least = torch.ones_like(logs), torch.inf
-    for step in range(STEPS + 1):
-        with torch.enable_grad():
+    with torch.enable_grad():
+        for _ in range(STEPS):
             scale = logs.exp()[channels].view(-1, group_size)
             largest = (sizes * scale).amax(-1).square().sum(0)
             loss = (largest * (counts / scale.square()).sum(-1)).sum()
-        if loss.item() < least:
-            best, least = logs.detach().exp(), loss.item()
-        if step == STEPS:
-            break
-        optimizer.zero_grad()
-        loss.log().backward()
-        optimizer.step()
+            if loss.item() < least:
+                best, least = logs.detach().exp(), loss.item()
+            optimizer.zero_grad()
+            loss.log().backward()
+            optimizer.step()
     return best
 
 

@@ -31,6 +31,7 @@ def planned(bits: float = 4.5, engine: str = "natprec", **changes: Any) -> tuple
 
 
 def applied(made: Subject, plan: Plan, rounding: str, **options: Any) -> Any:
+    options = {"gauges": made.gauges, **options}
     return apply_plan(made.staged, made.sites, plan, IDS, rounding, made.storage_dtype, **options)
 
 
