@@ -94,7 +94,7 @@ def fold(model: nn.Module, gauge: Gauge, scale: Tensor, dtype: torch.dtype = tor
     producer = model.get_submodule(gauge.producer)
     weight: Tensor = producer.weight  # type: ignore[assignment]
     if weight.dim() == 1:
-        stored = (weight.data / scale).to(dtype).float()
+        stored = (weight.data / scale).to(dtype).to(weight.dtype)
         scale = torch.where(stored * weight.data > 0, weight.data / stored, torch.ones_like(scale))
     for parameter in producer.parameters(recurse=False):
         parameter.data = parameter.data / scale.view(-1, *[1] * (parameter.dim() - 1))
