@@ -77,6 +77,7 @@ def apply(
     data: str | Tensor | None = None,
     *,
     rounding: str | None = None,
+    refine: int = 0,
     tokens: int = 8192,
     length: int = 256,
     seed: int = 0,
@@ -85,6 +86,7 @@ def apply(
 
     Args:
         rounding: 'gptq' or 'rtn'; default: the one that the plan supposes.
+        refine: steps of gradient descent on the scales afterwards, which needs data: see `natprec.rounding.refine`.
 
     Raises:
         InputError: the plan is of another model.
@@ -92,8 +94,8 @@ def apply(
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(subject.digest, subject.name)
     rounding = rounding or plan.rounding
-    ids = None if rounding == "rtn" else _calibration(subject, data, tokens, length, seed)[0]
-    codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
+    ids = None if rounding == "rtn" and not refine else _calibration(subject, data, tokens, length, seed)[0]
+    codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True), refine, seed)
     return Quantized(subject.model, subject, plan, codes, rounding)
 
 

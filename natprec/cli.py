@@ -44,6 +44,7 @@ from natprec.options import (
     Model,
     Overwrite,
     PlannedRounding,
+    Refine,
     Resume,
     RoundingOption,
     ScopeOption,
@@ -102,6 +103,7 @@ def quantize(
     distortion: DistortionOption = None,
     rounding: RoundingOption = "gptq",
     transforms: TransformsOption = "auto",
+    refine: Refine = 0,
     seed: Seed = 0,
     out: Annotated[Path | None, option("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
     overwrite: Overwrite = False,
@@ -118,7 +120,7 @@ def quantize(
     request = Request(
         model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,
         parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code, distortion,
-        transforms,
+        transforms, refine,
     )  # fmt: skip
     stages = Stages()
     if dry_run:
@@ -231,6 +233,7 @@ def apply(
     tokens: Tokens = 8192,
     sequence_length: Length = 256,
     rounding: PlannedRounding = None,
+    refine: Refine = 0,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     device: Device = "cpu",
@@ -242,16 +245,16 @@ def apply(
     rounding = rounding or plan.rounding
     request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
-        rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code,
+        rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code, refine=refine,
     )  # fmt: skip
     request.check(judged=False)
     refuse_existing(out, overwrite)
     stages = Stages()
     subject = open_subject(request, stages)
     plan.refuse_other_model(subject.digest, model)
-    ids = texts.calibration_tokens(request, subject, stages) if rounding != "rtn" else None
+    ids = texts.calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
     with new_folder(out, overwrite) as folder:
-        quantized = pipeline.round_to_plan(subject, plan, ids, rounding, stages)
+        quantized = pipeline.round_to_plan(subject, plan, ids, rounding, stages, refine)
         pipeline.write(subject, plan, quantized, folder, stages)
     size = judge.checkpoint_bytes(out)
     if as_json:

@@ -49,6 +49,9 @@ RoundingOption = Annotated[str, option("--rounding", METHOD, "gptq or rtn (round
 TransformsOption = Annotated[
     str, option("--transforms", METHOD, "auto: rescale channels before GPTQ where that leaves less KL; none.")
 ]
+Refine = Annotated[
+    int, option("--refine", METHOD, "Steps of gradient descent on the scales after rounding; 30 are plenty. Slow.")
+]
 PlannedRounding = Annotated[str | None, option("--rounding", METHOD, "Default: the one measured or planned for.")]
 Seed = Annotated[int, option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
 Overwrite = Annotated[bool, option("--overwrite", OUTPUT, "Replace an existing output.")]

@@ -25,6 +25,7 @@ from natprec.quantizers import QuantizedTensor
 from natprec.request import Request, open_subject, refuse_impossible_size
 from natprec.resumable import forget, measured
 from natprec.rounding import apply_batches, apply_plan, restore, snapshot
+from natprec.rounding.refine import refine
 from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.texts import calibration_tokens, held_out_tokens
@@ -80,7 +81,7 @@ def _round_and_prove(
     judged = request.eval_data or request.data or "written by the model"
     verification: Verification | None = None
     for corrections in (0, 1):
-        quantized = round_to_plan(subject, plan, ids, request.rounding, stages)
+        quantized = round_to_plan(subject, plan, ids, request.rounding, stages, request.refine, request.seed)
         write(subject, plan, quantized, folder, stages)
         restore(subject.model, original)
         verification = verify(
@@ -112,13 +113,31 @@ def _empty(folder: Path) -> None:
 
 
 def round_to_plan(
-    subject: Subject, plan: Plan, ids: Tensor | None, rounding: str, stages: Stages
+    subject: Subject,
+    plan: Plan,
+    ids: Tensor | None,
+    rounding: str,
+    stages: Stages,
+    steps_refining: int = 0,
+    seed: int = 0,
 ) -> dict[str, QuantizedTensor]:
     """Codes and scales of every site; the subject's model is the quantized one afterwards."""
+    original = snapshot(subject.model)
     steps = apply_batches(subject.staged, *ids.shape) if ids is not None and rounding != "rtn" else None
     with stages.stage(f"round ({rounding})", steps) as advance:
         gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
-        return apply_plan(subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance, gauges)
+        codes = apply_plan(subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance, gauges)
+    if not steps_refining or ids is None:
+        return codes
+    with stages.stage("refine", steps_refining) as advance:
+        refined = refine(
+            subject.staged, subject.sites, codes, original, ids, steps_refining,
+            dtype=subject.storage_dtype, seed=seed, advance=advance,
+        )  # fmt: skip
+    kept = ": not better, undone" if refined.codes is codes else ""
+    what = f"{subject.distortion.label} on calibration text that was held back"
+    stages.note(f"refined: {what} {refined.before:.4g} -> {refined.after:.4g}{kept}")
+    return refined.codes
 
 
 def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], folder: Path, stages: Stages) -> None:

@@ -45,6 +45,7 @@ class Request:
     trust_remote_code: bool = False
     distortion: str | None = None
     transforms: str = "auto"
+    refine: int = 0
 
     def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
@@ -69,6 +70,8 @@ class Request:
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
         refuse_unknown_rounding(self.rounding)
+        if self.refine < 0:
+            raise InputError(f"refine {self.refine}: give a number of steps, or 0 for none")
         if self.transforms not in TRANSFORMS:
             raise unknown("transforms", self.transforms, TRANSFORMS)
         if self.distortion is not None:

@@ -10,6 +10,9 @@ from typing import Any
 from natprec.errors import InputError, unknown
 
 PEERS = Path(__file__).parent / "peers"
+REFINE = 30
+"""Steps of `natprec-refined`."""
+
 SIZED_BY = ("gptq", "rtn")
 """Whose checkpoint is the size that natprec must not exceed: the first of them that succeeded."""
 
@@ -45,8 +48,8 @@ def _llm_compressor(recipe: str, rescales: bool = False) -> Method:
     return Method("llmcompressor", "llmcompressor", "llmcompressor", {"recipe": recipe}, rescales=rescales)
 
 
-def _natprec(engine: str) -> Method:
-    return Method("own", "natprec", "natprec", {"engine": engine}, own=True)
+def _natprec(engine: str, refine: int = 0) -> Method:
+    return Method("own", "natprec", "natprec", {"engine": engine, "refine": refine}, own=True, rescales=True)
 
 
 METHODS: dict[str, Method] = {
@@ -60,6 +63,7 @@ METHODS: dict[str, Method] = {
     "nf4": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "nf4"}, bits=4),
     "int8": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "int8"}, bits=8),
     "natprec": _natprec("vllm"),
+    "natprec-refined": _natprec("vllm", REFINE),
     "natprec-transformers": _natprec("transformers"),
 }
 

@@ -19,8 +19,8 @@ from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.texts import same_source
 
-MARGIN = 0.95
-"""Of what the correction asks for: measured KL does not fall quite in proportion to the tolerance."""
+MARGIN = 0.85
+"""Of what the correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""
 
 
 def verify(

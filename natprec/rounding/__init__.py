@@ -1,4 +1,4 @@
-"""From a plan to codes: round to nearest, or GPTQ."""
+"""From a plan to codes: round to nearest, or GPTQ; then, if wanted, refinement."""
 
 from natprec.rounding.apply import ROUNDINGS, apply_batches, apply_plan, refuse_unknown_rounding, restore, snapshot
 

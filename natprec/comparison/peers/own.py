@@ -26,7 +26,7 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     measurement = natprec.measure(model, tokenizer, ids, engine=engine, group_size=job.group_size)
     budget = job.max_bytes + carried - _header_bytes(model)
     plan = measurement.solve(max_size=budget, engine=engine)
-    return natprec.apply(plan, model, tokenizer, ids)
+    return natprec.apply(plan, model, tokenizer, ids, refine=job.settings["refine"])
 
 
 def save(job: Any, done: Any, folder: Path) -> None:

@@ -1,0 +1,141 @@
+"""Refinement after rounding: scales tuned for the distortion of the whole model, by gradient.
+
+Rounding sees one layer at a time. Here the codes stay and each group's scale s moves: with w = (q - z) s,
+dD/ds = Σ_group (q - z) dD/dw, so an ordinary backward pass of the quantized model is all that is needed. D is the
+distortion that the tolerance is about, against the original model, on calibration text. Part of the text is held
+back: if D does not fall there, the scales that rounding chose are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from natprec.blocks import StagedModel
+from natprec.progress import Advance
+from natprec.quantizers import QuantizedTensor
+from natprec.rounding.apply import restore, snapshot
+from natprec.sites import Site, site_weight
+
+SEQUENCES = 6
+"""Of calibration text in each step."""
+
+RATE = 1e-3
+"""Of Adam, in units of each scale; it falls to 0 over the steps."""
+
+HELD_BACK = 8
+"""Of so many sequences one judges."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Scales after refinement.
+
+    Attributes:
+        codes: site name → codes with the new scales; the old ones if nothing was gained.
+        before, after: distortion on the text that was held back.
+    """
+
+    codes: dict[str, QuantizedTensor]
+    before: float
+    after: float
+
+
+def refine(
+    staged: StagedModel,
+    sites: Sequence[Site],
+    codes: dict[str, QuantizedTensor],
+    original: dict[str, Tensor],
+    ids: Tensor,
+    steps: int,
+    *,
+    dtype: torch.dtype,
+    seed: int = 0,
+    advance: Advance = lambda stage: None,
+) -> Refined:
+    """Tune the scales of a rounded model; its weights are those of the result afterwards.
+
+    Args:
+        staged: the model, rounded to `codes`.
+        original: its weights before rounding, as `snapshot` returned them.
+        ids: (sequences, time) calibration tokens.
+        steps: of gradient descent, each on `SEQUENCES` sequences.
+        dtype: in which scales are stored.
+        advance: called once per step.
+    """
+    judges = torch.arange(len(ids)) % HELD_BACK == HELD_BACK - 1
+    judging, learning = (ids[judges], ids[~judges]) if judges.any() else (ids, ids)
+    weights = {site.name: site_weight(staged.model, site) for site in sites if site.name in codes}
+    rounded = snapshot(staged.model)
+    before = _distortion(staged, original, judging)
+    moves = {name: torch.zeros_like(codes[name].scale, requires_grad=True) for name in weights}
+    optimizer = torch.optim.Adam(moves.values(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    draw = torch.Generator().manual_seed(seed)
+    result = codes
+    for step in range(steps):
+        chosen = torch.randperm(len(learning), generator=draw)[:SEQUENCES]
+        _descend(staged, original, learning[chosen.to(learning.device)], weights)
+        for name, weight in weights.items():
+            if weight.grad is not None:  # else the output does not depend on it
+                moves[name].grad = _by_group(weight.grad, codes[name])
+            weight.grad = None
+        optimizer.step()
+        schedule.step()
+        result = {name: _moved(codes[name], move.detach(), dtype) for name, move in moves.items()}
+        for name, weight in weights.items():
+            weight.data = result[name].dequantize().to(weight.dtype)
+        advance(f"step {step + 1}")
+    after = _distortion(staged, original, judging)
+    if after < before:
+        return Refined({**codes, **result}, before, after)
+    restore(staged.model, rounded)
+    return Refined(codes, before, after)
+
+
+def _descend(staged: StagedModel, original: dict[str, Tensor], ids: Tensor, weights: dict[str, Tensor]) -> None:
+    """Add the gradient of the mean distortion on some sequences to the weights' `grad`."""
+    for sequence in ids.split(1):
+        reference = _of_original(staged, original, sequence)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        try:
+            loss = staged.distortion.between(reference, staged.output(sequence), sequence).mean() / len(ids)
+            loss.backward()
+        finally:
+            for weight in weights.values():
+                weight.requires_grad_(False)
+
+
+@torch.no_grad()
+def _distortion(staged: StagedModel, original: dict[str, Tensor], ids: Tensor) -> float:
+    """Mean over sequences."""
+    values = [
+        staged.distortion.between(_of_original(staged, original, sequence), staged.output(sequence), sequence).mean()
+        for sequence in ids.split(1)
+    ]
+    return float(torch.stack(values).mean())
+
+
+@torch.no_grad()
+def _of_original(staged: StagedModel, original: dict[str, Tensor], ids: Tensor) -> Tensor:
+    """The output with the original weights, which are put in for the time that it takes."""
+    present = snapshot(staged.model)
+    restore(staged.model, original)
+    try:
+        return staged.output(ids)
+    finally:
+        restore(staged.model, present)
+
+
+def _by_group(gradient: Tensor, value: QuantizedTensor) -> Tensor:
+    """dD/dw (rows, columns) to dD/d(relative scale) (rows, groups)."""
+    return (gradient.float() * value.dequantize()).view(*value.scale.shape, -1).sum(-1)
+
+
+def _moved(value: QuantizedTensor, move: Tensor, dtype: torch.dtype) -> QuantizedTensor:
+    """The same codes on scales that are larger by the relative `move`, rounded as they are stored."""
+    return replace(value, scale=(value.scale * (1 + move)).to(dtype).float())
