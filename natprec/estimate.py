@@ -11,6 +11,7 @@ import torch
 from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES
 from natprec.measurement.observers import MIN_UNITS, UNIT_MEMORY
 from natprec.measurement.sweep import batches
+from natprec.rounding.refine import SEQUENCES
 
 if TYPE_CHECKING:
     from natprec.request import Request
@@ -21,6 +22,9 @@ SWEEP_FORWARDS = 4.3
 
 GPTQ_FORWARDS = 2.3
 """Hessians, propagation, and the rounding itself."""
+
+REFINE_FORWARDS = 4.5
+"""Of each refined token: the original's forward, the rounded model's, its backward (2), and the distortion."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def estimate(subject: Subject, request: Request, formats: int) -> Estimate:
         "measure": request.tokens * per_token * SWEEP_FORWARDS,
         "spot check": CHECK_SEQUENCES * request.length * per_token * check,
         "round": request.tokens * per_token * gptq,
+        "refine": request.refine * SEQUENCES * request.length * per_token * REFINE_FORWARDS,
         "verify": 2 * request.eval_tokens * per_token,
     }
     return Estimate(

@@ -10,8 +10,7 @@ Other distortions draw another scalar than log p(y) and have other terms than to
 E[g²] is gathered per unit (a sequence, or a pool of sequences where memory is short) and contracted
 with every format's squared errors once, as one matrix product.
 
-What GPTQ will leave of that is computed from the inputs' second moments, Σ x xᵀ, which sites with one
-input share, and from the power of each output's gradient: see `gptq_shares`.
+What GPTQ will leave of that: see `natprec.measurement.compensation`.
 
 Backward (Gibbs) flow: the squared error of rounding the gradient itself to each format, on a sample
 of its rows, and the gradient's energy, to which it is relative.
@@ -19,28 +18,22 @@ of its rows, and the gradient's energy, to which it is relative.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from natprec.formats import NumberFormat
+from natprec.measurement.compensation import Compensation
 from natprec.measurement.contraction import Lookup, contract, lookup_values, rounding_distortion
 from natprec.measurement.curves import Curve
-from natprec.quantizers.gptq import InputOrder, gptq_shares
 from natprec.sites import Site
-from natprec.transforms import Gauge, channel_scales
 
 UNIT_MEMORY = 1 << 30
 """Bytes that the squared gradients of one site may take; beyond it sequences share a unit."""
 
 MIN_UNITS = 4
-DECIDING_BITS = 4
-"""A unit's channels are rescaled if that helps GPTQ at this width, or the nearest measured."""
-
-JUDGING = 4
-"""Of so many sequences one judges what GPTQ, fitted to the others, leaves."""
 
 GRADIENT_ROWS = 8
 """Rows of each sequence's gradient that are rounded for the backward flow."""
@@ -50,7 +43,7 @@ GRADIENT_ROWS = 8
 class WeightObserver:
     """Gathers squared gradients of one weight over all its uses and contracts them.
 
-    `moments`, shared by all of them, is given where GPTQ may round the site: unit → Σ x xᵀ, later factorized.
+    `compensation` is given where GPTQ may round the site.
     Set `sequences` (indices of the batch's sequences) before each batch. Observers of one sweep share
     `spare`: the buffers of finished sites, which cost more to allocate again than to fill.
     """
@@ -73,10 +66,7 @@ class WeightObserver:
     sampled: dict[int, Tensor] = field(default_factory=dict)
     standing: dict[int, Tensor] = field(default_factory=dict)
     ids: Tensor | None = None
-    moments: dict[str, Tensor | InputOrder] | None = None
-    sensitivity: Tensor | None = None
-    judging: Tensor | None = None
-    columns: Tensor | None = None
+    compensation: Compensation | None = None
 
     @property
     def units(self) -> int:
@@ -108,8 +98,8 @@ class WeightObserver:
         count = len(self.sequences)
         inputs = inputs.reshape(count, -1, inputs.shape[-1])
         gradient = gradient.reshape(count, inputs.shape[1], -1)
-        if self.moments is not None:
-            self._add_second_moments(inputs, gradient)
+        if self.compensation is not None:
+            self.compensation.add(inputs, gradient, self.sequences)
         if self.squares is None:
             shape = torch.Size((self.units, *self.weight.shape))
             ready = self.spare.get(shape)
@@ -122,25 +112,6 @@ class WeightObserver:
                 self.pending[sequence] = torch.mm(gradient[index].T, inputs[index], out=self.squares[sequence])
             else:
                 self.pending[sequence] = torch.mm(gradient[index].T, inputs[index])
-
-    def _add_second_moments(self, inputs: Tensor, gradient: Tensor) -> None:
-        """For GPTQ: Σ x xᵀ of the unit, from its first site, and of every fourth sequence what judges it."""
-        assert self.moments is not None
-        columns = inputs.shape[-1]
-        power = gradient.float().square()
-        total = power.sum((0, 1))
-        self.sensitivity = total if self.sensitivity is None else self.sensitivity + total
-        judges = torch.tensor([sequence % JUDGING == JUDGING - 1 for sequence in self.sequences])
-        if self.site.name == self.site.unit and not judges.all():
-            fitted = inputs[~judges].flatten(0, 1)
-            sums = self.moments.setdefault(self.site.unit, inputs.new_zeros(columns, columns))
-            assert isinstance(sums, Tensor)
-            sums.addmm_(fitted.T, fitted)
-        if judges.any():
-            seen = inputs[judges].flatten(0, 1)
-            weighted = seen * power[judges].sum(-1).view(-1, 1)
-            self.judging = inputs.new_zeros(columns, columns) if self.judging is None else self.judging
-            self.judging.addmm_(weighted.T, seen)
 
     def flush(self) -> None:
         """Square the gradients of the batch's sequences, now that all uses have added to them."""
@@ -198,6 +169,7 @@ class WeightObserver:
         """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over."""
         self.finish_product(terms)
         units, columns = self.units, len(self.formats) + 1  # the last: stored unquantized
+        gptq = self.compensation
         forward = torch.zeros(units, columns, dtype=torch.float64)
         energy = torch.zeros(units, dtype=torch.float64)
         if self.head_values is not None and self.head_energy is not None:
@@ -215,27 +187,15 @@ class WeightObserver:
             forward[:, :-1].reshape(self.parts, -1, columns - 1).numpy(),
             backward.view(units, -1, columns - 1).mean(1).numpy(),
             energy.numpy(),
-            self.shares(self.formats, self.columns).numpy(),
+            np.ones(columns - 1) if gptq is None else gptq.shares(self.formats, gptq.columns).numpy(),
             forward[:, -1].reshape(self.parts, -1).numpy(),
-            scaled=self.columns is not None,
+            scaled=gptq is not None and gptq.columns is not None,
         )
 
-    def inputs(self) -> InputOrder | None:
-        """The unit's, factorized by the first that asks; None where GPTQ does not apply or nothing came."""
-        found = None if self.moments is None else self.moments.get(self.site.unit)
-        if self.moments is None or found is None or self.sensitivity is None or self.judging is None:
-            return None
-        self.moments[self.site.unit] = inputs = found if isinstance(found, InputOrder) else InputOrder.of(found)
-        return inputs
-
-    def shares(self, formats: Sequence[NumberFormat], columns: Tensor | None) -> Tensor:
-        """(formats,): of rounding to nearest's KL that GPTQ leaves where columns are multiplied by `columns`."""
-        inputs = self.inputs()
-        if inputs is None:
-            return torch.ones(len(formats), dtype=torch.float64)
-        assert self.judging is not None
-        assert self.sensitivity is not None
-        return gptq_shares(self.weight, inputs, self.judging, self.sensitivity, formats, self.scale_dtype, columns)
+    def nearest(self, place: int, terms: int) -> float:
+        """Distortion of rounding the matrix product's weight to nearest under format number `place`."""
+        self.finish_product(terms)
+        return 0.0 if self.head_values is None else float(self.head_values[:, place].mean())
 
     def state(self) -> dict[str, Tensor]:
         """What a tied weight carries from the suffix to the prefix, as plain tensors."""
@@ -256,27 +216,3 @@ class WeightObserver:
         self.head_rows = dict(enumerate(state["rows"]))
         self.sampled = dict(enumerate(state["sampled"]))
         self.standing = dict(enumerate(state["standing"]))
-
-
-def rescale(members: Sequence[WeightObserver], gauge: Gauge, terms: int) -> None:
-    """Set `columns` of all sites of a unit, if GPTQ leaves less of their distortion that way."""
-    inputs = members[0].inputs() if members else None
-    if inputs is None:
-        return
-    first = members[0]
-    place = min(
-        range(len(first.formats)),
-        key=lambda i: (abs(first.formats[i].bits - DECIDING_BITS), -first.formats[i].groups(len(inputs.order))),
-    )
-    fmt = first.formats[place]
-    scale = channel_scales([each.weight for each in members], inputs.cost, fmt, gauge)
-    columns = scale[gauge.channels(len(inputs.order)).to(scale.device)]
-    left = torch.zeros(2, dtype=torch.float64)
-    for each in members:
-        each.finish_product(terms)
-        assert each.head_values is not None
-        nearest = each.head_values[:, place].mean()
-        left += torch.stack([nearest * each.shares([fmt], factors)[0] for factors in (None, columns)])
-    if left[1] < left[0]:
-        for each in members:
-            each.columns = columns

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from natprec.blocks import Context, StagedModel
 from natprec.formats import NumberFormat
+from natprec.measurement.compensation import Compensation, deciding_format, rescale
 from natprec.measurement.curves import Curve
-from natprec.measurement.observers import WeightObserver, rescale
+from natprec.measurement.observers import WeightObserver
 from natprec.progress import Advance
 from natprec.quantizers.gptq import InputOrder
 from natprec.sites import Site, site_weight
@@ -117,10 +118,16 @@ def sweep(
     state = state or SweepState(suffix, None, {}, {})
     spare: dict[torch.Size, list[Tensor]] = {}
     moments: dict[str, Tensor | InputOrder] = {}
+
+    def compensation(site: Site) -> Compensation | None:
+        if rounding != "gptq" or not site.gptq:
+            return None
+        return Compensation(site, site_weight(staged.model, site), scale_dtype, moments)
+
     observers = {
         site.name: WeightObserver(
             site, site_weight(staged.model, site), formats[site.name], len(ids), parts, scale_dtype, seed, spare,
-            ids=ids if len(site.uses) > 1 else None, moments=moments if rounding == "gptq" and site.gptq else None,
+            ids=ids if len(site.uses) > 1 else None, compensation=compensation(site),
         )
         for site in sites
         if site.name not in state.curves
@@ -152,8 +159,7 @@ def sweep(
         if inputs:
             inputs.pop()
         done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
-        for unit, gauge in (gauges or {}).items():
-            rescale([each for each in done.values() if each.site.unit == unit], gauge, terms)
+        _rescale_units(done, gauges or {}, terms)
         state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
         moments.clear()
         for observer in observers.values():
@@ -161,6 +167,17 @@ def sweep(
         state.stage, state.gradient, state.tied = stage - 1, gradient, tied_state(observers)
         save(state)
     return {site.name: state.curves[site.name] for site in sites}
+
+
+def _rescale_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
+    """Decide for each unit of a finished stage whether its channels are rescaled before GPTQ."""
+    for unit in {each.site.unit: None for each in done.values()}:
+        members = {name: each.compensation for name, each in done.items() if each.site.unit == unit}
+        together = [member for member in members.values() if member is not None]
+        if unit in gauges and together:
+            formats = done[unit].formats
+            place = deciding_format(formats, done[unit].site.shape[1])
+            rescale(together, gauges[unit], formats[place], [done[name].nearest(place, terms) for name in members])
 
 
 def stage_label(staged: StagedModel, stage: int) -> str:

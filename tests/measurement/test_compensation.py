@@ -1,0 +1,77 @@
+"""Rescaling is decided unit by unit, by what GPTQ then leaves; a plan that supposes it is rounded that way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from natprec.evaluation.divergence import forward_kl
+from natprec.formats import NumberFormat
+from natprec.measurement import Measurement
+from natprec.measurement.compensation import deciding_format
+from natprec.measurement.measure import measure
+from natprec.rounding import apply_plan, restore, snapshot
+from natprec.subject import Subject
+from tests.arrange import subject, tokens
+
+IDS = tokens(8, 32)
+QUERY = "model.layers.1.self_attn.q_proj"
+
+
+def uneven() -> Subject:
+    """A model with a few small channels, at one norm, that meet large columns; it is still the same function."""
+    made = subject()
+    block = made.model.model.layers[1]
+    block.input_layernorm.weight.data[::8] /= 16
+    for name in "qkv":
+        getattr(block.self_attn, f"{name}_proj").weight.data[:, ::8] *= 16
+    return made
+
+
+def measured(made: Subject, **options: Any) -> Measurement:
+    return measure(made, IDS, engine="natprec", group_size=32, **options)
+
+
+def test_a_unit_is_rescaled_where_that_leaves_less() -> None:
+    made = uneven()
+    plain, auto = measured(made, transforms="none"), measured(made)
+    assert not any(curve.scaled for curve in plain.curves.values())
+    assert auto.curves[QUERY].scaled
+    for name in (QUERY, QUERY.replace("q_proj", "v_proj")):
+        before, after = plain.curves[name], auto.curves[name]
+        assert np.array_equal(before.forward, after.forward), "rounding to nearest is measured as it is"
+        four = [i for i, fmt in enumerate(after.formats) if fmt.bits <= 5]
+        assert (after.shares[four] < before.shares[four]).all()
+    by_unit: dict[str, set[bool]] = {}
+    for curve in auto.curves.values():
+        by_unit.setdefault(curve.site.unit, set()).add(curve.scaled)
+    assert all(len(found) == 1 for found in by_unit.values())
+    assert auto.solve(bits=4.5).kl_predicted < plain.solve(bits=4.5).kl_predicted
+
+
+def test_a_plan_says_so_and_is_rounded_so() -> None:
+    made = uneven()
+    reference, original = made.staged.output(IDS), snapshot(made.model)
+    norm = made.model.model.layers[1].input_layernorm
+    kl = {}
+    for transforms in ("none", "auto"):
+        plan = measured(made, transforms=transforms).solve(bits=4.5)
+        assert plan.sites[QUERY].scaled == (transforms == "auto")
+        apply_plan(made.staged, made.sites, plan, IDS, "gptq", made.storage_dtype, gauges=made.gauges)
+        assert torch.equal(norm.weight, original["model.layers.1.input_layernorm.weight"]) == (transforms == "none")
+        kl[transforms] = float(forward_kl(reference, made.staged.output(IDS)).mean())
+        restore(made.model, original)
+        assert torch.equal(made.staged.output(IDS), reference)
+    assert kl["auto"] < kl["none"]
+
+
+def test_a_plan_for_rounding_to_nearest_rescales_nothing() -> None:
+    plan = measured(uneven()).solve(bits=4.5, rounding="rtn")
+    assert not any(choice.scaled for choice in plan.sites.values())
+
+
+def test_decided_at_the_width_next_to_four_and_its_smallest_groups() -> None:
+    formats = [NumberFormat(8, 32), NumberFormat(5, 64), NumberFormat(5, 32), NumberFormat(2, 32)]
+    assert deciding_format(formats, 64) == 2
