@@ -376,8 +376,8 @@ def test_a_measurement_that_is_cut_off(here: Path, measurement: Path, share: flo
 
 def test_a_measurement_of_another_version_or_kind(here: Path, measurement: Path, tiny_folder: Path) -> None:
     content = measurement.read_bytes()
-    assert content.count(b'\\"version\\": 2') == 1
-    (here / "m").write_bytes(content.replace(b'\\"version\\": 2', b'\\"version\\": 9'))
+    assert content.count(b'\\"version\\": 3') == 1
+    (here / "m").write_bytes(content.replace(b'\\"version\\": 3', b'\\"version\\": 9'))
     refused(natprec("solve", "m", "--eps", 1e-3), "'m'", "version 9", "measure again")
     refused(natprec("solve", tiny_folder / "model.safetensors", "--eps", 1e-3), "no natprec measurement")
     refused(natprec("solve", "nowhere", "--eps", 1e-3), "'nowhere'", "does not exist", "natprec measure")
@@ -414,4 +414,4 @@ def test_a_checkpoint_that_is_none(here: Path, tiny_folder: Path, text_file: Pat
 
 
 def test_the_header_of_a_measurement_is_what_these_tests_assume(measurement: Path) -> None:
-    assert Measurement.load(measurement).header.version == 2
+    assert Measurement.load(measurement).header.version == 3

@@ -205,7 +205,8 @@ def test_minilm(minilm: str, rounding: str, tmp_path: Path) -> None:
     assert plan.eps_solved is not None
     assert 0.9 <= plan.kl_predicted / plan.eps_solved <= 1
     lowest = 0.7 if rounding == "rtn" else 0.2
-    assert lowest <= verification.kl_mean / verification.kl_predicted <= 1.3
+    # after a correction the distortion falls by less than the prediction
+    assert lowest <= verification.kl_mean / verification.kl_predicted <= (1.6 if verification.corrections else 1.3)
     assert abs(verification.stored_bytes / plan.stored_bytes - 1) <= 0.01
     assert len({choice.format.bits for choice in plan.sites.values() if choice.format}) >= 3
     shutil.copytree(tmp_path / "out", tmp_path / "moved")
