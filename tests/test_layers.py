@@ -15,6 +15,7 @@ LAYERS: list[set[str]] = [
     {"files", "progress"},
     {"formats"},
     {"quantizers"},
+    {"kernels"},
     {"checkpoints", "encoders"},
     {"models"},
     {"text_sources"},
