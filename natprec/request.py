@@ -138,7 +138,8 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
     curves = {}
     for site in subject.sites:
         kl = np.array([[4.0**-fmt.bits for fmt in formats[site.name]]])
-        curves[site.name] = Curve(site, formats[site.name], kl[None], kl, one, np.ones(kl.shape[1]), none[None])
+        flat = np.ones(kl.shape[1])
+        curves[site.name] = Curve(site, formats[site.name], kl[None], kl, one, flat, none[None], flat)
     header = Header(
         subject.name, subject.digest, "", "", 1, request.length, 1, 0, "fisher", request.rounding, request.engine,
         str(subject.storage_dtype), subject.other_bytes, subject.carried_bytes, distortion=subject.distortion.name,

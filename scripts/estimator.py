@@ -46,8 +46,7 @@ def main() -> None:
     logs = []
     with stages.stage("exact", steps) as advance:
         for site, values in exact_curves(subject.staged, wanted, few, subject.storage_dtype, advance):
-            fisher = measurement.curves[site.name].forward[0].mean(0)
-            log = np.log2(fisher / values.mean(0))
+            log = np.log2(measurement.curves[site.name].kl() / values.mean(0))
             logs.append(log)
             print(f"{site.name:40}", " ".join(f"{value:+.2f}" for value in log), flush=True)
     off = np.abs(np.stack(logs))

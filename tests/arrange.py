@@ -78,7 +78,8 @@ def curve(
     site = Site(name, "weight", role, shape, (name,), unit or name, 0)
     forward = np.tile(np.asarray(kl, dtype=np.float64), (1, units, 1))
     shares = np.full(len(formats), share)
-    return Curve(site, tuple(formats), forward, forward[0] / 2, np.ones(units), shares, np.zeros((1, units)))
+    ones = np.ones(len(formats))
+    return Curve(site, tuple(formats), forward, forward[0] / 2, np.ones(units), shares, np.zeros((1, units)), ones)
 
 
 def measurement(curves: Sequence[Curve], **changes: Any) -> Measurement:

@@ -1,7 +1,12 @@
 """From gathered gradients to numbers: the sums that turn E[g²] and δ(b)² into a distortion.
 
-Each function takes what an observer gathered at one site and contracts it with the squared errors
-of all formats at once.
+Each function takes what an observer gathered at one site and contracts it with the errors of all formats at once.
+
+The diagonal form ½ E[Σ g² δ²] is the mean of the directional one, ½ E[(Σ g δ)²], over errors of random sign. For the
+errors that a weight really has the two differ, little where the gradients point in many directions, by any factor
+where in few: their ratio is like χ²_r / r with r = tr(M)² / tr(M²), M = E[g gᵀ] weighted by |δ|. The directional form
+from N gradients is off like χ²_N / N. `Product.alignment` is what both together say of that ratio: the mean of their
+logarithms, weighted by these variances. It is near 1 where r is large.
 """
 
 from __future__ import annotations
@@ -13,31 +18,85 @@ import torch
 from torch import Tensor
 
 from natprec.formats import NumberFormat
-from natprec.quantizers import squared_errors
+from natprec.quantizers import rounding_errors, squared_errors
 
-CONTRACT_ROWS = 1 << 18
-"""Weights contracted at a time."""
+CONTRACT_VALUES = 1 << 20
+"""Gathered values contracted at a time: so few that they stay in the cache."""
+
+ROWS_VALUES = 1 << 18
+"""Weights rounded at a time where there are no gradients beside them."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """Of a weight's gradients with its rounding errors.
+
+    Attributes:
+        values: (units, formats + 1), Σ_ij g_ij² · δ_ij², float64; last: stored unquantized.
+        energy: (units,), Σ_ij g_ij².
+        alignment: (formats,), by which `values` are multiplied for the errors that the weight really has.
+    """
+
+    values: Tensor
+    energy: Tensor
+    alignment: Tensor
 
 
 def contract(
-    squares: Tensor, weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Σ_ij squares[u, i, j] · error_f[i, j]², and Σ_ij squares[u, i, j].
+    gathered: Tensor, weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype, *, squared: bool
+) -> Product:
+    """Meet the errors of every format; `gathered` is overwritten.
 
     Args:
-        squares: (units, rows, columns), squared gradients.
-    Returns:
-        (units, formats + 1) and (units,), float64.
+        gathered: (units, rows, columns), gradients; or, `squared`, sums of squared gradients, which know no directions.
     """
-    values = torch.zeros(len(squares), len(formats) + 1, dtype=torch.float64)
-    energy = torch.zeros(len(squares), dtype=torch.float64)
-    step = max(1, CONTRACT_ROWS // weight.shape[1])
+    count = len(gathered)
+    values = torch.zeros(count, len(formats) + 1, dtype=torch.float64)
+    energy = torch.zeros(count, dtype=torch.float64)
+    along = torch.zeros_like(values)
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    step = max(1, CONTRACT_VALUES // (count * weight.shape[1]))
     for start in range(0, len(weight), step):
-        errors = squared_errors(weight[start : start + step], formats, scale_dtype)
-        chunk = squares[:, start : start + step].reshape(len(squares), -1)
-        values += (chunk @ errors.T).cpu().double()
-        energy += chunk.sum(1).cpu().double()
-    return values, energy
+        errors = rounding_errors(weight[start : start + step], formats, scale_dtype)
+        chunk = gathered[:, start : start + step].reshape(count, -1)
+        if not squared:
+            along += (chunk @ errors.T).cpu()
+            weighted = chunk * errors[len(formats) // 2].abs()
+            gram += (weighted @ weighted.T).cpu()
+            chunk.square_()
+        values += (chunk @ errors.square_().T).cpu()
+        energy += chunk.sum(1).cpu()
+    return Product(values, energy, _alignment(along, values, gram)[:-1])
+
+
+def _alignment(along: Tensor, values: Tensor, gram: Tensor) -> Tensor:
+    """(formats + 1,): see the head of this file.
+
+    Args:
+        along: (units, formats + 1), Σ g δ; zero if not known.
+        values: (units, formats + 1), Σ g² δ².
+        gram: (units, units), products of the units' gradients, weighted by |δ|.
+    """
+    own = gram.diagonal()
+    count, among = len(gram), gram.square().sum() - own.square().sum()
+    if count < 2 or among <= 0:
+        return torch.ones(values.shape[1], dtype=torch.float64)
+    directions = own.mean().square() / (among / (count * (count - 1)))
+    unequal = own.square().mean() / own.mean().square() / (1 + 2 / directions)  # 1 if all are drawn alike
+    gradients = count / unequal.clamp_min(1)
+    ratio = torch.where(values.sum(0) > 0, along.square().sum(0) / values.sum(0), 1.0).clamp_min(1e-9)
+    expected, before = _log_chi_square(directions)
+    bias, scatter = _log_chi_square(gradients)
+    weight, seen = 1 / before, 1 / scatter
+    return torch.exp(
+        (weight * expected + seen * (ratio.log() - bias) + 0.5) / (weight + seen)
+    )  # 0.5: the mean's, not the median
+
+
+def _log_chi_square(degrees: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of log(χ²_k / k)."""
+    half = degrees / 2
+    return torch.special.digamma(half) - half.log(), torch.special.polygamma(1, half)
 
 
 def rounding_distortion(
@@ -106,7 +165,7 @@ def lookup_values(
     mass = (singles if rarest == 1 else 1) / tokens
     unseen = mass * (tokens / (len(lookups) * terms))  # positions per term of a sequence
     typical = torch.zeros(len(errors), columns, device=weight.device)
-    for rows in others.split(max(1, CONTRACT_ROWS // columns)):
+    for rows in others.split(max(1, ROWS_VALUES // columns)):
         chunk = squared_errors(weight[rows], formats, scale_dtype)
         typical += chunk.view(-1, len(rows), columns).sum(1)
     per_occurrence = (typical / len(others)) @ (single / (singles * rarest)) / 2

@@ -15,11 +15,12 @@ class Curve:
     """What was measured at one site.
 
     Attributes:
-        forward: (parts, units, formats) distortion in its unit, nats per token if it is KL; a part is
-            one kind of text.
+        forward: (parts, units, formats) distortion in its unit, nats per token if it is KL, for errors of random
+            sign; a part is one kind of text.
         backward: (units, formats) E‖∇ - Q(∇)‖², in squared units of the gradient.
         energy: (units,) E‖∇‖², to which `backward` is relative; 0 means that nothing reached the site.
         shares: (formats,) of `forward` that is left by GPTQ, which makes up for errors; 1 where it does not apply.
+        alignment: (formats,) of `forward` for the errors that rounding to nearest really makes.
         kept: (parts, units) distortion of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
         scaled: whether `shares` suppose that the site's columns are rescaled before GPTQ: see `natprec.transforms`.
     """
@@ -31,12 +32,16 @@ class Curve:
     energy: np.ndarray
     shares: np.ndarray
     kept: np.ndarray
+    alignment: np.ndarray
     scaled: bool = False
 
     def kl(self, rounding: str = "rtn") -> np.ndarray:
         """(formats,) distortion: the largest over the kinds of text, so that a promise on one holds on all."""
-        nearest = np.asarray(self.forward.mean(1).max(0))
-        return nearest if rounding == "rtn" else nearest * self.shares
+        return np.asarray(self.forward.mean(1).max(0)) * self._factors(rounding)
+
+    def _factors(self, rounding: str) -> np.ndarray:
+        """(formats,): GPTQ's errors are others than those of rounding to nearest, with no such alignment."""
+        return self.alignment if rounding == "rtn" else self.shares
 
     @property
     def kept_kl(self) -> float:
@@ -49,4 +54,4 @@ class Curve:
             return np.asarray(self.kept[self.kept.mean(1).argmax()])
         column = self.formats.index(fmt)
         values = self.forward[:, :, column]
-        return np.asarray(values[values.mean(1).argmax()]) * (1.0 if rounding == "rtn" else self.shares[column])
+        return np.asarray(values[values.mean(1).argmax()]) * self._factors(rounding)[column]

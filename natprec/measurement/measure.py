@@ -143,7 +143,7 @@ def _exactly(subject: Subject, ids: Tensor, state: SweepState, save: Any, stages
             curve = state.curves[site.name]
             parts, units, formats = curve.forward.shape
             pooled = values.reshape(parts, units, -1, formats).mean(2)
-            state.curves[site.name] = replace(curve, forward=pooled)
+            state.curves[site.name] = replace(curve, forward=pooled, alignment=np.ones(formats))
             state.exact.add(site.name)
             save(state)
     return {site.name: state.curves[site.name] for site in subject.sites}
@@ -159,7 +159,8 @@ def spot_check(subject: Subject, measurement: Measurement, ids: Tensor, stages: 
         for site, values in exact_curves(subject.staged, wanted, few, subject.storage_dtype, advance):
             curve = measurement.curves[site.name]
             fmt = dict(wanted)[site][0]
-            fisher = float(curve.forward[0, :, curve.formats.index(fmt)].mean())
+            column = curve.formats.index(fmt)
+            fisher = float(curve.forward[0, :, column].mean() * curve.alignment[column])
             rows.append((site.name, fmt.name, fisher, float(values.mean())))
     return replace(measurement, header=replace(measurement.header, checks=rows))
 

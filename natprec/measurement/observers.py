@@ -7,8 +7,9 @@ and g = d log p(y) / dw summed over one sequence,
 
 Other distortions draw another scalar than log p(y) and have other terms than tokens: see `natprec.distortions`.
 
-E[g²] is gathered per unit (a sequence, or a pool of sequences where memory is short) and contracted
-with every format's squared errors once, as one matrix product.
+Gradients are gathered per unit (a sequence; where memory is short the squares of a pool of sequences) and contracted
+with every format's errors once, as one matrix product: see `natprec.measurement.contraction`, also for what becomes of
+the products of different weights, which the diagonal form leaves out.
 
 What GPTQ will leave of that: see `natprec.measurement.compensation`.
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ GRADIENT_ROWS = 8
 
 @dataclass
 class WeightObserver:
-    """Gathers squared gradients of one weight over all its uses and contracts them.
+    """Gathers the gradients of one weight over all its uses and contracts them.
 
     `compensation` is given where GPTQ may round the site.
     Set `sequences` (indices of the batch's sequences) before each batch. Observers of one sweep share
@@ -58,9 +58,10 @@ class WeightObserver:
     spare: dict[torch.Size, list[Tensor]]
     sequences: range = range(0)
     pending: dict[int, Tensor] = field(default_factory=dict)
-    squares: Tensor | None = None
+    gathered: Tensor | None = None
     head_values: Tensor | None = None
     head_energy: Tensor | None = None
+    alignment: Tensor | None = None
     head_rows: dict[int, Tensor] = field(default_factory=dict)
     lookups: dict[int, Lookup] = field(default_factory=dict)
     sampled: dict[int, Tensor] = field(default_factory=dict)
@@ -100,32 +101,30 @@ class WeightObserver:
         gradient = gradient.reshape(count, inputs.shape[1], -1)
         if self.compensation is not None:
             self.compensation.add(inputs, gradient, self.sequences)
-        if self.squares is None:
+        if self.gathered is None:
             shape = torch.Size((self.units, *self.weight.shape))
             ready = self.spare.get(shape)
-            self.squares = ready.pop() if ready else torch.empty(shape, device=self.weight.device)
-            self.squares.zero_()
+            self.gathered = ready.pop() if ready else torch.empty(shape, device=self.weight.device)
+            self.gathered.zero_()
         for index, sequence in enumerate(self.sequences):
             if sequence in self.pending:
                 self.pending[sequence].addmm_(gradient[index].T, inputs[index])
             elif self.units == self.total:
-                self.pending[sequence] = torch.mm(gradient[index].T, inputs[index], out=self.squares[sequence])
+                self.pending[sequence] = torch.mm(gradient[index].T, inputs[index], out=self.gathered[sequence])
             else:
                 self.pending[sequence] = torch.mm(gradient[index].T, inputs[index])
 
     def flush(self) -> None:
-        """Square the gradients of the batch's sequences, now that all uses have added to them."""
+        """Finish the gradients of the batch's sequences, now that all uses have added to them."""
         for sequence, gradient in self.pending.items():
             untouched = torch.ones(len(gradient), dtype=torch.bool, device=gradient.device)
             if self.ids is not None:
                 self.head_rows[sequence] = gradient[self.ids[sequence]].cpu()
                 untouched[self.ids[sequence]] = False  # sampled in `add_lookup`, with both uses in them
             self._sample_rows(sequence, gradient, untouched.nonzero().squeeze(1))
-            assert self.squares is not None
-            if self.units == self.total:
-                gradient.square_()
-            else:
-                self.squares[sequence * self.units // self.total].addcmul_(gradient, gradient)
+            assert self.gathered is not None
+            if self.units < self.total:
+                self.gathered[sequence * self.units // self.total].addcmul_(gradient, gradient)
         self.pending.clear()
 
     def add_lookup(self, ids: Tensor, gradient: Tensor) -> None:
@@ -157,13 +156,16 @@ class WeightObserver:
         self.sampled[sequence], self.standing[sequence] = rows, standing
 
     def finish_product(self, terms: int) -> None:
-        """Contract the squares of the matrix product with the errors of every format."""
-        if self.squares is not None:
+        """Contract the gradients of the matrix product with the errors of every format."""
+        if self.gathered is not None:
             pooled = self.total // self.units
-            values, energy = contract(self.squares, self.weight, self.formats, self.scale_dtype)
-            self.head_values, self.head_energy = values / (2 * terms * pooled), energy / pooled
-            self.spare.setdefault(self.squares.shape, []).append(self.squares)
-            self.squares = None
+            product = contract(
+                self.gathered, self.weight, self.formats, self.scale_dtype, squared=self.units < self.total
+            )
+            self.head_values, self.head_energy = product.values / (2 * terms * pooled), product.energy / pooled
+            self.alignment = product.alignment if self.ids is None else None  # a tied weight has another use
+            self.spare.setdefault(self.gathered.shape, []).append(self.gathered)
+            self.gathered = None
 
     def curve(self, terms: int) -> Curve:
         """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over."""
@@ -181,14 +183,16 @@ class WeightObserver:
             sums = [float(self.lookups[sequence].joint.sum()) for sequence in sorted(self.lookups)]
             energy += torch.tensor(sums, dtype=torch.float64).view(units, -1).mean(1)
         backward = rounding_distortion(self.sampled, self.standing, self.formats, self.total)
+        ones = torch.ones(columns - 1, dtype=torch.float64)
         return Curve(
             self.site,
             self.formats,
             forward[:, :-1].reshape(self.parts, -1, columns - 1).numpy(),
             backward.view(units, -1, columns - 1).mean(1).numpy(),
             energy.numpy(),
-            np.ones(columns - 1) if gptq is None else gptq.shares(self.formats, gptq.columns).numpy(),
+            (ones if gptq is None else gptq.shares(self.formats, gptq.columns)).numpy(),
             forward[:, -1].reshape(self.parts, -1).numpy(),
+            (ones if self.alignment is None else self.alignment).numpy(),
             scaled=gptq is not None and gptq.columns is not None,
         )
 

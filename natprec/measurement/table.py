@@ -1,6 +1,6 @@
 """The `Measurement`: for every site and every candidate format, what each width costs.
 
-One file holds it: a safetensors with five small arrays per site, and a JSON header with all that
+One file holds it: a safetensors with six small arrays per site, and a JSON header with all that
 a solver needs to know of the model, so that solving never opens the model again.
 """
 
@@ -26,8 +26,8 @@ from natprec.statistics import bootstrap_interval
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
-VERSION = 3
-_ARRAYS = ("forward", "backward", "energy", "shares", "kept")
+VERSION = 4
+_ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 
 
 @dataclass(frozen=True)

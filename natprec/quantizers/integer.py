@@ -78,15 +78,15 @@ def quantize(weight: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> Qua
     )
 
 
-def squared_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
-    """(Q_b(w) - w)**2 of every weight under every format, and last that of storing it unquantized.
+def rounding_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
+    """Q_b(w) - w of every weight under every format, and last that of storing it unquantized.
 
     Returns:
         (formats + 1, rows * columns), float32; the last row is 0 where `scale_dtype` holds w exactly.
     """
     errors = torch.empty(len(formats) + 1, weight.numel(), device=weight.device)
     flat = weight.float().reshape(-1)
-    torch.sub(flat.to(scale_dtype).float(), flat, out=errors[-1]).square_()
+    torch.sub(flat.to(scale_dtype).float(), flat, out=errors[-1])
     for index, fmt in enumerate(formats):
         start = 0
         for grouped in _grouped_rows(weight, fmt):
@@ -94,9 +94,13 @@ def squared_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype:
             values = _reconstruct(round_to_grid(grouped, fmt, scale, zero), scale, zero)
             out = errors[index, start : start + grouped.numel()]
             torch.sub(values.view(-1), grouped.reshape(-1), out=out)
-            out.square_()
             start += grouped.numel()
     return errors
+
+
+def squared_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
+    """(Q_b(w) - w)**2: see `rounding_errors`."""
+    return rounding_errors(weight, formats, scale_dtype).square_()
 
 
 def choose_grid(

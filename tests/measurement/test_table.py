@@ -39,7 +39,7 @@ def test_save_then_load_is_identity(saved: Path) -> None:
         after = found.curves[name]
         assert after.site == before.site
         assert after.formats == before.formats
-        for kind in ("forward", "backward", "energy", "shares", "kept"):
+        for kind in ("forward", "backward", "energy", "shares", "kept", "alignment"):
             assert np.array_equal(getattr(after, kind), getattr(before, kind))
     assert found.solve(eps=1.0) == expected.solve(eps=1.0)
 
@@ -62,7 +62,7 @@ def test_other_version(saved: Path) -> None:
     with safe_open(saved, "np") as file:
         metadata = json.loads(file.metadata()["natprec"])
     save_file(load_file(saved), saved, {"natprec": json.dumps({**metadata, "version": 99})})
-    with pytest.raises(InputError, match="has version 99; this natprec reads 3: measure again"):
+    with pytest.raises(InputError, match="has version 99; this natprec reads 4: measure again"):
         Measurement.load(saved)
 
 
