@@ -49,6 +49,7 @@ from natprec.options import (
     RoundingOption,
     ScopeOption,
     Seed,
+    SitesOption,
     Tokens,
     TransformsOption,
     Trust,
@@ -154,6 +155,7 @@ def measure(
     estimator: EstimatorOption = "fisher",
     rounding: RoundingOption = "gptq",
     transforms: TransformsOption = "auto",
+    sites: SitesOption = "weights",
     distortion: DistortionOption = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -168,6 +170,7 @@ def measure(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         group_size=parse_group_size(group_size), engine=engine, estimator=estimator, rounding=rounding,
         seed=seed, device=device, trust_remote_code=trust_remote_code, distortion=distortion, transforms=transforms,
+        sites=sites,
     )  # fmt: skip
     request.check(judged=False)
     stages = Stages()

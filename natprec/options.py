@@ -52,6 +52,9 @@ TransformsOption = Annotated[
 Refine = Annotated[
     int, option("--refine", METHOD, "Steps of gradient descent on the scales after rounding; 30 are plenty. Slow.")
 ]
+SitesOption = Annotated[
+    str, option("--sites", METHOD, "weights, or all: inputs of Linears, residual stream, keys and values too.")
+]
 PlannedRounding = Annotated[str | None, option("--rounding", METHOD, "Default: the one measured or planned for.")]
 Seed = Annotated[int, option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
 Overwrite = Annotated[bool, option("--overwrite", OUTPUT, "Replace an existing output.")]

@@ -11,7 +11,7 @@ from natprec.distortions import named
 from natprec.errors import InputError, unknown
 from natprec.formats import engine_profile
 from natprec.measurement import Curve, Header, Measurement
-from natprec.measurement.measure import ESTIMATORS
+from natprec.measurement.measure import ESTIMATORS, SITES
 from natprec.models import load_model
 from natprec.progress import Stages
 from natprec.rounding import refuse_unknown_rounding
@@ -46,6 +46,7 @@ class Request:
     distortion: str | None = None
     transforms: str = "auto"
     refine: int = 0
+    sites: str = "weights"
 
     def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
@@ -74,6 +75,8 @@ class Request:
             raise InputError(f"refine {self.refine}: give a number of steps, or 0 for none")
         if self.transforms not in TRANSFORMS:
             raise unknown("transforms", self.transforms, TRANSFORMS)
+        if self.sites not in SITES:
+            raise unknown("sites", self.sites, SITES)
         if self.distortion is not None:
             named(self.distortion)
         if self.eps is None and self.bits is None and self.max_size is None:

@@ -52,6 +52,7 @@ def run_measurement(
         estimator=request.estimator,
         rounding=request.rounding,
         transforms=request.transforms,
+        sites=request.sites,
         seed=request.seed,
         parts=calibration_parts(request, subject),
         data=request.data or "written by the model",
@@ -70,11 +71,12 @@ def _refuse_other_measurement(found: Measurement, request: Request, subject: Sub
         "estimator": (header.estimator, request.estimator),
         "rounding": (header.rounding, request.rounding),
         "transforms": (header.transforms, request.transforms),
+        "sites": (header.sites, request.sites),
         "distortion": (header.distortion, subject.distortion.name),
         "data": (header.data_digest, data_digest(ids)),
         "format list": tuple(
             ", ".join(sorted({fmt.name for several in lists for fmt in several}))
-            for lists in ([curve.formats for curve in found.curves.values()], list(formats.values()))
+            for lists in ([curve.formats for curve in found.weights.values()], list(formats.values()))
         ),
     }
     for name, (theirs, ours) in pairs.items():

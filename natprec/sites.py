@@ -17,7 +17,7 @@ from natprec.errors import InputError, ModelError
 from natprec.formats import NumberFormat
 
 Kind = Literal["weight", "activation", "key", "value"]
-Role = Literal["linear", "embedding", "head"]
+Role = Literal["linear", "embedding", "head", "stream", "cache"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Site:
         name: the module that owns it; for a tied weight, the embedding.
         kind: what the tensor is; the sweep has an observer for each kind.
         role: how an engine uses it, which decides the formats that exist for it.
-        shape: of a weight: (rows, columns) = (outputs, inputs).
+        shape: of a weight: (rows, columns) = (outputs, inputs); of a token's activation (1, features), of its
+            keys or values (heads, head size).
         uses: names of all modules that use the tensor; two for a tied embedding.
         unit: name of the first site of the unit that shares one format.
         stage: where its last use stands in the order of the backward sweep: -1 for the prefix, the
@@ -45,7 +46,7 @@ class Site:
 
     @property
     def elements(self) -> int:
-        """Number of weights."""
+        """Number of weights, or of values per token."""
         return self.shape[0] * self.shape[1]
 
     @property

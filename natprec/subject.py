@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from natprec.activation_sites import find_activations
 from natprec.blocks import StagedModel
 from natprec.checkpoints import Kind, is_encoder
 from natprec.distortions import DISTORTIONS, Distortion, named
@@ -58,6 +59,11 @@ class Subject:
     def gauges(self) -> dict[str, Gauge]:
         """Unit → where its inputs can be rescaled; found when first asked for."""
         return find_gauges(self.staged, self.sites, _probe_ids(self.model))
+
+    @cached_property
+    def activations(self) -> list[Site]:
+        """Sites that are no weights: found when first asked for."""
+        return find_activations(self.staged, self.sites, _probe_ids(self.model), self.kind == "causal")
 
     @classmethod
     def of(cls, loaded: LoadedModel, distortion: Distortion | None = None) -> Subject:

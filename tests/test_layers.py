@@ -22,8 +22,9 @@ LAYERS: list[set[str]] = [
     {"data"},
     {"evaluation.divergence"},  # KL, as the distortion of language models
     {"distortions"},
-    {"blocks"},
+    {"attention", "blocks"},
     {"sites"},
+    {"activation_sites"},
     {"transforms"},
     {"subject"},
     {"measurement"},

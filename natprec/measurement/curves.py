@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.sites import Site
 
 
@@ -26,7 +26,7 @@ class Curve:
     """
 
     site: Site
-    formats: tuple[NumberFormat, ...]
+    formats: tuple[Format, ...]
     forward: np.ndarray
     backward: np.ndarray
     energy: np.ndarray
@@ -48,7 +48,7 @@ class Curve:
         """KL of storing the site unquantized, the largest over the kinds of text."""
         return float(self.kept.mean(1).max())
 
-    def samples(self, fmt: NumberFormat | None, rounding: str = "rtn") -> np.ndarray:
+    def samples(self, fmt: Format | None, rounding: str = "rtn") -> np.ndarray:
         """(units,) KL of a format (None: unquantized) on the kind of text where it is largest."""
         if fmt is None:
             return np.asarray(self.kept[self.kept.mean(1).argmax()])

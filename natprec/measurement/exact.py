@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from natprec.activation_sites import rounded
 from natprec.blocks import StagedModel
-from natprec.formats import NumberFormat
+from natprec.formats import ActivationFormat, Format
 from natprec.measurement.sweep import batch_rows, batches, forward_blocks
 from natprec.progress import Advance
 from natprec.quantizers import quantize
@@ -33,10 +34,21 @@ def replaced(model: nn.Module, site: Site, value: Tensor) -> Iterator[None]:
         weight.data = original
 
 
+@contextlib.contextmanager
+def quantized_site(model: nn.Module, site: Site, fmt: Format, scale_dtype: torch.dtype) -> Iterator[None]:
+    """A site of any kind under a format, alone, within the block."""
+    if isinstance(fmt, ActivationFormat):
+        with rounded(model, site, fmt):
+            yield
+    else:
+        with replaced(model, site, quantize(site_weight(model, site), fmt, scale_dtype).dequantize()):
+            yield
+
+
 @torch.no_grad()
 def exact_curves(
     staged: StagedModel,
-    wanted: Sequence[tuple[Site, Sequence[NumberFormat]]],
+    wanted: Sequence[tuple[Site, Sequence[Format]]],
     ids: Tensor,
     scale_dtype: torch.dtype,
     advance: Advance = lambda stage: None,
@@ -56,10 +68,9 @@ def exact_curves(
         staged.suffix(inputs[-1][batch_rows(b)] if inputs else None, ids[batch_rows(b)]) for b in batches(*ids.shape)
     ]
     for site, formats in wanted:
-        weight = site_weight(staged.model, site)
         values = np.zeros((len(ids), len(formats)))
         for column, fmt in enumerate(formats):
-            with replaced(staged.model, site, quantize(weight, fmt, scale_dtype).dequantize()):
+            with quantized_site(staged.model, site, fmt, scale_dtype):
                 for number, batch in enumerate(batches(*ids.shape)):
                     rows = batch_rows(batch)
                     if site.stage < 0 or not staged.blocks:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from natprec.activation_sites import activation_formats
 from natprec.data import data_digest
 from natprec.errors import InputError, unknown
-from natprec.formats import NumberFormat, engine_profile
+from natprec.formats import Format, engine_profile
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.resume import load_state, save_state
@@ -25,6 +26,9 @@ from natprec.transforms import TRANSFORMS
 
 Estimator = Literal["fisher", "exact"]
 ESTIMATORS = ("fisher", "exact")
+
+SITES = ("weights", "all")
+"""What is measured: `all` adds the inputs of Linears, the residual stream, keys and values."""
 
 CHECK_SITES = 4
 CHECK_SEQUENCES = 4
@@ -41,6 +45,7 @@ def measure(
     estimator: str = "fisher",
     rounding: str = "gptq",
     transforms: str = "auto",
+    sites: str = "weights",
     seed: int = 0,
     parts: int = 1,
     data: str = "given tokens",
@@ -55,6 +60,7 @@ def measure(
         group_size: one size, or None for all that divide a site.
         rounding: 'gptq': plans may be rounded by GPTQ, so what it leaves is measured too; 'rtn': half the time.
         transforms: 'auto': rescale channels before GPTQ where that leaves less distortion; 'none'.
+        sites: 'weights', or 'all': activations, keys and values too.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
@@ -66,6 +72,8 @@ def measure(
         raise unknown("estimator", estimator, ESTIMATORS)
     if transforms not in TRANSFORMS:
         raise unknown("transforms", transforms, TRANSFORMS)
+    if sites not in SITES:
+        raise unknown("sites", sites, SITES)
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
     formats = subject.candidates(engine_profile(engine), group_size)
@@ -79,6 +87,7 @@ def measure(
         "estimator": estimator,
         "rounding": rounding,
         "transforms": transforms,
+        "sites": sites,
         "distortion": subject.distortion.name,
         "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
     }
@@ -89,6 +98,9 @@ def measure(
             save_state(state_file, fingerprint, now)
 
     state = state or SweepState(len(subject.staged.blocks), None, {}, {})
+    others = subject.activations if sites == "all" else []
+    if others and not any(site.kind == "key" for site in others) and subject.kind == "causal":
+        stages.note("keys and values were not found: this model does not call transformers' attention interface")
     with stages.stage("measure", batch_count(subject.staged, *ids.shape)) as advance:
         curves = sweep(
             subject.staged,
@@ -100,6 +112,7 @@ def measure(
             rounding=rounding,
             parts=parts,
             gauges=subject.gauges if rounding == "gptq" and transforms == "auto" else None,
+            activations={site: activation_formats(site, group_size) for site in others},
             advance=advance,
             state=state,
             save=save,
@@ -108,7 +121,8 @@ def measure(
     if idle:
         stages.note(f"{len(idle)} of {len(curves)} sites have no effect here, so they stay wide: {idle[0]} …")
     if estimator == "exact":
-        curves = _exactly(subject, ids, state, save, stages)
+        exact = _exactly(subject, ids, state, save, stages)
+        curves = {name: exact[name] for name in curves}
     header = Header(
         model=subject.name,
         model_digest=subject.digest,
@@ -126,6 +140,7 @@ def measure(
         carried_bytes=subject.carried_bytes,
         distortion=subject.distortion.name,
         transforms=transforms,
+        sites=sites,
     )
     measurement = Measurement(header, curves)
     if estimator == "fisher":
@@ -146,7 +161,7 @@ def _exactly(subject: Subject, ids: Tensor, state: SweepState, save: Any, stages
             state.curves[site.name] = replace(curve, forward=pooled, alignment=np.ones(formats))
             state.exact.add(site.name)
             save(state)
-    return {site.name: state.curves[site.name] for site in subject.sites}
+    return state.curves
 
 
 def spot_check(subject: Subject, measurement: Measurement, ids: Tensor, stages: Stages) -> Measurement:
@@ -165,11 +180,14 @@ def spot_check(subject: Subject, measurement: Measurement, ids: Tensor, stages: 
     return replace(measurement, header=replace(measurement.header, checks=rows))
 
 
-def _checked(measurement: Measurement) -> Iterator[tuple[Site, Sequence[NumberFormat]]]:
-    curves = [curve for curve in measurement.curves.values() if curve.energy.any()]
-    total = sum(curve.site.elements for curve in curves)
-    for index in np.unique(np.linspace(0, len(curves) - 1, min(CHECK_SITES, len(curves))).round().astype(int)):
-        curve = curves[index]
-        means = curve.kl()
-        share = CHECK_EPS * curve.site.elements / total
-        yield curve.site, (curve.formats[int(np.abs(np.log(np.maximum(means, 1e-300) / share)).argmin())],)
+def _checked(measurement: Measurement) -> Iterator[tuple[Site, Sequence[Format]]]:
+    """A few weights, and where they were measured a few activations."""
+    for weights in (True, False):
+        found = [each for each in measurement.curves.values() if (each.site.kind == "weight") == weights]
+        curves = [curve for curve in found if curve.energy.any()]
+        total = sum(curve.site.elements for curve in curves)
+        for index in np.unique(np.linspace(0, len(curves) - 1, min(CHECK_SITES, len(curves))).round().astype(int)):
+            curve = curves[index]
+            means = curve.kl()
+            share = CHECK_EPS * curve.site.elements / total
+            yield curve.site, (curve.formats[int(np.abs(np.log(np.maximum(means, 1e-300) / share)).argmin())],)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from natprec.blocks import Context, StagedModel
-from natprec.formats import NumberFormat
+from natprec.formats import ActivationFormat, NumberFormat
+from natprec.measurement.activations import ActivationObserver, watching
 from natprec.measurement.compensation import Compensation, deciding_format, rescale
 from natprec.measurement.curves import Curve
 from natprec.measurement.observers import WeightObserver
@@ -96,6 +97,7 @@ def sweep(
     rounding: str = "rtn",
     parts: int = 1,
     gauges: Mapping[str, Gauge] | None = None,
+    activations: Mapping[Site, tuple[ActivationFormat, ...]] | None = None,
     advance: Advance = lambda stage: None,
     state: SweepState | None = None,
     save: Callable[[SweepState], None] = lambda state: None,
@@ -103,6 +105,7 @@ def sweep(
     """Measure every site.
 
     Args:
+        sites: weights.
         formats: site name → candidate formats.
         ids: (sequences, time) token ids.
         scale_dtype: dtype in which scales are stored.
@@ -110,6 +113,7 @@ def sweep(
         rounding: 'gptq': measure also what it leaves of the distortion of rounding to nearest.
         parts: kinds of text: equal, consecutive shares of the sequences.
         gauges: unit → where its inputs can be rescaled; used where that lowers what GPTQ leaves.
+        activations: more sites, with their candidate formats.
         state: of an earlier run that was killed; `save` receives it after each stage.
     Returns:
         Site name → curve.
@@ -132,6 +136,11 @@ def sweep(
         for site in sites
         if site.name not in state.curves
     }  # fmt: skip
+    flowing = {
+        site.name: ActivationObserver(site, candidates, len(ids), parts, seed)
+        for site, candidates in (activations or {}).items()
+        if site.name not in state.curves
+    }
     load_tied(observers, state.tied)
     inputs: list[Tensor] = []
     contexts: list[list[Context]] = []
@@ -139,10 +148,12 @@ def sweep(
         inputs, contexts = forward_blocks(staged, ids, state.stage, advance)
     for stage in range(state.stage, -2 if staged.blocks else -1, -1):
         gradient = torch.empty_like(inputs[0]) if inputs else None
-        with _watching(staged, observers, stage):
+        with _watching(staged, observers, stage), watching(staged, flowing, stage):
             for number, batch in enumerate(batches(*ids.shape)):
                 for observer in observers.values():
                     observer.sequences = batch
+                for watcher in flowing.values():
+                    watcher.sequences = batch
                 rows = batch_rows(batch)
                 hidden = inputs[stage][rows].detach().requires_grad_() if inputs else None
                 output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else [])
@@ -161,12 +172,15 @@ def sweep(
         done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
         _rescale_units(done, gauges or {}, terms)
         state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
+        for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
+            watcher = flowing.pop(name)
+            state.curves[name] = watcher.curve(terms, _columns(done.get(watcher.site.unit)))
         moments.clear()
         for observer in observers.values():
             observer.finish_product(terms)
         state.stage, state.gradient, state.tied = stage - 1, gradient, tied_state(observers)
         save(state)
-    return {site.name: state.curves[site.name] for site in sites}
+    return {site.name: state.curves[site.name] for site in (*sites, *(activations or {}))}
 
 
 def _rescale_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
@@ -178,6 +192,11 @@ def _rescale_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gaug
             formats = done[unit].formats
             place = deciding_format(formats, done[unit].site.shape[1])
             rescale(together, gauges[unit], formats[place], [done[name].nearest(place, terms) for name in members])
+
+
+def _columns(reader: WeightObserver | None) -> Tensor | None:
+    """What the columns that read an activation are multiplied by before GPTQ, if they are."""
+    return None if reader is None or reader.compensation is None else reader.compensation.columns
 
 
 def stage_label(staged: StagedModel, stage: int) -> str:

@@ -18,7 +18,8 @@ from safetensors.numpy import save
 
 from natprec.errors import InputError
 from natprec.files import write_bytes
-from natprec.formats import parse_format
+from natprec.formats import Format, parse_format
+from natprec.formats.activation_format import parse_activation_format
 from natprec.measurement.curves import Curve
 from natprec.sites import Site
 from natprec.statistics import bootstrap_interval
@@ -44,6 +45,7 @@ class Header:
         carried_bytes: tokenizer and configuration files of the checkpoint.
         distortion: name of the one that all curves are in.
         transforms: 'auto' if channels are rescaled where that helps GPTQ, else 'none'.
+        sites: 'weights', or 'all' if activations, keys and values are among the curves.
         checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
         seconds: per stage of measuring.
     """
@@ -67,6 +69,7 @@ class Header:
     version: int = VERSION
     distortion: str = "kl"
     transforms: str = "auto"
+    sites: str = "weights"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Measurement:
 
     header: Header
     curves: dict[str, Curve]
+
+    @property
+    def weights(self) -> dict[str, Curve]:
+        """Those of weights alone."""
+        return {name: curve for name, curve in self.curves.items() if curve.site.kind == "weight"}
 
     def interval(self, name: str, column: int) -> tuple[float, float]:
         """95 % bootstrap interval of one site's forward KL under its format number `column`."""
@@ -130,7 +138,8 @@ def unpack_curves(sites: list[dict[str, Any]], arrays: dict[str, np.ndarray]) ->
     """The inverse of `pack_curves`."""
     curves = {}
     for description in sites:
-        formats = tuple(parse_format(name) for name in description["formats"])
+        parse = parse_format if description["kind"] == "weight" else parse_activation_format
+        formats: tuple[Format, ...] = tuple(parse(name) for name in description["formats"])
         site = Site.from_json({key: value for key, value in description.items() if key not in ("formats", "scaled")})
         values = {kind: arrays[f"{site.name}|{kind}"] for kind in _ARRAYS}
         curves[site.name] = Curve(site, formats, **values, scaled=description["scaled"])

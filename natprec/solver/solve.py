@@ -66,7 +66,7 @@ def solve(
         raise BudgetError(
             f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
         )
-    kept = [name for name, curve in measurement.curves.items() if not _formats(curve, profile)]
+    kept = [name for name, curve in measurement.weights.items() if not _formats(curve, profile)]
     lost = sum(measurement.curves[name].kept_kl for name in kept)  # by storing them in 16 bits
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
     fixed += sum(2 * measurement.curves[name].site.elements for name in kept)
@@ -123,7 +123,7 @@ def check_positive(name: str, value: float | None) -> None:
 
 
 def _formats(curve: Curve, profile: EngineProfile) -> list[NumberFormat]:
-    return [fmt for fmt in curve.formats if profile.runs(curve.site.role, fmt)]
+    return [fmt for fmt in curve.formats if isinstance(fmt, NumberFormat) and profile.runs(curve.site.role, fmt)]
 
 
 Group = tuple[Unit, list["Curve"], list[NumberFormat]]
@@ -132,7 +132,7 @@ Group = tuple[Unit, list["Curve"], list[NumberFormat]]
 def _units(measurement: Measurement, profile: EngineProfile, rounding: str) -> list[Group]:
     """Units with the formats that the engine runs for all of their sites."""
     members: dict[str, list[Curve]] = {}
-    for curve in measurement.curves.values():
+    for curve in measurement.weights.values():
         if _formats(curve, profile):
             members.setdefault(curve.site.unit, []).append(curve)
     groups = []
@@ -238,6 +238,6 @@ def _plan(
         stored_bytes_reference=reference,
         bits_per_weight=8 * stored / weights,
         bits_per_weight_total=8 * (stored + sum(2 * measurement.curves[n].site.elements for n in kept)) / everything,
-        sites={name: choices[name] for name in measurement.curves},
+        sites={name: choices[name] for name in measurement.weights},
         distortion=header.distortion,
     )

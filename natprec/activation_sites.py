@@ -1,0 +1,127 @@
+"""Sites that are no weights: inputs of Linears, the residual stream, keys and values.
+
+Linears of one unit share their input, so a unit has one: `UNIT:input`. The stream is taken where it enters a
+block, `BLOCK:stream`. Keys and values are found by watching who calls transformers' attention interface:
+`ATTENTION:key`, `ATTENTION:value`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natprec.attention import AttentionHook
+from natprec.blocks import StagedModel
+from natprec.formats.activation_format import FLOAT8, ActivationFormat
+from natprec.quantizers.activations import round_activations
+from natprec.sites import Site
+
+WIDTHS = range(3, 9)
+"""Measured of every activation, whatever the engine runs: b* is a property of the model."""
+
+GROUPED_WIDTHS = (4, 8)
+
+
+def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, cached: bool) -> list[Site]:
+    """The activations of a model, in the order of its stages.
+
+    Args:
+        sites: its weights.
+        ids: (batch, time), a few tokens to try on.
+        cached: whether it keeps keys and values.
+    """
+    found = [
+        Site(f"{name}:stream", "activation", "stream", (1, size), (name,), f"{name}:stream", stage)
+        for stage, (name, size) in enumerate(_streams(staged, ids))
+    ]
+    units: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.role == "linear" and site.name in staged.probe.input_of:
+            units.setdefault(site.unit, []).append(site)
+    for unit, members in units.items():
+        uses = tuple(use for member in members for use in member.uses)
+        shape = (1, members[0].shape[1])
+        found.append(Site(f"{unit}:input", "activation", "linear", shape, uses, unit, members[0].stage))
+    for name, (keys, values) in (_attentions(staged, ids) if cached else {}).items():
+        stage = staged.stage_of(name + ".")
+        for site_kind, shape in (("key", keys), ("value", values)):
+            site_name = f"{name}:{site_kind}"
+            found.append(Site(site_name, site_kind, "cache", shape, (name,), site_name, stage))  # type: ignore[arg-type]
+    return sorted(found, key=lambda site: site.stage)
+
+
+def activation_formats(site: Site, group_size: int | None) -> tuple[ActivationFormat, ...]:
+    """What is measured at a site: one scale per token, or per head of a key or value; float8 too in a cache.
+
+    Args:
+        group_size: of the weights; inputs of Linears are measured with that as well, where it divides them.
+    """
+    if site.role == "cache":
+        return (*(ActivationFormat(bits, site.shape[1]) for bits in WIDTHS), FLOAT8)
+    formats = [ActivationFormat(bits) for bits in WIDTHS]
+    if group_size is not None and group_size > 0 and site.role == "linear":
+        formats += [ActivationFormat(bits, group_size) for bits in GROUPED_WIDTHS]
+    return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
+
+
+@contextlib.contextmanager
+def rounded(model: nn.Module, site: Site, fmt: ActivationFormat, largest: Tensor | None = None) -> Iterator[None]:
+    """Within the block every use of the activation computes with its rounded values.
+
+    Args:
+        largest: magnitude that a fixed scale is made for; default: that of each batch.
+    """
+
+    def round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if site.role == "stream" and "forward" in vars(module):  # passed through, as prefix and suffix do
+            return args
+        return (round_activations(args[0], fmt, largest), *args[1:])
+
+    def round_states(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if site.kind == "key":
+            return round_activations(key, fmt, largest), value
+        return key, round_activations(value, fmt, largest)
+
+    handles: list[Any] = []
+    for use in site.uses:
+        module = model.get_submodule(use)
+        if site.role == "cache":
+            handles.append(AttentionHook(module, round_states))
+        else:
+            handles.append(module.register_forward_pre_hook(round_input))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _streams(staged: StagedModel, ids: Tensor) -> list[tuple[str, int]]:
+    """Each block's name and the features of its input."""
+    if not staged.blocks:
+        return []
+    size = staged.prefix(ids)[0].shape[-1]
+    return [(name, size) for name in staged.block_names]
+
+
+@torch.no_grad()
+def _attentions(staged: StagedModel, ids: Tensor) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+    """Modules that hand keys and values to the attention interface: (heads, head size) of both."""
+    seen: dict[nn.Module, tuple[tuple[int, int], tuple[int, int]]] = {}
+
+    def note(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        seen[module] = (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
+        return key, value
+
+    hooks = [AttentionHook(module, note) for module in staged.model.modules()]
+    try:
+        staged.output(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: seen[module] for name, module in staged.model.named_modules() if module in seen}

@@ -1,0 +1,81 @@
+"""Formats of what flows: a Linear's input, a key, a value. Symmetric codes whose scale is found while the model runs.
+
+    a8-token     one scale per token, from its largest magnitude
+    a4-g64       one scale per 64 features of a token
+    fp8-tensor   float8 e4m3, one scale for all text, fixed beforehand (what vLLM keeps in a cache)
+
+Scales are those of compressed-tensors: largest magnitude over (2^b - 1) / 2, or over 448 for float8.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from natprec.errors import InputError
+
+FLOAT8_MAX = 448.0
+
+TOKEN, TENSOR = 0, -1
+"""Group sizes that stand for one scale per token, and for one in all."""
+
+_NAME = re.compile(r"(?:a(?P<bits>[2-8])-(?:token|g(?P<group>[1-9]\d*)))|(?P<float>fp8-tensor)")
+
+
+@dataclass(frozen=True, order=True)
+class ActivationFormat:
+    """A format for a tensor whose last dimension is features.
+
+    Attributes:
+        bits: of a code.
+        group_size: features that share a scale; `TOKEN` for all of a token, `TENSOR` for all tokens.
+        floating: float8 e4m3 instead of integers.
+    """
+
+    bits: int
+    group_size: int = TOKEN
+    floating: bool = False
+
+    @property
+    def name(self) -> str:
+        """For example `a8-token`, `a4-g64` or `fp8-tensor`."""
+        if self.floating:
+            return "fp8-tensor"
+        return f"a{self.bits}-token" if self.group_size == TOKEN else f"a{self.bits}-g{self.group_size}"
+
+    @property
+    def largest(self) -> float:
+        """The magnitude at scale 1 that the largest of a group is scaled to."""
+        return FLOAT8_MAX if self.floating else (2**self.bits - 1) / 2
+
+    def divides(self, features: int) -> bool:
+        """Whether tokens of this many features split into whole groups."""
+        return self.group_size <= 0 or features % self.group_size == 0
+
+    def arguments(self) -> dict[str, Any]:
+        """compressed-tensors' description."""
+        strategy = {TOKEN: "token", TENSOR: "tensor"}.get(self.group_size, "group")
+        return {
+            "num_bits": self.bits,
+            "type": "float" if self.floating else "int",
+            "symmetric": True,
+            "strategy": strategy,
+            "group_size": self.group_size if strategy == "group" else None,
+            "dynamic": strategy != "tensor",
+        }
+
+
+FLOAT8 = ActivationFormat(8, TENSOR, floating=True)
+
+
+def parse_activation_format(name: str) -> ActivationFormat:
+    """The format with this name.
+
+    Raises:
+        InputError: the name is not of the form `a8-token`, `a4-g64` or `fp8-tensor`.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise InputError(f"unknown activation format {name!r}; write for example a8-token, a4-g64 or fp8-tensor")
+    return FLOAT8 if match["float"] else ActivationFormat(int(match["bits"]), int(match["group"] or TOKEN))

@@ -1,0 +1,176 @@
+"""What the sweep collects at an activation, and how it becomes a curve over formats.
+
+With labels drawn from the model's own prediction and g_t = d log p(y) / dx_t at a token's activation x_t,
+
+    KL per token of format b  ≈  ½ Σ_t E[(g_t · (Q_b(x_t) - x_t))²] / tokens      (the directional form).
+
+Errors of different tokens are taken as independent; those within a token are not: at 3 and 4 bits most of a
+token's values round to zero together, which the diagonal form ½ Σ g² δ² does not see.
+
+Backward flow: the squared error of rounding g_t itself, on a few tokens per sequence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from natprec.attention import AttentionHook
+from natprec.blocks import StagedModel
+from natprec.errors import ModelError
+from natprec.formats.activation_format import ActivationFormat
+from natprec.measurement.curves import Curve
+from natprec.quantizers.activations import round_activations
+from natprec.sites import Site
+
+SITE_MEMORY = 256 << 20
+"""Bytes that activations and gradients of one site may take; beyond it some of each sequence's tokens are left out."""
+
+GRADIENT_TOKENS = 8
+"""Tokens of each sequence whose gradient is rounded for the backward flow."""
+
+
+@dataclass
+class ActivationObserver:
+    """Gathers an activation and its gradient, token by token, while its stage runs.
+
+    Set `sequences` (indices of the batch's sequences) before each batch.
+
+    Attributes:
+        total: sequences of the sweep, in `parts` kinds of text.
+        values, gradients: sequence → (tokens, features).
+        tokens: of each sequence before any were left out.
+    """
+
+    site: Site
+    formats: tuple[ActivationFormat, ...]
+    total: int
+    parts: int
+    seed: int
+    sequences: range = range(0)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    tokens: int = 0
+
+    def attach(self, module: nn.Module) -> list[Any]:
+        """Watch one use of the activation."""
+        if self.site.role == "cache":
+            return [AttentionHook(module, self._watch_states)]
+        return [module.register_forward_pre_hook(self._watch_input)]
+
+    def _watch_input(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._watched(args[0], lambda tensor: tensor), *args[1:])
+
+    def _watch_states(self, _: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.site.kind == "key":
+            return self._watched(key, _by_token), value
+        return key, self._watched(value, _by_token)
+
+    def _watched(self, tensor: Tensor, by_token: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same values as a tensor of its own, so that its gradient is that of this use alone."""
+        own = tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+        if self.sequences.start not in self.values:  # another use of the same tensor has not kept it yet
+            for sequence, kept in self._kept(by_token(tensor.detach())).items():
+                if not torch.isfinite(kept).all():
+                    raise ModelError(
+                        f"activation {self.site.name!r} is NaN or Inf in calibration sequence {sequence}, of the batch "
+                        f"{self.sequences.start} to {self.sequences.stop - 1}; leave that text out, or mend the model"
+                    )
+                self.values[sequence] = kept
+        own.register_hook(lambda gradient: self._add(self._kept(by_token(gradient))))
+        return own
+
+    def _kept(self, tensor: Tensor) -> dict[int, Tensor]:
+        """Sequence → (tokens, features): all of its tokens, or as many as memory allows; every use keeps the same."""
+        rows = tensor.reshape(len(self.sequences), -1, tensor.shape[-1])
+        self.tokens = rows.shape[1]
+        affordable = max(1, SITE_MEMORY // (8 * rows.shape[-1] * self.total))
+        if affordable >= self.tokens:
+            return {sequence: row.clone() for sequence, row in zip(self.sequences, rows, strict=True)}
+        return {
+            sequence: row[self._some(sequence, self.tokens, affordable).to(row.device)]
+            for sequence, row in zip(self.sequences, rows, strict=True)
+        }
+
+    def _some(self, sequence: int, among: int, count: int) -> Tensor:
+        """Indices of `count` tokens, drawn anew for each sequence."""
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + sequence)
+        return torch.randperm(among, generator=draw)[:count]
+
+    def _add(self, gradients: dict[int, Tensor]) -> None:
+        """Gradients of one use; those of all uses add up."""
+        for sequence, gradient in gradients.items():
+            known = self.gradients.get(sequence)
+            self.gradients[sequence] = gradient if known is None else known.add_(gradient)
+
+    def curve(self, terms: int, columns: Tensor | None = None) -> Curve:
+        """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over.
+
+        Args:
+            columns: (features,), by which the unit's columns are multiplied, and this input divided, before GPTQ.
+        """
+        shape = self.total, len(self.formats)
+        forward, scaled, backward = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
+        energy = torch.zeros(self.total, dtype=torch.float64)
+        largest = torch.stack([values.abs().amax() for values in self.values.values()] or [torch.ones(())]).amax()
+        for sequence, gradient in self.gradients.items():
+            values = self.values[sequence]
+            standing = self.tokens / len(values)
+            energy[sequence] = gradient.square().sum().double() * standing
+            few = gradient[self._some(sequence, len(gradient), GRADIENT_TOKENS).to(gradient.device)]
+            for index, fmt in enumerate(self.formats):
+                forward[sequence, index] = directional(values, gradient, fmt, largest) * standing
+                lost = (round_activations(few, fmt) - few).square().sum().double()
+                backward[sequence, index] = lost * self.tokens / len(few)
+                if columns is not None:
+                    inner, outer = values / columns, gradient * columns
+                    scaled[sequence, index] = directional(inner, outer, fmt) * standing
+        plain = forward.sum(0)
+        left = torch.where(plain > 0, scaled.sum(0) / plain, torch.ones_like(plain))
+        self.values.clear()
+        self.gradients.clear()
+        return Curve(
+            self.site,
+            self.formats,
+            (forward / (2 * terms)).reshape(self.parts, -1, len(self.formats)).numpy(),
+            backward.numpy(),
+            energy.numpy(),
+            np.ones(len(self.formats)) if columns is None else left.numpy(),
+            np.zeros((self.parts, self.total // self.parts)),
+            np.ones(len(self.formats)),
+            scaled=columns is not None,
+        )
+
+
+def directional(values: Tensor, gradient: Tensor, fmt: ActivationFormat, largest: Tensor | None = None) -> Tensor:
+    """Σ_t (g_t · δ_t)² over tokens: (tokens, features) both; float64."""
+    error = round_activations(values, fmt, largest).sub_(values)
+    return torch.linalg.vecdot(error, gradient).double().square().sum()
+
+
+@contextlib.contextmanager
+def watching(staged: StagedModel, observers: Mapping[str, ActivationObserver], stage: int) -> Iterator[None]:
+    """Hooks of the observers whose activation is computed in a stage."""
+    handles = [
+        handle
+        for observer in observers.values()
+        if observer.site.stage == stage
+        for use in observer.site.uses
+        for handle in observer.attach(staged.model.get_submodule(use))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_token(states: Tensor) -> Tensor:
+    """(batch, heads, time, size) to (batch, time, heads · size)."""
+    return states.transpose(1, 2).flatten(2)

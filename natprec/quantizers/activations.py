@@ -1,0 +1,36 @@
+"""What an engine makes of an activation: the nearest codes on a grid that each token, or group of its features, spans.
+
+The grid is compressed-tensors': a scale of largest magnitude over (2^b - 1) / 2, codes from -2^(b-1) to 2^(b-1) - 1.
+It has one code less than it could have on the positive side, where the largest value is half a step off.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from natprec.formats.activation_format import TENSOR, TOKEN, ActivationFormat
+
+
+def round_activations(values: Tensor, fmt: ActivationFormat, largest: Tensor | None = None) -> Tensor:
+    """The values that an engine computes with.
+
+    Args:
+        values: (..., features), float32 and finite.
+        largest: magnitude that a fixed scale was made for; by default that of `values`.
+    Returns:
+        The same shape; a group of zeros stays zero.
+    """
+    grouped = values if fmt.group_size in (TOKEN, TENSOR) else values.unflatten(-1, (-1, fmt.group_size))
+    if fmt.group_size == TENSOR:
+        span = values.abs().amax() if largest is None else largest
+    else:
+        span = torch.maximum(grouped.amax(-1, keepdim=True), -grouped.amin(-1, keepdim=True))
+    scale = span / fmt.largest
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    codes = grouped / scale
+    if fmt.floating:
+        codes = codes.clamp_(-fmt.largest, fmt.largest).to(torch.float8_e4m3fn).to(values.dtype)
+    else:
+        codes.round_().clamp_(-(2 ** (fmt.bits - 1)), 2 ** (fmt.bits - 1) - 1)
+    return codes.mul_(scale).view(values.shape)

@@ -1,0 +1,196 @@
+"""Activations, keys and values: found by structure, measured in the sweep, judged by replaying them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from natprec.activation_sites import activation_formats, rounded
+from natprec.errors import ModelError
+from natprec.formats import NumberFormat
+from natprec.formats.activation_format import FLOAT8, ActivationFormat
+from natprec.measurement import Curve, Measurement
+from natprec.measurement import activations as observing
+from natprec.measurement.exact import exact_curves
+from natprec.measurement.measure import measure
+from natprec.measurement.sweep import sweep
+from natprec.quantizers.activations import round_activations
+from natprec.sites import Site
+from natprec.subject import Subject
+from tests.arrange import encoder, subject, tokens
+
+WEIGHTS = (NumberFormat(4, 32),)
+
+
+def swept(of: Subject, ids: Tensor, wanted: list[Site], group_size: int | None = None) -> dict[str, Curve]:
+    return sweep(
+        of.staged, [], {}, ids, scale_dtype=torch.bfloat16, seed=0,
+        activations={site: activation_formats(site, group_size) for site in wanted},
+    )  # fmt: skip
+
+
+def test_sites_of_a_llama_block() -> None:
+    found = [site for site in subject().activations if site.stage == 1]
+    block = "model.layers.1"
+    assert [(site.name.removeprefix(block), site.kind, site.shape) for site in found] == [
+        (":stream", "activation", (1, 32)),
+        (".self_attn.q_proj:input", "activation", (1, 32)),
+        (".self_attn.o_proj:input", "activation", (1, 32)),
+        (".mlp.gate_proj:input", "activation", (1, 32)),
+        (".mlp.down_proj:input", "activation", (1, 64)),
+        (".self_attn:key", "key", (2, 8)),
+        (".self_attn:value", "value", (2, 8)),
+    ]
+    assert [use.rpartition(".")[2] for use in found[1].uses] == ["q_proj", "k_proj", "v_proj"]
+
+
+def test_an_encoder_keeps_no_cache() -> None:
+    kinds = {site.kind for site in encoder().activations}
+    assert kinds == {"activation"}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_keys_are_seen_after_the_rotary_embedding(implementation: str) -> None:
+    of = subject()
+    of.model.set_attn_implementation(implementation)  # type: ignore[operator]
+    site = next(site for site in of.activations if site.kind == "key")
+    ids = tokens(1, 8)
+    cache = of.model(input_ids=ids, use_cache=True).past_key_values
+    with torch.no_grad(), rounded(of.model, site, ActivationFormat(3, 8)):
+        changed = of.model(input_ids=ids).logits
+        quantized = of.model(input_ids=ids, use_cache=True).past_key_values
+    assert torch.equal(cache.layers[0].keys, quantized.layers[0].keys)  # the cache is filled before
+    assert not torch.equal(changed, of.model(input_ids=ids).logits)
+    assert not ALL_ATTENTION_FUNCTIONS._local_mapping, "nothing stays patched"
+
+
+def test_the_fisher_estimate_meets_the_exact_value() -> None:
+    of = subject()
+    ids = tokens(16, 32)
+    wanted = of.activations
+    curves = swept(of, ids.repeat(8, 1), wanted)
+    pairs = [(site, activation_formats(site, None)) for site in wanted]
+    logs = [
+        np.log2(curves[site.name].forward[0].mean(0) / values.mean(0))
+        for site, values in exact_curves(of.staged, pairs, ids, torch.bfloat16)
+    ]
+    assert np.median(np.abs(np.concatenate(logs))) < 0.25  # the figure asked of SmolLM2, too
+    assert all(abs(np.median(log)) < 0.6 for log in logs)
+
+
+def test_inputs_of_an_encoder_are_apart_from_its_stream() -> None:
+    """In a BERT the tensor that q, k and v read is also the residual: its whole gradient would be another one."""
+    of = encoder()
+    ids = tokens(8, 16)
+    site = next(site for site in of.activations if site.name.endswith("query:input"))
+    curves = swept(of, ids.repeat(16, 1), [site])
+    exact = next(exact_curves(of.staged, [(site, activation_formats(site, None))], ids, torch.bfloat16))[1].mean(0)
+    assert np.abs(np.log2(curves[site.name].forward[0].mean(0) / exact)).max() < 0.6
+
+
+def test_what_is_rounded_is_what_the_gradient_belongs_to() -> None:
+    """The sweep's numbers against plain autograd on one sequence."""
+    of = subject(num_hidden_layers=1)
+    ids = tokens(1, 8)
+    site = next(site for site in of.activations if site.name.endswith("down_proj:input"))
+    curve = swept(of, ids, [site])[site.name]
+    module, kept = of.model.get_submodule(site.uses[0]), []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept.append(args[0].detach().requires_grad_())
+        return (kept[0],)
+
+    handle = module.register_forward_pre_hook(keep)
+    of.staged.distortion.draw(of.staged.output(ids), range(1), 0).backward()
+    handle.remove()
+    for index, fmt in enumerate(curve.formats):
+        assert isinstance(fmt, ActivationFormat)
+        error = round_activations(kept[0].detach(), fmt) - kept[0].detach()
+        expected = (error * kept[0].grad).sum(-1).square().sum() / 2 / 8
+        np.testing.assert_allclose(curve.forward[0, 0, index], expected, rtol=1e-4)
+    np.testing.assert_allclose(curve.energy[0], kept[0].grad.square().sum(), rtol=1e-4)  # type: ignore[union-attr]
+    lost = [(round_activations(kept[0].grad, fmt) - kept[0].grad).square().sum() for fmt in curve.formats]  # type: ignore
+    np.testing.assert_allclose(curve.backward[0], lost, rtol=1e-4)  # 8 tokens: all of them are sampled
+
+
+def test_weights_come_out_the_same_beside_activations() -> None:
+    of, ids = subject(), tokens(4, 16)
+    formats = {site.name: WEIGHTS for site in of.sites}
+    alone = sweep(of.staged, of.sites, formats, ids, scale_dtype=torch.bfloat16, seed=0, rounding="gptq")
+    flows = {site: activation_formats(site, None) for site in of.activations}
+    both = sweep(
+        of.staged, of.sites, formats, ids, scale_dtype=torch.bfloat16, seed=0, rounding="gptq", activations=flows
+    )
+    for name, curve in alone.items():
+        np.testing.assert_allclose(both[name].forward, curve.forward, rtol=1e-5)
+        np.testing.assert_allclose(both[name].shares, curve.shares, rtol=1e-5)
+
+
+def test_tokens_are_left_out_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, ids = subject(num_hidden_layers=1), tokens(64, 32)
+    wanted = [site for site in of.activations if site.name.endswith("q_proj:input")]
+    whole = swept(of, ids, wanted)
+    monkeypatch.setattr(observing, "SITE_MEMORY", 8 * 32 * 64 * 16)  # half of the tokens
+    part = swept(of, ids, wanted)
+    for name in whole:
+        ratio = part[name].forward.mean() / whole[name].forward.mean()
+        assert 0.7 < ratio < 1.4
+        assert part[name].forward[0, 0, 0] != whole[name].forward[0, 0, 0]
+
+
+def test_a_constant_activation_costs_nothing_at_zero() -> None:
+    for fmt in (ActivationFormat(4), ActivationFormat(4, 4), FLOAT8):
+        assert torch.equal(round_activations(torch.zeros(3, 8), fmt), torch.zeros(3, 8))
+    constant = torch.full((2, 8), 1.5)
+    assert torch.isfinite(round_activations(constant, ActivationFormat(8))).all()
+
+
+def test_infinity_in_an_activation_names_site_and_sequence() -> None:
+    of = subject()
+    with torch.no_grad():
+        of.model.model.layers[1].mlp.up_proj.weight[3] = torch.inf  # type: ignore[index, union-attr]
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj:input.* sequence 0, of the batch 0 to 1"):
+        swept(of, tokens(2, 8), of.activations)
+
+
+def test_the_grid_is_that_of_compressed_tensors() -> None:
+    from compressed_tensors.quantization import QuantizationArgs, fake_quantize
+    from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp
+
+    values = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)) * 3
+    for fmt in (*(ActivationFormat(bits) for bits in range(2, 9)), ActivationFormat(4, 8), FLOAT8):
+        arguments = QuantizationArgs.model_validate(fmt.arguments())
+        if fmt is FLOAT8:
+            scale, zero = calculate_qparams(values.min(), values.max(), arguments)
+        else:
+            scale, zero = compute_dynamic_scales_and_zp(values, arguments, nn.Identity())
+        expected = fake_quantize(values, scale, zero, arguments)
+        torch.testing.assert_close(round_activations(values, fmt), expected)
+
+
+def test_a_measurement_of_all_sites_is_read_back(tmp_path: Any) -> None:
+    of, ids = subject(), tokens(4, 16)
+    measured = measure(of, ids, group_size=32, sites="all")
+    measured.save(tmp_path / "m")
+    again = Measurement.load(tmp_path / "m")
+    assert list(again.curves) == [site.name for site in (*of.sites, *of.activations)]
+    assert list(again.weights) == [site.name for site in of.sites]
+    checked = {again.curves[row[0]].site.kind for row in again.header.checks}
+    assert "weight" in checked
+    assert len(checked) > 1
+    for name, curve in measured.curves.items():
+        assert again.curves[name].formats == curve.formats
+        np.testing.assert_array_equal(again.curves[name].forward, curve.forward)
+    assert measured.solve(bits=6).sites.keys() == again.weights.keys()
+
+
+def test_a_model_without_the_interface_has_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = copy.copy(subject())
+    monkeypatch.setattr("natprec.activation_sites._attentions", lambda staged, ids: {})
+    assert {site.kind for site in of.activations} == {"activation"}
