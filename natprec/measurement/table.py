@@ -72,9 +72,9 @@ class Header:
     sites: str = "weights"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurement:
-    """Curves by site name, in the model's order, and what they belong to."""
+    """Curves by site name, in the model's order, and what they belong to; equal to itself alone."""
 
     header: Header
     curves: dict[str, Curve]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, NumberFormat, engine_profile
-from natprec.solver.allocation import Unit, natural_precision, staircase, within_bytes, within_kl
+from natprec.solver.allocation import Staircase, Unit, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.plan import UNQUANTIZED_BITS, Choice, Plan
 from natprec.solver.uniform import best_uniform, total
 from natprec.statistics import bootstrap_interval
@@ -60,8 +61,7 @@ def solve(
         raise InputError(
             f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
         )
-    groups = _units(measurement, profile, rounding)
-    units = [unit for unit, _, _ in groups]
+    groups, units, stairs = _prepared(measurement, profile, rounding)
     if not units:
         raise BudgetError(
             f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
@@ -71,7 +71,6 @@ def solve(
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
     fixed += sum(2 * measurement.curves[name].site.elements for name in kept)
     weights = sum(unit.elements for unit in units)
-    stairs = staircase(units)
     budget = eps if eps_solved is None else eps_solved
     if bits is not None or max_size is not None:
         allowed = min(bits * weights / 8 if bits else math.inf, max_size - fixed if max_size else math.inf)
@@ -127,6 +126,16 @@ def _formats(curve: Curve, profile: EngineProfile) -> list[NumberFormat]:
 
 
 Group = tuple[Unit, list["Curve"], list[NumberFormat]]
+
+
+@lru_cache(maxsize=4)
+def _prepared(
+    measurement: Measurement, profile: EngineProfile, rounding: str
+) -> tuple[list[Group], list[Unit], Staircase]:
+    """What every target solves on; many targets come from one measurement."""
+    groups = _units(measurement, profile, rounding)
+    units = [unit for unit, _, _ in groups]
+    return groups, units, staircase(units)
 
 
 def _units(measurement: Measurement, profile: EngineProfile, rounding: str) -> list[Group]:

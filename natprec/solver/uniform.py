@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,16 +24,21 @@ def best_uniform(
     Returns:
         The format and each unit's index, or None when no single format is as small.
     """
-    common = max(
-        formats, key=lambda own: sum(unit.elements for unit, f in zip(units, formats, strict=True) if f == own)
-    )
+    weights: Counter[tuple[NumberFormat, ...]] = Counter()
+    for unit, own in zip(units, formats, strict=True):
+        weights[tuple(own)] += unit.elements
+    common = max(weights, key=lambda own: weights[own])
+    same = [tuple(own) == common for own in formats]
     allowed = total(units, chosen, "stored")
-    found = []
-    for fmt in common:
-        plan = [own.index(fmt) if own == common else index for own, index in zip(formats, chosen, strict=True)]
-        if total(units, plan, "stored") <= allowed:
-            found.append((total(units, plan, "kl"), fmt, plan))
-    return min(found)[1:] if found else None
+    sums = {}
+    for what in ("stored", "kl"):
+        others = [getattr(u, what)[index] for u, index, shared in zip(units, chosen, same, strict=True) if not shared]
+        sums[what] = sum(getattr(u, what) for u, shared in zip(units, same, strict=True) if shared) + sum(others)
+    fits = sums["stored"] <= allowed
+    if not fits.any():
+        return None
+    best = int(np.where(fits, sums["kl"], np.inf).argmin())
+    return common[best], [best if shared else index for shared, index in zip(same, chosen, strict=True)]
 
 
 def total(units: Sequence[Unit], chosen: Sequence[int], what: str) -> float:
