@@ -23,6 +23,9 @@ from natprec.quantizers import rounding_errors, squared_errors
 CONTRACT_VALUES = 1 << 20
 """Gathered values contracted at a time: so few that they stay in the cache."""
 
+EVERY = 4
+"""One in so many rows tells how many directions the gradients have."""
+
 ROWS_VALUES = 1 << 18
 """Weights rounded at a time where there are no gradients beside them."""
 
@@ -61,8 +64,9 @@ def contract(
         chunk = gathered[:, start : start + step].reshape(count, -1)
         if not squared:
             along += (chunk @ errors.T).cpu()
-            weighted = chunk * errors[len(formats) // 2].abs()
-            gram += (weighted @ weighted.T).cpu()
+            sizes = errors[len(formats) // 2].abs().view(-1, weight.shape[1])
+            some = (gathered[:, start : start + step : EVERY] * sizes[::EVERY]).flatten(1)
+            gram += (some @ some.T).cpu()
             chunk.square_()
         values += (chunk @ errors.square_().T).cpu()
         energy += chunk.sum(1).cpu()
