@@ -12,7 +12,7 @@ from natprec.measurement.contraction import Product, contract
 from natprec.quantizers import rounding_errors
 
 FORMATS = tuple(NumberFormat(bits, 32) for bits in (3, 4, 5, 6))
-GRADIENTS, ROWS, COLUMNS = 32, 24, 64
+GRADIENTS, ROWS, COLUMNS = 32, 96, 64
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
