@@ -3,7 +3,8 @@
 The list of blocks is the `nn.ModuleList` with the most Linear weights whose members each receive
 the previous one's output; one probing forward verifies this. Prefix and suffix need no knowledge
 of the model's class: they are the model's own forward with the blocks passed through. A model
-without such a list is one suffix: the same code then works on the whole of it.
+without such a list is one suffix: the same code then works on the whole of it. Where weights lie on disk
+(see `natprec.weights`), each stage holds its own while it runs.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from natprec.distortions import Distortion, OutputKL
+from natprec.weights import InMemory, Weights
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with besides the hidden state: positional and keyword arguments."""
+
+LARGE = (nn.Linear, nn.Embedding)
+"""Modules with a weight of the size of the vocabulary, if they are in no block."""
 
 
 @dataclass(frozen=True)
@@ -47,48 +52,77 @@ class _Patch:
     first: Tensor | None = None
 
 
+class _PrefixDoneError(Exception):
+    """Raised by the last block in place of running what comes after it."""
+
+
 class StagedModel:
     """Runs a model's prefix, blocks and suffix one at a time; its output is what a distortion compares.
 
     Attributes:
         distortion: reads the output; KL of the next token unless said otherwise.
+        weights: where they are.
         block_names: module paths of the blocks; empty when the model has no such list.
     """
 
-    def __init__(self, model: nn.Module, probe_ids: Tensor, distortion: Distortion | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, probe_ids: Tensor, distortion: Distortion | None = None, weights: Weights | None = None
+    ) -> None:
         """Find the blocks and verify them on `probe_ids` (batch, time), which may be short."""
         self.model = model
         self.distortion = distortion or OutputKL()
-        name, blocks = _longest_list(model)
-        self.probe = _probe(model, blocks, lambda: self.output(probe_ids))
+        self.weights = weights or InMemory()
+        name, self.blocks = _longest_list(model)
+        self.probe = _probe(model, self.blocks, lambda: self.output(probe_ids))
         if not self.probe.chained:
-            blocks = []
-        self.blocks: list[nn.Module] = blocks
-        self.block_names = [f"{name}.{index}" for index in range(len(blocks))]
+            self.blocks = []
+        self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
 
     def output(self, ids: Tensor) -> Tensor:
         """The whole model: (batch, time) token ids to (batch, terms, size), for example logits."""
-        return self.distortion.output(self.model, ids)
+        with self.weights.passing(self._outside(), self.blocks):
+            return self.distortion.output(self.model, ids)
+
+    def hold(self, stage: int) -> contextlib.AbstractContextManager[None]:
+        """Within the block the weights of a stage are in memory; running it and differentiating it needs them.
+
+        Each stage that is run holds its own, so this only saves reading them again from one batch to the next.
+        """
+        if 0 <= stage < len(self.blocks):
+            return self.weights.hold(self.blocks[stage].parameters())
+        return self.weights.hold(self._outside(stage))
+
+    def _outside(self, stage: int | None = None) -> list[nn.Parameter]:
+        """Parameters that are in no block; of one stage: without the large ones that only the other one uses."""
+        inside = {id(module) for block in self.blocks for module in block.modules()}
+        return [
+            parameter
+            for name, module in self.model.named_modules()
+            if id(module) not in inside
+            and (stage is None or not isinstance(module, LARGE) or self.stage_of(name) == stage)
+            for parameter in module.parameters(recurse=False)
+        ]
 
     def prefix(self, ids: Tensor) -> tuple[Tensor, list[Context]]:
         """The first block's input (batch, time, hidden), and every block's context."""
-        with self._patched(None) as patch:
-            self.output(ids)
+        with self.hold(-1), self._patched(None) as patch, contextlib.suppress(_PrefixDoneError):
+            self.distortion.output(self.model, ids)
         assert patch.first is not None
         return patch.first, patch.contexts
 
     def block(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         """One block: hidden state (batch, time, hidden) in and out."""
         arguments, keywords = context
-        output = self.blocks[index](hidden, *arguments, **keywords)
+        with self.hold(index):
+            output = self.blocks[index](hidden, *arguments, **keywords)
         return output[0] if isinstance(output, tuple) else output
 
     def suffix(self, hidden: Tensor | None, ids: Tensor) -> Tensor:
         """The output, from that of the last block; from the ids alone where there are no blocks."""
         if not self.blocks:
             return self.output(ids)
-        with self._patched(hidden):
-            return self.output(ids)
+        with self.hold(len(self.blocks)), self._patched(hidden):
+            return self.distortion.output(self.model, ids)
 
     def run(self, stage: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context]) -> Tensor:
         """One stage by its number (see `stage_of`), from its input; prefix and suffix also take the ids."""
@@ -117,7 +151,7 @@ class StagedModel:
 
     @contextlib.contextmanager
     def _patched(self, replacement: Tensor | None) -> Iterator[_Patch]:
-        """Pass the hidden state through every block; the first returns `replacement` if given."""
+        """Pass the hidden state through every block; the first returns `replacement` if given, else the last stops."""
         patch = _Patch()
 
         def passes(index: int) -> Any:
@@ -126,6 +160,8 @@ class StagedModel:
                 if index == 0:
                     patch.first = hidden_states
                     hidden_states = hidden_states if replacement is None else replacement
+                if replacement is None and index == len(self.blocks) - 1:
+                    raise _PrefixDoneError
                 return (hidden_states,) if self.probe.returns_tuple else hidden_states
 
             return forward
@@ -183,7 +219,7 @@ def _probe(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object])
     handles = [
         module.register_forward_pre_hook(watch(name))
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Embedding))
+        if isinstance(module, LARGE)
     ]
     handles += [block.register_forward_hook(link) for block in blocks]
     try:

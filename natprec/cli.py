@@ -23,6 +23,7 @@ from natprec.evaluation import judge
 from natprec.files import REMEDIES, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
+from natprec.memory import peak_bytes
 from natprec.options import (
     METHOD,
     OUTPUT,
@@ -53,6 +54,7 @@ from natprec.options import (
     Tokens,
     TransformsOption,
     Trust,
+    WeightsOption,
     option,
     parse_group_size,
 )
@@ -162,6 +164,7 @@ def measure(
     resume: Resume = False,
     dry_run: DryRun = False,
     device: Device = "cpu",
+    weights: WeightsOption = "auto",
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -170,7 +173,7 @@ def measure(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         group_size=parse_group_size(group_size), engine=engine, estimator=estimator, rounding=rounding,
         seed=seed, device=device, trust_remote_code=trust_remote_code, distortion=distortion, transforms=transforms,
-        sites=sites,
+        sites=sites, weights=weights,
     )  # fmt: skip
     request.check(judged=False)
     stages = Stages()
@@ -195,6 +198,7 @@ def measure(
             dict(zip(("site", "format", "fisher", "exact"), row, strict=True)) for row in measurement.header.checks
         ],
         "seconds": stages.seconds,
+        "peak_bytes": peak_bytes(),
     }
     if as_json:
         _print_json(summary)

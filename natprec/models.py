@@ -31,6 +31,8 @@ from natprec.checkpoints import (
 )
 from natprec.encoders import companions, drop_missing_pooler, embedding_distortion
 from natprec.errors import InputError, ModelError
+from natprec.stored import count_elements, hollow_model
+from natprec.weights import InMemory, Weights, refuse_not_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -52,6 +54,7 @@ class LoadedModel:
         kind: 'causal' or 'encoder'.
         distortion: name of the distortion that suits it.
         companions: more files of its checkpoint, path → text, that a quantized one needs too.
+        weights: where they are: in memory, or on disk until they are needed.
     """
 
     name: str
@@ -62,50 +65,76 @@ class LoadedModel:
     kind: Kind = "causal"
     distortion: str = "kl"
     companions: dict[str, str] = field(default_factory=dict)
+    weights: Weights = field(default_factory=InMemory)
 
 
-def load_model(name: str, *, trust_remote_code: bool = False, device: str = "cpu") -> LoadedModel:
+def load_model(
+    name: str, *, trust_remote_code: bool = False, device: str = "cpu", on_disk: bool = False
+) -> LoadedModel:
     """Load weights in float32 on the CPU, check them, then move them to `device`.
 
     Args:
         name: an alias, a folder, a `.gguf` file, or else a hub id.
         trust_remote_code: run Python that comes with the checkpoint; never asked interactively.
         device: as torch spells it: 'cpu', 'cuda', 'cuda:1'.
+        on_disk: leave the weights on disk until they are needed, block by block; they are checked then.
     Raises:
-        InputError: the device does not exist.
+        InputError: the device does not exist, or weights that cannot be left on disk.
         ModelError: not found, incomplete, damaged, already quantized, neither causal nor an
             encoder, no Linear layer, NaN or Inf.
     """
     target = _usable_device(device)
     path = local_path(name)
+    if on_disk and path is None:
+        path = _downloaded(name)
     gguf = path if path is not None and path.is_file() else None
     files = [gguf] if gguf else weight_files(path) if path else []
     where = str(path.parent if gguf else path) if path else name
     with quiet(stderr=gguf is not None), explained(name, local=path is not None):
         config, dtype = _load_config(name, where, gguf, trust_remote_code)
         kind = model_kind(name, config)
-        model, report = _load_weights(where, gguf, config, kind, trust_remote_code)
+        weights: Weights = InMemory()
+        if on_disk:
+            if gguf:
+                raise InputError(f"model {name!r} is a GGUF file, which is unpacked whole; use --weights memory")
+            model, weights, lacking = hollow_model(files, where, config, kind, target, trust_remote_code)
+        else:
+            model, lacking = _load_weights(where, gguf, config, kind, trust_remote_code)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
         distortion, others = "kl", {}
         if kind == "encoder":
             distortion, others = embedding_distortion(name, where), companions(where)
-    missing = sorted(report["missing_keys"])
+    missing = sorted(lacking)
     if missing and not (kind == "encoder" and drop_missing_pooler(model, missing)):
         raise ModelError(
             f"model {name!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; "
             "they would be random numbers: download the checkpoint again or use one saved with its head"
         )
     refuse_without_linear(model)
-    check_finite(model)
     model.eval().requires_grad_(False)
-    storage_dtype = choose_storage_dtype(dtype, model)
-    with explained(name, local=True):
-        model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
+    storage_dtype = choose_storage_dtype(dtype, model, weights)
+    if weights.whole:
+        check_finite(model)
+        with explained(name, local=True):
+            model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
     source_bytes = sum(file.stat().st_size for file in files) or None
-    return LoadedModel(name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others)
+    return LoadedModel(name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights)
 
 
-def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module) -> torch.dtype:
+def stored_elements(name: str) -> int | None:
+    """Weights of a model that can be left on disk, counted without loading it; None where that is not known."""
+    path = local_path(name)
+    if path is not None:
+        return sum(count_elements(file) for file in weight_files(path)) if path.is_dir() else None
+    from huggingface_hub import model_info
+
+    with contextlib.suppress(Exception):  # no connection or no such model: loading will say which
+        found = model_info(name).safetensors
+        return None if found is None else found.total
+    return None
+
+
+def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module, weights: Weights) -> torch.dtype:
     """The dtype in which tensors that stay unquantized, and scales, are stored.
 
     A checkpoint in bfloat16 or float16 keeps its dtype. Otherwise (float32, GGUF, not declared) it is
@@ -115,7 +144,7 @@ def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module) -> torc
     """
     if declared in HALF:
         return declared
-    vectors = [parameter.detach() for parameter in model.parameters() if parameter.ndim == 1]
+    vectors = [weights.original(name, p).float() for name, p in model.named_parameters() if p.ndim == 1]
     for dtype in HALF:
         if all(torch.equal(vector.to(dtype).to(vector.dtype), vector) for vector in vectors):
             return dtype
@@ -123,21 +152,12 @@ def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module) -> torc
 
 
 def check_finite(model: nn.Module) -> None:
-    """Refuse NaN and Inf before an hour of work turns them into a result.
-
-    Raises:
-        ModelError: names the first such tensor and how many of its values are bad.
-    """
+    """Refuse NaN and Inf: see `refuse_not_finite`."""
     for name, parameter in model.named_parameters():
-        bad = parameter.numel() - int(torch.isfinite(parameter).sum())
-        if bad:
-            raise ModelError(
-                f"tensor {name!r} holds {bad} values of {parameter.numel()} that are NaN or Inf; "
-                "the checkpoint is damaged: download it again or use another"
-            )
+        refuse_not_finite(name, parameter)
 
 
-def model_digest(model: nn.Module) -> str:
+def model_digest(model: nn.Module, weights: Weights) -> str:
     """Which weights these are: 16 hex digits, cheap on any size, the same on every device.
 
     sha256 over name, shape, dtype and at most 4096 values of each parameter, ties counted once. The
@@ -145,10 +165,11 @@ def model_digest(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat: Tensor = parameter.detach().reshape(-1)
+        flat: Tensor = weights.original(name, parameter).reshape(-1)
         stride = -(-flat.numel() // DIGEST_SAMPLE) | 1
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
-        digest.update(flat[::stride].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        sample = flat[::stride].to("cpu", parameter.dtype).contiguous()
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -205,8 +226,8 @@ def _load_config(
 
 def _load_weights(
     where: str, gguf: Path | None, config: PreTrainedConfig, kind: Kind, trust_remote_code: bool
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model in float32 and transformers' report of missing tensors.
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model in float32 and the names of tensors that the checkpoint lacks.
 
     The config is passed on because a GGUF's metadata takes seconds to parse, each time.
     """
@@ -229,7 +250,7 @@ def _load_weights(
     model, report = loaded
     if gguf and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is dense now, and is saved as such
-    return model, report
+    return model, set(report["missing_keys"])
 
 
 def _load_tokenizer(where: str, gguf: Path | None, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
@@ -251,6 +272,14 @@ def _load_tokenizer(where: str, gguf: Path | None, config: PreTrainedConfig, tru
             f"no usable tokenizer in {where!r} ({first_line(error)}); "
             "add tokenizer.json and tokenizer_config.json of the model that it was made from"
         ) from error
+
+
+def _downloaded(name: str) -> Path:
+    """The files of a hub model, in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    with explained(name, local=False):
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]))
 
 
 def _usable_device(device: str) -> torch.device:

@@ -20,6 +20,9 @@ def option(flag: str, panel: str, text: str) -> Any:
 Model = Annotated[str, option("--model", MODEL, "Hub id, folder, .gguf file, smollm2-135m or all-minilm-l6-v2.")]
 Device = Annotated[str, option("--device", MODEL, "Where to compute: cpu, cuda, cuda:1.")]
 Trust = Annotated[bool, option("--trust-remote-code", MODEL, "Run Python code that comes with the model.")]
+WeightsOption = Annotated[
+    str, option("--weights", MODEL, "memory; disk: one block in memory at a time; auto: disk where it is too large.")
+]
 Eps = Annotated[
     float | None,
     option("--eps", TARGET, "KL to lose, nats per token; of encoders ‖e - e'‖² per text."),

@@ -12,13 +12,20 @@ from natprec.errors import InputError, unknown
 from natprec.formats import engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES
-from natprec.models import load_model
+from natprec.memory import available_bytes
+from natprec.models import load_model, stored_elements
 from natprec.progress import Stages
 from natprec.rounding import refuse_unknown_rounding
 from natprec.solver import Plan, solve
 from natprec.solver.solve import Scope, check_eps, check_positive
 from natprec.subject import Subject
 from natprec.transforms import TRANSFORMS
+
+WEIGHTS = ("auto", "memory", "disk")
+"""Where a model's weights are while it is worked on."""
+
+COPIES = 3
+"""Of the weights, that verification needs beside each other in memory: the original, the quantized, its unpacking."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Request:
     transforms: str = "auto"
     refine: int = 0
     sites: str = "weights"
+    weights: str = "auto"
 
     def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
@@ -77,6 +85,8 @@ class Request:
             raise unknown("transforms", self.transforms, TRANSFORMS)
         if self.sites not in SITES:
             raise unknown("sites", self.sites, SITES)
+        if self.weights not in WEIGHTS:
+            raise unknown("weights", self.weights, WEIGHTS)
         if self.distortion is not None:
             named(self.distortion)
         if self.eps is None and self.bits is None and self.max_size is None:
@@ -102,11 +112,21 @@ def open_subject(request: Request, stages: Stages) -> Subject:
     Raises:
         ModelError, InputError: it cannot be used, or not with these options.
     """
+    on_disk = request.weights == "disk" or (request.weights == "auto" and too_large(request.model))
     with stages.stage("load model"):
-        loaded = load_model(request.model, trust_remote_code=request.trust_remote_code, device=request.device)
+        loaded = load_model(
+            request.model, trust_remote_code=request.trust_remote_code, device=request.device, on_disk=on_disk
+        )
         subject = Subject.of(loaded, named(request.distortion) if request.distortion else None)
+    if on_disk and subject.staged.blocks:
+        stages.note("weights stay on disk: one block is in memory at a time")
     refuse_long(subject, request.length)
     return subject
+
+
+def too_large(model: str) -> bool:
+    """Whether a model's float32 weights would take more memory than may be used for them."""
+    return 4 * COPIES * (stored_elements(model) or 0) > available_bytes()
 
 
 def refuse_long(subject: Subject, length: int) -> None:

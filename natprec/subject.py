@@ -22,6 +22,7 @@ from natprec.formats.engines import GROUP_SIZES
 from natprec.models import LoadedModel, choose_storage_dtype, model_digest
 from natprec.sites import Site, find_sites, refuse_indivisible
 from natprec.transforms import Gauge, find_gauges
+from natprec.weights import InMemory
 
 PROBE_TOKENS = 8
 
@@ -55,6 +56,11 @@ class Subject:
         """What every tolerance of this model is about."""
         return self.staged.distortion
 
+    @property
+    def writes(self) -> bool:
+        """Whether it can write text: a language model whose weights are in memory."""
+        return self.kind == "causal" and self.staged.weights.whole
+
     @cached_property
     def gauges(self) -> dict[str, Gauge]:
         """Unit → where its inputs can be rescaled; found when first asked for."""
@@ -78,7 +84,7 @@ class Subject:
         model = loaded.model
         if distortion is not None and distortion.name in DISTORTIONS:
             _refuse_unsuitable(distortion, loaded)
-        staged = StagedModel(model, _probe_ids(model), distortion or named(loaded.distortion))
+        staged = StagedModel(model, _probe_ids(model), distortion or named(loaded.distortion), loaded.weights)
         sites = find_sites(staged)
         return cls(
             name=loaded.name,
@@ -87,7 +93,7 @@ class Subject:
             storage_dtype=loaded.storage_dtype,
             staged=staged,
             sites=sites,
-            digest=model_digest(model),
+            digest=model_digest(model, loaded.weights),
             other_bytes=_other_bytes(model, sites),
             carried_bytes=_carried_bytes(model, loaded.tokenizer)
             + sum(len(text.encode()) for text in loaded.companions.values()),
@@ -109,7 +115,7 @@ class Subject:
         declared = next(model.parameters()).dtype
         model.float()
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
-        dtype, suits = choose_storage_dtype(declared, model), "kl" if kind == "causal" else "embedding"
+        dtype, suits = choose_storage_dtype(declared, model, InMemory()), "kl" if kind == "causal" else "embedding"
         return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion)
 
     def candidates(self, profile: EngineProfile, group_size: int | None) -> dict[str, tuple[NumberFormat, ...]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from natprec.data import load_tokens
+from natprec.errors import InputError
 from natprec.progress import Stages
 from natprec.request import Request
 from natprec.subject import Subject
@@ -17,13 +18,13 @@ def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Te
     """(sequences, length) tokens to measure on.
 
     With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
-    text where it costs most, and the promise survives text that `data` did not foresee. An encoder
-    cannot write, so that `data` is all there is.
+    text where it costs most, and the promise survives text that `data` did not foresee. An encoder, or a model
+    whose weights are on disk, cannot write, so that `data` is all there is.
 
     Raises:
         InputError: no text to be had.
     """
-    if request.data is None or subject.kind == "encoder":
+    if request.data is None or not subject.writes:
         return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
     half = max(1, round(request.tokens / request.length / 2)) * request.length
     given = _tokens(request, subject, stages, request.data, half, "calibration")
@@ -37,7 +38,7 @@ def given_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
 
 def calibration_parts(request: Request, subject: Subject) -> int:
     """Kinds of text in `calibration_tokens`."""
-    return 1 if request.data is None or subject.kind == "encoder" else 2
+    return 1 if request.data is None or not subject.writes else 2
 
 
 def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
@@ -46,6 +47,8 @@ def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tenso
 
 
 def _tokens(request: Request, subject: Subject, stages: Stages, source: str | None, tokens: int, split: str) -> Tensor:
+    if source is None and subject.kind == "causal" and not subject.writes:
+        raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
     steps = None if source else tokens
     with stages.stage(f"{split} text" if source else f"{split} text, written by the model", steps) as advance:
         done = 0
@@ -65,7 +68,7 @@ def _tokens(request: Request, subject: Subject, stages: Stages, source: str | No
             split=split,  # type: ignore[arg-type]
             shared=request.eval_data is None or same_source(request.eval_data, request.data),
             model=subject.model,
-            writes=subject.kind == "causal",
+            writes=subject.writes,
             seed=request.seed,
             text_column=request.text_column,
             progress=progress,

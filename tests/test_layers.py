@@ -11,12 +11,14 @@ import natprec
 ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "statistics"},
+    {"errors", "units", "statistics", "memory"},
     {"files", "progress"},
     {"formats"},
     {"quantizers"},
     {"kernels"},
     {"checkpoints", "encoders"},
+    {"weights"},
+    {"stored"},
     {"models"},
     {"text_sources"},
     {"data"},

@@ -61,26 +61,34 @@ def exact_curves(
     Yields:
         The site and its (sequences, formats) distortion, averaged over the terms of each sequence.
     """
-    inputs, contexts = (
-        forward_blocks(staged, ids, len(staged.blocks), lambda stage: None) if staged.blocks else ([], [])
-    )
-    references = [
-        staged.suffix(inputs[-1][batch_rows(b)] if inputs else None, ids[batch_rows(b)]) for b in batches(*ids.shape)
-    ]
+    suffix = len(staged.blocks)
+    inputs, contexts = forward_blocks(staged, ids, suffix)
+    last = inputs[-1] if inputs else None
+    with staged.hold(suffix):
+        references = [
+            staged.suffix(None if last is None else last[batch_rows(b)], ids[batch_rows(b)])
+            for b in batches(*ids.shape)
+        ]
     for site, formats in wanted:
+        first = site.stage if staged.blocks else suffix
+        uses = {staged.stage_of(use) for use in site.uses}
         values = np.zeros((len(ids), len(formats)))
         for column, fmt in enumerate(formats):
-            with quantized_site(staged.model, site, fmt, scale_dtype):
-                for number, batch in enumerate(batches(*ids.shape)):
-                    rows = batch_rows(batch)
-                    if site.stage < 0 or not staged.blocks:
-                        output = staged.output(ids[rows])
-                    else:
-                        hidden = inputs[site.stage][rows]
-                        for index in range(site.stage, len(staged.blocks)):
-                            hidden = staged.block(index, hidden, contexts[number][index])
-                        output = staged.suffix(hidden, ids[rows])
-                    distances = staged.distortion.between(references[number], output, ids[rows])
-                    values[rows, column] = distances.mean(1).cpu().numpy()
-                    advance(f"{site.name} {fmt.name}")
+            with contextlib.ExitStack() as held:
+                for stage in uses:
+                    held.enter_context(staged.hold(stage))
+                held.enter_context(quantized_site(staged.model, site, fmt, scale_dtype))
+                start = inputs[first] if inputs and first >= 0 else None
+                hidden = [None if start is None else start[batch_rows(b)] for b in batches(*ids.shape)]
+                for stage in range(first, suffix + 1):
+                    with staged.hold(stage):
+                        for number, batch in enumerate(batches(*ids.shape)):
+                            rows = batch_rows(batch)
+                            output = staged.run(stage, hidden[number], ids[rows], contexts[number] if contexts else [])
+                            if stage < suffix:
+                                hidden[number] = output
+                                continue
+                            distances = staged.distortion.between(references[number], output, ids[rows])
+                            values[rows, column] = distances.mean(1).cpu().numpy()
+                            advance(f"{site.name} {fmt.name}")
         yield site, values

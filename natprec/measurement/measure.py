@@ -116,6 +116,7 @@ def measure(
             advance=advance,
             state=state,
             save=save,
+            scratch=state_file.absolute().parent if state_file else None,
         )
     idle = [name for name, curve in curves.items() if not curve.energy.any()]
     if idle:

@@ -76,6 +76,11 @@ class WeightObserver:
         each = self.total // self.parts
         return self.parts * max(n for n in range(1, each + 1) if each % n == 0 and n * self.parts <= affordable)
 
+    @property
+    def buffer(self) -> torch.Size:
+        """Shape of `squares`, and of what can be reused for them: (units, rows, columns)."""
+        return torch.Size((self.units, *self.weight.shape))
+
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Watch one use of the weight."""
         if isinstance(module, nn.Embedding):
@@ -102,9 +107,8 @@ class WeightObserver:
         if self.compensation is not None:
             self.compensation.add(inputs, gradient, self.sequences)
         if self.gathered is None:
-            shape = torch.Size((self.units, *self.weight.shape))
-            ready = self.spare.get(shape)
-            self.gathered = ready.pop() if ready else torch.empty(shape, device=self.weight.device)
+            ready = self.spare.get(self.buffer)
+            self.gathered = ready.pop() if ready else torch.empty(self.buffer, device=self.weight.device)
             self.gathered.zero_()
         for index, sequence in enumerate(self.sequences):
             if sequence in self.pending:
@@ -130,7 +134,7 @@ class WeightObserver:
     def add_lookup(self, ids: Tensor, gradient: Tensor) -> None:
         """Account for an embedding lookup: ids (batch, time), gradient (batch, time, columns)."""
         for index, sequence in enumerate(self.sequences):
-            rows, inverse, counts = ids[index].unique(return_inverse=True, return_counts=True)
+            rows, inverse, counts = ids[index].long().unique(return_inverse=True, return_counts=True)
             own = gradient.new_zeros(len(rows), gradient.shape[-1], dtype=torch.float32)
             own.index_add_(0, inverse, gradient[index].float())
             other = torch.zeros_like(own)  # the gradient through the matrix product of a tied weight

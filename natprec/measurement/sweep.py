@@ -2,8 +2,9 @@
 
 Forward block by block, keeping each block's input; then suffix, blocks from the last, prefix, each
 recomputed with gradients on and left as soon as its sites are contracted. At any time one stage's
-gradients are in memory. After each stage the state goes to disk, so a killed run resumes there and
-arrives at the same bits: every random draw depends only on the seed and the sequence's index.
+gradients are in memory, and of weights that lie on disk one stage's. After each stage the state goes
+to disk, so a killed run resumes there and arrives at the same bits: every random draw depends only
+on the seed and the sequence's index.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from natprec.blocks import Context, StagedModel
 from natprec.formats import ActivationFormat, NumberFormat
 from natprec.measurement.activations import ActivationObserver, watching
+from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.compensation import Compensation, deciding_format, rescale
 from natprec.measurement.curves import Curve
 from natprec.measurement.observers import WeightObserver
@@ -66,23 +69,29 @@ def batch_count(staged: StagedModel, sequences: int, length: int) -> int:
 
 @torch.no_grad()
 def forward_blocks(
-    staged: StagedModel, ids: Tensor, stop: int, advance: Advance
-) -> tuple[list[Tensor], list[list[Context]]]:
-    """Inputs of blocks 0 to `stop` (each (sequences, time, hidden)), and contexts per batch."""
+    staged: StagedModel, ids: Tensor, stop: int, advance: Advance = lambda stage: None, scratch: Path | None = None
+) -> tuple[BlockInputs, list[list[Context]]]:
+    """Inputs of blocks 0 to `stop` (each (sequences, time, hidden)), and contexts per batch; none without blocks."""
+    if not staged.blocks:
+        return BlockInputs(), []
     parts, contexts = [], []
-    for batch in batches(*ids.shape):
-        hidden, context = staged.prefix(ids[batch_rows(batch)])
-        parts.append(hidden)
-        contexts.append(context)
-        advance("prefix forward")
-    inputs = [torch.cat(parts)]
+    with staged.hold(-1):
+        for batch in batches(*ids.shape):
+            hidden, context = staged.prefix(ids[batch_rows(batch)])
+            parts.append(hidden)
+            contexts.append(context)
+            advance("prefix forward")
+    hidden = torch.cat(parts)
+    inputs = BlockInputs.suited(hidden, stop + 1, scratch)
     for index in range(stop):
-        output = torch.empty_like(inputs[0])
-        for batch, context in zip(batches(*ids.shape), contexts, strict=True):
-            rows = batch_rows(batch)
-            output[rows] = staged.block(index, inputs[-1][rows], context[index])
-            advance(f"{staged.block_names[index]} forward")
-        inputs.append(output)
+        output = torch.empty_like(hidden)
+        with staged.hold(index):
+            for batch, context in zip(batches(*ids.shape), contexts, strict=True):
+                rows = batch_rows(batch)
+                output[rows] = staged.block(index, hidden[rows], context[index])
+                advance(f"{staged.block_names[index]} forward")
+        inputs.push(output)
+        hidden = output
     return inputs, contexts
 
 
@@ -101,6 +110,7 @@ def sweep(
     advance: Advance = lambda stage: None,
     state: SweepState | None = None,
     save: Callable[[SweepState], None] = lambda state: None,
+    scratch: Path | None = None,
 ) -> dict[str, Curve]:
     """Measure every site.
 
@@ -115,11 +125,12 @@ def sweep(
         gauges: unit → where its inputs can be rescaled; used where that lowers what GPTQ leaves.
         activations: more sites, with their candidate formats.
         state: of an earlier run that was killed; `save` receives it after each stage.
+        scratch: folder for block inputs that memory is too small for; default: the system's.
     Returns:
         Site name → curve.
     """
-    suffix, terms = len(staged.blocks), staged.distortion.terms(ids.shape[1])
-    state = state or SweepState(suffix, None, {}, {})
+    terms = staged.distortion.terms(ids.shape[1])
+    state = state or SweepState(len(staged.blocks), None, {}, {})
     spare: dict[torch.Size, list[Tensor]] = {}
     moments: dict[str, Tensor | InputOrder] = {}
 
@@ -142,45 +153,67 @@ def sweep(
         if site.name not in state.curves
     }
     load_tied(observers, state.tied)
-    inputs: list[Tensor] = []
-    contexts: list[list[Context]] = []
-    if staged.blocks and state.stage >= 0:
-        inputs, contexts = forward_blocks(staged, ids, state.stage, advance)
+    inputs, contexts = (
+        forward_blocks(staged, ids, state.stage, advance, scratch) if state.stage >= 0 else (BlockInputs(), [])
+    )
     for stage in range(state.stage, -2 if staged.blocks else -1, -1):
-        gradient = torch.empty_like(inputs[0]) if inputs else None
-        with _watching(staged, observers, stage), watching(staged, flowing, stage):
-            for number, batch in enumerate(batches(*ids.shape)):
-                for observer in observers.values():
-                    observer.sequences = batch
-                for watcher in flowing.values():
-                    watcher.sequences = batch
-                rows = batch_rows(batch)
-                hidden = inputs[stage][rows].detach().requires_grad_() if inputs else None
-                output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else [])
-                if stage == suffix:
-                    staged.distortion.draw(output, batch, seed).backward()
-                elif output.requires_grad:
-                    assert state.gradient is not None
-                    output.backward(state.gradient[rows].to(output.device))
-                if hidden is not None and gradient is not None:
-                    gradient[rows] = hidden.grad  # type: ignore[assignment]
-                for observer in observers.values():
-                    observer.flush()
-                advance(f"{stage_label(staged, stage)} backward")
-        if inputs:
-            inputs.pop()
-        done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
-        _rescale_units(done, gauges or {}, terms)
-        state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
-        for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
-            watcher = flowing.pop(name)
-            state.curves[name] = watcher.curve(terms, _columns(done.get(watcher.site.unit)))
-        moments.clear()
-        for observer in observers.values():
-            observer.finish_product(terms)
+        with staged.hold(stage):
+            with _watching(staged, observers, stage), watching(staged, flowing, stage):
+                gradient = _backward(
+                    staged, observers, flowing, stage, inputs, contexts, ids, state.gradient, seed, advance
+                )
+            if inputs:
+                inputs.pop()
+            done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
+            _rescale_units(done, gauges or {}, terms)
+            state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
+            for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
+                watcher = flowing.pop(name)
+                state.curves[name] = watcher.curve(terms, _columns(done.get(watcher.site.unit)))
+            moments.clear()
+            for observer in observers.values():
+                observer.finish_product(terms)
+        for shape in spare.keys() - {observer.buffer for observer in observers.values() if observer.site.gptq}:
+            del spare[shape]
         state.stage, state.gradient, state.tied = stage - 1, gradient, tied_state(observers)
         save(state)
     return {site.name: state.curves[site.name] for site in (*sites, *(activations or {}))}
+
+
+def _backward(
+    staged: StagedModel,
+    observers: Mapping[str, WeightObserver],
+    flowing: Mapping[str, ActivationObserver],
+    stage: int,
+    inputs: BlockInputs,
+    contexts: list[list[Context]],
+    ids: Tensor,
+    incoming: Tensor | None,
+    seed: int,
+    advance: Advance,
+) -> Tensor | None:
+    """Run a stage forward and backward under its observers; returns the gradient at its input."""
+    own = inputs[stage] if inputs else None
+    gradient = None if own is None else torch.empty_like(own)
+    for number, batch in enumerate(batches(*ids.shape)):
+        for observer in observers.values():
+            observer.sequences = batch
+        for watcher in flowing.values():
+            watcher.sequences = batch
+        rows = batch_rows(batch)
+        hidden = None if own is None else own[rows].detach().requires_grad_()
+        output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else [])
+        if stage == len(staged.blocks):
+            staged.distortion.draw(output, batch, seed).backward()
+        elif output.requires_grad:
+            assert incoming is not None
+            output.backward(incoming[rows].to(output.device))
+        if hidden is not None and gradient is not None:
+            gradient[rows] = hidden.grad  # type: ignore[assignment]
+        for observer in observers.values():
+            observer.flush()
+        advance(f"{stage_label(staged, stage)} backward")
+    return gradient
 
 
 def _rescale_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:

@@ -64,21 +64,21 @@ def find_gauges(staged: StagedModel, sites: Sequence[Site], ids: Tensor) -> dict
     hidden, contexts = staged.prefix(ids)
     known: dict[tuple[str, int], list[tuple[str, int, int]]] = {}  # what the same unit had in an earlier block
     for index, name in enumerate(staged.block_names):
-        block = staged.blocks[index]
-        expected = staged.block(index, hidden, contexts[index])
-        for unit, members in _units(staged, sites, index).items():
-            columns = members[0].shape[1]
-            own = (unit.removeprefix(name), columns)
-            tried = known.get(own)
-            known[own] = []
-            for producer, produced, head in _candidates(block, columns) if tried is None else tried:
-                gauge = Gauge(unit, f"{name}.{producer}", produced, head)
-                with _scaled(staged.model, gauge, members):
-                    same = torch.equal(staged.block(index, hidden, contexts[index]), expected)
-                if same:
-                    found[unit] = gauge
-                    known[own] = [(producer, produced, head)]
-                    break
+        with staged.hold(index):
+            expected = staged.block(index, hidden, contexts[index])
+            for unit, members in _units(staged, sites, index).items():
+                columns = members[0].shape[1]
+                own = (unit.removeprefix(name), columns)
+                tried = known.get(own)
+                known[own] = []
+                for producer, produced, head in _candidates(staged.blocks[index], columns) if tried is None else tried:
+                    gauge = Gauge(unit, f"{name}.{producer}", produced, head)
+                    with _scaled(staged.model, gauge, members):
+                        same = torch.equal(staged.block(index, hidden, contexts[index]), expected)
+                    if same:
+                        found[unit] = gauge
+                        known[own] = [(producer, produced, head)]
+                        break
         hidden = expected
     return found
 

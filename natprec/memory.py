@@ -1,0 +1,26 @@
+"""How much memory there is, and how much was used."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int:
+    """Bytes of main memory that this process may still take: what is free, within the limits of its container."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int((CGROUP / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no such limit
+    return max(free, 0)
+
+
+def peak_bytes() -> int:
+    """The most that was resident of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,145 @@
+"""Where a model's weights are: all in memory, or on disk until their turn comes.
+
+Whatever computes says which parameters it needs, `with weights.hold(parameters):`, and gets the original values as
+float32. In memory that is nothing to do. On disk a parameter that is not held is hollow: it has its shape, dtype and
+device, but one NaN stands for all its values, so that it takes no memory and a use outside of `hold` cannot pass
+unnoticed. What is done to a held parameter's `data` is gone when it is released.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from natprec.errors import ModelError
+
+
+class Stored(Protocol):
+    """Tensors of a checkpoint by the model's own names."""
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor in its stored dtype, on the CPU; it may be a view of the file."""
+
+
+class InMemory:
+    """All weights are there, always."""
+
+    whole = True
+
+    def hold(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
+        """Nothing to do."""
+        return contextlib.nullcontext()
+
+    def original(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """The parameter's values."""
+        return parameter.detach()
+
+    def passing(self, always: Sequence[nn.Parameter], blocks: Sequence[nn.Module]) -> Any:
+        """Nothing to do."""
+        return contextlib.nullcontext()
+
+
+class OnDisk:
+    """Weights are read when they are needed, and forgotten afterwards."""
+
+    whole = False
+
+    def __init__(self, model: nn.Module, stored: Stored, device: torch.device | str = "cpu") -> None:
+        """Make every parameter of a model on the meta device hollow; ties stay ties."""
+        self.stored = stored
+        self._names: dict[int, str] = {}
+        self._held: Counter[int] = Counter()
+        self._checked: set[int] = set()
+        made: dict[int, nn.Parameter] = {}
+        for prefix, module in model.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(_hollow(parameter.shape, device), requires_grad=False)
+                    self._names[id(made[id(parameter)])] = f"{prefix}.{name}".removeprefix(".")
+                module._parameters[name] = made[id(parameter)]
+        self._kept_alive = [*made.values()]  # `_names` knows them by their identity
+
+    @contextlib.contextmanager
+    def hold(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Within the block these parameters have their values; it may be entered again for some of them.
+
+        Raises:
+            ModelError: a tensor holds NaN or Inf, or its file has gone.
+        """
+        wanted = list({id(parameter): parameter for parameter in parameters}.values())
+        counted = []
+        try:
+            for parameter in wanted:
+                if not self._held[id(parameter)]:
+                    parameter.data = self._values(parameter)
+                self._held[id(parameter)] += 1
+                counted.append(parameter)
+            yield
+        finally:
+            for parameter in counted:
+                self._held[id(parameter)] -= 1
+                if not self._held[id(parameter)]:
+                    parameter.data = _hollow(parameter.shape, parameter.device)
+
+    def original(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """The parameter's values as they are stored."""
+        return self.stored.tensor(name)
+
+    @contextlib.contextmanager
+    def passing(self, always: Sequence[nn.Parameter], blocks: Sequence[nn.Module]) -> Iterator[None]:
+        """While the whole model runs: each block's weights are there from its call to its return."""
+        with contextlib.ExitStack() as rest:
+            rest.enter_context(self.hold(always))
+            inside = contextlib.ExitStack()
+            rest.callback(lambda: inside.close())
+
+            def enter(module: nn.Module, _: Any) -> None:
+                inside.enter_context(self.hold(module.parameters()))
+
+            for block in blocks:
+                rest.callback(block.register_forward_pre_hook(enter).remove)
+                rest.callback(block.register_forward_hook(lambda *_: inside.close()).remove)
+            yield
+
+    def _values(self, parameter: nn.Parameter) -> Tensor:
+        """Float32, on the parameter's device, in memory of its own."""
+        name = self._names[id(parameter)]
+        value = self.stored.tensor(name).to(parameter.device, torch.float32, copy=True)
+        if value.shape != parameter.shape:
+            raise ModelError(
+                f"tensor {name!r} has shape {tuple(value.shape)} on disk and {tuple(parameter.shape)} by the config; "
+                "the checkpoint is damaged: download it again"
+            )
+        if id(parameter) not in self._checked:
+            refuse_not_finite(name, value)
+            self._checked.add(id(parameter))
+        return value
+
+
+Weights = InMemory | OnDisk
+
+
+def refuse_not_finite(name: str, tensor: Tensor) -> None:
+    """Refuse NaN and Inf before an hour of work turns them into a result.
+
+    Raises:
+        ModelError: names the tensor and how many of its values are bad.
+    """
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        raise ModelError(
+            f"tensor {name!r} holds {bad} values of {tensor.numel()} that are NaN or Inf; "
+            "the checkpoint is damaged: download it again or use another"
+        )
+
+
+def _hollow(shape: torch.Size, device: torch.device | str) -> Tensor:
+    """One NaN in the shape of many values."""
+    return torch.full((), torch.nan, device=device).expand(shape)
