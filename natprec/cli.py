@@ -22,6 +22,7 @@ from natprec.estimate import estimate
 from natprec.evaluation import judge
 from natprec.files import REMEDIES, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
+from natprec.inspection.command import inspect
 from natprec.measurement import Measurement
 from natprec.memory import peak_bytes
 from natprec.options import (
@@ -317,6 +318,11 @@ def verify(
 app.command(epilog=_examples("natprec compare --model ./folder --methods gptq,autoround,natprec --out compared"))(
     compare
 )
+app.command(
+    epilog=_examples(
+        "natprec inspect --model ./folder --data calib.txt", "natprec inspect --plan plan.json --out inspected"
+    )
+)(inspect)
 
 
 def _dry_run(request: Any, stages: Any, as_json: bool) -> None:

@@ -26,6 +26,10 @@ class BudgetError(NatprecError, ValueError):
     """A tolerance or size that no combination of the measured formats reaches."""
 
 
+class BoundError(NatprecError, TypeError):
+    """More information than an operation takes in: a type error of bundles."""
+
+
 class OutputError(NatprecError, OSError):
     """A result that cannot be written."""
 

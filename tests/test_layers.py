@@ -15,7 +15,11 @@ LAYERS: list[set[str]] = [
     {"files", "progress"},
     {"formats"},
     {"quantizers"},
+<<<<<<< HEAD
     {"kernels"},
+=======
+    {"information"},
+>>>>>>> 15dbc75 (natprec inspect: realized codes, b* of both flows, domains and boundaries on a captured graph)
     {"checkpoints", "encoders"},
     {"weights"},
     {"stored"},
@@ -29,6 +33,7 @@ LAYERS: list[set[str]] = [
     {"activation_sites"},
     {"transforms"},
     {"subject"},
+    {"ir"},
     {"measurement"},
     {"solver"},
     {"rounding"},
@@ -38,7 +43,7 @@ LAYERS: list[set[str]] = [
     {"resumable", "evaluation"},
     {"pipeline", "estimate", "summary"},
     {"api", "options"},
-    {"comparison"},
+    {"comparison", "inspection"},
     {"cli", ""},  # "" is natprec/__init__.py
     {"__main__"},
 ]

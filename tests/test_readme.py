@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 HUB_ID = "HuggingFaceTB/SmolLM2-135M"
 FEW = {"quantize": "--tokens 512 --eval-tokens 512", "measure": "--tokens 512", "apply": "--tokens 512",
+       "inspect": "--tokens 512",
        "verify": "--eval-tokens 512", "compare": "--tokens 512 --eval-tokens 512"}  # fmt: skip
 
 

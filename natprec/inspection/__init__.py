@@ -1,0 +1,1 @@
+"""`natprec inspect`: the information of a model, site by site and boundary by boundary."""

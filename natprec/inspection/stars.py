@@ -1,0 +1,75 @@
+"""b* of every site, for both flows and both at once (T1, T3, T4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from natprec.ir.domains import attention_unit
+from natprec.measurement import Curve, Measurement
+from natprec.solver.allocation import natural_precision
+
+
+@dataclass(frozen=True)
+class Star:
+    """Natural precision in bits; None where no measured width keeps the tolerance."""
+
+    forward: int | None
+    backward: int | None
+
+    @property
+    def dual(self) -> int | None:
+        """The fewest bits that keep both tolerances."""
+        return None if self.forward is None or self.backward is None else max(self.forward, self.backward)
+
+    def to_json(self) -> dict[str, int | None]:
+        """As `natprec inspect --json` prints it."""
+        return {"forward": self.forward, "backward": self.backward, "dual": self.dual}
+
+
+def stars(measurement: Measurement, eps: float, eps_bwd: float) -> dict[str, Star]:
+    """Site name → b*, the same tolerance at every site (T1); sites that nothing reached have none.
+
+    Args:
+        eps: distortion, in the measurement's unit.
+        eps_bwd: of the gradient's energy, the share that may be lost.
+    """
+    return {name: _star(curve, eps, eps_bwd) for name, curve in measurement.curves.items()}
+
+
+def _star(curve: Curve, eps: float, eps_bwd: float) -> Star:
+    energy = float(curve.energy.mean())
+    if energy == 0:
+        return Star(None, None)
+    return Star(_fewest(curve, curve.kl(), eps), _fewest(curve, curve.backward.mean(0) / energy, eps_bwd))
+
+
+def _fewest(curve: Curve, values: np.ndarray, limit: float) -> int | None:
+    """Of several formats of one width, the best counts."""
+    best: dict[int, float] = {}
+    for fmt, value in zip(curve.formats, values, strict=True):
+        best[fmt.bits] = min(best.get(fmt.bits, np.inf), float(value))
+    widths = np.array(sorted(best))
+    place = natural_precision(widths, np.array([best[bits] for bits in widths]), limit)
+    return None if place is None else int(widths[place])
+
+
+def unit_widths(units: Mapping[str, str], measurement: Measurement, found: Mapping[str, Star]) -> dict[str, int]:
+    """Unit → the largest forward b* of its sites, of whatever kind was measured.
+
+    Args:
+        units: module → unit that its operator belongs to.
+    """
+    widths: dict[str, int] = {}
+    unknown: set[str] = set()
+    for name, star in found.items():
+        site = measurement.curves[name].site
+        readers = [attention_unit(use) for use in site.uses] if site.kind in ("key", "value") else list(site.uses)
+        for unit in {units[reader] for reader in readers if reader in units}:
+            if star.forward is None:
+                unknown.add(unit)
+            else:
+                widths[unit] = max(widths.get(unit, 0), star.forward)
+    return {unit: bits for unit, bits in widths.items() if unit not in unknown}

@@ -1,0 +1,112 @@
+"""Bundles (T13): what a tensor carries, and apart from it the gauge in which it is stored.
+
+A bundle is (shape, entropy bound, meaning). It has no precision and no layout: those are the gauge, chosen when the
+tensor is materialized, and choosing another gauge leaves the bundle as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from natprec.errors import BoundError, InputError
+
+Meaning = Literal[
+    "pixels", "latents", "tokens", "embedding", "attention", "probability", "activation", "weight", "gradient"
+]
+"""Semantic types."""
+
+TYPICAL_BITS = {"pixels": 24.0, "latents": 4.0, "embedding": 12.0, "attention": 8.0}
+"""Entropy per element that such tensors usually stay below; a pixel has three channels of 8 bits."""
+
+FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+
+
+@dataclass(frozen=True)
+class InfoBundle:
+    """What a tensor carries.
+
+    Attributes:
+        shape: logical; nothing is said of strides or packing.
+        entropy_bits: at most so many bits per element.
+    """
+
+    shape: tuple[int, ...]
+    entropy_bits: float
+    meaning: Meaning
+
+    @property
+    def elements(self) -> int:
+        """Product of the shape."""
+        return math.prod(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """How a tensor is materialized; the word is that of T10: the function stays, its representation changes.
+
+    Attributes:
+        format: 'fp32', 'fp16', 'bf16', 'fp8', or 'int1' to 'int8'.
+        layout: 'row-major', 'tiled' or 'packed'.
+    """
+
+    format: str
+    layout: Literal["row-major", "tiled", "packed"] = "row-major"
+
+    def __post_init__(self) -> None:
+        if self.format not in FLOATS and not re.fullmatch(r"int[1-8]", self.format):
+            raise InputError(f"unknown gauge format {self.format!r}; known: {', '.join(FLOATS)}, int1 to int8")
+
+    @property
+    def bits(self) -> int:
+        """Width of an element."""
+        return torch.finfo(FLOATS[self.format]).bits if self.format in FLOATS else int(self.format[3:])
+
+    @classmethod
+    def of_dtype(cls, dtype: torch.dtype) -> Gauge:
+        """That of a float tensor.
+
+        Raises:
+            InputError: of another dtype.
+        """
+        for name, known in FLOATS.items():
+            if known == dtype:
+                return cls(name)
+        raise InputError(f"dtype {dtype} is no gauge; known: {', '.join(FLOATS)}")
+
+    @classmethod
+    def of_bits(cls, bits: int) -> Gauge:
+        """Integer codes of a width."""
+        return cls(f"int{bits}", "packed")
+
+
+def bound_bits(meaning: Meaning, symbols: int | None, stored_bits: float) -> float:
+    """The bound to begin with where nothing was measured: what the meaning says, what the storage holds.
+
+    Args:
+        symbols: size of the vocabulary or number of classes, where there is one.
+        stored_bits: per element, of the dtype that the tensor comes in.
+    """
+    limit = math.log2(symbols) if symbols and meaning in ("tokens", "probability") else math.inf
+    return min(limit, TYPICAL_BITS.get(meaning, math.inf), stored_bits)
+
+
+def require_bound(limit_bits: float, received_bits: float, where: str) -> None:
+    """The type rule of bundles: what is received must fit.
+
+    Raises:
+        BoundError: it does not.
+    """
+    if received_bits > limit_bits:
+        raise BoundError(
+            f"{where}: this operation expects H <= {limit_bits:.4g} bits but received H = {received_bits:.4g}: "
+            "information would be destroyed without explicit compression"
+        )
