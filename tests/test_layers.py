@@ -15,11 +15,8 @@ LAYERS: list[set[str]] = [
     {"files", "progress"},
     {"formats"},
     {"quantizers"},
-<<<<<<< HEAD
     {"kernels"},
-=======
     {"information"},
->>>>>>> 15dbc75 (natprec inspect: realized codes, b* of both flows, domains and boundaries on a captured graph)
     {"checkpoints", "encoders"},
     {"weights"},
     {"stored"},

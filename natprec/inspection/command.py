@@ -95,7 +95,14 @@ def inspect(
     held_out = held_out_tokens(request, subject, stages)
     if known is None:
         known = measure(
-            subject, ids, engine=engine, group_size=request.group_size, rounding="rtn", sites="all", seed=seed, stages=stages,
+            subject,
+            ids,
+            engine=engine,
+            group_size=request.group_size,
+            rounding="rtn",
+            sites="all",
+            seed=seed,
+            stages=stages,
         )
     found = run(
         subject, ids, held_out, known, eps=request.eps or 0.01, eps_bwd=eps_bwd, plan=planned, kelvin=kelvin,

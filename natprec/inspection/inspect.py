@@ -234,7 +234,8 @@ def _weights(
 
 def _format_of(curve: Curve, width: int) -> NumberFormat | None:
     """The measured format of a width with the least distortion."""
-    of_width = [(kl, fmt) for kl, fmt in zip(curve.kl(), curve.formats, strict=True) if fmt.bits == width]
+    measured = zip(curve.kl(), curve.formats, strict=True)
+    of_width = [(kl, fmt) for kl, fmt in measured if isinstance(fmt, NumberFormat) and fmt.bits == width]
     return min(of_width)[1] if of_width else None
 
 

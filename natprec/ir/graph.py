@@ -115,7 +115,7 @@ def weight_of(node: fx.Node) -> str | None:
 
 def _exported(model: nn.Module, inputs: Mapping[str, Any]) -> fx.GraphModule:
     program = torch.export.export(model, (), dict(inputs), strict=False)
-    return program.module(check_guards=False)  # type: ignore[return-value]
+    return program.module(check_guards=False)
 
 
 def _culprit(model: nn.Module, inputs: Mapping[str, Any], error: Exception) -> tuple[str, Exception]:
