@@ -68,36 +68,53 @@ def activation_formats(site: Site, group_size: int | None) -> tuple[ActivationFo
     return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
 
 
-@contextlib.contextmanager
-def rounded(model: nn.Module, site: Site, fmt: ActivationFormat, largest: Tensor | None = None) -> Iterator[None]:
-    """Within the block every use of the activation computes with its rounded values.
+def round_input(module: nn.Module, fmt: ActivationFormat) -> Any:
+    """From now on a module computes with its first argument rounded; returns what `remove()` undoes it."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not isinstance(module, nn.Linear) and "forward" in vars(module):  # a block that is only passed through
+            return args
+        return (round_activations(args[0], fmt), *args[1:])
+
+    return module.register_forward_pre_hook(hook)
+
+
+def round_states(
+    module: nn.Module, fmt: ActivationFormat, kinds: Sequence[str] = ("key", "value"), largest: Tensor | None = None
+) -> AttentionHook:
+    """The same for the keys or values, or both, of an attention module.
 
     Args:
         largest: magnitude that a fixed scale is made for; default: that of each batch.
     """
 
-    def round_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if site.role == "stream" and "forward" in vars(module):  # passed through, as prefix and suffix do
-            return args
-        return (round_activations(args[0], fmt, largest), *args[1:])
+    def hook(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            round_activations(key, fmt, largest) if "key" in kinds else key,
+            round_activations(value, fmt, largest) if "value" in kinds else value,
+        )
 
-    def round_states(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if site.kind == "key":
-            return round_activations(key, fmt, largest), value
-        return key, round_activations(value, fmt, largest)
+    return AttentionHook(module, hook)
 
-    handles: list[Any] = []
-    for use in site.uses:
-        module = model.get_submodule(use)
-        if site.role == "cache":
-            handles.append(AttentionHook(module, round_states))
-        else:
-            handles.append(module.register_forward_pre_hook(round_input))
+
+def round_site(model: nn.Module, site: Site, fmt: ActivationFormat, largest: float | None = None) -> list[Any]:
+    """Round an activation wherever it is used; returns the hooks, to remove."""
+    modules = [model.get_submodule(use) for use in site.uses]
+    if site.role == "cache":
+        known = None if largest is None else torch.tensor(largest, device=next(model.parameters()).device)
+        return [round_states(module, fmt, (site.kind,), known) for module in modules]
+    return [round_input(module, fmt) for module in modules]
+
+
+@contextlib.contextmanager
+def rounded(model: nn.Module, site: Site, fmt: ActivationFormat) -> Iterator[None]:
+    """Within the block every use of the activation computes with its rounded values."""
+    hooks = round_site(model, site, fmt)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from natprec.measurement.measure import measure as measure_subject
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.request import Request, refuse_long
+from natprec.rounding.flows import round_flows
 from natprec.solver import Plan
 from natprec.subject import Subject
 
@@ -30,7 +31,7 @@ class Quantized:
     """A model rounded to a plan, in memory; call it like the original.
 
     Attributes:
-        model: with the weights that an engine will reconstruct, float32.
+        model: with the weights that an engine will reconstruct, float32; activations are rounded as it runs.
         codes: site name → codes, scales, zero points.
     """
 
@@ -96,6 +97,8 @@ def apply(
     rounding = rounding or plan.rounding
     ids = None if rounding == "rtn" and not refine else _calibration(subject, data, tokens, length, seed)[0]
     codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True), refine, seed)
+    if plan.inputs or plan.cache:
+        round_flows(subject.model, subject.activations, plan)
     return Quantized(subject.model, subject, plan, codes, rounding)
 
 

@@ -26,8 +26,10 @@ from natprec.inspection.command import inspect
 from natprec.measurement import Measurement
 from natprec.memory import peak_bytes
 from natprec.options import (
+    KV,
     METHOD,
     OUTPUT,
+    Activations,
     Bits,
     Column,
     Data,
@@ -36,6 +38,7 @@ from natprec.options import (
     DryRun,
     Engine,
     Eps,
+    EpsBwd,
     EstimatorOption,
     EvalData,
     EvalTokens,
@@ -87,6 +90,7 @@ def _examples(*lines: str) -> str:
         "natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01",
         "natprec quantize --model ./folder --bits 4.25 --data calib.txt --eval-data test.txt",
         "natprec quantize --model ./folder --max-size 90e6 --out small --json",
+        "natprec quantize --model ./folder --eps 0.05 --activations auto --kv 8",
     )
 )
 def quantize(
@@ -95,6 +99,9 @@ def quantize(
     bits: Bits = None,
     max_size: MaxSize = None,
     eps_scope: ScopeOption = "model",
+    eps_bwd: EpsBwd = None,
+    activations: Activations = "16",
+    kv: KV = "16",
     data: Data = None,
     eval_data: EvalData = None,
     text_column: Column = None,
@@ -124,7 +131,8 @@ def quantize(
     request = Request(
         model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,
         parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code, distortion,
-        transforms, refine,
+        transforms, refine, sites="weights" if activations == kv == "16" else "all",
+        activations=activations, kv=kv, eps_bwd=eps_bwd,
     )  # fmt: skip
     stages = Stages()
     if dry_run:
@@ -214,6 +222,9 @@ def solve(
     bits: Bits = None,
     max_size: MaxSize = None,
     eps_scope: ScopeOption = "model",
+    eps_bwd: EpsBwd = None,
+    activations: Activations = "16",
+    kv: KV = "16",
     engine: Annotated[str | None, option("--engine", METHOD, "Default: the one measured for.")] = None,
     rounding: PlannedRounding = None,
     out: Annotated[Path | None, option("--out", OUTPUT, "Write plan.json here.")] = None,
@@ -221,8 +232,9 @@ def solve(
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
     plan = Measurement.load(measurement).solve(
-        eps=eps, bits=bits, max_size=max_size, eps_scope=eps_scope, engine=engine, rounding=rounding
-    )
+        eps=eps, bits=bits, max_size=max_size, eps_scope=eps_scope, engine=engine, rounding=rounding,
+        activations=activations, kv=kv, eps_bwd=eps_bwd,
+    )  # fmt: skip
     if out is not None:
         plan.save(out)
     if as_json:
@@ -328,7 +340,7 @@ app.command(
 def _dry_run(request: Any, stages: Any, as_json: bool) -> None:
 
     subject = open_subject(request, stages)
-    formats = subject.candidates(engine_profile(request.engine), request.group_size)
+    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
     with stages.stage("time one batch"):
         result = estimate(subject, request, len({fmt for several in formats.values() for fmt in several}))
     if as_json:

@@ -58,6 +58,15 @@ Refine = Annotated[
 SitesOption = Annotated[
     str, option("--sites", METHOD, "weights, or all: inputs of Linears, residual stream, keys and values too.")
 ]
+Activations = Annotated[
+    str,
+    option("--activations", METHOD, "Bits of the inputs of Linears: 16, 8 (W8A8, W4A8 …), 4, or auto: both operands."),
+]
+KV = Annotated[str, option("--kv", METHOD, "Bits of keys and values in the cache: 16, or 8 (float8 in vllm).")]
+EpsBwd = Annotated[
+    float | None,
+    option("--eps-bwd", TARGET, "For training on it: of each site's gradient, the share that its width may lose."),
+]
 PlannedRounding = Annotated[str | None, option("--rounding", METHOD, "Default: the one measured or planned for.")]
 Seed = Annotated[int, option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
 Overwrite = Annotated[bool, option("--overwrite", OUTPUT, "Replace an existing output.")]

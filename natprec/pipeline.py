@@ -145,8 +145,9 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
     with stages.stage("write"):
         profile = engine_profile(plan.engine)
         write_checkpoint(
-            folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype
-        )
+            folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
+            inputs=plan.rounded_inputs, cache=plan.cache,
+        )  # fmt: skip
         for name, text in subject.companions.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ from natprec.progress import Stages
 from natprec.rounding import refuse_unknown_rounding
 from natprec.solver import Plan, solve
 from natprec.solver.solve import Scope, check_eps, check_positive
+from natprec.solver.units import NOT_ROUNDED, check_flows
 from natprec.subject import Subject
 from natprec.transforms import TRANSFORMS
 
@@ -55,6 +56,9 @@ class Request:
     refine: int = 0
     sites: str = "weights"
     weights: str = "auto"
+    activations: str = NOT_ROUNDED
+    kv: str = NOT_ROUNDED
+    eps_bwd: float | None = None
 
     def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
@@ -65,7 +69,7 @@ class Request:
             InputError: an unknown name or a number out of range.
         """
         check_eps(self.eps)
-        for name in ("bits", "max_size", "tokens", "eval_tokens", "length"):
+        for name in ("bits", "max_size", "eps_bwd", "tokens", "eval_tokens", "length"):
             check_positive(name.replace("_", "-"), getattr(self, name))
         if self.length < 2:
             raise InputError(f"sequence-length {self.length}: a sequence needs at least 2 tokens; 256 is usual")
@@ -75,7 +79,7 @@ class Request:
                     f"{name.replace('_', '-')} {getattr(self, name)} is less than one sequence of {self.length}; "
                     f"raise --{name.replace('_', '-')} or lower --sequence-length"
                 )
-        engine_profile(self.engine)
+        check_flows(engine_profile(self.engine), self.activations, self.kv)
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
         refuse_unknown_rounding(self.rounding)
@@ -103,6 +107,9 @@ class Request:
             eps_scope=self.eps_scope,
             eps_solved=eps_solved,
             rounding=self.rounding,
+            activations=self.activations,
+            kv=self.kv,
+            eps_bwd=self.eps_bwd,
         )
 
 
@@ -154,7 +161,7 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
         BudgetError: --bits or --max-size is below the cheapest plan.
         InputError: the group size does not divide a layer.
     """
-    formats = subject.candidates(engine_profile(request.engine), request.group_size)
+    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
     if request.bits is None and request.max_size is None:
         return
     none, one = np.zeros(1), np.ones(1)

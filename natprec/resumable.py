@@ -63,7 +63,7 @@ def run_measurement(
 
 
 def _refuse_other_measurement(found: Measurement, request: Request, subject: Subject, ids: Tensor, file: Path) -> None:
-    formats = subject.candidates(engine_profile(request.engine), request.group_size)
+    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
     header = found.header
     pairs = {
         "model": (header.model_digest, subject.digest),

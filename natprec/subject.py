@@ -118,14 +118,20 @@ class Subject:
         dtype, suits = choose_storage_dtype(declared, model, InMemory()), "kl" if kind == "causal" else "embedding"
         return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion)
 
-    def candidates(self, profile: EngineProfile, group_size: int | None) -> dict[str, tuple[NumberFormat, ...]]:
+    def candidates(
+        self, profile: EngineProfile, group_size: int | None, sites: str = "weights"
+    ) -> dict[str, tuple[NumberFormat, ...]]:
         """Site name → formats to measure: one group size, or with None all that divide the site.
 
+        Args:
+            sites: 'all' adds the weights, one scale per row, that some engines multiply with rounded activations.
         Raises:
             InputError: the group size does not divide a site, which is named.
         """
         if group_size is not None:
             formats = profile.measured((group_size,))
+            if sites == "all":
+                formats += tuple(fmt for fmt in profile.per_channel() if fmt not in formats)
             refuse_indivisible(self.sites, formats)
             return {site.name: formats for site in self.sites}
         formats = profile.measured(GROUP_SIZES)

@@ -38,6 +38,11 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
         "bits per weight",
         f"{plan.bits_per_weight:.3f} where quantized, {plan.bits_per_weight_total:.3f} over all; scales included",
     )
+    for bits in sorted({choice.bits for choice in plan.inputs.values()}):
+        count = sum(choice.bits == bits for choice in plan.inputs.values())
+        rows.add_row("activations", f"{bits} bits into {count} of {len(plan.inputs)} groups of Linears")
+    if plan.cache is not None:
+        rows.add_row("keys and values", plan.cache.format.name)
     before = plan.stored_bytes_reference
     rows.add_row("stored before", f"{human_bytes(before)}, at 16 bits")
     rows.add_row("stored after", _stored(plan.stored_bytes, stored_on_disk, before))

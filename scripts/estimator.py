@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--exact-sequences", type=int, default=8)
     parser.add_argument("--sites", type=int, default=24)
+    parser.add_argument("--activations", action="store_true", help="inputs of Linears, stream, keys and values instead")
     options = parser.parse_args()
     stages = Stages()
     request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens, length=options.sequence_length)
@@ -37,8 +38,13 @@ def main() -> None:
     some = calibration_tokens(request, subject, stages)
     few = some[:: max(1, len(some) // options.exact_sequences)][: options.exact_sequences]
     ids = few.repeat(len(some) // len(few), 1)  # the same text with other labels: both estimators see one text
-    measurement = measure(subject, ids, rounding="rtn", stages=stages)
-    curves = [curve for curve in measurement.curves.values() if curve.energy.any()]
+    kind = "all" if options.activations else "weights"
+    measurement = measure(subject, ids, rounding="rtn", sites=kind, stages=stages)
+    curves = [
+        curve
+        for curve in measurement.curves.values()
+        if curve.energy.any() and (curve.site.kind == "weight") != options.activations
+    ]
     # a stride that is prime to the sites of a block meets every kind at every depth
     chosen = [curves[i] for i in np.linspace(0, len(curves) - 1, options.sites).round().astype(int)]
     wanted = [(curve.site, curve.formats) for curve in chosen]

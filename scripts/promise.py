@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
 from natprec.request import Request, open_subject
 from natprec.rounding import restore, snapshot
+from natprec.rounding.flows import flows_rounded
 from natprec.texts import calibration_parts, calibration_tokens, held_out_tokens
 
 
@@ -37,6 +39,9 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument("--measurement", type=Path, help="use this file instead of measuring")
     parser.add_argument("--roundings", default="rtn,gptq")
+    parser.add_argument("--activations", default="16", help="bits of the inputs of Linears, or auto")
+    parser.add_argument("--kv", default="16", help="bits of keys and values")
+    parser.add_argument("--save", type=Path, help="keep the measurement here")
     parser.add_argument("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01])
     options = parser.parse_args()
     stages = Stages()
@@ -57,8 +62,11 @@ def main() -> None:
         measurement = Measurement.load(options.measurement)
     else:
         measurement = measure(
-            subject, ids, engine=options.engine, parts=calibration_parts(request, subject), stages=stages
-        )
+            subject, ids, engine=options.engine, parts=calibration_parts(request, subject), stages=stages,
+            sites="weights" if options.activations == options.kv == "16" else "all",
+        )  # fmt: skip
+        if options.save:
+            measurement.save(options.save)
     original = snapshot(subject.model)
     with torch.no_grad():
         rows = [slice(batch.start, batch.stop) for batch in batches(*held_out.shape)]
@@ -69,17 +77,21 @@ def main() -> None:
     results = []
     for rounding in options.roundings.split(","):
         for eps in options.eps:
-            plan = measurement.solve(eps=eps, engine=options.engine, rounding=rounding)
+            plan = measurement.solve(
+                eps=eps, engine=options.engine, rounding=rounding, activations=options.activations, kv=options.kv
+            )
             round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
             reference = iter(expected)
-            summary = compare(
-                lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
-            ).summary()
+            with flows_rounded(subject.model, subject.activations, plan):
+                summary = compare(
+                    lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
+                ).summary()
             restore(subject.model, original)
             row = {
                 "rounding": rounding,
                 "eps": eps,
                 "bits_per_weight": plan.bits_per_weight,
+                "inputs": Counter(choice.bits for choice in plan.inputs.values()),
                 "predicted_over_eps": plan.kl_predicted / eps,
                 "measured": summary["kl_mean"],
                 "ci95": summary["kl_ci95"],

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from natprec.activation_sites import round_input, round_states
 from natprec.checkpoints import auto_class, model_kind
 from natprec.errors import InputError, ModelError
+from natprec.formats.activation_format import TOKEN, ActivationFormat
 from natprec.models import quiet
 
 
 def load_quantized(folder: Path) -> nn.Module:
-    """The checkpoint's model in float32, with reconstructed weights.
+    """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
     Plain transformers loads it; where transformers cannot (zero points or packed embeddings, from
     the `natprec` engine), the codes are unpacked here with the compressed-tensors library.
@@ -36,7 +38,9 @@ def load_quantized(folder: Path) -> nn.Module:
         ) from error
     try:
         with quiet(stderr=True):  # the libraries' own bars cannot be switched off
-            return _unpacked(folder, groups) if _needs_unpacking(folder, groups) else _plain(folder)
+            if not _needs_unpacking(folder, groups):
+                return _plain(folder)
+            return _rounding(_unpacked(folder, groups), config["quantization_config"])
     except Exception as error:
         raise ModelError(f"checkpoint {str(folder)!r} cannot be loaded ({error}); quantize again") from error
 
@@ -48,6 +52,22 @@ def _plain(folder: Path) -> nn.Module:
     model = auto_class(kind).from_pretrained(folder, dtype=torch.float32)
     model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses
     return model.eval().requires_grad_(False)
+
+
+def _rounding(model: nn.Module, scheme: dict[str, Any]) -> nn.Module:
+    """The model with activations, keys and values rounded as a quantization_config says, by hooks."""
+
+    def described(arguments: dict[str, Any]) -> ActivationFormat:
+        return ActivationFormat(arguments["num_bits"], arguments["group_size"] or TOKEN)
+
+    for group in scheme["config_groups"].values():
+        if group["input_activations"]:
+            for name in group["targets"]:
+                round_input(model.get_submodule(name), described(group["input_activations"]))
+    if scheme.get("kv_cache_scheme"):
+        for module in model.modules():  # only those that compute attention will ask
+            round_states(module, described(scheme["kv_cache_scheme"]))
+    return model
 
 
 def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:

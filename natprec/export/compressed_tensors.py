@@ -2,21 +2,24 @@
 
 One config group per format, its sites named one by one; `format` is set on every group, because
 the library would otherwise guess. Packing is the library's (dense: 32 codes of b bits in b words).
+Activations are described (`input_activations`, `kv_cache_scheme`); the engine rounds them while it runs.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from natprec.formats import EngineProfile, NumberFormat
+from natprec.formats import ActivationFormat, EngineProfile, NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.quantizers import QuantizedTensor
 from natprec.sites import Site
+from natprec.solver.plan import CacheChoice
 
 SHARD_BYTES = 5_000_000_000
 
@@ -30,13 +33,22 @@ def write_checkpoint(
     profile: EngineProfile,
     storage_dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
+    inputs: Mapping[str, ActivationFormat] | None = None,
+    cache: CacheChoice | None = None,
 ) -> None:
-    """Write weights, configuration, generation configuration and tokenizer into an existing folder."""
-    write_weights(folder, checkpoint_tensors(model, sites, quantized, profile, storage_dtype), shard_bytes)
+    """Write weights, configuration, generation configuration and tokenizer into an existing folder.
+
+    Args:
+        inputs: unit → format of its input, where that is rounded.
+        cache: format of keys and values, where they are.
+    """
+    inputs = inputs or {}
+    tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs)
+    write_weights(folder, tensors | _cache_scales(cache, storage_dtype), shard_bytes)
     config = model.config.to_diff_dict() | {  # type: ignore[operator, union-attr]
         "architectures": [type(model).__name__],
         "dtype": str(storage_dtype).removeprefix("torch."),
-        "quantization_config": quantization_config(sites, quantized, profile),
+        "quantization_config": quantization_config(sites, quantized, profile, inputs, cache),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if getattr(model, "generation_config", None) is not None:
@@ -51,6 +63,7 @@ def checkpoint_tensors(
     quantized: dict[str, QuantizedTensor],
     profile: EngineProfile,
     storage_dtype: torch.dtype,
+    inputs: Mapping[str, ActivationFormat] | None = None,
 ) -> dict[str, Tensor]:
     """All tensors of the checkpoint by name; tied weights once."""
     replaced = {use + ".weight" for site in sites if site.name in quantized for use in site.uses}
@@ -64,17 +77,29 @@ def checkpoint_tensors(
         tensors[name] = tensor.detach().cpu().to(dtype).contiguous()
     for site in sites:
         if site.name in quantized:
-            tensors |= _packed(site, quantized[site.name], profile, storage_dtype)
+            int8 = _is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
+            tensors |= _packed(site, quantized[site.name], int8, storage_dtype)
     return tensors
 
 
-def _packed(site: Site, value: QuantizedTensor, profile: EngineProfile, dtype: torch.dtype) -> dict[str, Tensor]:
+def _cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Tensor]:
+    """`k_scale` and `v_scale` of each attention module, where they are fixed."""
+    if cache is None or cache.format.arguments()["dynamic"]:
+        return {}
+    scales = {}
+    for name, largest in cache.largest.items():
+        module, _, kind = name.rpartition(":")
+        scales[f"{module}.{kind[0]}_scale"] = cache.format.scale(torch.tensor([largest])).to(dtype)
+    return scales
+
+
+def _packed(site: Site, value: QuantizedTensor, int8: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     """One site's tensors: codes, scales, zero points."""
     from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
     value = value.to("cpu")
     scale = value.scale.to(dtype).contiguous()
-    if _is_int8(site, profile):
+    if int8:
         tensors = {f"{site.name}.weight": value.codes.contiguous()}
         return tensors | {f"{use}.weight_scale": scale.clone() for use in site.uses}
     tensors = {
@@ -88,41 +113,51 @@ def _packed(site: Site, value: QuantizedTensor, profile: EngineProfile, dtype: t
     return tensors
 
 
-def _is_int8(site: Site, profile: EngineProfile) -> bool:
-    """Whether codes are stored one to a byte (see `natprec.formats.engines`)."""
-    return site.role == "embedding" and not profile.dense_embedding
+def _is_int8(site: Site, fmt: NumberFormat, profile: EngineProfile, inputs: ActivationFormat | None) -> bool:
+    """Whether codes are stored one to a byte: embeddings of some engines, weights of W8A8."""
+    if site.role == "embedding":
+        return not profile.dense_embedding
+    return inputs is not None and fmt in profile.per_channel()
 
 
 def quantization_config(
-    sites: list[Site], quantized: dict[str, QuantizedTensor], profile: EngineProfile
+    sites: list[Site],
+    quantized: dict[str, QuantizedTensor],
+    profile: EngineProfile,
+    inputs: Mapping[str, ActivationFormat] | None = None,
+    cache: CacheChoice | None = None,
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json, validated by the compressed-tensors library."""
     from compressed_tensors.quantization import QuantizationConfig
 
-    targets: dict[tuple[NumberFormat, bool], list[str]] = {}
+    targets: dict[tuple[NumberFormat, bool, ActivationFormat | None], list[str]] = {}
     ignore: list[str] = []
     for site in sites:
         if site.name in quantized:
-            key = (quantized[site.name].format, _is_int8(site, profile))
+            fmt, rounded = quantized[site.name].format, (inputs or {}).get(site.unit)
+            key = (fmt, _is_int8(site, fmt, profile, rounded), rounded)
             targets.setdefault(key, []).extend(site.uses)
         else:
             ignore.extend(site.uses)
     groups = {}
-    for (fmt, int8), names in sorted(targets.items(), key=lambda item: (item[0][0].name, item[0][1])):
-        groups[fmt.name + ("-int8" if int8 else "")] = {
+    for (fmt, int8, rounded), names in targets.items():
+        groups[fmt.name + ("-int8" if int8 else "") + (f"-{rounded.name}" if rounded else "")] = {
             "targets": names,
             "format": "int-quantized" if int8 else "pack-quantized",
             "weights": _weight_arguments(fmt),
-            "input_activations": None,
+            "input_activations": rounded.arguments() if rounded else None,
             "output_activations": None,
         }
+    formats = {group["format"] for group in groups.values()}
     config = {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized" if len({group["format"] for group in groups.values()}) == 1 else "mixed-precision",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "ignore": ignore,
-        "config_groups": groups,
+        "config_groups": dict(sorted(groups.items())),
     }
+    if cache is not None:
+        config["kv_cache_scheme"] = cache.format.arguments()
     QuantizationConfig.model_validate(config)
     return config
 

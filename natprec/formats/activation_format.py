@@ -4,7 +4,8 @@
     a4-g64       one scale per 64 features of a token
     fp8-tensor   float8 e4m3, one scale for all text, fixed beforehand (what vLLM keeps in a cache)
 
-Scales are those of compressed-tensors: largest magnitude over (2^b - 1) / 2, or over 448 for float8.
+Integers' scales are those of compressed-tensors: largest magnitude over (2^b - 1) / 2. That of float8 is a power of
+two, which every dtype holds and which leaves its precision as it is.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from natprec.errors import InputError
 
 FLOAT8_MAX = 448.0
+
+FLOAT8_SPAN = 224.0
+"""What the largest magnitude measured is scaled to, or below: the rest of the range is for other text."""
 
 TOKEN, TENSOR = 0, -1
 """Group sizes that stand for one scale per token, and for one in all."""
@@ -44,10 +51,11 @@ class ActivationFormat:
             return "fp8-tensor"
         return f"a{self.bits}-token" if self.group_size == TOKEN else f"a{self.bits}-g{self.group_size}"
 
-    @property
-    def largest(self) -> float:
-        """The magnitude at scale 1 that the largest of a group is scaled to."""
-        return FLOAT8_MAX if self.floating else (2**self.bits - 1) / 2
+    def scale(self, largest: Tensor) -> Tensor:
+        """Of groups with these largest magnitudes; 1 for a group of zeros."""
+        found = largest / (FLOAT8_SPAN if self.floating else (2**self.bits - 1) / 2)
+        found = torch.where(found > 0, found, 1.0)
+        return found.log2().ceil().exp2() if self.floating else found
 
     def divides(self, features: int) -> bool:
         """Whether tokens of this many features split into whole groups."""

@@ -8,6 +8,9 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
   initialisation needs `Embedding.weight`), but it does load 8-bit codes stored as int8. Since
   compressed-tensors 0.18 it also fails on packed zero points, so both offer symmetric formats only.
 - `natprec` is our own loader, which reads everything that we write.
+- Rounded activations: vLLM multiplies W8A8 in CUTLASS with weights per channel, and W2-W7 with A8, W2 and W3 with A4
+  in Humming (W4A8 may run as W4A16 without a word: vllm #38064). Its cache scheme is float8 with one scale per
+  tensor. transformers rounds as the checkpoint says, in float arithmetic: it shows the quality of any pair.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from natprec.errors import unknown
+from natprec.formats.activation_format import FLOAT8, ActivationFormat
 from natprec.formats.number_format import CHANNEL, NumberFormat
+from natprec.formats.pairings import Pairing
 
 GROUP_SIZES = (32, 64, 128, CHANNEL)
 
@@ -29,6 +34,8 @@ class EngineProfile:
         embedding: the same for embeddings, tied or not; empty: they stay at 16 bits.
         head: the same for an untied output head.
         dense_embedding: whether embedding codes are packed; otherwise each takes a whole int8.
+        pairings: products with rounded activations; a product with 16-bit ones exists for every weight.
+        cache: bits of keys and values, below 16, that it keeps; 8 are float8 where `float_cache`.
     """
 
     name: str
@@ -36,6 +43,9 @@ class EngineProfile:
     embedding: tuple[tuple[int, bool], ...] = ()
     head: tuple[tuple[int, bool], ...] = ()
     dense_embedding: bool = True
+    pairings: tuple[Pairing, ...] = ()
+    cache: tuple[int, ...] = ()
+    float_cache: bool = True
 
     def runs(self, role: str, fmt: NumberFormat) -> bool:
         """Whether the engine runs this format for a role ('linear', 'head' or 'embedding')."""
@@ -44,6 +54,18 @@ class EngineProfile:
             "head": self.head,
             "embedding": self.embedding,
         }[role]
+
+    def multiplies(self, weight: NumberFormat, inputs: ActivationFormat) -> bool:
+        """Whether the engine multiplies a Linear's weight with inputs rounded so."""
+        return any(pairing.covers(weight, inputs) for pairing in self.pairings)
+
+    def per_channel(self) -> tuple[NumberFormat, ...]:
+        """Formats of weights that exist for products with rounded activations alone."""
+        return tuple(NumberFormat(bits, CHANNEL) for each in self.pairings if each.per_channel for bits in each.weights)
+
+    def cached(self, bits: int, head_size: int) -> ActivationFormat:
+        """The format of keys and values of so many bits."""
+        return FLOAT8 if bits == 8 and self.float_cache else ActivationFormat(bits, head_size)
 
     def measured(self, group_sizes: tuple[int, ...]) -> tuple[NumberFormat, ...]:
         """The formats to measure, narrowest first: those of Linear weights, at each group size."""
@@ -58,16 +80,39 @@ class EngineProfile:
 
 _SYMMETRIC = tuple((bits, True) for bits in range(2, 9))
 _BOTH = tuple((bits, symmetric) for bits in range(2, 9) for symmetric in (True, False))
+_NARROW = tuple(range(3, 9))
+_ANY_PAIR = tuple(Pairing(bits, tuple(range(2, 9)), grouped=True) for bits in _NARROW)
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        EngineProfile("vllm", linear=_SYMMETRIC, head=((4, True), (8, True))),
         EngineProfile(
-            "transformers", linear=_SYMMETRIC, head=_SYMMETRIC, embedding=((8, True),), dense_embedding=False
+            "vllm",
+            linear=_SYMMETRIC,
+            head=((4, True), (8, True)),
+            cache=(8,),
+            pairings=(Pairing(8, (2, 3, 4, 5, 6, 7)), Pairing(8, (8,), per_channel=True), Pairing(4, (2, 3))),
         ),
-        EngineProfile("sglang", linear=((4, True), (8, True))),
-        EngineProfile("natprec", linear=_BOTH, head=_BOTH, embedding=_BOTH),
+        EngineProfile(
+            "transformers",
+            linear=_SYMMETRIC,
+            head=_SYMMETRIC,
+            embedding=((8, True),),
+            dense_embedding=False,
+            pairings=_ANY_PAIR,
+            cache=_NARROW,
+            float_cache=False,
+        ),
+        EngineProfile("sglang", linear=((4, True), (8, True)), pairings=(Pairing(8, (8,), per_channel=True),)),
+        EngineProfile(
+            "natprec",
+            linear=_BOTH,
+            head=_BOTH,
+            embedding=_BOTH,
+            pairings=_ANY_PAIR,
+            cache=_NARROW,
+            float_cache=False,
+        ),
     )
 }
 

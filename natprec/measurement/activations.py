@@ -118,7 +118,8 @@ class ActivationObserver:
         shape = self.total, len(self.formats)
         forward, scaled, backward = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
         energy = torch.zeros(self.total, dtype=torch.float64)
-        largest = torch.stack([values.abs().amax() for values in self.values.values()] or [torch.ones(())]).amax()
+        largest = self._largest(1.0)
+        after = largest if columns is None else self._largest(columns)
         for sequence, gradient in self.gradients.items():
             values = self.values[sequence]
             standing = self.tokens / len(values)
@@ -130,7 +131,7 @@ class ActivationObserver:
                 backward[sequence, index] = lost * self.tokens / len(few)
                 if columns is not None:
                     inner, outer = values / columns, gradient * columns
-                    scaled[sequence, index] = directional(inner, outer, fmt) * standing
+                    scaled[sequence, index] = directional(inner, outer, fmt, after) * standing
         plain = forward.sum(0)
         left = torch.where(plain > 0, scaled.sum(0) / plain, torch.ones_like(plain))
         self.values.clear()
@@ -145,7 +146,13 @@ class ActivationObserver:
             np.zeros((self.parts, self.total // self.parts)),
             np.ones(len(self.formats)),
             scaled=columns is not None,
+            largest=(float(largest), float(after)),
         )
+
+    def _largest(self, columns: Tensor | float) -> Tensor:
+        """The largest magnitude over all text, of values divided by `columns`."""
+        found = [(values / columns).abs().amax() for values in self.values.values()]
+        return torch.stack(found).amax() if found else torch.ones(())
 
 
 def directional(values: Tensor, gradient: Tensor, fmt: ActivationFormat, largest: Tensor | None = None) -> Tensor:

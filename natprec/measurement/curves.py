@@ -22,6 +22,7 @@ class Curve:
         shares: (formats,) of `forward` that is left by GPTQ, which makes up for errors; 1 where it does not apply.
         alignment: (formats,) of `forward` for the errors that rounding to nearest really makes.
         kept: (parts, units) distortion of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
+        largest: magnitudes that a fixed scale must reach, as the model is and as GPTQ finds it; of activations only.
         scaled: whether `shares` suppose that the site's columns are rescaled before GPTQ: see `natprec.transforms`.
     """
 
@@ -34,6 +35,7 @@ class Curve:
     kept: np.ndarray
     alignment: np.ndarray
     scaled: bool = False
+    largest: tuple[float, float] = (0.0, 0.0)
 
     def kl(self, rounding: str = "rtn") -> np.ndarray:
         """(formats,) distortion: the largest over the kinds of text, so that a promise on one holds on all."""

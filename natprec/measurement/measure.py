@@ -76,7 +76,7 @@ def measure(
         raise unknown("sites", sites, SITES)
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
-    formats = subject.candidates(engine_profile(engine), group_size)
+    formats = subject.candidates(engine_profile(engine), group_size, sites)
     stages = stages or Stages(quiet=True)
     fingerprint = {
         "version": VERSION,

@@ -169,7 +169,7 @@ def sweep(
             state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
             for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
                 watcher = flowing.pop(name)
-                state.curves[name] = watcher.curve(terms, _columns(done.get(watcher.site.unit)))
+                state.curves[name] = watcher.curve(terms, _columns(watcher.site, done, gauges or {}))
             moments.clear()
             for observer in observers.values():
                 observer.finish_product(terms)
@@ -227,9 +227,20 @@ def _rescale_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gaug
             rescale(together, gauges[unit], formats[place], [done[name].nearest(place, terms) for name in members])
 
 
-def _columns(reader: WeightObserver | None) -> Tensor | None:
-    """What the columns that read an activation are multiplied by before GPTQ, if they are."""
-    return None if reader is None or reader.compensation is None else reader.compensation.columns
+def _columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:
+    """By what an activation's features are divided before GPTQ, if at all; those of values as their reader's."""
+    inside = [
+        gauge for gauge in gauges.values() if site.kind == "value" and gauge.producer.startswith(site.uses[0] + ".")
+    ]
+    reader = done.get(inside[0].unit if inside else site.unit)
+    if reader is None or reader.compensation is None or reader.compensation.columns is None:
+        return None
+    columns = reader.compensation.columns
+    if not inside:
+        return columns
+    produced = columns.new_ones(inside[0].produced)
+    produced[inside[0].channels(len(columns)).to(columns.device)] = columns
+    return produced
 
 
 def stage_label(staged: StagedModel, stage: int) -> str:

@@ -128,7 +128,7 @@ def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[di
     sites = []
     for curve in curves:
         formats = [fmt.name for fmt in curve.formats]
-        sites.append({**curve.site.to_json(), "formats": formats, "scaled": curve.scaled})
+        sites.append({**curve.site.to_json(), "formats": formats, "scaled": curve.scaled, "largest": curve.largest})
         for kind in _ARRAYS:
             arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, kind))
     return arrays, sites
@@ -140,9 +140,13 @@ def unpack_curves(sites: list[dict[str, Any]], arrays: dict[str, np.ndarray]) ->
     for description in sites:
         parse = parse_format if description["kind"] == "weight" else parse_activation_format
         formats: tuple[Format, ...] = tuple(parse(name) for name in description["formats"])
-        site = Site.from_json({key: value for key, value in description.items() if key not in ("formats", "scaled")})
+        site = Site.from_json(
+            {key: value for key, value in description.items() if key not in ("formats", "scaled", "largest")}
+        )
         values = {kind: arrays[f"{site.name}|{kind}"] for kind in _ARRAYS}
-        curves[site.name] = Curve(site, formats, **values, scaled=description["scaled"])
+        curves[site.name] = Curve(
+            site, formats, **values, scaled=description["scaled"], largest=tuple(description["largest"])
+        )
     return curves
 
 

@@ -1,7 +1,7 @@
 """What an engine makes of an activation: the nearest codes on a grid that each token, or group of its features, spans.
 
-The grid is compressed-tensors': a scale of largest magnitude over (2^b - 1) / 2, codes from -2^(b-1) to 2^(b-1) - 1.
-It has one code less than it could have on the positive side, where the largest value is half a step off.
+The grid is compressed-tensors': a scale of largest magnitude over (2^b - 1) / 2, codes from -2^(b-1) to 2^(b-1) - 1. A
+token's largest value is therefore half a step off when it is positive.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from natprec.formats.activation_format import TENSOR, TOKEN, ActivationFormat
+from natprec.formats.activation_format import FLOAT8_MAX, TENSOR, TOKEN, ActivationFormat
 
 
 def round_activations(values: Tensor, fmt: ActivationFormat, largest: Tensor | None = None) -> Tensor:
@@ -26,11 +26,10 @@ def round_activations(values: Tensor, fmt: ActivationFormat, largest: Tensor | N
         span = values.abs().amax() if largest is None else largest
     else:
         span = torch.maximum(grouped.amax(-1, keepdim=True), -grouped.amin(-1, keepdim=True))
-    scale = span / fmt.largest
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = fmt.scale(span)
     codes = grouped / scale
     if fmt.floating:
-        codes = codes.clamp_(-fmt.largest, fmt.largest).to(torch.float8_e4m3fn).to(values.dtype)
+        codes = codes.clamp_(-FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn).to(values.dtype)
     else:
         codes.round_().clamp_(-(2 ** (fmt.bits - 1)), 2 ** (fmt.bits - 1) - 1)
     return codes.mul_(scale).view(values.shape)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from natprec.errors import InputError
 from natprec.files import write_json
-from natprec.formats import NumberFormat
+from natprec.formats import ActivationFormat, NumberFormat
+from natprec.formats.activation_format import parse_activation_format
 
 UNQUANTIZED_BITS = 16
 
@@ -25,6 +26,8 @@ class Choice:
         kl: predicted distortion of this site alone, by default KL in nats per token.
         stored_bytes: on disk.
         scaled: whether the columns are rescaled before they are rounded (T10).
+        backward_bits: b* of the backward flow, at the plan's `eps_bwd` or else 0.01; None where no measured width
+            keeps it. What keeps both tolerances is the larger of this and `natural_bits` (T4).
     """
 
     format: NumberFormat | None
@@ -34,6 +37,7 @@ class Choice:
     elements: int
     unit: str
     scaled: bool = False
+    backward_bits: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """`bits`, `group_size` and `symmetric` first: what scripts read."""
@@ -43,6 +47,8 @@ class Choice:
             "group_size": fmt.group_size if fmt else None,
             "symmetric": fmt.symmetric if fmt else None,
             "natural_bits": self.natural_bits,
+            "backward_bits": self.backward_bits,
+            "dual_bits": dual(self.natural_bits, self.backward_bits),
             "kl": self.kl,
             "stored_bytes": self.stored_bytes,
             "elements": self.elements,
@@ -56,8 +62,68 @@ class Choice:
         fmt = None
         if value["group_size"] is not None:
             fmt = NumberFormat(value["bits"], value["group_size"], value["symmetric"])
-        names = ("natural_bits", "kl", "stored_bytes", "elements", "unit", "scaled")
+        names = ("natural_bits", "kl", "stored_bytes", "elements", "unit", "scaled", "backward_bits")
         return cls(fmt, *(value[name] for name in names))
+
+
+def dual(forward: int | None, backward: int | None) -> int | None:
+    """The fewest bits that keep both tolerances (T4)."""
+    return None if forward is None or backward is None else max(forward, backward)
+
+
+@dataclass(frozen=True)
+class InputChoice:
+    """The format in which a unit's input meets its weights; attributes as those of `Choice`, None: 16 bits."""
+
+    format: ActivationFormat | None
+    natural_bits: int | None
+    kl: float
+    backward_bits: int | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of an activation."""
+        return self.format.bits if self.format else UNQUANTIZED_BITS
+
+    def to_json(self) -> dict[str, Any]:
+        """`bits` first, as for weights."""
+        return {
+            "bits": self.bits,
+            "format": self.format.name if self.format else None,
+            "natural_bits": self.natural_bits,
+            "backward_bits": self.backward_bits,
+            "dual_bits": dual(self.natural_bits, self.backward_bits),
+            "kl": self.kl,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> InputChoice:
+        """The inverse of `to_json`."""
+        fmt = None if value["format"] is None else parse_activation_format(value["format"])
+        return cls(fmt, value["natural_bits"], value["kl"], value["backward_bits"])
+
+
+@dataclass(frozen=True)
+class CacheChoice:
+    """The format of all keys and values.
+
+    Attributes:
+        kl: predicted distortion of all of them together.
+        largest: site → the largest magnitude measured, for formats with a fixed scale.
+    """
+
+    format: ActivationFormat
+    kl: float
+    largest: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """`bits` first, as for weights."""
+        return {"bits": self.format.bits, "format": self.format.name, "kl": self.kl, "largest": self.largest}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> CacheChoice:
+        """The inverse of `to_json`."""
+        return cls(parse_activation_format(value["format"]), value["kl"], value["largest"])
 
 
 @dataclass(frozen=True)
@@ -74,6 +140,9 @@ class Plan:
             folder with 16-bit weights.
         uniform: the best single format for all Linear weights that stores no more; `kl_uniform`: predicted for
             it, all else as in this plan. If that is as good as mixed widths, this plan is that one.
+        activations: bits asked for of Linears' inputs, or 'auto'; `inputs`: unit → what its input got.
+        eps_bwd: of each gradient's energy, the share that rounding it may lose; None: any.
+        cache: of keys and values; None: 16 bits.
         distortion: name of what is kept small: 'kl' (nats per token) or another of `natprec.distortions`.
     """
 
@@ -95,6 +164,10 @@ class Plan:
     distortion: str = "kl"
     uniform: str | None = None
     kl_uniform: float | None = None
+    activations: str = "16"
+    eps_bwd: float | None = None
+    inputs: dict[str, InputChoice] = field(default_factory=dict)
+    cache: CacheChoice | None = None
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding.apply_plan`."""
@@ -114,6 +187,11 @@ class Plan:
                 "measure this model, or name the one that was measured"
             )
 
+    @property
+    def rounded_inputs(self) -> dict[str, ActivationFormat]:
+        """Unit → format of its input, where that is rounded."""
+        return {unit: choice.format for unit, choice in self.inputs.items() if choice.format is not None}
+
     def histogram(self) -> dict[int, int]:
         """Width → number of weights."""
         counts: dict[int, int] = {}
@@ -124,8 +202,14 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for plan.json."""
-        value = {name: getattr(self, name) for name in asdict(self) if name != "sites"}
-        return {**value, "sites": {name: choice.to_json() for name, choice in self.sites.items()}}
+        value = {each.name: getattr(self, each.name) for each in fields(self)}
+        del value["sites"]  # the longest last
+        return {
+            **value,
+            "cache": self.cache.to_json() if self.cache else None,
+            "inputs": {name: choice.to_json() for name, choice in self.inputs.items()},
+            "sites": {name: choice.to_json() for name, choice in self.sites.items()},
+        }
 
     def save(self, path: Path) -> None:
         """Write plan.json."""
@@ -143,6 +227,8 @@ class Plan:
         try:
             value = json.loads(path.read_text())
             sites = {name: Choice.from_json(choice) for name, choice in value.pop("sites").items()}
+            value["inputs"] = {name: InputChoice.from_json(choice) for name, choice in value["inputs"].items()}
+            value["cache"] = value["cache"] and CacheChoice.from_json(value["cache"])
             value["kl_predicted_ci95"] = tuple(value["kl_predicted_ci95"])
             return cls(**value, sites=sites)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

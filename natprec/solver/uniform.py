@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from natprec.formats import NumberFormat
 from natprec.solver.allocation import Unit
+from natprec.solver.units import Pair
 
 
 def best_uniform(
-    units: Sequence[Unit], formats: Sequence[Sequence[NumberFormat]], chosen: Sequence[int]
-) -> tuple[NumberFormat, list[int]] | None:
+    units: Sequence[Unit], formats: Sequence[Sequence[Pair]], chosen: Sequence[int]
+) -> tuple[Pair, list[int]] | None:
     """The uniform plan with the least KL among those that store no more than a given plan.
 
     Units for which an engine has other formats than for most weights (embeddings, heads) keep theirs.
@@ -24,7 +24,7 @@ def best_uniform(
     Returns:
         The format and each unit's index, or None when no single format is as small.
     """
-    weights: Counter[tuple[NumberFormat, ...]] = Counter()
+    weights: Counter[tuple[Pair, ...]] = Counter()
     for unit, own in zip(units, formats, strict=True):
         weights[tuple(own)] += unit.elements
     common = max(weights, key=lambda own: weights[own])

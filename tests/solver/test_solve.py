@@ -16,7 +16,8 @@ from natprec.formats.number_format import CHANNEL
 from natprec.measurement import Measurement
 from natprec.solver import Plan, solve
 from natprec.solver.allocation import natural_precision, staircase
-from natprec.solver.solve import HEADROOM, _units
+from natprec.solver.solve import HEADROOM
+from natprec.solver.units import groups_of
 from tests.arrange import curve, measurement
 
 FORMATS = tuple(NumberFormat(bits, 64) for bits in range(2, 9))
@@ -94,9 +95,9 @@ def test_site_scope_with_one_site_is_model_scope() -> None:
 def test_a_size_is_the_inverse_of_a_tolerance() -> None:
     """At each step of the staircase; between steps both are rounded to it in their own favour."""
     made = made_up()
-    groups = _units(made, engine_profile("vllm"), "rtn")
-    stairs = staircase([unit for unit, _, _ in groups])
-    weights = sum(unit.elements for unit, _, _ in groups)
+    units = [group.unit for group in groups_of(made, engine_profile("vllm"), "rtn", "16", None)]
+    stairs = staircase(units)
+    weights = sum(unit.elements for unit in units)
     assert len(stairs.kl) > 20
     for kl, stored in zip(stairs.kl, stairs.stored, strict=True):
         plans = [

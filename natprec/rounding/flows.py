@@ -1,0 +1,39 @@
+"""What flows through a rounded model: inputs of Linears, keys and values, rounded by hooks as an engine would."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from natprec.activation_sites import round_site
+from natprec.sites import Site
+from natprec.solver import Plan
+
+
+def round_flows(model: nn.Module, activations: Sequence[Site], plan: Plan) -> list[Any]:
+    """Round all that a plan rounds from now on; returns the hooks, to remove.
+
+    Args:
+        activations: the model's sites that are no weights.
+    """
+    hooks = []
+    for site in activations:
+        if site.role == "linear" and site.unit in plan.rounded_inputs:
+            hooks += round_site(model, site, plan.rounded_inputs[site.unit])
+        elif site.role == "cache" and plan.cache is not None:
+            hooks += round_site(model, site, plan.cache.format, plan.cache.largest[site.name])
+    return hooks
+
+
+@contextlib.contextmanager
+def flows_rounded(model: nn.Module, activations: Sequence[Site], plan: Plan) -> Iterator[None]:
+    """The same within a block."""
+    hooks = round_flows(model, activations, plan)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,136 @@
+"""From chosen pairs to the plan: every site's format, its cost, and the b* that its own share would give it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from natprec.errors import InputError
+from natprec.formats import EngineProfile
+from natprec.solver.allocation import natural_precision
+from natprec.solver.plan import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, Plan
+from natprec.solver.units import NOT_ROUNDED, Group, fewest_bits, kl_of, stored_bytes
+from natprec.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    from natprec.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan answers: its attributes of these names."""
+
+    eps: float | None
+    eps_solved: float | None
+    eps_scope: str
+    rounding: str
+    activations: str
+    eps_bwd: float | None
+
+
+def assemble(
+    measurement: Measurement,
+    profile: EngineProfile,
+    groups: Sequence[Group],
+    kept: Sequence[str],
+    chosen: Sequence[int],
+    cache: CacheChoice | None,
+    share: float,
+    target: Target,
+) -> Plan:
+    """The plan.
+
+    Args:
+        kept: weights that stay at 16 bits.
+        chosen: of each group the index of its pair.
+        share: what all groups may cost together, or with `eps_scope` 'site' each site.
+    """
+    header, rounding = measurement.header, target.rounding
+    elements = sum(group.unit.elements for group in groups)
+    flowing = {group.unit.name: group.inputs for group in groups if target.activations != NOT_ROUNDED and group.inputs}
+    counted = elements + sum(group.unit.elements for group in groups if group.unit.name in flowing)
+    choices: dict[str, Choice] = {}
+    inputs: dict[str, InputChoice] = {}
+    pooled = []
+    for group, index in zip(groups, chosen, strict=True):
+        pair = group.pairs[index]
+        own = share if target.eps_scope == "site" else share * group.unit.elements / counted
+        alone = group.alone
+        found = natural_precision(alone.stored, alone.worst if target.eps_scope == "site" else alone.kl, own)
+        natural = None if found is None else group.formats[found].bits
+        for curve in group.curves:
+            pooled.append(curve.samples(pair.weight, rounding))
+            choices[curve.site.name] = Choice(
+                pair.weight,
+                natural,
+                float(kl_of(curve, [pair.weight], rounding)[0]),
+                stored_bytes(curve, pair.weight, profile),
+                curve.site.elements,
+                curve.site.unit,
+                curve.scaled and rounding == "gptq",
+                group.backward[curve.site.name],
+            )
+        if group.unit.name in flowing:
+            curve, kl = flowing[group.unit.name], float(kl_of(flowing[group.unit.name], [pair.inputs], rounding)[0])
+            natural = fewest_bits(curve.formats, curve.kl(rounding), own)
+            inputs[group.unit.name] = InputChoice(pair.inputs, natural, kl, group.backward[curve.site.name])
+            if pair.inputs is not None:
+                pooled.append(curve.samples(pair.inputs, rounding))
+    for name in kept:
+        curve, site = measurement.curves[name], measurement.curves[name].site
+        pooled.append(curve.samples(None))
+        choices[name] = Choice(None, None, curve.kept_kl, 2 * site.elements, site.elements, site.unit)
+    if cache is not None:
+        pooled += [measurement.curves[name].samples(cache.format, rounding) for name in cache.largest]
+    units = min(len(values) for values in pooled)
+    total = sum(values.reshape(units, -1).mean(1) for values in pooled)
+    stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)
+    fixed = 2 * len(cache.largest) if cache and cache.format.floating else 0
+    unquantized = sum(2 * measurement.curves[name].site.elements for name in kept)
+    everything = sum(choice.elements for choice in choices.values())
+    costs = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
+    costs += [cache.kl] if cache else []
+    return Plan(
+        **asdict(target),
+        model=header.model,
+        model_digest=header.model_digest,
+        engine=profile.name,
+        storage_dtype=header.storage_dtype,
+        distortion=header.distortion,
+        kl_predicted=float(np.sum(costs)),
+        kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
+        stored_bytes=stored + unquantized + fixed + header.other_bytes + header.carried_bytes,
+        stored_bytes_reference=header.other_bytes + header.carried_bytes + everything * UNQUANTIZED_BITS // 8,
+        bits_per_weight=8 * stored / elements,
+        bits_per_weight_total=8 * (stored + unquantized) / everything,
+        sites={name: choices[name] for name in measurement.weights},
+        inputs=inputs,
+        cache=cache,
+    )
+
+
+def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv: str) -> CacheChoice | None:
+    """Keys and values at so many bits; None for 16.
+
+    Raises:
+        InputError: they were not measured, or differ in size.
+    """
+    if kv == NOT_ROUNDED:
+        return None
+    curves = [curve for curve in measurement.curves.values() if curve.site.role == "cache"]
+    if not curves:
+        why = "were not measured; measure with --sites all"
+        if measurement.header.sites == "all":
+            why = "were not found: this model does not call transformers' attention interface; leave --kv out"
+        raise InputError(f"keys and values {why}")
+    formats = [profile.cached(int(kv), curve.site.shape[1]) for curve in curves]
+    kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve, fmt in zip(curves, formats, strict=True))
+    if len(set(formats)) > 1:
+        raise InputError(
+            f"kv {kv!r}: heads of this model differ in size, and a checkpoint has one scheme; leave --kv out"
+        )
+    largest = {curve.site.name: curve.largest[rounding == "gptq"] for curve in curves}
+    return CacheChoice(formats[0], kl, largest)

@@ -1,0 +1,216 @@
+"""The units that a plan decides on: what they can be in, what that costs and what it saves.
+
+A unit's weights have one format and its input one: a pair, of those that the engine multiplies. Weights are stored, so
+their width saves bytes. Activations are not; a narrower one makes the product cheaper. With `--activations 8` that is
+the user's decision, and bytes are what is left to save. With `auto` both operands count alike: of each multiply-add
+the stored bits of its weight and the bits of its activation, and the same staircase then minimises their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from natprec.errors import BudgetError, InputError
+from natprec.formats import ActivationFormat, EngineProfile, Format, NumberFormat
+from natprec.solver.allocation import Unit, natural_precision
+from natprec.solver.plan import UNQUANTIZED_BITS
+
+if TYPE_CHECKING:
+    from natprec.measurement import Curve, Measurement
+
+AUTO = "auto"
+NOT_ROUNDED = str(UNQUANTIZED_BITS)
+
+EPS_BWD_SHOWN = 0.01
+"""Of the gradient's energy: where b* of the backward flow is reported if no tolerance is given."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Operands of a matrix product; `inputs` is None where activations stay at 16 bits."""
+
+    weight: NumberFormat
+    inputs: ActivationFormat | None = None
+
+    @property
+    def name(self) -> str:
+        """For example `int4-g64` or `int4-g64/a8-token`."""
+        return self.weight.name if self.inputs is None else f"{self.weight.name}/{self.inputs.name}"
+
+    @property
+    def input_bits(self) -> int:
+        """Of an activation."""
+        return UNQUANTIZED_BITS if self.inputs is None else self.inputs.bits
+
+
+@dataclass(frozen=True)
+class Group:
+    """A unit with its measured curves.
+
+    Attributes:
+        unit: `stored` is bytes, or with activations 'auto' eighths of the operands' bits.
+        curves: of its weights; `inputs`: of its input, if that was measured.
+        pairs: in the order of the unit's `kl` and `stored`.
+        formats, alone: the weights' formats, and the unit as if its input were never rounded, in their order.
+        backward: site → b* of the backward flow, at the tolerance given or else `EPS_BWD_SHOWN`.
+    """
+
+    unit: Unit
+    curves: tuple[Curve, ...]
+    pairs: tuple[Pair, ...]
+    inputs: Curve | None
+    formats: tuple[NumberFormat, ...]
+    alone: Unit
+    backward: dict[str, int | None]
+
+
+def groups_of(
+    measurement: Measurement, profile: EngineProfile, rounding: str, activations: str, eps_bwd: float | None
+) -> list[Group]:
+    """Units with the pairs that the engine runs for all of their sites.
+
+    Args:
+        activations: bits of the Linears' inputs, or 'auto'.
+        eps_bwd: of each gradient's energy, the share that rounding it in the site's format may lose (T4).
+    Raises:
+        InputError: activations that were not measured.
+        BudgetError: no format keeps `eps_bwd` at some site.
+    """
+    inputs = {curve.site.unit: curve for curve in measurement.curves.values() if curve.site.name.endswith(":input")}
+    if activations != NOT_ROUNDED and not inputs:
+        raise InputError("activations were not measured; measure again with --sites all, or leave --activations out")
+    members: dict[str, list[Curve]] = {}
+    for curve in measurement.weights.values():
+        if weight_formats(curve, profile):
+            members.setdefault(curve.site.unit, []).append(curve)
+    return [
+        _group(name, curves, inputs.get(name), profile, rounding, activations, eps_bwd)
+        for name, curves in members.items()
+    ]
+
+
+def _group(
+    name: str,
+    curves: list[Curve],
+    flowing: Curve | None,
+    profile: EngineProfile,
+    rounding: str,
+    activations: str,
+    eps_bwd: float | None,
+) -> Group:
+    shared = set.intersection(*(set(curve.formats) for curve in curves))
+    formats = [fmt for fmt in weight_formats(curves[0], profile) if fmt in shared]
+    if not any(curve.energy.any() for curve in curves):
+        formats, flowing = formats[-1:], None  # no token reached it: unknown, not free
+    if eps_bwd is not None:
+        formats = [fmt for fmt in formats if all(keeps_gradient(curve, fmt, eps_bwd) for curve in curves)]
+        if not formats:
+            raise BudgetError(
+                f"eps-bwd {eps_bwd:.3g} is below what the measured formats keep of the gradient at {name!r}; "
+                "raise --eps-bwd, or measure wider formats or smaller groups"
+            )
+    pairs = _pairs(formats, flowing, profile, activations, eps_bwd)
+    if not pairs:
+        raise BudgetError(
+            f"engine {profile.name!r} has no product with {activations}-bit activations for what was measured of "
+            f"{name!r}; give --activations auto, or measure with --sites all for this engine"
+        )
+    table = np.array([kl_of(curve, formats, rounding) for curve in curves])
+    elements = sum(curve.site.elements for curve in curves)
+    stored = np.array([float(sum(stored_bytes(curve, fmt, profile) for curve in curves)) for fmt in formats])
+    unit = alone = Unit(name, elements, table.sum(0), table.max(0), stored)
+    if any(pair.inputs for pair in pairs) and flowing is not None:
+        place = [formats.index(pair.weight) for pair in pairs]
+        more = kl_of(flowing, [pair.inputs for pair in pairs], rounding)
+        saved = elements / 8 * np.array([pair.input_bits for pair in pairs]) if activations == AUTO else 0.0
+        unit = Unit(name, elements, alone.kl[place] + more, np.maximum(alone.worst[place], more), stored[place] + saved)
+    shown = [*curves, flowing] if flowing is not None and activations != NOT_ROUNDED else curves
+    backward = {curve.site.name: backward_bits(curve, eps_bwd or EPS_BWD_SHOWN) for curve in shown}
+    return Group(unit, tuple(curves), tuple(pairs), flowing, tuple(formats), alone, backward)
+
+
+def _pairs(
+    formats: Sequence[NumberFormat],
+    flowing: Curve | None,
+    profile: EngineProfile,
+    activations: str,
+    eps_bwd: float | None,
+) -> list[Pair]:
+    """All that is asked for and exists; inputs that were not measured (an output head's) stay as they are."""
+    plain = [Pair(fmt) for fmt in formats]
+    if flowing is None or activations == NOT_ROUNDED:
+        return plain
+    pairs = [
+        Pair(fmt, inputs)
+        for inputs in flowing.formats
+        if isinstance(inputs, ActivationFormat) and (eps_bwd is None or keeps_gradient(flowing, inputs, eps_bwd))
+        for fmt in formats
+        if profile.multiplies(fmt, inputs)
+    ]
+    if activations == AUTO:
+        return pairs + plain
+    return [pair for pair in pairs if pair.input_bits == int(activations)]
+
+
+def weight_formats(curve: Curve, profile: EngineProfile) -> list[NumberFormat]:
+    """What was measured of a weight and the engine runs."""
+    return [fmt for fmt in curve.formats if isinstance(fmt, NumberFormat) and profile.runs(curve.site.role, fmt)]
+
+
+def kl_of(curve: Curve, formats: Sequence[Format | None], rounding: str) -> np.ndarray:
+    """KL under each of some formats, nats per token; an activation that is not rounded costs nothing."""
+    place = {fmt: index for index, fmt in enumerate(curve.formats)}
+    values = curve.kl(rounding)
+    return np.array([0.0 if fmt is None else values[place[fmt]] for fmt in formats])
+
+
+def stored_bytes(curve: Curve, fmt: NumberFormat, profile: EngineProfile) -> int:
+    """Of one weight on disk."""
+    site = curve.site
+    return profile.stored_bytes(site.role, fmt, *site.shape, uses=len(site.uses))
+
+
+def backward_bits(curve: Curve, eps_bwd: float) -> int | None:
+    """b* of the backward flow: the fewest bits that keep all but `eps_bwd` of the gradient's energy (T3)."""
+    energy = float(curve.energy.mean())
+    if energy == 0:
+        return None
+    return fewest_bits(curve.formats, curve.backward.mean(0) / energy, eps_bwd)
+
+
+def fewest_bits(formats: Sequence[Format], values: np.ndarray, limit: float) -> int | None:
+    """The fewest bits from which every wider format also keeps a limit; of several of one width the best counts."""
+    best: dict[int, float] = {}
+    for fmt, value in zip(formats, values, strict=True):
+        best[fmt.bits] = min(best.get(fmt.bits, np.inf), float(value))
+    widths = np.array(sorted(best))
+    found = natural_precision(widths, np.array([best[bits] for bits in widths]), limit)
+    return None if found is None else int(widths[found])
+
+
+def keeps_gradient(curve: Curve, fmt: Format, eps_bwd: float) -> bool:
+    """Whether a format, rounding the site's gradient, loses at most this share of its energy; nothing reached: yes."""
+    energy = float(curve.energy.mean())
+    return energy == 0 or float(curve.backward.mean(0)[curve.formats.index(fmt)]) <= eps_bwd * energy
+
+
+def check_flows(profile: EngineProfile, activations: str, kv: str) -> None:
+    """Refuse what an engine cannot do, before anything is measured.
+
+    Raises:
+        InputError: says what it can.
+    """
+    known = sorted({pairing.inputs for pairing in profile.pairings})
+    if activations not in (NOT_ROUNDED, *map(str, known), *([AUTO] if known else [])):
+        widths = ", ".join(map(str, (*known, UNQUANTIZED_BITS)))
+        raise InputError(
+            f"activations {activations!r}: engine {profile.name!r} multiplies with {widths} bits; give one of them"
+            + (" or auto" if known else "")
+        )
+    if kv not in (NOT_ROUNDED, *map(str, profile.cache)):
+        widths = ", ".join(map(str, (*profile.cache, UNQUANTIZED_BITS)))
+        raise InputError(f"kv {kv!r}: engine {profile.name!r} keeps keys and values at {widths} bits; give one of them")

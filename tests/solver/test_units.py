@@ -1,0 +1,131 @@
+"""Pairs of weights and inputs: which exist, what they cost, what a gradient's tolerance leaves of them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from natprec.errors import BudgetError, InputError
+from natprec.formats import ActivationFormat, NumberFormat, engine_profile
+from natprec.formats.number_format import CHANNEL
+from natprec.measurement import Curve, Measurement
+from natprec.sites import Site
+from natprec.solver import Plan
+from natprec.solver.units import backward_bits
+from tests.arrange import curve, measurement
+
+WEIGHTS = [*(NumberFormat(bits, 64) for bits in range(2, 9)), NumberFormat(8, CHANNEL)]
+INPUTS = [ActivationFormat(bits) for bits in (3, 4, 5, 6, 7, 8)]
+
+
+def falling(first: float, bits: list[Any]) -> list[float]:
+    return [first * 4.0 ** -(fmt.bits - 2) for fmt in bits]
+
+
+def input_curve(unit: str, kl: list[float]) -> Curve:
+    site = Site(f"{unit}:input", "activation", "linear", (1, 128), (unit,), unit, 0)
+    forward = np.tile(np.asarray(kl), (1, 4, 1))
+    ones = np.ones(len(kl))
+    return Curve(site, tuple(INPUTS), forward, forward[0] / 2, np.ones(4), ones, np.zeros((1, 4)), ones)
+
+
+def three_layers(hardest: float = 30.0) -> Measurement:
+    curves = []
+    for index, (weight, flowing) in enumerate([(0.2, 0.1), (0.4, hardest), (0.1, 0.02)]):
+        name = f"layer{index}"
+        curves.append(curve(name, falling(weight, WEIGHTS), WEIGHTS))
+        curves.append(input_curve(name, falling(flowing, INPUTS)))
+    return measurement(curves, sites="all")
+
+
+def test_only_pairs_of_the_engine() -> None:
+    profile = engine_profile("vllm")
+    a8, a4 = ActivationFormat(8), ActivationFormat(4)
+    assert profile.multiplies(NumberFormat(3, 64), a8)
+    assert not profile.multiplies(NumberFormat(8, 64), a8), "CUTLASS wants weights per channel"
+    assert profile.multiplies(NumberFormat(8, CHANNEL), a8)
+    assert not profile.multiplies(NumberFormat(4, 64), a4), "Humming: W <= A, and 4 bits are Marlin's"
+    assert not profile.multiplies(NumberFormat(3, 64), ActivationFormat(8, 64))
+    plan = three_layers().solve(eps=0.5, activations="8")
+    assert {choice.bits for choice in plan.inputs.values()} == {8}
+    for name, choice in plan.sites.items():
+        fmt = plan.inputs[name].format
+        assert choice.format is not None
+        assert fmt is not None
+        assert profile.multiplies(choice.format, fmt)
+
+
+def test_rounded_inputs_are_part_of_the_tolerance() -> None:
+    plain = three_layers().solve(eps=0.05)
+    plan = three_layers().solve(eps=0.05, activations="8")
+    assert plan.kl_predicted <= 0.05
+    sums = sum(choice.kl for choice in plan.sites.values()) + sum(choice.kl for choice in plan.inputs.values())
+    assert plan.kl_predicted == pytest.approx(sums)
+    assert plan.bits_per_weight > plain.bits_per_weight
+    assert not plain.inputs
+
+
+def test_auto_meets_brute_force() -> None:
+    """Fewest bits of both operands per multiply-add; the staircase is off by less than its last step."""
+    made, eps = three_layers(hardest=3000.0), 0.3
+    plan = made.solve(eps=eps, activations="auto", eps_solved=eps)
+    profile = engine_profile("vllm")
+    options = []
+    for index in range(3):
+        weights, inputs = made.curves[f"layer{index}"], made.curves[f"layer{index}:input"]
+        own = []
+        for fmt, kl in zip(weights.formats, weights.kl("gptq"), strict=True):
+            assert isinstance(fmt, NumberFormat)
+            bits = 8 * fmt.stored_bytes(64, 128) / (64 * 128)
+            own.append((bits + 16, kl))
+            own += [
+                (bits + flow.bits, kl + cost)
+                for flow, cost in zip(inputs.formats, inputs.kl("gptq"), strict=True)
+                if isinstance(flow, ActivationFormat) and profile.multiplies(fmt, flow)
+            ]
+        options.append(own)
+    best = min(sum(p[0] for p in picked) for picked in itertools.product(*options) if sum(p[1] for p in picked) <= eps)
+    found = sum(
+        8 * choice.stored_bytes / choice.elements + plan.inputs[name].bits for name, choice in plan.sites.items()
+    )
+    assert best <= found <= best + 2
+    assert plan.inputs["layer1"].bits == 16, "its input does not bear rounding"
+
+
+def test_the_larger_width_wins() -> None:
+    made = measurement([curve("a", falling(0.1, WEIGHTS), WEIGHTS)])
+    own = made.curves["a"]
+    lost = own.backward.mean(0) / own.energy.mean()
+    plain = made.solve(eps=0.2)
+    plan = made.solve(eps=0.2, eps_bwd=float(lost[3]))  # what 5 bits lose
+    assert plain.sites["a"].to_json()["bits"] == 2
+    assert plan.sites["a"].to_json()["bits"] == 5 == backward_bits(own, float(lost[3]))
+    value = plan.sites["a"].to_json()
+    assert value["dual_bits"] == max(value["natural_bits"], value["backward_bits"])
+
+
+def test_what_cannot_be_solved_says_why() -> None:
+    made = three_layers()
+    with pytest.raises(InputError, match=r"activations '6': engine 'vllm' multiplies with 4, 8, 16 bits"):
+        made.solve(eps=0.1, activations="6")
+    with pytest.raises(InputError, match=r"kv '4': engine 'vllm' keeps keys and values at 8, 16 bits"):
+        made.solve(eps=0.1, kv="4")
+    with pytest.raises(InputError, match="were not found"):
+        made.solve(eps=0.1, kv="8")
+    with pytest.raises(InputError, match="with a size give their bits"):
+        made.solve(bits=4, activations="auto")
+    with pytest.raises(InputError, match="measure again with --sites all"):
+        measurement([curve("a", falling(0.1, WEIGHTS), WEIGHTS)]).solve(eps=0.1, activations="8")
+    with pytest.raises(BudgetError, match="eps-bwd 1e-09 is below"):
+        made.solve(eps=0.1, eps_bwd=1e-9)
+    with pytest.raises(InputError, match="eps-bwd"):
+        made.solve(eps=0.1, eps_bwd=-1.0)
+
+
+def test_a_plan_with_inputs_is_read_back(tmp_path: Any) -> None:
+    plan = three_layers().solve(eps=0.3, activations="auto", eps_bwd=0.05)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
