@@ -10,9 +10,11 @@ from typing import Annotated
 from rich.console import Console
 
 from natprec.errors import InputError
+from natprec.files import new_folder, refuse_existing, write_json
 from natprec.information.landauer import ROOM_KELVIN
 from natprec.inspection.inspect import inspect as run
 from natprec.inspection.inspect import keep_named, require_explicit
+from natprec.inspection.picture import svg
 from natprec.inspection.report import tables, to_json
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
@@ -29,6 +31,7 @@ from natprec.options import (
     GroupSize,
     Json,
     Length,
+    Overwrite,
     Seed,
     Trust,
     option,
@@ -61,6 +64,7 @@ def inspect(
     strict: Annotated[bool, option("--strict", OUTPUT, "Refuse boundaries that take less than they receive.")] = False,
     site: Annotated[str | None, option("--site", OUTPUT, "Only this site, or all inside this module.")] = None,
     out: Annotated[Path | None, option("--out", OUTPUT, "Folder for inspection.json and graph.svg.")] = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
@@ -84,6 +88,8 @@ def inspect(
         device=device, trust_remote_code=trust_remote_code, distortion=None if planned is None else planned.distortion,
     )  # fmt: skip
     request.check()
+    if out is not None:
+        refuse_existing(out, overwrite)
     known = None if measurement is None else Measurement.load(measurement)
     stages = Stages()
     subject = open_subject(request, stages)
@@ -111,8 +117,14 @@ def inspect(
     if strict:
         require_explicit(found)
     shown = found if site is None else keep_named(found, site)
+    value = {"model": name, "eps": request.eps, "eps_bwd": eps_bwd, "kelvin": kelvin, **to_json(shown)}
+    if out is not None:
+        with new_folder(out, overwrite) as folder:
+            write_json(folder / "inspection.json", value)
+            (folder / "graph.svg").write_text(svg(found, f"{name}: bits per unit"), encoding="utf-8")
     if as_json:
-        value = {"model": name, "eps": request.eps, "eps_bwd": eps_bwd, "kelvin": kelvin, **to_json(shown)}
         sys.stdout.write(json.dumps({**value, "seconds": stages.seconds}, indent=2, allow_nan=False) + "\n")
         return
     Console(width=max(WIDTH, Console().width)).print(tables(shown), highlight=False)
+    if out is not None:
+        print(f"written to {out}")

@@ -6,7 +6,7 @@ model → graph → b* of its sites → domains → codes that occur → boundar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from natprec.inspection.weights import WeightCodes, rounding_cost, weight_codes
 from natprec.ir import Boundary, Capture, Domain, Gauge, assign_domains, capture, cost, find_edges, find_units
 from natprec.ir.bundle import require_bound
 from natprec.ir.domains import attention_unit
+from natprec.ir.flows import BUNDLE, flow
 from natprec.ir.graph import module_path, weight_of
 from natprec.ir.observe import codebooks
 from natprec.ir.operators import ATTENTION, operands, operator
@@ -40,6 +41,7 @@ class SiteRow:
         kind: 'weight', 'activation', 'key' or 'value'.
         elements: of the weight, or of the activation's values that were counted.
         entropy_bits: of the codes that occur, per element: reported, it decides nothing.
+        effective_bits: the smaller of both flows' bounds at an activation (T15).
         grid: where a weight lies on a grid: its group size, offset and bits.
         width: bits of its domain, or its format in the plan.
         bits_above: in a plan, width beyond b* (T18); negative where the plan gives less than b*.
@@ -54,6 +56,7 @@ class SiteRow:
     unseen_mass: float | None
     b_star: Star
     width: int
+    effective_bits: float | None = None
     grid: dict[str, Any] | None = None
     bits_above: int | None = None
 
@@ -68,6 +71,7 @@ class Inspection:
 
     Attributes:
         correlation: kind → Spearman's rank correlation of entropy and forward b* over its sites.
+        units: unit → modules whose weights it has; `widths`: unit → bits of its values, in a plan of its weights.
         notes: what a reader should know of how it was found.
     """
 
@@ -76,6 +80,8 @@ class Inspection:
     domains: list[Domain]
     boundaries: list[Boundary]
     correlation: dict[str, float]
+    units: dict[str, list[str]]
+    widths: dict[str, int]
     plan: Plan | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -118,18 +124,27 @@ def inspect(
             codebooks(graph, [model_inputs(subject, row[None]) for row in text], nodes, subject.storage_dtype, advance)
             for text in (ids, held_out)
         )
+    flow(graph, {node: book.entropy_bits for node, book in books.items()}, _vocabulary(subject))
     boundaries = [cost(edge, books[edge.value], others[edge.value], kelvin) for edge in edges]
     rows, rounded = _weights(subject, measurement, found, units, widths, plan, kelvin, stages)
     rows += _activations(values, books, found, widths, subject)
     notes = [] if graph.by == "torch.export" else [f"export fails at module {graph.culprit!r}: {graph.reason}"]
     if not any(curve.site.kind != "weight" for curve in measurement.curves.values()):
         notes.append("activations were not measured: the widths of domains are those that their weights need")
-    return Inspection(graph, rows, domains, rounded + boundaries, _correlation(rows), plan, notes)
+    members: dict[str, list[str]] = {unit: [] for unit in units.values()}
+    for module, unit in units.items():
+        members[unit] += [module] if module != unit or not unit.endswith(":attention") else []
+    drawn = {unit: widths.get(unit, _planned(subject, plan, modules)) for unit, modules in members.items()}
+    return Inspection(graph, rows, domains, rounded + boundaries, _correlation(rows), members, drawn, plan, notes)
 
 
 def model_inputs(subject: Subject, ids: Tensor) -> dict[str, Any]:
     """What the model's forward is called with."""
     return {"input_ids": ids, "use_cache": False} if subject.kind == "causal" else {"input_ids": ids}
+
+
+def _vocabulary(subject: Subject) -> int:
+    return int(subject.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
 def activation_values(graph: Capture, units: Mapping[str, str]) -> dict[str, fx.Node]:
@@ -181,10 +196,15 @@ def keep_named(inspection: Inspection, name: str) -> Inspection:
     boundaries = [each for each in inspection.boundaries if inside(each.source) or inside(each.target)]
     if not sites and not boundaries:
         raise unknown("site", name, (row.name for row in inspection.sites))
-    return Inspection(
-        inspection.capture, sites, inspection.domains, boundaries, inspection.correlation, inspection.plan,
-        inspection.notes,
-    )  # fmt: skip
+    return replace(inspection, sites=sites, boundaries=boundaries)
+
+
+def _planned(subject: Subject, plan: Plan | None, modules: list[str]) -> int:
+    """Widest format of a unit's weights in a plan; that of the model's dtype where there is none."""
+    names = {use: site.name for site in subject.sites for use in site.uses}
+    formats = [plan.sites[names[module]].format for module in modules if module in names] if plan else []
+    known = [fmt.bits for fmt in formats if fmt is not None]
+    return max(known) if known else Gauge.of_dtype(subject.storage_dtype).bits
 
 
 def _weights(
@@ -269,6 +289,7 @@ def _activations(
                 unseen_mass=book.unseen_mass,
                 b_star=found.get(name, Star(None, None)),
                 width=widths.get(owner, Gauge.of_dtype(subject.storage_dtype).bits),
+                effective_bits=node.meta[BUNDLE].entropy_bits,
             )
         )
     return rows

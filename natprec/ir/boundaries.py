@@ -44,6 +44,7 @@ class Boundary:
     """A crossing, and its cost.
 
     Attributes:
+        source_unit, target_unit: the units on both sides; None for norms, the residual stream and the like.
         kind: 'activation', or 'weight' for the codes of a checkpoint that are rounded to another format.
         elements: of the values that were counted, or of the weight.
         source_bits, target_bits: widths of both gauges.
@@ -62,6 +63,8 @@ class Boundary:
 
     source: str
     target: str
+    source_unit: str | None
+    target_unit: str | None
     kind: str
     elements: int
     source_bits: int
@@ -141,6 +144,8 @@ def cost(
     erased = made.erased_bits * own.elements
     return Boundary(
         *edge.names,
+        source_unit=place_of(edge.value).unit,
+        target_unit=place_of(edge.readers[0]).unit,
         kind="activation",
         elements=own.elements,
         source_bits=source.bits,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,10 +14,15 @@ FEW = ("--tokens", "256", "--sequence-length", "32")
 
 @pytest.fixture(scope="module")
 def inspected(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, text_file: Path) -> dict[str, Any]:
-    result = natprec("inspect", "--model", tiny_folder, "--data", text_file, *FEW, "--json")
+    out = tmp_path_factory.mktemp("out") / "inspected"
+    result = natprec("inspect", "--model", tiny_folder, "--data", text_file, *FEW, "--json", "--out", out)
     assert result.code == 0, result.err
     found: dict[str, Any] = json.loads(result.out)
-    return found
+    return {
+        **found,
+        "picture": (out / "graph.svg").read_text(),
+        "file": json.loads((out / "inspection.json").read_text()),
+    }
 
 
 def test_the_contract_of_scripts(inspected: dict[str, Any]) -> None:
@@ -31,6 +37,17 @@ def test_the_contract_of_scripts(inspected: dict[str, Any]) -> None:
     assert inspected["captured_by"] == "torch.export"
     kinds = [row["kind"] for row in inspected["sites"]]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"weight": 15, "activation": 9, "key": 2, "value": 2}
+
+
+def test_the_picture_draws_equal_blocks_once(inspected: dict[str, Any]) -> None:
+    """An embedding, two blocks of five units each, a head; colours are those of the widths."""
+    picture = ElementTree.fromstring(inspected["picture"])
+    words = [element.text or "" for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    widths = {row["name"]: row["width"] for row in inspected["sites"]}
+    assert f"q k v  {widths['model.layers.0.self_attn.q_proj']}" in words
+    alike = "model.layers.0 and 1 alike" in words
+    assert sum(word.startswith("gate up") for word in words) == (1 if alike else 2)
+    assert inspected["file"]["sites"] == inspected["sites"]
 
 
 def test_the_dual_is_the_wider_of_both(inspected: dict[str, Any]) -> None:
