@@ -5,7 +5,7 @@ model → graph → b* of its sites → domains → codes that occur → boundar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,7 +117,7 @@ def inspect(
     widths = unit_widths(units, measurement, found) if plan is None else {}
     domains = assign_domains(graph, widths, Gauge.of_dtype(subject.storage_dtype))
     edges = find_edges(graph)
-    values = activation_values(graph, units)
+    values = activation_values(graph, units, subject.staged.block_names)
     nodes = {edge.value for edge in edges} | set(values.values())
     with stages.stage("count codes", len(ids) + len(held_out)) as advance:
         books, others = (
@@ -147,11 +147,14 @@ def _vocabulary(subject: Subject) -> int:
     return int(subject.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
-def activation_values(graph: Capture, units: Mapping[str, str]) -> dict[str, fx.Node]:
-    """Site name → the value: inputs of units (`UNIT:input`), keys and values (`ATTENTION:key`)."""
+def activation_values(graph: Capture, units: Mapping[str, str], blocks: Sequence[str]) -> dict[str, fx.Node]:
+    """Site name → the value: a block's input (`BLOCK:stream`), a unit's (`UNIT:input`), keys and values."""
     found: dict[str, fx.Node] = {}
+    ahead = list(blocks)
     for node in graph.nodes:
         reads = operands(node)
+        if ahead and reads and (module_path(node) == ahead[0] or module_path(node).startswith(ahead[0] + ".")):
+            found[f"{ahead.pop(0)}:stream"] = reads[0]
         if weight_of(node) is not None and reads and operator(node) != "embedding":
             found.setdefault(f"{units[module_path(node)]}:input", reads[0])
         elif operator(node) == ATTENTION:
@@ -281,7 +284,7 @@ def _activations(
         rows.append(
             SiteRow(
                 name=name,
-                kind="activation" if kind == "input" else kind,
+                kind=kind if kind in ("key", "value") else "activation",
                 elements=book.elements,
                 entropy_bits=book.entropy_bits,
                 realized_codes=book.size,

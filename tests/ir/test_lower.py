@@ -20,10 +20,13 @@ from tests.conftest import tiny_encoder, tiny_model
 IDS = torch.arange(24)[None]
 
 
-def quantized(graph: Capture, fmt: NumberFormat | None = None) -> dict[str, QuantizedTensor]:
-    """All Linear weights of a graph in one format."""
+def quantized(
+    graph: Capture, fmt: NumberFormat | None = None, inside: tuple[str, ...] = ("",)
+) -> dict[str, QuantizedTensor]:
+    """All Linear weights of a graph, or those whose names hold one of some words, in one format."""
     fmt = fmt or NumberFormat(4, 32, False)
-    names = [weight_of(node) for node in graph.nodes if operator(node) == "linear"]
+    every = [weight_of(node) for node in graph.nodes if operator(node) == "linear"]
+    names = [name for name in every if any(word in str(name) for word in inside)]
     return {
         name: quantize(graph.model.get_submodule(name).weight, fmt, torch.float32) for name in names if name is not None
     }  # type: ignore[arg-type]
