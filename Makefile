@@ -8,6 +8,7 @@ TORCH_INDEX ?=
 # Text to measure on and text to judge on; without them the model writes its own.
 DATA ?=
 EVAL_DATA ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -35,8 +36,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Quantize SmolLM2-135M to 0.05 nats per token (DATA=, EVAL_DATA= choose the text)
 	$(BIN)/natprec quantize --model smollm2-135m --eps 0.05 --out demo-out --overwrite $(if $(DATA),--data '$(DATA)') $(if $(EVAL_DATA),--eval-data '$(EVAL_DATA)')
 
-test: $(STAMP)  ## Run all tests, the slow ones too
-	$(BIN)/python -m pytest -q
+# One thread each: the tests' models are so small that a second one only waits.
+test: $(STAMP)  ## Run all tests, the slow ones too, in JOBS processes (default 2)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 check: check-format check-lint check-types  ## Formatting, lint and types
 
