@@ -28,6 +28,7 @@ from natprec.options import (
     Data,
     Device,
     Engine,
+    EpsBwd,
     GroupSize,
     Json,
     Length,
@@ -41,6 +42,7 @@ from natprec.progress import Stages
 from natprec.request import Request, open_subject
 from natprec.solver import Plan
 from natprec.solver.solve import check_positive
+from natprec.solver.units import EPS_BWD_SHOWN
 from natprec.texts import given_tokens, held_out_tokens
 
 WIDTH = 160
@@ -53,7 +55,7 @@ def inspect(
         Path | None, option("--measurement", MODEL, "File of natprec measure; else it is measured here, roughly.")
     ] = None,
     eps: Annotated[float | None, option("--eps", TARGET, "Of b*, at each site; default 0.01.")] = None,
-    eps_bwd: Annotated[float, option("--eps-bwd", TARGET, "Share of the gradient's energy that b* may lose.")] = 0.01,
+    eps_bwd: EpsBwd = None,
     data: Data = None,
     text_column: Column = None,
     tokens: Annotated[int, option("--tokens", TEXT, "Tokens to measure and to count codes on.")] = 1024,
@@ -88,6 +90,7 @@ def inspect(
         device=device, trust_remote_code=trust_remote_code, distortion=None if planned is None else planned.distortion,
     )  # fmt: skip
     request.check()
+    tolerance = eps_bwd or (planned.eps_bwd if planned is not None else None) or EPS_BWD_SHOWN
     if out is not None:
         refuse_existing(out, overwrite)
     known = None if measurement is None else Measurement.load(measurement)
@@ -111,13 +114,13 @@ def inspect(
             stages=stages,
         )
     found = run(
-        subject, ids, held_out, known, eps=request.eps or 0.01, eps_bwd=eps_bwd, plan=planned, kelvin=kelvin,
+        subject, ids, held_out, known, eps=request.eps or 0.01, eps_bwd=tolerance, plan=planned, kelvin=kelvin,
         stages=stages,
     )  # fmt: skip
     if strict:
         require_explicit(found)
     shown = found if site is None else keep_named(found, site)
-    value = {"model": name, "eps": request.eps, "eps_bwd": eps_bwd, "kelvin": kelvin, **to_json(shown)}
+    value = {"model": name, "eps": request.eps, "eps_bwd": tolerance, "kelvin": kelvin, **to_json(shown)}
     if out is not None:
         with new_folder(out, overwrite) as folder:
             write_json(folder / "inspection.json", value)

@@ -114,7 +114,7 @@ def inspect(
         if weight_of(node) is not None or operator(node) == ATTENTION
     }
     found = stars(measurement, eps, eps_bwd)
-    widths = unit_widths(units, measurement, found) if plan is None else {}
+    widths = unit_widths(units, measurement, found) if plan is None else _planned_widths(plan, units)
     domains = assign_domains(graph, widths, Gauge.of_dtype(subject.storage_dtype))
     edges = find_edges(graph)
     values = activation_values(graph, units, subject.staged.block_names)
@@ -134,7 +134,11 @@ def inspect(
     members: dict[str, list[str]] = {unit: [] for unit in units.values()}
     for module, unit in units.items():
         members[unit] += [module] if module != unit or not unit.endswith(":attention") else []
-    drawn = {unit: widths.get(unit, _planned(subject, plan, modules)) for unit, modules in members.items()}
+    storage = Gauge.of_dtype(subject.storage_dtype).bits
+    drawn = {
+        unit: widths.get(unit, storage) if plan is None or not modules else _planned(subject, plan, modules)
+        for unit, modules in members.items()
+    }
     return Inspection(graph, rows, domains, rounded + boundaries, _correlation(rows), members, drawn, plan, notes)
 
 
@@ -164,15 +168,13 @@ def activation_values(graph: Capture, units: Mapping[str, str], blocks: Sequence
 
 
 def require_explicit(inspection: Inspection) -> None:
-    """`--strict`: every boundary must take what it receives, unless the plan says that it is compressed there.
+    """`--strict`: every boundary must take what it receives, unless a plan says what is compressed, and where.
 
     Raises:
         BoundError: names the first that does not, and how many.
     """
     violations = []
-    for boundary in inspection.boundaries:
-        if boundary.kind == "weight" and inspection.plan is not None:
-            continue
+    for boundary in inspection.boundaries if inspection.plan is None else []:
         try:
             where = f"{boundary.source} → {boundary.target}"
             require_bound(boundary.target_bits, boundary.source_entropy_bits, where)
@@ -202,10 +204,17 @@ def keep_named(inspection: Inspection, name: str) -> Inspection:
     return replace(inspection, sites=sites, boundaries=boundaries)
 
 
-def _planned(subject: Subject, plan: Plan | None, modules: list[str]) -> int:
+def _planned_widths(plan: Plan, units: Mapping[str, str]) -> dict[str, int]:
+    """Unit → bits in which the plan hands it its input, or its keys and values; others read 16 bits."""
+    widths = {unit: choice.format.bits for unit, choice in plan.inputs.items() if choice.format is not None}
+    attentions = [] if plan.cache is None else [unit for unit in units.values() if unit.endswith(":attention")]
+    return widths | {unit: plan.cache.format.bits for unit in attentions if plan.cache is not None}
+
+
+def _planned(subject: Subject, plan: Plan, modules: list[str]) -> int:
     """Widest format of a unit's weights in a plan; that of the model's dtype where there is none."""
     names = {use: site.name for site in subject.sites for use in site.uses}
-    formats = [plan.sites[names[module]].format for module in modules if module in names] if plan else []
+    formats = [plan.sites[names[module]].format for module in modules if module in names]
     known = [fmt.bits for fmt in formats if fmt is not None]
     return max(known) if known else Gauge.of_dtype(subject.storage_dtype).bits
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from natprec.ir.domains import attention_unit
 from natprec.measurement import Curve, Measurement
-from natprec.solver.allocation import natural_precision
+from natprec.solver.plan import dual
+from natprec.solver.units import backward_bits, fewest_bits
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Star:
     @property
     def dual(self) -> int | None:
         """The fewest bits that keep both tolerances."""
-        return None if self.forward is None or self.backward is None else max(self.forward, self.backward)
+        return dual(self.forward, self.backward)
 
     def to_json(self) -> dict[str, int | None]:
         """As `natprec inspect --json` prints it."""
@@ -40,20 +39,9 @@ def stars(measurement: Measurement, eps: float, eps_bwd: float) -> dict[str, Sta
 
 
 def _star(curve: Curve, eps: float, eps_bwd: float) -> Star:
-    energy = float(curve.energy.mean())
-    if energy == 0:
+    if not curve.energy.any():
         return Star(None, None)
-    return Star(_fewest(curve, curve.kl(), eps), _fewest(curve, curve.backward.mean(0) / energy, eps_bwd))
-
-
-def _fewest(curve: Curve, values: np.ndarray, limit: float) -> int | None:
-    """Of several formats of one width, the best counts."""
-    best: dict[int, float] = {}
-    for fmt, value in zip(curve.formats, values, strict=True):
-        best[fmt.bits] = min(best.get(fmt.bits, np.inf), float(value))
-    widths = np.array(sorted(best))
-    place = natural_precision(widths, np.array([best[bits] for bits in widths]), limit)
-    return None if place is None else int(widths[place])
+    return Star(fewest_bits(curve.formats, curve.kl(), eps), backward_bits(curve, eps_bwd))
 
 
 def unit_widths(units: Mapping[str, str], measurement: Measurement, found: Mapping[str, Star]) -> dict[str, int]:
