@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from natprec.inspection.inspect import Inspection, SiteRow
+from natprec.inspection.inspect import Inspection
+from natprec.inspection.rows import SiteRow
 from natprec.ir import Boundary
 from natprec.solver import Plan
 from natprec.summary import human_count

@@ -1,14 +1,16 @@
-"""b* of every site, for both flows and both at once (T1, T3, T4)."""
+"""b* of every site, for both flows and both at once (T1, T3, T4), and the width of a unit: from them, or a plan's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from natprec.ir import Gauge
 from natprec.ir.domains import attention_unit
 from natprec.measurement import Curve, Measurement
-from natprec.solver.plan import dual
+from natprec.solver.plan import Plan, dual
 from natprec.solver.units import backward_bits, fewest_bits
+from natprec.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,18 @@ def unit_widths(units: Mapping[str, str], measurement: Measurement, found: Mappi
             else:
                 widths[unit] = max(widths.get(unit, 0), star.forward)
     return {unit: bits for unit, bits in widths.items() if unit not in unknown}
+
+
+def planned_widths(plan: Plan, units: Mapping[str, str]) -> dict[str, int]:
+    """Unit → bits in which the plan hands it its input, or its keys and values; others read 16 bits."""
+    widths = {unit: choice.format.bits for unit, choice in plan.inputs.items() if choice.format is not None}
+    attentions = [] if plan.cache is None else [unit for unit in units.values() if unit.endswith(":attention")]
+    return widths | {unit: plan.cache.format.bits for unit in attentions if plan.cache is not None}
+
+
+def planned_bits(subject: Subject, plan: Plan, modules: list[str]) -> int:
+    """Widest format of a unit's weights in a plan; that of the model's dtype where there is none."""
+    names = {use: site.name for site in subject.sites for use in site.uses}
+    formats = [plan.sites[names[module]].format for module in modules if module in names]
+    known = [fmt.bits for fmt in formats if fmt is not None]
+    return max(known) if known else Gauge.of_dtype(subject.storage_dtype).bits

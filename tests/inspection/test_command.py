@@ -96,6 +96,22 @@ def test_a_plan_is_explicit_and_shows_its_budget(tmp_path: Path, tiny_folder: Pa
     assert natprec("inspect", *common).code == 2
 
 
+def test_a_joint_plan_hands_units_their_inputs_in_codes(tmp_path: Path, tiny_folder: Path, text_file: Path) -> None:
+    """W4A8 or wider weights: boundaries of inputs go to 8 bits; the residual stream stays at 16."""
+    measured, plan = tmp_path / "m", tmp_path / "plan.json"
+    options = ("--sites", "all", "--out", measured)
+    assert natprec("measure", "--model", tiny_folder, "--data", text_file, *FEW, *options).code == 0
+    assert natprec("solve", measured, "--eps", "0.1", "--activations", "8", "--out", plan).code == 0
+    result = natprec("inspect", "--plan", plan, "--data", text_file, *FEW, "--measurement", measured, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    entering = [row for row in found["boundaries"] if row["kind"] == "activation" and row["target_unit"]]
+    assert entering
+    assert {row["target_bits"] for row in entering} == {8}
+    star = {row["name"]: row["b_star"] for row in found["sites"]}["model.layers.0.mlp.gate_proj:input"]
+    assert star["forward"] is not None
+
+
 def test_no_text_for_an_encoder(encoder_folder: Path) -> None:
     result = natprec("inspect", "--model", encoder_folder, *FEW)
     assert result.code == 2

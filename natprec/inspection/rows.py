@@ -1,0 +1,162 @@
+"""The rows of the table of sites: weights, and values that flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from natprec.formats import NumberFormat
+from natprec.information import Codebook
+from natprec.inspection.stars import Star
+from natprec.inspection.weights import WeightCodes, rounding_cost, weight_codes
+from natprec.ir import Boundary, Capture, Gauge
+from natprec.ir.domains import attention_unit
+from natprec.ir.flows import BUNDLE
+from natprec.ir.graph import module_path, weight_of
+from natprec.ir.operators import ATTENTION, operands, operator
+from natprec.measurement import Curve, Measurement
+from natprec.progress import Stages
+from natprec.sites import site_weight
+from natprec.solver import Plan
+from natprec.subject import Subject
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site of the table.
+
+    Attributes:
+        kind: 'weight', 'activation', 'key' or 'value'.
+        elements: of the weight, or of the activation's values that were counted.
+        entropy_bits: of the codes that occur, per element: reported, it decides nothing.
+        effective_bits: the smaller of both flows' bounds at an activation (T15).
+        grid: where a weight lies on a grid: its group size, offset and bits.
+        width: bits of its domain, or its format in the plan.
+        bits_above: in a plan, width beyond b* (T18); negative where the plan gives less than b*.
+    """
+
+    name: str
+    kind: str
+    elements: int
+    entropy_bits: float
+    realized_codes: int
+    lossless_bits: int
+    unseen_mass: float | None
+    b_star: Star
+    width: int
+    effective_bits: float | None = None
+    grid: dict[str, Any] | None = None
+    bits_above: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "b_star": self.b_star.to_json()}
+
+
+def activation_values(graph: Capture, units: Mapping[str, str], blocks: Sequence[str]) -> dict[str, fx.Node]:
+    """Site name → the value: a block's input (`BLOCK:stream`), a unit's (`UNIT:input`), keys and values."""
+    found: dict[str, fx.Node] = {}
+    ahead = list(blocks)
+    for node in graph.nodes:
+        reads = operands(node)
+        if ahead and reads and (module_path(node) == ahead[0] or module_path(node).startswith(ahead[0] + ".")):
+            found[f"{ahead.pop(0)}:stream"] = reads[0]
+        if weight_of(node) is not None and reads and operator(node) != "embedding":
+            found.setdefault(f"{units[module_path(node)]}:input", reads[0])
+        elif operator(node) == ATTENTION:
+            for kind, value in zip(("key", "value"), reads[1:3], strict=False):
+                found[f"{module_path(node)}:{kind}"] = value
+    return found
+
+
+def weight_rows(
+    subject: Subject,
+    measurement: Measurement,
+    found: Mapping[str, Star],
+    units: Mapping[str, str],
+    widths: Mapping[str, int],
+    plan: Plan | None,
+    kelvin: float,
+    stages: Stages,
+) -> tuple[list[SiteRow], list[Boundary]]:
+    """A row for each weight, and what rounding it costs where it has a format."""
+    rows, boundaries = [], []
+    with stages.stage("codes of weights", len(subject.sites)) as advance:
+        for site in subject.sites:
+            weight = site_weight(subject.model, site)
+            codes = weight_codes(weight, subject.storage_dtype)
+            fmt, above = None, None
+            if plan is not None:
+                choice = plan.sites[site.name]
+                fmt = choice.format
+                if choice.natural_bits is not None and fmt is not None:
+                    above = fmt.bits - choice.natural_bits
+            elif site.unit in widths or units.get(site.name) in widths:
+                width = max(widths.get(units.get(use, use), 0) for use in (*site.uses, site.unit))
+                fmt = _format_of(measurement.curves[site.name], width)
+            if fmt is not None:
+                boundaries.append(rounding_cost(site.name, weight, codes, fmt, subject.storage_dtype, kelvin))
+            rows.append(
+                SiteRow(
+                    name=site.name,
+                    kind="weight",
+                    elements=site.elements,
+                    entropy_bits=codes.entropy_bits,
+                    realized_codes=codes.realized_codes,
+                    lossless_bits=codes.lossless_bits,
+                    unseen_mass=None,
+                    b_star=found.get(site.name, Star(None, None)),
+                    width=fmt.bits if fmt is not None else Gauge.of_dtype(subject.storage_dtype).bits,
+                    grid=_describe(codes),
+                    bits_above=above,
+                )
+            )
+            advance(site.name)
+    return rows, boundaries
+
+
+def _format_of(curve: Curve, width: int) -> NumberFormat | None:
+    """The measured format of a width with the least distortion."""
+    measured = zip(curve.kl(), curve.formats, strict=True)
+    of_width = [(kl, fmt) for kl, fmt in measured if isinstance(fmt, NumberFormat) and fmt.bits == width]
+    return min(of_width)[1] if of_width else None
+
+
+def _describe(codes: WeightCodes) -> dict[str, Any] | None:
+    if codes.grid is None or codes.grid.best is None:
+        return None
+    offset, bits = codes.grid.best
+    return {"group_size": codes.grid.group_size, "offset": offset, "bits": bits, "bits_by_offset": codes.grid.bits}
+
+
+def activation_rows(
+    values: Mapping[str, fx.Node],
+    books: Mapping[fx.Node, Codebook],
+    found: Mapping[str, Star],
+    widths: Mapping[str, int],
+    subject: Subject,
+) -> list[SiteRow]:
+    """A row for each value that `activation_values` found."""
+    rows = []
+    for name, node in values.items():
+        book = books[node]
+        unit, _, kind = name.rpartition(":")
+        owner = attention_unit(unit) if kind in ("key", "value") else unit
+        rows.append(
+            SiteRow(
+                name=name,
+                kind=kind if kind in ("key", "value") else "activation",
+                elements=book.elements,
+                entropy_bits=book.entropy_bits,
+                realized_codes=book.size,
+                lossless_bits=book.lossless_bits,
+                unseen_mass=book.unseen_mass,
+                b_star=found.get(name, Star(None, None)),
+                width=widths.get(owner, Gauge.of_dtype(subject.storage_dtype).bits),
+                effective_bits=node.meta[BUNDLE].entropy_bits,
+            )
+        )
+    return rows
