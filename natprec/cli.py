@@ -20,7 +20,7 @@ from natprec.comparison.command import compare
 from natprec.errors import InputError, NatprecError
 from natprec.estimate import estimate
 from natprec.evaluation import judge
-from natprec.files import REMEDIES, clear_stale, new_folder, refuse_existing
+from natprec.files import REMEDIES, claimed, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.inspection.command import inspect
 from natprec.measurement import Measurement
@@ -187,18 +187,19 @@ def measure(
     request.check(judged=False)
     stages = Stages()
     if dry_run:
-        _dry_run(request, stages, as_json)
+        _dry_run(request, stages, as_json, judged=False)
         return
     clear_stale(out)
     refuse_existing(out, overwrite)
     state_file = out.with_name(out.name + ".partial")
     subject = open_subject(request, stages)
     ids = texts.calibration_tokens(request, subject, stages)
-    if not resume:
+    with claimed(out):
+        if not resume:
+            state_file.unlink(missing_ok=True)
+        measurement = resumable.run_measurement(request, subject, ids, state_file, resume, stages)
+        measurement.save(out)
         state_file.unlink(missing_ok=True)
-    measurement = resumable.run_measurement(request, subject, ids, state_file, resume, stages)
-    measurement.save(out)
-    state_file.unlink(missing_ok=True)
     summary = {
         "out": str(out),
         "sites": len(measurement.curves),
@@ -273,7 +274,7 @@ def apply(
     subject = open_subject(request, stages)
     plan.refuse_other_model(subject.digest, model)
     ids = texts.calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
-    with new_folder(out, overwrite) as folder:
+    with claimed(out), new_folder(out, overwrite) as folder:
         quantized = pipeline.round_to_plan(subject, plan, ids, rounding, stages, refine)
         pipeline.write(subject, plan, quantized, folder, stages)
     size = judge.checkpoint_bytes(out)
@@ -337,12 +338,11 @@ app.command(
 )(inspect)
 
 
-def _dry_run(request: Any, stages: Any, as_json: bool) -> None:
-
+def _dry_run(request: Request, stages: Stages, as_json: bool, judged: bool = True) -> None:
     subject = open_subject(request, stages)
     formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
     with stages.stage("time one batch"):
-        result = estimate(subject, request, len({fmt for several in formats.values() for fmt in several}))
+        result = estimate(subject, request, len({fmt for several in formats.values() for fmt in several}), judged)
     if as_json:
         _print_json(asdict(result))
         return
@@ -350,9 +350,17 @@ def _dry_run(request: Any, stages: Any, as_json: bool) -> None:
     console.print(
         f"{result.weights / 1e6:.1f} M weights in {result.sites} sites, {result.blocks} blocks, "
         f"{result.formats} formats\n"
-        f"memory: about {human_bytes(result.memory_bytes)}, of which the model {human_bytes(result.model_bytes)}",
+        f"memory: about {human_bytes(result.memory_bytes)}; the model: {human_bytes(result.model_bytes)} in float32"
+        + ("" if subject.staged.weights.whole else ", one block of it in memory at a time"),
         highlight=False,
     )
+    if result.disk_bytes:
+        console.print(f"disk, for the inputs of all blocks: {human_bytes(result.disk_bytes)}", highlight=False)
+    if result.memory_bytes > result.available_bytes:
+        stages.note(
+            f"memory: {human_bytes(result.available_bytes)} are free, which is not enough; "
+            "use --weights disk, fewer --tokens or a larger machine"
+        )
     for stage, seconds in result.seconds.items():
         console.print(f"{stage}: about {human_seconds(seconds)}", highlight=False)
     console.print(f"all: about {human_seconds(sum(result.seconds.values()))}", highlight=False)

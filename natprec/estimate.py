@@ -1,4 +1,4 @@
-"""The dry run: memory and time before hours are spent, from one timed batch."""
+"""The dry run: memory and time before hours are spent, from one batch that is timed through two blocks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from natprec.blocks import StagedModel
+from natprec.measurement.block_inputs import SHARE
 from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES
 from natprec.measurement.observers import MIN_UNITS, UNIT_MEMORY
 from natprec.measurement.sweep import batches
+from natprec.memory import available_bytes, resident_bytes
 from natprec.rounding.refine import SEQUENCES
 
 if TYPE_CHECKING:
@@ -27,13 +31,22 @@ REFINE_FORWARDS = 4.5
 """Of each refined token: the original's forward, the rounded model's, its backward (2), and the distortion."""
 
 
+FACTORIZING = 48
+"""Bytes per entry of a layer's second moments while they are factorized: copies of them in float64."""
+
+BLOCKS_TIMED = 2
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a run will take.
 
     Attributes:
-        memory_bytes: peak resident memory, the model included.
-        seconds: stage → seconds, scaled from one batch that was timed here.
+        model_bytes: all weights in float32.
+        memory_bytes: peak resident memory, the model included where it is in memory.
+        available_bytes: of memory that is free now, what this process has included.
+        disk_bytes: for the inputs of all blocks, if they do not stay in memory.
+        seconds: stage → seconds, scaled from a batch through two blocks that was timed here.
         forward_equivalents: forwards of the whole calibration text.
     """
 
@@ -43,58 +56,103 @@ class Estimate:
     formats: int
     model_bytes: int
     memory_bytes: int
+    available_bytes: int
+    disk_bytes: int
     seconds: dict[str, float]
     forward_equivalents: float
 
 
 @torch.no_grad()
-def estimate(subject: Subject, request: Request, formats: int) -> Estimate:
-    """Time one batch and scale it."""
+def estimate(subject: Subject, request: Request, formats: int, judged: bool = True) -> Estimate:
+    """Time one batch and scale it.
+
+    Args:
+        judged: rounding and verification follow.
+    """
     embedding: Any = subject.model.get_input_embeddings()  # type: ignore[operator]
-    size = len(batches(1 << 20, request.length)[0])
+    size = min(len(batches(1 << 20, request.length)[0]), max(1, request.tokens // request.length))
     ids = torch.randint(
         len(embedding.weight), (size, request.length), generator=torch.Generator().manual_seed(request.seed)
     )
-    ids = ids.to(next(subject.model.parameters()).device)
-    subject.staged.output(ids[:1])
-    start = time.perf_counter()
-    output = subject.staged.output(ids)
-    per_token = (time.perf_counter() - start) / ids.numel()
+    resident = resident_bytes()
+    per_token, reading, output = _timed(subject.staged, ids.to(next(subject.model.parameters()).device))
     own_text = request.tokens // (2 if request.data else 1) + (
         0 if request.eval_data or request.data else request.eval_tokens
     )
-    own_text = own_text if subject.kind == "causal" else 0
+    own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
-    gptq = GPTQ_FORWARDS if request.rounding == "gptq" else 0.0
+    gptq = GPTQ_FORWARDS if request.rounding == "gptq" and judged else 0.0
     seconds = {
         "text": own_text * per_token * 4,
-        "measure": request.tokens * per_token * SWEEP_FORWARDS,
-        "spot check": CHECK_SEQUENCES * request.length * per_token * check,
-        "round": request.tokens * per_token * gptq,
-        "refine": request.refine * SEQUENCES * request.length * per_token * REFINE_FORWARDS,
-        "verify": 2 * request.eval_tokens * per_token,
+        "measure": request.tokens * per_token * SWEEP_FORWARDS + 2 * reading,
+        "spot check": CHECK_SEQUENCES * request.length * per_token * check + check * reading,
     }
+    if judged:
+        seconds |= {
+            "round": request.tokens * per_token * gptq,
+            "refine": request.refine * SEQUENCES * request.length * per_token * REFINE_FORWARDS,
+            "verify": 2 * request.eval_tokens * per_token,
+        }
+    model = sum(4 * parameter.numel() for parameter in subject.model.parameters())
+    held = model if subject.staged.weights.whole else 0
+    inputs = 4 * request.tokens * getattr(subject.model.config, "hidden_size", 0) * (len(subject.staged.blocks) + 1)
+    on_disk = inputs * SHARE > available_bytes()
+    sweep = _sweep_memory(subject, request, output) + (0 if on_disk else inputs)
     return Estimate(
         weights=sum(site.elements for site in subject.sites),
         sites=len(subject.sites),
         blocks=len(subject.staged.blocks),
         formats=formats,
-        model_bytes=sum(parameter.numel() * 4 for parameter in subject.model.parameters()),
-        memory_bytes=_memory(subject, request, 4 * output.numel()),
+        model_bytes=model,
+        memory_bytes=resident + max(sweep, 2 * held + 6 * output if judged else 0),
+        available_bytes=available_bytes() + resident,
+        disk_bytes=inputs if on_disk else 0,
         seconds=seconds,
         forward_equivalents=SWEEP_FORWARDS + gptq,
     )
 
 
-def _memory(subject: Subject, request: Request, output: int) -> int:
-    """The larger of the sweep's peak and the verification's; `output` is the bytes of a batch's logits or the like."""
-    model = sum(parameter.numel() * 4 for parameter in subject.model.parameters())
-    sequences = max(1, request.tokens // request.length)
-    by_stage: dict[int, int] = {}
-    for site in subject.sites:
-        units = min(sequences, max(MIN_UNITS, UNIT_MEMORY // (4 * site.elements)))
-        by_stage[site.stage] = by_stage.get(site.stage, 0) + 4 * site.elements * units
-    hidden = getattr(subject.model.config, "hidden_size", 0)
-    inputs = 4 * request.tokens * hidden * (len(subject.staged.blocks) + 2)
-    sweep = model + inputs + max(by_stage.values(), default=0) + 5 * output
-    return max(sweep, 3 * model + 6 * output)
+def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
+    """Seconds per token of a whole forward, seconds of reading all blocks, and the bytes of a batch's output."""
+    if not staged.blocks:
+        start = time.perf_counter()
+        output = staged.output(ids)
+        return (time.perf_counter() - start) / ids.numel(), 0.0, 4 * output.numel()
+    hidden, contexts = staged.prefix(ids)
+    reading = running = 0.0
+    timed = min(BLOCKS_TIMED, len(staged.blocks))
+    for index in range(timed):
+        start = time.perf_counter()
+        with staged.hold(index):
+            read = time.perf_counter()
+            hidden = staged.block(index, hidden, contexts[index])
+            reading, running = reading + read - start, running + time.perf_counter() - read
+    with staged.hold(len(staged.blocks)):
+        start = time.perf_counter()
+        output = staged.suffix(hidden, ids)
+        suffix = time.perf_counter() - start
+    share = len(staged.blocks) / timed
+    return (running * share + suffix) / ids.numel(), reading * share, 4 * output.numel()
+
+
+def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
+    """The most that a stage of the sweep takes; `output` is the bytes of a batch's logits or the like."""
+    staged, sequences = subject.staged, max(1, request.tokens // request.length)
+    batch = len(batches(sequences, request.length)[0])
+    most = 0
+    for stage in range(-1, len(staged.blocks) + 1):
+        own = [site for site in subject.sites if stage in {staged.stage_of(use) for use in site.uses}]
+        products = [site for site in own if site.role != "embedding" or (len(site.uses) > 1 and stage >= 0)]
+        needed = 5 * output if stage == len(staged.blocks) else 0
+        if not staged.weights.whole:
+            needed += 4 * sum(site.elements for site in own)
+        for site in products:
+            units = min(sequences, max(MIN_UNITS, UNIT_MEMORY // (4 * site.elements)))
+            gathered = units + (batch if units < sequences else 0)
+            needed += 4 * site.elements * gathered + 8 * batch * request.length * sum(site.shape)
+        if request.rounding == "gptq":
+            squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
+            needed += 4 * sum(squares.values()) + 4 * sum(site.shape[1] ** 2 for site in products if site.gptq)
+            needed += FACTORIZING * max(squares.values(), default=0)
+        most = max(most, needed)
+    return most

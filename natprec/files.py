@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +96,33 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         raise unwritable(path, cause) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """No other run writes this output within the block: a lock file beside it, which ends with the process.
+
+    Raises:
+        OutputError: another run has it, which is named; or the folder cannot be written.
+    """
+    lock = path.with_name(f".natprec-{path.name}.lock")
+    with contextlib.ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(lock.open("a+"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        except BlockingIOError as error:
+            owner = lock.read_text() or "another run"
+            raise OutputError(
+                f"output {str(path)!r} is being written by {owner}; wait for it, or choose another"
+            ) from error
+        except OSError as error:
+            raise unwritable(path, error) from error
+        held.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 def replace_folder(source: Path, target: Path) -> None:

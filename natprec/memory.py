@@ -21,6 +21,11 @@ def available_bytes() -> int:
     return max(free, 0)
 
 
+def resident_bytes() -> int:
+    """What is resident of this process now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def peak_bytes() -> int:
     """The most that was resident of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -17,7 +17,7 @@ from natprec.errors import BudgetError
 from natprec.evaluation.judge import promised, tightened, verify
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint
-from natprec.files import clear_stale, new_folder, refuse_existing
+from natprec.files import claimed, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.progress import Stages
@@ -51,18 +51,19 @@ def quantize(
     ids = calibration_tokens(request, subject, stages)
     held_out = held_out_tokens(request, subject, stages)
     partial = out.with_name(out.name + ".partial")
-    measurement = measured(request, subject, ids, partial / "measurement.safetensors", resume, stages)
-    try:
-        with stages.stage("solve"):
-            plan = request.solve(measurement)
-    except BudgetError as error:
-        kept = partial / "measurement.safetensors"
-        raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
-    with new_folder(out, overwrite) as folder:
-        plan, verification = _round_and_prove(request, subject, measurement, plan, ids, held_out, folder, stages)
-        (folder / "natprec").mkdir()
-        measurement.save(folder / "natprec" / "measurement.safetensors")
-    forget(partial)
+    with claimed(out):
+        measurement = measured(request, subject, ids, partial / "measurement.safetensors", resume, stages)
+        try:
+            with stages.stage("solve"):
+                plan = request.solve(measurement)
+        except BudgetError as error:
+            kept = partial / "measurement.safetensors"
+            raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
+        with new_folder(out, overwrite) as folder:
+            plan, verification = _round_and_prove(request, subject, measurement, plan, ids, held_out, folder, stages)
+            (folder / "natprec").mkdir()
+            measurement.save(folder / "natprec" / "measurement.safetensors")
+        forget(partial)
     return measurement, plan, verification
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from natprec import files, pipeline, resumable
 from natprec.measurement import Measurement
+from natprec.measurement.table import VERSION
 from tests.commands import SMALL, Result, left_behind, natprec
 from tests.conftest import tiny_encoder, tiny_model
 
@@ -376,8 +377,9 @@ def test_a_measurement_that_is_cut_off(here: Path, measurement: Path, share: flo
 
 def test_a_measurement_of_another_version_or_kind(here: Path, measurement: Path, tiny_folder: Path) -> None:
     content = measurement.read_bytes()
-    assert content.count(b'\\"version\\": 3') == 1
-    (here / "m").write_bytes(content.replace(b'\\"version\\": 3', b'\\"version\\": 9'))
+    ours = b'\\"version\\": %d' % VERSION
+    assert content.count(ours) == 1
+    (here / "m").write_bytes(content.replace(ours, b'\\"version\\": 9'))
     refused(natprec("solve", "m", "--eps", 1e-3), "'m'", "version 9", "measure again")
     refused(natprec("solve", tiny_folder / "model.safetensors", "--eps", 1e-3), "no natprec measurement")
     refused(natprec("solve", "nowhere", "--eps", 1e-3), "'nowhere'", "does not exist", "natprec measure")
@@ -414,4 +416,4 @@ def test_a_checkpoint_that_is_none(here: Path, tiny_folder: Path, text_file: Pat
 
 
 def test_the_header_of_a_measurement_is_what_these_tests_assume(measurement: Path) -> None:
-    assert Measurement.load(measurement).header.version == 3
+    assert Measurement.load(measurement).header.version == VERSION

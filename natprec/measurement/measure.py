@@ -101,7 +101,8 @@ def measure(
     others = subject.activations if sites == "all" else []
     if others and not any(site.kind == "key" for site in others) and subject.kind == "causal":
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
-    with stages.stage("measure", batch_count(subject.staged, *ids.shape)) as advance:
+    steps = batch_count(subject.staged, len(ids), ids.shape[1], state.stage)
+    with stages.stage("measure", steps) as advance:
         curves = sweep(
             subject.staged,
             subject.sites,

@@ -61,10 +61,12 @@ def batch_rows(batch: range) -> slice:
     return slice(batch.start, batch.stop)
 
 
-def batch_count(staged: StagedModel, sequences: int, length: int) -> int:
-    """How many times `sweep` calls `advance`."""
+def batch_count(staged: StagedModel, sequences: int, length: int, stage: int | None = None) -> int:
+    """How many times `sweep` calls `advance`; from the stage on that a resumed one begins with."""
     blocks = len(staged.blocks)
-    return len(batches(sequences, length)) * (2 * blocks + (3 if blocks else 1))
+    stage = blocks if stage is None else stage
+    forward, backward = (1 + stage, 2 + stage) if blocks else (0, 1 + stage)
+    return len(batches(sequences, length)) * (forward + backward)
 
 
 @torch.no_grad()
