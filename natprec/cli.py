@@ -275,7 +275,7 @@ def apply(
     plan.refuse_other_model(subject.digest, model)
     ids = texts.calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
     with claimed(out), new_folder(out, overwrite) as folder:
-        quantized = pipeline.round_to_plan(subject, plan, ids, rounding, stages, refine)
+        quantized = pipeline.round_to_plan(subject, plan, ids, rounding, stages, refine, seed)
         pipeline.write(subject, plan, quantized, folder, stages)
     size = judge.checkpoint_bytes(out)
     if as_json:

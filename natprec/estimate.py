@@ -27,8 +27,8 @@ SWEEP_FORWARDS = 4.3
 GPTQ_FORWARDS = 2.3
 """Hessians, propagation, and the rounding itself."""
 
-REFINE_FORWARDS = 4.5
-"""Of each refined token: the original's forward, the rounded model's, its backward (2), and the distortion."""
+REFINE_FORWARDS = 4.0
+"""Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
 
 
 FACTORIZING = 48

@@ -45,6 +45,10 @@ class OutputKL(Distortion):
         """KL of each token: (batch, time), nats."""
         return forward_kl(reference, quantized)
 
+    def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+        """The cross entropy, in float32: KL and the original's entropy, in a quarter of the time of a float64 KL."""
+        return functional.cross_entropy(quantized.float().flatten(0, 1), reference.float().softmax(-1).flatten(0, 1))
+
 
 class TopKKL(OutputKL):
     """KL over the original's k likeliest tokens and all others as one: what happens in the tail does not count.
@@ -63,6 +67,10 @@ class TopKKL(OutputKL):
     def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
         """KL of each token: (batch, time), nats."""
         return forward_kl(self._merged(reference, reference), self._merged(quantized, reference))
+
+    def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+        """The cross entropy of the merged outcomes."""
+        return super().slope(self._merged(reference, reference), self._merged(quantized, reference), ids)
 
     def _merged(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Logits of k + 1 outcomes, the k likeliest of `reference` first: (batch, time, k + 1)."""
@@ -92,3 +100,7 @@ class LossIncrease(OutputKL):
     def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
         """Difference of -log p of each next token of the text: (batch, time - 1), nats."""
         return (token_losses(quantized, ids) - token_losses(reference, ids)).double()
+
+    def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+        """The loss itself: the original's is a constant."""
+        return token_losses(quantized, ids).mean()

@@ -8,7 +8,8 @@ back: if D does not fall there, the scales that rounding chose are kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,7 +71,8 @@ def refine(
     judging, learning = (ids[judges], ids[~judges]) if judges.any() else (ids, ids)
     weights = {site.name: site_weight(staged.model, site) for site in sites if site.name in codes}
     rounded = snapshot(staged.model)
-    before = _distortion(staged, original, judging)
+    judge, teacher = (_Original(staged, original, some) for some in (judging, learning))
+    before = judge.distortion()
     moves = {name: torch.zeros_like(codes[name].scale, requires_grad=True) for name in weights}
     optimizer = torch.optim.Adam(moves.values(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -78,7 +80,7 @@ def refine(
     result = codes
     for step in range(steps):
         chosen = torch.randperm(len(learning), generator=draw)[:SEQUENCES]
-        _descend(staged, original, learning[chosen.to(learning.device)], weights)
+        teacher.descend(chosen.tolist(), list(weights.values()))
         for name, weight in weights.items():
             if weight.grad is not None:  # else the output does not depend on it
                 moves[name].grad = _by_group(weight.grad, codes[name])
@@ -89,46 +91,11 @@ def refine(
         for name, weight in weights.items():
             weight.data = result[name].dequantize().to(weight.dtype)
         advance(f"step {step + 1}")
-    after = _distortion(staged, original, judging)
+    after = judge.distortion()
     if after < before:
         return Refined({**codes, **result}, before, after)
     restore(staged.model, rounded)
     return Refined(codes, before, after)
-
-
-def _descend(staged: StagedModel, original: dict[str, Tensor], ids: Tensor, weights: dict[str, Tensor]) -> None:
-    """Add the gradient of the mean distortion on some sequences to the weights' `grad`."""
-    for sequence in ids.split(1):
-        reference = _of_original(staged, original, sequence)
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        try:
-            loss = staged.distortion.between(reference, staged.output(sequence), sequence).mean() / len(ids)
-            loss.backward()
-        finally:
-            for weight in weights.values():
-                weight.requires_grad_(False)
-
-
-@torch.no_grad()
-def _distortion(staged: StagedModel, original: dict[str, Tensor], ids: Tensor) -> float:
-    """Mean over sequences."""
-    values = [
-        staged.distortion.between(_of_original(staged, original, sequence), staged.output(sequence), sequence).mean()
-        for sequence in ids.split(1)
-    ]
-    return float(torch.stack(values).mean())
-
-
-@torch.no_grad()
-def _of_original(staged: StagedModel, original: dict[str, Tensor], ids: Tensor) -> Tensor:
-    """The output with the original weights, which are put in for the time that it takes."""
-    present = snapshot(staged.model)
-    restore(staged.model, original)
-    try:
-        return staged.output(ids)
-    finally:
-        restore(staged.model, present)
 
 
 def _by_group(gradient: Tensor, value: QuantizedTensor) -> Tensor:
@@ -139,3 +106,60 @@ def _by_group(gradient: Tensor, value: QuantizedTensor) -> Tensor:
 def _moved(value: QuantizedTensor, move: Tensor, dtype: torch.dtype) -> QuantizedTensor:
     """The same codes on scales that are larger by the relative `move`, rounded as they are stored."""
     return replace(value, scale=(value.scale * (1 + move)).to(dtype).float())
+
+
+class _Original:
+    """The original model's answers to some text: kept before its last stage, whose output would be far larger."""
+
+    def __init__(self, staged: StagedModel, weights: dict[str, Tensor], ids: Tensor) -> None:
+        self.staged, self.weights, self.sequences = staged, weights, ids.split(1)
+        with self._put_in():
+            self._hidden = [_before_suffix(staged, sequence) for sequence in self.sequences]
+
+    @contextlib.contextmanager
+    def _put_in(self) -> Iterator[None]:
+        """The original weights, for a while."""
+        present = snapshot(self.staged.model)
+        restore(self.staged.model, self.weights)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            restore(self.staged.model, present)
+
+    def output(self, index: int) -> Tensor:
+        """Of one sequence."""
+        with self._put_in():
+            return self.staged.suffix(self._hidden[index], self.sequences[index])
+
+    @torch.no_grad()
+    def distortion(self) -> float:
+        """Of the model as it is now, over all of the text."""
+        found = [
+            self.staged.distortion.between(self.output(index), self.staged.output(ids), ids).mean()
+            for index, ids in enumerate(self.sequences)
+        ]
+        return float(torch.stack(found).mean())
+
+    def descend(self, chosen: Sequence[int], parameters: Sequence[Tensor]) -> None:
+        """Leave the gradient of the mean distortion on some sequences in the parameters' `grad`."""
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            for index in chosen:
+                ids = self.sequences[index]
+                slope = self.staged.distortion.slope(self.output(index), self.staged.output(ids), ids)
+                (slope / len(chosen)).backward()
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+
+
+def _before_suffix(staged: StagedModel, ids: Tensor) -> Tensor | None:
+    """What the last block returns; None where there are no blocks."""
+    if not staged.blocks:
+        return None
+    hidden, contexts = staged.prefix(ids)
+    for index, context in enumerate(contexts):
+        hidden = staged.block(index, hidden, context)
+    return hidden

@@ -57,6 +57,17 @@ def test_what_is_drawn_has_the_curvature_of_the_distortion(distortion: Distortio
     assert found == pytest.approx(expected, rel=0.15)
 
 
+@pytest.mark.parametrize("distortion", PREDICTING, ids=lambda each: each.name)
+def test_the_slope_has_the_gradient_of_the_mean(distortion: Distortion) -> None:
+    ids, found = tokens(2, 5, 12), []
+    for scalar in (distortion.slope, lambda *given: distortion.between(*given).mean()):
+        output = logits(1).float().requires_grad_()
+        scalar(logits(0).float(), output, ids).backward()
+        found.append(output.grad)
+    assert found[1] is not None
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
 def test_loss_increase_draws_no_label_for_the_last_token() -> None:
     one = logits(0).requires_grad_()
     LossIncrease().draw(one, range(2), seed=0).backward()
