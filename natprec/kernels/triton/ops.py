@@ -1,0 +1,165 @@
+"""`torch.ops.natprec.planar_linear`: schema, shape, the specification for devices without a kernel, Triton on CUDA.
+
+Importing this needs neither triton nor a GPU; the CUDA implementation imports triton when it is first called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natprec.errors import InputError, ModelError
+from natprec.formats import NumberFormat
+from natprec.kernels import reference
+from natprec.kernels.epilogue import Epilogue
+from natprec.kernels.layout import PlanarWeight, unpack
+
+LIBRARY = torch.library.Library("natprec", "FRAGMENT")
+
+SCHEMA = """planar_linear(Tensor x, Tensor[] planes, Tensor scale, Tensor? zero_point, int bits, int group_size,
+    int rows, Tensor? x_scale=None, Tensor? bias=None, str activation="none", Tensor? multiplier=None,
+    Tensor? residual=None, float? output_scale=None, ScalarType? dtype=None) -> Tensor"""
+
+
+def planar_linear(
+    x: Tensor,
+    weight: PlanarWeight,
+    *,
+    x_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    epilogue: Epilogue = Epilogue(),  # noqa: B008  a frozen value
+    multiplier: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """epilogue(x · weightᵀ) by the kernel of the device that `x` is on.
+
+    Args:
+        x: (tokens, columns), float16 or bfloat16 beside a weight of depth 16; int8 beside one of depth 32.
+        weight: (rows, columns).
+        x_scale: (tokens,), float32, where `x` holds codes.
+        bias: (rows,).
+        multiplier: (tokens, rows), where the epilogue is gated.
+        residual: (tokens, rows), where the epilogue has one.
+        dtype: of a float output; None is that of x, or float16 where `x` holds codes.
+    Returns:
+        (tokens, rows), int8 where the epilogue quantizes.
+    Raises:
+        InputError: tensors that do not fit together, or that the epilogue does not name.
+    """
+    epilogue.check(multiplier, residual)
+    if (x.dtype == torch.int8) != (x_scale is not None) or weight.depth != (32 if x.dtype == torch.int8 else 16):
+        raise InputError(
+            f"x is {x.dtype} {'without' if x_scale is None else 'with'} a scale, the weight of depth {weight.depth}; "
+            "int8 codes have a scale and depth 32, floats neither and depth 16"
+        )
+    if x.ndim != 2 or x.shape[1] != weight.columns:
+        raise InputError(f"x is {tuple(x.shape)}; it needs {weight.columns} columns")
+    fmt = weight.format
+    return torch.ops.natprec.planar_linear(
+        x,
+        list(weight.planes),
+        weight.scale,
+        weight.zero_point,
+        fmt.bits,
+        fmt.group_size,
+        weight.rows,
+        x_scale,
+        bias,
+        epilogue.activation,
+        multiplier,
+        residual,
+        epilogue.output_scale,
+        dtype,
+    )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of the schema, in its order."""
+
+    x: Tensor
+    planes: list[Tensor]
+    scale: Tensor
+    zero_point: Tensor | None
+    bits: int
+    group_size: int
+    rows: int
+    x_scale: Tensor | None = None
+    bias: Tensor | None = None
+    activation: str = "none"
+    multiplier: Tensor | None = None
+    residual: Tensor | None = None
+    output_scale: float | None = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def weight(self) -> PlanarWeight:
+        fmt = NumberFormat(self.bits, self.group_size, self.zero_point is None)
+        depth = self.planes[0].shape[-1]
+        return PlanarWeight(
+            fmt, self.rows, self.x.shape[1], depth, tuple(self.planes), self.scale, self.zero_point
+        )  # fmt: skip
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return Epilogue(self.activation, self.multiplier is not None, self.residual is not None, self.output_scale)
+
+    def output(self) -> Tensor:
+        """Of the right shape and dtype, with nothing in it."""
+        floats = self.dtype or (torch.float16 if self.x.dtype == torch.int8 else self.x.dtype)
+        return self.x.new_empty(len(self.x), self.rows, dtype=floats if self.output_scale is None else torch.int8)
+
+
+def _specification(*arguments: Any, **named: Any) -> Tensor:
+    """What any implementation must compute, by `natprec.kernels.reference`."""
+    call = _Call(*arguments, **named)
+    value = reference.linear(
+        call.x,
+        unpack(call.weight),
+        x_scale=call.x_scale,
+        bias=call.bias,
+        epilogue=call.epilogue,
+        multiplier=call.multiplier,
+        residual=call.residual,
+    )
+    return value.to(call.output().dtype)
+
+
+def _cuda(*arguments: Any, **named: Any) -> Tensor:
+    """The Triton kernel."""
+    try:
+        from natprec.kernels.triton.launch import launch
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            "planar_linear on CUDA needs triton, which is missing; pip install 'natprec[triton]'"
+        ) from error
+    call = _Call(*arguments, **named)
+    out = call.output()
+    with torch.cuda.device(out.device):
+        launch(
+            out,
+            call.x.contiguous(),
+            call.weight,
+            call.epilogue,
+            _contiguous(call.x_scale),
+            _contiguous(call.bias),
+            _contiguous(call.multiplier),
+            _contiguous(call.residual),
+        )
+    return out
+
+
+def _contiguous(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.contiguous()
+
+
+LIBRARY.define(SCHEMA)
+LIBRARY.impl("planar_linear", _specification, "CompositeExplicitAutograd")
+LIBRARY.impl("planar_linear", _cuda, "CUDA")
+torch.library.register_fake(
+    "natprec::planar_linear", lambda *arguments, **named: _Call(*arguments, **named).output(), lib=LIBRARY
+)
