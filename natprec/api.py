@@ -20,7 +20,7 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
-from natprec.request import Request, refuse_long
+from natprec.request import Request, for_engine, refuse_long
 from natprec.rounding.flows import round_flows
 from natprec.solver import Plan
 from natprec.subject import Subject
@@ -66,6 +66,7 @@ def measure(
         options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
     """
     subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion))
+    subject = for_engine(subject, options.get("engine", "vllm"))
     ids, parts = _calibration(subject, data, tokens, length, options.get("seed", 0))
     label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
     return measure_subject(subject, ids, parts=parts, data=label, **options)

@@ -31,6 +31,7 @@ from natprec.checkpoints import (
 )
 from natprec.encoders import companions, drop_missing_pooler, embedding_distortion
 from natprec.errors import InputError, ModelError
+from natprec.gguf_files import check_gguf
 from natprec.stored import count_elements, hollow_model
 from natprec.weights import InMemory, Weights, refuse_not_finite
 
@@ -55,6 +56,7 @@ class LoadedModel:
         distortion: name of the distortion that suits it.
         companions: more files of its checkpoint, path → text, that a quantized one needs too.
         weights: where they are: in memory, or on disk until they are needed.
+        gguf: the GGUF file that it was read from, if it was.
     """
 
     name: str
@@ -66,6 +68,7 @@ class LoadedModel:
     distortion: str = "kl"
     companions: dict[str, str] = field(default_factory=dict)
     weights: Weights = field(default_factory=InMemory)
+    gguf: Path | None = None
 
 
 def load_model(
@@ -88,6 +91,8 @@ def load_model(
     if on_disk and path is None:
         path = _downloaded(name)
     gguf = path if path is not None and path.is_file() else None
+    if gguf:
+        check_gguf(gguf)
     files = [gguf] if gguf else weight_files(path) if path else []
     where = str(path.parent if gguf else path) if path else name
     with quiet(stderr=gguf is not None), explained(name, local=path is not None):
@@ -118,7 +123,7 @@ def load_model(
         with explained(name, local=True):
             model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
     source_bytes = sum(file.stat().st_size for file in files) or None
-    return LoadedModel(name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights)
+    return LoadedModel(name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights, gguf)
 
 
 def stored_elements(name: str) -> int | None:

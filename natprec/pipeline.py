@@ -16,7 +16,7 @@ from torch import Tensor
 from natprec.errors import BudgetError
 from natprec.evaluation.judge import promised, tightened, verify
 from natprec.evaluation.verify import Verification
-from natprec.export import write_checkpoint
+from natprec.export import write_checkpoint, write_gguf
 from natprec.files import claimed, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
@@ -145,10 +145,13 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
     """Checkpoint and plan.json into an existing folder."""
     with stages.stage("write"):
         profile = engine_profile(plan.engine)
-        write_checkpoint(
-            folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
-            inputs=plan.rounded_inputs, cache=plan.cache,
-        )  # fmt: skip
+        if profile.types:
+            write_gguf(folder, subject, quantized)
+        else:
+            write_checkpoint(
+                folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
+                inputs=plan.rounded_inputs, cache=plan.cache,
+            )  # fmt: skip
         for name, text in subject.companions.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")

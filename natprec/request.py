@@ -9,6 +9,7 @@ import numpy as np
 
 from natprec.distortions import named
 from natprec.errors import InputError, unknown
+from natprec.export import as_gguf
 from natprec.formats import engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES
@@ -125,6 +126,7 @@ def open_subject(request: Request, stages: Stages) -> Subject:
             request.model, trust_remote_code=request.trust_remote_code, device=request.device, on_disk=on_disk
         )
         subject = Subject.of(loaded, named(request.distortion) if request.distortion else None)
+        subject = for_engine(subject, request.engine)
     if on_disk and subject.staged.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")
     refuse_long(subject, request.length)
@@ -134,6 +136,15 @@ def open_subject(request: Request, stages: Stages) -> Subject:
 def too_large(model: str) -> bool:
     """Whether a model's float32 weights would take more memory than may be used for them."""
     return 4 * COPIES * (stored_elements(model) or 0) > available_bytes()
+
+
+def for_engine(subject: Subject, engine: str) -> Subject:
+    """The subject as an engine's kind of checkpoint counts it.
+
+    Raises:
+        ModelError: the engine loads no checkpoint of such a model.
+    """
+    return as_gguf(subject) if engine_profile(engine).types else subject
 
 
 def refuse_long(subject: Subject, length: int) -> None:

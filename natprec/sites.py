@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from natprec.blocks import StagedModel
 from natprec.errors import InputError, ModelError
-from natprec.formats import NumberFormat
+from natprec.formats import GGUFType, NumberFormat
 
 Kind = Literal["weight", "activation", "key", "value"]
 Role = Literal["linear", "embedding", "head", "stream", "cache"]
@@ -114,6 +114,20 @@ def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> 
                     f"group size {fmt.group_size} does not divide the {site.shape[1]} inputs of {site.name!r}; "
                     f"use --group-size {' or '.join(map(str, fits)) or 'channel'}"
                 )
+
+
+def refuse_unblocked(sites: list[Site], types: tuple[GGUFType, ...]) -> None:
+    """Name the first layer whose rows are whole blocks of no GGUF type, before anything is measured.
+
+    Raises:
+        InputError: there is one.
+    """
+    for site in sites:
+        if not any(fmt.divides(site.shape[1]) for fmt in types):
+            raise InputError(
+                f"the {site.shape[1]} inputs of {site.name!r} are no multiple of {min(fmt.block for fmt in types)}, "
+                "the smallest block of a GGUF type; use another --engine"
+            )
 
 
 def _never_called(staged: StagedModel) -> list[str]:

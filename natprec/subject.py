@@ -20,7 +20,7 @@ from natprec.files import folder_bytes
 from natprec.formats import EngineProfile, NumberFormat
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models import LoadedModel, choose_storage_dtype, model_digest
-from natprec.sites import Site, find_sites, refuse_indivisible
+from natprec.sites import Site, find_sites, refuse_indivisible, refuse_unblocked
 from natprec.transforms import Gauge, find_gauges
 from natprec.weights import InMemory
 
@@ -37,6 +37,7 @@ class Subject:
         carried_bytes: tokenizer and configuration files of a checkpoint.
         kind: 'causal' (such a model can write text) or 'encoder'.
         companions: more files of a checkpoint: path → text.
+        gguf: the GGUF file that the model was read from, if it was.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Subject:
     carried_bytes: int
     kind: Kind = "causal"
     companions: dict[str, str] = field(default_factory=dict)
+    gguf: Path | None = None
 
     @property
     def distortion(self) -> Distortion:
@@ -99,6 +101,7 @@ class Subject:
             + sum(len(text.encode()) for text in loaded.companions.values()),
             kind=loaded.kind,
             companions=loaded.companions,
+            gguf=loaded.gguf,
         )
 
     @classmethod
@@ -121,13 +124,16 @@ class Subject:
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"
     ) -> dict[str, tuple[NumberFormat, ...]]:
-        """Site name → formats to measure: one group size, or with None all that divide the site.
+        """Site name → formats to measure: one group size, or with None all that divide the site; or GGUF types.
 
         Args:
             sites: 'all' adds the weights, one scale per row, that some engines multiply with rounded activations.
         Raises:
-            InputError: the group size does not divide a site, which is named.
+            InputError: the group size, or the blocks of all GGUF types, do not divide a site, which is named.
         """
+        if profile.types:  # their groups are their own
+            refuse_unblocked(self.sites, profile.types)
+            return {site.name: tuple(t for t in profile.types if t.divides(site.shape[1])) for site in self.sites}
         if group_size is not None:
             formats = profile.measured((group_size,))
             if sites == "all":

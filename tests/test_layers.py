@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"quantizers"},
     {"kernels"},
     {"information"},
-    {"checkpoints", "encoders"},
+    {"checkpoints", "encoders", "gguf_files"},
     {"weights"},
     {"stored"},
     {"models"},

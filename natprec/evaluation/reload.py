@@ -12,20 +12,23 @@ from torch import nn
 from natprec.activation_sites import round_input, round_states
 from natprec.checkpoints import auto_class, model_kind
 from natprec.errors import InputError, ModelError
+from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
-from natprec.models import quiet
+from natprec.models import load_model, quiet
 
 
 def load_quantized(folder: Path) -> nn.Module:
     """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
-    Plain transformers loads it; where transformers cannot (zero points or packed embeddings, from
+    Plain transformers loads it, a GGUF file too; where transformers cannot (zero points or packed embeddings, from
     the `natprec` engine), the codes are unpacked here with the compressed-tensors library.
 
     Raises:
         InputError: the folder is no checkpoint.
         ModelError: it cannot be loaded; says what transformers said.
     """
+    if (folder / FILE_NAME).is_file():
+        return load_model(str(folder / FILE_NAME)).model
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")

@@ -11,6 +11,7 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
 - Rounded activations: vLLM multiplies W8A8 in CUTLASS with weights per channel, and W2-W7 with A8, W2 and W3 with A4
   in Humming (W4A8 may run as W4A16 without a word: vllm #38064). Its cache scheme is float8 with one scale per
   tensor. transformers rounds as the checkpoint says, in float arithmetic: it shows the quality of any pair.
+- llama.cpp runs each tensor, the tied embedding too, in any GGUF type whose blocks divide its rows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from natprec.errors import unknown
 from natprec.formats.activation_format import FLOAT8, ActivationFormat
+from natprec.formats.gguf import GGUF_TYPES, GGUFType
 from natprec.formats.number_format import CHANNEL, NumberFormat
 from natprec.formats.pairings import Pairing
 
@@ -36,6 +38,8 @@ class EngineProfile:
         dense_embedding: whether embedding codes are packed; otherwise each takes a whole int8.
         pairings: products with rounded activations; a product with 16-bit ones exists for every weight.
         cache: bits of keys and values, below 16, that it keeps; 8 are float8 where `float_cache`.
+        types: GGUF types, which every weight may have, whatever its role; such an engine loads GGUF files only.
+        fuses: whether weights that share their input (q/k/v, gate/up) must have one format.
     """
 
     name: str
@@ -46,9 +50,13 @@ class EngineProfile:
     pairings: tuple[Pairing, ...] = ()
     cache: tuple[int, ...] = ()
     float_cache: bool = True
+    types: tuple[GGUFType, ...] = ()
+    fuses: bool = True
 
     def runs(self, role: str, fmt: NumberFormat) -> bool:
         """Whether the engine runs this format for a role ('linear', 'head' or 'embedding')."""
+        if self.types or isinstance(fmt, GGUFType):
+            return fmt in self.types
         return (fmt.bits, fmt.symmetric) in {
             "linear": self.linear,
             "head": self.head,
@@ -68,7 +76,9 @@ class EngineProfile:
         return FLOAT8 if bits == 8 and self.float_cache else ActivationFormat(bits, head_size)
 
     def measured(self, group_sizes: tuple[int, ...]) -> tuple[NumberFormat, ...]:
-        """The formats to measure, narrowest first: those of Linear weights, at each group size."""
+        """The formats to measure, narrowest first: those of Linear weights, at each group size; or GGUF types."""
+        if self.types:
+            return self.types
         return tuple(NumberFormat(bits, group, symmetric) for bits, symmetric in self.linear for group in group_sizes)
 
     def stored_bytes(self, role: str, fmt: NumberFormat, rows: int, columns: int, uses: int = 1) -> int:
@@ -113,6 +123,7 @@ PROFILES = {
             cache=_NARROW,
             float_cache=False,
         ),
+        EngineProfile("llama.cpp", linear=(), types=tuple(GGUF_TYPES.values()), fuses=False),
     )
 }
 

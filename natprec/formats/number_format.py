@@ -10,7 +10,6 @@ code can serve whichever side of the group reaches further.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from natprec.errors import InputError
@@ -20,8 +19,6 @@ CHANNEL = -1
 
 SCALE_BITS = 16
 """A scale is stored as float16 or bfloat16."""
-
-_NAME = re.compile(r"int(?P<bits>[1-8])-(?:g(?P<group>\d+)|channel)(?P<asym>-asym)?")
 
 
 @dataclass(frozen=True, order=True)
@@ -51,6 +48,16 @@ class NumberFormat:
         return f"int{self.bits}-{group}" + ("" if self.symmetric else "-asym")
 
     @property
+    def float_offset(self) -> bool:
+        """Whether groups have an offset that is no multiple of the scale, instead of a zero point."""
+        return False
+
+    @property
+    def nested(self) -> bool:
+        """Whether scales are themselves quantized."""
+        return False
+
+    @property
     def code_range(self) -> tuple[int, int]:
         """Smallest and largest code."""
         return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
@@ -72,15 +79,3 @@ class NumberFormat:
     def scale_bytes(self, rows: int, columns: int) -> int:
         """Bytes of the scales alone."""
         return rows * self.groups(columns) * SCALE_BITS // 8
-
-
-def parse_format(name: str) -> NumberFormat:
-    """The format with this name.
-
-    Raises:
-        InputError: the name is not of the form `int4-g64`, `int4-channel` or `int4-g64-asym`.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise InputError(f"unknown format {name!r}; write for example int4-g64, int8-channel or int4-g64-asym")
-    return NumberFormat(int(match["bits"]), int(match["group"] or CHANNEL), match["asym"] is None)

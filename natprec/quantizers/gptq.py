@@ -91,11 +91,11 @@ def gptq(weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: tor
     """
     rows, columns = weight.shape
     codes = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
-    scale, zero = _weighted_grid(weight.float(), inputs, fmt, scale_dtype)
+    scale, offset = _weighted_grid(weight.float(), inputs, fmt, scale_dtype)
     for part in _parts(rows, columns):
-        grid = _Grid.of(scale[part], None if zero is None else zero[part], fmt, inputs.order)
+        grid = _Grid.of(scale[part], None if offset is None else offset[part], fmt, inputs.order)
         codes[part] = _round_columns(weight[part].float().T[inputs.order], inputs, grid)[0].T
-    return QuantizedTensor(fmt, codes, scale, None if zero is None else zero.to(torch.int8))
+    return QuantizedTensor.of(fmt, codes, scale, offset)
 
 
 def gptq_shares(
@@ -147,7 +147,7 @@ def gptq_shares(
 def _weighted_grid(
     weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Scales and zero points of the groups, where an error counts by the power of its input."""
+    """Scales and offsets of the groups, where an error counts by the power of its input."""
     groups = fmt.groups(weight.shape[1])
     grouped = weight.reshape(len(weight), groups, -1)
     return choose_grid(grouped, fmt, scale_dtype, inputs.power.view(groups, -1))
@@ -155,25 +155,25 @@ def _weighted_grid(
 
 @dataclass
 class _Grid:
-    """Scale, zero point (columns in rounding order, rows) and code range (rows,) of a transposed weight."""
+    """Scale, offset (columns in rounding order, rows) and code range (rows,) of a transposed weight."""
 
     scale: Tensor
-    zero: Tensor
+    offset: Tensor
     low: Tensor
     high: Tensor
 
     @classmethod
-    def of(cls, scale: Tensor, zero: Tensor | None, fmt: NumberFormat, order: Tensor) -> _Grid:
+    def of(cls, scale: Tensor, offset: Tensor | None, fmt: NumberFormat, order: Tensor) -> _Grid:
         group = order // (len(order) // scale.shape[1])
         low, high = (torch.full((len(scale),), float(end), device=scale.device) for end in fmt.code_range)
-        zero = torch.zeros_like(scale) if zero is None else zero
-        return cls(scale.T[group], zero.T[group], low, high)
+        offset = torch.zeros_like(scale) if offset is None else offset
+        return cls(scale.T[group], offset.T[group], low, high)
 
     @classmethod
     def joined(cls, grids: list[_Grid]) -> _Grid:
         """Side by side."""
         return cls(
-            *(torch.cat([getattr(grid, name) for grid in grids], -1) for name in ("scale", "zero", "low", "high"))
+            *(torch.cat([getattr(grid, name) for grid in grids], -1) for name in ("scale", "offset", "low", "high"))
         )
 
 
@@ -193,10 +193,10 @@ def _round_columns(work: Tensor, inputs: InputOrder, grid: _Grid) -> tuple[Tenso
         factor = inputs.inverse[start:stop, start:stop]
         errors = torch.empty_like(block)
         for i in range(stop - start):
-            scale, zero = grid.scale[start + i], grid.zero[start + i]
-            code = (block[i] / scale).round_().add_(zero).clamp_(grid.low, grid.high)
+            scale, offset = grid.scale[start + i], grid.offset[start + i]
+            code = (block[i] - offset).div_(scale).round_().clamp_(grid.low, grid.high)
             codes[start + i] = code
-            value = code.sub_(zero).mul_(scale)
+            value = code.mul_(scale).add_(offset)
             torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
             block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
             block[i] = value

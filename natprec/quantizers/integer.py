@@ -1,21 +1,22 @@
-"""Round to nearest on an integer grid that spans each group: from 3 bits up nothing is clipped.
+"""Round to nearest on a grid of integer codes that spans each group: from 3 bits up nothing is clipped.
 
 A narrower grid has a smaller squared error at 3 to 5 bits, but a larger output KL: what it clips are
 the largest weights, whose errors are not independent (LOG.md, 2026-11-22). Where the power of each
 input is known, GPTQ lets it decide how much to clip. At 1 and 2 bits the spanning grid is too coarse;
 there each group takes the best of a few shrunken scales, and then the least-squares scale for the
-codes it got: s = <w, q> / <q, q>.
+codes it got: s = <w, q> / <q, q>. What a format can store of a grid is in `natprec.quantizers.stored_grids`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from natprec.formats import NumberFormat
+from natprec.quantizers.stored_grids import nested_grid, stored_grid
 
 SHRINK = {1: (0.4, 0.6), 2: (0.75, 0.95)}
 """Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""
@@ -35,12 +36,21 @@ class QuantizedTensor:
         codes: (rows, columns), int8.
         scale: (rows, groups), float32 values that the stored dtype holds exactly.
         zero_point: (rows, groups), int8; None when symmetric.
+        offset: (rows, groups), float32: the value of code 0, where the format stores that instead.
     """
 
     format: NumberFormat
     codes: Tensor
     scale: Tensor
     zero_point: Tensor | None
+    offset: Tensor | None = None
+
+    @classmethod
+    def of(cls, fmt: NumberFormat, codes: Tensor, scale: Tensor, offset: Tensor | None) -> QuantizedTensor:
+        """Codes on a grid that the format can store; its offset becomes a zero point where that is what it stores."""
+        if fmt.float_offset or offset is None:
+            return cls(fmt, codes, scale, None, offset)
+        return cls(fmt, codes, scale, (-offset / scale).round().to(torch.int8))
 
     def dequantize(self) -> Tensor:
         """(rows, columns), float32: what an engine reconstructs."""
@@ -48,12 +58,22 @@ class QuantizedTensor:
         values = self.codes.view(rows, self.scale.shape[1], -1).to(torch.float32)
         if self.zero_point is not None:
             values = values - self.zero_point.unsqueeze(-1)
-        return (values * self.scale.unsqueeze(-1)).view(rows, columns)
+        values = values * self.scale.unsqueeze(-1)
+        if self.offset is not None:
+            values = values + self.offset.unsqueeze(-1)
+        return values.view(rows, columns)
+
+    def scaled(self, factor: Tensor, dtype: torch.dtype) -> QuantizedTensor:
+        """The same codes with each group's values multiplied by `factor` (rows, groups), on stored scales."""
+        low = None if self.offset is None else self.offset * factor
+        scale, offset = nested_grid(*stored_grid(self.scale * factor, low, self.format, dtype), self.format)
+        return replace(self, scale=scale, offset=offset)
 
     def to(self, device: str) -> QuantizedTensor:
         """The same tensor on a device."""
         zero = None if self.zero_point is None else self.zero_point.to(device)
-        return QuantizedTensor(self.format, self.codes.to(device), self.scale.to(device), zero)
+        offset = None if self.offset is None else self.offset.to(device)
+        return QuantizedTensor(self.format, self.codes.to(device), self.scale.to(device), zero, offset)
 
 
 def quantize(weight: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> QuantizedTensor:
@@ -67,14 +87,13 @@ def quantize(weight: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> Qua
     rows, columns = weight.shape
     parts = []
     for grouped in _grouped_rows(weight, fmt):
-        scale, zero = choose_grid(grouped, fmt, scale_dtype)
-        codes = round_to_grid(grouped, fmt, scale, zero)
-        parts.append((codes.to(torch.int8), scale, zero))
-    return QuantizedTensor(
+        grid = choose_grid(grouped, fmt, scale_dtype)
+        parts.append((round_to_grid(grouped, fmt, *grid).to(torch.int8), *grid))
+    return QuantizedTensor.of(
         fmt,
         codes=torch.cat([codes for codes, _, _ in parts]).view(rows, columns),
         scale=torch.cat([scale for _, scale, _ in parts]),
-        zero_point=None if fmt.symmetric else torch.cat([zero.to(torch.int8) for _, _, zero in parts]),  # type: ignore[union-attr]
+        offset=None if fmt.symmetric else torch.cat([offset for _, _, offset in parts if offset is not None]),
     )
 
 
@@ -90,8 +109,8 @@ def rounding_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype
     for index, fmt in enumerate(formats):
         start = 0
         for grouped in _grouped_rows(weight, fmt):
-            scale, zero = choose_grid(grouped, fmt, scale_dtype)
-            values = _reconstruct(round_to_grid(grouped, fmt, scale, zero), scale, zero)
+            scale, offset = choose_grid(grouped, fmt, scale_dtype)
+            values = _reconstruct(round_to_grid(grouped, fmt, scale, offset), scale, offset)
             out = errors[index, start : start + grouped.numel()]
             torch.sub(values.view(-1), grouped.reshape(-1), out=out)
             start += grouped.numel()
@@ -112,84 +131,83 @@ def choose_grid(
         grouped: (rows, groups, group size), float32.
         power: (groups, group size), what an error at each weight counts; then clipping is tried too.
     Returns:
-        scale (rows, groups), float32 rounded to `scale_dtype`, never 0; zero point (rows, groups),
-        float32 integers, or None when the format is symmetric.
+        scale (rows, groups), float32 as the format stores it, never 0; offset (rows, groups), float32, the
+        value of code 0, or None when the format is symmetric.
     """
     low, high = grouped.amin(-1), grouped.amax(-1)  # faster than aminmax
+    if not fmt.float_offset or fmt.nested:
+        low, high = low.clamp(max=0), high.clamp(min=0)  # 0 is on such a grid, or next to it
     spanning = _spanning_scale(low, high, fmt)
     fractions = SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if power is not None else (1.0,))
     grids = [_grid(grouped, fmt, spanning * fraction, low * fraction, scale_dtype) for fraction in fractions]
     if len(grids) == 1:
-        return grids[0]
+        return nested_grid(*grids[0], fmt)
     errors = [_squared_error(grouped, fmt, *grid, power) for grid in grids]
     best = torch.stack(errors).argmin(0, keepdim=True)
     scale = torch.stack([scale for scale, _ in grids]).gather(0, best)[0]
-    zeros = [zero for _, zero in grids if zero is not None]
-    return scale, torch.stack(zeros).gather(0, best)[0] if zeros else None
+    offsets = [offset for _, offset in grids if offset is not None]
+    return nested_grid(scale, torch.stack(offsets).gather(0, best)[0] if offsets else None, fmt)
 
 
 def _grid(
     grouped: Tensor, fmt: NumberFormat, scale: Tensor, low: Tensor, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """A trial scale as it is stored, and its zero point; at 1 and 2 bits the least-squares scale for its codes."""
-    scale = _stored(scale, scale_dtype)
-    zero = _zero_point(low, scale, fmt)
+    """A trial grid as it is stored; at 1 and 2 bits the least-squares one for its codes."""
+    scale, offset = stored_grid(scale, None if fmt.symmetric else low, fmt, scale_dtype)
     if fmt.bits not in SHRINK:
-        return scale, zero
-    codes = round_to_grid(grouped, fmt, scale, zero)
-    if zero is not None:
-        codes -= zero.unsqueeze(-1)
+        return scale, offset
+    codes = round_to_grid(grouped, fmt, scale, offset)
+    if offset is not None and fmt.float_offset:
+        return stored_grid(*_line(codes, grouped, scale, offset), fmt, scale_dtype)
+    steps = None if offset is None else (offset / scale).round_()
+    if steps is not None:
+        codes += steps.unsqueeze(-1)
     power = torch.linalg.vecdot(codes, codes)
     fitted = torch.where(power > 0, torch.linalg.vecdot(codes, grouped) / power, scale)
-    return _stored(torch.where(fitted * scale > 0, fitted, scale), scale_dtype), zero
+    fitted = torch.where(fitted * scale > 0, fitted, scale)
+    return stored_grid(fitted, None if steps is None else (steps + fmt.code_range[0]) * fitted, fmt, scale_dtype)
+
+
+def _line(codes: Tensor, grouped: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """The least-squares scale and offset of each group for its codes; as given where all codes are equal."""
+    mean_code, mean = codes.mean(-1), grouped.mean(-1)
+    spread = codes - mean_code.unsqueeze(-1)
+    power = torch.linalg.vecdot(spread, spread)
+    slope = torch.linalg.vecdot(spread, grouped) / power
+    better = (power > 0) & (slope > 0)
+    return torch.where(better, slope, scale), torch.where(better, mean - slope * mean_code, offset)
 
 
 def _squared_error(
-    grouped: Tensor, fmt: NumberFormat, scale: Tensor, zero: Tensor | None, power: Tensor | None
+    grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None, power: Tensor | None
 ) -> Tensor:
     """Of each group, (rows, groups)."""
-    error = _reconstruct(round_to_grid(grouped, fmt, scale, zero), scale, zero).sub_(grouped)
+    error = _reconstruct(round_to_grid(grouped, fmt, scale, offset), scale, offset).sub_(grouped)
     return torch.linalg.vecdot(error, error if power is None else error * power)
 
 
-def round_to_grid(grouped: Tensor, fmt: NumberFormat, scale: Tensor, zero: Tensor | None) -> Tensor:
+def round_to_grid(grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None) -> Tensor:
     """Nearest codes (rows, groups, group size), as float32 integers within the code range."""
-    codes = grouped / scale.unsqueeze(-1)
-    codes.round_()
-    if zero is not None:
-        codes += zero.unsqueeze(-1)
-    return codes.clamp_(*fmt.code_range)
+    codes = (
+        grouped / scale.unsqueeze(-1) if offset is None else (grouped - offset.unsqueeze(-1)).div_(scale.unsqueeze(-1))
+    )
+    return codes.round_().clamp_(*fmt.code_range)
 
 
-def _reconstruct(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def _reconstruct(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     """Values of float codes, in place."""
-    if zero is not None:
-        codes -= zero.unsqueeze(-1)
-    return codes.mul_(scale.unsqueeze(-1))
+    codes.mul_(scale.unsqueeze(-1))
+    return codes if offset is None else codes.add_(offset.unsqueeze(-1))
 
 
 def _spanning_scale(low: Tensor, high: Tensor, fmt: NumberFormat) -> Tensor:
     """The scale whose grid covers [low, high]; negative where the positive side reaches further."""
     if not fmt.symmetric:
-        return (high.clamp(min=0) - low.clamp(max=0)) / (2**fmt.bits - 1)
+        return (high - low) / (2**fmt.bits - 1)
     smallest, largest = fmt.code_range
     far, near = torch.maximum(high, -low), torch.minimum(high, -low)
     scale = torch.maximum(far / -smallest, near / max(largest, 1))
-    return torch.where(high > -low, -scale, scale)
-
-
-def _zero_point(low: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor | None:
-    """The code of the value 0; the grid then begins at `low` (or at 0 where low > 0)."""
-    if fmt.symmetric:
-        return None
-    smallest, largest = fmt.code_range
-    return (smallest - (low.clamp(max=0) / scale).round_()).clamp_(smallest, largest)
-
-
-def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounded to the stored dtype; 1 where that is zero (a group of zeros: every code is 0)."""
-    scale = scale.to(dtype).to(torch.float32)
-    return torch.where(scale == 0, torch.ones_like(scale), scale)
+    return torch.where(high > -low, -scale, scale) if -smallest != largest else scale
 
 
 def _grouped_rows(weight: Tensor, fmt: NumberFormat) -> Iterator[Tensor]:

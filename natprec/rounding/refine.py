@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def refine(
             weight.grad = None
         optimizer.step()
         schedule.step()
-        result = {name: _moved(codes[name], move.detach(), dtype) for name, move in moves.items()}
+        result = {name: codes[name].scaled(1 + move.detach(), dtype) for name, move in moves.items()}
         for name, weight in weights.items():
             weight.data = result[name].dequantize().to(weight.dtype)
         advance(f"step {step + 1}")
@@ -101,11 +101,6 @@ def refine(
 def _by_group(gradient: Tensor, value: QuantizedTensor) -> Tensor:
     """dD/dw (rows, columns) to dD/d(relative scale) (rows, groups)."""
     return (gradient.float() * value.dequantize()).view(*value.scale.shape, -1).sum(-1)
-
-
-def _moved(value: QuantizedTensor, move: Tensor, dtype: torch.dtype) -> QuantizedTensor:
-    """The same codes on scales that are larger by the relative `move`, rounded as they are stored."""
-    return replace(value, scale=(value.scale * (1 + move)).to(dtype).float())
 
 
 class _Original:

@@ -69,7 +69,7 @@ def assemble(
                 float(kl_of(curve, [pair.weight], rounding)[0]),
                 stored_bytes(curve, pair.weight, profile),
                 curve.site.elements,
-                curve.site.unit,
+                group.unit.name,
                 curve.scaled and rounding == "gptq",
                 group.backward[curve.site.name],
             )

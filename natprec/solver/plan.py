@@ -9,7 +9,7 @@ from typing import Any
 
 from natprec.errors import InputError
 from natprec.files import write_json
-from natprec.formats import ActivationFormat, NumberFormat
+from natprec.formats import GGUF_TYPES, ActivationFormat, GGUFType, NumberFormat
 from natprec.formats.activation_format import parse_activation_format
 
 UNQUANTIZED_BITS = 16
@@ -40,12 +40,13 @@ class Choice:
     backward_bits: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """`bits`, `group_size` and `symmetric` first: what scripts read."""
+        """`bits`, `group_size`, `symmetric` and GGUF's `type` first: what scripts read."""
         fmt = self.format
         return {
             "bits": fmt.bits if fmt else UNQUANTIZED_BITS,
             "group_size": fmt.group_size if fmt else None,
             "symmetric": fmt.symmetric if fmt else None,
+            "type": fmt.name if isinstance(fmt, GGUFType) else None,
             "natural_bits": self.natural_bits,
             "backward_bits": self.backward_bits,
             "dual_bits": dual(self.natural_bits, self.backward_bits),
@@ -59,8 +60,10 @@ class Choice:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Choice:
         """The inverse of `to_json`."""
-        fmt = None
-        if value["group_size"] is not None:
+        fmt: NumberFormat | None = None
+        if value["type"] is not None:
+            fmt = GGUF_TYPES[value["type"]]
+        elif value["group_size"] is not None:
             fmt = NumberFormat(value["bits"], value["group_size"], value["symmetric"])
         names = ("natural_bits", "kl", "stored_bytes", "elements", "unit", "scaled", "backward_bits")
         return cls(fmt, *(value[name] for name in names))

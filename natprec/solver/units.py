@@ -86,7 +86,7 @@ def groups_of(
     members: dict[str, list[Curve]] = {}
     for curve in measurement.weights.values():
         if weight_formats(curve, profile):
-            members.setdefault(curve.site.unit, []).append(curve)
+            members.setdefault(curve.site.unit if profile.fuses else curve.site.name, []).append(curve)
     return [
         _group(name, curves, inputs.get(name), profile, rounding, activations, eps_bwd)
         for name, curves in members.items()

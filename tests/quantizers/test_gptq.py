@@ -52,12 +52,12 @@ def test_unrelated_inputs_give_the_nearest_codes(fmt: NumberFormat, factor: floa
     """On the grid that is best where all inputs count alike."""
     rounded = gptq(weight(), InputOrder.of(factor * torch.eye(160)), fmt, torch.bfloat16)
     grouped = weight().reshape(48, fmt.groups(160), -1)
-    scale, zero = choose_grid(grouped, fmt, torch.bfloat16, torch.ones(grouped.shape[1:]))
-    assert torch.equal(rounded.codes, round_to_grid(grouped, fmt, scale, zero).view(48, 160).to(torch.int8))
+    scale, offset = choose_grid(grouped, fmt, torch.bfloat16, torch.ones(grouped.shape[1:]))
+    assert torch.equal(rounded.codes, round_to_grid(grouped, fmt, scale, offset).view(48, 160).to(torch.int8))
     assert torch.equal(rounded.scale, scale)
-    if zero is not None:
+    if offset is not None:
         assert rounded.zero_point is not None
-        assert torch.equal(rounded.zero_point.float(), zero)
+        assert torch.equal(rounded.zero_point * -scale, offset)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
