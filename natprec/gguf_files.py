@@ -96,7 +96,8 @@ def _text(file: BinaryIO) -> str:
 def _skip(file: BinaryIO, kind: int) -> None:
     """Step over one value of the metadata."""
     if kind == _STRING:
-        file.seek(*struct.unpack("<Q", file.read(8)), 1)
+        (length,) = struct.unpack("<Q", file.read(8))
+        file.seek(length, 1)
     elif kind == _ARRAY:
         items, count = struct.unpack("<IQ", file.read(12))
         if items in _WIDTHS:

@@ -45,9 +45,13 @@ class LlamaCpp:
             return list(json.load(reply)["tokens"])
 
     def log_probabilities(self, ids: list[int], vocabulary: int) -> Tensor:
-        """(vocabulary,) of the token after `ids`."""
+        """(vocabulary,) of the token after `ids`, before any sampling.
+
+        An end of text would be answered without probabilities, so that the last token is sampled again.
+        """
+        sampled = {"temperature": 0, "logit_bias": [[ids[-1], 1e4]]}
         reply: dict[str, Any] = self.server.handle_completions(
-            {"prompt": ids, "n_predict": 1, "n_probs": vocabulary, "temperature": 0, "cache_prompt": False}
+            {"prompt": ids, "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False, **sampled}
         )
         result = torch.full((vocabulary,), -torch.inf)
         for entry in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:

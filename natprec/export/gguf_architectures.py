@@ -40,7 +40,8 @@ class Architecture:
         from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
         kind: MODEL_ARCH = next(key for key, label in MODEL_ARCH_NAMES.items() if label == self.name)
-        known = get_tensor_name_map(kind, model.config.num_hidden_layers)  # type: ignore[union-attr]
+        config: Any = model.config
+        known = get_tensor_name_map(kind, config.num_hidden_layers)
         names = {}
         for key in model.state_dict():
             module, _, parameter = key.rpartition(".")

@@ -7,6 +7,8 @@ what differs from type to type is a list of parts in order. The layouts are thos
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -82,7 +84,7 @@ def _twelve_bytes(scales: Bytes, offsets: Bytes) -> Bytes:
     )
 
 
-def _planar(values: Bytes, lanes: int, bits: int) -> Bytes:
+def _planar(values: npt.NDArray[Any], lanes: int, bits: int) -> Bytes:
     """(blocks, n) values below 2**bits, 8 / bits of them to a byte, `lanes` apart."""
     planes = values.reshape(len(values), -1, 8 // bits, lanes)
     shifts = np.arange(0, 8, bits, dtype=np.uint8).reshape(1, 1, -1, 1)

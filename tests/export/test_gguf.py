@@ -58,7 +58,7 @@ def model_of(kind: str) -> Any:
 
 @pytest.fixture(params=MODELS)
 def made(request: pytest.FixtureRequest, tiny_tokenizer: Any) -> Subject:
-    return for_engine(Subject.in_memory(model_of(request.param), tiny_tokenizer, request.param), "llama.cpp")
+    return for_engine(Subject.in_memory(model_of(request.param), tiny_tokenizer, "a " + request.param), "llama.cpp")
 
 
 def planned(subject: Subject, bits: float, rounding: str = "rtn") -> Plan:
