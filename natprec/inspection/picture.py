@@ -72,7 +72,7 @@ def svg(inspection: Inspection, title: str) -> str:
     ]
     for number, (name, boxes, count) in enumerate(rows):
         y = TOP + number * (HIGH + GAP)
-        parts.append(_text(10, y + 16, name if count == 1 else f"{name} and {count - 1} alike", 11))
+        parts.append(_text(10, y + 16, name if count == 1 else f"{name}  ×{count}", 11))
         for place, box in enumerate(boxes):
             parts += _draw(box, LEFT + place * (BOX + GAP), y)
     return "\n".join([*parts, "</svg>", ""])

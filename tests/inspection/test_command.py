@@ -45,7 +45,7 @@ def test_the_picture_draws_equal_blocks_once(inspected: dict[str, Any]) -> None:
     words = [element.text or "" for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     widths = {row["name"]: row["width"] for row in inspected["sites"]}
     assert f"q k v  {widths['model.layers.0.self_attn.q_proj']}" in words
-    alike = "model.layers.0 and 1 alike" in words
+    alike = "model.layers.0  ×2" in words
     assert sum(word.startswith("gate up") for word in words) == (1 if alike else 2)
     assert inspected["file"]["sites"] == inspected["sites"]
 
