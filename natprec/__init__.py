@@ -6,6 +6,7 @@
     q = plan.apply(model, tokenizer, "text.txt")        # Quantized, in memory
     natprec.save(q, "out")                              # a checkpoint that engines load
     natprec.verify("out", model, "held-out.txt")        # Verification: KL on text never seen
+    runnable = natprec.load("out")                      # the checkpoint, run on its codes: runnable(input_ids=ids)
 
 `natprec.pipeline` is the same as one job, `natprec quantize` its command.
 """
@@ -18,6 +19,7 @@ from natprec.formats import NumberFormat
 from natprec.measurement import Curve, Measurement
 from natprec.pipeline import quantize
 from natprec.request import Request
+from natprec.runtime import Runnable, load
 from natprec.solver import Choice, Plan, solve
 
 __all__ = [
@@ -35,8 +37,10 @@ __all__ = [
     "Plan",
     "Quantized",
     "Request",
+    "Runnable",
     "Verification",
     "apply",
+    "load",
     "measure",
     "quantize",
     "save",

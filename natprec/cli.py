@@ -64,6 +64,7 @@ from natprec.options import (
 )
 from natprec.progress import Stages
 from natprec.request import Request, open_subject
+from natprec.runtime.command import generate
 from natprec.solver import Plan
 from natprec.summary import plan_table, result_table, verification_table
 from natprec.units import human_bytes, human_seconds
@@ -336,6 +337,7 @@ app.command(
         "natprec inspect --model ./folder --data calib.txt", "natprec inspect --plan plan.json --out inspected"
     )
 )(inspect)
+app.command(epilog=_examples('natprec generate quantized --prompt "Why is the sky blue?" --greedy --explain'))(generate)
 
 
 def _dry_run(request: Request, stages: Stages, as_json: bool, judged: bool = True) -> None:

@@ -35,12 +35,13 @@ LAYERS: list[set[str]] = [
     {"solver"},
     {"rounding"},
     {"export"},
+    {"runtime"},
     {"request"},
     {"texts"},
     {"resumable", "evaluation"},
     {"pipeline", "estimate", "summary"},
     {"api", "options"},
-    {"comparison", "inspection"},
+    {"comparison", "inspection", "runtime.command"},
     {"cli", ""},  # "" is natprec/__init__.py
     {"__main__"},
 ]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natprec.checkpoints import CHECKSUMS, tensor_checksum
 from natprec.formats import ActivationFormat, EngineProfile, NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.quantizers import QuantizedTensor
@@ -181,7 +182,9 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) ->
 
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for filename, names in split.filename_to_tensors.items():
-        save_file({name: tensors[name] for name in names}, folder / filename, metadata={"format": "pt"})
+        sums = json.dumps({name: tensor_checksum(tensors[name]) for name in names})
+        metadata = {"format": "pt", CHECKSUMS: sums}
+        save_file({name: tensors[name] for name in names}, folder / filename, metadata=metadata)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,163 @@
+"""The modules of a model that runs: a Linear on codes, one on 16-bit weights, and embeddings of both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from natprec.kernels.cpu import fast_dtype
+from natprec.kernels.kernel import Kernel, Layer
+from natprec.kernels.reference import quantize_tokens
+from natprec.quantizers import QuantizedTensor
+
+DENSE = 1 << 24
+"""Weights that are dense at a time while many tokens are multiplied: 64 MB of float32."""
+
+
+class StoredWeight(nn.Module):
+    """A weight as it is kept in memory: a product with it, and rows of its values."""
+
+    rows: int
+    columns: int
+    few: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (tokens, columns) times the weight, transposed; dense blocks of it where there are many tokens."""
+        x = self.rounded(x)
+        if len(x) <= self.few:
+            return self.product(x)
+        dtype = fast_dtype()
+        dense, step = x.to(dtype), max(1, DENSE // self.columns)
+        parts = [
+            functional.linear(dense, self.values(slice(start, min(start + step, self.rows))).to(dtype))
+            for start in range(0, self.rows, step)
+        ]
+        return torch.cat(parts, 1).to(x.dtype) if len(parts) > 1 else parts[0].to(x.dtype)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The activations as the product sees them."""
+        return x
+
+    def product(self, x: Tensor) -> Tensor:
+        """X (tokens, columns) times the weight, for few tokens."""
+        raise NotImplementedError
+
+    def values(self, rows: slice | Tensor) -> Tensor:
+        """Some rows, as floats."""
+        raise NotImplementedError
+
+
+class QuantizedWeight(StoredWeight):
+    """Codes in the layout of their kernel."""
+
+    def __init__(self, weight: QuantizedTensor, layer: Layer, kernel: Kernel, scale_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.kernel = layer, kernel
+        self.rows, self.columns, self.few = layer.rows, layer.columns, kernel.few
+        self.packed = kernel.pack(weight, scale_dtype)
+        for index, buffer in enumerate(self.packed):
+            self.register_buffer(f"part{index}", buffer)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Rounded to int8 for each token, where the layer says so and its kernel does not do it."""
+        if not self.layer.int8_inputs or self.kernel.rounds_inputs:
+            return x
+        codes, scale = quantize_tokens(x)
+        return codes * scale.unsqueeze(1)
+
+    def product(self, x: Tensor) -> Tensor:
+        """By the kernel."""
+        return self.kernel.product(x, self.packed, self.layer)
+
+    def values(self, rows: slice | Tensor) -> Tensor:
+        """By the kernel."""
+        return self.kernel.values(self.packed, self.layer, rows)
+
+
+class HalfWeight(StoredWeight):
+    """A weight that is not quantized, in the 16 bits in which it is stored."""
+
+    weight: Tensor
+    few = 4
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.rows, self.columns = weight.shape
+        self.register_buffer("weight", weight)
+
+    def product(self, x: Tensor) -> Tensor:
+        """By the operation on 16-bit weights."""
+        return torch.ops.natprec.linear_half(x, self.weight)
+
+    def values(self, rows: slice | Tensor) -> Tensor:
+        """As they are stored."""
+        return self.weight[rows]
+
+
+class QuantLinear(nn.Module):
+    """x times a stored weight, plus a bias; float32 in and out."""
+
+    def __init__(self, weight: StoredWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.stored = weight
+        self.in_features, self.out_features = weight.columns, weight.rows
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, columns) to (…, rows)."""
+        y = self.stored(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+
+class QuantEmbedding(nn.Module):
+    """Rows of a stored weight, times the factor that some models give their embeddings."""
+
+    def __init__(self, weight: StoredWeight, factor: float = 1.0) -> None:
+        super().__init__()
+        self.stored = weight
+        self.factor = factor
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(…) token numbers to (…, columns), float32."""
+        rows = self.stored.values(ids.reshape(-1)).float().view(*ids.shape, self.stored.columns)
+        return rows if self.factor == 1.0 else rows * self.factor
+
+
+class Joined(nn.Module):
+    """Linears of one input (query, key, value; gate, up) as one weight: one product instead of three."""
+
+    def __init__(self, linear: QuantLinear, sizes: list[int]) -> None:
+        super().__init__()
+        self.linear, self.sizes = linear, sizes
+        self._input: Tensor | None = None
+        self._outputs: tuple[Tensor, ...] = ()
+        self._left: set[int] = set()
+
+    def output(self, x: Tensor, index: int) -> Tensor:
+        """One Linear's output; the product is computed for the first that asks, and kept until each has asked."""
+        if x is not self._input or index not in self._left:
+            self._input, self._outputs = x, self.linear(x).split(self.sizes, -1)
+            self._left = set(range(len(self.sizes)))
+        self._left.discard(index)
+        y = self._outputs[index]
+        if not self._left:
+            self._input, self._outputs = None, ()
+        return y
+
+
+class Part(nn.Module):
+    """One Linear of several that are joined; the first of them owns the weight."""
+
+    def __init__(self, joined: Joined, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.in_features, self.out_features = joined.linear.in_features, joined.sizes[index]
+        if index == 0:
+            self.joined = joined
+        else:
+            object.__setattr__(self, "joined", joined)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, columns) to (…, rows of this part)."""
+        return self.joined.output(x, self.index)

@@ -1,0 +1,102 @@
+"""planes.c as a shared library: compiled once for each version of it, kept in the user's cache, called by ctypes.
+
+torch's own low-bit operations lose to plain float32 on a CPU with AVX2 and no AVX-512 (LOG.md, 2026-11-24), so there
+this file is worth a C compiler. Without one natprec runs on torch's operations and says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("planes.c")
+FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC", "-fopenmp")
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Dtypes of scales and unquantized weights, as planes.c numbers them."""
+
+
+@functools.cache
+def library() -> tuple[Any, str]:
+    """The library, or None and why there is none; found out once."""
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return None, "the CPU has no AVX2"
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None, "there is no C compiler (cc, or $CC)"
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natprec"
+    built = cache / f"planes-{digest}.so"
+    try:
+        if not built.is_file():
+            _compile(compiler, built)
+        opened = ctypes.CDLL(str(built))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return None, f"planes.c was not compiled ({said[0] if said else type(error).__name__})"
+    pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    opened.natprec_linear.argtypes = [
+        pointer, long, long, pointer, pointer, integer, pointer, integer, long, long, long, pointer, integer
+    ]  # fmt: skip
+    opened.natprec_values.argtypes = [
+        pointer, pointer, integer, pointer, integer, long, long, long, long, long, pointer, integer
+    ]  # fmt: skip
+    opened.natprec_half.argtypes = [pointer, long, long, pointer, integer, long, pointer, integer]
+    return opened, ""
+
+
+def _compile(compiler: str, built: Path) -> None:
+    """To a temporary name first: another process may be doing the same."""
+    built.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+        made = Path(folder) / built.name
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        os.replace(made, built)
+
+
+def linear(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, step: int) -> Tensor:
+    """X (tokens, columns), float32, times a weight in planes; `step` columns share the rounding of activations."""
+    tokens, columns = x.shape
+    rows, scales = scale.shape
+    x, y = x.contiguous(), x.new_empty(tokens, rows)
+    steps = -(-columns // step)
+    enough = library()[0].natprec_linear(
+        x.data_ptr(), tokens, columns, packed.data_ptr(), scale.data_ptr(), KINDS[scale.dtype],
+        None if zero is None else zero.data_ptr(), bits, rows, step, steps // scales, y.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if not enough:
+        raise MemoryError("no memory for the activations of a low-bit product")
+    return y
+
+
+def values(
+    packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, columns: int, group: int, start: int, stop: int
+) -> Tensor:
+    """Rows `start` to `stop` of a weight in planes, float32."""
+    y = torch.empty(stop - start, columns)
+    library()[0].natprec_values(
+        packed.data_ptr(), scale.data_ptr(), KINDS[scale.dtype], None if zero is None else zero.data_ptr(), bits,
+        start, stop, columns, packed.shape[1] // (4 * bits), group, y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def half(x: Tensor, weight: Tensor) -> Tensor:
+    """X (tokens, columns), float32, times a weight in bfloat16 or float16, transposed."""
+    x, y = x.contiguous(), x.new_empty(len(x), len(weight))
+    library()[0].natprec_half(
+        x.data_ptr(), *x.shape, weight.data_ptr(), KINDS[weight.dtype], len(weight), y.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y

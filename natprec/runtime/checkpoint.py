@@ -1,0 +1,217 @@
+"""A compressed-tensors folder as codes: what each module's weight is, read one tensor at a time.
+
+Everything that opens such a folder reads it here: the runtime, which keeps the codes, and the judge, which
+reconstructs the weights. Files that natprec wrote carry a CRC-32 of every tensor, so a flipped bit has a name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natprec.checkpoints import CHECKSUMS, tensor_checksum, weight_files
+from natprec.errors import InputError, ModelError
+from natprec.formats import NumberFormat
+from natprec.formats.number_format import CHANNEL
+from natprec.quantizers import QuantizedTensor
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a module's product is computed.
+
+    Attributes:
+        format: of the weight.
+        int8_inputs: activations are rounded to int8, one scale per token.
+    """
+
+    format: NumberFormat
+    int8_inputs: bool = False
+
+
+class Checkpoint:
+    """A folder, opened; no tensor is read before it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read config.json and the headers of the weight files.
+
+        Raises:
+            InputError: no compressed-tensors checkpoint.
+            ModelError: a weight file is missing or truncated.
+        """
+        self.folder = folder
+        self.config = _read_config(folder)
+        self.groups: dict[str, dict[str, Any]] = self.config["quantization_config"]["config_groups"]
+        states = self.config["quantization_config"].get("kv_cache_scheme")
+        if states:
+            raise ModelError(
+                f"checkpoint {str(folder)!r} keeps keys and values in {states.get('num_bits')} bits, for which there is no "
+                "kernel here; run it in vLLM, or take kv_cache_scheme out of config.json to keep them as floats"
+            )
+        self._ignore: list[str] = list(self.config["quantization_config"].get("ignore") or [])
+        self.files: dict[str, Path] = {}
+        self._checksums: dict[str, int] = {}
+        for file in weight_files(folder):
+            self._open(file)
+
+    def _open(self, file: Path) -> None:
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as opened:
+            self.files.update(dict.fromkeys(opened.keys(), file))
+            self._checksums.update(json.loads((opened.metadata() or {}).get(CHECKSUMS, "{}")))
+
+    @functools.cached_property
+    def _schemes(self) -> list[tuple[list[str], Scheme]]:
+        return _schemes(self.groups, self.folder)
+
+    def scheme(self, name: str, module: nn.Module) -> Scheme | None:
+        """Of a Linear or embedding; None where its weight is not quantized.
+
+        Raises:
+            ModelError: a scheme of the checkpoint is none that natprec runs.
+        """
+        from compressed_tensors.utils import is_match
+
+        found = (scheme for targets, scheme in self._schemes if is_match(name, module, targets, self._ignore))
+        return next(found, None)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, as it is stored.
+
+        Raises:
+            ModelError: it is not there, or its bits are not those that were written.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if name not in self.files:
+            raise ModelError(f"checkpoint {str(self.folder)!r} lacks tensor {name!r}; download it again")
+        file = self.files[name]
+        try:
+            with safe_open(file, "pt") as opened:
+                value: Tensor = opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"tensor {name!r} of {str(file)!r} cannot be read ({error}); download it again") from error
+        expected = self._checksums.get(name)
+        if expected is not None and tensor_checksum(value) != expected:
+            raise ModelError(
+                f"tensor {name!r} of {str(file)!r} is damaged: its CRC-32 is {tensor_checksum(value):08x}, "
+                f"{expected:08x} was written; download that file again"
+            )
+        return value
+
+    def quantized(self, uses: tuple[str, ...], scheme: Scheme, shape: tuple[int, int]) -> QuantizedTensor:
+        """The codes of a weight that one module uses, or several (tied).
+
+        Returns:
+            On the grid of `scheme`, scales in float32.
+        Raises:
+            ModelError: a tensor is missing, damaged, or not of the shape that it must have.
+        """
+        stored = (use for use in uses if self.files.keys() & {f"{use}.weight_packed", f"{use}.weight"})
+        owner = next(stored, uses[0])
+        if f"{owner}.weight_g_idx" in self.files:
+            raise ModelError(
+                f"weight {owner!r} has its groups permuted (weight_g_idx), which no kernel here reads; "
+                "quantize again with actorder 'static' or 'weight', or run it in vLLM"
+            )
+        fmt, (rows, columns) = scheme.format, shape
+        codes = self._codes(owner, fmt, shape)
+        scale = self.tensor(f"{owner}.weight_scale").float()
+        scale = (scale.expand(rows, 1) if scale.numel() == 1 else scale.view(rows, -1)).contiguous()
+        zero = None if fmt.symmetric else self._zero_point(owner, fmt, (rows, fmt.groups(columns)))
+        if scale.shape[1] != fmt.groups(columns) or not bool(torch.isfinite(scale).all()):
+            raise ModelError(
+                f"tensor '{owner}.weight_scale' of {str(self.files[owner + '.weight_scale'])!r}: "
+                f"{fmt.name} needs {rows} × {fmt.groups(columns)} finite scales; download it or quantize again"
+            )
+        return QuantizedTensor(fmt, codes, scale, zero)
+
+    def _codes(self, owner: str, fmt: NumberFormat, shape: tuple[int, int]) -> Tensor:
+        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+        packed = f"{owner}.weight_packed"
+        if f"{owner}.weight" in self.files:
+            codes = self.tensor(f"{owner}.weight")
+            self._expect(f"{owner}.weight", codes, shape, torch.int8)
+            return codes
+        words = self.tensor(packed)
+        self._expect(packed, words, (shape[0], -(-shape[1] * fmt.bits // 32)), torch.int32)
+        return unpack_from_int32(words, fmt.bits, torch.Size(shape)).contiguous()
+
+    def _zero_point(self, owner: str, fmt: NumberFormat, shape: tuple[int, int]) -> Tensor:
+        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+        name = f"{owner}.weight_zero_point"
+        zero = self.tensor(name)
+        if zero.dtype == torch.int32:
+            self._expect(name, zero, (-(-shape[0] * fmt.bits // 32), shape[1]), torch.int32)
+            # the library unpacks short columns only in this memory order
+            zero = zero.T.clone(memory_format=torch.contiguous_format).T
+            return unpack_from_int32(zero, fmt.bits, torch.Size(shape), packed_dim=0).contiguous()
+        return zero.view(shape).to(torch.int8)
+
+    def _expect(self, name: str, value: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        if tuple(value.shape) != shape or value.dtype != dtype:
+            raise ModelError(
+                f"tensor {name!r} of {str(self.files[name])!r} is {value.dtype} {tuple(value.shape)}, its module needs "
+                f"{dtype} {shape}; compressed-tensors before 0.18 packed otherwise: quantize again"
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
+    try:
+        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+        config["quantization_config"]["config_groups"].values()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{str(config_file)!r} describes no checkpoint in compressed-tensors format ({error!r}); quantize again"
+        ) from error
+    return config
+
+
+def _schemes(groups: dict[str, dict[str, Any]], folder: Path) -> list[tuple[list[str], Scheme]]:
+    """Targets → scheme, single names before regular expressions before classes, as the library resolves them."""
+    schemes = []
+    for name, group in groups.items():
+        try:
+            scheme = Scheme(_weight_format(group["weights"]), _int8_inputs(group.get("input_activations")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"scheme {name!r} of {str(folder)!r} cannot run here: {error}; it needs a kernel of its own: "
+                "run it in vLLM, or quantize the original with natprec"
+            ) from error
+        schemes.append((list(group["targets"]), scheme))
+    rank = {True: 0, False: 1}
+    return sorted(schemes, key=lambda entry: rank[all("." in t and not t.startswith("re:") for t in entry[0])])
+
+
+def _weight_format(weights: dict[str, Any]) -> NumberFormat:
+    kind, strategy = weights["type"], weights["strategy"]
+    if kind != "int" or not 2 <= weights["num_bits"] <= 8 or weights.get("dynamic"):
+        raise ValueError(f"weights of {weights['num_bits']} bits, type {kind!r}; kernels exist for int, 2 to 8 bits")
+    if strategy not in ("group", "channel", "tensor"):
+        raise ValueError(f"weight scales by {strategy!r}; kernels exist for group, channel and tensor")
+    return NumberFormat(weights["num_bits"], weights["group_size"] if strategy == "group" else CHANNEL,
+                        bool(weights["symmetric"]))  # fmt: skip
+
+
+def _int8_inputs(inputs: dict[str, Any] | None) -> bool:
+    if inputs is None:
+        return False
+    found = (inputs["num_bits"], inputs["type"], inputs["symmetric"], inputs["strategy"], bool(inputs["dynamic"]))
+    if found != (8, "int", True, "token", True):
+        raise ValueError(
+            f"activations of {found[0]} bits, type {found[1]!r}, by {found[3]!r}; kernels exist for int8, symmetric, "
+            "dynamic, by token"
+        )
+    return True

@@ -1,0 +1,161 @@
+"""Every kernel of the CPU, at every width, group, kind and shape that it takes, against the float64 specification."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from natprec.errors import ModelError
+from natprec.formats import NumberFormat
+from natprec.formats.number_format import CHANNEL
+from natprec.kernels import int8, native, reference
+from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, step_of
+from natprec.kernels.dispatch import KERNELS, choose
+from natprec.kernels.kernel import Kernel, Layer
+from natprec.kernels.linear import QuantizedWeight
+from natprec.quantizers import QuantizedTensor, quantize
+
+SHAPES = ((7, 384), (65, 256), (33, 70), (100, 33))
+"""Rows and columns; the last two only fit channels, and no block of any layout."""
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(bits: int) -> list[QuantizedTensor]:
+    """One of each group size and shape that fit, both kinds; 48 is a size that no kernel but the last takes."""
+    return [
+        quantize(drawn(*shape) + 0.1, NumberFormat(bits, group, symmetric), torch.bfloat16)
+        for group, symmetric, shape in itertools.product((32, 64, 128, 48, CHANNEL), (True, False), SHAPES)
+        if group == CHANNEL or shape[1] % group == 0
+    ]
+
+
+def stored(weight: QuantizedTensor, kernel: Kernel, int8_inputs: bool = False) -> QuantizedWeight:
+    layer = Layer(weight.format, *weight.codes.shape, int8_inputs=int8_inputs)
+    return QuantizedWeight(weight, layer, kernel, torch.bfloat16)
+
+
+def inputs(tokens: int, columns: int) -> Tensor:
+    """With one column a hundred times as large as the others, as language models have them."""
+    x = drawn(tokens, columns, seed=1)
+    x[:, 5] *= 100
+    return x
+
+
+def bound(kernel: Kernel, x: Tensor, weight: QuantizedTensor) -> Tensor:
+    """What the kernel's own arithmetic may be wrong by, from its definition: (tokens, rows).
+
+    planes.c rounds x to 2^-16 of the largest in its step; torch's operations round x and y to bfloat16 (2^-9 each), and
+    take zero points off afterwards.
+    """
+    dense = reference.dequantize(weight).abs()
+    if isinstance(kernel, Planes):
+        step = step_of(x.shape[1], weight.scale.shape[1])
+        assert step is not None
+        filled = torch.nn.functional.pad(x, (0, -x.shape[1] % step)).double()
+        largest = filled.view(len(x), -1, step).abs().amax(2).repeat_interleave(step, 1)[:, : x.shape[1]]
+        return (1.05 * largest / 65534 + 1e-6 * x.double().abs()) @ dense.T
+    if isinstance(kernel, Dequantize):
+        return 1e-6 * x.double().abs() @ dense.T
+    codes = reference.dequantize(replace(weight, zero_point=None)).abs()
+    return 2.5 * 2**-9 * x.double().abs() @ torch.maximum(dense, codes).T
+
+
+@pytest.mark.parametrize("kernel", KERNELS["cpu"][1:], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_it_is_the_specification(bits: int, kernel: Kernel) -> None:
+    ran = 0
+    for weight in weights(bits):
+        rows, columns = weight.codes.shape
+        if kernel.refuses(Layer(weight.format, rows, columns)):
+            continue
+        module = stored(weight, kernel)
+        dense = reference.dequantize(weight)
+        some = torch.tensor([rows - 1, 0, 3, 0])
+        assert (module.values(slice(0, rows)) - dense).abs().max() < 1e-5
+        assert (module.values(slice(2, 5)) - dense[2:5]).abs().max() < 1e-5
+        assert (module.values(some) - dense[some]).abs().max() < 1e-5
+        for tokens in (1, 3, 40):  # by the operation, and dense
+            x = inputs(tokens, columns)
+            error = (module(x) - reference.linear(x, weight)).abs()
+            assert (error <= bound(kernel, x, weight)).all(), (weight.format.name, rows, columns, tokens)
+        ran += 1
+    assert ran or kernel.name == "int8pack" or native.library()[0] is None
+
+
+@pytest.mark.parametrize("kernel", [Planes(), Int4Pack(), Int8Pack()], ids=lambda kernel: kernel.name)
+def test_the_bound_catches_one_wrong_code_and_one_wrong_scale(kernel: Kernel) -> None:
+    weight = quantize(drawn(64, 256) + 0.1, NumberFormat(6, CHANNEL, False), torch.bfloat16)
+    if kernel.refuses(Layer(weight.format, 64, 256)):
+        pytest.skip(kernel.refuses(Layer(weight.format, 64, 256)))
+    x = inputs(1, 256)
+    code = weight.codes.clone()
+    code[3, 5] ^= 8
+    scale = weight.scale.clone()
+    scale[3] *= 1.02
+    zero = None if weight.zero_point is None else weight.zero_point + 1
+    for wrong in (
+        QuantizedTensor(weight.format, code, weight.scale, weight.zero_point),
+        QuantizedTensor(weight.format, weight.codes, scale, weight.zero_point),
+        QuantizedTensor(weight.format, weight.codes, weight.scale, zero),
+    ):
+        error = (stored(wrong, kernel)(x) - reference.linear(x, weight)).abs()
+        assert (error > bound(kernel, x, weight)).any()
+
+
+@pytest.mark.parametrize("kernel", [Planes(), Int4Pack(), Int8Pack(), Dequantize()], ids=lambda kernel: kernel.name)
+def test_int8_inputs_are_rounded_before_kernels_that_take_floats(kernel: Kernel) -> None:
+    weight = quantize(drawn(65, 256), NumberFormat(8, CHANNEL), torch.bfloat16)
+    if kernel.refuses(Layer(weight.format, 65, 256)):
+        pytest.skip(kernel.refuses(Layer(weight.format, 65, 256)))
+    for tokens in (1, 40):
+        x = inputs(tokens, 256)
+        codes, scale = reference.quantize_tokens(x)
+        expected = reference.linear(codes, weight, x_scale=scale)
+        rounded = codes * scale.unsqueeze(1)
+        error = (stored(weight, kernel, int8_inputs=True)(x) - expected).abs()
+        assert (error <= bound(kernel, rounded, weight)).all()
+
+
+def test_int8_products_are_used_only_where_they_are_exact() -> None:
+    weight = quantize(drawn(65, 256), NumberFormat(8, CHANNEL), torch.bfloat16)
+    layer = Layer(weight.format, 65, 256, int8_inputs=True)
+    assert bool(Int8Inputs().refuses(layer)) == (not int8.products_are_exact())
+    module = QuantizedWeight(weight, layer, Int8Inputs(), torch.bfloat16)
+    x = inputs(5, 256)
+    codes, scale = reference.quantize_tokens(x)
+    expected = reference.linear(codes, weight, x_scale=scale)
+    close = (module(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert bool(close) or not int8.products_are_exact()
+
+
+def test_the_table_says_why() -> None:
+    grouped = Layer(NumberFormat(5, 64), 64, 128)
+    kernel, why = choose(grouped, kernels=(Int8Inputs(), Int8Pack(), Int4Pack()))
+    assert kernel.name == "int4pack"
+    assert why == "not int8-inputs: activations are floats; not int8pack: needs one scale per channel"
+    with pytest.raises(ModelError, match=r"64 × 128 in int5-g64.*run the checkpoint on cpu"):
+        choose(grouped, "tpu")
+    assert choose(Layer(NumberFormat(5, 48), 64, 96))[0].name == "dequantize"
+
+
+def test_operations_have_shapes_without_values_and_a_reference_of_their_own() -> None:
+    weight = quantize(drawn(65, 256) + 0.1, NumberFormat(5, 64, False), torch.bfloat16)
+    x = inputs(2, 256)
+    expected = reference.linear(x, weight)
+    for kernel in (Dequantize(), Int4Pack()):
+        layer = Layer(weight.format, 65, 256)
+        buffers = kernel.pack(weight, torch.bfloat16)
+        on_meta = tuple(None if buffer is None else buffer.to("meta") for buffer in buffers)
+        assert kernel.product(x.to("meta"), on_meta, layer).shape == (2, 65)
+        name = "linear_planes" if isinstance(kernel, Dequantize) else "linear_int4"
+        rest = (5,) if isinstance(kernel, Dequantize) else (65, 5)
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
+        found = getattr(torch.ops.natprec, name).default.redispatch(keys, x, *buffers, *rest)
+        assert (found - expected).abs().max() < 1e-4

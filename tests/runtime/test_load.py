@@ -1,0 +1,135 @@
+"""A loaded checkpoint computes what its weights, made dense, compute; in every engine's format, and on every kernel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from natprec.evaluation.reload import load_quantized
+from natprec.export import write_checkpoint
+from natprec.formats import NumberFormat, engine_profile
+from natprec.formats.number_format import CHANNEL
+from natprec.kernels import native
+from natprec.kernels.dispatch import KERNELS
+from natprec.kernels.linear import Joined
+from natprec.kernels.reference import quantize_tokens
+from natprec.quantizers import quantize
+from natprec.runtime.load import load
+from natprec.sites import site_weight
+from natprec.subject import Subject
+from tests.arrange import encoder, subject, tokens
+
+IDS = tokens(2, 24)
+EXACT, ROUNDED = 5e-4, 0.05
+"""Largest difference of a logit over the largest logit: activations as int16, and as bfloat16."""
+
+
+def written(folder: Path, made: Subject, fmt: NumberFormat, engine: str) -> Path:
+    """A checkpoint with this format wherever the engine has it; its embedding at the widest that it has."""
+    profile = engine_profile(engine)
+    folder.mkdir()
+    quantized = {}
+    for site in made.sites:
+        fits = fmt if profile.runs(site.role, fmt) else replace(fmt, bits=8)
+        if profile.runs(site.role, fits):
+            quantized[site.name] = quantize(site_weight(made.model, site), fits, made.storage_dtype)
+    write_checkpoint(folder, made.model, made.tokenizer, made.sites, quantized, profile, made.storage_dtype)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_tokenizer: Any) -> Path:
+    return written(tmp_path / "out", subject(tiny_tokenizer, vocab_size=512), NumberFormat(4, 32), "vllm")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("engine", "fmt"),
+    [
+        ("vllm", NumberFormat(3, 32)),
+        ("vllm", NumberFormat(4, CHANNEL)),
+        ("transformers", NumberFormat(5, 32)),
+        ("natprec", NumberFormat(4, 32, False)),
+        ("natprec", NumberFormat(6, CHANNEL, False)),
+    ],
+)
+@torch.inference_mode()
+def test_it_computes_what_the_dense_weights_do(
+    engine: str, fmt: NumberFormat, tied: bool, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    folder = written(tmp_path / "out", subject(tiny_tokenizer, tie_word_embeddings=tied), fmt, engine)
+    expected = load_quantized(folder)(input_ids=IDS).logits
+    size = float(expected.abs().max())
+    for kernels in (KERNELS["cpu"], tuple(k for k in KERNELS["cpu"] if k.name != "planes")):
+        runnable = load(folder, kernels=kernels)
+        bound = EXACT if kernels == KERNELS["cpu"] and native.library()[0] else ROUNDED
+        many = runnable(input_ids=IDS).logits
+        few = runnable(input_ids=IDS[:1, :2]).logits
+        one = runnable(input_ids=IDS[:1, :1]).logits
+        assert (many - expected).abs().max() < EXACT * size
+        assert (few - expected[:1, :2]).abs().max() < bound * size
+        assert (one - expected[:1, :1]).abs().max() < bound * size
+
+
+def test_no_dense_weight_is_kept(checkpoint: Path) -> None:
+    """Codes, scales and the 16-bit embedding are all there is, but for norms."""
+    runnable = load(checkpoint)
+    stored = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    assert runnable.resident_bytes < 1.1 * stored
+    assert not [module for module in runnable.model.modules() if type(module) in (nn.Linear, nn.Embedding)]
+    assert {chosen.kernel for chosen in runnable.kernels.values()} <= {"planes", "int4pack", "half"}
+
+
+def test_linears_with_one_input_are_one_product(checkpoint: Path) -> None:
+    runnable = load(checkpoint)
+    joined = [module for module in runnable.model.modules() if isinstance(module, Joined)]
+    assert len(joined) == 2 * runnable.model.config.num_hidden_layers
+    calls: list[int] = []
+    joined[0].linear.register_forward_hook(lambda module, args, output: calls.append(1))
+    runnable(input_ids=IDS[:1, :1])
+    assert len(calls) == 1
+    attention = runnable.model.model.layers[0].self_attn
+    x, other = torch.randn(2, 1, 1, 32).unbind(0)  # other inputs for each: right, though slower
+    first, second = attention.k_proj(x), attention.v_proj(other)
+    assert torch.equal(first, attention.k_proj(x.clone()))
+    assert torch.equal(second, attention.v_proj(other.clone()))
+
+
+@torch.inference_mode()
+def test_an_encoder_runs_too(tmp_path: Path, encoder_tokenizer: Any) -> None:
+    made = encoder()
+    made = replace(made, tokenizer=encoder_tokenizer)
+    folder = written(tmp_path / "out", made, NumberFormat(4, 32), "transformers")
+    expected = load_quantized(folder)(input_ids=IDS).last_hidden_state
+    found = load(folder)(input_ids=IDS).last_hidden_state
+    assert (found - expected).abs().max() < EXACT * expected.abs().max()
+
+
+@torch.inference_mode()
+def test_int8_inputs(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """As other quantizers write it: activations in int8, by token; the reference rounds them so before each Linear."""
+    folder = written(tmp_path / "out", subject(tiny_tokenizer), NumberFormat(8, CHANNEL), "vllm")
+    config = json.loads((folder / "config.json").read_text())
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    expected = load_quantized(folder)
+    for group in config["quantization_config"]["config_groups"].values():
+        group["input_activations"] = inputs
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, module in expected.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            module.register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
+    runnable = load(folder)
+    for ids in (IDS, IDS[:1, :1]):
+        reference = expected(input_ids=ids).logits
+        assert (runnable(input_ids=ids).logits - reference).abs().max() < 0.02 * reference.abs().max()
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    codes, scale = quantize_tokens(x)
+    return codes * scale.unsqueeze(-1)
