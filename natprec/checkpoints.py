@@ -114,7 +114,8 @@ def _first_cut_tensor(file: Path) -> str | None:
 
 def tensor_checksum(value: Tensor) -> int:
     """CRC-32 of a tensor's bytes, as a safetensors file holds them."""
-    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    value = value.clone(memory_format=torch.contiguous_format)  # a single element may have any stride
+    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def model_kind(name: str, config: PreTrainedConfig) -> Kind:

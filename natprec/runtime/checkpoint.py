@@ -51,8 +51,8 @@ class Checkpoint:
         states = self.config["quantization_config"].get("kv_cache_scheme")
         if states:
             raise ModelError(
-                f"checkpoint {str(folder)!r} keeps keys and values in {states.get('num_bits')} bits, for which there is no "
-                "kernel here; run it in vLLM, or take kv_cache_scheme out of config.json to keep them as floats"
+                f"checkpoint {str(folder)!r} keeps keys and values in {states.get('num_bits')} bits, for which there "
+                "is no kernel here; run it in vLLM, or take kv_cache_scheme out of config.json to keep them as floats"
             )
         self._ignore: list[str] = list(self.config["quantization_config"].get("ignore") or [])
         self.files: dict[str, Path] = {}
