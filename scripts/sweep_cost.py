@@ -17,6 +17,7 @@ import psutil
 import torch
 from torch.nn import functional
 
+from natprec.activation_sites import activation_formats
 from natprec.formats import engine_profile
 from natprec.measurement.sweep import batches, sweep
 from natprec.progress import Stages
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--sweeps", default="rtn,gptq,all", help="of weights for either rounding; all: rtn, all sites")
     options = parser.parse_args()
     request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens)
     subject = open_subject(request, Stages())
@@ -57,21 +59,24 @@ def main() -> None:
 
     before = plain(subject.model, ids)
     seconds = {}
-    for rounding in ("rtn", "gptq"):
+    flows = {site: activation_formats(site, options.group_size) for site in subject.activations}
+    for kind in options.sweeps.split(","):
         start = time.perf_counter()
         sweep(
             subject.staged, subject.sites, formats, ids,
-            scale_dtype=subject.storage_dtype, seed=0, rounding=rounding, advance=advance,
+            scale_dtype=subject.storage_dtype, seed=0, rounding="gptq" if kind == "gptq" else "rtn",
+            activations=flows if kind == "all" else None, advance=advance,
         )  # fmt: skip
-        seconds[rounding] = time.perf_counter() - start
+        seconds[kind] = time.perf_counter() - start
     after = plain(subject.model, ids)
     result = {
         "sites": len(subject.sites),
+        "activations": len(flows),
         "widths": len(next(iter(formats.values()))),
         "tokens": ids.numel(),
         "plain_seconds": [before, after],
         "sweep_seconds": seconds,
-        "ratio": {rounding: 2 * took / (before + after) for rounding, took in seconds.items()},
+        "ratio": {kind: 2 * took / (before + after) for kind, took in seconds.items()},
         "model_bytes": sum(p.numel() * p.element_size() for p in subject.model.parameters()),
         "resident_loaded_bytes": loaded,
         "resident_peak_sweep_bytes": max(peak),

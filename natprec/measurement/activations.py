@@ -1,11 +1,13 @@
 """What the sweep collects at an activation, and how it becomes a curve over formats.
 
-With labels drawn from the model's own prediction and g_t = d log p(y) / dx_t at a token's activation x_t,
+With labels drawn from the model's own prediction, g_t = d log p(y) / dx_t at a token's activation x_t, its rounding
+error δ_t = Q_b(x_t) - x_t, and means ḡ, δ̄ over the T tokens of a sequence,
 
-    KL per token of format b  ≈  ½ Σ_t E[(g_t · (Q_b(x_t) - x_t))²] / tokens      (the directional form).
+    KL per token of format b  ≈  ½ E[(Σ_t g_t · δ_t)²] / T  ≈  ½ E[(T ḡ · δ̄)² + Σ_t ((g_t - ḡ) · (δ_t - δ̄))²] / T.
 
-Errors of different tokens are taken as independent; those within a token are not: at 3 and 4 bits most of a
-token's values round to zero together, which the diagonal form ½ Σ g² δ² does not see.
+Both are directional within a token, whose errors are not independent: at 3 and 4 bits most of its values round to zero
+together. Of different tokens what errors have in common adds up (a mean over tokens keeps nothing else), and the
+rest is taken as independent, which one drawn label per token needs to be precise.
 
 Backward flow: the squared error of rounding g_t itself, on a few tokens per sequence.
 """
@@ -126,12 +128,12 @@ class ActivationObserver:
             energy[sequence] = gradient.square().sum().double() * standing
             few = gradient[self._some(sequence, len(gradient), GRADIENT_TOKENS).to(gradient.device)]
             for index, fmt in enumerate(self.formats):
-                forward[sequence, index] = directional(values, gradient, fmt, largest) * standing
+                forward[sequence, index] = directional(values, gradient, fmt, largest, standing)
                 lost = (round_activations(few, fmt) - few).square().sum().double()
                 backward[sequence, index] = lost * self.tokens / len(few)
                 if columns is not None:
                     inner, outer = values / columns, gradient * columns
-                    scaled[sequence, index] = directional(inner, outer, fmt, after) * standing
+                    scaled[sequence, index] = directional(inner, outer, fmt, after, standing)
         plain = forward.sum(0)
         left = torch.where(plain > 0, scaled.sum(0) / plain, torch.ones_like(plain))
         self.values.clear()
@@ -155,10 +157,19 @@ class ActivationObserver:
         return torch.stack(found).amax() if found else torch.ones(())
 
 
-def directional(values: Tensor, gradient: Tensor, fmt: ActivationFormat, largest: Tensor | None = None) -> Tensor:
-    """Σ_t (g_t · δ_t)² over tokens: (tokens, features) both; float64."""
+def directional(
+    values: Tensor, gradient: Tensor, fmt: ActivationFormat, largest: Tensor | None = None, standing: float = 1.0
+) -> Tensor:
+    """(Σ_t g_t · δ_t)² of a sequence, float64: T ḡ · δ̄ of the means, squared, and the deviations token by token.
+
+    Args:
+        values, gradient: (tokens, features), each standing for `standing` tokens.
+    """
     error = round_activations(values, fmt, largest).sub_(values)
-    return torch.linalg.vecdot(error, gradient).double().square().sum()
+    common, slope = error.mean(0), gradient.mean(0)
+    together = (slope @ common).double() * len(error) * standing
+    apart = torch.linalg.vecdot(error.sub_(common), gradient - slope).double()
+    return together.square() + apart.square().sum() * standing
 
 
 @contextlib.contextmanager
