@@ -11,10 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from natprec import checkpoints
+from natprec import checkpoints, models
 from natprec.errors import InputError, ModelError
-from natprec.models import check_finite, choose_storage_dtype, load_model, model_digest
+from natprec.models import check_finite, choose_storage_dtype, load_model
+from natprec.weights import InMemory
 from tests.conftest import tiny_encoder, tiny_model
+
+
+def model_digest(model: torch.nn.Module) -> str:
+    """Of a model whose weights are all in memory."""
+    return models.model_digest(model, InMemory())
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ def test_storage_dtype_holds_the_norms_exactly(norm: float, expected: torch.dtyp
     model = tiny_model()
     with torch.no_grad():
         model.model.norm.weight.fill_(norm)
-    assert choose_storage_dtype(torch.float32, model) is expected
+    assert choose_storage_dtype(torch.float32, model, InMemory()) is expected
     assert choose_storage_dtype(None, model) is expected
 
 
