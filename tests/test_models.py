@@ -99,7 +99,7 @@ def test_storage_dtype_holds_the_norms_exactly(norm: float, expected: torch.dtyp
     with torch.no_grad():
         model.model.norm.weight.fill_(norm)
     assert choose_storage_dtype(torch.float32, model, InMemory()) is expected
-    assert choose_storage_dtype(None, model) is expected
+    assert choose_storage_dtype(None, model, InMemory()) is expected
 
 
 def test_digest_sees_weights_names_and_dtype_only() -> None:
