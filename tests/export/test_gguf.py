@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
@@ -14,11 +15,16 @@ from torch import Tensor
 from natprec import pipeline
 from natprec.errors import InputError, ModelError
 from natprec.evaluation.reload import load_quantized
-from natprec.export.gguf import FILE_NAME
+from natprec.export.gguf import FILE_NAME, write_gguf
+from natprec.export.gguf_architectures import architecture_of
 from natprec.files import folder_bytes
+from natprec.formats import GGUF_TYPES
 from natprec.measurement.measure import measure
+from natprec.models import load_model
 from natprec.progress import Stages
+from natprec.quantizers import quantize
 from natprec.request import for_engine
+from natprec.sites import site_weight
 from natprec.solver import Plan
 from natprec.subject import Subject
 from tests.arrange import tokens
@@ -162,3 +168,26 @@ def test_llama_cpp_computes_the_same(made: Subject, tmp_path: Path) -> None:
     found = compare(tmp_path / FILE_NAME, made_up_text(60, seed=3), prefixes=4, length=64)
     assert found["same_tokens"]
     assert found["kl_max"] < 5e-3
+
+
+@pytest.mark.slow
+def test_smollm2_comes_back_in_the_same_bytes(smollm2: str, tmp_path: Path) -> None:
+    """Dequantized, measured as floats, rounded to the types that it had: every tensor and all of the tokenizer (T9)."""
+    subject = for_engine(Subject.of(load_model(smollm2)), "llama.cpp")
+    assert subject.gguf is not None
+    source = GGUFReader(subject.gguf)
+    theirs = {tensor.name: tensor for tensor in source.tensors}
+    names = architecture_of(subject.model).tensor_names(subject.model)
+    codes = {}
+    for site in subject.sites:
+        fmt = GGUF_TYPES[theirs[names[site.name + ".weight"]].tensor_type.name]
+        codes[site.name] = quantize(site_weight(subject.model, site), fmt, subject.storage_dtype)
+    write_gguf(tmp_path, subject, codes)
+    written = GGUFReader(tmp_path / FILE_NAME)
+    assert {tensor.name for tensor in written.tensors} == set(theirs)
+    for tensor in written.tensors:
+        assert tensor.tensor_type == theirs[tensor.name].tensor_type
+        assert np.array_equal(tensor.data, theirs[tensor.name].data), tensor.name
+    for key, field in source.fields.items():
+        if not key.startswith("GGUF.") and key != "general.file_type":
+            assert written.fields[key].contents() == field.contents(), key
