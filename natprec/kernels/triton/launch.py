@@ -99,7 +99,7 @@ def launch(
         return
     if tile is None:
         major, minor = torch.cuda.get_device_capability(x.device)
-        tile = tiles(len(x), 10 * major + minor)[0]
+        tile = tiles(len(x), 10 * major + minor, x.dtype == torch.int8)[0]
     grid = (triton.cdiv(len(x), tile.tokens), triton.cdiv(weight.rows, tile.rows))
     interpreted = triton.knobs.runtime.interpret
     planar_linear[grid](

@@ -47,6 +47,9 @@ DECODE = (
 )
 """Up to 16 tokens, all machines: the bytes of the weights are what counts, so many small programs."""
 
+DECODE_CODES = (Tile(16, 64, registers=128), Tile(16, 64), Tile(16, 32, join=2, warps=2, stages=5))
+"""The same of int8 activations: left alone, the compiler spills a word at 2 bits on sm_90 for a fifth program."""
+
 PREFILL = {
     80: (Tile(64, 128, join=1, left=True, warps=8), Tile(32, 128, join=1, left=True, warps=8)),
     100: (Tile(64, 128, left=True, warps=8), Tile(64, 128, join=1, left=True, warps=8)),
@@ -55,15 +58,16 @@ PREFILL = {
 """More tokens, by the lowest compute capability (major and minor digit) that a row is for."""
 
 
-def tiles(tokens: int, capability: int) -> tuple[Tile, ...]:
+def tiles(tokens: int, capability: int, codes: bool) -> tuple[Tile, ...]:
     """The tiles for a product, the default first.
 
     Args:
         tokens: M.
         capability: of the device, such as 90.
+        codes: activations are int8.
     """
     if tokens <= FEW_TOKENS:
-        return DECODE
+        return DECODE_CODES if codes else DECODE
     return PREFILL[max((known for known in PREFILL if known <= capability), default=min(PREFILL))]
 
 

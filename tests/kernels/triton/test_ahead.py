@@ -12,7 +12,7 @@ pytest.importorskip("triton", minversion="3.9", reason="older ones shuffle joine
 from natprec.formats import NumberFormat
 from natprec.kernels import Epilogue
 from natprec.kernels.triton.ahead import ARCHITECTURES, Compiled, Variant, compile_for
-from natprec.kernels.triton.tiles import DECODE, Tile, tiles
+from natprec.kernels.triton.tiles import DECODE, DECODE_CODES, Tile, tiles
 
 FULL = Epilogue("silu", gated=True, residual=True, output_scale=0.1)
 MANY_TOKENS = 512
@@ -60,7 +60,7 @@ def test_as_small_as_the_first_planar_kernel(bits: int) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_many_tokens_take_the_widest_instruction(architecture: str) -> None:
-    tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability)[0]
+    tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability, codes=False)[0]
     compiled = compile_for(full(4), tile, architecture)
     assert faults(compiled, architecture) == []
     assert compiled.tensor_core == EXPECTED[architecture][0]
@@ -68,7 +68,7 @@ def test_many_tokens_take_the_widest_instruction(architecture: str) -> None:
 
 @pytest.mark.parametrize(("architecture", "bits"), [("sm_80", 7), ("sm_90a", 8), ("sm_100a", 4)])
 def test_codes_of_activations_take_the_integer_one(architecture: str, bits: int) -> None:
-    tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability)[0]
+    tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability, codes=True)[0]
     compiled = compile_for(full(bits, coded=True), tile, architecture)
     assert faults(compiled, architecture) == []
     assert compiled.tensor_core == EXPECTED[architecture][1]
@@ -80,6 +80,13 @@ def test_few_tokens(architecture: str, bits: int) -> None:
     assert faults(compiled, architecture) == []
     assert compiled.programs >= 3
     assert compiled.tensor_core == "HMMA.16816"
+
+
+def test_few_tokens_of_codes() -> None:
+    """The one that spills a word where the compiler may choose its registers."""
+    compiled = compile_for(full(2, coded=True), DECODE_CODES[0], "sm_90a")
+    assert faults(compiled, "sm_90a") == []
+    assert compiled.tensor_core == "IMMA.16832"
 
 
 def test_all_of_a_four_bit_tile_is_loaded_16_bytes_at_a_time() -> None:

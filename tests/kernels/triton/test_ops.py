@@ -13,7 +13,7 @@ from natprec.formats import NumberFormat
 from natprec.kernels import Epilogue, reference
 from natprec.kernels.layout import DEPTH_OF_CODES, planar
 from natprec.kernels.triton.ops import planar_linear
-from natprec.kernels.triton.tiles import DECODE, PREFILL, join, span, tiles
+from natprec.kernels.triton.tiles import DECODE, DECODE_CODES, PREFILL, join, span, tiles
 from natprec.quantizers import quantize
 
 WEIGHT = quantize(
@@ -57,13 +57,14 @@ def test_importing_needs_no_triton() -> None:
 @pytest.mark.parametrize("group", [None, 32, 64, 96, 128, 4096])
 def test_a_dot_stays_within_its_group(group: int | None) -> None:
     for depth in (16, 32):
-        for tile in (*DECODE, *(tile for row in PREFILL.values() for tile in row)):
+        for tile in (*DECODE, *DECODE_CODES, *(tile for row in PREFILL.values() for tile in row)):
             columns = join(tile, group, depth) * depth
             assert span(group, depth) % columns == 0
             assert group is None or group % columns == 0
 
 
 def test_the_nearest_older_machine_has_the_tile() -> None:
-    assert tiles(512, 86) == tiles(512, 80) == PREFILL[80]
-    assert tiles(512, 103) == PREFILL[100]
-    assert tiles(16, 90) == DECODE
+    assert tiles(512, 86, codes=False) == tiles(512, 80, codes=True) == PREFILL[80]
+    assert tiles(512, 103, codes=False) == PREFILL[100]
+    assert tiles(16, 90, codes=False) == DECODE
+    assert tiles(16, 90, codes=True) == DECODE_CODES

@@ -1,0 +1,65 @@
+"""The support table of the Triton kernel: what each width, epilogue and architecture compiles to. No GPU is needed.
+
+    python scripts/kernel_table.py                       all (about half an hour on one core)
+    python scripts/kernel_table.py --epilogues full      one epilogue; --bits, --architectures likewise
+
+One line per kernel, as Markdown: registers per thread, shared bytes, programs on a multiprocessor, spilled bytes, and
+the instruction that multiplies. Exit code 1 if any kernel spills or cannot be launched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+
+import torch
+
+from natprec.formats import NumberFormat
+from natprec.kernels import Epilogue
+from natprec.kernels.layout import PLANES
+from natprec.kernels.triton.ahead import ARCHITECTURES, Variant, compile_for
+from natprec.kernels.triton.tiles import tiles
+
+EPILOGUES = {
+    "full": Epilogue("silu", gated=True, residual=True, output_scale=0.1),
+    "none": Epilogue(),
+    "relu": Epilogue("relu", output_scale=0.1),
+    "gelu": Epilogue("gelu", output_scale=0.1),
+    "gelu_tanh": Epilogue("gelu_tanh", output_scale=0.1),
+}
+TOKENS = {"decode": 16, "prefill": 512}
+
+
+def main() -> int:
+    """Compile, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bits", type=int, nargs="+", default=sorted(PLANES))
+    parser.add_argument("--epilogues", nargs="+", choices=EPILOGUES, default=list(EPILOGUES))
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    chosen = parser.parse_args()
+    print("| weights | activations | epilogue | tokens | architecture | registers | shared | programs | spilled | by |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    bad = 0
+    for name, arch, bits, (phase, tokens), dtype in itertools.product(
+        chosen.epilogues, chosen.architectures, chosen.bits, TOKENS.items(), (torch.float16, torch.int8)
+    ):
+        variant = Variant(NumberFormat(bits, 64, False), dtype, EPILOGUES[name], biased=name == "full")
+        built = compile_for(variant, tiles(tokens, ARCHITECTURES[arch].capability, dtype == torch.int8)[0], arch)
+        fits = built.programs >= 1 and built.shared <= ARCHITECTURES[arch].shared_per_program
+        bad += bool(built.local) or not fits
+        cells = (
+            f"W{bits}",
+            "A8" if dtype == torch.int8 else "A16",
+            variant.epilogue.name,
+            phase,
+            arch,
+            built.registers,
+        )
+        more = (f"{built.shared:,}", built.programs, built.local, built.tensor_core)
+        print("| " + " | ".join(map(str, cells + more)) + " |", flush=True)
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
