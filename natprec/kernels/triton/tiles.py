@@ -47,8 +47,8 @@ DECODE = (
 )
 """Up to 16 tokens, all machines: the bytes of the weights are what counts, so many small programs."""
 
-DECODE_CODES = (Tile(16, 64, registers=128), Tile(16, 64), Tile(16, 32, join=2, warps=2, stages=5))
-"""The same of int8 activations: left alone, the compiler spills a word at 2 bits on sm_90 for a fifth program."""
+DECODE_CODES = (Tile(16, 64, registers=168), Tile(16, 64, registers=128), Tile(16, 32, join=2, warps=2, stages=5))
+"""The same of int8 activations: left alone, or held to 128, the compiler spills at 2 or 3 bits for one more program."""
 
 PREFILL = {
     80: (Tile(64, 128, join=1, left=True, warps=8), Tile(32, 128, join=1, left=True, warps=8)),
