@@ -205,6 +205,13 @@ class WeightObserver:
         self.finish_product(terms)
         return 0.0 if self.head_values is None else float(self.head_values[:, place].mean())
 
+    def lossless(self, terms: int) -> bool:
+        """Whether some format holds the weight exactly, so that rounding to it costs nothing."""
+        self.finish_product(terms)
+        if self.head_values is None or self.head_energy is None or not self.head_energy.any():
+            return False
+        return bool((self.head_values[:, :-1].sum(0) == 0).any())
+
     def state(self) -> dict[str, Tensor]:
         """What a tied weight carries from the suffix to the prefix, as plain tensors."""
         if self.head_values is None or self.head_energy is None:

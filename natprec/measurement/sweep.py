@@ -223,7 +223,8 @@ def _rescale_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gaug
     for unit in {each.site.unit: None for each in done.values()}:
         members = {name: each.compensation for name, each in done.items() if each.site.unit == unit}
         together = [member for member in members.values() if member is not None]
-        if unit in gauges and together:
+        kept_exactly = any(done[name].lossless(terms) for name in members)  # rescaled, the weight would leave its grid
+        if unit in gauges and together and not kept_exactly:
             formats = done[unit].formats
             place = deciding_format(formats, done[unit].site.shape[1])
             rescale(together, gauges[unit], formats[place], [done[name].nearest(place, terms) for name in members])

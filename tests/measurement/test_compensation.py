@@ -12,6 +12,7 @@ from natprec.formats import NumberFormat
 from natprec.measurement import Measurement
 from natprec.measurement.compensation import deciding_format
 from natprec.measurement.measure import measure
+from natprec.quantizers import quantize
 from natprec.rounding import apply_plan, restore, snapshot
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
@@ -49,6 +50,21 @@ def test_a_unit_is_rescaled_where_that_leaves_less() -> None:
         by_unit.setdefault(curve.site.unit, set()).add(curve.scaled)
     assert all(len(found) == 1 for found in by_unit.values())
     assert auto.solve(bits=4.5).kl_predicted < plain.solve(bits=4.5).kl_predicted
+
+
+def test_a_weight_that_a_format_holds_exactly_keeps_its_grid() -> None:
+    """A share of no distortion is none, but rescaled columns would have one."""
+    made = uneven()
+    fmt = NumberFormat(5, 32)  # not the width at which it is decided
+    for name in "qkv":
+        weight = made.model.get_submodule(QUERY.replace("q_proj", f"{name}_proj")).weight
+        weight.data = quantize(weight, fmt, made.storage_dtype).dequantize()
+    exact, others = measured(made), measured(uneven())
+    assert others.curves[QUERY].scaled
+    for name in "qkv":
+        curve = exact.curves[QUERY.replace("q_proj", f"{name}_proj")]
+        assert not curve.scaled
+        assert curve.kl("gptq")[curve.formats.index(fmt)] == 0
 
 
 def test_a_plan_says_so_and_is_rounded_so() -> None:
