@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from natprec.attention import AttentionHook
 from natprec.blocks import StagedModel
 from natprec.formats.activation_format import FLOAT8, ActivationFormat
+from natprec.hooks import attached
 from natprec.quantizers.activations import round_activations
 from natprec.sites import Site
 
@@ -109,12 +110,8 @@ def round_site(model: nn.Module, site: Site, fmt: ActivationFormat, largest: flo
 @contextlib.contextmanager
 def rounded(model: nn.Module, site: Site, fmt: ActivationFormat) -> Iterator[None]:
     """Within the block every use of the activation computes with its rounded values."""
-    hooks = round_site(model, site, fmt)
-    try:
+    with attached(round_site(model, site, fmt)):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
@@ -135,10 +132,6 @@ def _attentions(staged: StagedModel, ids: Tensor) -> dict[str, tuple[tuple[int, 
         seen[module] = (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
         return key, value
 
-    hooks = [AttentionHook(module, note) for module in staged.model.modules()]
-    try:
+    with attached([AttentionHook(module, note) for module in staged.model.modules()]):
         staged.output(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: seen[module] for name, module in staged.model.named_modules() if module in seen}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.distortions import Distortion, OutputKL
+from natprec.hooks import attached
 from natprec.weights import InMemory, Weights
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
@@ -222,11 +223,8 @@ def _probe(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object])
         if isinstance(module, LARGE)
     ]
     handles += [block.register_forward_hook(link) for block in blocks]
-    try:
+    with attached(handles):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return Probe(
         order=tuple(order),
         input_of=inputs,

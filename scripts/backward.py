@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from natprec.hooks import attached
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_to_plan
@@ -46,11 +47,8 @@ def adapted(subject: Subject, pairs: dict[str, tuple[Tensor, Tensor]]) -> Iterat
         return hook
 
     handles = [subject.model.get_submodule(name).register_forward_hook(adapter(name)) for name in pairs]
-    try:
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def gradient(subject: Subject, pairs: dict[str, tuple[Tensor, Tensor]], ids: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from natprec.hooks import attached
 from natprec.statistics import bootstrap_correlation, rank_correlation
 from natprec.subject import Subject
 
@@ -43,12 +44,9 @@ def proxies(subject: Subject, model: nn.Module, ids: Tensor, rescales: bool) -> 
         weight, other = layer.weight.detach(), rounded.weight.detach()
         errors[name] = (without_scales(other, weight) if rescales else other) - weight
         hooks.append(layer.register_forward_hook(_gather(sums[name], weight, errors[name])))
-    try:
+    with attached(hooks):
         for row in ids[: max(1, PROXY_TOKENS // ids.shape[1])].split(1):
             subject.staged.output(row)
-    finally:
-        for hook in hooks:
-            hook.remove()
     layers = np.stack(list(sums.values()))
     ratios = layers[:, :2] / layers[:, 2:]
     return {name: float(mean) if mean < 1 else None for name, mean in zip(NAMES, ratios.mean(0), strict=True)}

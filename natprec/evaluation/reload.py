@@ -15,6 +15,7 @@ from natprec.errors import InputError, ModelError
 from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
 from natprec.models import load_model, quiet
+from natprec.stored import stored_names
 
 
 def load_quantized(folder: Path) -> nn.Module:
@@ -83,13 +84,7 @@ def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Tensor name → the file that holds it."""
-    from safetensors import safe_open
-
-    names = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            names.update(dict.fromkeys(opened.keys(), file))
-    return names
+    return {name: file for file in sorted(folder.glob("*.safetensors")) for name in stored_names(file)}
 
 
 def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from natprec.checkpoints import first_line
 from natprec.errors import ModelError
+from natprec.hooks import attached
 from natprec.ir.hooks import hooked_graph, watch_modules
 from natprec.ir.operators import WEIGHTED, operator
 
@@ -131,14 +132,12 @@ def _culprit(model: nn.Module, inputs: Mapping[str, Any], error: Exception) -> t
     own = {name: module for name, module in model.named_modules() if not type(module).__module__.startswith("torch.nn")}
     handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in own.items() if name]
     try:
-        model(**inputs)
+        with attached(handles):
+            model(**inputs)
     except Exception as broken:
         raise ModelError(
             f"model {type(model).__name__} does not run on these inputs ({first_line(broken)}); mend the model"
         ) from broken
-    finally:
-        for handle in handles:
-            handle.remove()
     found, inner = "", _called_in("", calls)
     while inner:
         name = inner.pop(0)

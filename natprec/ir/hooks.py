@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from natprec.errors import ModelError
+from natprec.hooks import attached
 
 OPERATORS: dict[type[nn.Module], str] = {
     nn.Linear: "linear", nn.Embedding: "embedding", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d",
@@ -63,11 +64,8 @@ def hooked_graph(model: nn.Module, inputs: Mapping[str, Any]) -> fx.GraphModule:
         operator = next((found for kind, found in OPERATORS.items() if isinstance(module, kind)), None)
         if operator is not None:
             handles.append(module.register_forward_hook(before(name, operator)))
-    try:
+    with attached(handles):
         outputs = model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not producers:
         raise ModelError(f"model {type(model).__name__} calls no Linear, Conv or embedding on these inputs")
     ends = [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
@@ -93,11 +91,8 @@ def watch_modules(model: nn.Module, graph: fx.Graph, watched: set[fx.Node], see:
 
     names = {str(node.target) for node in watched}
     handles = [model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names]
-    try:
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _mark(tensor: Tensor) -> Any:

@@ -27,6 +27,7 @@ from natprec.attention import AttentionHook
 from natprec.blocks import StagedModel
 from natprec.errors import ModelError
 from natprec.formats.activation_format import ActivationFormat
+from natprec.hooks import attached
 from natprec.measurement.curves import Curve
 from natprec.quantizers.activations import round_activations
 from natprec.sites import Site
@@ -182,11 +183,8 @@ def watching(staged: StagedModel, observers: Mapping[str, ActivationObserver], s
         for use in observer.site.uses
         for handle in observer.attach(staged.model.get_submodule(use))
     ]
-    try:
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _by_token(states: Tensor) -> Tensor:

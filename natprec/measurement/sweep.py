@@ -19,6 +19,7 @@ from torch import Tensor
 
 from natprec.blocks import Context, StagedModel
 from natprec.formats import ActivationFormat, NumberFormat
+from natprec.hooks import attached
 from natprec.measurement.activations import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.compensation import Compensation, deciding_format, rescale
@@ -223,8 +224,9 @@ def _rescale_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gaug
     for unit in {each.site.unit: None for each in done.values()}:
         members = {name: each.compensation for name, each in done.items() if each.site.unit == unit}
         together = [member for member in members.values() if member is not None]
-        kept_exactly = any(done[name].lossless(terms) for name in members)  # rescaled, the weight would leave its grid
-        if unit in gauges and together and not kept_exactly:
+        if unit not in gauges or not together:
+            continue
+        if not any(done[name].lossless(terms) for name in members):  # rescaled, the weight would leave its grid
             formats = done[unit].formats
             place = deciding_format(formats, done[unit].site.shape[1])
             rescale(together, gauges[unit], formats[place], [done[name].nearest(place, terms) for name in members])
@@ -276,8 +278,5 @@ def _watching(staged: StagedModel, observers: dict[str, WeightObserver], stage: 
         if staged.stage_of(use) == stage
         for handle in observer.attach(staged.model.get_submodule(use))
     ]
-    try:
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

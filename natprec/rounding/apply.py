@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from natprec.blocks import StagedModel
 from natprec.errors import unknown
 from natprec.formats import NumberFormat
+from natprec.hooks import attached
 from natprec.measurement.sweep import batch_rows, batches
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
@@ -166,8 +167,5 @@ def _gathering(model: nn.Module, members: list[Site], hessians: dict[str, Tensor
         model.get_submodule(name).register_forward_pre_hook(gather(unit))  # type: ignore[arg-type]
         for unit, name in firsts.items()
     ]
-    try:
+    with attached(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

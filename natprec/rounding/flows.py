@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from natprec.activation_sites import round_site
+from natprec.hooks import attached
 from natprec.sites import Site
 from natprec.solver import Plan
 
@@ -31,9 +32,5 @@ def round_flows(model: nn.Module, activations: Sequence[Site], plan: Plan) -> li
 @contextlib.contextmanager
 def flows_rounded(model: nn.Module, activations: Sequence[Site], plan: Plan) -> Iterator[None]:
     """The same within a block."""
-    hooks = round_flows(model, activations, plan)
-    try:
+    with attached(round_flows(model, activations, plan)):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,7 +1,7 @@
 """A compressed-tensors folder as codes: what each module's weight is, read one tensor at a time.
 
-Everything that opens such a folder reads it here: the runtime, which keeps the codes, and the judge, which
-reconstructs the weights. Files that natprec wrote carry a CRC-32 of every tensor, so a flipped bit has a name.
+The runtime keeps the codes. The judge (`natprec.evaluation.reload`) does not read them here: it has the engine's own
+library reconstruct the weights. Files that natprec wrote carry a CRC-32 of every tensor, so a flipped bit has a name.
 """
 
 from __future__ import annotations
