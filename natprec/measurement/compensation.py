@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats import NumberFormat
-from natprec.quantizers.gptq import InputOrder, gptq_shares
+from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares
 from natprec.sites import Site
 from natprec.transforms import Gauge, channel_scales
 
@@ -24,25 +24,30 @@ JUDGING = 4
 DECIDING_BITS = 4
 """A unit's channels are rescaled if that helps at this width, or the nearest measured."""
 
+PRODUCT_COLUMNS = 256
+"""Rows of a matrix of products that are computed at a time, from the diagonal on."""
+
 
 @dataclass
 class Compensation:
     """Gathers second moments at one weight.
 
     Attributes:
-        fitted: unit → Σ x xᵀ, later factorized; shared by the sites of a sweep.
+        fitted: unit → Σ x xᵀ, on and above the diagonal; shared by the sites of a sweep.
         sensitivity: (rows,), Σ g² of the output's gradient.
-        judging: (columns, columns), Σ |g|² x xᵀ of the sequences that judge.
+        judging: (columns, columns), Σ |g|² x xᵀ of the sequences that judge, on and above the diagonal.
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
+        left: (formats,), the share of rounding to nearest's distortion that GPTQ leaves; None: not decided.
     """
 
     site: Site
     weight: Tensor
     scale_dtype: torch.dtype
-    fitted: dict[str, Tensor | InputOrder]
+    fitted: dict[str, Tensor]
     sensitivity: Tensor | None = None
     judging: Tensor | None = None
     columns: Tensor | None = None
+    left: Tensor | None = None
 
     def add(self, inputs: Tensor, gradient: Tensor, sequences: Sequence[int]) -> None:
         """Account for y = x Wᵀ: inputs (batch, time, columns), gradient (batch, time, rows), the batch's indices."""
@@ -53,29 +58,18 @@ class Compensation:
         judges = torch.tensor([sequence % JUDGING == JUDGING - 1 for sequence in sequences])
         if self.site.name == self.site.unit and not judges.all():
             seen = inputs[~judges].flatten(0, 1)
-            sums = self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width))
-            assert isinstance(sums, Tensor)
-            sums.addmm_(seen.T, seen)
+            _add_products(self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width)), seen, seen)
         if judges.any():
             seen = inputs[judges].flatten(0, 1)
             weighted = seen * power[judges].sum(-1).view(-1, 1)
             self.judging = inputs.new_zeros(width, width) if self.judging is None else self.judging
-            self.judging.addmm_(weighted.T, seen)
+            _add_products(self.judging, weighted, seen)
 
-    def inputs(self) -> InputOrder | None:
-        """The unit's, factorized by the first that asks; None where nothing came to fit or to judge by."""
-        found = self.fitted.get(self.site.unit)
-        if found is None or self.judging is None:
+    def judged(self) -> Judged | None:
+        """What errors count here; None where no text came to judge by."""
+        if self.judging is None or self.sensitivity is None:
             return None
-        self.fitted[self.site.unit] = inputs = found if isinstance(found, InputOrder) else InputOrder.of(found)
-        return inputs
-
-    def shares(self, formats: Sequence[NumberFormat], columns: Tensor | None) -> Tensor:
-        """(formats,): of rounding to nearest's distortion what is left with columns multiplied by `columns`."""
-        inputs = self.inputs()
-        if inputs is None or self.judging is None or self.sensitivity is None:
-            return torch.ones(len(formats), dtype=torch.float64)
-        return gptq_shares(self.weight, inputs, self.judging, self.sensitivity, formats, self.scale_dtype, columns)
+        return Judged(self.weight, _mirrored(self.judging), self.sensitivity)
 
 
 def deciding_format(formats: Sequence[NumberFormat], columns: int) -> int:
@@ -84,22 +78,46 @@ def deciding_format(formats: Sequence[NumberFormat], columns: int) -> int:
     return distance.index(min(distance))
 
 
-def rescale(members: Sequence[Compensation], gauge: Gauge, fmt: NumberFormat, nearest: Sequence[float]) -> None:
-    """Set `columns` of all sites of a unit, if GPTQ leaves less of their distortion that way.
+def decide(
+    members: Sequence[Compensation],
+    formats: Sequence[NumberFormat],
+    nearest: Sequence[Tensor],
+    gauge: Gauge | None,
+) -> None:
+    """Set what is left at all sites of a unit, and how its columns are rescaled if less is left that way.
 
     Args:
-        fmt: at which it is decided.
-        nearest: of each member, the distortion of rounding to nearest under that format.
+        formats: of all of them.
+        nearest: of each member, (formats,), the distortion of rounding to nearest.
+        gauge: where the unit can be rescaled.
     """
-    inputs = members[0].inputs()
-    if inputs is None:
+    first = members[0]
+    moments, judged = first.fitted.get(first.site.unit), [each.judged() for each in members]
+    weights = [each for each in judged if each is not None]
+    if moments is None or len(weights) < len(members):
         return
-    scale = channel_scales([each.weight for each in members], inputs.cost, fmt, gauge)
-    columns = scale[gauge.channels(len(inputs.order)).to(scale.device)]
-    plain, scaled = (
-        sum(kl * float(each.shares([fmt], factors)) for each, kl in zip(members, nearest, strict=True))
-        for factors in (None, columns)
-    )
-    if scaled < plain:
-        for each in members:
-            each.columns = columns
+    inputs = InputOrder.of(_mirrored(moments))
+    scalings: list[Tensor | None] = [None]
+    if gauge is not None:
+        place = deciding_format(formats, first.site.shape[1])
+        scale = channel_scales([each.weight for each in members], inputs.cost, formats[place], gauge)
+        scalings.append(scale[gauge.channels(len(inputs.order)).to(scale.device)])
+    shares = gptq_shares(weights, inputs, formats, first.scale_dtype, scalings)
+    best = 0
+    if gauge is not None:
+        totals = sum(kl[place] * share[:, place] for kl, share in zip(nearest, shares, strict=True))
+        best = int(torch.as_tensor(totals).argmin())
+    for each, share in zip(members, shares, strict=True):
+        each.columns, each.left = scalings[best], share[best]
+
+
+def _add_products(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ right (columns, columns), which is symmetric, on and above the diagonal; blocks below it stay 0."""
+    for start in range(0, len(sums), PRODUCT_COLUMNS):
+        stop = start + PRODUCT_COLUMNS
+        sums[start:stop, start:].addmm_(left[:, start:stop].T, right[:, start:])
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix of which only what lies on and above the diagonal is right."""
+    return upper.triu() + upper.triu(1).T

@@ -194,16 +194,18 @@ class WeightObserver:
             forward[:, :-1].reshape(self.parts, -1, columns - 1).numpy(),
             backward.view(units, -1, columns - 1).mean(1).numpy(),
             energy.numpy(),
-            (ones if gptq is None else gptq.shares(self.formats, gptq.columns)).numpy(),
+            (ones if gptq is None or gptq.left is None else gptq.left).numpy(),
             forward[:, -1].reshape(self.parts, -1).numpy(),
             (ones if self.alignment is None else self.alignment).numpy(),
             scaled=gptq is not None and gptq.columns is not None,
         )
 
-    def nearest(self, place: int, terms: int) -> float:
-        """Distortion of rounding the matrix product's weight to nearest under format number `place`."""
+    def nearest(self, terms: int) -> Tensor:
+        """(formats,): distortion of rounding the matrix product's weight to nearest."""
         self.finish_product(terms)
-        return 0.0 if self.head_values is None else float(self.head_values[:, place].mean())
+        if self.head_values is None:
+            return torch.zeros(len(self.formats), dtype=torch.float64)
+        return self.head_values[:, :-1].mean(0)
 
     def lossless(self, terms: int) -> bool:
         """Whether some format holds the weight exactly, so that rounding to it costs nothing."""

@@ -10,7 +10,7 @@ from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.quantizers.gptq import InputOrder, gptq, gptq_shares
+from natprec.quantizers.gptq import InputOrder, Judged, gptq, gptq_shares
 from natprec.quantizers.integer import choose_grid, round_to_grid
 
 FORMATS = [
@@ -107,29 +107,50 @@ def test_hessian_that_is_not_finite(bad: float, place: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_shares_are_what_the_rounded_weights_show(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against tr(S D H Dᵀ) of the very weights that GPTQ returns; several formats and row slices at once."""
+    """Against tr(S D H Dᵀ) of the very weights that GPTQ returns; two weights, several formats at once."""
     formats = [NumberFormat(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, CHANNEL)]
     original, seen = weight(), inputs()
     fitted, sensitivity = InputOrder.of(seen[:400].T @ seen[:400]), torch.linspace(0.1, 5, 48)
     judging = seen[400:].T @ seen[400:]
-    monkeypatch.setattr("natprec.quantizers.gptq.WORK", 160 * len(formats) * 10)
-    shares = gptq_shares(original, fitted, judging, sensitivity, formats, torch.bfloat16)
-    for fmt, share in zip(formats, shares, strict=True):
+    monkeypatch.setattr("natprec.quantizers.gptq.WORK", 160 * (48 + 80) * 3)
+    other = Judged(-weight(80), 2 * judging, torch.ones(80))
+    both = gptq_shares([other, Judged(original, judging, sensitivity)], fitted, formats, torch.bfloat16)
+    assert both.shape == (2, 1, len(formats))
+    for fmt, share in zip(formats, both[1, 0], strict=True):
         error = gptq(original, fitted, fmt, torch.bfloat16).dequantize() - original
         left = ((error @ judging) * error).sum(1) @ sensitivity
         nearest = quantize(original, fmt, torch.bfloat16).dequantize() - original
         assert share == pytest.approx(float(left / (nearest.square() @ judging.diagonal() @ sensitivity)), rel=2e-3)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_shares_of_rescaled_columns_are_those_of_rescaled_weights(symmetric: bool) -> None:
+    """Beside those of columns as they are; against GPTQ really run on weight times factor, inputs over factor."""
+    formats = [NumberFormat(bits, 32, symmetric) for bits in (3, 4)]
+    original, seen = weight(), inputs()
+    moments, factor = seen.T @ seen, torch.linspace(0.3, 4, 160)
+    fitted = InputOrder.of(moments)
+    judged = Judged(original, moments, torch.ones(48))
+    shares = gptq_shares([judged], fitted, formats, torch.bfloat16, [None, factor])
+    alone = gptq_shares([judged], fitted, formats, torch.bfloat16)
+    torch.testing.assert_close(shares[:, :1], alone, rtol=1e-3, atol=0)
+    for fmt, share in zip(formats, shares[0, 1], strict=True):
+        error = gptq(original * factor, fitted.scaled(factor), fmt, torch.bfloat16).dequantize() / factor - original
+        nearest = quantize(original, fmt, torch.bfloat16).dequantize() - original
+        expected = ((error @ moments) * error).sum() / (nearest.square() @ moments.diagonal()).sum()
+        assert share == pytest.approx(float(expected), rel=2e-2)
+
+
 def test_a_sample_of_rows_shows_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, fmt = inputs(), [NumberFormat(4, 32)]
-    given = (InputOrder.of(seen.T @ seen), seen.T @ seen, torch.ones(640), fmt, torch.bfloat16)
-    sampled = gptq_shares(weight(640), *given)
+    moments = seen.T @ seen
+    given = [Judged(weight(640), moments, torch.ones(640))], InputOrder.of(moments), fmt, torch.bfloat16
+    sampled = float(gptq_shares(*given))
     monkeypatch.setattr("natprec.quantizers.gptq.SHARE_ROWS", 640)
-    assert sampled == pytest.approx(float(gptq_shares(weight(640), *given)), rel=0.1)
+    assert sampled == pytest.approx(float(gptq_shares(*given)), rel=0.1)
 
 
 def test_no_inputs_leave_nothing_to_make_up_for() -> None:
     nothing = torch.zeros(160, 160)
-    shares = gptq_shares(weight(), InputOrder.of(nothing), nothing, torch.zeros(48), FORMATS[:2], torch.bfloat16)
-    assert shares.tolist() == [1, 1]
+    judged = Judged(weight(), nothing, torch.zeros(48))
+    assert gptq_shares([judged], InputOrder.of(nothing), FORMATS[:2], torch.bfloat16).tolist() == [[[1, 1]]]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from natprec.formats import NumberFormat
 from natprec.quantizers import quantize
-from natprec.quantizers.gptq import InputOrder, gptq_shares
+from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares
 from natprec.transforms import Gauge, channel_scales
 
 FOUR = NumberFormat(4, 32)
@@ -66,10 +66,8 @@ def test_gptq_leaves_less_of_rescaled_columns() -> None:
     hessian = inputs.T @ inputs
     order = InputOrder.of(hessian)
     columns = channel_scales([weight], order.cost, FOUR, PLAIN)
-    plain, scaled = (
-        float(gptq_shares(weight, order, hessian, torch.ones(48), [FOUR], torch.float32, factors)[0])
-        for factors in (None, columns)
-    )
+    judged = Judged(weight, hessian, torch.ones(48))
+    plain, scaled = gptq_shares([judged], order, [FOUR], torch.float32, [None, columns]).flatten().tolist()
     assert scaled < 0.5 * plain
 
 
@@ -77,8 +75,6 @@ def test_a_power_of_two_for_all_columns_changes_nothing() -> None:
     weight, inputs = uneven()
     hessian = inputs.T @ inputs
     order = InputOrder.of(hessian)
-    found = [
-        gptq_shares(weight, order, hessian, torch.ones(48), [FOUR], torch.float32, factors)
-        for factors in (None, torch.full((64,), 4.0))
-    ]
+    judged = Judged(weight, hessian, torch.ones(48))
+    found = gptq_shares([judged], order, [FOUR], torch.float32, [None, torch.full((64,), 4.0)])[0]
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
