@@ -1,20 +1,20 @@
 """What GPTQ, which makes up for its errors, will leave of a site's distortion.
 
-It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from the power of each
-output's gradient: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth. Where a
+It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from gradients of the
+weight: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth. Where a
 unit's channels can be rescaled (see `natprec.transforms`), both ways are judged and the better one is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from natprec.formats import NumberFormat
-from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares
+from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares, judged_rows
 from natprec.sites import Site
 from natprec.transforms import Gauge, channel_scales
 
@@ -34,8 +34,7 @@ class Compensation:
 
     Attributes:
         fitted: unit → Σ x xᵀ, on and above the diagonal; shared by the sites of a sweep.
-        sensitivity: (rows,), Σ g² of the output's gradient.
-        judging: (columns, columns), Σ |g|² x xᵀ of the sequences that judge, on and above the diagonal.
+        judging: of each sequence that judges, the gradient of some rows, (rows, columns).
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
         left: (formats,), the share of rounding to nearest's distortion that GPTQ leaves; None: not decided.
     """
@@ -44,32 +43,27 @@ class Compensation:
     weight: Tensor
     scale_dtype: torch.dtype
     fitted: dict[str, Tensor]
-    sensitivity: Tensor | None = None
-    judging: Tensor | None = None
+    judging: list[Tensor] = field(default_factory=list)
     columns: Tensor | None = None
     left: Tensor | None = None
 
-    def add(self, inputs: Tensor, gradient: Tensor, sequences: Sequence[int]) -> None:
-        """Account for y = x Wᵀ: inputs (batch, time, columns), gradient (batch, time, rows), the batch's indices."""
-        width = inputs.shape[-1]
-        power = gradient.float().square()
-        total = power.sum((0, 1))
-        self.sensitivity = total if self.sensitivity is None else self.sensitivity + total
-        judges = torch.tensor([sequence % JUDGING == JUDGING - 1 for sequence in sequences])
-        if self.site.name == self.site.unit and not judges.all():
-            seen = inputs[~judges].flatten(0, 1)
-            _add_products(self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width)), seen, seen)
-        if judges.any():
-            seen = inputs[judges].flatten(0, 1)
-            weighted = seen * power[judges].sum(-1).view(-1, 1)
-            self.judging = inputs.new_zeros(width, width) if self.judging is None else self.judging
-            _add_products(self.judging, weighted, seen)
+    def fit(self, inputs: Tensor, sequences: Sequence[int]) -> None:
+        """Account for the inputs (batch, time, columns) of y = x Wᵀ; the batch's indices."""
+        fitting = torch.tensor([not _judges(sequence) for sequence in sequences])
+        if self.site.name == self.site.unit and fitting.any():
+            seen = inputs[fitting].flatten(0, 1)
+            width = inputs.shape[-1]
+            _add_products(self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width)), seen)
 
-    def judged(self) -> Judged | None:
-        """What errors count here; None where no text came to judge by."""
-        if self.judging is None or self.sensitivity is None:
-            return None
-        return Judged(self.weight, _mirrored(self.judging), self.sensitivity)
+    def judge(self, gradient: Tensor, sequence: int) -> None:
+        """Account for one sequence's gradient of the weight (rows, columns)."""
+        if _judges(sequence):
+            self.judging.append(gradient[judged_rows(len(gradient)).to(gradient.device)])
+
+    def judged(self) -> Judged:
+        """Rows of the weight with what their errors count."""
+        rows = judged_rows(len(self.weight)).to(self.weight.device)
+        return Judged(self.weight[rows].float(), torch.stack(self.judging))
 
 
 def deciding_format(formats: Sequence[NumberFormat], columns: int) -> int:
@@ -92,9 +86,8 @@ def decide(
         gauge: where the unit can be rescaled.
     """
     first = members[0]
-    moments, judged = first.fitted.get(first.site.unit), [each.judged() for each in members]
-    weights = [each for each in judged if each is not None]
-    if moments is None or len(weights) < len(members):
+    moments = first.fitted.get(first.site.unit)
+    if moments is None or not all(each.judging for each in members):  # nothing came to fit or to judge by
         return
     inputs = InputOrder.of(_mirrored(moments))
     scalings: list[Tensor | None] = [None]
@@ -102,7 +95,7 @@ def decide(
         place = deciding_format(formats, first.site.shape[1])
         scale = channel_scales([each.weight for each in members], inputs.cost, formats[place], gauge)
         scalings.append(scale[gauge.channels(len(inputs.order)).to(scale.device)])
-    shares = gptq_shares(weights, inputs, formats, first.scale_dtype, scalings)
+    shares = gptq_shares([each.judged() for each in members], inputs, formats, first.scale_dtype, scalings)
     best = 0
     if gauge is not None:
         totals = sum(kl[place] * share[:, place] for kl, share in zip(nearest, shares, strict=True))
@@ -111,11 +104,15 @@ def decide(
         each.columns, each.left = scalings[best], share[best]
 
 
-def _add_products(sums: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add leftᵀ right (columns, columns), which is symmetric, on and above the diagonal; blocks below it stay 0."""
+def _judges(sequence: int) -> bool:
+    return sequence % JUDGING == JUDGING - 1
+
+
+def _add_products(sums: Tensor, rows: Tensor) -> None:
+    """Add Σ r rᵀ (columns, columns) over the rows, on and above the diagonal; blocks below it stay 0."""
     for start in range(0, len(sums), PRODUCT_COLUMNS):
         stop = start + PRODUCT_COLUMNS
-        sums[start:stop, start:].addmm_(left[:, start:stop].T, right[:, start:])
+        sums[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
 
 
 def _mirrored(upper: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class WeightObserver:
         inputs = inputs.reshape(count, -1, inputs.shape[-1])
         gradient = gradient.reshape(count, inputs.shape[1], -1)
         if self.compensation is not None:
-            self.compensation.add(inputs, gradient, self.sequences)
+            self.compensation.fit(inputs, self.sequences)
         if self.gathered is None:
             ready = self.spare.get(self.buffer)
             self.gathered = ready.pop() if ready else torch.empty(self.buffer, device=self.weight.device)
@@ -126,6 +126,8 @@ class WeightObserver:
                 self.head_rows[sequence] = gradient[self.ids[sequence]].cpu()
                 untouched[self.ids[sequence]] = False  # sampled in `add_lookup`, with both uses in them
             self._sample_rows(sequence, gradient, untouched.nonzero().squeeze(1))
+            if self.compensation is not None:
+                self.compensation.judge(gradient, sequence)
             assert self.gathered is not None
             if self.units < self.total:
                 self.gathered[sequence * self.units // self.total].addcmul_(gradient, gradient)

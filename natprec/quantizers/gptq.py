@@ -25,7 +25,7 @@ LAZY_COLUMNS = 64
 """Columns rounded before the rest of the matrix is updated."""
 
 SHARE_ROWS = 128
-"""Rows, at least, of a weight in which `gptq_shares` sees how much is left."""
+"""Rows of a weight, at most, in which `gptq_shares` sees how much is left."""
 
 WORK = 1 << 22
 """Weights, times formats, rounded at a time."""
@@ -100,36 +100,32 @@ def gptq(weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: tor
 
 @dataclass(frozen=True)
 class Judged:
-    """A weight, and what its rounding errors count.
+    """Some rows of a weight, and what their rounding errors count.
 
-    The Kronecker form of the Fisher weighs an error D by tr(S D H Dᵀ), S = E[g gᵀ] at the outputs and
-    H = E[x xᵀ] at the inputs (T2; Tseng, Sun, De Sa 2025, arXiv:2505.22988). Rows are rounded
-    independently of each other, so of S the diagonal counts; errors of rounding to nearest are
-    independent, so for them the diagonal of H does.
+    Errors D of a row add ½ E[(G · D)²], G the row's gradient of one sequence: the directional form, which has in it all
+    that tokens have in common. Rows are rounded independently of each other, so that they add up; so do, for
+    rounding to nearest, the columns: ½ E[Σ G² D²].
 
     Attributes:
         weight: (rows, columns).
-        moments: (columns, columns), Σ |g|² x xᵀ over the tokens of text that GPTQ was not fitted to.
-        sensitivity: (rows,), Σ g² of the output's gradient; any positive factor.
+        gradients: (sequences, rows, columns), of text that GPTQ was not fitted to.
     """
 
     weight: Tensor
-    moments: Tensor
-    sensitivity: Tensor
+    gradients: Tensor
 
-    def sample(self) -> Judged:
-        """With so many rows as are enough to see how much is left."""
-        rows = slice(None, None, max(1, len(self.weight) // SHARE_ROWS))
-        return Judged(self.weight[rows].float(), self.moments, self.sensitivity[rows])
-
-    def losses(self, left: Tensor) -> Tensor:
+    def losses(self, errors: Tensor) -> Tensor:
         """Of errors (…, rows, columns): (…,)."""
-        return ((left @ self.moments) * left).sum(-1) @ self.sensitivity
+        return torch.einsum("...rc,src->...sr", errors, self.gradients).square().sum((-1, -2))
 
     def nearest_losses(self, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
         """Of rounding to nearest: (formats,)."""
-        squared = squared_errors(self.weight, formats, scale_dtype)[:-1].view(len(formats), *self.weight.shape)
-        return squared @ self.moments.diagonal() @ self.sensitivity
+        return squared_errors(self.weight, formats, scale_dtype)[:-1] @ self.gradients.square().sum(0).flatten()
+
+
+def judged_rows(count: int) -> Tensor:
+    """Numbers of rows, of `count`, that are enough to see how much is left."""
+    return torch.linspace(0, count - 1, min(count, SHARE_ROWS)).round().long()
 
 
 def gptq_shares(
@@ -142,14 +138,13 @@ def gptq_shares(
     """How much of the output error of rounding to nearest GPTQ leaves, of every weight under every format.
 
     Args:
-        weights: of layers that share `inputs`.
+        weights: of layers that share `inputs`; a sample of their rows is enough.
         inputs: of the text that GPTQ is fitted to.
         formats: whose group sizes divide the columns.
         scalings: (columns,) each, factors by which GPTQ finds the columns multiplied (a gauge); None: as they are.
     Returns:
         (weights, scalings, formats), float64; 1 where nothing reaches the layer.
     """
-    weights = [each.sample() for each in weights]
     counts = [len(each.weight) for each in weights]
     stacked = torch.cat([each.weight for each in weights])
     factors = [torch.ones_like(inputs.power) if scaling is None else scaling for scaling in scalings]

@@ -23,6 +23,11 @@ def uneven(rows: int = 48, seed: int = 0) -> tuple[Tensor, Tensor]:
     return weight, inputs
 
 
+def gradients(inputs: Tensor) -> Tensor:
+    """(sequences, rows, columns), in the directions that inputs have."""
+    return torch.randn(4, 48, len(inputs), generator=torch.Generator().manual_seed(3)) @ inputs
+
+
 def output_error(weight: Tensor, inputs: Tensor, scale: Tensor) -> float:
     rounded = quantize(weight * scale, FOUR, torch.float32).dequantize() / scale
     return float((inputs @ (rounded - weight).T).square().mean())
@@ -66,7 +71,7 @@ def test_gptq_leaves_less_of_rescaled_columns() -> None:
     hessian = inputs.T @ inputs
     order = InputOrder.of(hessian)
     columns = channel_scales([weight], order.cost, FOUR, PLAIN)
-    judged = Judged(weight, hessian, torch.ones(48))
+    judged = Judged(weight, gradients(inputs))
     plain, scaled = gptq_shares([judged], order, [FOUR], torch.float32, [None, columns]).flatten().tolist()
     assert scaled < 0.5 * plain
 
@@ -75,6 +80,6 @@ def test_a_power_of_two_for_all_columns_changes_nothing() -> None:
     weight, inputs = uneven()
     hessian = inputs.T @ inputs
     order = InputOrder.of(hessian)
-    judged = Judged(weight, hessian, torch.ones(48))
+    judged = Judged(weight, gradients(inputs))
     found = gptq_shares([judged], order, [FOUR], torch.float32, [None, torch.full((64,), 4.0)])[0]
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
