@@ -152,7 +152,7 @@ def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
             needed += 4 * site.elements * gathered + 8 * batch * request.length * sum(site.shape)
         if request.rounding == "gptq":
             squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
-            needed += 4 * sum(squares.values()) + 4 * sum(site.shape[1] ** 2 for site in products if site.gptq)
+            needed += 8 * sum(squares.values()) + 8 * sum(site.shape[1] ** 2 for site in products if site.gptq)
             needed += FACTORIZING * max(squares.values(), default=0)
         most = max(most, needed)
     return most

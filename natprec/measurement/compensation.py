@@ -27,13 +27,14 @@ DECIDING_BITS = 4
 
 @dataclass
 class Compensation:
-    """Gathers second moments at one weight.
+    """Gathers second moments at one weight, in float64: their sums must not depend on how sequences are shared out.
 
     Attributes:
         fitted: unit → Σ x xᵀ, later factorized; shared by the sites of a sweep.
         sensitivity: (rows,), Σ g² of the output's gradient.
         judging: (columns, columns), Σ |g|² x xᵀ of the sequences that judge.
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
+        left: (formats,), of rounding to nearest's distortion what is left: `shares` under the chosen columns.
     """
 
     site: Site
@@ -43,31 +44,33 @@ class Compensation:
     sensitivity: Tensor | None = None
     judging: Tensor | None = None
     columns: Tensor | None = None
+    left: Tensor | None = None
 
     def add(self, inputs: Tensor, gradient: Tensor, sequences: Sequence[int]) -> None:
         """Account for y = x Wᵀ: inputs (batch, time, columns), gradient (batch, time, rows), the batch's indices."""
         width = inputs.shape[-1]
         power = gradient.float().square()
-        total = power.sum((0, 1))
+        total = power.sum((0, 1)).double()
         self.sensitivity = total if self.sensitivity is None else self.sensitivity + total
         judges = torch.tensor([sequence % JUDGING == JUDGING - 1 for sequence in sequences])
         if self.site.name == self.site.unit and not judges.all():
             seen = inputs[~judges].flatten(0, 1)
-            sums = self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width))
+            sums = self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width, dtype=torch.float64))
             assert isinstance(sums, Tensor)
-            sums.addmm_(seen.T, seen)
+            sums += seen.T @ seen
         if judges.any():
             seen = inputs[judges].flatten(0, 1)
             weighted = seen * power[judges].sum(-1).view(-1, 1)
-            self.judging = inputs.new_zeros(width, width) if self.judging is None else self.judging
-            self.judging.addmm_(weighted.T, seen)
+            if self.judging is None:
+                self.judging = inputs.new_zeros(width, width, dtype=torch.float64)
+            self.judging += weighted.T @ seen
 
     def inputs(self) -> InputOrder | None:
         """The unit's, factorized by the first that asks; None where nothing came to fit or to judge by."""
         found = self.fitted.get(self.site.unit)
         if found is None or self.judging is None:
             return None
-        self.fitted[self.site.unit] = inputs = found if isinstance(found, InputOrder) else InputOrder.of(found)
+        self.fitted[self.site.unit] = inputs = found if isinstance(found, InputOrder) else InputOrder.of(found.float())
         return inputs
 
     def shares(self, formats: Sequence[NumberFormat], columns: Tensor | None) -> Tensor:
@@ -75,7 +78,8 @@ class Compensation:
         inputs = self.inputs()
         if inputs is None or self.judging is None or self.sensitivity is None:
             return torch.ones(len(formats), dtype=torch.float64)
-        return gptq_shares(self.weight, inputs, self.judging, self.sensitivity, formats, self.scale_dtype, columns)
+        judging, sensitivity = self.judging.float(), self.sensitivity.float()
+        return gptq_shares(self.weight, inputs, judging, sensitivity, formats, self.scale_dtype, columns)
 
 
 def deciding_format(formats: Sequence[NumberFormat], columns: int) -> int:
