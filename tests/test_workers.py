@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,7 +124,7 @@ def kill_one(processes: list[subprocess.Popen[str]], state: Path, victim: int) -
     while not state.exists():
         assert time.monotonic() < deadline, "nothing was measured"
         assert all(process.poll() is None for process in processes), "it ended before it was killed"
-        time.sleep(0.005)
+        time.sleep(0.02)
     processes[victim].send_signal(signal.SIGKILL)
 
 
@@ -161,7 +162,7 @@ def test_a_launcher_names_the_dead_process(tmp_path: Path, options: list[str]) -
     deadline = time.monotonic() + 120
     while not (tmp_path / "m.partial").exists():
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.02)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     killed = time.monotonic()
@@ -180,6 +181,85 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path, options: list[str]) ->
     assert "exists; choose another or add --overwrite" in error
     assert "process 0" in heard
     assert "has ended" in heard
+
+
+TWO_HOSTS = """
+set -e
+mount -t tmpfs tmpfs /run && ip link set lo up
+ip netns add far && ip link add near type veth peer name there && ip link set there netns far
+ip addr add 10.9.0.1/24 dev near && ip link set near up
+ip -n far addr add 10.9.0.2/24 dev there && ip -n far link set there up && ip -n far link set lo up
+[ $# -gt 0 ] || exit 0
+GLOO_SOCKET_IFNAME=there ip netns exec far "${@/NODE/1}" 2>"$LOGS/far" & far=$!
+GLOO_SOCKET_IFNAME=near "${@/NODE/0}" 2>"$LOGS/near" && near=0 || near=$?
+wait $far && far=0 || far=$?
+echo $near $far
+"""
+"""Two network namespaces with a cable between them; the command runs in both, with its number for NODE."""
+
+
+def two_hosts(logs: Path, *command: str) -> subprocess.Popen[str]:
+    own = ["unshare", "--map-root-user", "--net", "--mount", "bash", "-c", TWO_HOSTS, "two-hosts"]
+    return subprocess.Popen(
+        [*own, *command], env={**ENVIRONMENT, "LOGS": str(logs)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Path:
+    """A folder for logs; skips the test where network namespaces are not permitted."""
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("needs unshare and ip")
+    tried = two_hosts(tmp_path)
+    _, why = tried.communicate(timeout=60)
+    if tried.returncode:
+        pytest.skip(f"needs network namespaces: {why}")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    return logs
+
+
+ON_TWO_HOSTS = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", "NODE", "--nproc-per-node", "1",
+                "--master-addr", "10.9.0.1", "--master-port", "29500", "-m", "natprec"]  # fmt: skip
+
+
+def test_two_hosts(tmp_path: Path, hosts: Path, options: list[str], alone: Measurement) -> None:
+    run = two_hosts(hosts, sys.executable, *ON_TWO_HOSTS, *options, "--out", str(tmp_path / "m"))
+    codes, error = run.communicate(timeout=300)
+    assert codes.split()[-2:] == ["0", "0"], error + (hosts / "near").read_text() + (hosts / "far").read_text()
+    assert_same(Measurement.load(tmp_path / "m"), alone)
+
+
+def test_a_host_that_dies(tmp_path: Path, hosts: Path, options: list[str]) -> None:
+    """Its processes end as if the power failed; the other host says which one is missing."""
+    run = two_hosts(hosts, sys.executable, *ON_TWO_HOSTS, *options, "--out", str(tmp_path / "m"))
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "m.partial").exists():
+        assert time.monotonic() < deadline, (hosts / "near").read_text() + (hosts / "far").read_text()
+        time.sleep(0.02)
+    launcher = next(pid for pid in processes_of(run.pid) if variables(pid).get("GLOO_SOCKET_IFNAME") == "there")
+    worker = next(pid for pid in processes_of(launcher) if "LOCAL_RANK" in variables(pid))
+    for pid in (launcher, worker):
+        os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    codes, _ = run.communicate(timeout=120)
+    assert time.monotonic() - killed < 60
+    assert codes.split()[-2:] == ["1", "137"]
+    assert f"natprec: process 1 (pid {worker} on {socket.gethostname()}) has ended" in (hosts / "near").read_text()
+    assert (tmp_path / "m.partial").exists()
+
+
+def processes_of(parent: int) -> list[int]:
+    """All below a process, from the top."""
+    own = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return own + [below for pid in own for below in processes_of(pid)]
+
+
+def variables(pid: int) -> dict[str, str]:
+    """A process's environment."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 @pytest.mark.parametrize("command", [["quantize", "--model", "m", "--bits", "4"], ["measure", "--model", "m",
