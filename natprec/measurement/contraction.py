@@ -170,21 +170,22 @@ def lookup_values(
     position = torch.full_like(counts, -1)
     position[seen] = torch.arange(len(seen), device=weight.device)
     columns = weight.shape[1]
-    errors = squared_errors(weight[seen], formats, scale_dtype).view(len(formats) + 1, len(seen), columns)
-    values = torch.zeros(sharding.total, len(errors), dtype=torch.float64)
+    values = torch.zeros(sharding.total, len(formats) + 1, dtype=torch.float64)
     single = torch.zeros(columns, dtype=torch.float64, device=weight.device)
     rarest = counts[counts > 0].min()  # 1, unless the text repeats itself throughout
+    if lookups:
+        errors = squared_errors(weight[seen], formats, scale_dtype).view(-1, len(seen), columns)
     for sequence, lookup in lookups.items():
         at = position[lookup.rows]
         values[sequence] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * terms)
         single += lookup.own[counts[lookup.rows] == rarest].sum(0)
     singles = int((counts == rarest).sum())
     others = (counts == 0).nonzero().squeeze(1)
-    chunks = others.split(max(1, ROWS_VALUES // columns))
-    typical = torch.zeros(len(errors), columns, dtype=torch.float64, device=weight.device)
+    chunks = others.split(max(1, ROWS_VALUES // columns)) if len(others) else ()
+    typical = torch.zeros(len(formats) + 1, columns, dtype=torch.float64, device=weight.device)
     for number in workers.share(len(chunks)):
         chunk = squared_errors(weight[chunks[number]], formats, scale_dtype)
-        typical += chunk.view(len(errors), -1, columns).sum(1)
+        typical += chunk.view(len(typical), -1, columns).sum(1)
     values, single, typical = workers.all_sum(values, single.cpu(), typical.cpu())
     if len(others) == 0:
         return values
