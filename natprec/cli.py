@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from natprec.comparison.command import compare
 from natprec.errors import InputError, NatprecError
 from natprec.estimate import estimate
 from natprec.evaluation import judge
-from natprec.files import REMEDIES, claimed, clear_stale, new_folder, refuse_existing
+from natprec.files import REMEDIES, claimed, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.inspection.command import inspect
 from natprec.measurement import Measurement
@@ -68,6 +68,7 @@ from natprec.runtime.command import generate
 from natprec.solver import Plan
 from natprec.summary import plan_table, result_table, verification_table
 from natprec.units import human_bytes, human_seconds
+from natprec.workers import joined, refuse_many
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """click's error for a wrong option; where it can be imported from depends on typer's version."""
@@ -80,6 +81,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+@app.callback()
+def _before(context: typer.Context) -> None:
+    """Refuse a launcher for what one process does."""
+    if context.invoked_subcommand != "measure":
+        refuse_many(f"natprec {context.invoked_subcommand}")
 
 
 def _examples(*lines: str) -> str:
@@ -186,21 +194,18 @@ def measure(
         sites=sites, weights=weights,
     )  # fmt: skip
     request.check(judged=False)
-    stages = Stages()
     if dry_run:
-        _dry_run(request, stages, as_json, judged=False)
+        refuse_many("natprec measure --dry-run")
+        _dry_run(request, Stages(), as_json, judged=False)
         return
-    clear_stale(out)
-    refuse_existing(out, overwrite)
-    state_file = out.with_name(out.name + ".partial")
-    subject = open_subject(request, stages)
-    ids = texts.calibration_tokens(request, subject, stages)
-    with claimed(out):
-        if not resume:
-            state_file.unlink(missing_ok=True)
-        measurement = resumable.run_measurement(request, subject, ids, state_file, resume, stages)
-        measurement.save(out)
-        state_file.unlink(missing_ok=True)
+    with joined(device) as (workers, own_device):
+        stages = Stages(quiet=not workers.first)
+        measurement = resumable.measured_together(
+            replace(request, device=own_device), out, overwrite, resume, stages, workers
+        )
+        sent = workers.sent_by_all()
+    if not workers.first:
+        return
     summary = {
         "out": str(out),
         "sites": len(measurement.curves),
@@ -210,6 +215,8 @@ def measure(
         ],
         "seconds": stages.seconds,
         "peak_bytes": peak_bytes(),
+        "processes": workers.size,
+        "sent_bytes": sent,
     }
     if as_json:
         _print_json(summary)

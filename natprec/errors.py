@@ -34,6 +34,10 @@ class OutputError(NatprecError, OSError):
     """A result that cannot be written."""
 
 
+class WorkerError(NatprecError):
+    """Another process of the same run did not come, or has died."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist: suggests the nearest, then lists all.
 

@@ -155,7 +155,7 @@ def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
         if request.rounding == "gptq":
             squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
-            needed += 4 * sum(squares.values()) + 4 * (sequences // JUDGING) * judging
+            needed += 8 * sum(squares.values()) + 4 * (sequences // JUDGING) * judging
             needed += FACTORIZING * max(squares.values(), default=0)
         most = max(most, needed)
     return most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -9,7 +10,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
-    """Bytes of main memory that this process may still take: what is free, within the limits of its container."""
+    """Bytes of main memory that this process may still take: what is free, within the limits of its container.
+
+    Processes that a launcher started beside it on this machine get as much each.
+    """
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     try:
@@ -18,7 +22,8 @@ def available_bytes() -> int:
             free = min(free, int(limit) - int((CGROUP / "memory.current").read_text()))
     except (OSError, ValueError):
         pass  # no such limit
-    return max(free, 0)
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(free, 0) // (int(beside) if beside.isdigit() and int(beside) else 1)
 
 
 def resident_bytes() -> int:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from natprec.data import data_digest
 from natprec.errors import InputError
-from natprec.files import clear_stale
+from natprec.files import claimed, clear_stale, refuse_existing
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.progress import Stages
-from natprec.request import Request
+from natprec.request import Request, open_subject, too_large
 from natprec.subject import Subject
-from natprec.texts import calibration_parts
+from natprec.texts import calibration_parts, calibration_tokens
+from natprec.workers import Workers
 
 
 def measured(request: Request, subject: Subject, ids: Tensor, file: Path, resume: bool, stages: Stages) -> Measurement:
@@ -39,11 +42,53 @@ def measured(request: Request, subject: Subject, ids: Tensor, file: Path, resume
     return measurement
 
 
+def measured_together(
+    request: Request, out: Path, overwrite: bool, resume: bool, stages: Stages, workers: Workers
+) -> Measurement:
+    """Measure with other processes that call this too; process 0 alone writes `out`, and the progress beside it.
+
+    Raises:
+        NatprecError: any input that cannot be used, at every process.
+    """
+    state_file = out.with_name(out.name + ".partial")
+    with contextlib.ExitStack() as held:
+        if workers.first:
+            clear_stale(out)
+            refuse_existing(out, overwrite)
+            held.enter_context(claimed(out))
+            if not resume:
+                state_file.unlink(missing_ok=True)
+        request = _weights_alike(request, workers)
+        subject = open_subject(request, stages)
+        ids = workers.from_first(calibration_tokens(request, subject, stages) if workers.first else None)
+        ids = ids.to(next(subject.model.parameters()).device)
+        measurement = run_measurement(request, subject, ids, state_file, resume, stages, workers)
+        if workers.first:
+            measurement.save(out)
+            state_file.unlink(missing_ok=True)
+    return measurement
+
+
+def _weights_alike(request: Request, workers: Workers) -> Request:
+    """On disk in all processes if one of them has too little memory: a model on disk writes no text."""
+    if request.weights != "auto":
+        return request
+    (short,) = workers.all_sum(torch.tensor([too_large(request.model)], dtype=torch.int64))
+    return replace(request, weights="disk" if short else "memory")
+
+
 def run_measurement(
-    request: Request, subject: Subject, ids: Tensor, state_file: Path, resume: bool, stages: Stages
+    request: Request,
+    subject: Subject,
+    ids: Tensor,
+    state_file: Path,
+    resume: bool,
+    stages: Stages,
+    workers: Workers | None = None,
 ) -> Measurement:
     """Measure; `state_file` holds the progress, for `resume`, and stays until the caller removes it."""
-    clear_stale(state_file)
+    if workers is None or workers.first:
+        clear_stale(state_file)
     return measure(
         subject,
         ids,
@@ -59,6 +104,7 @@ def run_measurement(
         stages=stages,
         state_file=state_file,
         resume=resume,
+        workers=workers,
     )
 
 

@@ -12,7 +12,8 @@ ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory"},
-    {"files", "hooks", "progress"},
+    {"files", "hooks", "progress", "pulse"},
+    {"workers"},
     {"formats"},
     {"quantizers"},
     {"kernels"},

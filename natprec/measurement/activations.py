@@ -29,6 +29,7 @@ from natprec.errors import ModelError
 from natprec.formats.activation_format import ActivationFormat
 from natprec.hooks import attached
 from natprec.measurement.curves import Curve
+from natprec.measurement.sharding import Sharding
 from natprec.quantizers.activations import round_activations
 from natprec.sites import Site
 
@@ -46,20 +47,25 @@ class ActivationObserver:
     Set `sequences` (indices of the batch's sequences) before each batch.
 
     Attributes:
-        total: sequences of the sweep, in `parts` kinds of text.
+        sharding: of the sweep's sequences, in `parts` kinds of text; all processes have the same curve in the end.
         values, gradients: sequence → (tokens, features).
         tokens: of each sequence before any were left out.
     """
 
     site: Site
     formats: tuple[ActivationFormat, ...]
-    total: int
+    sharding: Sharding
     parts: int
     seed: int
     sequences: range = range(0)
     values: dict[int, Tensor] = field(default_factory=dict)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        """Sequences of the sweep, in all processes."""
+        return self.sharding.total
 
     def attach(self, module: nn.Module) -> list[Any]:
         """Watch one use of the activation."""
@@ -135,6 +141,7 @@ class ActivationObserver:
                 if columns is not None:
                     inner, outer = values / columns, gradient * columns
                     scaled[sequence, index] = directional(inner, outer, fmt, after, standing)
+        forward, scaled, backward, energy = self.sharding.workers.all_sum(forward, scaled, backward, energy)
         plain = forward.sum(0)
         left = torch.where(plain > 0, scaled.sum(0) / plain, torch.ones_like(plain))
         self.values.clear()
@@ -155,7 +162,9 @@ class ActivationObserver:
     def _largest(self, columns: Tensor | float) -> Tensor:
         """The largest magnitude over all text, of values divided by `columns`."""
         found = [(values / columns).abs().amax() for values in self.values.values()]
-        return torch.stack(found).amax() if found else torch.ones(())
+        own = torch.stack(found).amax() if found else torch.tensor(-1.0)
+        largest = self.sharding.workers.all_max(own)
+        return largest if largest >= 0 else torch.ones(())
 
 
 def directional(

@@ -30,11 +30,12 @@ PRODUCT_COLUMNS = 256
 
 @dataclass
 class Compensation:
-    """Gathers second moments at one weight.
+    """Gathers at one weight what its inputs and gradients say of GPTQ.
 
     Attributes:
-        fitted: unit → Σ x xᵀ, on and above the diagonal; shared by the sites of a sweep.
-        judging: of each sequence that judges, the gradient of some rows, (rows, columns).
+        fitted: unit → Σ x xᵀ, on and above the diagonal, shared by the sites of a sweep; float64, since it must not
+            depend on how sequences are shared out.
+        judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
         left: (formats,), the share of rounding to nearest's distortion that GPTQ leaves; None: not decided.
     """
@@ -53,7 +54,9 @@ class Compensation:
         if self.site.name == self.site.unit and fitting.any():
             seen = inputs[fitting].flatten(0, 1)
             width = inputs.shape[-1]
-            _add_products(self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width)), seen)
+            _add_products(
+                self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width, dtype=torch.float64)), seen
+            )
 
     def judge(self, gradient: Tensor, sequence: int) -> None:
         """Account for one sequence's gradient of the weight (rows, columns)."""
@@ -88,8 +91,10 @@ def decide(
     first = members[0]
     moments = first.fitted.get(first.site.unit)
     if moments is None or not all(each.judging for each in members):  # nothing came to fit or to judge by
+        for each in members:
+            each.left = torch.ones(len(formats), dtype=torch.float64)
         return
-    inputs = InputOrder.of(_mirrored(moments))
+    inputs = InputOrder.of(_mirrored(moments).float())
     scalings: list[Tensor | None] = [None]
     if gauge is not None:
         place = deciding_format(formats, first.site.shape[1])
@@ -112,7 +117,7 @@ def _add_products(sums: Tensor, rows: Tensor) -> None:
     """Add Σ r rᵀ (columns, columns) over the rows, on and above the diagonal; blocks below it stay 0."""
     for start in range(0, len(sums), PRODUCT_COLUMNS):
         stop = start + PRODUCT_COLUMNS
-        sums[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+        sums[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
 
 
 def _mirrored(upper: Tensor) -> Tensor:

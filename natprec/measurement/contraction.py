@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats import NumberFormat
+from natprec.measurement.sharding import Sharding
 from natprec.quantizers import rounding_errors, squared_errors
 
 CONTRACT_VALUES = 1 << 20
@@ -46,30 +47,43 @@ class Product:
 
 
 def contract(
-    gathered: Tensor, weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype, *, squared: bool
+    gathered: Tensor,
+    weight: Tensor,
+    formats: Sequence[NumberFormat],
+    scale_dtype: torch.dtype,
+    *,
+    squared: bool,
+    count: int | None = None,
+    sharding: Sharding | None = None,
 ) -> Product:
     """Meet the errors of every format; `gathered` is overwritten.
 
     Args:
         gathered: (units, rows, columns), gradients; or, `squared`, sums of squared gradients, which know no directions.
+        count: units of all processes; default: as many as in `gathered`.
+        sharding: `gathered` is of this process's units; each process contracts some of the rows.
     """
-    count = len(gathered)
+    count = count or len(gathered)
+    sharding = sharding or Sharding.alone(count)
     values = torch.zeros(count, len(formats) + 1, dtype=torch.float64)
     energy = torch.zeros(count, dtype=torch.float64)
     along = torch.zeros_like(values)
     gram = torch.zeros(count, count, dtype=torch.float64)
     step = max(1, CONTRACT_VALUES // (count * weight.shape[1]))
-    for start in range(0, len(weight), step):
+    gathered, own = sharding.by_rows(gathered, count, step)
+    for start in own[::step]:
         errors = rounding_errors(weight[start : start + step], formats, scale_dtype)
-        chunk = gathered[:, start : start + step].reshape(count, -1)
+        rows = gathered[:, start - own.start : start - own.start + step]
+        chunk = rows.reshape(count, -1)
         if not squared:
             along += (chunk @ errors.T).cpu()
             sizes = errors[len(formats) // 2].abs().view(-1, weight.shape[1])
-            some = (gathered[:, start : start + step : EVERY] * sizes[::EVERY]).flatten(1)
+            some = (rows[:, ::EVERY] * sizes[::EVERY]).flatten(1)
             gram += (some @ some.T).cpu()
             chunk.square_()
         values += (chunk @ errors.square_().T).cpu()
         energy += chunk.sum(1).cpu()
+    values, energy, along, gram = sharding.workers.all_sum(values, energy, along, gram)
     return Product(values, energy, _alignment(along, values, gram)[:-1])
 
 
@@ -104,7 +118,7 @@ def _log_chi_square(degrees: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding_distortion(
-    sampled: dict[int, Tensor], standing: dict[int, Tensor], formats: Sequence[NumberFormat], sequences: int
+    sampled: dict[int, Tensor], standing: dict[int, Tensor], formats: Sequence[NumberFormat], sharding: Sharding
 ) -> Tensor:
     """‖∇ - Q(∇)‖² of each sequence's gradient, from a sample of its rows (T3): (sequences, formats).
 
@@ -112,14 +126,14 @@ def rounding_distortion(
         sampled: sequence → (rows, columns) of its gradient.
         standing: sequence → (rows,), the number of rows that each sampled row stands for.
     """
-    result = torch.zeros(sequences, len(formats), dtype=torch.float64)
+    result = torch.zeros(sharding.total, len(formats), dtype=torch.float64)
     if sampled:
         order = sorted(sampled)
         rows = torch.cat([sampled[sequence] for sequence in order])
         owner = torch.cat([torch.full((len(sampled[sequence]),), sequence) for sequence in order])
         errors = squared_errors(rows, formats, torch.float32)[:-1].view(len(formats), *rows.shape).sum(2).double()
         result.index_add_(0, owner, (errors * torch.cat([standing[sequence] for sequence in order])).T)
-    return result
+    return sharding.workers.all_sum(result)[0]
 
 
 @dataclass
@@ -138,6 +152,7 @@ def lookup_values(
     formats: Sequence[NumberFormat],
     scale_dtype: torch.dtype,
     terms: int,
+    sharding: Sharding,
 ) -> Tensor:
     """Distortion per term through an embedding's lookups: (sequences, formats + 1), float64.
 
@@ -146,31 +161,36 @@ def lookup_values(
     cost here, with the rounding errors of the unseen rows. Seen rows keep the share 1 - m. Where
     no token was seen once, one position counts as if, at the cost of an occurrence of the rarest.
     """
+    workers = sharding.workers
     counts = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
     for lookup in lookups.values():
         counts[lookup.rows] += lookup.counts
-    seen = counts.nonzero().squeeze(1)
+    seen = counts.nonzero().squeeze(1)  # by this process's sequences
+    (counts,) = workers.all_sum(counts)
     position = torch.full_like(counts, -1)
     position[seen] = torch.arange(len(seen), device=weight.device)
     columns = weight.shape[1]
-    errors = squared_errors(weight[seen], formats, scale_dtype).view(-1, len(seen), columns)
-    values = torch.zeros(len(lookups), len(errors), dtype=torch.float64)
-    single = torch.zeros(columns, device=weight.device)
-    rarest = counts[seen].min()  # 1, unless the text repeats itself throughout
-    for index, lookup in enumerate(lookups.values()):
+    values = torch.zeros(sharding.total, len(formats) + 1, dtype=torch.float64)
+    single = torch.zeros(columns, dtype=torch.float64, device=weight.device)
+    rarest = counts[counts > 0].min()  # 1, unless the text repeats itself throughout
+    if lookups:
+        errors = squared_errors(weight[seen], formats, scale_dtype).view(-1, len(seen), columns)
+    for sequence, lookup in lookups.items():
         at = position[lookup.rows]
-        values[index] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * terms)
+        values[sequence] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * terms)
         single += lookup.own[counts[lookup.rows] == rarest].sum(0)
     singles = int((counts == rarest).sum())
     others = (counts == 0).nonzero().squeeze(1)
+    chunks = others.split(max(1, ROWS_VALUES // columns)) if len(others) else ()
+    typical = torch.zeros(len(formats) + 1, columns, dtype=torch.float64, device=weight.device)
+    for number in workers.share(len(chunks)):
+        chunk = squared_errors(weight[chunks[number]], formats, scale_dtype)
+        typical += chunk.view(len(typical), -1, columns).sum(1)
+    values, single, typical = workers.all_sum(values, single.cpu(), typical.cpu())
     if len(others) == 0:
         return values
     tokens = int(counts.sum())
     mass = (singles if rarest == 1 else 1) / tokens
-    unseen = mass * (tokens / (len(lookups) * terms))  # positions per term of a sequence
-    typical = torch.zeros(len(errors), columns, device=weight.device)
-    for rows in others.split(max(1, ROWS_VALUES // columns)):
-        chunk = squared_errors(weight[rows], formats, scale_dtype)
-        typical += chunk.view(-1, len(rows), columns).sum(1)
-    per_occurrence = (typical / len(others)) @ (single / (singles * rarest)) / 2
-    return (1 - mass) * values + unseen * per_occurrence.cpu().double()
+    unseen = mass * (tokens / (sharding.total * terms))  # positions per term of a sequence
+    per_occurrence = (typical / len(others)) @ (single / (singles * rarest.cpu())) / 2
+    return (1 - mass) * values + unseen * per_occurrence

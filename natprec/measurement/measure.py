@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from natprec.activation_sites import activation_formats
@@ -17,12 +20,14 @@ from natprec.formats import Format, engine_profile
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.resume import load_state, save_state
+from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import SweepState, batch_count, batches, sweep
 from natprec.measurement.table import VERSION, Header, Measurement
 from natprec.progress import Stages
 from natprec.sites import Site
 from natprec.subject import Subject
 from natprec.transforms import TRANSFORMS
+from natprec.workers import Workers
 
 Estimator = Literal["fisher", "exact"]
 ESTIMATORS = ("fisher", "exact")
@@ -52,6 +57,7 @@ def measure(
     stages: Stages | None = None,
     state_file: Path | None = None,
     resume: bool = False,
+    workers: Workers | None = None,
 ) -> Measurement:
     """Forward distortion and gradient distortion of every site under every candidate format.
 
@@ -64,9 +70,10 @@ def measure(
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
+        workers: processes that call this with the same arguments and share the work; process 0 writes the state.
     Raises:
         InputError: unknown engine or estimator, a group size that divides a site not, a state of
-            another measurement.
+            another measurement; fewer batches than processes.
     """
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
@@ -76,6 +83,8 @@ def measure(
         raise unknown("sites", sites, SITES)
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
+    workers = workers or Workers()
+    sharding = Sharding.of(batches(*ids.shape), workers)
     formats = subject.candidates(engine_profile(engine), group_size, sites)
     stages = stages or Stages(quiet=True)
     fingerprint = {
@@ -94,14 +103,16 @@ def measure(
     state = load_state(state_file, fingerprint) if resume and state_file else None
 
     def save(now: SweepState) -> None:
-        if state_file is not None:
+        if state_file is not None and workers.first:
             save_state(state_file, fingerprint, now)
 
     state = state or SweepState(len(subject.staged.blocks), None, {}, {})
+    begun = json.dumps([fingerprint, state.stage, sorted(state.curves), sorted(state.exact)])
+    workers.refuse_difference("model, text, options or state", hashlib.sha256(begun.encode()).digest())
     others = subject.activations if sites == "all" else []
     if others and not any(site.kind == "key" for site in others) and subject.kind == "causal":
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
-    steps = batch_count(subject.staged, len(ids), ids.shape[1], state.stage)
+    steps = batch_count(subject.staged, len(sharding.own), ids.shape[1], state.stage)
     with stages.stage("measure", steps) as advance:
         curves = sweep(
             subject.staged,
@@ -118,12 +129,13 @@ def measure(
             state=state,
             save=save,
             scratch=state_file.absolute().parent if state_file else None,
+            sharding=sharding,
         )
     idle = [name for name, curve in curves.items() if not curve.energy.any()]
     if idle:
         stages.note(f"{len(idle)} of {len(curves)} sites have no effect here, so they stay wide: {idle[0]} …")
     if estimator == "exact":
-        exact = _exactly(subject, ids, state, save, stages)
+        exact = _exactly(subject, ids, state, save, stages, sharding)
         curves = {name: exact[name] for name in curves}
     header = Header(
         model=subject.name,
@@ -146,17 +158,22 @@ def measure(
     )
     measurement = Measurement(header, curves)
     if estimator == "fisher":
-        measurement = spot_check(subject, measurement, ids, stages)
+        measurement = spot_check(subject, measurement, ids, stages, workers)
     return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
 
 
-def _exactly(subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages) -> dict[str, Curve]:
+def _exactly(
+    subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages, sharding: Sharding
+) -> dict[str, Curve]:
     """Replace the forward curves by exact ones, site by site."""
     left = [curve for curve in state.curves.values() if curve.site.name not in state.exact]
-    steps = sum(len(curve.formats) for curve in left) * len(batches(*ids.shape))
+    own = sharding.take(ids)
+    steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape))
+    sharding.workers.stage = "exact"
     with stages.stage("measure exactly", steps) as advance:
         wanted = [(curve.site, curve.formats) for curve in left]
-        for site, values in exact_curves(subject.staged, wanted, ids, subject.storage_dtype, advance):
+        for site, found in exact_curves(subject.staged, wanted, own, subject.storage_dtype, advance):
+            values = sharding.gather(torch.from_numpy(found)).numpy()
             curve = state.curves[site.name]
             parts, units, formats = curve.forward.shape
             pooled = values.reshape(parts, units, -1, formats).mean(2)
@@ -166,19 +183,28 @@ def _exactly(subject: Subject, ids: Tensor, state: SweepState, save: Any, stages
     return state.curves
 
 
-def spot_check(subject: Subject, measurement: Measurement, ids: Tensor, stages: Stages) -> Measurement:
-    """Compare the sweep with the exact estimator at a few sites, spread over the depth."""
+def spot_check(
+    subject: Subject, measurement: Measurement, ids: Tensor, stages: Stages, workers: Workers | None = None
+) -> Measurement:
+    """Compare the sweep with the exact estimator at a few sites, spread over the depth; processes share the sites."""
+    workers = workers or Workers()
     wanted = list(_checked(measurement))
+    own = wanted[workers.rank :: workers.size]
     first = ids[: len(ids) // measurement.header.parts]  # of the first kind of text, as the Fisher values below
     few = first[:: max(1, len(first) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
+    exact = torch.zeros(len(wanted), dtype=torch.float64)
+    workers.stage = "spot check"
+    with stages.stage("spot check", len(own) * len(batches(*few.shape))) as advance:
+        found = exact_curves(subject.staged, own, few, subject.storage_dtype, advance) if own else ()
+        for number, (_, values) in enumerate(found):
+            exact[workers.rank + number * workers.size] = float(values.mean())
+        (exact,) = workers.all_sum(exact)
     rows = []
-    with stages.stage("spot check", len(wanted) * len(batches(*few.shape))) as advance:
-        for site, values in exact_curves(subject.staged, wanted, few, subject.storage_dtype, advance):
-            curve = measurement.curves[site.name]
-            fmt = dict(wanted)[site][0]
-            column = curve.formats.index(fmt)
-            fisher = float(curve.forward[0, :, column].mean() * curve.alignment[column])
-            rows.append((site.name, fmt.name, fisher, float(values.mean())))
+    for (site, (fmt,)), value in zip(wanted, exact.tolist(), strict=True):
+        curve = measurement.curves[site.name]
+        column = curve.formats.index(fmt)
+        fisher = float(curve.forward[0, :, column].mean() * curve.alignment[column])
+        rows.append((site.name, fmt.name, fisher, value))
     return replace(measurement, header=replace(measurement.header, checks=rows))
 
 

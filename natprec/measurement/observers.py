@@ -20,6 +20,7 @@ of its rows, and the gradient's energy, to which it is relative.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from natprec.formats import NumberFormat
 from natprec.measurement.compensation import Compensation
 from natprec.measurement.contraction import Lookup, contract, lookup_values, rounding_distortion
 from natprec.measurement.curves import Curve
+from natprec.measurement.sharding import Sharding
 from natprec.sites import Site
 
 UNIT_MEMORY = 1 << 30
@@ -45,13 +47,14 @@ class WeightObserver:
 
     `compensation` is given where GPTQ may round the site.
     Set `sequences` (indices of the batch's sequences) before each batch. Observers of one sweep share
-    `spare`: the buffers of finished sites, which cost more to allocate again than to fill.
+    `spare`: the buffers of finished sites, which cost more to allocate again than to fill. Of several processes each
+    observes the sequences that `sharding` gives it; all of them have the same curve in the end.
     """
 
     site: Site
     weight: Tensor
     formats: tuple[NumberFormat, ...]
-    total: int
+    sharding: Sharding
     parts: int
     scale_dtype: torch.dtype
     seed: int
@@ -64,12 +67,18 @@ class WeightObserver:
     alignment: Tensor | None = None
     head_rows: dict[int, Tensor] = field(default_factory=dict)
     lookups: dict[int, Lookup] = field(default_factory=dict)
+    looked_up: bool = False
     sampled: dict[int, Tensor] = field(default_factory=dict)
     standing: dict[int, Tensor] = field(default_factory=dict)
     ids: Tensor | None = None
     compensation: Compensation | None = None
 
     @property
+    def total(self) -> int:
+        """Sequences of the sweep, in all processes."""
+        return self.sharding.total
+
+    @cached_property
     def units(self) -> int:
         """Pools of sequences, as many as memory allows, all of one size and of one kind of text."""
         affordable = max(MIN_UNITS, UNIT_MEMORY // (4 * self.weight.numel()))
@@ -78,8 +87,12 @@ class WeightObserver:
 
     @property
     def buffer(self) -> torch.Size:
-        """Shape of `squares`, and of what can be reused for them: (units, rows, columns)."""
-        return torch.Size((self.units, *self.weight.shape))
+        """Shape of `gathered`, and of what can be reused for it: (own units, rows, columns)."""
+        return torch.Size((len(self.sharding.pool(self.units)), *self.weight.shape))
+
+    def _unit(self, sequence: int) -> int:
+        """Where in `gathered` a sequence is."""
+        return sequence * self.units // self.total - self.sharding.pool(self.units).start
 
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Watch one use of the weight."""
@@ -107,16 +120,20 @@ class WeightObserver:
         if self.compensation is not None:
             self.compensation.fit(inputs, self.sequences)
         if self.gathered is None:
-            ready = self.spare.get(self.buffer)
-            self.gathered = ready.pop() if ready else torch.empty(self.buffer, device=self.weight.device)
-            self.gathered.zero_()
+            self.gathered = self._zeros()
         for index, sequence in enumerate(self.sequences):
             if sequence in self.pending:
                 self.pending[sequence].addmm_(gradient[index].T, inputs[index])
             elif self.units == self.total:
-                self.pending[sequence] = torch.mm(gradient[index].T, inputs[index], out=self.gathered[sequence])
+                self.pending[sequence] = torch.mm(
+                    gradient[index].T, inputs[index], out=self.gathered[self._unit(sequence)]
+                )
             else:
                 self.pending[sequence] = torch.mm(gradient[index].T, inputs[index])
+
+    def _zeros(self) -> Tensor:
+        ready = self.spare.get(self.buffer)
+        return (ready.pop() if ready else torch.empty(self.buffer, device=self.weight.device)).zero_()
 
     def flush(self) -> None:
         """Finish the gradients of the batch's sequences, now that all uses have added to them."""
@@ -130,7 +147,7 @@ class WeightObserver:
                 self.compensation.judge(gradient, sequence)
             assert self.gathered is not None
             if self.units < self.total:
-                self.gathered[sequence * self.units // self.total].addcmul_(gradient, gradient)
+                self.gathered[self._unit(sequence)].addcmul_(gradient, gradient)
         self.pending.clear()
 
     def add_lookup(self, ids: Tensor, gradient: Tensor) -> None:
@@ -161,16 +178,27 @@ class WeightObserver:
             standing = torch.cat([self.standing[sequence], standing])
         self.sampled[sequence], self.standing[sequence] = rows, standing
 
+    def reached(self) -> Tensor:
+        """(2,), int64: whether gradients of the matrix product have come, and of lookups."""
+        return torch.tensor([self.gathered is not None, bool(self.lookups)], dtype=torch.int64)
+
+    def complete(self, reached: Tensor) -> None:
+        """What no sequence of this process reached is zero where those of another did: see `reached`."""
+        if reached[0] and self.gathered is None:
+            self.gathered = self._zeros()
+        self.looked_up = bool(reached[1])
+
     def finish_product(self, terms: int) -> None:
         """Contract the gradients of the matrix product with the errors of every format."""
         if self.gathered is not None:
             pooled = self.total // self.units
             product = contract(
-                self.gathered, self.weight, self.formats, self.scale_dtype, squared=self.units < self.total
-            )
+                self.gathered, self.weight, self.formats, self.scale_dtype,
+                squared=self.units < self.total, count=self.units, sharding=self.sharding,
+            )  # fmt: skip
             self.head_values, self.head_energy = product.values / (2 * terms * pooled), product.energy / pooled
             self.alignment = product.alignment if self.ids is None else None  # a tied weight has another use
-            self.spare.setdefault(self.gathered.shape, []).append(self.gathered)
+            self.spare.setdefault(self.buffer, []).append(self.gathered)
             self.gathered = None
 
     def curve(self, terms: int) -> Curve:
@@ -183,12 +211,14 @@ class WeightObserver:
         if self.head_values is not None and self.head_energy is not None:
             forward += self.head_values
             energy += self.head_energy
-        if self.lookups:
-            sparse = lookup_values(self.lookups, self.weight, self.formats, self.scale_dtype, terms)
+        if self.looked_up:
+            sparse = lookup_values(self.lookups, self.weight, self.formats, self.scale_dtype, terms, self.sharding)
             forward += sparse.view(units, -1, columns).mean(1)
-            sums = [float(self.lookups[sequence].joint.sum()) for sequence in sorted(self.lookups)]
-            energy += torch.tensor(sums, dtype=torch.float64).view(units, -1).mean(1)
-        backward = rounding_distortion(self.sampled, self.standing, self.formats, self.total)
+            sums = torch.zeros(self.total, dtype=torch.float64)
+            for sequence, lookup in self.lookups.items():
+                sums[sequence] = float(lookup.joint.sum())
+            energy += self.sharding.workers.all_sum(sums)[0].view(units, -1).mean(1)
+        backward = rounding_distortion(self.sampled, self.standing, self.formats, self.sharding)
         ones = torch.ones(columns - 1, dtype=torch.float64)
         return Curve(
             self.site,
@@ -217,21 +247,18 @@ class WeightObserver:
         return bool((self.head_values[:, :-1].sum(0) == 0).any())
 
     def state(self) -> dict[str, Tensor]:
-        """What a tied weight carries from the suffix to the prefix, as plain tensors."""
+        """What a tied weight carries from the suffix to the prefix, as plain tensors; complete at process 0."""
         if self.head_values is None or self.head_energy is None:
             return {}
-        order = sorted(self.head_rows)
-        return {
-            "values": self.head_values,
-            "energy": self.head_energy,
-            "rows": torch.stack([self.head_rows[sequence] for sequence in order]),
-            "sampled": torch.stack([self.sampled[sequence] for sequence in order]),
-            "standing": torch.stack([self.standing[sequence] for sequence in order]),
-        }
+        kept = {"rows": self.head_rows, "sampled": self.sampled, "standing": self.standing}
+        stacks = {name: torch.stack([each[sequence] for sequence in sorted(each)]) for name, each in kept.items()}
+        gathered = {name: self.sharding.gather(stack, at=0) for name, stack in stacks.items()}
+        return {"values": self.head_values, "energy": self.head_energy, **gathered}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
         self.head_values, self.head_energy = state["values"], state["energy"]
-        self.head_rows = dict(enumerate(state["rows"]))
-        self.sampled = dict(enumerate(state["sampled"]))
-        self.standing = dict(enumerate(state["standing"]))
+        self.head_rows, self.sampled, self.standing = (
+            dict(zip(self.sharding.own, self.sharding.take(state[name]), strict=True))
+            for name in ("rows", "sampled", "standing")
+        )

@@ -4,7 +4,8 @@ Forward block by block, keeping each block's input; then suffix, blocks from the
 recomputed with gradients on and left as soon as its sites are contracted. At any time one stage's
 gradients are in memory, and of weights that lie on disk one stage's. After each stage the state goes
 to disk, so a killed run resumes there and arrives at the same bits: every random draw depends only
-on the seed and the sequence's index.
+on the seed and the sequence's index. Of several processes each sweeps its own sequences: see
+`natprec.measurement.sharding`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from natprec.measurement.activations import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.compensation import Compensation, decide
 from natprec.measurement.curves import Curve
+from natprec.measurement.fitting import spread, to_fit
 from natprec.measurement.observers import WeightObserver
+from natprec.measurement.sharding import Sharding
 from natprec.progress import Advance
 from natprec.sites import Site, site_weight
 from natprec.transforms import Gauge
+from natprec.workers import Workers
 
 BATCH_TOKENS = 1024
 
@@ -113,6 +117,7 @@ def sweep(
     state: SweepState | None = None,
     save: Callable[[SweepState], None] = lambda state: None,
     scratch: Path | None = None,
+    sharding: Sharding | None = None,
 ) -> dict[str, Curve]:
     """Measure every site.
 
@@ -126,11 +131,14 @@ def sweep(
         parts: kinds of text: equal, consecutive shares of the sequences.
         gauges: unit → where its inputs can be rescaled; used where that lowers what GPTQ leaves.
         activations: more sites, with their candidate formats.
-        state: of an earlier run that was killed; `save` receives it after each stage.
+        state: of an earlier run that was killed; `save` receives it after each stage, complete at process 0.
         scratch: folder for block inputs that memory is too small for; default: the system's.
+        sharding: which of the sequences this process sweeps; default: all.
     Returns:
-        Site name → curve.
+        Site name → curve; the same in all processes.
     """
+    sharding = sharding or Sharding.alone(len(ids))
+    workers, own_ids = sharding.workers, sharding.take(ids)
     terms = staged.distortion.terms(ids.shape[1])
     state = state or SweepState(len(staged.blocks), None, {}, {})
     spare: dict[torch.Size, list[Tensor]] = {}
@@ -143,41 +151,46 @@ def sweep(
 
     observers = {
         site.name: WeightObserver(
-            site, site_weight(staged.model, site), formats[site.name], len(ids), parts, scale_dtype, seed, spare,
+            site, site_weight(staged.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
             ids=ids if len(site.uses) > 1 else None, compensation=compensation(site),
         )
         for site in sites
         if site.name not in state.curves
     }  # fmt: skip
     flowing = {
-        site.name: ActivationObserver(site, candidates, len(ids), parts, seed)
+        site.name: ActivationObserver(site, candidates, sharding, parts, seed)
         for site, candidates in (activations or {}).items()
         if site.name not in state.curves
     }
     load_tied(observers, state.tied)
     inputs, contexts = (
-        forward_blocks(staged, ids, state.stage, advance, scratch) if state.stage >= 0 else (BlockInputs(), [])
+        forward_blocks(staged, own_ids, state.stage, advance, scratch) if state.stage >= 0 else (BlockInputs(), [])
     )
+    gradient = None if state.gradient is None else sharding.take(state.gradient)
     for stage in range(state.stage, -2 if staged.blocks else -1, -1):
+        workers.stage = stage_label(staged, stage)
         with staged.hold(stage):
             with _watching(staged, observers, stage), watching(staged, flowing, stage):
                 gradient = _backward(
-                    staged, observers, flowing, stage, inputs, contexts, ids, state.gradient, seed, advance
-                )
+                    staged, observers, flowing, stage, inputs, contexts, own_ids, gradient, seed, advance,
+                    first=sharding.own.start,
+                )  # fmt: skip
             if inputs:
                 inputs.pop()
+            _contract(observers, workers, terms)
             done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
-            _judge_units(done, gauges or {}, terms)
+            fitted = to_fit(done, workers)
+            _judge_units(fitted, gauges or {}, terms)
+            spread(done, workers)
             state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
             for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
                 watcher = flowing.pop(name)
                 state.curves[name] = watcher.curve(terms, _columns(watcher.site, done, gauges or {}))
             moments.clear()
-            for observer in observers.values():
-                observer.finish_product(terms)
         for shape in spare.keys() - {observer.buffer for observer in observers.values() if observer.site.gptq}:
             del spare[shape]
-        state.stage, state.gradient, state.tied = stage - 1, gradient, tied_state(observers)
+        state.stage, state.tied = stage - 1, tied_state(observers)
+        state.gradient = None if gradient is None else sharding.gather(gradient, at=0)
         save(state)
     return {site.name: state.curves[site.name] for site in (*sites, *(activations or {}))}
 
@@ -193,20 +206,26 @@ def _backward(
     incoming: Tensor | None,
     seed: int,
     advance: Advance,
+    first: int = 0,
 ) -> Tensor | None:
-    """Run a stage forward and backward under its observers; returns the gradient at its input."""
+    """Run a stage forward and backward under its observers; returns the gradient at its input.
+
+    Args:
+        ids: of this process's sequences, as all that is given and returned; the first has the number `first`.
+    """
     own = inputs[stage] if inputs else None
     gradient = None if own is None else torch.empty_like(own)
     for number, batch in enumerate(batches(*ids.shape)):
+        sequences = range(first + batch.start, first + batch.stop)
         for observer in observers.values():
-            observer.sequences = batch
+            observer.sequences = sequences
         for watcher in flowing.values():
-            watcher.sequences = batch
+            watcher.sequences = sequences
         rows = batch_rows(batch)
         hidden = None if own is None else own[rows].detach().requires_grad_()
         output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else [])
         if stage == len(staged.blocks):
-            staged.distortion.draw(output, batch, seed).backward()
+            staged.distortion.draw(output, sequences, seed).backward()
         elif output.requires_grad:
             assert incoming is not None
             output.backward(incoming[rows].to(output.device))
@@ -216,6 +235,15 @@ def _backward(
             observer.flush()
         advance(f"{stage_label(staged, stage)} backward")
     return gradient
+
+
+def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: int) -> None:
+    """Contract all matrix products of a finished stage: the processes do so together, each for some rows."""
+    if observers:
+        reached = workers.all_sum(*(each.reached() for each in observers.values()))
+        for each, found in zip(observers.values(), reached, strict=True):
+            each.complete(found)
+            each.finish_product(terms)
 
 
 def _judge_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:

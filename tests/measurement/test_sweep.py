@@ -17,6 +17,7 @@ from natprec.measurement import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.resume import load_state, save_state
+from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import SweepState, batch_count, sweep
 from natprec.quantizers import quantize
 from natprec.sites import find_sites, site_weight
@@ -314,5 +315,6 @@ def test_units_divide_each_kind_of_text(
     monkeypatch.setattr("natprec.measurement.observers.UNIT_MEMORY", memory)
     made = subject()
     site = made.sites[1]
-    observer = WeightObserver(site, site_weight(made.model, site), FORMATS, total, parts, torch.bfloat16, 0, {})
+    shared = Sharding.alone(total)
+    observer = WeightObserver(site, site_weight(made.model, site), FORMATS, shared, parts, torch.bfloat16, 0, {})
     assert observer.units == units

@@ -1,0 +1,104 @@
+"""Which sequences each process measures, and how what it gathered reaches the others.
+
+A sequence's gradients are needed whole, by rows: the number of directions of a weight's gradients is made of products
+between gradients of different sequences, but all of it is a sum over rows. So at the end of a stage each process
+receives some rows of all sequences, rounds those rows of the weight, and contracts. What is small is added up.
+
+Processes take whole batches, and rows in the steps in which one process would take them: each product of matrices is
+the same one whatever the number of processes, and what differs is the order of sums in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from natprec.errors import InputError
+from natprec.workers import Workers
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """The sequences of a measurement, shared out.
+
+    Attributes:
+        sequences: of each process, consecutive and not empty.
+    """
+
+    sequences: tuple[range, ...]
+    workers: Workers = field(default_factory=Workers)
+
+    @classmethod
+    def alone(cls, total: int) -> Sharding:
+        """One process does all."""
+        return cls((range(total),))
+
+    @classmethod
+    def of(cls, batches: Sequence[range], workers: Workers) -> Sharding:
+        """Share out whole batches.
+
+        Raises:
+            InputError: there are fewer than processes.
+        """
+        if len(batches) < workers.size:
+            raise InputError(
+                f"{batches[-1].stop} sequences are {len(batches)} batches, too few for {workers.size} processes; "
+                f"raise --tokens, or start {len(batches)} processes or fewer"
+            )
+        shares = [workers.share(len(batches), rank) for rank in range(workers.size)]
+        return cls(tuple(range(batches[own[0]].start, batches[own[-1]].stop) for own in shares), workers)
+
+    @property
+    def total(self) -> int:
+        """Sequences of all processes."""
+        return self.sequences[-1].stop
+
+    @property
+    def own(self) -> range:
+        """This process's."""
+        return self.sequences[self.workers.rank]
+
+    def pool(self, units: int, rank: int | None = None) -> range:
+        """The units in which a process's sequences are, of so many in all; neighbours may have one in common."""
+        own = self.sequences[self.workers.rank if rank is None else rank]
+        return range(own.start * units // self.total, (own.stop - 1) * units // self.total + 1)
+
+    def take(self, everything: Tensor) -> Tensor:
+        """This process's part of (sequences, ...)."""
+        return everything[self.own.start : self.own.stop]
+
+    def gather(self, own: Tensor, at: int | None = None) -> Tensor:
+        """From each process's part of (sequences, ...) the whole, at all of them or at `at`; others keep theirs."""
+        workers = self.workers
+        if workers.size == 1:
+            return own
+        nothing = own[:0]
+        pieces = [own if at in (None, rank) else nothing for rank in range(workers.size)]
+        counts = [len(each) if at in (None, workers.rank) else 0 for each in self.sequences]
+        parts = workers.exchange(pieces, [(count, *own.shape[1:]) for count in counts])
+        return torch.cat(parts) if at in (None, workers.rank) else own
+
+    def by_rows(self, gathered: Tensor, units: int, step: int) -> tuple[Tensor, range]:
+        """Exchange gradients: from all rows of own units to own rows of all units, which are multiples of `step`.
+
+        Args:
+            gathered: (own units, rows, columns); of a unit in common each process has its own sequences' sum.
+        Returns:
+            (units, own rows, columns), and which rows.
+        """
+        workers, (_, rows, columns) = self.workers, gathered.shape
+        if workers.size == 1:
+            return gathered, range(rows)
+        steps = [workers.share(-(-rows // step), rank) for rank in range(workers.size)]
+        bounds = [range(each.start * step, min(each.stop * step, rows)) for each in steps]
+        own = bounds[workers.rank]
+        pools = [self.pool(units, rank) for rank in range(workers.size)]
+        pieces = [gathered[:, each.start : each.stop] for each in bounds]
+        result = gathered.new_zeros(units, len(own), columns)
+        parts = workers.exchange(pieces, [(len(pool), len(own), columns) for pool in pools])
+        for pool, part in zip(pools, parts, strict=True):
+            result[pool.start : pool.stop] += part
+        return result, own

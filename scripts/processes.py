@@ -1,0 +1,169 @@
+"""Speed and agreement of `natprec measure` on several processes against one process with as many threads.
+
+    python scripts/processes.py --data valid.txt --processes 2 --pairs 3
+    python scripts/processes.py --project                 # 8 GPUs: computed from shapes, nothing is run
+
+The two run in pairs, one after the other and in turns, so that a machine that gets slower hurts both. Printed per pair:
+the ratio of their times (1: as fast; of the stage `measure`, and of the whole command), how far the two measurements
+are apart, and the bytes that all processes together sent per block. With another number of threads products are rounded
+otherwise, so that now and then another label is drawn; with `--same-threads` the one process has one thread too,
+which compares the numbers alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from natprec.formats import engine_profile
+from natprec.measurement import Measurement
+from natprec.measurement.observers import WeightObserver
+from natprec.measurement.sharding import Sharding
+from natprec.measurement.sweep import batches
+from natprec.sites import Site
+from natprec.workers import Workers
+
+LLAMA_8B = {
+    "q_proj": (4096, 4096, "attention"),
+    "k_proj": (1024, 4096, "attention"),
+    "v_proj": (1024, 4096, "attention"),
+    "o_proj": (4096, 4096, "o_proj"),
+    "gate_proj": (14336, 4096, "mlp"),
+    "up_proj": (14336, 4096, "mlp"),
+    "down_proj": (4096, 14336, "down_proj"),
+}
+"""A block's weights: rows, columns, and what shares its inputs."""
+
+PASSES = 4
+"""Of a block: forward, forward again with a graph, backward for inputs and for weights."""
+
+FLOPS = 50e12
+"""Supposed of a GPU, float32, per second."""
+
+LINKS = {"450 GB/s (NVLink)": 450e9, "50 GB/s": 50e9, "3 GB/s (25 Gb/s Ethernet)": 3e9}
+"""Supposed of the network: what each process can send per second."""
+
+
+def run(options: argparse.Namespace, processes: int, threads: int, out: Path) -> dict[str, Any]:
+    """The report of one measurement, and the seconds of the whole command."""
+    command = [
+        "-m",
+        "natprec",
+        "measure",
+        "--model",
+        options.model,
+        "--data",
+        options.data,
+        "--rounding",
+        options.rounding,
+    ]
+    command += ["--tokens", str(options.tokens), "--sequence-length", str(options.sequence_length)]
+    command += ["--json", "--out", str(out)]
+    if processes > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
+    begun = time.perf_counter()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, env=environment)
+    return json.loads(done.stdout) | {"wall": time.perf_counter() - begun}
+
+
+def apart(one: Measurement, other: Measurement) -> dict[str, Any]:
+    """Relative differences over all sites and formats, and whether plans are the same."""
+    found = {}
+    for kind in ("forward", "backward", "energy", "shares"):
+        pairs = [(getattr(one.curves[name], kind), getattr(other.curves[name], kind)) for name in one.curves]
+        ratios = np.concatenate([(np.abs(a - b) / np.maximum(np.abs(a), 1e-300)).ravel() for a, b in pairs])
+        found[kind] = {"median": float(np.median(ratios)), "largest": float(ratios.max())}
+    plans = [each.solve(eps=eps).to_json() for each in (one, other) for eps in (0.05, 0.01)]
+    return {"relative_difference": found, "same_plans": plans[:2] == plans[2:]}
+
+
+def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
+    """Bytes and seconds per block of the shape `LLAMA_8B`, by arithmetic; GPTQ's fits are not in it."""
+    sequences = tokens // length
+    sharding = Sharding.of(batches(sequences, length), Workers(0, processes))
+    formats = engine_profile("vllm").measured((64,))
+    gathered = work = 0.0
+    for name, (rows, columns, unit) in LLAMA_8B.items():
+        site = Site(name, "weight", "linear", (rows, columns), (name,), unit, 0)
+        weight = torch.empty(rows, columns, device="meta")
+        observer = WeightObserver(site, weight, formats, sharding, 1, torch.bfloat16, 0, {})
+        units = sum(len(sharding.pool(observer.units, rank)) for rank in range(processes))
+        gathered += 4 * units * weight.numel()
+        work += 2 * PASSES * tokens * weight.numel() + 4 * (len(formats) + 1) * observer.units * weight.numel()
+    squares = {unit: columns**2 for _, columns, unit in LLAMA_8B.values()}
+    moments = sum(squares.values()) + sum(columns**2 for _, columns, _ in LLAMA_8B.values())
+    work += 2 * tokens * moments
+    others = (processes - 1) / processes
+    sent = others * (gathered / processes + 8 * moments + 4 * tokens * 4096 / processes)
+    seconds = work / processes / FLOPS
+    return {
+        "projection": "computed, not measured; without GPTQ's rounding of columns, which one process does per unit",
+        "processes": processes,
+        "tokens": tokens,
+        "sent_bytes_per_process_and_block": round(sent),
+        "of_it_gradients": round(others * gathered / processes),
+        "of_it_moments": round(others * 8 * moments),
+        "compute_seconds_per_block": seconds,
+        "efficiency": {link: round(seconds / (seconds + sent / rate), 3) for link, rate in LINKS.items()},
+    }
+
+
+def main() -> None:
+    """Run the pairs, or project."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--rounding", default="gptq")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--same-threads", action="store_true")
+    parser.add_argument("--project", action="store_true")
+    options = parser.parse_args()
+    if options.project:
+        for tokens in (8192, 65536):
+            print(json.dumps(projected(8, tokens, 256), indent=2))
+        return
+    many = options.processes
+    threads = 1 if options.same_threads else many
+    ratios = []
+    with tempfile.TemporaryDirectory(prefix="natprec-processes-") as scratch:
+        for number in range(options.pairs):
+            files = {kind: Path(scratch) / f"{kind}-{number}" for kind in ("one", "many")}
+            reports: dict[str, Any] = {}
+            for kind in ("one", "many") if number % 2 == 0 else ("many", "one"):
+                shape = (1, threads) if kind == "one" else (many, 1)
+                reports[kind] = run(options, *shape, files[kind])
+            one, other = reports["one"], reports["many"]
+            ratios.append(one["seconds"]["measure"] / other["seconds"]["measure"])
+            blocks = [
+                sent for stage, sent in other["sent_bytes"].items() if stage not in ("head", "embedding", "spot check")
+            ]
+            row = {
+                "pair": number,
+                "ratio_measure": round(ratios[-1], 3),
+                "ratio_command": round(one["wall"] / other["wall"], 3),
+                "seconds_one": one["seconds"],
+                "seconds_many": other["seconds"],
+                "sent_bytes_per_block": round(statistics.mean(blocks)),
+                "peak_bytes": [one["peak_bytes"], other["peak_bytes"]],
+            }
+            print(json.dumps(row | apart(*(Measurement.load(files[kind]) for kind in ("one", "many")))), flush=True)
+    print(json.dumps({"processes": many, "threads_of_one": threads, "ratio_measure_median": statistics.median(ratios)}))
+
+
+if __name__ == "__main__":
+    main()
