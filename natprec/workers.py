@@ -46,7 +46,7 @@ class Workers:
     ) -> None:
         """`transport` is the device whose tensors can be sent."""
         self.rank, self.size = rank, size
-        self.stage = ""
+        self.stage = "start"
         self.sent: Counter[str] = Counter()
         self._transport, self._pulse = transport, pulse
 

@@ -96,6 +96,9 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_options_in_the_documents_exist(page: str) -> None:
     """Those of other programs are few, and listed here."""
     others = {"--no-deps", "--extra-index-url"}
+    others |= {"--multi_gpu", "--num_processes", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr",
+               "--master-port", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",
+               "--requeue"}  # fmt: skip
     known = {"--help"}
     for registered in app.registered_commands:
         assert registered.callback is not None

@@ -5,7 +5,8 @@ between gradients of different sequences, but all of it is a sum over rows. So a
 receives some rows of all sequences, rounds those rows of the weight, and contracts. What is small is added up.
 
 Processes take whole batches, and rows in the steps in which one process would take them: each product of matrices is
-the same one whatever the number of processes, and what differs is the order of sums in float64.
+the same one whatever the number of processes, and what differs is the order of sums in float64 (in float32 where a
+pool of sequences lies in two processes).
 """
 
 from __future__ import annotations
