@@ -109,7 +109,7 @@ def main() -> None:
     runs = {"natprec": quantized}
     for name, model in (("bfloat16", bfloat16), ("float32", original.model)):
         model.generation_config = quantized.model.generation_config
-        runs[name] = Runnable(model.eval(), quantized.tokenizer, {}, "causal")
+        runs[name] = Runnable(model.eval(), quantized.tokenizer, {}, "causal", torch.device("cpu"))
     ids = (quantized.tokenizer(" ".join(PROMPTS)).input_ids * LONG)[:LONG]
     rates: dict[str, dict[str, list[float]]] = {"decode": {}, "prefill": {}}
     engine = None
@@ -123,7 +123,7 @@ def main() -> None:
             for kind, rate in zip(("decode", "prefill"), engine(), strict=True):
                 rates[kind].setdefault("llama.cpp", []).append(rate)
     speed = {kind: {name: statistics.median(each) for name, each in found.items()} for kind, found in rates.items()}
-    reference = Runnable(load_quantized(options.folder), quantized.tokenizer, {}, "causal")
+    reference = Runnable(load_quantized(options.folder), quantized.tokenizer, {}, "causal", torch.device("cpu"))
     reference.model.generation_config = quantized.model.generation_config
     report = {
         "threads": options.threads,
