@@ -11,10 +11,12 @@ from torch import Tensor
 
 from natprec.blocks import StagedModel
 from natprec.measurement.block_inputs import SHARE
+from natprec.measurement.compensation import JUDGING
 from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES
 from natprec.measurement.observers import MIN_UNITS, UNIT_MEMORY
 from natprec.measurement.sweep import batches
 from natprec.memory import available_bytes, resident_bytes
+from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.refine import SEQUENCES
 
 if TYPE_CHECKING:
@@ -152,7 +154,8 @@ def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
             needed += 4 * site.elements * gathered + 8 * batch * request.length * sum(site.shape)
         if request.rounding == "gptq":
             squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
-            needed += 8 * sum(squares.values()) + 8 * sum(site.shape[1] ** 2 for site in products if site.gptq)
+            judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
+            needed += 8 * sum(squares.values()) + 4 * (sequences // JUDGING) * judging
             needed += FACTORIZING * max(squares.values(), default=0)
         most = max(most, needed)
     return most

@@ -86,7 +86,7 @@ def load_model(
         ModelError: not found, incomplete, damaged, already quantized, neither causal nor an
             encoder, no Linear layer, NaN or Inf.
     """
-    target = _usable_device(device)
+    target = usable_device(device)
     path = local_path(name)
     if on_disk and path is None:
         path = _downloaded(name)
@@ -287,8 +287,12 @@ def _downloaded(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]))
 
 
-def _usable_device(device: str) -> torch.device:
-    """The device, tried with one number."""
+def usable_device(device: str) -> torch.device:
+    """The device, tried with one number.
+
+    Raises:
+        InputError: there is no such device.
+    """
     try:
         torch.empty(1, device=device)
         return torch.device(device)

@@ -28,9 +28,11 @@ import torch
 
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
+from natprec.measurement.compensation import JUDGING
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import batches
+from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.sites import Site
 from natprec.workers import Workers
 
@@ -102,11 +104,11 @@ def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
         units = sum(len(sharding.pool(observer.units, rank)) for rank in range(processes))
         gathered += 4 * units * weight.numel()
         work += 2 * PASSES * tokens * weight.numel() + 4 * (len(formats) + 1) * observer.units * weight.numel()
-    squares = {unit: columns**2 for _, columns, unit in LLAMA_8B.values()}
-    moments = sum(squares.values()) + sum(columns**2 for _, columns, _ in LLAMA_8B.values())
-    work += 2 * tokens * moments
+    moments = sum({unit: columns**2 for _, columns, unit in LLAMA_8B.values()}.values())
+    judged = sum(min(rows, SHARE_ROWS) * columns for rows, columns, _ in LLAMA_8B.values()) * sequences // JUDGING
+    work += tokens * moments
     others = (processes - 1) / processes
-    sent = others * (gathered / processes + 8 * moments + 4 * tokens * 4096 / processes)
+    sent = others * (gathered / processes + 8 * moments + 4 * judged / processes + 4 * tokens * 4096 / processes)
     seconds = work / processes / FLOPS
     return {
         "projection": "computed, not measured; without GPTQ's rounding of columns, which one process does per unit",

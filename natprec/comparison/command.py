@@ -15,6 +15,7 @@ from natprec.comparison.compare import compare as run
 from natprec.comparison.methods import DEFAULT, parse_interpreters, parse_methods, parse_widths
 from natprec.comparison.plot import plot
 from natprec.comparison.report import comparison_table
+from natprec.errors import InputError
 from natprec.options import (
     METHOD,
     OUTPUT,
@@ -52,6 +53,9 @@ def compare(
     eval_tokens: EvalTokens = 4096,
     sequence_length: Length = 256,
     group_size: GroupSize = "64",
+    activations: Annotated[
+        int, option("--activations", METHOD, "Bits of the inputs of Linears in all rows: 16, 8 or 4, by token.")
+    ] = 16,
     iterations: Annotated[int, option("--iterations", METHOD, "AutoRound's steps per block.")] = 200,
     python: Annotated[
         list[str] | None, option("--python", METHOD, "Interpreter that has the peers; METHOD=PATH for one of them.")
@@ -67,8 +71,15 @@ def compare(
 
     natprec gets the bytes of the uniform checkpoint. A method that fails says why in its row. Exit code 0.
     """
+    if activations not in (4, 8, 16):
+        raise InputError(f"activations {activations}: methods are compared with 16, 8 or 4 bits")
     settings = Settings(
-        parse_methods(methods), parse_widths(bits), iterations, parse_interpreters(python or []), time_limit
+        parse_methods(methods),
+        parse_widths(bits),
+        iterations,
+        parse_interpreters(python or []),
+        time_limit,
+        activations,
     )
     request = Request(
         model, eps=1.0, data=data, eval_data=eval_data, text_column=text_column, tokens=tokens,

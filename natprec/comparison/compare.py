@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from natprec.comparison.judging import judge, judged_model, sizes
+from natprec.comparison.judging import UNROUNDED, judge, judged_model, sizes
 from natprec.comparison.methods import METHODS, SIZED_BY, Method
 from natprec.comparison.peers.worker import Job
 from natprec.comparison.processes import interpreter, run_job
@@ -51,6 +51,7 @@ class Settings:
         iterations: steps per block of AutoRound.
         interpreters: method, or '' for all peers → Python interpreter.
         time_limit: seconds that one method may take.
+        activations: bits of the inputs of Linears in all rows: 16, 8 or 4.
     """
 
     methods: list[str]
@@ -58,6 +59,7 @@ class Settings:
     iterations: int = 200
     interpreters: dict[str, str] | None = None
     time_limit: float = 21600.0
+    activations: int = UNROUNDED
 
 
 def compare(request: Request, settings: Settings, folder: Path, stages: Stages, resume: bool = False) -> dict[str, Any]:
@@ -87,7 +89,9 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
             if METHODS[name].bits is not None and bits != settings.widths[0]:
                 continue  # its only width has its row already
             if METHODS[name].own and bits not in targets:
-                targets[bits] = target_bytes(rows, bits, subject, request.group_size)
+                # beside rounded activations llm-compressor stores every code in a byte
+                packed = rows if settings.activations == UNROUNDED else []
+                targets[bits] = target_bytes(packed, bits, subject, request.group_size)
             row = bench.row(name, METHODS[name].bits or bits, targets.get(bits), resume)
             rows.append(row)
             stages.note(f"{name} {row['bits']}: {_line(row)}")
@@ -98,6 +102,7 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
         "tokens": bench.ids.numel(),
         "eval_tokens": bench.held_out.numel(),
         "group_size": request.group_size,
+        "activations": settings.activations,
         "target_bytes": targets,
         "rows": rows,
         "proxies": correlations(rows, request.seed),
@@ -178,7 +183,7 @@ class _Bench:
         """All figures; if the method's weights are of no use, a status that says so."""
         try:
             model = judged_model(self.subject, folder / "dense.safetensors")
-            figures = judge(self.subject, model, self.held_out, self.request.seed)
+            figures = judge(self.subject, model, self.held_out, self.request.seed, self.settings.activations)
             size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
         except ModelError as error:
             return {"status": str(error)}
@@ -202,6 +207,7 @@ class _Bench:
             settings=settings,
             trust_remote_code=self.request.trust_remote_code,
             kind=self.subject.kind,
+            activations=self.settings.activations,
         )
 
     def _key(self, job: Job) -> str:

@@ -1,7 +1,7 @@
 """The judge of all methods: the weights that a checkpoint reconstructs, in one float32 model.
 
 A method's process leaves its weights dequantized, so that every row is computed by the same code and
-differs from the reference in nothing but the weights.
+differs from the reference in nothing but the weights, and the rounding of activations if that is asked for.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from natprec.activation_sites import round_site
 from natprec.errors import ModelError
 from natprec.evaluation.judge import compared_with
+from natprec.formats.activation_format import ActivationFormat
+from natprec.hooks import attached
 from natprec.subject import Subject
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt")
 FLOATS = ("F16", "BF16", "F32", "F64")
+UNROUNDED = 16
+"""Bits of activations that are left alone."""
 
 
 def judged_model(subject: Subject, dense: Path) -> nn.Module:
@@ -49,13 +54,20 @@ def judged_model(subject: Subject, dense: Path) -> nn.Module:
     return model
 
 
-def judge(subject: Subject, model: nn.Module, held_out: Tensor, seed: int) -> dict[str, Any]:
+def judge(
+    subject: Subject, model: nn.Module, held_out: Tensor, seed: int, activations: int = UNROUNDED
+) -> dict[str, Any]:
     """KL (or the distortion that suits the model), perplexity and agreement on (sequences, length) held-out tokens.
 
+    Args:
+        activations: bits of the inputs of Linears, rounded by token while the model runs.
     Raises:
         ModelError: predictions are NaN or Inf.
     """
-    summary = compared_with(subject, model, held_out).summary(seed)
+    inputs = [site for site in subject.activations if site.role == "linear"] if activations < UNROUNDED else []
+    rounded = [hook for site in inputs for hook in round_site(model, site, ActivationFormat(activations))]
+    with attached(rounded):
+        summary = compared_with(subject, model, held_out).summary(seed)
     if not math.isfinite(summary["kl_mean"]):
         raise ModelError("its predictions are NaN or Inf")
     return {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from natprec.errors import ModelError
 from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes
+from natprec.kernels.cuda import Triton, TritonInt8
 from natprec.kernels.kernel import Kernel, Layer
 
 KERNELS: dict[str, tuple[Kernel, ...]] = {
     "cpu": (Int8Inputs(), Planes(), Int8Pack(), Int4Pack(), Dequantize()),
+    "cuda": (TritonInt8(), Triton(), Dequantize()),
 }
-"""Device → its kernels, the preferred first; docs/runtime.md has the timings that order them."""
+"""Type of device → its kernels, the preferred first; docs/runtime.md has the timings that order those of the CPU."""
 
 
 def choose(layer: Layer, device: str = "cpu", kernels: tuple[Kernel, ...] | None = None) -> tuple[Kernel, str]:

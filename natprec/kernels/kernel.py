@@ -14,6 +14,9 @@ from natprec.quantizers import QuantizedTensor
 Buffers = tuple[Tensor | None, ...]
 """A packed weight: what a kernel's product reads."""
 
+ALWAYS = 1 << 62
+"""More tokens than there are."""
+
 
 @dataclass(frozen=True)
 class Layer:

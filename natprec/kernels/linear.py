@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.kernels.cpu import fast_dtype
-from natprec.kernels.kernel import Kernel, Layer
+from natprec.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
 from natprec.kernels.reference import quantize_tokens
 from natprec.quantizers import QuantizedTensor
 
@@ -27,7 +27,7 @@ class StoredWeight(nn.Module):
         x = self.rounded(x)
         if len(x) <= self.few:
             return self.product(x)
-        dtype = fast_dtype()
+        dtype = fast_dtype() if x.is_cpu else torch.float32
         dense, step = x.to(dtype), max(1, DENSE // self.columns)
         parts = [
             functional.linear(dense, self.values(slice(start, min(start + step, self.rows))).to(dtype))
@@ -55,9 +55,15 @@ class QuantizedWeight(StoredWeight):
         super().__init__()
         self.layer, self.kernel = layer, kernel
         self.rows, self.columns, self.few = layer.rows, layer.columns, kernel.few
-        self.packed = kernel.pack(weight, scale_dtype)
-        for index, buffer in enumerate(self.packed):
-            self.register_buffer(f"part{index}", buffer)
+        packed = kernel.pack(weight, scale_dtype)
+        self._parts = [f"part{index}" for index in range(len(packed))]
+        for name, buffer in zip(self._parts, packed, strict=True):
+            self.register_buffer(name, buffer)
+
+    @property
+    def packed(self) -> Buffers:
+        """The buffers, on the device that the module was moved to."""
+        return tuple(self._buffers[name] for name in self._parts)
 
     def rounded(self, x: Tensor) -> Tensor:
         """Rounded to int8 for each token, where the layer says so and its kernel does not do it."""
@@ -79,11 +85,11 @@ class HalfWeight(StoredWeight):
     """A weight that is not quantized, in the 16 bits in which it is stored."""
 
     weight: Tensor
-    few = 4
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, device: str = "cpu") -> None:
         super().__init__()
         self.rows, self.columns = weight.shape
+        self.few = 4 if device == "cpu" else ALWAYS
         self.register_buffer("weight", weight)
 
     def product(self, x: Tensor) -> Tensor:

@@ -1,20 +1,20 @@
 """What GPTQ, which makes up for its errors, will leave of a site's distortion.
 
-It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from the power of each
-output's gradient: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth. Where a
+It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from gradients of the
+weight: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth. Where a
 unit's channels can be rescaled (see `natprec.transforms`), both ways are judged and the better one is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from natprec.formats import NumberFormat
-from natprec.quantizers.gptq import InputOrder, gptq_shares
+from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares, judged_rows
 from natprec.sites import Site
 from natprec.transforms import Gauge, channel_scales
 
@@ -24,62 +24,52 @@ JUDGING = 4
 DECIDING_BITS = 4
 """A unit's channels are rescaled if that helps at this width, or the nearest measured."""
 
+TOGETHER = 1.1
+"""By so much more GPTQ's errors in all weights cost than one by one: found on two models (LOG.md), not derived."""
+
+PRODUCT_COLUMNS = 256
+"""Rows of a matrix of products that are computed at a time, from the diagonal on."""
+
 
 @dataclass
 class Compensation:
-    """Gathers second moments at one weight, in float64: their sums must not depend on how sequences are shared out.
+    """Gathers at one weight what its inputs and gradients say of GPTQ.
 
     Attributes:
-        fitted: unit → Σ x xᵀ, later factorized; shared by the sites of a sweep.
-        sensitivity: (rows,), Σ g² of the output's gradient.
-        judging: (columns, columns), Σ |g|² x xᵀ of the sequences that judge.
+        fitted: unit → Σ x xᵀ, on and above the diagonal, shared by the sites of a sweep; float64, since it must not
+            depend on how sequences are shared out.
+        judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
-        left: (formats,), of rounding to nearest's distortion what is left: `shares` under the chosen columns.
+        left: (formats,), the share of rounding to nearest's distortion that GPTQ leaves; None: not decided.
     """
 
     site: Site
     weight: Tensor
     scale_dtype: torch.dtype
-    fitted: dict[str, Tensor | InputOrder]
-    sensitivity: Tensor | None = None
-    judging: Tensor | None = None
+    fitted: dict[str, Tensor]
+    judging: list[Tensor] = field(default_factory=list)
     columns: Tensor | None = None
     left: Tensor | None = None
 
-    def add(self, inputs: Tensor, gradient: Tensor, sequences: Sequence[int]) -> None:
-        """Account for y = x Wᵀ: inputs (batch, time, columns), gradient (batch, time, rows), the batch's indices."""
-        width = inputs.shape[-1]
-        power = gradient.float().square()
-        total = power.sum((0, 1)).double()
-        self.sensitivity = total if self.sensitivity is None else self.sensitivity + total
-        judges = torch.tensor([sequence % JUDGING == JUDGING - 1 for sequence in sequences])
-        if self.site.name == self.site.unit and not judges.all():
-            seen = inputs[~judges].flatten(0, 1)
-            sums = self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width, dtype=torch.float64))
-            assert isinstance(sums, Tensor)
-            sums += seen.T @ seen
-        if judges.any():
-            seen = inputs[judges].flatten(0, 1)
-            weighted = seen * power[judges].sum(-1).view(-1, 1)
-            if self.judging is None:
-                self.judging = inputs.new_zeros(width, width, dtype=torch.float64)
-            self.judging += weighted.T @ seen
+    def fit(self, inputs: Tensor, sequences: Sequence[int]) -> None:
+        """Account for the inputs (batch, time, columns) of y = x Wᵀ; the batch's indices."""
+        fitting = torch.tensor([not _judges(sequence) for sequence in sequences])
+        if self.site.name == self.site.unit and fitting.any():
+            seen = inputs[fitting].flatten(0, 1)
+            width = inputs.shape[-1]
+            _add_products(
+                self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width, dtype=torch.float64)), seen
+            )
 
-    def inputs(self) -> InputOrder | None:
-        """The unit's, factorized by the first that asks; None where nothing came to fit or to judge by."""
-        found = self.fitted.get(self.site.unit)
-        if found is None or self.judging is None:
-            return None
-        self.fitted[self.site.unit] = inputs = found if isinstance(found, InputOrder) else InputOrder.of(found.float())
-        return inputs
+    def judge(self, gradient: Tensor, sequence: int) -> None:
+        """Account for one sequence's gradient of the weight (rows, columns)."""
+        if _judges(sequence):
+            self.judging.append(gradient[judged_rows(len(gradient)).to(gradient.device)])
 
-    def shares(self, formats: Sequence[NumberFormat], columns: Tensor | None) -> Tensor:
-        """(formats,): of rounding to nearest's distortion what is left with columns multiplied by `columns`."""
-        inputs = self.inputs()
-        if inputs is None or self.judging is None or self.sensitivity is None:
-            return torch.ones(len(formats), dtype=torch.float64)
-        judging, sensitivity = self.judging.float(), self.sensitivity.float()
-        return gptq_shares(self.weight, inputs, judging, sensitivity, formats, self.scale_dtype, columns)
+    def judged(self) -> Judged:
+        """Rows of the weight with what their errors count."""
+        rows = judged_rows(len(self.weight)).to(self.weight.device)
+        return Judged(self.weight[rows].float(), torch.stack(self.judging))
 
 
 def deciding_format(formats: Sequence[NumberFormat], columns: int) -> int:
@@ -88,22 +78,51 @@ def deciding_format(formats: Sequence[NumberFormat], columns: int) -> int:
     return distance.index(min(distance))
 
 
-def rescale(members: Sequence[Compensation], gauge: Gauge, fmt: NumberFormat, nearest: Sequence[float]) -> None:
-    """Set `columns` of all sites of a unit, if GPTQ leaves less of their distortion that way.
+def decide(
+    members: Sequence[Compensation],
+    formats: Sequence[NumberFormat],
+    nearest: Sequence[Tensor],
+    gauge: Gauge | None,
+) -> None:
+    """Set what is left at all sites of a unit, and how its columns are rescaled if less is left that way.
 
     Args:
-        fmt: at which it is decided.
-        nearest: of each member, the distortion of rounding to nearest under that format.
+        formats: of all of them.
+        nearest: of each member, (formats,), the distortion of rounding to nearest.
+        gauge: where the unit can be rescaled.
     """
-    inputs = members[0].inputs()
-    if inputs is None:
-        return
-    scale = channel_scales([each.weight for each in members], inputs.cost, fmt, gauge)
-    columns = scale[gauge.channels(len(inputs.order)).to(scale.device)]
-    plain, scaled = (
-        sum(kl * float(each.shares([fmt], factors)) for each, kl in zip(members, nearest, strict=True))
-        for factors in (None, columns)
-    )
-    if scaled < plain:
+    first = members[0]
+    moments = first.fitted.get(first.site.unit)
+    if moments is None or not all(each.judging for each in members):  # nothing came to fit or to judge by
         for each in members:
-            each.columns = columns
+            each.left = torch.ones(len(formats), dtype=torch.float64)
+        return
+    inputs = InputOrder.of(_mirrored(moments).float())
+    scalings: list[Tensor | None] = [None]
+    if gauge is not None:
+        place = deciding_format(formats, first.site.shape[1])
+        scale = channel_scales([each.weight for each in members], inputs.cost, formats[place], gauge)
+        scalings.append(scale[gauge.channels(len(inputs.order)).to(scale.device)])
+    shares = gptq_shares([each.judged() for each in members], inputs, formats, first.scale_dtype, scalings)
+    best = 0
+    if gauge is not None:
+        totals = sum(kl[place] * share[:, place] for kl, share in zip(nearest, shares, strict=True))
+        best = int(torch.as_tensor(totals).argmin())
+    for each, share in zip(members, shares, strict=True):
+        each.columns, each.left = scalings[best], TOGETHER * share[best]
+
+
+def _judges(sequence: int) -> bool:
+    return sequence % JUDGING == JUDGING - 1
+
+
+def _add_products(sums: Tensor, rows: Tensor) -> None:
+    """Add Σ r rᵀ (columns, columns) over the rows, on and above the diagonal; blocks below it stay 0."""
+    for start in range(0, len(sums), PRODUCT_COLUMNS):
+        stop = start + PRODUCT_COLUMNS
+        sums[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix of which only what lies on and above the diagonal is right."""
+    return upper.triu() + upper.triu(1).T

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from natprec.measurement.compensation import Compensation
 from natprec.measurement.observers import WeightObserver
-from natprec.quantizers.gptq import InputOrder
+from natprec.quantizers.gptq import judged_rows
 from natprec.workers import Workers
 
 
@@ -34,37 +33,28 @@ def to_fit(done: Mapping[str, WeightObserver], workers: Workers) -> dict[str, We
 
 
 def _add_up(members: list[Compensation], owner: int, workers: Workers) -> None:
-    """The moments of one unit, at one process; what no sequence of any process came to stays unknown."""
+    """The moments of one unit and the gradients that judge it, at one process; what none came to stays unknown."""
     fitted, unit = members[0].fitted, members[0].site.unit
-    present = [unit in fitted, *(each.judging is not None for each in members)]
-    (seen,) = workers.all_sum(torch.tensor(present, dtype=torch.int64))
-    square = (members[0].weight.shape[1],) * 2
-
-    def total(own: Tensor | None, *shape: int) -> Tensor:
-        own = torch.zeros(shape, dtype=torch.float64, device=members[0].weight.device) if own is None else own
-        workers.sum_at(owner, own)
-        return own
-
-    if seen[0]:
-        own = fitted.get(unit)
-        assert not isinstance(own, InputOrder)
-        fitted[unit] = total(own, *square)
-    for each, judged in zip(members, seen[1:], strict=True):
-        each.sensitivity = total(each.sensitivity, len(each.weight))
-        if judged:
-            each.judging = total(each.judging, *square)
+    counts = torch.zeros(workers.size, 1 + len(members), dtype=torch.int64)
+    counts[workers.rank] = torch.tensor([unit in fitted, *(len(each.judging) for each in members)])
+    (counts,) = workers.all_sum(counts)
+    size = members[0].weight.shape[1]
+    if counts[:, 0].any():
+        nothing = torch.zeros(size, size, dtype=torch.float64, device=members[0].weight.device)
+        workers.sum_at(owner, fitted.setdefault(unit, nothing))
+    for each, judging in zip(members, counts[:, 1:].T.tolist(), strict=True):
+        shape = (len(judged_rows(len(each.weight))), size)
+        own = torch.stack(each.judging) if each.judging else each.weight.new_zeros(0, *shape, dtype=torch.float32)
+        pieces = [own if rank == owner else own[:0] for rank in range(workers.size)]
+        found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging])
+        each.judging = list(torch.cat(found))
     if workers.rank != owner:
         fitted.pop(unit, None)
-        for each in members:
-            each.judging = None
 
 
-def spread(done: Mapping[str, WeightObserver], fitted: Mapping[str, WeightObserver], workers: Workers) -> None:
-    """Let all processes know what each left, and by which columns; `fitted` are those of this process."""
+def spread(done: Mapping[str, WeightObserver], workers: Workers) -> None:
+    """Let all processes know what each found: what is left, and by which columns."""
     known = {name: each.compensation for name, each in done.items() if each.compensation is not None}
-    for name, each in known.items():
-        if name in fitted:
-            each.left = each.shares(done[name].formats, each.columns)
     if workers.size == 1 or not known:
         return
     rows = []

@@ -118,7 +118,7 @@ class WeightObserver:
         inputs = inputs.reshape(count, -1, inputs.shape[-1])
         gradient = gradient.reshape(count, inputs.shape[1], -1)
         if self.compensation is not None:
-            self.compensation.add(inputs, gradient, self.sequences)
+            self.compensation.fit(inputs, self.sequences)
         if self.gathered is None:
             self.gathered = self._zeros()
         for index, sequence in enumerate(self.sequences):
@@ -143,6 +143,8 @@ class WeightObserver:
                 self.head_rows[sequence] = gradient[self.ids[sequence]].cpu()
                 untouched[self.ids[sequence]] = False  # sampled in `add_lookup`, with both uses in them
             self._sample_rows(sequence, gradient, untouched.nonzero().squeeze(1))
+            if self.compensation is not None:
+                self.compensation.judge(gradient, sequence)
             assert self.gathered is not None
             if self.units < self.total:
                 self.gathered[self._unit(sequence)].addcmul_(gradient, gradient)
@@ -230,10 +232,12 @@ class WeightObserver:
             scaled=gptq is not None and gptq.columns is not None,
         )
 
-    def nearest(self, place: int, terms: int) -> float:
-        """Distortion of rounding the matrix product's weight to nearest under format number `place`."""
+    def nearest(self, terms: int) -> Tensor:
+        """(formats,): distortion of rounding the matrix product's weight to nearest."""
         self.finish_product(terms)
-        return 0.0 if self.head_values is None else float(self.head_values[:, place].mean())
+        if self.head_values is None:
+            return torch.zeros(len(self.formats), dtype=torch.float64)
+        return self.head_values[:, :-1].mean(0)
 
     def lossless(self, terms: int) -> bool:
         """Whether some format holds the weight exactly, so that rounding to it costs nothing."""

@@ -23,13 +23,12 @@ from natprec.formats import ActivationFormat, NumberFormat
 from natprec.hooks import attached
 from natprec.measurement.activations import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
-from natprec.measurement.compensation import Compensation, deciding_format, rescale
+from natprec.measurement.compensation import Compensation, decide
 from natprec.measurement.curves import Curve
 from natprec.measurement.fitting import spread, to_fit
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.sharding import Sharding
 from natprec.progress import Advance
-from natprec.quantizers.gptq import InputOrder
 from natprec.sites import Site, site_weight
 from natprec.transforms import Gauge
 from natprec.workers import Workers
@@ -143,7 +142,7 @@ def sweep(
     terms = staged.distortion.terms(ids.shape[1])
     state = state or SweepState(len(staged.blocks), None, {}, {})
     spare: dict[torch.Size, list[Tensor]] = {}
-    moments: dict[str, Tensor | InputOrder] = {}
+    moments: dict[str, Tensor] = {}
 
     def compensation(site: Site) -> Compensation | None:
         if rounding != "gptq" or not site.gptq:
@@ -181,8 +180,8 @@ def sweep(
             _contract(observers, workers, terms)
             done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
             fitted = to_fit(done, workers)
-            _rescale_units(fitted, gauges or {}, terms)
-            spread(done, fitted, workers)
+            _judge_units(fitted, gauges or {}, terms)
+            spread(done, workers)
             state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
             for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
                 watcher = flowing.pop(name)
@@ -247,17 +246,17 @@ def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: 
             each.finish_product(terms)
 
 
-def _rescale_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
-    """Decide for each unit of a finished stage whether its channels are rescaled before GPTQ."""
+def _judge_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
+    """Find for each unit of a finished stage what GPTQ will leave, its channels rescaled or not."""
     for unit in {each.site.unit: None for each in done.values()}:
         members = {name: each.compensation for name, each in done.items() if each.site.unit == unit}
         together = [member for member in members.values() if member is not None]
-        if unit not in gauges or not together:
+        if not together:
             continue
-        if not any(done[name].lossless(terms) for name in members):  # rescaled, the weight would leave its grid
-            formats = done[unit].formats
-            place = deciding_format(formats, done[unit].site.shape[1])
-            rescale(together, gauges[unit], formats[place], [done[name].nearest(place, terms) for name in members])
+        gauge = gauges.get(unit)
+        if gauge is not None and any(done[name].lossless(terms) for name in members):
+            gauge = None  # rescaled, the weight would leave its grid
+        decide(together, done[unit].formats, [done[name].nearest(terms) for name in members], gauge)
 
 
 def _columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:

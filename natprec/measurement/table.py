@@ -27,7 +27,7 @@ from natprec.statistics import bootstrap_interval
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
-VERSION = 4
+VERSION = 5
 _ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 
 

@@ -25,7 +25,7 @@ LAZY_COLUMNS = 64
 """Columns rounded before the rest of the matrix is updated."""
 
 SHARE_ROWS = 128
-"""Rows, at least, in which `gptq_shares` sees how much is left."""
+"""Rows of a weight, at most, in which `gptq_shares` sees how much is left."""
 
 WORK = 1 << 22
 """Weights, times formats, rounded at a time."""
@@ -98,50 +98,75 @@ def gptq(weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: tor
     return QuantizedTensor.of(fmt, codes, scale, offset)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Some rows of a weight, and what their rounding errors count.
+
+    Errors D of a row add ½ E[(G · D)²], G the row's gradient of one sequence: the directional form, which has in it all
+    that tokens have in common. Rows are rounded independently of each other, so that they add up; so do, for
+    rounding to nearest, the columns: ½ E[Σ G² D²].
+
+    Attributes:
+        weight: (rows, columns).
+        gradients: (sequences, rows, columns), of text that GPTQ was not fitted to.
+    """
+
+    weight: Tensor
+    gradients: Tensor
+
+    def losses(self, errors: Tensor) -> Tensor:
+        """Of errors (…, rows, columns): (…,)."""
+        return torch.einsum("...rc,src->...sr", errors, self.gradients).square().sum((-1, -2))
+
+    def nearest_losses(self, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
+        """Of rounding to nearest: (formats,)."""
+        return squared_errors(self.weight, formats, scale_dtype)[:-1] @ self.gradients.square().sum(0).flatten()
+
+
+def judged_rows(count: int) -> Tensor:
+    """Numbers of rows, of `count`, that are enough to see how much is left."""
+    return torch.linspace(0, count - 1, min(count, SHARE_ROWS)).round().long()
+
+
 def gptq_shares(
-    weight: Tensor,
+    weights: Sequence[Judged],
     inputs: InputOrder,
-    judging: Tensor,
-    sensitivity: Tensor,
     formats: Sequence[NumberFormat],
     scale_dtype: torch.dtype,
-    columns: Tensor | None = None,
+    scalings: Sequence[Tensor | None] = (None,),
 ) -> Tensor:
-    """How much of the output error of rounding to nearest GPTQ leaves, under every format.
-
-    The Kronecker form of the Fisher weighs an error D by tr(S D H Dᵀ), S = E[g gᵀ] at the outputs and
-    H = E[x xᵀ] at the inputs (T2; Tseng, Sun, De Sa 2025, arXiv:2505.22988). Rows are rounded
-    independently of each other, so of S the diagonal counts; errors of rounding to nearest are
-    independent, so for them the diagonal of H does. GPTQ fits the inputs that it is given: it is judged on
-    others, where each token counts by the power of its gradient. A sample of the rows is enough.
+    """How much of the output error of rounding to nearest GPTQ leaves, of every weight under every format.
 
     Args:
-        weight: (rows, columns).
+        weights: of layers that share `inputs`; a sample of their rows is enough.
         inputs: of the text that GPTQ is fitted to.
-        judging: (columns, columns), Σ |g|² x xᵀ over the tokens of other text.
-        sensitivity: (rows,), Σ g² of the output's gradient; any positive factor.
         formats: whose group sizes divide the columns.
-        columns: (columns,), factors by which GPTQ finds the columns multiplied (a gauge); the rest is as without.
+        scalings: (columns,) each, factors by which GPTQ finds the columns multiplied (a gauge); None: as they are.
     Returns:
-        (formats,), float64; 1 where nothing reaches the layer.
+        (weights, scalings, formats), float64; 1 where nothing reaches the layer.
     """
-    rows = torch.arange(0, len(weight), max(1, len(weight) // SHARE_ROWS), device=weight.device)
-    factors = torch.ones_like(inputs.power) if columns is None else columns
-    inputs = inputs if columns is None else inputs.scaled(columns)
-    width = weight.shape[1]
-    error = torch.zeros(2, len(formats), dtype=torch.float64)  # of GPTQ and of rounding to nearest
-    for part in _parts(len(rows), width * len(formats)):
-        own, counts = weight[rows[part]].float(), sensitivity[rows[part]]
-        found = own * factors
-        chosen = [_weighted_grid(found, inputs, fmt, scale_dtype) for fmt in formats]
-        grids = [_Grid.of(*pair, fmt, inputs.order) for pair, fmt in zip(chosen, formats, strict=True)]
-        _, values = _round_columns(found.T[inputs.order].repeat(1, len(formats)), inputs, _Grid.joined(grids))
-        left = values.T.view(len(formats), len(own), width) / factors - own
-        nearest = squared_errors(own, formats, scale_dtype)[:-1].view(len(formats), len(own), width)
-        losses = ((left @ judging) * left).sum(-1), nearest @ judging.diagonal()
-        for index, loss in enumerate(losses):
-            error[index] += (loss @ counts).cpu().double()
-    return torch.where(error[1] > 0, error[0] / error[1], 1.0)
+    counts = [len(each.weight) for each in weights]
+    stacked = torch.cat([each.weight for each in weights])
+    factors = [torch.ones_like(inputs.power) if scaling is None else scaling for scaling in scalings]
+    parts = []
+    for part in _parts(len(formats), stacked.numel() * len(scalings)):
+        grids = [_found_grid(stacked, inputs, factor, fmt, scale_dtype) for factor in factors for fmt in formats[part]]
+        work = stacked.T[inputs.order].repeat(1, len(grids))
+        values = _round_columns(work, inputs, _Grid.joined(grids))[1].T.view(len(factors), -1, *stacked.shape)
+        left = (values - stacked).split(counts, 2)
+        parts.append(torch.stack([each.losses(error) for each, error in zip(weights, left, strict=True)]))
+    losses = torch.cat(parts, -1)
+    nearest = torch.stack([each.nearest_losses(formats, scale_dtype) for each in weights]).unsqueeze(1)
+    return torch.where(nearest > 0, losses / nearest, 1.0).cpu().double()
+
+
+def _found_grid(
+    weight: Tensor, inputs: InputOrder, factor: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype
+) -> _Grid:
+    """The grid that GPTQ chooses for columns multiplied by `factor`, as one of the columns as they are."""
+    grid = _Grid.of(*_weighted_grid(weight * factor, inputs.scaled(factor), fmt, scale_dtype), fmt, inputs.order)
+    ordered = factor[inputs.order].unsqueeze(1)
+    return _Grid(grid.scale / ordered, grid.offset / ordered, grid.low, grid.high)
 
 
 def _weighted_grid(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from natprec.options import METHOD, OUTPUT, TEXT, Json, option
+from natprec.options import METHOD, OUTPUT, TEXT, Device, Json, option
 from natprec.runtime.generate import generate as run
 from natprec.runtime.load import Runnable, load
 from natprec.units import human_bytes
@@ -22,14 +22,15 @@ def generate(
     max_new_tokens: Annotated[int, option("--max-new-tokens", TEXT, "Stop after so many.")] = 128,
     greedy: Annotated[bool, option("--greedy", METHOD, "Always the likeliest token, instead of drawing.")] = False,
     seed: Annotated[int, option("--seed", METHOD, "Of what is drawn.")] = 0,
+    device: Device = "cpu",
     explain: Annotated[bool, option("--explain", OUTPUT, "Say which kernel runs each layer, and why.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a checkpoint on its codes and write text, on the CPU.
+    """Run a checkpoint on its codes and write text, on the CPU or a GPU.
 
     Nothing is decompressed at load: weights stay at their bits.
     """
-    runnable = load(folder)
+    runnable = load(folder, device=device)
     written = run(
         runnable, prompt, max_new_tokens=max_new_tokens, greedy=greedy, seed=seed,
         on_text=(lambda text: None) if as_json else _show,

@@ -69,7 +69,7 @@ def generate(
     tokens: list[int] = []
     pieces = _Pieces(runnable.tokenizer, on_text)
     start = first = time.perf_counter()
-    for logits in _logits(runnable.model, ids, tokens):
+    for logits in _logits(runnable, ids, tokens):
         tokens.append(int(logits.argmax()) if greedy else _drawn(logits, config, draw))
         if len(tokens) == 1:
             first = time.perf_counter()
@@ -124,16 +124,15 @@ def _end_tokens(runnable: Runnable) -> set[int]:
 
 
 @torch.inference_mode()
-def _logits(model: Any, ids: list[int], tokens: list[int]) -> Iterator[Tensor]:
-    """Logits (vocabulary,) of the token that comes next, each time one has been added to `tokens`."""
+def _logits(runnable: Runnable, ids: list[int], tokens: list[int]) -> Iterator[Tensor]:
+    """Logits (vocabulary,) of the token that comes next, on the CPU, each time one has been added to `tokens`."""
     past = None
     while True:
         new = [tokens[-1]] if past is not None else ids
-        output = model(
-            input_ids=torch.tensor([new]), past_key_values=past, use_cache=True, logits_to_keep=1, return_dict=True
-        )
+        at = torch.tensor([new], device=runnable.device)
+        output = runnable(input_ids=at, past_key_values=past, use_cache=True, logits_to_keep=1, return_dict=True)
         past = output.past_key_values
-        yield output.logits[0, -1]
+        yield output.logits[0, -1].cpu()
 
 
 def _drawn(logits: Tensor, config: Any, draw: torch.Generator) -> int:

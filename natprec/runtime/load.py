@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from natprec.checkpoints import auto_class, explained, model_kind
 from natprec.encoders import drop_missing_pooler
 from natprec.errors import ModelError
-from natprec.kernels.dispatch import KERNELS, choose
+from natprec.kernels.dispatch import choose
 from natprec.kernels.kernel import Kernel, Layer
 from natprec.kernels.linear import HalfWeight, Joined, Part, QuantEmbedding, QuantizedWeight, QuantLinear, StoredWeight
-from natprec.models import quiet
+from natprec.models import quiet, usable_device
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.checkpoint import Checkpoint, Scheme
 
@@ -54,12 +54,14 @@ class Runnable:
         tokenizer: the one in the folder.
         kernels: module → what runs it.
         kind: 'causal' or 'encoder'.
+        device: where it computes, and where its inputs must be.
     """
 
     model: Any
     tokenizer: Any
     kernels: dict[str, Chosen]
     kind: str
+    device: torch.device
 
     @property
     def resident_bytes(self) -> int:
@@ -73,20 +75,21 @@ class Runnable:
         return self.model(*args, **kwargs)
 
 
-def load(folder: str | Path, *, kernels: tuple[Kernel, ...] = KERNELS["cpu"]) -> Runnable:
-    """Open a compressed-tensors checkpoint for running on the CPU.
+def load(folder: str | Path, *, device: str = "cpu", kernels: tuple[Kernel, ...] | None = None) -> Runnable:
+    """Open a compressed-tensors checkpoint for running. Its codes are packed on the CPU, then moved.
 
     Args:
         folder: as `natprec quantize` or another quantizer wrote it.
-        kernels: what may run a layer, the preferred first.
+        device: as torch spells it: 'cpu', 'cuda', 'cuda:1'.
+        kernels: what may run a layer, the preferred first; else the device's own.
     Raises:
-        InputError: no such checkpoint.
+        InputError: no such checkpoint, or no such device.
         ModelError: a file or tensor is missing or damaged, or a layer needs a kernel that there is none of.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    folder = Path(folder)
+    folder, target = Path(folder), usable_device(device)
     checkpoint = Checkpoint(folder)
     with quiet(), explained(str(folder), local=True):
         config = AutoConfig.from_pretrained(folder)
@@ -98,17 +101,20 @@ def load(folder: str | Path, *, kernels: tuple[Kernel, ...] = KERNELS["cpu"]) ->
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
-    builder = _Builder(checkpoint, model, kernels)
+    builder = _Builder(checkpoint, model, target.type, kernels)
     builder.replace_all()
     builder.fill_the_rest(may_lack_pooler=kind == "encoder")
-    return Runnable(model.eval().requires_grad_(False), tokenizer, builder.chosen, kind)
+    model.eval().requires_grad_(False).to(target)
+    return Runnable(model, tokenizer, builder.chosen, kind, target)
 
 
 class _Builder:
     """Replaces the modules of one model."""
 
-    def __init__(self, checkpoint: Checkpoint, model: nn.Module, kernels: tuple[Kernel, ...]) -> None:
-        self.checkpoint, self.model, self.kernels = checkpoint, model, kernels
+    def __init__(
+        self, checkpoint: Checkpoint, model: nn.Module, device: str, kernels: tuple[Kernel, ...] | None
+    ) -> None:
+        self.checkpoint, self.model, self.device, self.kernels = checkpoint, model, device, kernels
         self.chosen: dict[str, Chosen] = {}
         self.modules = {name: module for name, module in model.named_modules() if _is_replaced(module)}
         self.uses: dict[int, list[str]] = {}
@@ -193,7 +199,7 @@ class _Builder:
         weight = _below_each_other(codes)
         rows, columns = weight.codes.shape
         layer = Layer(scheme.format, rows, columns, scheme.int8_inputs)
-        kernel, why = choose(layer, kernels=self.kernels)
+        kernel, why = choose(layer, self.device, self.kernels)
         for name in (use for uses in weights for use in uses):
             self.chosen[name] = Chosen(kernel.name, layer.name, why)
         return QuantizedWeight(weight, layer, kernel, _exact_dtype(weight.scale))
@@ -212,7 +218,7 @@ class _Builder:
             )
         for name in (use for uses in weights for use in uses):
             self.chosen[name] = Chosen("half", str(weight.dtype).removeprefix("torch."))
-        return HalfWeight(weight if weight.dtype in HALF else weight.float())
+        return HalfWeight(weight if weight.dtype in HALF else weight.float(), self.device)
 
 
 def _below_each_other(weights: Iterable[QuantizedTensor]) -> QuantizedTensor:

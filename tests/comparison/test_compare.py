@@ -116,6 +116,20 @@ def test_what_stays_on_disk(done: Any) -> None:
     assert not list(folder.rglob("dense.safetensors"))
 
 
+def test_with_rounded_activations(tmp_path: Path, tiny_folder: Path, text_file: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METHODS, "gptq", FAKES["gptq"])
+        result = run(
+            tmp_path / "out", tiny_folder, text_file, "--activations", "8", "--methods", "gptq,natprec", "--bits", "4"
+        )
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["activations"] == 8
+    assert [row["status"] for row in report["rows"]] == ["ok", "ok"]
+    plan = json.loads((tmp_path / "out" / "natprec-4" / "checkpoint" / "plan.json").read_text())
+    assert {choice["bits"] for choice in plan["inputs"].values()} == {8}
+
+
 def test_results_are_not_written_over(done: Any, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for folder, more, words in (
@@ -132,6 +146,7 @@ def test_wrong_options_are_refused_before_anything_is_loaded(tiny_folder: Path) 
     for options, words in (
         (("--methods", "gtpq"), "did you mean 'gptq'"),
         (("--bits", "12"), "2 to 8"),
+        (("--activations", "5"), "16, 8 or 4 bits"),
         (("--group-size", "auto"), "fixed size"),
         (("--python", "/nowhere"), "is no file"),
     ):

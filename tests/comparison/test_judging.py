@@ -41,6 +41,14 @@ def test_other_weights_are_at_a_distance_and_the_reference_is_not_changed(subjec
     assert torch.equal(subject.model.get_submodule("model.layers.0.mlp.up_proj").weight, before)  # type: ignore[arg-type]
 
 
+def test_rounded_activations_are_a_distance_and_leave_no_hooks(subject: Subject, tmp_path: Path) -> None:
+    save_file(weights(subject), tmp_path / "dense.safetensors")
+    model, held_out = judged_model(subject, tmp_path / "dense.safetensors"), torch.arange(64).reshape(2, 32)
+    kl = {bits: judge(subject, model, held_out, 0, bits)["kl_mean"] for bits in (4, 8, 16)}
+    assert kl[4] > 10 * kl[8] > 0
+    assert kl[16] == pytest.approx(0, abs=1e-12)
+
+
 @pytest.mark.parametrize("damage", ["nan", "missing", "unknown", "shape"])
 def test_useless_weights_are_refused(damage: str, subject: Subject, tmp_path: Path) -> None:
     state = weights(subject)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from natprec.errors import InputError
 from natprec.kernels import Epilogue
-from natprec.kernels.epilogue import ACTIVATIONS
+from natprec.kernels.epilogue import ACTIVATIONS, round_to_codes
+from scripts.epilogue_order import Case, both_orders, cases
+from tests.arrange import tokens
+from tests.conftest import tiny_model
 
 
 def by_hand(name: str, value: float) -> float:
@@ -71,3 +77,62 @@ def test_equal_epilogues_are_one_key() -> None:
     assert {Epilogue("silu", gated=True): 1}[Epilogue("silu", True)] == 1
     assert Epilogue().name == "none"
     assert Epilogue(residual=True, output_scale=2.0).name == "residual+int8"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    activation=st.sampled_from(list(ACTIVATIONS)),
+    gated=st.booleans(),
+    added=st.booleans(),
+    step=st.floats(1e-3, 1.0),
+    first=st.floats(1e-3, 1.0),
+)
+def test_no_order_is_nearer_than_rounding_once(
+    seed: int, activation: str, gated: bool, added: bool, step: float, first: float
+) -> None:
+    """T11, on the epilogue that kernels are held to; strictly nearer where codes differ, but for ties."""
+    value, multiplier, residual = (4 * drawn(40, seed=3 * seed + i) for i in range(3))
+    rest = {"multiplier": multiplier if gated else None, "residual": residual if added else None}
+    epilogue = Epilogue(activation, gated, added, step)
+    floats = replace(epilogue, output_scale=None)
+    exact = floats.apply(value, **rest)
+    once = epilogue.apply(value, **rest)
+    for before in (round_to_codes(value, first).double() * first, value.half().double(), value * 1.01):
+        twice = epilogue.apply(before, **rest)
+        errors = [(codes.double() * step - exact).abs() for codes in (once, twice)]
+        assert bool((errors[0] <= errors[1] + 1e-12).all())
+        tie = ((exact / step - 0.5) - (exact / step - 0.5).round()).abs() < 1e-9
+        assert bool((errors[0] < errors[1])[(once != twice) & ~tie].all())
+
+
+def test_the_orders_of_one_result() -> None:
+    """By hand: 0.3 on a grid of 1 is 0, plus 0.3 again 0; together 0.6 is 1."""
+    value = torch.tensor([0.3, 127.0, 0.0])
+    added = torch.tensor([0.3, 0.0, 0.0])
+    found = both_orders(Case("", value, Epilogue(residual=True), residual=added))
+    size = 0.6**2 + 127.0**2
+    assert found.once == pytest.approx(0.4**2 / size, rel=1e-6)
+    assert found.twice == pytest.approx(0.6**2 / size, rel=1e-6)
+    assert found.unstored == pytest.approx(0.3**2 / size, rel=1e-6)
+    assert (found.differ, found.nearer) == (pytest.approx(1 / 3), 0)
+    # As T11 was first written, rounding first would always lose. Where the residual has the larger step it gains.
+    coarse = both_orders(Case("", value / 127, Epilogue(residual=True), residual=torch.tensor([0.2, 100.0, 0.6])))
+    assert coarse.unstored < coarse.once <= coarse.twice
+
+
+@torch.no_grad()
+def test_the_layers_that_are_compared_are_those_of_the_model() -> None:
+    """Each result is what the model goes on with: down_proj's input, the stream after attention, after the MLP."""
+    model, ids = tiny_model(), tokens(2, 16)
+    block = model.model.layers[1]
+    seen = {}
+    block.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.__setitem__("gated", args[0]))
+    block.post_attention_layernorm.register_forward_pre_hook(lambda module, args: seen.__setitem__("middle", args[0]))
+    block.register_forward_hook(lambda module, args, output: seen.__setitem__("stream", output))
+    silu, gated, attended, out = cases(model, ids, [1])[1]
+    results = [case.epilogue.apply(case.accumulator, None, case.multiplier, case.residual)
+               for case in (gated, attended, out)]  # fmt: skip
+    for found, name in zip(results, ("gated", "middle", "stream"), strict=True):
+        assert torch.allclose(found, seen[name].flatten(0, 1), atol=1e-6)
+    assert silu.accumulator is gated.accumulator

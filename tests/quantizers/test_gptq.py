@@ -10,7 +10,7 @@ from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.quantizers.gptq import InputOrder, gptq, gptq_shares
+from natprec.quantizers.gptq import SHARE_ROWS, InputOrder, Judged, gptq, gptq_shares, judged_rows
 from natprec.quantizers.integer import choose_grid, round_to_grid
 
 FORMATS = [
@@ -105,31 +105,65 @@ def test_hessian_that_is_not_finite(bad: float, place: tuple[int, int]) -> None:
         gptq(weight(), InputOrder.of(hessian), NumberFormat(4, 32), torch.bfloat16)
 
 
+def gradients(rows: int = 48, columns: int = 160) -> Tensor:
+    """Of a few sequences, in the directions that inputs have."""
+    outputs = torch.randn(5, rows, 600, generator=torch.Generator().manual_seed(2))
+    return outputs @ inputs(columns)
+
+
+def expected_share(error: Tensor, nearest: Tensor, gradient: Tensor) -> float:
+    """Σ (G · D)² of each row and sequence, over Σ G² δ²."""
+    left = sum(float((each * error).sum(1).square().sum()) for each in gradient)
+    return left / sum(float((each * nearest).square().sum()) for each in gradient)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_shares_are_what_the_rounded_weights_show(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against tr(S D H Dᵀ) of the very weights that GPTQ returns; several formats and row slices at once."""
+    """Against the very weights that GPTQ returns; two weights, several formats at once."""
     formats = [NumberFormat(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, CHANNEL)]
-    original, seen = weight(), inputs()
-    fitted, sensitivity = InputOrder.of(seen[:400].T @ seen[:400]), torch.linspace(0.1, 5, 48)
-    judging = seen[400:].T @ seen[400:]
-    monkeypatch.setattr("natprec.quantizers.gptq.WORK", 160 * len(formats) * 10)
-    shares = gptq_shares(original, fitted, judging, sensitivity, formats, torch.bfloat16)
-    for fmt, share in zip(formats, shares, strict=True):
+    original, moments, gradient = weight(), inputs().T @ inputs(), gradients()
+    fitted = InputOrder.of(moments)
+    monkeypatch.setattr("natprec.quantizers.gptq.WORK", 160 * (48 + 80) * 3)
+    other = Judged(-weight(80), gradients(80))
+    both = gptq_shares([other, Judged(original, gradient)], fitted, formats, torch.bfloat16)
+    assert both.shape == (2, 1, len(formats))
+    for fmt, share in zip(formats, both[1, 0], strict=True):
         error = gptq(original, fitted, fmt, torch.bfloat16).dequantize() - original
-        left = ((error @ judging) * error).sum(1) @ sensitivity
         nearest = quantize(original, fmt, torch.bfloat16).dequantize() - original
-        assert share == pytest.approx(float(left / (nearest.square() @ judging.diagonal() @ sensitivity)), rel=2e-3)
+        assert share == pytest.approx(expected_share(error, nearest, gradient), rel=2e-3)
 
 
-def test_a_sample_of_rows_shows_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, fmt = inputs(), [NumberFormat(4, 32)]
-    given = (InputOrder.of(seen.T @ seen), seen.T @ seen, torch.ones(640), fmt, torch.bfloat16)
-    sampled = gptq_shares(weight(640), *given)
-    monkeypatch.setattr("natprec.quantizers.gptq.SHARE_ROWS", 640)
-    assert sampled == pytest.approx(float(gptq_shares(weight(640), *given)), rel=0.1)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_shares_of_rescaled_columns_are_those_of_rescaled_weights(symmetric: bool) -> None:
+    """Beside those of columns as they are; against GPTQ really run on weight times factor, inputs over factor."""
+    formats = [NumberFormat(bits, 32, symmetric) for bits in (3, 4)]
+    original, moments, gradient, factor = weight(), inputs().T @ inputs(), gradients(), torch.linspace(0.3, 4, 160)
+    fitted, judged = InputOrder.of(moments), Judged(original, gradient)
+    shares = gptq_shares([judged], fitted, formats, torch.bfloat16, [None, factor])
+    alone = gptq_shares([judged], fitted, formats, torch.bfloat16)
+    torch.testing.assert_close(shares[:, :1], alone, rtol=1e-3, atol=0)
+    for fmt, share in zip(formats, shares[0, 1], strict=True):
+        error = gptq(original * factor, fitted.scaled(factor), fmt, torch.bfloat16).dequantize() / factor - original
+        nearest = quantize(original, fmt, torch.bfloat16).dequantize() - original
+        assert share == pytest.approx(expected_share(error, nearest, gradient), rel=2e-2)
 
 
-def test_no_inputs_leave_nothing_to_make_up_for() -> None:
-    nothing = torch.zeros(160, 160)
-    shares = gptq_shares(weight(), InputOrder.of(nothing), nothing, torch.zeros(48), FORMATS[:2], torch.bfloat16)
-    assert shares.tolist() == [1, 1]
+def test_a_sample_of_rows_shows_the_share() -> None:
+    original, moments, gradient, fmt = weight(640), inputs().T @ inputs(), gradients(640), [NumberFormat(4, 32)]
+    rows = judged_rows(640)
+    assert len(rows) == SHARE_ROWS < 640
+    sampled, whole = (
+        float(gptq_shares([judged], InputOrder.of(moments), fmt, torch.bfloat16))
+        for judged in (Judged(original[rows], gradient[:, rows]), Judged(original, gradient))
+    )
+    assert sampled == pytest.approx(whole, rel=0.15)
+
+
+def test_few_rows_are_all_judged() -> None:
+    assert judged_rows(5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_no_gradients_leave_nothing_to_make_up_for() -> None:
+    judged = Judged(weight(), torch.zeros(2, 48, 160))
+    nothing = InputOrder.of(torch.zeros(160, 160))
+    assert gptq_shares([judged], nothing, FORMATS[:2], torch.bfloat16).tolist() == [[[1, 1]]]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from natprec.formats import NumberFormat
 from natprec.quantizers import quantize
-from natprec.quantizers.gptq import InputOrder, gptq_shares
+from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares
 from natprec.transforms import Gauge, channel_scales
 
 FOUR = NumberFormat(4, 32)
@@ -21,6 +21,11 @@ def uneven(rows: int = 48, seed: int = 0) -> tuple[Tensor, Tensor]:
     weight[:, ::16] *= 20
     inputs[:, ::16] /= 20
     return weight, inputs
+
+
+def gradients(inputs: Tensor) -> Tensor:
+    """(sequences, rows, columns), in the directions that inputs have."""
+    return torch.randn(4, 48, len(inputs), generator=torch.Generator().manual_seed(3)) @ inputs
 
 
 def output_error(weight: Tensor, inputs: Tensor, scale: Tensor) -> float:
@@ -66,10 +71,8 @@ def test_gptq_leaves_less_of_rescaled_columns() -> None:
     hessian = inputs.T @ inputs
     order = InputOrder.of(hessian)
     columns = channel_scales([weight], order.cost, FOUR, PLAIN)
-    plain, scaled = (
-        float(gptq_shares(weight, order, hessian, torch.ones(48), [FOUR], torch.float32, factors)[0])
-        for factors in (None, columns)
-    )
+    judged = Judged(weight, gradients(inputs))
+    plain, scaled = gptq_shares([judged], order, [FOUR], torch.float32, [None, columns]).flatten().tolist()
     assert scaled < 0.5 * plain
 
 
@@ -77,8 +80,6 @@ def test_a_power_of_two_for_all_columns_changes_nothing() -> None:
     weight, inputs = uneven()
     hessian = inputs.T @ inputs
     order = InputOrder.of(hessian)
-    found = [
-        gptq_shares(weight, order, hessian, torch.ones(48), [FOUR], torch.float32, factors)
-        for factors in (None, torch.full((64,), 4.0))
-    ]
+    judged = Judged(weight, gradients(inputs))
+    found = gptq_shares([judged], order, [FOUR], torch.float32, [None, torch.full((64,), 4.0)])[0]
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)

@@ -2,7 +2,8 @@
 
 Its recipes are those of its examples, with one scheme for all: Linear weights of the blocks, asymmetric
 integers in groups, `lm_head` left out. AWQ is its transform followed by round to nearest, as in its
-example; SmoothQuant is followed by GPTQ, as in its example, with the activations left at 16 bits.
+example; SmoothQuant is followed by GPTQ, as in its example. Activations stay at 16 bits, or are rounded by token as
+the model runs.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     args = QuantizationArgs(num_bits=job.bits, type="int", symmetric=False, strategy="group", group_size=job.group_size)
+    inputs = QuantizationArgs(num_bits=job.activations, type="int", symmetric=True, strategy="token", dynamic=True)
+    group = QuantizationScheme(
+        targets=["Linear"], weights=args, input_activations=None if job.activations == 16 else inputs
+    )
     scheme = {
-        "config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=args)},
+        "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
     }
     kind = job.settings["recipe"]

@@ -40,6 +40,7 @@ class Job:
         max_bytes: of the weight files, for methods that aim at a size.
         settings: the method's own.
         kind: 'causal', or 'encoder' (without a head).
+        activations: bits to which the judge rounds the inputs of Linears, by token; 16: not at all.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Job:
     settings: dict[str, Any]
     trust_remote_code: bool = False
     kind: str = "causal"
+    activations: int = 16
 
     @property
     def dtype(self) -> torch.dtype:

@@ -98,8 +98,7 @@ def launch(
     if not out.numel():
         return
     if tile is None:
-        major, minor = torch.cuda.get_device_capability(x.device)
-        tile = tiles(len(x), 10 * major + minor, x.dtype == torch.int8)[0]
+        tile = tiles(len(x), capability(x.device), x.dtype == torch.int8)[0]
     grid = (triton.cdiv(len(x), tile.tokens), triton.cdiv(weight.rows, tile.rows))
     interpreted = triton.knobs.runtime.interpret
     planar_linear[grid](
@@ -107,3 +106,11 @@ def launch(
         **constants(weight, x.dtype, epilogue.activation, tile, interpreted),
         **({} if interpreted else options(tile)),
     )
+
+
+def capability(device: torch.device) -> int:
+    """Of a GPU, such as 90; on a CPU, in the interpreter, that of the oldest one which the kernel is compiled for."""
+    if device.type == "cpu":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -5,6 +5,7 @@ Importing this needs neither triton nor a GPU; the CUDA implementation imports t
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +130,20 @@ def _specification(*arguments: Any, **named: Any) -> Tensor:
     return value.to(call.output().dtype)
 
 
-def _cuda(*arguments: Any, **named: Any) -> Tensor:
+def use_interpreter() -> None:
+    """From now on the kernel serves CPU tensors too, in Triton's interpreter: its numbers without a GPU.
+
+    Raises:
+        InputError: TRITON_INTERPRET was not set when triton was imported.
+    """
+    import triton
+
+    if not triton.knobs.runtime.interpret:
+        raise InputError("Triton's interpreter is off; set TRITON_INTERPRET=1 before Python starts")
+    LIBRARY.impl("planar_linear", _triton, "CPU")
+
+
+def _triton(*arguments: Any, **named: Any) -> Tensor:
     """The Triton kernel."""
     try:
         from natprec.kernels.triton.launch import launch
@@ -139,7 +153,7 @@ def _cuda(*arguments: Any, **named: Any) -> Tensor:
         ) from error
     call = _Call(*arguments, **named)
     out = call.output()
-    with torch.cuda.device(out.device):
+    with contextlib.nullcontext() if out.is_cpu else torch.cuda.device(out.device):
         launch(
             out,
             call.x.contiguous(),
@@ -159,7 +173,7 @@ def _contiguous(value: Tensor | None) -> Tensor | None:
 
 LIBRARY.define(SCHEMA)
 LIBRARY.impl("planar_linear", _specification, "CompositeExplicitAutograd")
-LIBRARY.impl("planar_linear", _cuda, "CUDA")
+LIBRARY.impl("planar_linear", _triton, "CUDA")
 torch.library.register_fake(
     "natprec::planar_linear", lambda *arguments, **named: _Call(*arguments, **named).output(), lib=LIBRARY
 )

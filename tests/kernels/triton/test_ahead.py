@@ -56,6 +56,10 @@ def test_as_small_as_the_first_planar_kernel(bits: int) -> None:
     assert compiled.programs >= 9
     assert bits == 8 or compiled.shared <= 16_896  # 8-bit words alone are 16 KB in two buffers
     assert compiled.tensor_core == "HMMA.16816"
+    # A tile of words has 64 rows of 16 words with as many bytes as a code has bits: 128 threads load 16 bytes each,
+    # twice before the loop and once in it. What is loaded otherwise are activations, 16 x 32 of them at a time.
+    assert compiled.count(r"LDGSTS.*\.128") == 3 * 64 * 16 * bits // (128 * 16)
+    assert compiled.count("LDGSTS") - compiled.count(r"LDGSTS.*\.128") == compiled.count(r"LDGSTS.E\.64$") == 12
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -89,8 +93,10 @@ def test_few_tokens_of_codes() -> None:
     assert compiled.tensor_core == "IMMA.16832"
 
 
-def test_all_of_a_four_bit_tile_is_loaded_16_bytes_at_a_time() -> None:
-    compiled = compile_for(Variant(NumberFormat(4, 64)), Tile(16, 64), "sm_90a")
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_all_of_the_default_tile_is_loaded_16_bytes_at_a_time(bits: int) -> None:
+    compiled = compile_for(Variant(NumberFormat(bits, 64)), DECODE[0], "sm_90a")
+    assert faults(compiled, "sm_90a") == []
     assert compiled.count("LDGSTS") == compiled.count(r"LDGSTS.*\.128") > 0
 
 

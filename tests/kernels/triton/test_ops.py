@@ -12,7 +12,7 @@ from natprec.errors import InputError
 from natprec.formats import NumberFormat
 from natprec.kernels import Epilogue, reference
 from natprec.kernels.layout import DEPTH_OF_CODES, planar
-from natprec.kernels.triton.ops import planar_linear
+from natprec.kernels.triton.ops import planar_linear, use_interpreter
 from natprec.kernels.triton.tiles import DECODE, DECODE_CODES, PREFILL, join, span, tiles
 from natprec.quantizers import quantize
 
@@ -47,6 +47,12 @@ def test_what_does_not_fit_is_refused() -> None:
         planar_linear(X[:, :64], planar(WEIGHT))
     with pytest.raises(InputError, match="needs a residual"):
         planar_linear(X, planar(WEIGHT), epilogue=Epilogue(residual=True))
+
+
+def test_the_interpreter_must_be_on_before_python_starts() -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(InputError, match="set TRITON_INTERPRET=1"):
+        use_interpreter()
 
 
 def test_importing_needs_no_triton() -> None:

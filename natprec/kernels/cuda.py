@@ -1,0 +1,83 @@
+"""The kernels of CUDA devices: Triton's, for all that its layout holds, and cuBLAS for 16-bit weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from natprec.kernels import ops
+from natprec.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
+from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PLANES, PlanarWeight, planar, unpack
+from natprec.kernels.reference import quantize_tokens
+from natprec.kernels.triton.ops import planar_linear
+from natprec.quantizers import QuantizedTensor
+
+
+class Triton(Kernel):
+    """`planar_linear` beside float16 activations; no dense copy of a weight is made, however many tokens there are."""
+
+    name = "triton"
+    few = ALWAYS
+    depth = DEPTH_OF_FLOATS
+
+    def refuses(self, layer: Layer) -> str:
+        """Groups that the layout's steps do not fill; everything where triton is not installed."""
+        if layer.format.bits not in PLANES or (layer.groups > 1 and layer.format.group_size % self.depth):
+            return f"needs 2 to 8 bits in groups of a multiple of {self.depth}"
+        return "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+    def pack(self, weight: QuantizedTensor, dtype: torch.dtype) -> Buffers:
+        """Planes, lowest bits first; then scales and zero points, (groups, rows): see `layout`."""
+        packed = planar(replace(weight, scale=weight.scale.to(dtype)), self.depth)
+        return *packed.planes, packed.scale, packed.zero_point
+
+    def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
+        """Each token is divided by its largest value, so that no activation is beyond float16."""
+        largest = x.float().abs().amax(1, keepdim=True)
+        largest = torch.where(largest > 0, largest, 1.0)
+        y = planar_linear((x / largest).half(), self._weight(buffers, layer), dtype=torch.float32)
+        return (y * largest).to(x.dtype)
+
+    def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:
+        """By torch."""
+        if isinstance(rows, slice):
+            rows = torch.arange(*rows.indices(layer.rows))
+        weight = self._weight(buffers, layer)
+        zero = None if weight.zero_point is None else weight.zero_point[:, rows]
+        planes = tuple(plane[:, :, rows] for plane in weight.planes)
+        return unpack(
+            replace(weight, rows=len(rows), planes=planes, scale=weight.scale[:, rows], zero_point=zero)
+        ).dequantize()
+
+    def _weight(self, buffers: Buffers, layer: Layer) -> PlanarWeight:
+        *planes, scale, zero = buffers
+        return PlanarWeight(layer.format, layer.rows, layer.columns, self.depth, tuple(planes), scale, zero)  # type: ignore[arg-type]
+
+
+class TritonInt8(Triton):
+    """`planar_linear` beside int8 activations: one scale per token, found before the product."""
+
+    name = "triton-int8"
+    depth = DEPTH_OF_CODES
+    rounds_inputs = True
+
+    def refuses(self, layer: Layer) -> str:
+        """Float activations, and what `Triton` refuses."""
+        return super().refuses(layer) if layer.int8_inputs else "activations are floats"
+
+    def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
+        """Codes times codes, exact integers within a group."""
+        codes, scale = quantize_tokens(x)
+        return planar_linear(codes, self._weight(buffers, layer), x_scale=scale, dtype=torch.float32).to(x.dtype)
+
+
+def linear_half(x: Tensor, weight: Tensor) -> Tensor:
+    """cuBLAS, in the weight's dtype."""
+    return functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+
+
+ops.LIBRARY.impl("linear_half", linear_half, "CUDA")

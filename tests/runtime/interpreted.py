@@ -1,0 +1,50 @@
+"""A checkpoint on the kernels of CUDA, in Triton's interpreter; a process of its own: see tests/kernels/triton.
+
+    TRITON_INTERPRET=1 python -m tests.runtime.interpreted FOLDER
+
+prints as JSON which kernels ran, how far the logits of many tokens and of one are from those of the dense weights, over
+the largest logit, and with how many tokens the Triton kernel was launched each time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from natprec.evaluation.reload import load_quantized
+from natprec.kernels.dispatch import KERNELS
+from natprec.kernels.triton import launch, ops
+from natprec.runtime.load import load
+from tests.arrange import tokens
+
+IDS = tokens(2, 24)
+
+
+@torch.inference_mode()
+def main(folder: Path) -> None:
+    """Load, run, compare."""
+    ops.use_interpreter()
+    launched: list[int] = []
+    original = launch.launch
+
+    def counted(out: torch.Tensor, x: torch.Tensor, *rest: Any, **named: Any) -> None:
+        launched.append(len(x))
+        original(out, x, *rest, **named)
+
+    launch.launch = counted
+    runnable = load(folder, kernels=KERNELS["cuda"])
+    dense = load_quantized(folder)
+    differences = []
+    for ids in (IDS, IDS[:1, :1]):
+        expected = dense(input_ids=ids).logits
+        differences.append(float((runnable(input_ids=ids).logits - expected).abs().max() / expected.abs().max()))
+    kernels = sorted({chosen.kernel for chosen in runnable.kernels.values()})
+    print(json.dumps({"kernels": kernels, "many": differences[0], "one": differences[1], "launched": launched}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,75 @@
+"""Checkpoints on the kernels of CUDA, in Triton's interpreter, since there may be no GPU; what is said without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from natprec.formats import NumberFormat
+from natprec.formats.number_format import CHANNEL
+from tests.arrange import subject
+from tests.commands import natprec as command
+from tests.runtime.test_load import written
+
+FLOAT16, INT8 = 5e-3, 0.03
+"""Largest difference of a logit over the largest logit: activations as float16, and as int8."""
+
+
+def interpreted(folder: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.runtime.interpreted", str(folder)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("engine", "fmt"), [("vllm", NumberFormat(3, 32)), ("natprec", NumberFormat(5, 32, False))], ids=["W3", "W5"]
+)
+def test_triton_computes_what_the_dense_weights_do(
+    engine: str, fmt: NumberFormat, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """Linears of both profiles; natprec's has a quantized embedding and head too."""
+    pytest.importorskip("triton")
+    found = interpreted(written(tmp_path / "out", subject(tiny_tokenizer), fmt, engine))
+    assert found["kernels"] == (["half", "triton"] if engine == "vllm" else ["triton"])
+    assert set(found["launched"]) == {48, 1}
+    assert len(found["launched"]) == 2 * (2 * 4 + (engine == "natprec"))  # 2 blocks of 4 products, and the head
+    assert found["many"] < FLOAT16
+    assert found["one"] < FLOAT16
+
+
+def test_int8_inputs_run_on_codes(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    pytest.importorskip("triton")
+    folder = written(tmp_path / "out", subject(tiny_tokenizer), NumberFormat(8, CHANNEL), "vllm")
+    config = json.loads((folder / "config.json").read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group["input_activations"] = {
+            "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True
+        }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    found = interpreted(folder)
+    assert found["kernels"] == ["half", "triton-int8"]
+    assert max(found["many"], found["one"]) < INT8
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_the_command_says_so(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    folder = written(tmp_path / "out", subject(tiny_tokenizer, vocab_size=512), NumberFormat(4, 32), "vllm")
+    for device in ("cuda", "cuda:1", "gpu"):
+        refused = command("generate", folder, "--prompt", "some words", "--device", device)
+        assert refused.code == 2
+        assert f"device {device!r} cannot be used (" in refused.reason
+        assert refused.reason.endswith("use --device cpu")
