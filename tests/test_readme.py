@@ -94,7 +94,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_in_the_documents_exist(page: str) -> None:
-    """Those of other programs are few, and listed here."""
+    """Of natprec's commands and of the scripts; those of other programs are few, and listed here."""
     others = {"--no-deps", "--extra-index-url"}
     others |= {"--multi_gpu", "--num_processes", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr",
                "--master-port", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",
@@ -103,5 +103,7 @@ def test_options_in_the_documents_exist(page: str) -> None:
     for registered in app.registered_commands:
         assert registered.callback is not None
         known |= set(re.findall(r"--[\w-]+", command(registered.callback.__name__, "--help").out))
+    for script in (ROOT / "scripts").glob("*.py"):
+        known |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', script.read_text(encoding="utf-8")))
     given = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", (ROOT / page).read_text(encoding="utf-8")))
     assert given - known - others == set()
