@@ -89,9 +89,18 @@ class StagedModel:
 
         Each stage that is run holds its own, so this only saves reading them again from one batch to the next.
         """
+        return self.weights.hold(self.parameters(stage))
+
+    @property
+    def stages(self) -> range:
+        """All stages by number, in the order in which they run: prefix (-1), blocks, suffix; see `stage_of`."""
+        return range(-1 if self.blocks else 0, len(self.blocks) + 1)
+
+    def parameters(self, stage: int) -> list[nn.Parameter]:
+        """What a stage needs; small parameters outside of the blocks are both the prefix's and the suffix's."""
         if 0 <= stage < len(self.blocks):
-            return self.weights.hold(self.blocks[stage].parameters())
-        return self.weights.hold(self._outside(stage))
+            return list(self.blocks[stage].parameters())
+        return self._outside(stage)
 
     def _outside(self, stage: int | None = None) -> list[nn.Parameter]:
         """Parameters that are in no block; of one stage: without the large ones that only the other one uses."""

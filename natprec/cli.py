@@ -63,7 +63,7 @@ from natprec.options import (
     parse_group_size,
 )
 from natprec.progress import Stages
-from natprec.request import Request, open_subject
+from natprec.request import Request, open_subject, refuse_on_disk
 from natprec.runtime.command import generate
 from natprec.solver import Plan
 from natprec.summary import plan_table, result_table, verification_table
@@ -130,6 +130,7 @@ def quantize(
     resume: Resume = False,
     dry_run: DryRun = False,
     device: Device = "cpu",
+    weights: WeightsOption = "auto",
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -141,7 +142,7 @@ def quantize(
         model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,
         parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code, distortion,
         transforms, refine, sites="weights" if activations == kv == "16" else "all",
-        activations=activations, kv=kv, eps_bwd=eps_bwd,
+        activations=activations, kv=kv, eps_bwd=eps_bwd, weights=weights,
     )  # fmt: skip
     stages = Stages()
     if dry_run:
@@ -265,7 +266,9 @@ def apply(
     refine: Refine = 0,
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     device: Device = "cpu",
+    weights: WeightsOption = "auto",
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -275,16 +278,24 @@ def apply(
     request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code, refine=refine,
+        weights=weights,
     )  # fmt: skip
     request.check(judged=False)
     refuse_existing(out, overwrite)
     stages = Stages()
     subject = open_subject(request, stages)
     plan.refuse_other_model(subject.digest, model)
+    refuse_on_disk(subject, plan.engine, refine)
     ids = texts.calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
-    with claimed(out), new_folder(out, overwrite) as folder:
-        quantized = pipeline.round_to_plan(subject, plan, ids, rounding, stages, refine, seed)
-        pipeline.write(subject, plan, quantized, folder, stages)
+    partial = out.with_name(out.name + ".partial")
+    with claimed(out):
+        if not resume:
+            resumable.forget(partial)
+        with new_folder(out, overwrite) as folder:
+            pipeline.round_and_write(
+                subject, plan, ids, rounding, folder, partial / resumable.STAGES, stages, refine, seed
+            )
+        resumable.forget(partial)
     size = judge.checkpoint_bytes(out)
     if as_json:
         _print_json({"out": str(out), "stored_bytes": size, "seconds": stages.seconds})
@@ -301,7 +312,9 @@ def verify(
     eval_tokens: EvalTokens = 4096,
     sequence_length: Length = 256,
     seed: Seed = 0,
+    resume: Resume = False,
     device: Device = "cpu",
+    weights: WeightsOption = "auto",
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -316,17 +329,21 @@ def verify(
     request = Request(
         model, eps=1.0, data=shared, eval_data=eval_data, text_column=text_column, eval_tokens=eval_tokens,
         tokens=eval_tokens, length=sequence_length, seed=seed, device=device, trust_remote_code=trust_remote_code,
-        distortion=plan.distortion,
+        distortion=plan.distortion, weights=weights,
     )  # fmt: skip
     request.check()
     stages = Stages()
     subject = open_subject(request, stages)
     plan.refuse_other_model(subject.digest, model)
     ids = texts.held_out_tokens(request, subject, stages)
+    partial = folder.with_name(folder.name + ".verify.partial")
+    if not resume:
+        resumable.forget(partial)
     verification = judge.verify(
         folder, subject, ids, plan, rounding=judge.recorded_rounding(folder),
-        data=eval_data or "written by the model", stages=stages, seed=seed,
+        data=eval_data or "written by the model", stages=stages, seed=seed, kept=partial / resumable.STAGES,
     )  # fmt: skip
+    resumable.forget(partial)
     verification.save(folder / "verification.json")
     if as_json:
         _print_json({**asdict(verification), "seconds": stages.seconds})

@@ -17,13 +17,14 @@ from natprec.errors import BudgetError
 from natprec.evaluation.judge import promised, tightened, verify
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint, write_gguf
+from natprec.export.by_stage import round_to_folder
 from natprec.files import claimed, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
-from natprec.request import Request, open_subject, refuse_impossible_size
-from natprec.resumable import forget, measured
+from natprec.request import Request, open_subject, refuse_impossible_size, refuse_on_disk
+from natprec.resumable import STAGES, forget, measured
 from natprec.rounding import apply_batches, apply_plan, restore, snapshot
 from natprec.rounding.refine import refine
 from natprec.solver import Plan
@@ -47,6 +48,7 @@ def quantize(
     refuse_existing(out, overwrite)
     stages = stages or Stages(quiet=True)
     subject = open_subject(request, stages)
+    refuse_on_disk(subject, request.engine, request.refine)
     refuse_impossible_size(request, subject)
     ids = calibration_tokens(request, subject, stages)
     held_out = held_out_tokens(request, subject, stages)
@@ -60,7 +62,9 @@ def quantize(
             kept = partial / "measurement.safetensors"
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
-            plan, verification = _round_and_prove(request, subject, measurement, plan, ids, held_out, folder, stages)
+            plan, verification = _round_and_prove(
+                request, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages
+            )
             (folder / "natprec").mkdir()
             measurement.save(folder / "natprec" / "measurement.safetensors")
         forget(partial)
@@ -75,6 +79,7 @@ def _round_and_prove(
     ids: Tensor,
     held_out: Tensor,
     folder: Path,
+    kept: Path,
     stages: Stages,
 ) -> tuple[Plan, Verification]:
     """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat."""
@@ -82,12 +87,12 @@ def _round_and_prove(
     judged = request.eval_data or request.data or "written by the model"
     verification: Verification | None = None
     for corrections in (0, 1):
-        quantized = round_to_plan(subject, plan, ids, request.rounding, stages, request.refine, request.seed)
-        write(subject, plan, quantized, folder, stages)
+        round_and_write(subject, plan, ids, request.rounding, folder, kept, stages, request.refine, request.seed)
         restore(subject.model, original)
         verification = verify(
-            folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages, seed=request.seed
-        )
+            folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages, seed=request.seed,
+            kept=kept,
+        )  # fmt: skip
         verification = replace(verification, corrections=corrections)
         promise = promised(plan)
         if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
@@ -111,6 +116,31 @@ def _empty(folder: Path) -> None:
     """A correction may write fewer files (shards) than the first try did."""
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def round_and_write(
+    subject: Subject,
+    plan: Plan,
+    ids: Tensor | None,
+    rounding: str,
+    folder: Path,
+    kept: Path,
+    stages: Stages,
+    steps_refining: int = 0,
+    seed: int = 0,
+) -> None:
+    """A checkpoint in an existing folder; a model in memory is the quantized one afterwards.
+
+    Args:
+        kept: folder for the finished stages of a model whose weights are on disk.
+    """
+    if subject.staged.weights.whole:
+        write(subject, plan, round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed), folder, stages)
+        return
+    steps = apply_batches(subject.staged, *ids.shape) if ids is not None and rounding != "rtn" else None
+    with stages.stage(f"round ({rounding})", steps) as advance:
+        round_to_folder(subject, plan, ids, rounding, folder, kept, advance)
+    _write_beside(subject, plan, folder)
 
 
 def round_to_plan(
@@ -152,7 +182,11 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
                 folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
                 inputs=plan.rounded_inputs, cache=plan.cache,
             )  # fmt: skip
-        for name, text in subject.companions.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
-        plan.save(folder / "plan.json")
+        _write_beside(subject, plan, folder)
+
+
+def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
+    for name, text in subject.companions.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    plan.save(folder / "plan.json")

@@ -138,6 +138,24 @@ def too_large(model: str) -> bool:
     return 4 * COPIES * (stored_elements(model) or 0) > available_bytes()
 
 
+def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
+    """Refuse what needs the whole model, before hours are spent.
+
+    Raises:
+        InputError: its weights are on disk.
+    """
+    if subject.staged.weights.whole:
+        return
+    if refine:
+        raise InputError(
+            f"refine {refine}: that needs the whole model in memory; leave it out, or use --weights memory"
+        )
+    if engine_profile(engine).types:
+        raise InputError(
+            f"engine {engine!r}: a GGUF file is written from memory; use --weights memory, or another engine"
+        )
+
+
 def for_engine(subject: Subject, engine: str) -> Subject:
     """The subject as an engine's kind of checkpoint counts it.
 

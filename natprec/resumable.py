@@ -21,6 +21,9 @@ from natprec.subject import Subject
 from natprec.texts import calibration_parts, calibration_tokens
 from natprec.workers import Workers
 
+STAGES = "stages"
+"""Folder in that of a run where a model whose weights are on disk is rounded and judged a stage at a time."""
+
 
 def measured(request: Request, subject: Subject, ids: Tensor, file: Path, resume: bool, stages: Stages) -> Measurement:
     """The measurement, kept in `file`; with `resume` an earlier one, finished or not, is used.
@@ -139,5 +142,16 @@ def forget(partial: Path) -> None:
         for file in ("measurement.safetensors", "sweep.safetensors"):
             clear_stale(partial / file)
             (partial / file).unlink(missing_ok=True)
+        _remove_states(partial / STAGES)
         with contextlib.suppress(OSError):  # something else is in it
             partial.rmdir()
+
+
+def _remove_states(folder: Path) -> None:
+    """Of rounding and judging by stage."""
+    if folder.is_dir():
+        for file in folder.glob("*.safetensors"):
+            clear_stale(file)
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()

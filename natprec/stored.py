@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from natprec.checkpoints import Kind, auto_class
 from natprec.errors import ModelError
-from natprec.weights import OnDisk
+from natprec.weights import OnDisk, Stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -90,21 +90,33 @@ def hollow_model(
     files: Sequence[Path], where: str, config: PreTrainedConfig, kind: Kind, device: torch.device, trust: bool
 ) -> tuple[PreTrainedModel, OnDisk, set[str]]:
     """The model of a checkpoint with its weights left on disk, and the names of tensors that the files lack."""
-    from accelerate import init_empty_weights
     from transformers import GenerationConfig
 
-    with init_empty_weights(include_buffers=False):
-        model = auto_class(kind).from_config(config, dtype=torch.float32, trust_remote_code=trust)
+    model = empty_model(config, kind, trust)
     stored = StoredTensors(files, model)
-    for name, buffer in model.named_buffers():
-        if name in model.state_dict() and name not in stored.missing:
-            buffer.copy_(stored.tensor(name))
+    weights = hollowed(model, stored, stored.missing, device)
     if (Path(where) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(where)
+    return model, weights, stored.missing
+
+
+def empty_model(config: PreTrainedConfig, kind: Kind, trust: bool = False) -> PreTrainedModel:
+    """A model whose parameters have no values yet."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return auto_class(kind).from_config(config, dtype=torch.float32, trust_remote_code=trust)
+
+
+def hollowed(model: PreTrainedModel, stored: Stored, missing: Collection[str], device: torch.device) -> OnDisk:
+    """Make an empty, tied model read its weights when they are needed, and its buffers now."""
+    for name, buffer in model.named_buffers():
+        if name in model.state_dict() and name not in missing:
+            buffer.copy_(stored.tensor(name))
     weights = OnDisk(model, stored, device)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
-    return model, weights, stored.missing
+    return weights
 
 
 def stored_names(file: Path) -> list[str]:

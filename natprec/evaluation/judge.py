@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from natprec.data import data_digest
 from natprec.errors import InputError, ModelError
+from natprec.evaluation.by_stage import compared_by_stage
 from natprec.evaluation.reload import load_quantized
 from natprec.evaluation.verify import Comparison, Verification, compare
 from natprec.files import folder_bytes
@@ -24,10 +25,21 @@ MARGIN = 0.85
 
 
 def verify(
-    folder: Path, subject: Subject, ids: Tensor, plan: Plan, *, rounding: str, data: str, stages: Stages, seed: int = 0
+    folder: Path,
+    subject: Subject,
+    ids: Tensor,
+    plan: Plan,
+    *,
+    rounding: str,
+    data: str,
+    stages: Stages,
+    seed: int = 0,
+    kept: Path | None = None,
 ) -> Verification:
     """Judge the checkpoint on disk against the original model (T6).
 
+    Args:
+        kept: folder that holds how far the verification of a model whose weights are on disk has come.
     Raises:
         InputError: the plan keeps another distortion small than the subject's.
         ModelError: NaN or Inf.
@@ -37,11 +49,16 @@ def verify(
             f"the plan's tolerance is of distortion {plan.distortion!r}, this judges by {subject.distortion.name!r}; "
             "judge by the one that was measured"
         )
-    with stages.stage("load checkpoint"):
-        model = load_quantized(folder)
-        model.to(ids.device)
-    with stages.stage("verify", len(batches(*ids.shape))) as advance:
-        compared = compared_with(subject, model, ids, advance)
+    steps = len(batches(*ids.shape))
+    if subject.staged.weights.whole:
+        with stages.stage("load checkpoint"):
+            model = load_quantized(folder)
+            model.to(ids.device)
+        with stages.stage("verify", steps) as advance:
+            compared = compared_with(subject, model, ids, advance)
+    else:
+        with stages.stage("verify", steps * (2 * len(subject.staged.blocks) + 1)) as advance:
+            compared = compared_by_stage(subject, folder, plan, ids, kept, advance)
     summary = compared.summary(seed)
     if not np.isfinite(summary["kl_mean"]):
         raise ModelError(

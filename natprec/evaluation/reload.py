@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import torch
 from torch import nn
 
 from natprec.activation_sites import round_input, round_states
-from natprec.checkpoints import auto_class, model_kind
+from natprec.blocks import StagedModel
+from natprec.checkpoints import Kind, auto_class, model_kind
 from natprec.errors import InputError, ModelError
 from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
 from natprec.models import load_model, quiet
-from natprec.stored import stored_names
+from natprec.stored import empty_model, hollowed, read_stored, stored_names
+
+STATE_SCALES = (".k_scale", ".v_scale")
+"""Tensors of the cache, which are no part of a model."""
 
 
 def load_quantized(folder: Path) -> nn.Module:
@@ -30,21 +36,53 @@ def load_quantized(folder: Path) -> nn.Module:
     """
     if (folder / FILE_NAME).is_file():
         return load_model(str(folder / FILE_NAME)).model
+    scheme = _scheme(folder)
+    with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
+        if not _needs_unpacking(folder, scheme["config_groups"]):
+            return _plain(folder)
+        return _rounding(_unpacked(folder, scheme["config_groups"]), scheme)
+
+
+def open_quantized(folder: Path, original: StagedModel, device: torch.device) -> StagedModel:
+    """The checkpoint's model with its codes left on disk: each weight is reconstructed when its stage runs.
+
+    Args:
+        original: the model that was quantized, whose distortion is taken.
+    Raises:
+        InputError: the folder is no checkpoint.
+        ModelError: it cannot be loaded.
+    """
+    scheme = _scheme(folder)
+    with _explained(folder), quiet(stderr=True):
+        stored = Unpacked(folder, scheme["config_groups"])
+        config, kind = _dense_config(folder)
+        model = empty_model(config, kind)
+        model.tie_weights()
+        missing = _lacking(model, stored.names)
+        weights = hollowed(model, stored, missing, device)
+        model.eval().requires_grad_(False)
+        return StagedModel(model, torch.zeros(1, 1, dtype=torch.int64, device=device), original.distortion, weights)
+
+
+def _scheme(folder: Path) -> dict[str, Any]:
+    """The folder's quantization_config."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
     try:
-        config = json.loads(config_file.read_text())
-        groups = config["quantization_config"]["config_groups"]
-    except (ValueError, KeyError, TypeError) as error:
+        scheme: dict[str, Any] = json.loads(config_file.read_text())["quantization_config"]
+        scheme["config_groups"].values()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{str(config_file)!r} describes no quantized checkpoint ({error!r}); quantize again"
         ) from error
+    return scheme
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
     try:
-        with quiet(stderr=True):  # the libraries' own bars cannot be switched off
-            if not _needs_unpacking(folder, groups):
-                return _plain(folder)
-            return _rounding(_unpacked(folder, groups), config["quantization_config"])
+        yield
     except Exception as error:
         raise ModelError(f"checkpoint {str(folder)!r} cannot be loaded ({error}); quantize again") from error
 
@@ -87,36 +125,77 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     return {name: file for file in sorted(folder.glob("*.safetensors")) for name in stored_names(file)}
 
 
-def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
-    """The dense model, filled by unpacking every module's tensors."""
-    from compressed_tensors.compressors import BaseCompressor
-    from compressed_tensors.quantization import QuantizationScheme
-    from safetensors import safe_open
+class Unpacked:
+    """A compressed-tensors checkpoint as dense weights, which the library reconstructs one at a time.
+
+    Attributes:
+        names: of the tensors, in the model.
+    """
+
+    def __init__(self, folder: Path, groups: dict[str, Any]) -> None:
+        """Read the headers."""
+        files = _tensor_files(folder)
+        self._packed: dict[str, tuple[dict[str, Any], dict[str, Path]]] = {}
+        for group in groups.values():
+            for module in group["targets"]:
+                prefix = module + ".weight"  # a bias stays as it is
+                own = {key.removeprefix(module + "."): files.pop(key) for key in list(files) if key.startswith(prefix)}
+                if "weight_scale" in own and own.keys() & {
+                    "weight_packed",
+                    "weight",
+                }:  # else the second use of a tied one
+                    self._packed[module + ".weight"] = (group, own)
+        self._plain = files
+        self.names = [*self._plain, *self._packed]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One dense tensor."""
+        from compressed_tensors.compressors import BaseCompressor
+        from compressed_tensors.quantization import QuantizationScheme
+
+        if name in self._plain:
+            return read_stored(self._plain[name], name)
+        group, files = self._packed[name]
+        module = name.removesuffix("weight")
+        own = {key: read_stored(file, module + key) for key, file in files.items()}
+        own["weight_scale"] = own["weight_scale"].float()
+        if "weight_zero_point" in own:  # the library unpacks short columns only in this memory order
+            zero = own["weight_zero_point"]
+            own["weight_zero_point"] = zero.T.clone(memory_format=torch.contiguous_format).T
+        compressor = BaseCompressor.get_value_from_registry(group["format"])
+        dense: torch.Tensor = compressor.decompress(own, QuantizationScheme.model_validate(group))["weight"]
+        return dense
+
+
+def _dense_config(folder: Path) -> tuple[Any, Kind]:
+    """The configuration of the model as if it were not quantized, and its kind."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
     del config.quantization_config
-    model = auto_class(model_kind(str(folder), config)).from_config(config, dtype=torch.float32)
-    state: dict[str, torch.Tensor] = {}
-    for name, file in _tensor_files(folder).items():
-        with safe_open(file, "pt") as opened:
-            state[name] = opened.get_tensor(name)
-    for group in groups.values():
-        scheme = QuantizationScheme.model_validate(group)
-        compressor = BaseCompressor.get_value_from_registry(group["format"])
-        for module in group["targets"]:
-            prefix = module + ".weight"  # a bias stays as it is
-            own = {key.removeprefix(module + "."): state.pop(key) for key in list(state) if key.startswith(prefix)}
-            if "weight_scale" not in own or not own.keys() & {"weight_packed", "weight"}:
-                continue  # the second use of a tied weight
-            own["weight_scale"] = own["weight_scale"].float()
-            if "weight_zero_point" in own:  # the library unpacks short columns only in this memory order
-                zero = own["weight_zero_point"]
-                own["weight_zero_point"] = zero.T.clone(memory_format=torch.contiguous_format).T
-            state[module + ".weight"] = compressor.decompress(own, scheme)["weight"]
-    missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    return config, model_kind(str(folder), config)
+
+
+def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
+    """The dense model, filled by unpacking every module's tensors."""
+    config, kind = _dense_config(folder)
+    model = auto_class(kind).from_config(config, dtype=torch.float32)
+    stored = Unpacked(folder, groups)
+    model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)
     model.tie_weights()
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    if unexpected or set(missing) - tied:
-        raise ValueError(f"missing {sorted(set(missing) - tied)[:3]}, unexpected {sorted(unexpected)[:3]}")
+    _lacking(model, stored.names)
     return model.eval().requires_grad_(False)
+
+
+def _lacking(model: nn.Module, names: Collection[str]) -> set[str]:
+    """Tensors of the model that only tied ones stand for.
+
+    Raises:
+        ValueError: others are missing, or some of the checkpoint's have no place.
+    """
+    wanted = set(model.state_dict())
+    missing, tied = wanted - set(names), set(getattr(model, "all_tied_weights_keys", None) or {})
+    unexpected = {name for name in names if name not in wanted and not name.endswith(STATE_SCALES)}
+    if unexpected or missing - tied:
+        raise ValueError(f"missing {sorted(missing - tied)[:3]}, unexpected {sorted(unexpected)[:3]}")
+    return missing

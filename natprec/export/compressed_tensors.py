@@ -8,7 +8,7 @@ Activations are described (`input_activations`, `kv_cache_scheme`); the engine r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,19 @@ def write_checkpoint(
     """
     inputs = inputs or {}
     tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs)
-    write_weights(folder, tensors | _cache_scales(cache, storage_dtype), shard_bytes)
+    write_weights(folder, tensors | cache_scales(cache, storage_dtype), shard_bytes)
+    formats = {name: value.format for name, value in quantized.items()}
+    write_settings(folder, model, tokenizer, quantization_config(sites, formats, profile, inputs, cache), storage_dtype)
+
+
+def write_settings(
+    folder: Path, model: nn.Module, tokenizer: Any, scheme: dict[str, Any], storage_dtype: torch.dtype
+) -> None:
+    """Write configuration, with its `quantization_config`, generation configuration and tokenizer."""
     config = model.config.to_diff_dict() | {  # type: ignore[operator, union-attr]
         "architectures": [type(model).__name__],
         "dtype": str(storage_dtype).removeprefix("torch."),
-        "quantization_config": quantization_config(sites, quantized, profile, inputs, cache),
+        "quantization_config": scheme,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if getattr(model, "generation_config", None) is not None:
@@ -65,13 +73,18 @@ def checkpoint_tensors(
     profile: EngineProfile,
     storage_dtype: torch.dtype,
     inputs: Mapping[str, ActivationFormat] | None = None,
+    among: Collection[int] | None = None,
 ) -> dict[str, Tensor]:
-    """All tensors of the checkpoint by name; tied weights once."""
+    """All tensors of the checkpoint by name; tied weights once.
+
+    Args:
+        among: identities of parameters and buffers; only of these.
+    """
     replaced = {use + ".weight" for site in sites if site.name in quantized for use in site.uses}
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name in replaced or id(tensor) in stored:
+        if name in replaced or id(tensor) in stored or (among is not None and id(tensor) not in among):
             continue
         stored.add(id(tensor))
         dtype = storage_dtype if tensor.is_floating_point() else tensor.dtype
@@ -83,7 +96,7 @@ def checkpoint_tensors(
     return tensors
 
 
-def _cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """`k_scale` and `v_scale` of each attention module, where they are fixed."""
     if cache is None or cache.format.arguments()["dynamic"]:
         return {}
@@ -123,7 +136,7 @@ def _is_int8(site: Site, fmt: NumberFormat, profile: EngineProfile, inputs: Acti
 
 def quantization_config(
     sites: list[Site],
-    quantized: dict[str, QuantizedTensor],
+    formats: Mapping[str, NumberFormat],
     profile: EngineProfile,
     inputs: Mapping[str, ActivationFormat] | None = None,
     cache: CacheChoice | None = None,
@@ -134,8 +147,8 @@ def quantization_config(
     targets: dict[tuple[NumberFormat, bool, ActivationFormat | None], list[str]] = {}
     ignore: list[str] = []
     for site in sites:
-        if site.name in quantized:
-            fmt, rounded = quantized[site.name].format, (inputs or {}).get(site.unit)
+        if site.name in formats:
+            fmt, rounded = formats[site.name], (inputs or {}).get(site.unit)
             key = (fmt, _is_int8(site, fmt, profile, rounded), rounded)
             targets.setdefault(key, []).extend(site.uses)
         else:
@@ -149,10 +162,10 @@ def quantization_config(
             "input_activations": rounded.arguments() if rounded else None,
             "output_activations": None,
         }
-    formats = {group["format"] for group in groups.values()}
+    containers = {group["format"] for group in groups.values()}
     config = {
         "quant_method": "compressed-tensors",
-        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "format": containers.pop() if len(containers) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "ignore": ignore,
         "config_groups": dict(sorted(groups.items())),

@@ -8,7 +8,7 @@ the stage (embeddings) are rounded to nearest.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -18,7 +18,8 @@ from natprec.blocks import StagedModel
 from natprec.errors import unknown
 from natprec.formats import NumberFormat
 from natprec.hooks import attached
-from natprec.measurement.sweep import batch_rows, batches
+from natprec.measurement.sweep import batches
+from natprec.passage import Passage
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import InputOrder, gptq
@@ -36,7 +37,6 @@ def refuse_unknown_rounding(name: str) -> None:
         raise unknown("rounding", name, ROUNDINGS)
 
 
-@torch.no_grad()
 def apply_plan(
     staged: StagedModel,
     sites: list[Site],
@@ -61,65 +61,89 @@ def apply_plan(
     Raises:
         ValueError: `gauges` are needed.
     """
+    passage = None if ids is None else Passage(staged, ids)
+    result: dict[str, QuantizedTensor] = {}
+    for _, codes in rounded_stages(staged, sites, plan, passage, rounding, storage_dtype, advance, gauges):
+        result |= codes
+    return {site.name: result[site.name] for site in sites if site.name in result}
+
+
+@torch.no_grad()
+def rounded_stages(
+    staged: StagedModel,
+    sites: list[Site],
+    plan: Plan,
+    passage: Passage | None,
+    rounding: str,
+    storage_dtype: torch.dtype,
+    advance: Advance = lambda stage: None,
+    gauges: Mapping[str, Gauge] | None = None,
+) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
+    """Round one stage after another; after each: its number, and the codes of its sites.
+
+    While they are yielded the stage's weights are in memory and are those that an engine reconstructs.
+
+    Args:
+        passage: the calibration text before the prefix, for GPTQ; stages that it had passed in an earlier run are
+            left out. The others are as for `apply_plan`.
+    """
     refuse_unknown_rounding(rounding)
     wanted = [site for site in sites if plan.sites[site.name].format is not None]
     quantized = {id(site_weight(staged.model, site)) for site in wanted}
+    compensated = passage if rounding == "gptq" else None
+    assert rounding == "rtn" or passage is not None
 
-    def store_the_rest(module: nn.Module) -> None:
-        for parameter in module.parameters():
+    def store_the_rest(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
             if id(parameter) not in quantized:
                 parameter.data = parameter.data.to(storage_dtype).to(parameter.dtype)
 
-    store_the_rest(staged.model)
-    result: dict[str, QuantizedTensor] = {}
-
-    def put(site: Site, inputs: InputOrder | None) -> None:
+    def put(site: Site, inputs: InputOrder | None) -> QuantizedTensor:
         fmt = plan.sites[site.name].format
         weight = site_weight(staged.model, site)
         assert fmt is not None
-        if inputs is None:
-            result[site.name] = quantize(weight, fmt, storage_dtype)
-        else:
-            result[site.name] = gptq(weight, inputs, fmt, storage_dtype)
-        weight.data = result[site.name].dequantize().to(weight.dtype)
+        value = quantize(weight, fmt, storage_dtype) if inputs is None else gptq(weight, inputs, fmt, storage_dtype)
+        weight.data = value.dequantize().to(weight.dtype)
+        return value
 
-    if rounding == "rtn":
-        for site in wanted:
-            put(site, None)
-        return result
-    assert ids is not None
-    for site in wanted:
-        if not site.gptq:
-            put(site, None)
-    hidden, contexts = [], []
-    for batch in batches(*ids.shape):
-        first, context = staged.prefix(ids[batch_rows(batch)]) if staged.blocks else (None, [])
-        hidden.append(first)
-        contexts.append(context)
-    for stage in range(len(staged.blocks) + 1):
-        members = [site for site in wanted if site.gptq and site.stage == stage]
-        hessians: dict[str, Tensor] = {}
-        if members:
-            with _gathering(staged.model, members, hessians):
-                for number, batch in enumerate(batches(*ids.shape)):
-                    staged.run(stage, hidden[number], ids[batch_rows(batch)], contexts[number])
-                    advance(f"{stage} hessian")
-        inputs = {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
-        for unit in {site.unit: None for site in members if plan.sites[site.name].scaled}:
-            if gauges is None:
-                raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
-            fmt = plan.sites[unit].format
-            weights = [site_weight(staged.model, site) for site in members if site.unit == unit]
-            assert fmt is not None
-            inputs[unit] = _rescaled(staged.model, gauges[unit], weights, inputs[unit], fmt, storage_dtype)
-            store_the_rest(staged.model.get_submodule(gauges[unit].producer))
-        for site in members:
-            put(site, inputs.get(site.unit))
-        if stage < len(staged.blocks):
-            for number, batch in enumerate(batches(*ids.shape)):
-                hidden[number] = staged.run(stage, hidden[number], ids[batch_rows(batch)], contexts[number])
-                advance(f"{stage} forward")
-    return {site.name: result[site.name] for site in wanted}
+    for stage in staged.stages:
+        if compensated is not None and compensated.reached is not None and 0 <= stage <= compensated.reached:
+            continue
+        with staged.hold(stage):
+            store_the_rest(staged.parameters(stage))
+            codes: dict[str, QuantizedTensor] = {}
+            for site in wanted:
+                again = not staged.weights.whole and stage in {staged.stage_of(use) for use in site.uses}
+                if (site.stage == stage or again) and (compensated is None or not site.gptq):
+                    codes[site.name] = put(site, None)
+            if compensated is not None:
+                members = [site for site in wanted if site.gptq and site.stage == stage]
+                inputs = _inputs(staged.model, members, compensated, stage, advance)
+                for unit in {site.unit: None for site in members if plan.sites[site.name].scaled}:
+                    if gauges is None:
+                        raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
+                    fmt = plan.sites[unit].format
+                    weights = [site_weight(staged.model, site) for site in members if site.unit == unit]
+                    assert fmt is not None
+                    inputs[unit] = _rescaled(staged.model, gauges[unit], weights, inputs[unit], fmt, storage_dtype)
+                    store_the_rest(staged.model.get_submodule(gauges[unit].producer).parameters())
+                codes |= {site.name: put(site, inputs.get(site.unit)) for site in members}
+                if stage < len(staged.blocks):
+                    compensated.through(stage, advance)
+            yield stage, {site.name: codes[site.name] for site in wanted if site.stage == stage}
+        if compensated is not None and stage < 0 and compensated.reached is not None:
+            compensated.jump()
+
+
+def _inputs(
+    model: nn.Module, members: list[Site], passage: Passage, stage: int, advance: Advance
+) -> dict[str, InputOrder]:
+    """What GPTQ needs of the inputs of a stage's units, which the rounded prefix produces."""
+    hessians: dict[str, Tensor] = {}
+    if members:
+        with _gathering(model, members, hessians):
+            passage.run(stage, advance)
+    return {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
 
 
 def _rescaled(

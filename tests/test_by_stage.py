@@ -1,0 +1,272 @@
+"""A model on disk is rounded and judged a stage at a time: the same checkpoint, and a killed run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from natprec import pipeline
+from natprec.errors import InputError
+from natprec.evaluation import judge
+from natprec.evaluation.by_stage import compared_by_stage
+from natprec.evaluation.verify import Verification
+from natprec.export.by_stage import STATE, Pieces, round_to_folder
+from natprec.measurement.measure import measure
+from natprec.passage import Passage
+from natprec.progress import Stages
+from natprec.request import refuse_on_disk
+from natprec.resumable import STAGES, forget
+from natprec.solver import Plan
+from natprec.subject import Subject
+from natprec.weights import OnDisk
+from tests.arrange import tokens
+from tests.commands import natprec
+from tests.conftest import tiny_model
+from tests.test_blocks import built
+from tests.test_kill import ENVIRONMENT, command
+from tests.test_weights import opened, saved
+
+QUIET = Stages(quiet=True)
+IDS, HELD_OUT = tokens(4, 16), tokens(3, 16, seed=1)
+
+
+def planned(subject: Subject, engine: str = "vllm", **options: Any) -> Plan:
+    sites = "all" if options.keys() & {"activations", "kv"} else "weights"
+    found = measure(subject, IDS, group_size=16, engine=engine, sites=sites)
+    return found.solve(bits=4.5, **options) if "kv" not in options else found.solve(eps=0.5, **options)
+
+
+def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq") -> Verification:
+    """A checkpoint by way of the whole model, and how it is judged."""
+    folder.mkdir()
+    pipeline.round_and_write(subject, plan, IDS, rounding, folder, folder / "none", QUIET)
+    fresh = opened(Path(subject.name), on_disk=False)
+    return judge.verify(folder, fresh, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
+
+
+def from_disk(subject: Subject, plan: Plan, folder: Path, kept: Path, rounding: str = "gptq") -> Verification:
+    folder.mkdir()
+    pipeline.round_and_write(subject, plan, IDS, rounding, folder, kept, QUIET)
+    return judge.verify(folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET, kept=kept)
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """Everything in a checkpoint; the headers of its weights in no order, which the library does not promise."""
+    found: dict[str, Any] = {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for name in [name for name in found if name.endswith(".safetensors")]:
+        content = found.pop(name)
+        size = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:size])
+        sums = json.loads(header.get("__metadata__", {}).pop("crc32", "{}"))
+        found[name] = (header, sums, content[size:])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "engine", "rounding"),
+    [
+        ("llama", "vllm", "gptq"),
+        ("llama", "transformers", "rtn"),
+        ("gpt-neox", "natprec", "gptq"),
+        ("gemma3", "natprec", "gptq"),
+        ("opt", "vllm", "gptq"),
+        ("roberta", "natprec", "rtn"),
+    ],
+)
+def test_the_same_checkpoint_and_verdict(
+    tmp_path: Path, tiny_tokenizer: Any, family: str, engine: str, rounding: str
+) -> None:
+    folder = saved(tmp_path / "m", built(family), tiny_tokenizer)
+    whole, apart = opened(folder, on_disk=False), opened(folder)
+    plan = planned(whole, engine)
+    one = in_memory(whole, plan, tmp_path / "one", rounding)
+    other = from_disk(apart, plan, tmp_path / "other", tmp_path / "kept" / STAGES, rounding)
+    assert files(tmp_path / "one") == files(tmp_path / "other")
+    assert one.kl_mean > 1e-4
+    assert other.kl_mean == pytest.approx(one.kl_mean, rel=1e-4)
+    assert other.kl_p99 == pytest.approx(one.kl_p99, rel=1e-4)
+    assert other.perplexity_quantized == pytest.approx(one.perplexity_quantized)
+    assert any((tmp_path / "kept" / STAGES).iterdir())
+    forget(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_rounded_activations_are_judged(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    folder = saved(tmp_path / "m", built("llama"), tiny_tokenizer)
+    whole, apart = opened(folder, on_disk=False), opened(folder)
+    plan = planned(whole, "natprec", activations="4", kv="4")
+    one = in_memory(whole, plan, tmp_path / "one")
+    other = from_disk(apart, plan, tmp_path / "other", tmp_path / "kept")
+    assert files(tmp_path / "one") == files(tmp_path / "other")
+    assert other.kl_mean == pytest.approx(one.kl_mean, rel=1e-4)
+    plain = compared_by_stage(apart, tmp_path / "other", planned(whole, "natprec"), HELD_OUT, None, str)
+    assert plain.kl.mean() < 0.98 * one.kl_mean, "without activations it is another figure"
+
+
+def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=6, vocab_size=512), tiny_tokenizer)
+    subject = opened(folder)
+    plan = planned(opened(folder, on_disk=False))
+    block = sum(parameter.numel() for parameter in subject.staged.blocks[0].parameters())
+    outside = sum(parameter.numel() for parameter in subject.staged._outside())
+    held = most = 0
+    values = OnDisk._values
+    release = OnDisk.hold
+
+    def counted(self: OnDisk, parameter: nn.Parameter) -> Tensor:
+        nonlocal held, most
+        held += parameter.numel()
+        most = max(most, held)
+        return values(self, parameter)
+
+    def holding(self: OnDisk, parameters: Any) -> Any:
+        @contextlib.contextmanager
+        def hold() -> Any:
+            nonlocal held
+            before = held
+            with release(self, parameters):
+                yield
+            held = before
+
+        return hold()
+
+    monkeypatch.setattr(OnDisk, "_values", counted)
+    monkeypatch.setattr(OnDisk, "hold", holding)
+    from_disk(subject, plan, tmp_path / "out", tmp_path / "kept")
+    assert block <= most <= block + 2 * outside, "of two models that are judged, both heads"
+    assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
+
+
+@pytest.mark.parametrize("last", [-1, 2, 4], ids=["embedding", "middle", "head"])
+def test_rounding_goes_on_where_it_was(
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=4, vocab_size=96), tiny_tokenizer)
+    subject, kept = opened(folder), tmp_path / "kept"
+    plan = planned(subject, "natprec")
+    for name in ("whole", "cut", "resumed", "other"):
+        (tmp_path / name).mkdir()
+    round_to_folder(subject, plan, IDS, "gptq", tmp_path / "whole", tmp_path / "kept-whole", str)
+    put, rounded = Pieces.put, []
+
+    def interrupted(self: Pieces, stage: int, codes: Any) -> None:
+        if stage > last:
+            raise KeyboardInterrupt
+        put(self, stage, codes)
+
+    def recorded(self: Pieces, stage: int, codes: Any) -> None:
+        rounded.append(stage)
+        put(self, stage, codes)
+
+    monkeypatch.setattr(Pieces, "put", interrupted)
+    if last < 4:
+        with pytest.raises(KeyboardInterrupt):
+            round_to_folder(subject, plan, IDS, "gptq", tmp_path / "cut", kept, str)
+    else:
+        round_to_folder(subject, plan, IDS, "gptq", tmp_path / "cut", kept, str)
+    assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
+    monkeypatch.setattr(Pieces, "put", recorded)
+    round_to_folder(subject, plan, IDS, "gptq", tmp_path / "resumed", kept, str)
+    assert rounded == [-1, *range(min(last, 3) + 1, 5)]
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    rounded.clear()
+    round_to_folder(subject, plan, IDS.flip(0), "gptq", tmp_path / "other", kept, str)
+    assert rounded == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"
+
+
+def test_judging_goes_on_where_it_was(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=4, vocab_size=96), tiny_tokenizer)
+    subject, kept, out = opened(folder), tmp_path / "kept", tmp_path / "out"
+    plan = planned(subject)
+    whole = from_disk(subject, plan, out, tmp_path / "kept-whole")
+    through, passes = Passage.through, []
+
+    def counted(self: Passage, stage: int, advance: Any = str) -> None:
+        passes.append(stage)
+        if len(passes) == 9:  # the original's prefix and 4 blocks, then 2 blocks of the quantized
+            raise KeyboardInterrupt
+        through(self, stage, advance)
+
+    monkeypatch.setattr(Passage, "through", counted)
+    options: Any = {"rounding": "gptq", "data": "", "stages": QUIET, "kept": kept}
+    with pytest.raises(KeyboardInterrupt):
+        judge.verify(out, subject, HELD_OUT, plan, **options)
+    monkeypatch.setattr(Passage, "through", lambda self, stage, advance: (passes.append(stage), through(self, stage)))
+    passes.clear()
+    assert judge.verify(out, subject, HELD_OUT, plan, **options).kl_mean == whole.kl_mean
+    assert passes == [-1, -1, 2, 3], "the original is done, the quantized goes on"
+
+
+def test_what_needs_the_whole_model_is_refused(tiny_folder: Path) -> None:
+    apart, whole = opened(tiny_folder), opened(tiny_folder, on_disk=False)
+    with pytest.raises(InputError, match=r"refine 3: that needs the whole model.*--weights memory"):
+        refuse_on_disk(apart, "vllm", 3)
+    with pytest.raises(InputError, match=r"engine 'llama\.cpp': a GGUF file.*--weights memory"):
+        refuse_on_disk(apart, "llama.cpp", 0)
+    refuse_on_disk(whole, "llama.cpp", 3)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, text_file: Path) -> list[str]:
+    model = tiny_model(num_hidden_layers=8, hidden_size=128, intermediate_size=256)
+    folder = saved(tmp_path_factory.mktemp("large") / "m", model, tiny_tokenizer)
+    return ["--model", str(folder), "--data", str(text_file), "--tokens", "1024", "--sequence-length", "64"]
+
+
+def test_a_killed_quantize_goes_on(tmp_path: Path, large: list[str]) -> None:
+    """SIGKILL while it rounds: the same checkpoint as in memory, and nothing of the run is left."""
+    options = [*large, "--eps", "0.01", "--eval-tokens", "256", "--seed", "1"]
+    assert natprec("quantize", *options, "--weights", "disk", "--out", tmp_path / "whole").code in (0, 3)
+    out, stage = tmp_path / "out", tmp_path / "out.partial" / "stages" / "stage-00003.safetensors"
+    process = subprocess.Popen(
+        command("quantize", options, out, "--weights", "disk"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (stage.exists() and stage.with_name(STATE).exists()):
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = natprec("quantize", *options, "--weights", "disk", "--out", out, "--resume")
+    assert resumed.code in (0, 3), resumed.err
+    names = [file.name for file in tmp_path.iterdir()]
+    assert sorted(names) == ["out", "whole"]
+    assert files(out)["model.safetensors"] == files(tmp_path / "whole")["model.safetensors"]
+    verdicts = [json.loads((folder / "verification.json").read_text()) for folder in (out, tmp_path / "whole")]
+    assert verdicts[0] == verdicts[1]
+
+
+def test_apply_and_verify_from_disk(tmp_path: Path, large: list[str]) -> None:
+    """The commands one by one arrive where they do in memory."""
+    assert natprec("measure", *large, "--weights", "disk", "--out", tmp_path / "m").code == 0
+    assert natprec("solve", tmp_path / "m", "--eps", "0.01", "--out", tmp_path / "plan.json").code == 0
+    for weights in ("memory", "disk"):
+        applied = natprec(
+            "apply",
+            tmp_path / "plan.json",
+            *large,
+            "--rounding",
+            "rtn",
+            "--weights",
+            weights,
+            "--out",
+            tmp_path / weights,
+        )
+        assert applied.code == 0, applied.err
+    assert files(tmp_path / "memory") == files(tmp_path / "disk")
+    judged = ["--eval-data", large[3], "--eval-tokens", "256", "--sequence-length", "64", "--json"]
+    found = [
+        json.loads(natprec("verify", tmp_path / "disk", *large[:2], *judged, "--weights", weights).out)["kl_mean"]
+        for weights in ("memory", "disk")
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["disk", "m", "memory", "plan.json"]
