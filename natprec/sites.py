@@ -7,6 +7,7 @@ they are found by structure: Linears of one parent module that were called with 
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ def find_sites(staged: StagedModel) -> list[Site]:
     modules = dict(staged.model.named_modules())
     owners: dict[int, list[str]] = {}
     for name in [*staged.probe.order, *_never_called(staged)]:
-        if isinstance(modules[name], (nn.Linear, nn.Embedding)):
+        if isinstance(modules[name], nn.Linear) or _looked_up(modules[name]):
             owners.setdefault(id(modules[name].weight), []).append(name)
     if not any(isinstance(modules[names[0]], nn.Linear) or len(names) > 1 for names in owners.values()):
         raise ModelError(f"model {type(staged.model).__name__} has no Linear layer; natprec quantizes Linear weights")
@@ -128,6 +129,11 @@ def refuse_unblocked(sites: list[Site], types: tuple[GGUFType, ...]) -> None:
                 f"the {site.shape[1]} inputs of {site.name!r} are no multiple of {min(fmt.block for fmt in types)}, "
                 "the smallest block of a GGUF type; use another --engine"
             )
+
+
+def _looked_up(module: nn.Module) -> bool:
+    """Whether it is an embedding that takes ids alone: OPT's positions take a mask, which no engine's code hands on."""
+    return isinstance(module, nn.Embedding) and len(inspect.signature(module.forward).parameters) == 1
 
 
 def _never_called(staged: StagedModel) -> list[str]:

@@ -77,7 +77,7 @@ def files(folder: Path) -> dict[str, Any]:
         ("llama", "transformers", "rtn"),
         ("gpt-neox", "natprec", "gptq"),
         ("gemma3", "natprec", "gptq"),
-        ("opt", "vllm", "gptq"),
+        ("opt", "transformers", "gptq"),
         ("roberta", "natprec", "rtn"),
     ],
 )
