@@ -57,7 +57,7 @@ def round_to_folder(
     )
     for stage, codes in stages:
         pieces.put(stage, codes)
-        if passage is not None and rounding == "gptq" and stage >= 0:
+        if passage is not None and passage.stage is not None and stage >= 0:
             passage.keep()
     pieces.join(folder)
 

@@ -195,9 +195,22 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) ->
 
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for filename, names in split.filename_to_tensors.items():
-        sums = json.dumps({name: tensor_checksum(tensors[name]) for name in names})
+        sums = json.dumps({name: tensor_checksum(tensors[name]) for name in sorted(names)})
         metadata = {"format": "pt", CHECKSUMS: sums}
         save_file({name: tensors[name] for name in names}, folder / filename, metadata=metadata)
+        _order_metadata(folder / filename)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _order_metadata(file: Path) -> None:
+    """Sort a safetensors file's metadata, whose order the library draws anew each time: same model, same bytes."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # else it was written in another way, and stays as it is
+            opened.seek(8)
+            opened.write(text.ljust(size))

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from natprec.evaluation.reload import load_quantized
 from natprec.export import write_checkpoint
+from natprec.export.compressed_tensors import write_weights
 from natprec.files import folder_bytes
 from natprec.formats import NumberFormat, engine_profile
 from natprec.formats.number_format import CHANNEL
@@ -153,7 +156,6 @@ def test_config(engine: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", ["vllm", "transformers", "natprec"])
 def test_forecast_of_the_size(engine: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
     """Within what JSON headers and the quantization_config take; the weights themselves are exact."""
-    from safetensors.torch import load_file
 
     made = subject(tiny_tokenizer, vocab_size=512)
     plan = plan_of(made, engine, bits=7.0)
@@ -162,3 +164,18 @@ def test_forecast_of_the_size(engine: str, tiny_tokenizer: Any, tmp_path: Path) 
     stored = sum(tensor.nbytes for name, tensor in tensors.items() if not name.endswith("weight_shape"))
     assert stored == plan.stored_bytes - made.carried_bytes
     assert folder_bytes(tmp_path) - plan.stored_bytes < 20_000
+
+
+def test_the_same_tensors_are_the_same_file(tmp_path: Path) -> None:
+    """The library orders a file's metadata by chance."""
+    tensors = {"b.weight": torch.arange(6).view(2, 3), "a.wéight": torch.ones(3)}
+    found = set()
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        write_weights(tmp_path / str(number), tensors, 1000)
+        file = tmp_path / str(number) / "model.safetensors"
+        found.add(file.read_bytes())
+        assert all(torch.equal(value, tensors[name]) for name, value in load_file(file).items())
+    assert len(found) == 1
+    with safe_open(file, "pt") as opened:
+        assert set(opened.metadata()) == {"crc32", "format"}
