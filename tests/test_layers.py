@@ -33,6 +33,7 @@ LAYERS: list[set[str]] = [
     {"subject"},
     {"ir"},
     {"measurement"},
+    {"passage"},
     {"solver"},
     {"rounding"},
     {"export"},
