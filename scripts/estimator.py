@@ -55,11 +55,13 @@ def main() -> None:
             log = np.log2(measurement.curves[site.name].kl() / values.mean(0))
             logs.append(log)
             print(f"{site.name:40}", " ".join(f"{value:+.2f}" for value in log), flush=True)
-    off = np.abs(np.stack(logs))
-    print("by width, median ", " ".join(f"{value:.2f}" for value in np.median(off, 0)))
+    off = np.abs(np.concatenate(logs))
+    names = [fmt.name for curve in chosen for fmt in curve.formats]
+    by_format = {name: float(np.median(off[[each == name for each in names]])) for name in dict.fromkeys(names)}
+    print("by format, median ", " ".join(f"{name} {value:.2f}" for name, value in by_format.items()))
     result = {
         "sites": len(logs),
-        "formats": [fmt.name for fmt in chosen[0].formats],
+        "by_format": by_format,
         "median": float(np.median(off)),
         "p95": float(np.quantile(off, 0.95)),
     }
