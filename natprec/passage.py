@@ -58,7 +58,7 @@ class Passage:
 
     @torch.no_grad()
     def through(self, stage: int, advance: Advance = lambda stage: None) -> None:
-        """Go on through the prefix (-1) or a block."""
+        """Go on through the prefix (-1) or a block; from behind the prefix at once to where an earlier run was."""
         for number, batch in enumerate(batches(*self.ids.shape)):
             rows = self.ids[batch_rows(batch)]
             if stage < 0:
@@ -69,6 +69,12 @@ class Passage:
                 self._hidden[number] = self._staged.block(stage, self._hidden[number], self._contexts[number][stage])
                 advance(f"{stage} forward")
         self.stage = stage
+        if stage < 0 and self.reached is not None:
+            self._jump()
+
+    def has_passed(self, stage: int) -> bool:
+        """Whether an earlier run went through a block, so that this one need not."""
+        return self.reached is not None and 0 <= stage <= self.reached
 
     def output(self, number: int) -> Tensor:
         """The model's output for a batch, from that of its last block: (batch, terms, size)."""
@@ -86,8 +92,7 @@ class Passage:
         tensors = {str(number): hidden.cpu().contiguous() for number, hidden in enumerate(self._hidden)}
         write_bytes(self._kept, save(tensors, metadata))
 
-    def jump(self) -> None:
-        """From behind the prefix to where an earlier run was."""
+    def _jump(self) -> None:
         assert self._kept is not None
         with safe_open(self._kept, "pt") as opened:
             for number, hidden in enumerate(self._hidden):
@@ -113,13 +118,11 @@ def passed(
     """
     passage = Passage(staged, ids, kept, key)
     for stage in staged.stages[:-1]:
-        if passage.reached is not None and 0 <= stage <= passage.reached:
+        if passage.has_passed(stage):
             continue
         with staged.hold(stage):
             passage.through(stage, advance)
-        if stage < 0 and passage.reached is not None and passage.reached >= 0:
-            passage.jump()
-        elif stage >= 0 and kept is not None:
+        if stage >= 0 and kept is not None:
             passage.keep()
     numbers = iter(range(len(batches(*ids.shape))))
     with staged.hold(len(staged.blocks)):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,11 @@ from natprec.export.by_stage import round_to_folder
 from natprec.files import claimed, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
-from natprec.progress import Stages
+from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.request import Request, open_subject, refuse_impossible_size, refuse_on_disk
 from natprec.resumable import STAGES, forget, measured
-from natprec.rounding import apply_batches, apply_plan, restore, snapshot
+from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
 from natprec.rounding.refine import refine
 from natprec.solver import Plan
 from natprec.subject import Subject
@@ -137,8 +138,7 @@ def round_and_write(
     if subject.staged.weights.whole:
         write(subject, plan, round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed), folder, stages)
         return
-    steps = apply_batches(subject.staged, *ids.shape) if ids is not None and rounding != "rtn" else None
-    with stages.stage(f"round ({rounding})", steps) as advance:
+    with _rounding_stage(subject, ids, rounding, stages) as advance:
         round_to_folder(subject, plan, ids, rounding, folder, kept, advance)
     _write_beside(subject, plan, folder)
 
@@ -154,9 +154,8 @@ def round_to_plan(
 ) -> dict[str, QuantizedTensor]:
     """Codes and scales of every site; the subject's model is the quantized one afterwards."""
     original = snapshot(subject.model)
-    steps = apply_batches(subject.staged, *ids.shape) if ids is not None and rounding != "rtn" else None
-    with stages.stage(f"round ({rounding})", steps) as advance:
-        gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
+    with _rounding_stage(subject, ids, rounding, stages) as advance:
+        gauges = needed_gauges(subject, plan)
         codes = apply_plan(subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance, gauges)
     if not steps_refining or ids is None:
         return codes
@@ -169,6 +168,13 @@ def round_to_plan(
     what = f"{subject.distortion.label} on calibration text that was held back"
     stages.note(f"refined: {what} {refined.before:.4g} -> {refined.after:.4g}{kept}")
     return refined.codes
+
+
+def _rounding_stage(
+    subject: Subject, ids: Tensor | None, rounding: str, stages: Stages
+) -> contextlib.AbstractContextManager[Advance]:
+    steps = apply_batches(subject.staged, *ids.shape) if ids is not None and rounding != "rtn" else None
+    return stages.stage(f"round ({rounding})", steps)
 
 
 def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], folder: Path, stages: Stages) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,20 +139,16 @@ def _refuse_other_measurement(found: Measurement, request: Request, subject: Sub
 
 def forget(partial: Path) -> None:
     """Remove what a run keeps for `--resume`, and nothing that is not ours."""
-    if partial.is_dir():
-        for file in ("measurement.safetensors", "sweep.safetensors"):
-            clear_stale(partial / file)
-            (partial / file).unlink(missing_ok=True)
-        _remove_states(partial / STAGES)
-        with contextlib.suppress(OSError):  # something else is in it
-            partial.rmdir()
+    stages = partial / STAGES
+    _remove(stages, [file.name for file in stages.glob("*.safetensors")])
+    _remove(partial, ["measurement.safetensors", "sweep.safetensors"])
 
 
-def _remove_states(folder: Path) -> None:
-    """Of rounding and judging by stage."""
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Files, with what killed runs left beside them, and then the folder unless something else is in it."""
     if folder.is_dir():
-        for file in folder.glob("*.safetensors"):
-            clear_stale(file)
-            file.unlink(missing_ok=True)
+        for name in names:
+            clear_stale(folder / name)
+            (folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -26,7 +26,7 @@ from natprec.formats import engine_profile
 from natprec.passage import Passage, state_key
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
-from natprec.rounding.apply import rounded_stages
+from natprec.rounding.apply import needed_gauges, rounded_stages
 from natprec.solver import Plan
 from natprec.stored import read_stored, stored_names
 from natprec.subject import Subject
@@ -51,7 +51,7 @@ def round_to_folder(
         key = state_key(subject.digest, json.dumps(plan.to_json(), sort_keys=True), rounding, data_digest(ids))
         passage = Passage(subject.staged, ids, kept / STATE, key)
     pieces = Pieces(kept, subject, plan)
-    gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
+    gauges = needed_gauges(subject, plan)
     stages = rounded_stages(
         subject.staged, subject.sites, plan, passage, rounding, subject.storage_dtype, advance, gauges
     )

@@ -25,6 +25,7 @@ from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import InputOrder, gptq
 from natprec.sites import Site, site_weight
 from natprec.solver import Plan
+from natprec.subject import Subject
 from natprec.transforms import Gauge, channel_scales, fold
 
 Rounding = Literal["rtn", "gptq"]
@@ -107,7 +108,7 @@ def rounded_stages(
         return value
 
     for stage in staged.stages:
-        if compensated is not None and compensated.reached is not None and 0 <= stage <= compensated.reached:
+        if compensated is not None and compensated.has_passed(stage):
             continue
         with staged.hold(stage):
             store_the_rest(staged.parameters(stage))
@@ -131,8 +132,6 @@ def rounded_stages(
                 if stage < len(staged.blocks):
                     compensated.through(stage, advance)
             yield stage, {site.name: codes[site.name] for site in wanted if site.stage == stage}
-        if compensated is not None and stage < 0 and compensated.reached is not None:
-            compensated.jump()
 
 
 def _inputs(
@@ -155,6 +154,11 @@ def _rescaled(
     for weight in weights:
         weight.data = weight.data * columns
     return inputs.scaled(columns)
+
+
+def needed_gauges(subject: Subject, plan: Plan) -> Mapping[str, Gauge] | None:
+    """The subject's, which are searched for when first asked for, if the plan rescales anything."""
+    return subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
