@@ -54,6 +54,7 @@ def measure(
     tokens: int = 8192,
     length: int = 256,
     distortion: str | Distortion | None = None,
+    arithmetic: str = "auto",
     **options: Any,
 ) -> Measurement:
     """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
@@ -63,9 +64,10 @@ def measure(
             The last fifth of a text is left for `verify`.
         distortion: what every tolerance is about: a name or one of your own; default: KL, of encoders the
             distance of mean embeddings.
+        arithmetic: of products, where they serve averages: 'bfloat16', 'float32', or 'auto': what is faster here.
         options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
     """
-    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion))
+    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=arithmetic)
     subject = for_engine(subject, options.get("engine", "vllm"))
     ids, parts = _calibration(subject, data, tokens, length, options.get("seed", 0))
     label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natprec.arithmetic import products_in
 from natprec.distortions import Distortion, OutputKL
 from natprec.hooks import attached
 from natprec.weights import InMemory, Weights
@@ -63,16 +64,23 @@ class StagedModel:
     Attributes:
         distortion: reads the output; KL of the next token unless said otherwise.
         weights: where they are.
+        products: what matrix products are computed in where the model runs for statistics: see `gathering`.
         block_names: module paths of the blocks; empty when the model has no such list.
     """
 
     def __init__(
-        self, model: nn.Module, probe_ids: Tensor, distortion: Distortion | None = None, weights: Weights | None = None
+        self,
+        model: nn.Module,
+        probe_ids: Tensor,
+        distortion: Distortion | None = None,
+        weights: Weights | None = None,
+        products: torch.dtype = torch.float32,
     ) -> None:
         """Find the blocks and verify them on `probe_ids` (batch, time), which may be short."""
         self.model = model
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
+        self.products = products
         name, self.blocks = _longest_list(model)
         self.probe = _probe(model, self.blocks, lambda: self.output(probe_ids))
         if not self.probe.chained:
@@ -90,6 +98,10 @@ class StagedModel:
         Each stage that is run holds its own, so this only saves reading them again from one batch to the next.
         """
         return self.weights.hold(self.parameters(stage))
+
+    def gathering(self) -> contextlib.AbstractContextManager[object]:
+        """Within the block the model runs for statistics alone, its products in `products`."""
+        return products_in(self.products, next(self.model.parameters()).device)
 
     @property
     def stages(self) -> range:

@@ -30,6 +30,7 @@ from natprec.options import (
     METHOD,
     OUTPUT,
     Activations,
+    ArithmeticOption,
     Bits,
     Column,
     Data,
@@ -129,6 +130,7 @@ def quantize(
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
+    arithmetic: ArithmeticOption = "auto",
     device: Device = "cpu",
     weights: WeightsOption = "auto",
     trust_remote_code: Trust = False,
@@ -142,7 +144,7 @@ def quantize(
         model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,
         parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code, distortion,
         transforms, refine, sites="weights" if activations == kv == "16" else "all",
-        activations=activations, kv=kv, eps_bwd=eps_bwd, weights=weights,
+        activations=activations, kv=kv, eps_bwd=eps_bwd, weights=weights, arithmetic=arithmetic,
     )  # fmt: skip
     stages = Stages()
     if dry_run:
@@ -182,6 +184,7 @@ def measure(
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
+    arithmetic: ArithmeticOption = "auto",
     device: Device = "cpu",
     weights: WeightsOption = "auto",
     trust_remote_code: Trust = False,
@@ -192,7 +195,7 @@ def measure(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         group_size=parse_group_size(group_size), engine=engine, estimator=estimator, rounding=rounding,
         seed=seed, device=device, trust_remote_code=trust_remote_code, distortion=distortion, transforms=transforms,
-        sites=sites, weights=weights,
+        sites=sites, weights=weights, arithmetic=arithmetic,
     )  # fmt: skip
     request.check(judged=False)
     if dry_run:
@@ -267,6 +270,7 @@ def apply(
     seed: Seed = 0,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    arithmetic: ArithmeticOption = "auto",
     device: Device = "cpu",
     weights: WeightsOption = "auto",
     trust_remote_code: Trust = False,
@@ -278,7 +282,7 @@ def apply(
     request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code, refine=refine,
-        weights=weights,
+        weights=weights, arithmetic=arithmetic,
     )  # fmt: skip
     request.check(judged=False)
     refuse_existing(out, overwrite)

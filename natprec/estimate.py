@@ -23,11 +23,20 @@ if TYPE_CHECKING:
     from natprec.request import Request
     from natprec.subject import Subject
 
-SWEEP_FORWARDS = 4.3
-"""Forward-equivalents of the sweep: forward, recomputed forward, backward (2), and the contraction."""
+SWEEP_FORWARDS = 4.0
+"""Forward-equivalents of the sweep: forward, recomputed forward, backward (2)."""
 
-GPTQ_FORWARDS = 2.3
-"""Hessians, propagation, and the rounding itself."""
+CONTRACTION = 0.4
+"""What of the sweep is in float32 whatever the products are in, in forwards in float32: rounding, contraction."""
+
+SHARES = 1.4
+"""The same of what GPTQ will leave: moments of inputs, factors, trial rounding (measured: 5.8 in all)."""
+
+GPTQ_FORWARDS = 2.0
+"""Hessians and propagation."""
+
+GPTQ_ROUNDING = 0.3
+"""The rounding itself, in forwards in float32."""
 
 REFINE_FORWARDS = 4.0
 """Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
@@ -77,21 +86,25 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         len(embedding.weight), (size, request.length), generator=torch.Generator().manual_seed(request.seed)
     )
     resident = resident_bytes()
-    per_token, reading, output = _timed(subject.staged, ids.to(next(subject.model.parameters()).device))
+    ids = ids.to(next(subject.model.parameters()).device)
+    per_token, reading, output = _timed(subject.staged, ids)
+    with subject.staged.gathering():
+        gathering = min(per_token, _timed(subject.staged, ids)[0])
     own_text = request.tokens // (2 if request.data else 1) + (
         0 if request.eval_data or request.data else request.eval_tokens
     )
     own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
-    gptq = GPTQ_FORWARDS if request.rounding == "gptq" and judged else 0.0
+    fitted = request.rounding == "gptq"
+    passes = request.tokens * (per_token if request.sites == "all" else gathering)
     seconds = {
         "text": own_text * per_token * 4,
-        "measure": request.tokens * per_token * SWEEP_FORWARDS + 2 * reading,
+        "measure": passes * SWEEP_FORWARDS + request.tokens * per_token * (CONTRACTION + SHARES * fitted) + 2 * reading,
         "spot check": CHECK_SEQUENCES * request.length * per_token * check + check * reading,
     }
     if judged:
         seconds |= {
-            "round": request.tokens * per_token * gptq,
+            "round": request.tokens * (gathering * GPTQ_FORWARDS + per_token * GPTQ_ROUNDING) * fitted,
             "refine": request.refine * SEQUENCES * request.length * per_token * REFINE_FORWARDS,
             "verify": 2 * request.eval_tokens * per_token,
         }
@@ -110,7 +123,7 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         available_bytes=available_bytes() + resident,
         disk_bytes=inputs if on_disk else 0,
         seconds=seconds,
-        forward_equivalents=SWEEP_FORWARDS + gptq,
+        forward_equivalents=SWEEP_FORWARDS + GPTQ_FORWARDS * (fitted and judged),
     )
 
 

@@ -67,6 +67,9 @@ EpsBwd = Annotated[
     float | None,
     option("--eps-bwd", TARGET, "For training on it: of each site's gradient, the share that its width may lose."),
 ]
+ArithmeticOption = Annotated[
+    str, option("--arithmetic", METHOD, "Of products that serve averages: bfloat16, float32, or auto: the faster one.")
+]
 PlannedRounding = Annotated[str | None, option("--rounding", METHOD, "Default: the one measured or planned for.")]
 Seed = Annotated[int, option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
 Overwrite = Annotated[bool, option("--overwrite", OUTPUT, "Replace an existing output.")]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from natprec.arithmetic import refuse_unknown_arithmetic
 from natprec.distortions import named
 from natprec.errors import InputError, unknown
 from natprec.export import as_gguf
@@ -60,6 +61,7 @@ class Request:
     activations: str = NOT_ROUNDED
     kv: str = NOT_ROUNDED
     eps_bwd: float | None = None
+    arithmetic: str = "auto"
 
     def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
@@ -84,6 +86,7 @@ class Request:
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
         refuse_unknown_rounding(self.rounding)
+        refuse_unknown_arithmetic(self.arithmetic)
         if self.refine < 0:
             raise InputError(f"refine {self.refine}: give a number of steps, or 0 for none")
         if self.transforms not in TRANSFORMS:
@@ -125,7 +128,8 @@ def open_subject(request: Request, stages: Stages) -> Subject:
         loaded = load_model(
             request.model, trust_remote_code=request.trust_remote_code, device=request.device, on_disk=on_disk
         )
-        subject = Subject.of(loaded, named(request.distortion) if request.distortion else None)
+        distortion = named(request.distortion) if request.distortion else None
+        subject = Subject.of(loaded, distortion, request.arithmetic)
         subject = for_engine(subject, request.engine)
     if on_disk and subject.staged.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")

@@ -15,7 +15,7 @@ from natprec.errors import InputError
 from natprec.files import claimed, clear_stale, refuse_existing
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
-from natprec.measurement.measure import measure
+from natprec.measurement.measure import measure, products_of
 from natprec.progress import Stages
 from natprec.request import Request, open_subject, too_large
 from natprec.subject import Subject
@@ -122,6 +122,7 @@ def _refuse_other_measurement(found: Measurement, request: Request, subject: Sub
         "rounding": (header.rounding, request.rounding),
         "transforms": (header.transforms, request.transforms),
         "sites": (header.sites, request.sites),
+        "arithmetic": (header.products, products_of(subject, request.sites)),
         "distortion": (header.distortion, subject.distortion.name),
         "data": (header.data_digest, data_digest(ids)),
         "format list": tuple(

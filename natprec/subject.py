@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from natprec.activation_sites import find_activations
+from natprec.arithmetic import arithmetic
 from natprec.blocks import StagedModel
 from natprec.checkpoints import Kind, is_encoder
 from natprec.distortions import DISTORTIONS, Distortion, named
@@ -74,11 +75,12 @@ class Subject:
         return find_activations(self.staged, self.sites, _probe_ids(self.model), self.kind == "causal")
 
     @classmethod
-    def of(cls, loaded: LoadedModel, distortion: Distortion | None = None) -> Subject:
+    def of(cls, loaded: LoadedModel, distortion: Distortion | None = None, products: str = "auto") -> Subject:
         """Split and search a loaded model.
 
         Args:
             distortion: in place of the one that suits the model.
+            products: what they are computed in where the model runs for statistics: a name in `ARITHMETIC`.
         Raises:
             InputError: a distortion for another kind of model.
             ModelError: no Linear layer.
@@ -86,7 +88,8 @@ class Subject:
         model = loaded.model
         if distortion is not None and distortion.name in DISTORTIONS:
             _refuse_unsuitable(distortion, loaded)
-        staged = StagedModel(model, _probe_ids(model), distortion or named(loaded.distortion), loaded.weights)
+        dtype = arithmetic(products, next(model.parameters()).device)
+        staged = StagedModel(model, _probe_ids(model), distortion or named(loaded.distortion), loaded.weights, dtype)
         sites = find_sites(staged)
         return cls(
             name=loaded.name,
@@ -106,7 +109,12 @@ class Subject:
 
     @classmethod
     def in_memory(
-        cls, model: Any, tokenizer: Any, name: str | None = None, distortion: Distortion | None = None
+        cls,
+        model: Any,
+        tokenizer: Any,
+        name: str | None = None,
+        distortion: Distortion | None = None,
+        products: str = "auto",
     ) -> Subject:
         """Take a model that is already there (a notebook's); it is set to eval, without gradients.
 
@@ -119,7 +127,7 @@ class Subject:
         model.float()
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
         dtype, suits = choose_storage_dtype(declared, model, InMemory()), "kl" if kind == "causal" else "embedding"
-        return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion)
+        return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion, products)
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"

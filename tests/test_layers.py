@@ -12,7 +12,7 @@ ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory"},
-    {"files", "hooks", "progress", "pulse"},
+    {"arithmetic", "files", "hooks", "progress", "pulse"},
     {"workers"},
     {"formats"},
     {"quantizers"},

@@ -48,7 +48,10 @@ def round_to_folder(
     """
     passage = None
     if ids is not None:
-        key = state_key(subject.digest, json.dumps(plan.to_json(), sort_keys=True), rounding, data_digest(ids))
+        key = state_key(
+            subject.digest, json.dumps(plan.to_json(), sort_keys=True), rounding, data_digest(ids),
+            str(subject.staged.products),
+        )  # fmt: skip
         passage = Passage(subject.staged, ids, kept / STATE, key)
     pieces = Pieces(kept, subject, plan)
     gauges = needed_gauges(subject, plan)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from natprec.arithmetic import multiplies_bfloat16
 from natprec.kernels import int4pack, int8, native, ops, planes
 from natprec.kernels.kernel import Buffers, Kernel, Layer
 from natprec.quantizers import QuantizedTensor
@@ -22,8 +23,7 @@ def step_of(columns: int, groups: int) -> int | None:
 
 def fast_dtype() -> torch.dtype:
     """What dense products of many tokens are computed in: bfloat16 where the CPU multiplies it, else float32."""
-    supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if supported else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(torch.device("cpu")) else torch.float32
 
 
 def linear_planes(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:

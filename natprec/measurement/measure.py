@@ -87,6 +87,7 @@ def measure(
     sharding = Sharding.of(batches(*ids.shape), workers)
     formats = subject.candidates(engine_profile(engine), group_size, sites)
     stages = stages or Stages(quiet=True)
+    products = products_of(subject, sites)
     fingerprint = {
         "version": VERSION,
         "model": subject.digest,
@@ -97,6 +98,7 @@ def measure(
         "rounding": rounding,
         "transforms": transforms,
         "sites": sites,
+        "products": products,
         "distortion": subject.distortion.name,
         "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
     }
@@ -155,11 +157,18 @@ def measure(
         distortion=subject.distortion.name,
         transforms=transforms,
         sites=sites,
+        products=products,
     )
     measurement = Measurement(header, curves)
     if estimator == "fisher":
         measurement = spot_check(subject, measurement, ids, stages, workers)
     return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
+
+
+def products_of(subject: Subject, sites: str) -> str:
+    """What the sweep computes matrix products in: see `natprec.arithmetic`."""
+    # the rounding of activations is not to be measured on a grid that bfloat16 gives them
+    return str(torch.float32 if sites == "all" else subject.staged.products).removeprefix("torch.")
 
 
 def _exactly(

@@ -118,18 +118,18 @@ class WeightObserver:
         inputs = inputs.reshape(count, -1, inputs.shape[-1])
         gradient = gradient.reshape(count, inputs.shape[1], -1)
         if self.compensation is not None:
-            self.compensation.fit(inputs, self.sequences)
+            self.compensation.fit(inputs.float(), self.sequences)
         if self.gathered is None:
             self.gathered = self._zeros()
+        inputs = inputs.to(gradient.dtype)
         for index, sequence in enumerate(self.sequences):
+            product = gradient[index].T @ inputs[index]
             if sequence in self.pending:
-                self.pending[sequence].addmm_(gradient[index].T, inputs[index])
+                self.pending[sequence] += product
             elif self.units == self.total:
-                self.pending[sequence] = torch.mm(
-                    gradient[index].T, inputs[index], out=self.gathered[self._unit(sequence)]
-                )
+                self.pending[sequence] = self.gathered[self._unit(sequence)].copy_(product)
             else:
-                self.pending[sequence] = torch.mm(gradient[index].T, inputs[index])
+                self.pending[sequence] = product.float()
 
     def _zeros(self) -> Tensor:
         ready = self.spare.get(self.buffer)

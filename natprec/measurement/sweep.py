@@ -163,9 +163,12 @@ def sweep(
         if site.name not in state.curves
     }
     load_tied(observers, state.tied)
-    inputs, contexts = (
-        forward_blocks(staged, own_ids, state.stage, advance, scratch) if state.stage >= 0 else (BlockInputs(), [])
-    )
+    # products in bfloat16 would put the activations whose rounding is measured on a grid of their own
+    gathering = contextlib.nullcontext if flowing else staged.gathering
+    inputs, contexts = BlockInputs(), list[list[Context]]()
+    if state.stage >= 0:
+        with gathering():
+            inputs, contexts = forward_blocks(staged, own_ids, state.stage, advance, scratch)
     gradient = None if state.gradient is None else sharding.take(state.gradient)
     for stage in range(state.stage, -2 if staged.blocks else -1, -1):
         workers.stage = stage_label(staged, stage)
@@ -173,7 +176,7 @@ def sweep(
             with _watching(staged, observers, stage), watching(staged, flowing, stage):
                 gradient = _backward(
                     staged, observers, flowing, stage, inputs, contexts, own_ids, gradient, seed, advance,
-                    first=sharding.own.start,
+                    gathering, first=sharding.own.start,
                 )  # fmt: skip
             if inputs:
                 inputs.pop()
@@ -206,6 +209,7 @@ def _backward(
     incoming: Tensor | None,
     seed: int,
     advance: Advance,
+    gathering: Callable[[], contextlib.AbstractContextManager[object]],
     first: int = 0,
 ) -> Tensor | None:
     """Run a stage forward and backward under its observers; returns the gradient at its input.
@@ -223,7 +227,8 @@ def _backward(
             watcher.sequences = sequences
         rows = batch_rows(batch)
         hidden = None if own is None else own[rows].detach().requires_grad_()
-        output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else [])
+        with gathering():
+            output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else []).float()
         if stage == len(staged.blocks):
             staged.distortion.draw(output, sequences, seed).backward()
         elif output.requires_grad:

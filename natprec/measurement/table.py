@@ -46,6 +46,7 @@ class Header:
         distortion: name of the one that all curves are in.
         transforms: 'auto' if channels are rescaled where that helps GPTQ, else 'none'.
         sites: 'weights', or 'all' if activations, keys and values are among the curves.
+        products: dtype of the operands of matrix products in the sweep.
         checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
         seconds: per stage of measuring.
     """
@@ -70,6 +71,7 @@ class Header:
     distortion: str = "kl"
     transforms: str = "auto"
     sites: str = "weights"
+    products: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)

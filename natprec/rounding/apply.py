@@ -119,7 +119,7 @@ def rounded_stages(
                     codes[site.name] = put(site, None)
             if compensated is not None:
                 members = [site for site in wanted if site.gptq and site.stage == stage]
-                inputs = _inputs(staged.model, members, compensated, stage, advance)
+                inputs = _inputs(staged, members, compensated, stage, advance)
                 for unit in {site.unit: None for site in members if plan.sites[site.name].scaled}:
                     if gauges is None:
                         raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
@@ -130,17 +130,18 @@ def rounded_stages(
                     store_the_rest(staged.model.get_submodule(gauges[unit].producer).parameters())
                 codes |= {site.name: put(site, inputs.get(site.unit)) for site in members}
                 if stage < len(staged.blocks):
-                    compensated.through(stage, advance)
+                    with staged.gathering():
+                        compensated.through(stage, advance)
             yield stage, {site.name: codes[site.name] for site in wanted if site.stage == stage}
 
 
 def _inputs(
-    model: nn.Module, members: list[Site], passage: Passage, stage: int, advance: Advance
+    staged: StagedModel, members: list[Site], passage: Passage, stage: int, advance: Advance
 ) -> dict[str, InputOrder]:
     """What GPTQ needs of the inputs of a stage's units, which the rounded prefix produces."""
     hessians: dict[str, Tensor] = {}
     if members:
-        with _gathering(model, members, hessians):
+        with _gathering(staged.model, members, hessians), staged.gathering():
             passage.run(stage, advance)
     return {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
 

@@ -1,0 +1,107 @@
+"""Products in bfloat16: near enough where they serve averages, never where something is judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from natprec.arithmetic import ARITHMETIC, arithmetic, multiplies_bfloat16, products_in
+from natprec.errors import InputError
+from natprec.formats import engine_profile
+from natprec.measurement.exact import exact_curves
+from natprec.measurement.measure import measure
+from natprec.pipeline import round_to_plan
+from natprec.progress import Stages
+from natprec.rounding import restore, snapshot
+from natprec.subject import Subject
+from tests.arrange import subject, tokens
+from tests.commands import SMALL, natprec
+from tests.conftest import made_up_text, tiny_encoder, tiny_model
+
+CPU = torch.device("cpu")
+
+
+def encoder(products: str) -> Subject:
+    """Its distortion draws signs that do not depend on the output, so that both arithmetics see the same draws."""
+    return Subject.in_memory(tiny_encoder(vocab_size=96), None, "small", products=products)
+
+
+def test_names() -> None:
+    assert arithmetic("float32", CPU) == torch.float32
+    assert arithmetic("bfloat16", CPU) == torch.bfloat16
+    with pytest.raises(InputError, match="did you mean 'bfloat16'"):
+        arithmetic("bfloat", CPU)
+    assert ARITHMETIC[0] == "auto"
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_is_what_the_machine_multiplies(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert multiplies_bfloat16(CPU) is has
+    assert arithmetic("auto", CPU) == (torch.bfloat16 if has else torch.float32)
+    assert not multiplies_bfloat16(torch.device("meta"))
+
+
+def test_products_alone_are_rounded() -> None:
+    layer, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    with products_in(torch.bfloat16, CPU):
+        assert layer(x).dtype == torch.bfloat16
+        assert (x + layer(x)).dtype == torch.float32
+    with products_in(torch.float32, CPU):
+        assert layer(x).dtype == torch.float32
+
+
+def test_curves_are_those_of_float32_within_a_few_percent() -> None:
+    ids = tokens(8, 16)
+    rough, fine = (measure(encoder(products), ids, group_size=32) for products in ("bfloat16", "float32"))
+    assert (rough.header.products, fine.header.products) == ("bfloat16", "float32")
+    for name, curve in fine.curves.items():
+        if curve.energy.any():
+            np.testing.assert_allclose(rough.curves[name].kl(), curve.kl(), rtol=0.1)
+    first = next(iter(fine.curves))
+    assert not np.array_equal(rough.curves[first].forward, fine.curves[first].forward), "they are not the same run"
+
+
+def test_what_judges_does_not_know_of_it() -> None:
+    ids, found = tokens(2, 8), []
+    for products in (torch.bfloat16, torch.float32):
+        of = subject()
+        of.staged.products = products
+        wanted = [(of.sites[3], of.candidates(engine_profile("vllm"), 32)[of.sites[3].name])]
+        found.append([values for _, values in exact_curves(of.staged, wanted, ids, of.storage_dtype)])
+    np.testing.assert_array_equal(*found)
+
+
+def test_gptq_is_fitted_in_it_too() -> None:
+    of, ids = subject(), tokens(8, 16)
+    plan = measure(of, ids, group_size=32).solve(bits=4)
+    codes, before = {}, snapshot(of.model)
+    for products in (torch.bfloat16, torch.float32):
+        of.staged.products = products
+        codes[products] = round_to_plan(of, plan, ids, "gptq", Stages(quiet=True))
+        restore(of.model, before)
+    rough, fine = (torch.cat([each.codes.flatten() for each in found.values()]) for found in codes.values())
+    assert 0 < (rough != fine).float().mean() < 0.2
+
+
+def test_activations_are_measured_in_float32() -> None:
+    of = encoder("bfloat16")
+    assert measure(of, tokens(4, 8), group_size=32, sites="all").header.products == "float32"
+
+
+def test_a_measurement_in_the_other_arithmetic_is_not_gone_on_from(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    tiny_model().save_pretrained(tmp_path / "m")
+    tiny_tokenizer.save_pretrained(tmp_path / "m")
+    (tmp_path / "text.txt").write_text(made_up_text(3000))
+    options = ("quantize", "--model", tmp_path / "m", "--data", tmp_path / "text.txt", *SMALL, "--eval-tokens", "128")
+    options += ("--out", tmp_path / "out", "--eps", "1e-12")
+    refused = natprec(*options, "--arithmetic", "bfloat16")
+    assert refused.code == 2
+    assert "kept for natprec solve" in refused.reason
+    assert "its arithmetic is 'bfloat16', now 'float32'" in natprec(*options, "--resume").reason
