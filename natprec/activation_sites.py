@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from natprec.attention import AttentionHook
 from natprec.blocks import StagedModel
-from natprec.formats.activation_format import FLOAT8, ActivationFormat
+from natprec.formats.activation_format import CHANNEL, FLOAT8, ActivationFormat
 from natprec.hooks import attached
 from natprec.quantizers.activations import round_activations
 from natprec.sites import Site
@@ -25,6 +25,7 @@ WIDTHS = range(3, 9)
 """Measured of every activation, whatever the engine runs: b* is a property of the model."""
 
 GROUPED_WIDTHS = (4, 8)
+"""Measured also with one scale per group of a token, and with a fixed one per feature."""
 
 
 def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, cached: bool) -> list[Site]:
@@ -58,14 +59,18 @@ def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, ca
 def activation_formats(site: Site, group_size: int | None) -> tuple[ActivationFormat, ...]:
     """What is measured at a site: one scale per token, or per head of a key or value; float8 too in a cache.
 
+    Inputs of Linears are also measured with fixed scales per feature, which no engine multiplies: what they cost beside
+    scales per token says what outlying features do.
+
     Args:
         group_size: of the weights; inputs of Linears are measured with that as well, where it divides them.
     """
     if site.role == "cache":
         return (*(ActivationFormat(bits, site.shape[1]) for bits in WIDTHS), FLOAT8)
     formats = [ActivationFormat(bits) for bits in WIDTHS]
-    if group_size is not None and group_size > 0 and site.role == "linear":
-        formats += [ActivationFormat(bits, group_size) for bits in GROUPED_WIDTHS]
+    if site.role == "linear":
+        sizes = (CHANNEL,) if group_size is None or group_size <= 0 else (group_size, CHANNEL)
+        formats += [ActivationFormat(bits, size) for size in sizes for bits in GROUPED_WIDTHS]
     return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
 
 

@@ -2,6 +2,7 @@
 
     a8-token     one scale per token, from its largest magnitude
     a4-g64       one scale per 64 features of a token
+    a8-channel   one scale per feature, fixed beforehand: what only a product that is not summed over features can use
     fp8-tensor   float8 e4m3, one scale for all text, fixed beforehand (what vLLM keeps in a cache)
 
 Integers' scales are those of compressed-tensors: largest magnitude over (2^b - 1) / 2. That of float8 is a power of
@@ -24,10 +25,10 @@ FLOAT8_MAX = 448.0
 FLOAT8_SPAN = 224.0
 """What the largest magnitude measured is scaled to, or below: the rest of the range is for other text."""
 
-TOKEN, TENSOR = 0, -1
-"""Group sizes that stand for one scale per token, and for one in all."""
+TOKEN, TENSOR, CHANNEL = 0, -1, -2
+"""Group sizes that stand for one scale per token, for one in all, and for one per feature of all tokens."""
 
-_NAME = re.compile(r"(?:a(?P<bits>[2-8])-(?:token|g(?P<group>[1-9]\d*)))|(?P<float>fp8-tensor)")
+_NAME = re.compile(r"(?:a(?P<bits>[2-8])-(?:token|(?P<channel>channel)|g(?P<group>[1-9]\d*)))|(?P<float>fp8-tensor)")
 
 
 @dataclass(frozen=True, order=True)
@@ -36,7 +37,7 @@ class ActivationFormat:
 
     Attributes:
         bits: of a code.
-        group_size: features that share a scale; `TOKEN` for all of a token, `TENSOR` for all tokens.
+        group_size: features that share a scale; `TOKEN` for all of a token, `TENSOR` all tokens; `CHANNEL`: none do.
         floating: float8 e4m3 instead of integers.
     """
 
@@ -46,10 +47,10 @@ class ActivationFormat:
 
     @property
     def name(self) -> str:
-        """For example `a8-token`, `a4-g64` or `fp8-tensor`."""
+        """For example `a8-token`, `a4-g64`, `a8-channel` or `fp8-tensor`."""
         if self.floating:
             return "fp8-tensor"
-        return f"a{self.bits}-token" if self.group_size == TOKEN else f"a{self.bits}-g{self.group_size}"
+        return f"a{self.bits}-" + {TOKEN: "token", CHANNEL: "channel"}.get(self.group_size, f"g{self.group_size}")
 
     def scale(self, largest: Tensor) -> Tensor:
         """Of groups with these largest magnitudes; 1 for a group of zeros."""
@@ -63,14 +64,14 @@ class ActivationFormat:
 
     def arguments(self) -> dict[str, Any]:
         """compressed-tensors' description."""
-        strategy = {TOKEN: "token", TENSOR: "tensor"}.get(self.group_size, "group")
+        strategy = {TOKEN: "token", TENSOR: "tensor", CHANNEL: "channel"}.get(self.group_size, "group")
         return {
             "num_bits": self.bits,
             "type": "float" if self.floating else "int",
             "symmetric": True,
             "strategy": strategy,
             "group_size": self.group_size if strategy == "group" else None,
-            "dynamic": strategy != "tensor",
+            "dynamic": strategy not in ("tensor", "channel"),
         }
 
 
@@ -81,9 +82,11 @@ def parse_activation_format(name: str) -> ActivationFormat:
     """The format with this name.
 
     Raises:
-        InputError: the name is not of the form `a8-token`, `a4-g64` or `fp8-tensor`.
+        InputError: the name is not of the form `a8-token`, `a4-g64`, `a8-channel` or `fp8-tensor`.
     """
     match = _NAME.fullmatch(name)
     if match is None:
         raise InputError(f"unknown activation format {name!r}; write for example a8-token, a4-g64 or fp8-tensor")
-    return FLOAT8 if match["float"] else ActivationFormat(int(match["bits"]), int(match["group"] or TOKEN))
+    if match["float"]:
+        return FLOAT8
+    return ActivationFormat(int(match["bits"]), CHANNEL if match["channel"] else int(match["group"] or TOKEN))

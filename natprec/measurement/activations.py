@@ -156,15 +156,15 @@ class ActivationObserver:
             np.zeros((self.parts, self.total // self.parts)),
             np.ones(len(self.formats)),
             scaled=columns is not None,
-            largest=(float(largest), float(after)),
+            largest=(float(largest.amax()), float(after.amax())),
         )
 
     def _largest(self, columns: Tensor | float) -> Tensor:
-        """The largest magnitude over all text, of values divided by `columns`."""
-        found = [(values / columns).abs().amax() for values in self.values.values()]
-        own = torch.stack(found).amax() if found else torch.tensor(-1.0)
+        """(features,): the largest magnitude of each over all text, of values divided by `columns`."""
+        found = [values.abs().amax(0) for values in self.values.values()]
+        own = torch.stack(found).amax(0) if found else torch.full((self.site.elements,), -1.0)
         largest = self.sharding.workers.all_max(own)
-        return largest if largest >= 0 else torch.ones(())
+        return torch.where(largest >= 0, largest, 1.0) / columns
 
 
 def directional(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from natprec.formats.activation_format import FLOAT8_MAX, TENSOR, TOKEN, ActivationFormat
+from natprec.formats.activation_format import CHANNEL, FLOAT8_MAX, TENSOR, ActivationFormat
 
 
 def round_activations(values: Tensor, fmt: ActivationFormat, largest: Tensor | None = None) -> Tensor:
@@ -17,13 +17,14 @@ def round_activations(values: Tensor, fmt: ActivationFormat, largest: Tensor | N
 
     Args:
         values: (..., features), float32 and finite.
-        largest: magnitude that a fixed scale was made for; by default that of `values`.
+        largest: magnitude that a fixed scale was made for, of all features or (features,); by default that of `values`.
     Returns:
         The same shape; a group of zeros stays zero.
     """
-    grouped = values if fmt.group_size in (TOKEN, TENSOR) else values.unflatten(-1, (-1, fmt.group_size))
-    if fmt.group_size == TENSOR:
-        span = values.abs().amax() if largest is None else largest
+    grouped = values.unflatten(-1, (-1, fmt.group_size)) if fmt.group_size > 0 else values
+    if fmt.group_size in (TENSOR, CHANNEL):
+        span = values.abs().flatten(0, -2).amax(0) if largest is None else largest
+        span = span.amax() if fmt.group_size == TENSOR else span
     else:
         span = torch.maximum(grouped.amax(-1, keepdim=True), -grouped.amin(-1, keepdim=True))
     scale = fmt.scale(span)

@@ -14,11 +14,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from natprec.activation_sites import activation_formats, rounded
 from natprec.errors import ModelError
 from natprec.formats import NumberFormat
-from natprec.formats.activation_format import FLOAT8, ActivationFormat
+from natprec.formats.activation_format import CHANNEL, FLOAT8, ActivationFormat, parse_activation_format
 from natprec.measurement import Curve, Measurement
 from natprec.measurement import activations as observing
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
+from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import sweep
 from natprec.quantizers.activations import round_activations
 from natprec.sites import Site
@@ -147,10 +148,28 @@ def test_tokens_are_left_out_where_memory_is_short(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_constant_activation_costs_nothing_at_zero() -> None:
-    for fmt in (ActivationFormat(4), ActivationFormat(4, 4), FLOAT8):
+    for fmt in (ActivationFormat(4), ActivationFormat(4, 4), ActivationFormat(4, CHANNEL), FLOAT8):
         assert torch.equal(round_activations(torch.zeros(3, 8), fmt), torch.zeros(3, 8))
     constant = torch.full((2, 8), 1.5)
     assert torch.isfinite(round_activations(constant, ActivationFormat(8))).all()
+
+
+def test_a_fixed_scale_per_feature_serves_all_tokens() -> None:
+    fmt = parse_activation_format("a4-channel")
+    assert (fmt, fmt.name, fmt.divides(7)) == (ActivationFormat(4, CHANNEL), "a4-channel", True)
+    values = torch.tensor([[1.0, 100.0, 0.0], [-7.5, 3.0, 0.0]])
+    rounded_values = round_activations(values, fmt)  # steps of 1 and of 13.3
+    torch.testing.assert_close(rounded_values, torch.tensor([[1.0, 7 * 200 / 15, 0.0], [-8.0, 0.0, 0.0]]))
+    torch.testing.assert_close(round_activations(values[:1], fmt, values.abs().amax(0)), rounded_values[:1])
+
+
+def test_fixed_scales_are_those_of_all_sequences() -> None:
+    site = next(site for site in subject().activations if site.name.endswith("q_proj:input"))
+    observer = observing.ActivationObserver(site, (ActivationFormat(4, CHANNEL),), Sharding.alone(4), 1, 0)
+    observer.values = {0: torch.tensor([[1.0, 2.0]]), 3: torch.tensor([[-4.0, 1.0]])}
+    torch.testing.assert_close(observer._largest(2.0), torch.tensor([2.0, 1.0]))
+    fixed = [fmt.name for fmt in activation_formats(site, None) if fmt.group_size == CHANNEL]
+    assert fixed == ["a4-channel", "a8-channel"]
 
 
 def test_infinity_in_an_activation_names_site_and_sequence() -> None:

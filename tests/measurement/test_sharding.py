@@ -156,8 +156,9 @@ def test_another_number_of_workers_resumes(stages: int, tied: bool, tmp_path: Pa
         def save(state: SweepState) -> None:
             nonlocal done
             done += 1
-            if workers.first:
-                save_state(tmp_path / "state", {}, state)
+            if not workers.first:
+                return  # it waits for the first one, in vain
+            save_state(tmp_path / "state", {}, state)
             if done == stages:
                 raise Killed
 
