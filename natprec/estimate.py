@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 SWEEP_FORWARDS = 4.3
 """Forward-equivalents of the sweep: forward, recomputed forward, backward (2), and the contraction."""
 
-GPTQ_FORWARDS = 2.3
-"""Hessians, propagation, and the rounding itself."""
+ROUNDING_FORWARDS = {"rtn": 0.0, "gptq": 2.3, "yaqa": 7.0}
+"""Second moments, propagation, and the rounding itself; YAQA's gradients take both ways through the model first."""
 
 REFINE_FORWARDS = 4.0
 """Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
@@ -83,7 +83,7 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     )
     own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
-    gptq = GPTQ_FORWARDS if request.rounding == "gptq" and judged else 0.0
+    rounding = ROUNDING_FORWARDS[request.rounding] if judged else 0.0
     seconds = {
         "text": own_text * per_token * 4,
         "measure": request.tokens * per_token * SWEEP_FORWARDS + 2 * reading,
@@ -91,7 +91,7 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     }
     if judged:
         seconds |= {
-            "round": request.tokens * per_token * gptq,
+            "round": request.tokens * per_token * rounding,
             "refine": request.refine * SEQUENCES * request.length * per_token * REFINE_FORWARDS,
             "verify": 2 * request.eval_tokens * per_token,
         }
@@ -110,7 +110,7 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         available_bytes=available_bytes() + resident,
         disk_bytes=inputs if on_disk else 0,
         seconds=seconds,
-        forward_equivalents=SWEEP_FORWARDS + gptq,
+        forward_equivalents=SWEEP_FORWARDS + rounding,
     )
 
 
@@ -152,7 +152,7 @@ def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
             units = min(sequences, max(MIN_UNITS, UNIT_MEMORY // (4 * site.elements)))
             gathered = units + (batch if units < sequences else 0)
             needed += 4 * site.elements * gathered + 8 * batch * request.length * sum(site.shape)
-        if request.rounding == "gptq":
+        if request.rounding != "rtn":
             squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
             needed += 8 * sum(squares.values()) + 4 * (sequences // JUDGING) * judging
