@@ -55,9 +55,11 @@ class Gradients:
         """Go through the model and back, to the first block that an earlier run has not passed."""
         last, first = len(staged.blocks), 0 if passage.reached is None else passage.reached + 1
         self._kept = BlockInputs()
+        if first >= last:
+            return
         inputs, contexts = forward_blocks(staged, passage.ids, last, advance)
         gradient = None
-        for stage in range(last, first if staged.blocks else last, -1):
+        for stage in range(last, first, -1):
             with staged.hold(stage):
                 gradient = backward(
                     staged, {}, {}, stage, inputs, contexts, passage.ids, gradient, SEED, advance
