@@ -8,33 +8,23 @@ the stage (embeddings) are rounded to nearest, those without gradients of their 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from natprec.blocks import StagedModel
-from natprec.errors import unknown
 from natprec.measurement.sweep import batch_count, batches
 from natprec.passage import Passage
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import InputOrder, gptq
+from natprec.quantizers.roundings import refuse_unknown_rounding
 from natprec.quantizers.yaqa import output_order, yaqa
 from natprec.rounding.moments import Gradients, stage_moments
 from natprec.sites import Site, site_weight
 from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.transforms import Gauge, channel_scales, fold
-
-Rounding = Literal["rtn", "gptq", "yaqa"]
-ROUNDINGS: tuple[str, ...] = get_args(Rounding)
-
-
-def refuse_unknown_rounding(name: str) -> None:
-    """Raises InputError with the nearest name."""
-    if name not in ROUNDINGS:
-        raise unknown("rounding", name, ROUNDINGS)
 
 
 def apply_plan(
