@@ -32,10 +32,10 @@ CONTRACTION = 0.4
 SHARES = 1.4
 """The same of what GPTQ will leave: moments of inputs, factors, trial rounding (measured: 5.8 in all)."""
 
-GPTQ_FORWARDS = 2.0
-"""Hessians and propagation."""
+ROUNDING_FORWARDS = {"rtn": 0.0, "gptq": 2.0, "yaqa": 6.0}
+"""Second moments and propagation; YAQA's gradients take both ways through the model first."""
 
-GPTQ_ROUNDING = 0.3
+ROUNDING = {"rtn": 0.0, "gptq": 0.3, "yaqa": 1.0}
 """The rounding itself, in forwards in float32."""
 
 REFINE_FORWARDS = 4.0
@@ -95,8 +95,9 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     )
     own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
-    fitted = request.rounding == "gptq"
+    fitted = request.rounding != "rtn"
     passes = request.tokens * (per_token if request.sites == "all" else gathering)
+    rounding = ROUNDING_FORWARDS[request.rounding] if judged else 0.0
     seconds = {
         "text": own_text * per_token * 4,
         "measure": passes * SWEEP_FORWARDS + request.tokens * per_token * (CONTRACTION + SHARES * fitted) + 2 * reading,
@@ -104,7 +105,7 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     }
     if judged:
         seconds |= {
-            "round": request.tokens * (gathering * GPTQ_FORWARDS + per_token * GPTQ_ROUNDING) * fitted,
+            "round": request.tokens * (gathering * rounding + per_token * ROUNDING[request.rounding]),
             "refine": request.refine * SEQUENCES * request.length * per_token * REFINE_FORWARDS,
             "verify": 2 * request.eval_tokens * per_token,
         }
@@ -123,7 +124,7 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         available_bytes=available_bytes() + resident,
         disk_bytes=inputs if on_disk else 0,
         seconds=seconds,
-        forward_equivalents=SWEEP_FORWARDS + GPTQ_FORWARDS * (fitted and judged),
+        forward_equivalents=SWEEP_FORWARDS + rounding,
     )
 
 
@@ -165,7 +166,7 @@ def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
             units = min(sequences, max(MIN_UNITS, UNIT_MEMORY // (4 * site.elements)))
             gathered = units + (batch if units < sequences else 0)
             needed += 4 * site.elements * gathered + 8 * batch * request.length * sum(site.shape)
-        if request.rounding == "gptq":
+        if request.rounding != "rtn":
             squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
             needed += 8 * sum(squares.values()) + 4 * (sequences // JUDGING) * judging

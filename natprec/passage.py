@@ -17,7 +17,7 @@ from torch import Tensor
 
 from natprec.blocks import Context, StagedModel
 from natprec.files import write_bytes
-from natprec.measurement.sweep import batch_rows, batches
+from natprec.measurement.sweep import batch_rows, batches, differentiate
 from natprec.progress import Advance
 
 
@@ -55,6 +55,21 @@ class Passage:
             hidden = self._hidden[number] if self._hidden else None
             self._staged.run(stage, hidden, self.ids[batch_rows(batch)], self._contexts[number] if self._hidden else [])
             advance(f"{stage} forward")
+
+    @torch.enable_grad()
+    def back(self, stage: int, gradient: Tensor | None, seed: int = 0, advance: Advance = lambda stage: None) -> None:
+        """As `run`, and the way back to the input of a block or the last stage, for hooks that watch that.
+
+        Args:
+            gradient: at a block's output, (sequences, time, hidden); the last stage draws its own, by `seed`.
+        """
+        for number, batch in enumerate(batches(*self.ids.shape)):
+            rows = batch_rows(batch)
+            hidden = self._hidden[number].detach().requires_grad_()
+            known = None if gradient is None else gradient[rows]
+            given = (hidden, self.ids[rows], self._contexts[number], known)
+            differentiate(self._staged, stage, *given, batch, seed, self._staged.gathering)
+            advance(f"{stage} backward")
 
     @torch.no_grad()
     def through(self, stage: int, advance: Advance = lambda stage: None) -> None:

@@ -173,7 +173,7 @@ def round_to_plan(
 def _rounding_stage(
     subject: Subject, ids: Tensor | None, rounding: str, stages: Stages
 ) -> contextlib.AbstractContextManager[Advance]:
-    steps = apply_batches(subject.staged, *ids.shape) if ids is not None and rounding != "rtn" else None
+    steps = apply_batches(subject.staged, rounding, *ids.shape) if ids is not None and rounding != "rtn" else None
     return stages.stage(f"round ({rounding})", steps)
 
 

@@ -17,7 +17,7 @@ from natprec.measurement.measure import ESTIMATORS, SITES
 from natprec.memory import available_bytes
 from natprec.models import load_model, stored_elements
 from natprec.progress import Stages
-from natprec.rounding import refuse_unknown_rounding
+from natprec.quantizers.roundings import refuse_unknown_rounding
 from natprec.solver import Plan, solve
 from natprec.solver.solve import Scope, check_eps, check_positive
 from natprec.solver.units import NOT_ROUNDED, check_flows

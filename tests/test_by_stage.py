@@ -72,6 +72,8 @@ def files(folder: Path) -> dict[str, bytes]:
         ("gemma3", "natprec", "gptq"),
         ("opt", "transformers", "gptq"),
         ("roberta", "natprec", "rtn"),
+        ("gpt-neox", "natprec", "yaqa"),
+        ("roberta", "vllm", "yaqa"),
     ],
 )
 def test_the_same_checkpoint_and_verdict(
@@ -138,16 +140,20 @@ def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: p
     assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
 
 
-@pytest.mark.parametrize("last", [-1, 2, 4], ids=["embedding", "middle", "head"])
+@pytest.mark.parametrize(
+    ("last", "rounding"),
+    [(-1, "gptq"), (2, "gptq"), (4, "gptq"), (2, "yaqa"), (4, "yaqa")],
+    ids=["embedding", "middle", "head", "middle-yaqa", "head-yaqa"],
+)
 def test_rounding_goes_on_where_it_was(
-    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, last: int
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, last: int, rounding: str
 ) -> None:
     folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=4, vocab_size=96), tiny_tokenizer)
     subject, kept = opened(folder), tmp_path / "kept"
     plan = planned(subject, "natprec")
     for name in ("whole", "cut", "resumed", "other"):
         (tmp_path / name).mkdir()
-    round_to_folder(subject, plan, IDS, "gptq", tmp_path / "whole", tmp_path / "kept-whole", str)
+    round_to_folder(subject, plan, IDS, rounding, tmp_path / "whole", tmp_path / "kept-whole", str)
     put, rounded = Pieces.put, []
 
     def interrupted(self: Pieces, stage: int, codes: Any) -> None:
@@ -162,16 +168,16 @@ def test_rounding_goes_on_where_it_was(
     monkeypatch.setattr(Pieces, "put", interrupted)
     if last < 4:
         with pytest.raises(KeyboardInterrupt):
-            round_to_folder(subject, plan, IDS, "gptq", tmp_path / "cut", kept, str)
+            round_to_folder(subject, plan, IDS, rounding, tmp_path / "cut", kept, str)
     else:
-        round_to_folder(subject, plan, IDS, "gptq", tmp_path / "cut", kept, str)
+        round_to_folder(subject, plan, IDS, rounding, tmp_path / "cut", kept, str)
     assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
     monkeypatch.setattr(Pieces, "put", recorded)
-    round_to_folder(subject, plan, IDS, "gptq", tmp_path / "resumed", kept, str)
+    round_to_folder(subject, plan, IDS, rounding, tmp_path / "resumed", kept, str)
     assert rounded == [-1, *range(min(last, 3) + 1, 5)]
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
     rounded.clear()
-    round_to_folder(subject, plan, IDS.flip(0), "gptq", tmp_path / "other", kept, str)
+    round_to_folder(subject, plan, IDS.flip(0), rounding, tmp_path / "other", kept, str)
     assert rounded == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"
 
 
@@ -216,7 +222,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, text_fi
 
 def test_a_killed_quantize_goes_on(tmp_path: Path, large: list[str]) -> None:
     """SIGKILL while it rounds: the same checkpoint as in memory, and nothing of the run is left."""
-    options = [*large, "--eps", "0.01", "--eval-tokens", "256", "--seed", "1"]
+    options = [*large, "--eps", "0.01", "--eval-tokens", "256", "--seed", "1", "--arithmetic", "float32"]
     assert natprec("quantize", *options, "--weights", "disk", "--out", tmp_path / "whole").code in (0, 3)
     out, stage = tmp_path / "out", tmp_path / "out.partial" / "stages" / "stage-00003.safetensors"
     process = subprocess.Popen(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from natprec.formats import NumberFormat
 from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares, judged_rows
+from natprec.quantizers.second_moments import add_products, mirrored
 from natprec.sites import Site
 from natprec.transforms import Gauge, channel_scales
 
@@ -26,9 +27,6 @@ DECIDING_BITS = 4
 
 TOGETHER = 1.1
 """By so much more GPTQ's errors in all weights cost than one by one: found on two models (LOG.md), not derived."""
-
-PRODUCT_COLUMNS = 256
-"""Rows of a matrix of products that are computed at a time, from the diagonal on."""
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Compensation:
         if self.site.name == self.site.unit and fitting.any():
             seen = inputs[fitting].flatten(0, 1)
             width = inputs.shape[-1]
-            _add_products(
+            add_products(
                 self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width, dtype=torch.float64)), seen
             )
 
@@ -97,7 +95,7 @@ def decide(
         for each in members:
             each.left = torch.ones(len(formats), dtype=torch.float64)
         return
-    inputs = InputOrder.of(_mirrored(moments).float())
+    inputs = InputOrder.of(mirrored(moments).float())
     scalings: list[Tensor | None] = [None]
     if gauge is not None:
         place = deciding_format(formats, first.site.shape[1])
@@ -114,15 +112,3 @@ def decide(
 
 def _judges(sequence: int) -> bool:
     return sequence % JUDGING == JUDGING - 1
-
-
-def _add_products(sums: Tensor, rows: Tensor) -> None:
-    """Add Σ r rᵀ (columns, columns) over the rows, on and above the diagonal; blocks below it stay 0."""
-    for start in range(0, len(sums), PRODUCT_COLUMNS):
-        stop = start + PRODUCT_COLUMNS
-        sums[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
-
-
-def _mirrored(upper: Tensor) -> Tensor:
-    """The symmetric matrix of which only what lies on and above the diagonal is right."""
-    return upper.triu() + upper.triu(1).T

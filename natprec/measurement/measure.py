@@ -64,7 +64,7 @@ def measure(
     Args:
         ids: (sequences, time) calibration tokens.
         group_size: one size, or None for all that divide a site.
-        rounding: 'gptq': plans may be rounded by GPTQ, so what it leaves is measured too; 'rtn': half the time.
+        rounding: 'gptq' or 'yaqa': plans may be rounded so, so what is left is measured too; 'rtn': half the time.
         transforms: 'auto': rescale channels before GPTQ where that leaves less distortion; 'none'.
         sites: 'weights', or 'all': activations, keys and values too.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
@@ -125,7 +125,7 @@ def measure(
             seed=seed,
             rounding=rounding,
             parts=parts,
-            gauges=subject.gauges if rounding == "gptq" and transforms == "auto" else None,
+            gauges=subject.gauges if rounding != "rtn" and transforms == "auto" else None,
             activations={site: activation_formats(site, group_size) for site in others},
             advance=advance,
             state=state,

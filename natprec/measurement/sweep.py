@@ -35,6 +35,9 @@ from natprec.workers import Workers
 
 BATCH_TOKENS = 1024
 
+Gathering = Callable[[], contextlib.AbstractContextManager[object]]
+"""What stands around a forward that serves averages: see `StagedModel.gathering`."""
+
 
 @dataclass
 class SweepState:
@@ -127,7 +130,7 @@ def sweep(
         ids: (sequences, time) token ids.
         scale_dtype: dtype in which scales are stored.
         seed: of what the distortion draws.
-        rounding: 'gptq': measure also what it leaves of the distortion of rounding to nearest.
+        rounding: unless 'rtn', measure also what GPTQ leaves of the distortion of rounding to nearest.
         parts: kinds of text: equal, consecutive shares of the sequences.
         gauges: unit → where its inputs can be rescaled; used where that lowers what GPTQ leaves.
         activations: more sites, with their candidate formats.
@@ -145,7 +148,7 @@ def sweep(
     moments: dict[str, Tensor] = {}
 
     def compensation(site: Site) -> Compensation | None:
-        if rounding != "gptq" or not site.gptq:
+        if rounding == "rtn" or not site.gptq:
             return None
         return Compensation(site, site_weight(staged.model, site), scale_dtype, moments)
 
@@ -174,7 +177,7 @@ def sweep(
         workers.stage = stage_label(staged, stage)
         with staged.hold(stage):
             with _watching(staged, observers, stage), watching(staged, flowing, stage):
-                gradient = _backward(
+                gradient = backward(
                     staged, observers, flowing, stage, inputs, contexts, own_ids, gradient, seed, advance,
                     gathering, first=sharding.own.start,
                 )  # fmt: skip
@@ -198,7 +201,7 @@ def sweep(
     return {site.name: state.curves[site.name] for site in (*sites, *(activations or {}))}
 
 
-def _backward(
+def backward(
     staged: StagedModel,
     observers: Mapping[str, WeightObserver],
     flowing: Mapping[str, ActivationObserver],
@@ -209,7 +212,7 @@ def _backward(
     incoming: Tensor | None,
     seed: int,
     advance: Advance,
-    gathering: Callable[[], contextlib.AbstractContextManager[object]],
+    gathering: Gathering,
     first: int = 0,
 ) -> Tensor | None:
     """Run a stage forward and backward under its observers; returns the gradient at its input.
@@ -227,19 +230,42 @@ def _backward(
             watcher.sequences = sequences
         rows = batch_rows(batch)
         hidden = None if own is None else own[rows].detach().requires_grad_()
-        with gathering():
-            output = staged.run(stage, hidden, ids[rows], contexts[number] if contexts else []).float()
-        if stage == len(staged.blocks):
-            staged.distortion.draw(output, sequences, seed).backward()
-        elif output.requires_grad:
-            assert incoming is not None
-            output.backward(incoming[rows].to(output.device))
+        known = None if incoming is None else incoming[rows]
+        given = (hidden, ids[rows], contexts[number] if contexts else [], known)
+        differentiate(staged, stage, *given, sequences, seed, gathering)
         if hidden is not None and gradient is not None:
             gradient[rows] = hidden.grad  # type: ignore[assignment]
         for observer in observers.values():
             observer.flush()
         advance(f"{stage_label(staged, stage)} backward")
     return gradient
+
+
+def differentiate(
+    staged: StagedModel,
+    stage: int,
+    hidden: Tensor | None,
+    ids: Tensor,
+    contexts: list[Context],
+    incoming: Tensor | None,
+    sequences: range,
+    seed: int,
+    gathering: Gathering,
+) -> None:
+    """Run a stage and go back through it, for the hooks that watch and for the gradient of `hidden`.
+
+    Args:
+        incoming: the gradient at the output of a batch; the last stage draws its own.
+        sequences: numbers of the batch's sequences, by which it draws.
+        gathering: around the way forward, which decides what products are computed in.
+    """
+    with gathering():
+        output = staged.run(stage, hidden, ids, contexts).float()
+    if stage == len(staged.blocks):
+        staged.distortion.draw(output, sequences, seed).backward()
+    elif output.requires_grad:
+        assert incoming is not None
+        output.backward(incoming.to(output.device))
 
 
 def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: int) -> None:

@@ -57,11 +57,12 @@ class InputOrder:
         return InputOrder(self.order, self.inverse * columns[self.order], self.power / columns.square())
 
     @classmethod
-    def of(cls, hessian: Tensor) -> InputOrder:
+    def of(cls, hessian: Tensor, damping: float = DAMPING) -> InputOrder:
         """Factorize.
 
         Args:
             hessian: (columns, columns), Σ x xᵀ over the calibration tokens; any positive factor.
+            damping: share of its mean diagonal that is added to it.
         Raises:
             ModelError: it has no Cholesky factor even with more damping (inputs not finite).
         """
@@ -71,7 +72,7 @@ class InputOrder:
         if mean == 0:
             return cls(order, torch.eye(len(hessian), device=hessian.device), power)
         ordered = hessian[order][:, order].double()
-        for share in (DAMPING, 10 * DAMPING, 100 * DAMPING):
+        for share in (damping, 10 * damping, 100 * damping):
             damped = ordered + share * mean * torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
             lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
             if not failed:  # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹
@@ -91,9 +92,9 @@ def gptq(weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: tor
     """
     rows, columns = weight.shape
     codes = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
-    scale, offset = _weighted_grid(weight.float(), inputs, fmt, scale_dtype)
+    scale, offset = weighted_grid(weight.float(), inputs, fmt, scale_dtype)
     for part in _parts(rows, columns):
-        grid = _Grid.of(scale[part], None if offset is None else offset[part], fmt, inputs.order)
+        grid = Grid.of(scale[part], None if offset is None else offset[part], fmt, inputs.order)
         codes[part] = _round_columns(weight[part].float().T[inputs.order], inputs, grid)[0].T
     return QuantizedTensor.of(fmt, codes, scale, offset)
 
@@ -152,7 +153,7 @@ def gptq_shares(
     for part in _parts(len(formats), stacked.numel() * len(scalings)):
         grids = [_found_grid(stacked, inputs, factor, fmt, scale_dtype) for factor in factors for fmt in formats[part]]
         work = stacked.T[inputs.order].repeat(1, len(grids))
-        values = _round_columns(work, inputs, _Grid.joined(grids))[1].T.view(len(factors), -1, *stacked.shape)
+        values = _round_columns(work, inputs, Grid.joined(grids))[1].T.view(len(factors), -1, *stacked.shape)
         left = (values - stacked).split(counts, 2)
         parts.append(torch.stack([each.losses(error) for each, error in zip(weights, left, strict=True)]))
     losses = torch.cat(parts, -1)
@@ -162,14 +163,14 @@ def gptq_shares(
 
 def _found_grid(
     weight: Tensor, inputs: InputOrder, factor: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype
-) -> _Grid:
+) -> Grid:
     """The grid that GPTQ chooses for columns multiplied by `factor`, as one of the columns as they are."""
-    grid = _Grid.of(*_weighted_grid(weight * factor, inputs.scaled(factor), fmt, scale_dtype), fmt, inputs.order)
+    grid = Grid.of(*weighted_grid(weight * factor, inputs.scaled(factor), fmt, scale_dtype), fmt, inputs.order)
     ordered = factor[inputs.order].unsqueeze(1)
-    return _Grid(grid.scale / ordered, grid.offset / ordered, grid.low, grid.high)
+    return Grid(grid.scale / ordered, grid.offset / ordered, grid.low, grid.high)
 
 
-def _weighted_grid(
+def weighted_grid(
     weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Scales and offsets of the groups, where an error counts by the power of its input."""
@@ -179,7 +180,7 @@ def _weighted_grid(
 
 
 @dataclass
-class _Grid:
+class Grid:
     """Scale, offset (columns in rounding order, rows) and code range (rows,) of a transposed weight."""
 
     scale: Tensor
@@ -188,21 +189,22 @@ class _Grid:
     high: Tensor
 
     @classmethod
-    def of(cls, scale: Tensor, offset: Tensor | None, fmt: NumberFormat, order: Tensor) -> _Grid:
+    def of(cls, scale: Tensor, offset: Tensor | None, fmt: NumberFormat, order: Tensor) -> Grid:
+        """Of the rows of `scale`, with their groups' columns in rounding order."""
         group = order // (len(order) // scale.shape[1])
         low, high = (torch.full((len(scale),), float(end), device=scale.device) for end in fmt.code_range)
         offset = torch.zeros_like(scale) if offset is None else offset
         return cls(scale.T[group], offset.T[group], low, high)
 
     @classmethod
-    def joined(cls, grids: list[_Grid]) -> _Grid:
+    def joined(cls, grids: list[Grid]) -> Grid:
         """Side by side."""
         return cls(
             *(torch.cat([getattr(grid, name) for grid in grids], -1) for name in ("scale", "offset", "low", "high"))
         )
 
 
-def _round_columns(work: Tensor, inputs: InputOrder, grid: _Grid) -> tuple[Tensor, Tensor]:
+def _round_columns(work: Tensor, inputs: InputOrder, grid: Grid) -> tuple[Tensor, Tensor]:
     """Codes and rounded values, both in the original order of columns.
 
     Args:

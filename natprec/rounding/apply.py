@@ -1,41 +1,30 @@
 """Rounding a whole model to a plan, stage by stage.
 
-GPTQ takes each block's Hessians from inputs that the already rounded prefix produces, so that later
+GPTQ and YAQA take each block's second moments from what the already rounded prefix produces, so that later
 blocks make up for the errors of earlier ones. Sites without a matrix-product input of their own in
-the stage (embeddings) are rounded to nearest.
+the stage (embeddings) are rounded to nearest, those without gradients of their own outputs by GPTQ.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from natprec.blocks import StagedModel
-from natprec.errors import unknown
-from natprec.formats import NumberFormat
-from natprec.hooks import attached
-from natprec.measurement.sweep import batches
+from natprec.measurement.sweep import batch_count, batches
 from natprec.passage import Passage
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import InputOrder, gptq
+from natprec.quantizers.roundings import refuse_unknown_rounding
+from natprec.quantizers.yaqa import output_order, yaqa
+from natprec.rounding.moments import Gradients, stage_moments
 from natprec.sites import Site, site_weight
 from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.transforms import Gauge, channel_scales, fold
-
-Rounding = Literal["rtn", "gptq"]
-ROUNDINGS: tuple[str, ...] = get_args(Rounding)
-
-
-def refuse_unknown_rounding(name: str) -> None:
-    """Raises InputError with the nearest name."""
-    if name not in ROUNDINGS:
-        raise unknown("rounding", name, ROUNDINGS)
 
 
 def apply_plan(
@@ -53,10 +42,10 @@ def apply_plan(
     Weights are replaced, not overwritten: `snapshot` and `restore` bring the original back.
 
     Args:
-        ids: (sequences, time) calibration tokens for GPTQ; unused by round-to-nearest.
+        ids: (sequences, time) calibration tokens; unused by round-to-nearest.
         storage_dtype: of scales, and of everything that is not quantized.
         advance: called once per batch of forward work.
-        gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, with GPTQ.
+        gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, except by 'rtn'.
     Returns:
         Site name → codes and scales.
     Raises:
@@ -85,25 +74,31 @@ def rounded_stages(
     While they are yielded the stage's weights are in memory and are those that an engine reconstructs.
 
     Args:
-        passage: the calibration text before the prefix, for GPTQ; stages that it had passed in an earlier run are
-            left out. The others are as for `apply_plan`.
+        passage: the calibration text before the prefix, if not rounded to nearest; stages that it had passed in an
+            earlier run are left out. The others are as for `apply_plan`.
     """
     refuse_unknown_rounding(rounding)
     wanted = [site for site in sites if plan.sites[site.name].format is not None]
     quantized = {id(site_weight(staged.model, site)) for site in wanted}
-    compensated = passage if rounding == "gptq" else None
+    compensated = None if rounding == "rtn" else passage
     assert rounding == "rtn" or passage is not None
+    gradients = Gradients(staged, passage, advance) if rounding == "yaqa" and passage is not None else None
 
     def store_the_rest(parameters: Iterable[nn.Parameter]) -> None:
         for parameter in parameters:
             if id(parameter) not in quantized:
                 parameter.data = parameter.data.to(storage_dtype).to(parameter.dtype)
 
-    def put(site: Site, inputs: InputOrder | None) -> QuantizedTensor:
+    def put(site: Site, inputs: InputOrder | None, errors: Tensor | None = None) -> QuantizedTensor:
         fmt = plan.sites[site.name].format
         weight = site_weight(staged.model, site)
         assert fmt is not None
-        value = quantize(weight, fmt, storage_dtype) if inputs is None else gptq(weight, inputs, fmt, storage_dtype)
+        if inputs is None:
+            value = quantize(weight, fmt, storage_dtype)
+        elif errors is None:
+            value = gptq(weight, inputs, fmt, storage_dtype)
+        else:
+            value = yaqa(weight, inputs, output_order(errors), fmt, storage_dtype)
         weight.data = value.dequantize().to(weight.dtype)
         return value
 
@@ -119,38 +114,30 @@ def rounded_stages(
                     codes[site.name] = put(site, None)
             if compensated is not None:
                 members = [site for site in wanted if site.gptq and site.stage == stage]
-                inputs = _inputs(staged, members, compensated, stage, advance)
+                moments = stage_moments(staged, members, compensated, stage, gradients, advance)
+                inputs = {unit: InputOrder.of(moment) for unit, moment in moments.inputs.items()}
                 for unit in {site.unit: None for site in members if plan.sites[site.name].scaled}:
                     if gauges is None:
                         raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
                     fmt = plan.sites[unit].format
                     weights = [site_weight(staged.model, site) for site in members if site.unit == unit]
                     assert fmt is not None
-                    inputs[unit] = _rescaled(staged.model, gauges[unit], weights, inputs[unit], fmt, storage_dtype)
+                    scale = channel_scales(weights, inputs[unit].cost, fmt, gauges[unit])
+                    scale = fold(staged.model, gauges[unit], scale, storage_dtype)
+                    inputs[unit] = _rescaled(gauges[unit], weights, inputs[unit], scale)
+                    moments.rescale_outputs(gauges[unit].producer, scale)
                     store_the_rest(staged.model.get_submodule(gauges[unit].producer).parameters())
-                codes |= {site.name: put(site, inputs.get(site.unit)) for site in members}
+                codes |= {
+                    site.name: put(site, inputs.get(site.unit), moments.outputs.get(site.name)) for site in members
+                }
                 if stage < len(staged.blocks):
                     with staged.gathering():
                         compensated.through(stage, advance)
             yield stage, {site.name: codes[site.name] for site in wanted if site.stage == stage}
 
 
-def _inputs(
-    staged: StagedModel, members: list[Site], passage: Passage, stage: int, advance: Advance
-) -> dict[str, InputOrder]:
-    """What GPTQ needs of the inputs of a stage's units, which the rounded prefix produces."""
-    hessians: dict[str, Tensor] = {}
-    if members:
-        with _gathering(staged.model, members, hessians), staged.gathering():
-            passage.run(stage, advance)
-    return {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
-
-
-def _rescaled(
-    model: nn.Module, gauge: Gauge, weights: list[Tensor], inputs: InputOrder, fmt: NumberFormat, dtype: torch.dtype
-) -> InputOrder:
-    """Move scales from a unit's producer to its columns; returns what its inputs are then."""
-    scale = fold(model, gauge, channel_scales(weights, inputs.cost, fmt, gauge), dtype)
+def _rescaled(gauge: Gauge, weights: list[Tensor], inputs: InputOrder, scale: Tensor) -> InputOrder:
+    """Multiply the columns of a unit by the scales of its channels; returns what its inputs are then."""
     columns = scale[gauge.channels(weights[0].shape[1]).to(scale.device)]
     for weight in weights:
         weight.data = weight.data * columns
@@ -173,28 +160,7 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
         parameter.data = weights[name]
 
 
-def apply_batches(staged: StagedModel, sequences: int, length: int) -> int:
-    """At most how many times `apply_plan` calls `advance` with GPTQ."""
-    return (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
-
-
-@contextlib.contextmanager
-def _gathering(model: nn.Module, members: list[Site], hessians: dict[str, Tensor]) -> Iterator[None]:
-    """Sum x xᵀ of each unit's input; sites of one unit share it, so its first site gathers."""
-
-    def gather(unit: str) -> object:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs = args[0].flatten(0, -2).float()
-            if unit not in hessians:
-                hessians[unit] = inputs.new_zeros(inputs.shape[-1], inputs.shape[-1])
-            hessians[unit].addmm_(inputs.T, inputs)
-
-        return hook
-
-    firsts = {site.unit: site.name for site in reversed(members)}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(gather(unit))  # type: ignore[arg-type]
-        for unit, name in firsts.items()
-    ]
-    with attached(handles):
-        yield
+def apply_batches(staged: StagedModel, rounding: str, sequences: int, length: int) -> int:
+    """At most how many times `apply_plan` calls `advance`; rounding to nearest does not."""
+    rounds = (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
+    return {"rtn": 0, "gptq": rounds, "yaqa": rounds + batch_count(staged, sequences, length)}[rounding]

@@ -70,7 +70,7 @@ def assemble(
                 stored_bytes(curve, pair.weight, profile),
                 curve.site.elements,
                 group.unit.name,
-                curve.scaled and rounding == "gptq",
+                curve.scaled and rounding != "rtn",
                 group.backward[curve.site.name],
             )
         if group.unit.name in flowing:
@@ -132,5 +132,5 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
         raise InputError(
             f"kv {kv!r}: heads of this model differ in size, and a checkpoint has one scheme; leave --kv out"
         )
-    largest = {curve.site.name: curve.largest[rounding == "gptq"] for curve in curves}
+    largest = {curve.site.name: curve.largest[rounding != "rtn"] for curve in curves}
     return CacheChoice(formats[0], kl, largest)

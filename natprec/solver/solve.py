@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
+from natprec.quantizers.roundings import refuse_unknown_rounding
 from natprec.solver.allocation import Staircase, Unit, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
 from natprec.solver.plan import Plan
@@ -47,7 +48,7 @@ def solve(
             eps beside a size states what the verification will judge.
         max_size: bytes of the whole checkpoint on disk.
         engine: a profile's name; default: the one measured for.
-        rounding: 'gptq' or 'rtn', which the plan's KL supposes; default: the one measured for.
+        rounding: 'gptq', 'yaqa' or 'rtn', which the plan's KL supposes; default: the one measured for.
         eps_solved: tolerance to solve for when a correction tightened it; default: for the whole model
             `HEADROOM` × eps, or what the widest formats reach if that is more; for each site eps.
         activations: bits of the inputs of all Linears: '16', what the engine multiplies, or 'auto': see
@@ -67,7 +68,8 @@ def solve(
     profile = engine_profile(engine or measurement.header.engine)
     check_flows(profile, activations, kv)
     rounding = rounding or measurement.header.rounding
-    if rounding not in ("rtn", measurement.header.rounding):
+    refuse_unknown_rounding(rounding)
+    if rounding != "rtn" and measurement.header.rounding == "rtn":
         raise InputError(
             f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
         )

@@ -54,7 +54,7 @@ def test_rtn_quantizes_each_site_by_itself(engine: str) -> None:
     assert made.model.lm_head.weight is made.model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa"])
 def test_restore_is_bit_identical(rounding: str) -> None:
     made, plan = planned()
     weights = {name: parameter.clone() for name, parameter in made.model.named_parameters()}
@@ -69,7 +69,7 @@ def test_restore_is_bit_identical(rounding: str) -> None:
     assert all(torch.equal(first[name].codes, second[name].codes) for name in first)
 
 
-@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa"])
 def test_units_share_a_format(rounding: str) -> None:
     made, plan = planned()
     result = applied(made, plan, rounding)
@@ -80,7 +80,7 @@ def test_units_share_a_format(rounding: str) -> None:
     assert all(value.format == plan.sites[name].format for name, value in result.items())
 
 
-@pytest.mark.parametrize("rounding", ["rtn", "gptq"])
+@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa"])
 def test_weights_are_the_reconstructed_ones(rounding: str) -> None:
     made, plan = planned()
     for name, value in applied(made, plan, rounding).items():
@@ -100,12 +100,13 @@ def test_gptq_keeps_the_output_better_than_nearest(tied: bool) -> None:
     assert kl["gptq"] < kl["rtn"]
 
 
-def test_gptq_without_blocks_rounds_every_site() -> None:
+@pytest.mark.parametrize("rounding", ["gptq", "yaqa"])
+def test_without_blocks_every_site_is_rounded(rounding: str) -> None:
     made, plan = planned()
     gauges = made.gauges
     made.staged.blocks, made.staged.block_names = [], []
     whole = replace(made, sites=find_sites(made.staged))
-    assert applied(whole, plan, "gptq", gauges=gauges).keys() == plan.sites.keys()
+    assert applied(whole, plan, rounding, gauges=gauges).keys() == plan.sites.keys()
     assert torch.isfinite(made.staged.output(IDS)).all()
 
 
@@ -121,11 +122,12 @@ def test_later_blocks_see_rounded_earlier_ones() -> None:
     assert not torch.equal(alone[name].codes, rounded[name].codes)
 
 
-def test_advance_is_called_at_most_as_often_as_promised() -> None:
+@pytest.mark.parametrize("rounding", ["gptq", "yaqa"])
+def test_advance_is_called_at_most_as_often_as_promised(rounding: str) -> None:
     made, plan = planned()
     calls: list[str] = []
-    applied(made, plan, "gptq", advance=calls.append)
-    assert 0 < len(calls) <= apply_batches(made.staged, *IDS.shape)
+    applied(made, plan, rounding, advance=calls.append)
+    assert 0 < len(calls) <= apply_batches(made.staged, rounding, *IDS.shape)
 
 
 def test_unknown_rounding() -> None:

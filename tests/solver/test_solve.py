@@ -255,3 +255,14 @@ def test_plan_file_round_trips(tmp_path: Path) -> None:
         Plan.load(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"'made-up' .*measure this model"):
         plan.refuse_other_model("f" * 16, "other")
+
+
+def test_roundings_that_a_measurement_serves() -> None:
+    made = made_up(rounding="gptq")
+    plans = {rounding: solve(made, 0.1, rounding=rounding) for rounding in ("gptq", "yaqa")}
+    assert plans["yaqa"].rounding == "yaqa"
+    assert plans["yaqa"].kl_predicted == plans["gptq"].kl_predicted
+    with pytest.raises(InputError, match="unknown rounding 'yapa'; did you mean 'yaqa'"):
+        solve(made, 0.1, rounding="yapa")
+    with pytest.raises(InputError, match="rounding 'yaqa' was not measured; measure with --rounding yaqa"):
+        solve(made_up(rounding="rtn"), 0.1, rounding="yaqa")

@@ -1,0 +1,25 @@
+"""Σ v vᵀ over many vectors: a symmetric matrix, of which half is computed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+COLUMNS = 256
+"""Rows of the matrix that are computed at a time, from the diagonal on."""
+
+
+def add_products(sums: Tensor, vectors: Tensor) -> None:
+    """Add Σ v vᵀ on and above the diagonal; blocks below it stay 0.
+
+    Args:
+        sums: (size, size), added to in its own dtype.
+        vectors: (count, size).
+    """
+    for start in range(0, len(sums), COLUMNS):
+        stop = start + COLUMNS
+        sums[start:stop, start:] += vectors[:, start:stop].T @ vectors[:, start:]
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix of which only what lies on and above the diagonal is right."""
+    return upper.triu() + upper.triu(1).T

@@ -1,0 +1,147 @@
+"""What rounding needs of a stage's text: Σ x xᵀ of its layers' inputs, and Σ g gᵀ of the gradients at their outputs.
+
+Both are gathered in one run on what the rounded prefix produces. The gradient that enters a block at its output is the
+original model's, from one way forward and back before anything is rounded; the blocks' Jacobians of the unrounded
+block turn it into those of its layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from natprec.blocks import StagedModel
+from natprec.hooks import attached
+from natprec.measurement.block_inputs import BlockInputs
+from natprec.measurement.sweep import backward, forward_blocks
+from natprec.passage import Passage
+from natprec.progress import Advance
+from natprec.quantizers.second_moments import add_products, mirrored
+from natprec.sites import Site
+
+SEED = 0
+"""Of the labels or signs that the distortion draws."""
+
+
+@dataclass
+class Moments:
+    """Of one stage.
+
+    Attributes:
+        inputs: unit → (columns, columns), Σ x xᵀ.
+        outputs: site → (rows, rows), Σ g gᵀ; of Linears that gradients reach, if gathered at all.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def rescale_outputs(self, name: str, scale: Tensor) -> None:
+        """Account for outputs of a layer that are divided by `scale` (rows,) from now on."""
+        if name in self.outputs:
+            self.outputs[name] = self.outputs[name] * scale * scale.unsqueeze(1)
+
+
+class Gradients:
+    """Of the original model's distortion, at the outputs of its blocks; made before anything is rounded.
+
+    They take as much memory, or disk, as the inputs of all blocks do while they are made.
+    """
+
+    @torch.enable_grad()
+    def __init__(self, staged: StagedModel, passage: Passage, advance: Advance = lambda stage: None) -> None:
+        """Go through the model and back, to the first block that an earlier run has not passed."""
+        last, first = len(staged.blocks), 0 if passage.reached is None else passage.reached + 1
+        self._kept = BlockInputs()
+        if first >= last:
+            return
+        with staged.gathering():
+            inputs, contexts = forward_blocks(staged, passage.ids, last, advance)
+        gradient = None
+        for stage in range(last, first, -1):
+            with staged.hold(stage):
+                gradient = backward(
+                    staged, {}, {}, stage, inputs, contexts, passage.ids, gradient, SEED, advance, staged.gathering
+                )  # fmt: skip
+            inputs.pop()
+            assert gradient is not None
+            if self._kept:
+                self._kept.push(gradient)
+            else:
+                self._kept = BlockInputs.suited(gradient, last - first, None)
+
+    def pop(self) -> Tensor | None:
+        """At the output of the next block, (sequences, time, hidden); after the last one None."""
+        if not self._kept:
+            return None
+        gradient = self._kept[len(self._kept) - 1]
+        self._kept.pop()
+        return gradient
+
+
+def stage_moments(
+    staged: StagedModel,
+    members: Sequence[Site],
+    passage: Passage,
+    stage: int,
+    gradients: Gradients | None,
+    advance: Advance = lambda stage: None,
+) -> Moments:
+    """Gather the moments of a stage that the passage has come to.
+
+    Args:
+        members: sites that the stage rounds.
+        gradients: to gather those of outputs too; call it for one block after the other then.
+    """
+    moments = Moments()
+    gradient = gradients.pop() if gradients is not None and 0 <= stage < len(staged.blocks) else None
+    layers = [site for site in members if site.role == "linear"] if gradients is not None and staged.blocks else []
+    if not members:
+        return moments
+    with _gathering(staged.model, members, layers, moments):
+        if layers:
+            passage.back(stage, gradient, SEED, advance)
+        else:
+            with staged.gathering():
+                passage.run(stage, advance)
+    for sums in (moments.inputs, moments.outputs):
+        sums.update({name: mirrored(upper) for name, upper in sums.items()})
+    return moments
+
+
+@contextlib.contextmanager
+def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site], moments: Moments) -> Iterator[None]:
+    """Sum the products of inputs of all members, and of the gradients at the outputs of `layers`.
+
+    Sites of one unit share their input, so its first site gathers.
+    """
+
+    def input_hook(unit: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            _add(moments.inputs, unit, args[0].detach())
+
+        return hook
+
+    def output_hook(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(lambda gradient: _add(moments.outputs, name, gradient))
+
+        return hook
+
+    firsts = {site.unit: site.name for site in reversed(members)}
+    handles = [model.get_submodule(name).register_forward_pre_hook(input_hook(unit)) for unit, name in firsts.items()]
+    handles += [model.get_submodule(site.name).register_forward_hook(output_hook(site.name)) for site in layers]
+    with attached(handles):
+        yield
+
+
+def _add(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
+    """Add Σ v vᵀ over the vectors along the last dimension."""
+    rows = values.flatten(0, -2).float()
+    if name not in sums:
+        sums[name] = rows.new_zeros(rows.shape[-1], rows.shape[-1])
+    add_products(sums[name], rows)

@@ -1,0 +1,100 @@
+"""Second moments of inputs and of gradients at outputs, as rounding gathers them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from natprec.measurement.measure import measure
+from natprec.passage import Passage
+from natprec.rounding import apply_plan, restore, snapshot
+from natprec.rounding.moments import SEED, Gradients, Moments, stage_moments
+from natprec.sites import Site
+from natprec.subject import Subject
+from tests.arrange import subject, tokens
+
+IDS = tokens(8, 32)
+
+
+def gathered(made: Subject, until: int) -> dict[str, Tensor]:
+    """Of the outputs of all layers of the blocks up to one, nothing rounded."""
+    passage = Passage(made.staged, IDS)
+    gradients = Gradients(made.staged, passage)
+    found: dict[str, Tensor] = {}
+    for stage in range(-1, until + 1):
+        members = [site for site in made.sites if site.gptq and site.stage == stage]
+        moments = stage_moments(made.staged, members, passage, stage, gradients)
+        found |= moments.outputs
+        passage.through(stage)
+    return found
+
+
+def whole(made: Subject, site: Site) -> Tensor:
+    """Σ g gᵀ by one backward through the whole model."""
+    seen: list[Tensor] = []
+
+    def watch(_: Any, args: Any, output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        seen.append(leaf)
+        return leaf
+
+    handle = made.model.get_submodule(site.name).register_forward_hook(watch)
+    try:
+        made.distortion.draw(made.staged.output(IDS), range(len(IDS)), SEED).backward()
+    finally:
+        handle.remove()
+    (leaf,) = seen
+    assert leaf.grad is not None
+    rows = leaf.grad.flatten(0, 1)
+    return rows.T @ rows
+
+
+def test_gradients_are_those_of_the_whole_model() -> None:
+    made = subject()
+    found = gathered(made, until=1)
+    linears = [site for site in made.sites if site.role == "linear"]
+    assert found.keys() == {site.name for site in linears}
+    for site in linears:
+        torch.testing.assert_close(found[site.name], whole(made, site), rtol=1e-4, atol=1e-8)
+
+
+def test_a_rescaled_producer_has_rescaled_gradients() -> None:
+    moments = Moments(outputs={"a": torch.ones(2, 2)})
+    moments.rescale_outputs("a", torch.tensor([2.0, 3.0]))
+    moments.rescale_outputs("a norm", torch.tensor([2.0, 3.0]))
+    assert moments.outputs["a"].tolist() == [[4.0, 6.0], [6.0, 9.0]]
+
+
+@pytest.mark.parametrize("passed", [0, 1])
+def test_gradients_of_a_resumed_run_begin_where_it_does(passed: int) -> None:
+    made = subject()
+    passage = Passage(made.staged, IDS)
+    gradients = Gradients(made.staged, passage)
+    expected = [gradients.pop() for _ in range(2)]
+    assert gradients.pop() is None
+    passage.reached = passed - 1 if passed else None
+    again = Gradients(made.staged, passage)
+    for gradient in expected[passed:]:
+        own = again.pop()
+        assert gradient is not None
+        assert own is not None
+        assert torch.equal(own, gradient)
+    assert again.pop() is None
+
+
+def test_yaqa_costs_less_than_gptq() -> None:
+    """At 3 bits, on the text that it was fitted to."""
+    made = subject()
+    plan = measure(made, tokens(4, 16, seed=9), engine="natprec", group_size=32, rounding="yaqa").solve(bits=3.4)
+    assert plan.rounding == "yaqa"
+    original = snapshot(made.model)
+    reference = made.staged.output(IDS)
+    distortion = {}
+    for rounding in ("gptq", "yaqa"):
+        apply_plan(made.staged, made.sites, plan, IDS, rounding, made.storage_dtype, gauges=made.gauges)
+        distortion[rounding] = float(made.distortion.between(reference, made.staged.output(IDS), IDS).mean())
+        restore(made.model, original)
+    assert distortion["yaqa"] < distortion["gptq"]
