@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from natprec.comparison.methods import METHODS
+from natprec.comparison.peers.worker import load_peer
 from natprec.comparison.processes import FIND
 from tests.commands import natprec
 from tests.conftest import tiny_model
@@ -58,3 +61,18 @@ def test_uniform_checkpoints_have_the_same_bytes_and_natprec_no_more(rows: dict[
         pytest.skip("llmcompressor is not installed")
     assert len({rows[name]["stored_bytes"] for name in UNIFORM}) == 1
     assert rows["natprec"]["stored_bytes"] <= rows["gptq"]["stored_bytes"]
+
+
+def test_codes_of_a_byte_each_are_read_back(tmp_path: Path) -> None:
+    """llm-compressor writes 4-bit weights so beside rounded activations."""
+    codes = torch.randint(-8, 8, (3, 8), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    scale, zero = torch.rand(3, 2) + 0.5, torch.tensor([[1, -2], [0, 3], [5, -8]], dtype=torch.int8)
+    tensors = {"a.weight": codes, "a.weight_scale": scale, "a.weight_zero_point": zero, "norm.weight": torch.ones(2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 4}
+    group = {"targets": ["Linear"], "format": "int-quantized", "weights": weights}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"config_groups": {"group_0": group}}}))
+    found = dict(load_peer(METHODS["gptq"].file).dense(None, None, tmp_path))
+    assert found.keys() == {"a.weight", "norm.weight"}
+    grouped = (codes.view(3, 2, 4).float() - zero.unsqueeze(2)) * scale.unsqueeze(2)
+    torch.testing.assert_close(found["a.weight"], grouped.view(3, 8))

@@ -57,7 +57,7 @@ def save(job: Any, done: Any, folder: Path) -> None:
 
 
 def dense(job: Any, done: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the saved files, packed ones unpacked by compressed-tensors.
+    """The tensors of the saved files, codes turned into floats by compressed-tensors.
 
     transformers 5.23 refuses packed zero points, so the folder cannot be loaded as a model.
     """
@@ -69,16 +69,17 @@ def dense(job: Any, done: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
     compressor = BaseCompressor.get_value_from_registry(group["format"])
     scheme = QuantizationScheme.model_validate(group)
     tensors = {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
-    modules = [name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")]
-    for module in modules:
+    packed = group["format"] == "pack-quantized"  # beside rounded activations each code has a byte
+    for module in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
         own = {
             name.removeprefix(module + "."): tensors.pop(name)
             for name in list(tensors)
-            if name.startswith(module + ".")
+            if name.startswith(module + ".weight")
         }
         own["weight_scale"] = own["weight_scale"].float()
-        zero = own["weight_zero_point"]  # the library unpacks short columns only in this memory order
-        own["weight_zero_point"] = zero.T.clone(memory_format=torch.contiguous_format).T
+        if packed:
+            zero = own["weight_zero_point"]  # the library unpacks short columns only in this memory order
+            own["weight_zero_point"] = zero.T.clone(memory_format=torch.contiguous_format).T
         yield module + ".weight", compressor.decompress(own, scheme)["weight"]
     yield from tensors.items()
 
