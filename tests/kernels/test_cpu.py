@@ -13,7 +13,7 @@ from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.kernels import int8, native, reference
-from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, step_of
+from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, fast_dtype, step_of
 from natprec.kernels.dispatch import KERNELS, choose
 from natprec.kernels.kernel import Kernel, Layer
 from natprec.kernels.linear import QuantizedWeight
@@ -52,15 +52,18 @@ def bound(kernel: Kernel, x: Tensor, weight: QuantizedTensor) -> Tensor:
     """What the kernel's own arithmetic may be wrong by, from its definition: (tokens, rows).
 
     planes.c rounds x to 2^-16 of the largest in its step; torch's operations round x and y to bfloat16 (2^-9 each), and
-    take zero points off afterwards.
+    take zero points off afterwards. Where dense products are in bfloat16, x, the
+    weight and y have at most 2^-8 each.
     """
     dense = reference.dequantize(weight).abs()
+    if len(x) > kernel.few and fast_dtype() == torch.bfloat16:
+        return 3.1 * 2**-8 * x.double().abs() @ dense.T
     if isinstance(kernel, Planes):
         step = step_of(x.shape[1], weight.scale.shape[1])
         assert step is not None
         filled = torch.nn.functional.pad(x, (0, -x.shape[1] % step)).double()
         largest = filled.view(len(x), -1, step).abs().amax(2).repeat_interleave(step, 1)[:, : x.shape[1]]
-        return (1.05 * largest / 65534 + 1e-6 * x.double().abs()) @ dense.T
+        return (1.05 * largest / 65278 + 1e-6 * x.double().abs()) @ dense.T
     if isinstance(kernel, Dequantize):
         return 1e-6 * x.double().abs() @ dense.T
     codes = reference.dequantize(replace(weight, zero_point=None)).abs()
