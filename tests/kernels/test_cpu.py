@@ -70,9 +70,28 @@ def bound(kernel: Kernel, x: Tensor, weight: QuantizedTensor) -> Tensor:
     return 2.5 * 2**-9 * x.double().abs() @ torch.maximum(dense, codes).T
 
 
-@pytest.mark.parametrize("kernel", KERNELS["cpu"][1:], ids=lambda kernel: kernel.name)
+@pytest.fixture(params=native.VARIANTS)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """planes.c in each way that this CPU runs."""
+    name = str(request.param)
+    if name not in native.runnable():
+        pytest.skip(f"the CPU has no instructions for {name}")
+    monkeypatch.setattr(native, "library", lambda: native.variant(name))
+    return name
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_it_is_the_specification(bits: int, kernel: Kernel) -> None:
+def test_planes_are_the_specification(bits: int, variant: str) -> None:
+    check(bits, Planes())
+
+
+@pytest.mark.parametrize("kernel", [Int8Pack(), Int4Pack(), Dequantize()], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_others_are_the_specification(bits: int, kernel: Kernel) -> None:
+    check(bits, kernel)
+
+
+def check(bits: int, kernel: Kernel) -> None:
     ran = 0
     for weight in weights(bits):
         rows, columns = weight.codes.shape
@@ -90,6 +109,23 @@ def test_it_is_the_specification(bits: int, kernel: Kernel) -> None:
             assert (error <= bound(kernel, x, weight)).all(), (weight.format.name, rows, columns, tokens)
         ran += 1
     assert ran or kernel.name == "int8pack" or native.library()[0] is None
+
+
+def test_variants_agree_on_scales_of_every_dtype_and_on_16_bit_weights(variant: str) -> None:
+    if native.library()[0] is None:
+        pytest.skip(native.library()[1])
+    for dtype, (rows, columns) in itertools.product(native.KINDS, ((9, 384), (5, 200), (3, 8), (6, 33))):
+        x, weight = inputs(3, columns), drawn(rows, columns)
+        if dtype != torch.float32:
+            half = native.half(x, weight.to(dtype)).double()
+            assert (half - x.double() @ weight.to(dtype).double().T).abs().max() < 1e-5 * x.abs().sum(1).max()
+        for group in (CHANNEL, 32, 128):
+            if group != CHANNEL and columns % group:
+                continue
+            made = quantize(weight, NumberFormat(5, group, False), torch.float16)
+            made = replace(made, scale=made.scale.to(dtype).float())
+            found = QuantizedWeight(made, Layer(made.format, rows, columns), Planes(), dtype)(x)
+            assert ((found - reference.linear(x, made)).abs() <= bound(Planes(), x, made)).all()
 
 
 @pytest.mark.parametrize("kernel", [Planes(), Int4Pack(), Int8Pack()], ids=lambda kernel: kernel.name)

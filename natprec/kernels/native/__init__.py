@@ -28,12 +28,18 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of scales and unquantized weights, as planes.c numbers them."""
 
 
-def library() -> tuple[Any, str]:
-    """The fastest variant that this machine runs, or None and why there is none."""
+def runnable() -> tuple[str, ...]:
+    """Those of `VARIANTS` whose instructions this CPU has, the fastest first."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in ("AVX2", "AVX512"):
-        return None, "the CPU has no AVX2"
-    return variant("avx512" if capability == "AVX512" and torch.cpu._is_vnni_supported() else "avx2")
+        return ()
+    return tuple(VARIANTS) if capability == "AVX512" and torch.cpu._is_vnni_supported() else ("avx2",)
+
+
+def library() -> tuple[Any, str]:
+    """The fastest variant that this machine runs, or None and why there is none."""
+    names = runnable()
+    return variant(names[0]) if names else (None, "the CPU has no AVX2")
 
 
 @functools.cache
