@@ -170,8 +170,22 @@ def test_int8_products_are_used_only_where_they_are_exact() -> None:
     x = inputs(5, 256)
     codes, scale = reference.quantize_tokens(x)
     expected = reference.linear(codes, weight, x_scale=scale)
-    close = (module(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        close = (module(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert bool(close) or not int8.products_are_exact()
+    assert "onednn::qlinear_pointwise" in {event.key for event in profile.key_averages()}  # not the reference
+
+
+def test_tokens_are_rounded_as_the_specification_does(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.cat([inputs(5, 70), torch.zeros(1, 70), torch.arange(70.0).unsqueeze(0) + 57.5])  # halves, to even
+    x[-1, -1] = 127
+    codes, scale = reference.quantize_tokens(x)
+    for _ in range(2):  # by planes.c, then by torch
+        found, found_scale = int8.unsigned_tokens(x)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found.int() - 128, codes.int())
+        assert torch.equal(found_scale, scale)
+        monkeypatch.setattr(native, "library", lambda: (None, "no compiler"))
 
 
 def test_the_table_says_why() -> None:

@@ -36,6 +36,7 @@ def runnable() -> tuple[str, ...]:
     return tuple(VARIANTS) if capability == "AVX512" and torch.cpu._is_vnni_supported() else ("avx2",)
 
 
+@functools.cache
 def library() -> tuple[Any, str]:
     """The fastest variant that this machine runs, or None and why there is none."""
     names = runnable()
@@ -67,6 +68,7 @@ def variant(name: str) -> tuple[Any, str]:
     opened.natprec_values.argtypes = [
         pointer, pointer, integer, pointer, integer, long, long, long, long, long, pointer, integer
     ]  # fmt: skip
+    opened.natprec_tokens.argtypes = [pointer, long, long, pointer, pointer, integer]
     opened.natprec_half.argtypes = [pointer, long, long, pointer, integer, long, pointer, integer]
     return opened, ""
 
@@ -117,3 +119,12 @@ def half(x: Tensor, weight: Tensor) -> Tensor:
         torch.get_num_threads(),
     )  # fmt: skip
     return y
+
+
+def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """X (tokens, columns), float32, as bytes 128 + code, and a scale for each token: `reference.quantize_tokens`."""
+    x, codes, scale = x.contiguous(), torch.empty(x.shape, dtype=torch.uint8), x.new_empty(len(x))
+    library()[0].natprec_tokens(
+        x.data_ptr(), *x.shape, codes.data_ptr(), scale.data_ptr(), torch.get_num_threads()
+    )  # fmt: skip
+    return codes, scale

@@ -72,19 +72,25 @@ INLINE __m256i decode(const uint8_t *planes, const int bits) {
 #include "rows_avx2.h"
 #endif
 
+/* The largest magnitude; floats without their sign are ordered as their bits are, and compilers vectorize whole numbers. */
+INLINE float largest_of(const float *x, const long count) {
+    int32_t pattern = 0;
+    for (long i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= INT32_MAX;
+        pattern = bits > pattern ? bits : pattern;
+    }
+    float largest;
+    memcpy(&largest, &pattern, 4);
+    return largest;
+}
+
 /* Activations as whole numbers, `step` columns with one scale; columns beyond the last are zeros. */
 static void rounded(const float *x, const long columns, const long step, const weight_t w, const activations_t into) {
     for (long first = 0; first < w.blocks * BLOCK; first += step) {
         const long real = columns - first < step ? columns - first : step;
-        int32_t pattern = 0; /* of the largest magnitude: positive floats are ordered as their bits are */
-        for (long i = 0; i < real; i++) {
-            int32_t bits;
-            memcpy(&bits, x + first + i, 4);
-            bits &= INT32_MAX;
-            pattern = bits > pattern ? bits : pattern;
-        }
-        float largest;
-        memcpy(&largest, &pattern, 4);
+        const float largest = largest_of(x + first, real);
         const float inverse = largest > 0 ? LARGEST / largest : 0;
         for (long i = 0; i < real; i++) {
             const float value = x[first + i] * inverse;
@@ -163,4 +169,18 @@ void natprec_half(const float *x, long tokens, long columns, const uint16_t *wei
     for (long row = 0; row < rows; row++)
         for (long token = 0; token < tokens; token++)
             y[token * rows + row] = half_dot(x + token * columns, weight + row * columns, columns, kind);
+}
+
+/* Tokens as bytes of 128 plus a code of -127 to 127, and the scale of each, 1 where all is zero. */
+void natprec_tokens(const float *x, long tokens, long columns, uint8_t *codes, float *scale, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (long token = 0; token < tokens; token++) {
+        const float *from = x + token * columns, largest = largest_of(from, columns);
+        const float step = largest > 0 ? largest / 127 : 1;
+        for (long i = 0; i < columns; i++) { /* adding 1.5 * 2^23 rounds half to even */
+            const float rounded = (from[i] / step + 12582912.0f) - 12582912.0f;
+            codes[token * columns + i] = (uint8_t)((int)rounded + 128);
+        }
+        scale[token] = step;
+    }
 }
