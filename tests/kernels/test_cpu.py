@@ -14,7 +14,7 @@ from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.kernels import int8, native, reference
 from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, fast_dtype, step_of
-from natprec.kernels.dispatch import KERNELS, choose
+from natprec.kernels.dispatch import choose
 from natprec.kernels.kernel import Kernel, Layer
 from natprec.kernels.linear import QuantizedWeight
 from natprec.quantizers import QuantizedTensor, quantize

@@ -32,7 +32,7 @@ EXACT, ROUNDED = 5e-4, 0.05
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
 def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """What products of many tokens are computed in; which of the two is for the CPU to say, the other is only slower."""
+    """What products of many tokens are computed in: the CPU's choice, but both can be had."""
     monkeypatch.setattr("natprec.kernels.linear.fast_dtype", lambda: request.param)
     return cast(torch.dtype, request.param)
 
