@@ -104,6 +104,8 @@ class HalfWeight(StoredWeight):
 class QuantLinear(nn.Module):
     """x times a stored weight, plus a bias; float32 in and out."""
 
+    bias: Tensor | None
+
     def __init__(self, weight: StoredWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.stored = weight
