@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from natprec.activation_sites import activation_formats
 from natprec.arithmetic import refuse_unknown_arithmetic
 from natprec.distortions import named
 from natprec.errors import InputError, unknown
 from natprec.export import as_gguf
-from natprec.formats import engine_profile
+from natprec.formats import Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES
 from natprec.memory import available_bytes
 from natprec.models import load_model, stored_elements
 from natprec.progress import Stages
 from natprec.quantizers.roundings import refuse_unknown_rounding
+from natprec.sites import Site
 from natprec.solver import Plan, solve
 from natprec.solver.solve import Scope, check_eps, check_positive
 from natprec.solver.units import NOT_ROUNDED, check_flows
@@ -197,12 +199,15 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
     formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
     if request.bits is None and request.max_size is None:
         return
+    candidates: dict[Site, tuple[Format, ...]] = {site: formats[site.name] for site in subject.sites}
+    if request.sites == "all":
+        candidates |= {site: activation_formats(site, request.group_size) for site in subject.activations}
     none, one = np.zeros(1), np.ones(1)
     curves = {}
-    for site in subject.sites:
-        kl = np.array([[4.0**-fmt.bits for fmt in formats[site.name]]])
+    for site, several in candidates.items():
+        kl = np.array([[4.0**-fmt.bits for fmt in several]])
         flat = np.ones(kl.shape[1])
-        curves[site.name] = Curve(site, formats[site.name], kl[None], kl, one, flat, none[None], flat)
+        curves[site.name] = Curve(site, several, kl[None], kl, one, flat, none[None], flat)
     header = Header(
         subject.name, subject.digest, "", "", 1, request.length, 1, 0, "fisher", request.rounding, request.engine,
         str(subject.storage_dtype), subject.other_bytes, subject.carried_bytes, distortion=subject.distortion.name,

@@ -92,6 +92,7 @@ def refused(result: Result, *words: str) -> str:
         ({"data": "nothing.txt"}, ("'nothing.txt'", "does not exist", "check the path")),
         ({"group_size": 48}, ("group size 48", "64 inputs", "'model.embed_tokens'", "--group-size 32 or 64")),
         ({"bits": 1.0}, ("budget 1.00 bits/weight", "cheapest plan, 2.5", "raise --bits")),
+        ({"bits": 1.0, "activations": 8}, ("budget 1.00 bits/weight", "cheapest plan, 2.5", "raise --bits")),
         ({"max_size": 1000}, ("max-size 1000 bytes", "cheapest plan", "raise --max-size")),
     ],
     ids=lambda value: " ".join(f"{name}={given}" for name, given in value.items()) if isinstance(value, dict) else "",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from natprec.kernels import native
 from natprec.kernels.reference import quantize_tokens
 from natprec.quantizers import QuantizedTensor
 
@@ -43,13 +44,20 @@ def prepare(weight: QuantizedTensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def product_of_codes(x: Tensor, codes: Tensor, prepared: Tensor, scale: Tensor) -> Tensor:
     """The same with activations rounded to int8; made unsigned for oneDNN, whose zero point takes that back."""
-    rounded, x_scale = quantize_tokens(x)
-    unsigned = (rounded.to(torch.int16) + 128).to(torch.uint8)
+    unsigned, x_scale = unsigned_tokens(x)
     zeros = torch.zeros(len(scale), dtype=torch.int64)
     y = torch.ops.onednn.qlinear_pointwise(
         unsigned, 1.0, 128, prepared, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )  # fmt: skip
-    return (y * x_scale.unsqueeze(1)).to(x.dtype)
+    return y.mul_(x_scale.unsqueeze(1)).to(x.dtype)
+
+
+def unsigned_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as bytes 128 + code, and a scale for each token; by planes.c where there is a compiler."""
+    if native.library()[0] is not None:
+        return native.tokens(x.float())
+    rounded, x_scale = quantize_tokens(x)
+    return (rounded.to(torch.int16) + 128).to(torch.uint8), x_scale
 
 
 @functools.cache

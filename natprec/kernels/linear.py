@@ -104,6 +104,8 @@ class HalfWeight(StoredWeight):
 class QuantLinear(nn.Module):
     """x times a stored weight, plus a bias; float32 in and out."""
 
+    bias: Tensor | None
+
     def __init__(self, weight: StoredWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.stored = weight
@@ -112,7 +114,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, columns) to (…, rows)."""
-        y = self.stored(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        y = self.stored.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
 
@@ -130,25 +132,30 @@ class QuantEmbedding(nn.Module):
         return rows if self.factor == 1.0 else rows * self.factor
 
 
+class _Kept:
+    """The products of one input that have not been asked for yet; no attributes of a module, which are slow to set."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}
+
+
 class Joined(nn.Module):
     """Linears of one input (query, key, value; gate, up) as one weight: one product instead of three."""
 
     def __init__(self, linear: QuantLinear, sizes: list[int]) -> None:
         super().__init__()
         self.linear, self.sizes = linear, sizes
-        self._input: Tensor | None = None
-        self._outputs: tuple[Tensor, ...] = ()
-        self._left: set[int] = set()
+        self._kept = _Kept()
 
     def output(self, x: Tensor, index: int) -> Tensor:
         """One Linear's output; the product is computed for the first that asks, and kept until each has asked."""
-        if x is not self._input or index not in self._left:
-            self._input, self._outputs = x, self.linear(x).split(self.sizes, -1)
-            self._left = set(range(len(self.sizes)))
-        self._left.discard(index)
-        y = self._outputs[index]
-        if not self._left:
-            self._input, self._outputs = None, ()
+        kept = self._kept
+        if x is not kept.input or index not in kept.outputs:
+            kept.input, kept.outputs = x, dict(enumerate(self.linear(x).split(self.sizes, -1)))
+        y = kept.outputs.pop(index)
+        if not kept.outputs:
+            kept.input = None
         return y
 
 

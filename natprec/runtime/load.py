@@ -67,7 +67,7 @@ class Runnable:
     def resident_bytes(self) -> int:
         """Bytes of all weights and buffers in memory, shared ones once."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        storages = {tensor.untyped_storage().data_ptr(): _bytes(tensor) for tensor in tensors}
+        storages = {_place(tensor): _bytes(tensor) for tensor in tensors}
         return sum(storages.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -254,6 +254,11 @@ def _set(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, module)
 
 
+def _place(tensor: Tensor) -> int:
+    """The same for tensors that share memory; oneDNN's opaque copies share theirs with none."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
+
+
 def _bytes(tensor: Tensor) -> int:
-    """Of a tensor's storage; oneDNN's opaque copies are as large as their elements."""
+    """Of a tensor's elements."""
     return tensor.numel() * tensor.element_size()

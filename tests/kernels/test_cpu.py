@@ -13,8 +13,8 @@ from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.kernels import int8, native, reference
-from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, step_of
-from natprec.kernels.dispatch import KERNELS, choose
+from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, fast_dtype, step_of
+from natprec.kernels.dispatch import choose
 from natprec.kernels.kernel import Kernel, Layer
 from natprec.kernels.linear import QuantizedWeight
 from natprec.quantizers import QuantizedTensor, quantize
@@ -52,24 +52,46 @@ def bound(kernel: Kernel, x: Tensor, weight: QuantizedTensor) -> Tensor:
     """What the kernel's own arithmetic may be wrong by, from its definition: (tokens, rows).
 
     planes.c rounds x to 2^-16 of the largest in its step; torch's operations round x and y to bfloat16 (2^-9 each), and
-    take zero points off afterwards.
+    take zero points off afterwards. Where dense products are in bfloat16, x, the
+    weight and y have at most 2^-8 each.
     """
     dense = reference.dequantize(weight).abs()
+    if len(x) > kernel.few and fast_dtype() == torch.bfloat16:
+        return 3.1 * 2**-8 * x.double().abs() @ dense.T
     if isinstance(kernel, Planes):
         step = step_of(x.shape[1], weight.scale.shape[1])
         assert step is not None
         filled = torch.nn.functional.pad(x, (0, -x.shape[1] % step)).double()
         largest = filled.view(len(x), -1, step).abs().amax(2).repeat_interleave(step, 1)[:, : x.shape[1]]
-        return (1.05 * largest / 65534 + 1e-6 * x.double().abs()) @ dense.T
+        return (1.05 * largest / 65278 + 1e-6 * x.double().abs()) @ dense.T
     if isinstance(kernel, Dequantize):
         return 1e-6 * x.double().abs() @ dense.T
     codes = reference.dequantize(replace(weight, zero_point=None)).abs()
     return 2.5 * 2**-9 * x.double().abs() @ torch.maximum(dense, codes).T
 
 
-@pytest.mark.parametrize("kernel", KERNELS["cpu"][1:], ids=lambda kernel: kernel.name)
+@pytest.fixture(params=native.VARIANTS)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """planes.c in each way that this CPU runs."""
+    name = str(request.param)
+    if name not in native.runnable():
+        pytest.skip(f"the CPU has no instructions for {name}")
+    monkeypatch.setattr(native, "library", lambda: native.variant(name))
+    return name
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_it_is_the_specification(bits: int, kernel: Kernel) -> None:
+def test_planes_are_the_specification(bits: int, variant: str) -> None:
+    check(bits, Planes())
+
+
+@pytest.mark.parametrize("kernel", [Int8Pack(), Int4Pack(), Dequantize()], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_others_are_the_specification(bits: int, kernel: Kernel) -> None:
+    check(bits, kernel)
+
+
+def check(bits: int, kernel: Kernel) -> None:
     ran = 0
     for weight in weights(bits):
         rows, columns = weight.codes.shape
@@ -87,6 +109,23 @@ def test_it_is_the_specification(bits: int, kernel: Kernel) -> None:
             assert (error <= bound(kernel, x, weight)).all(), (weight.format.name, rows, columns, tokens)
         ran += 1
     assert ran or kernel.name == "int8pack" or native.library()[0] is None
+
+
+def test_variants_agree_on_scales_of_every_dtype_and_on_16_bit_weights(variant: str) -> None:
+    if native.library()[0] is None:
+        pytest.skip(native.library()[1])
+    for dtype, (rows, columns) in itertools.product(native.KINDS, ((9, 384), (5, 200), (3, 8), (6, 33))):
+        x, weight = inputs(3, columns), drawn(rows, columns)
+        if dtype != torch.float32:
+            half = native.half(x, weight.to(dtype)).double()
+            assert (half - x.double() @ weight.to(dtype).double().T).abs().max() < 1e-5 * x.abs().sum(1).max()
+        for group in (CHANNEL, 32, 128):
+            if group != CHANNEL and columns % group:
+                continue
+            made = quantize(weight, NumberFormat(5, group, False), torch.float16)
+            made = replace(made, scale=made.scale.to(dtype).float())
+            found = QuantizedWeight(made, Layer(made.format, rows, columns), Planes(), dtype)(x)
+            assert ((found - reference.linear(x, made)).abs() <= bound(Planes(), x, made)).all()
 
 
 @pytest.mark.parametrize("kernel", [Planes(), Int4Pack(), Int8Pack()], ids=lambda kernel: kernel.name)
@@ -131,8 +170,22 @@ def test_int8_products_are_used_only_where_they_are_exact() -> None:
     x = inputs(5, 256)
     codes, scale = reference.quantize_tokens(x)
     expected = reference.linear(codes, weight, x_scale=scale)
-    close = (module(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        close = (module(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert bool(close) or not int8.products_are_exact()
+    assert "onednn::qlinear_pointwise" in {event.key for event in profile.key_averages()}  # not the reference
+
+
+def test_tokens_are_rounded_as_the_specification_does(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.cat([inputs(5, 70), torch.zeros(1, 70), torch.arange(70.0).unsqueeze(0) + 57.5])  # halves, to even
+    x[-1, -1] = 127
+    codes, scale = reference.quantize_tokens(x)
+    for _ in range(2):  # by planes.c, then by torch
+        found, found_scale = int8.unsigned_tokens(x)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found.int() - 128, codes.int())
+        assert torch.equal(found_scale, scale)
+        monkeypatch.setattr(native, "library", lambda: (None, "no compiler"))
 
 
 def test_the_table_says_why() -> None:

@@ -1,7 +1,7 @@
 """planes.c as a shared library: compiled once for each version of it, kept in the user's cache, called by ctypes.
 
-torch's own low-bit operations lose to plain float32 on a CPU with AVX2 and no AVX-512 (LOG.md, 2026-11-24), so there
-this file is worth a C compiler. Without one natprec runs on torch's operations and says why.
+docs/runtime.md has its timings beside those of torch's own low-bit operations, for which it is worth a C compiler.
+Without one natprec runs on torch's operations and says why.
 """
 
 from __future__ import annotations
@@ -19,26 +19,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("planes.c")
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "planes.c"
 FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC", "-fopenmp")
+VARIANTS = {"avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"), "avx2": ()}
+"""What planes.c can be compiled for, the fastest first; flags beyond `FLAGS`."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of scales and unquantized weights, as planes.c numbers them."""
 
 
+def runnable() -> tuple[str, ...]:
+    """Those of `VARIANTS` whose instructions this CPU has, the fastest first."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in ("AVX2", "AVX512"):
+        return ()
+    return tuple(VARIANTS) if capability == "AVX512" and torch.cpu._is_vnni_supported() else ("avx2",)
+
+
 @functools.cache
 def library() -> tuple[Any, str]:
-    """The library, or None and why there is none; found out once."""
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return None, "the CPU has no AVX2"
+    """The fastest variant that this machine runs, or None and why there is none."""
+    names = runnable()
+    return variant(names[0]) if names else (None, "the CPU has no AVX2")
+
+
+@functools.cache
+def variant(name: str) -> tuple[Any, str]:
+    """One of `VARIANTS`, compiled when first asked for; or None and why it is not."""
+    flags = FLAGS + VARIANTS[name]
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None, "there is no C compiler (cc, or $CC)"
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    sources = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("*.[ch]")))
+    digest = hashlib.sha256(sources + " ".join(flags).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natprec"
     built = cache / f"planes-{digest}.so"
     try:
         if not built.is_file():
-            _compile(compiler, built)
+            _compile(compiler, flags, built)
         opened = ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -50,16 +68,17 @@ def library() -> tuple[Any, str]:
     opened.natprec_values.argtypes = [
         pointer, pointer, integer, pointer, integer, long, long, long, long, long, pointer, integer
     ]  # fmt: skip
+    opened.natprec_tokens.argtypes = [pointer, long, long, pointer, pointer, integer]
     opened.natprec_half.argtypes = [pointer, long, long, pointer, integer, long, pointer, integer]
     return opened, ""
 
 
-def _compile(compiler: str, built: Path) -> None:
+def _compile(compiler: str, flags: tuple[str, ...], built: Path) -> None:
     """To a temporary name first: another process may be doing the same."""
     built.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         made = Path(folder) / built.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [compiler, *flags, str(SOURCE), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         os.replace(made, built)
 
@@ -100,3 +119,12 @@ def half(x: Tensor, weight: Tensor) -> Tensor:
         torch.get_num_threads(),
     )  # fmt: skip
     return y
+
+
+def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """X (tokens, columns), float32, as bytes 128 + code, and a scale for each token: `reference.quantize_tokens`."""
+    x, codes, scale = x.contiguous(), torch.empty(x.shape, dtype=torch.uint8), x.new_empty(len(x))
+    library()[0].natprec_tokens(
+        x.data_ptr(), *x.shape, codes.data_ptr(), scale.data_ptr(), torch.get_num_threads()
+    )  # fmt: skip
+    return codes, scale

@@ -1,14 +1,31 @@
 /* Products with weights in planes of bits (natprec/kernels/planes.py has the layout), for CPUs with AVX2.
 
-   Activations are rounded to int16 in each group of columns, with the group's own scale, so sums over a group are exact
-   in int32 and their error is 2^-16 of the group's largest value: less than half of what bfloat16 activations lose. */
+   Activations are rounded to whole numbers up to 32639 in each group of columns, with the group's own scale, so sums over
+   a group are exact in int32 and their error is 2^-16 of the group's largest value: less than half of what bfloat16
+   activations lose. rows_avx2.h and rows_avx512.h are two ways to the same sums; the compiler's flags choose. */
 #include <immintrin.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
-enum { BLOCK = 32, FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+enum { BLOCK = 32, LARGEST = 127 * 256 + 127, FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+/* A weight: `rows` of `blocks` blocks of 32 codes; sums are made whole over `unit` blocks, `per_scale` units have a scale. */
+typedef struct {
+    const uint8_t *planes;
+    const void *scale;
+    const int8_t *zero;
+    long rows, blocks, unit, per_scale;
+    int kind;
+} weight_t;
+
+/* Activations of one token: whole numbers in the order of a variant, for each unit their sum, and what one of them is worth. */
+typedef struct {
+    int16_t *codes;
+    int32_t *sum;
+    float *scale;
+} activations_t;
 
 INLINE float stored(const void *values, long index, int kind) {
     if (kind == FLOAT32) return ((const float *)values)[index];
@@ -18,12 +35,6 @@ INLINE float stored(const void *values, long index, int kind) {
     float value;
     memcpy(&value, &word, 4);
     return value;
-}
-
-INLINE float sum(__m256 v) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
 /* 32 unsigned codes, one to a byte, from the planes of one block. */
@@ -55,84 +66,80 @@ INLINE __m256i decode(const uint8_t *planes, const int bits) {
     return codes;
 }
 
-/* acc + codes * x, 32 of them, in eight int32. */
-INLINE __m256i dot(__m256i acc, __m256i codes, const int16_t *x) {
-    const __m256i low = _mm256_cvtepu8_epi16(_mm256_castsi256_si128(codes));
-    const __m256i high = _mm256_cvtepu8_epi16(_mm256_extracti128_si256(codes, 1));
-    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(low, _mm256_loadu_si256((const __m256i *)x)));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(high, _mm256_loadu_si256((const __m256i *)(x + 16))));
-}
+#ifdef __AVX512VNNI__
+#include "rows_avx512.h"
+#else
+#include "rows_avx2.h"
+#endif
 
-/* A weight: `rows` of `steps` groups of activations, `blocks` blocks of 32 codes in each; `per_scale` steps to a scale. */
-typedef struct {
-    const uint8_t *planes;
-    const void *scale;
-    const int8_t *zero;
-    long rows, steps, blocks, per_scale;
-    int kind;
-} weight_t;
-
-INLINE void rows_of(const weight_t w, const int bits, const long blocks, const int16_t *x, const float *x_scale,
-                    const int *x_sum, float *y, const int threads) {
-    const long bytes = w.steps * blocks * 4 * bits, scales = w.steps / w.per_scale;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (long row = 0; row < w.rows; row++) {
-        const uint8_t *planes = w.planes + row * bytes;
-        __m256 total = _mm256_setzero_ps();
-        for (long step = 0; step < w.steps; step++) {
-            const long at = row * scales + (w.per_scale == 1 ? step : step / w.per_scale);
-            const int middle = (1 << (bits - 1)) + (w.zero ? w.zero[at] : 0);
-            __m256i acc = _mm256_zextsi128_si256(_mm_cvtsi32_si128(-middle * x_sum[step]));
-            for (long block = 0; block < blocks; block++, planes += 4 * bits)
-                acc = dot(acc, decode(planes, bits), x + (step * blocks + block) * BLOCK);
-            const __m256 scale = _mm256_set1_ps(stored(w.scale, at, w.kind) * x_scale[step]);
-            total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), scale, total);
-        }
-        y[row] = sum(total);
+/* The largest magnitude; floats without their sign are ordered as their bits are, and compilers vectorize whole numbers. */
+INLINE float largest_of(const float *x, const long count) {
+    int32_t pattern = 0;
+    for (long i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= INT32_MAX;
+        pattern = bits > pattern ? bits : pattern;
     }
+    float largest;
+    memcpy(&largest, &pattern, 4);
+    return largest;
 }
 
-#define WIDTH(b)                                                                     \
-    case b:                                                                          \
-        if (w.blocks == 2) rows_of(w, b, 2, codes, x_scale, x_sum, out, threads);    \
-        else rows_of(w, b, w.blocks, codes, x_scale, x_sum, out, threads);           \
-        break;
+/* Activations as whole numbers, `step` columns with one scale; columns beyond the last are zeros. */
+static void rounded(const float *x, const long columns, const long step, const weight_t w, const activations_t into) {
+    for (long first = 0; first < w.blocks * BLOCK; first += step) {
+        const long real = columns - first < step ? columns - first : step;
+        const float largest = largest_of(x + first, real);
+        const float inverse = largest > 0 ? LARGEST / largest : 0;
+        for (long i = 0; i < real; i++) {
+            const float value = x[first + i] * inverse;
+            into.codes[first + i] = (int16_t)(int)(value + (value < 0 ? -0.5f : 0.5f));
+        }
+        memset(into.codes + first + real, 0, (step - real) * sizeof(int16_t));
+        const long width = w.unit * BLOCK;
+        for (long at = first; at < first + step; at += width) {
+            int total = 0;
+            for (long i = 0; i < width; i++) total += into.codes[at + i];
+            into.sum[at / width] = total;
+            into.scale[at / width] = largest / LARGEST;
+        }
+    }
+    arrange(into.codes, w.blocks, w.unit);
+}
 
-/* y (tokens, rows) = x (tokens, columns) times the weight, transposed; 0 if there was no memory. */
+/* One token. A loop for each width, with a literal for it, since compilers make functions of what they run in parallel. */
+#define LOOP(bits, unit)                                                                                          \
+    _Pragma("omp parallel for num_threads(threads) schedule(static) if (threads > 1)")                            \
+    for (long row = 0; row < whole; row += ROWS) rows_of(w, bits, unit, ROWS, row, x, y + row);                   \
+    for (long row = whole; row < w.rows; row++) rows_of(w, bits, unit, 1, row, x, y + row);
+#define WIDTH(bits)                            \
+    case bits:                                 \
+        if (w.unit == 2) { LOOP(bits, 2) }     \
+        else if (w.unit == 1) { LOOP(bits, 1) } \
+        else { LOOP(bits, w.unit) }            \
+        break;
+static void all_rows(const weight_t w, const int bits, const activations_t x, float *y, const int threads) {
+    const long whole = w.rows / ROWS * ROWS;
+    switch (bits) { WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7) WIDTH(8) }
+}
+
+/* y (tokens, rows) = x (tokens, columns) times the weight, transposed; 0 if there was no memory. `step` columns share the
+   rounding of activations, `per_scale` steps share a scale. */
 int natprec_linear(const float *x, long tokens, long columns, const uint8_t *planes, const void *scale, int kind,
                    const int8_t *zero, int bits, long rows, long step, long per_scale, float *y, int threads) {
-    const long steps = (columns + step - 1) / step;
-    const weight_t w = {planes, scale, zero, rows, steps, step / BLOCK, per_scale, kind};
-    int16_t *codes = malloc(steps * step * sizeof(int16_t));
-    float *x_scale = malloc(steps * sizeof(float));
-    int *x_sum = malloc(steps * sizeof(int));
-    const int enough = codes && x_scale && x_sum;
+    const long steps = (columns + step - 1) / step, blocks = step / BLOCK, unit = unit_of(blocks), units = blocks / unit;
+    const weight_t w = {planes, scale, zero, rows, steps * blocks, unit, per_scale * units, kind};
+    const activations_t activations = {
+        malloc(w.blocks * BLOCK * sizeof(int16_t)), malloc(steps * units * sizeof(int32_t)),
+        malloc(steps * units * sizeof(float))};
+    const int enough = activations.codes && activations.sum && activations.scale;
     if (!enough) tokens = 0;
     for (long token = 0; token < tokens; token++) {
-        const float *from = x + token * columns;
-        float *out = y + token * rows;
-        for (long s = 0; s < steps; s++) {
-            const long first = s * step, width = columns - first < step ? columns - first : step;
-            float largest = 0;
-            for (long i = 0; i < width; i++) {
-                const float size = __builtin_fabsf(from[first + i]);
-                largest = size > largest ? size : largest;
-            }
-            const float inverse = largest > 0 ? 32767.0f / largest : 0;
-            int total = 0;
-            for (long i = 0; i < width; i++) {
-                const float value = from[first + i] * inverse;
-                const int code = (int)(value + (value < 0 ? -0.5f : 0.5f));
-                codes[first + i] = (int16_t)code;
-                total += code;
-            }
-            memset(codes + first + width, 0, (step - width) * sizeof(int16_t));
-            x_scale[s] = largest / 32767.0f;
-            x_sum[s] = total;
-        }
-        switch (bits) { WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7) WIDTH(8) }
+        rounded(x + token * columns, columns, step, w, activations);
+        all_rows(w, bits, activations, y + token * rows, threads);
     }
-    free(codes), free(x_scale), free(x_sum);
+    free(activations.codes), free(activations.sum), free(activations.scale);
     return enough;
 }
 
@@ -158,23 +165,22 @@ void natprec_values(const uint8_t *planes, const void *scale, int kind, const in
 /* y (tokens, rows) = x times a weight that is not quantized, bfloat16 or float16 (rows, columns). */
 void natprec_half(const float *x, long tokens, long columns, const uint16_t *weight, int kind, long rows, float *y,
                   int threads) {
-    const long whole = columns / 8 * 8;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (long row = 0; row < rows; row++) {
-        const uint16_t *w = weight + row * columns;
-        for (long token = 0; token < tokens; token++) {
-            const float *from = x + token * columns;
-            __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-            for (long i = 0; i < whole; i += 8) {
-                const __m128i bits = _mm_loadu_si128((const __m128i *)(w + i));
-                const __m256 values = kind == FLOAT16
-                    ? _mm256_cvtph_ps(bits)
-                    : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-                acc[i / 8 % 4] = _mm256_fmadd_ps(values, _mm256_loadu_ps(from + i), acc[i / 8 % 4]);
-            }
-            float total = sum(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3])));
-            for (long i = whole; i < columns; i++) total += stored(w, i, kind) * from[i];
-            y[token * rows + row] = total;
+    for (long row = 0; row < rows; row++)
+        for (long token = 0; token < tokens; token++)
+            y[token * rows + row] = half_dot(x + token * columns, weight + row * columns, columns, kind);
+}
+
+/* Tokens as bytes of 128 plus a code of -127 to 127, and the scale of each, 1 where all is zero. */
+void natprec_tokens(const float *x, long tokens, long columns, uint8_t *codes, float *scale, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (long token = 0; token < tokens; token++) {
+        const float *from = x + token * columns, largest = largest_of(from, columns);
+        const float step = largest > 0 ? largest / 127 : 1;
+        for (long i = 0; i < columns; i++) { /* adding 1.5 * 2^23 rounds half to even */
+            const float rounded = (from[i] / step + 12582912.0f) - 12582912.0f;
+            codes[token * columns + i] = (uint8_t)((int)rounded + 128);
         }
+        scale[token] = step;
     }
 }
