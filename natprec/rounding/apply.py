@@ -2,12 +2,13 @@
 
 GPTQ takes each block's Hessians from inputs that the already rounded prefix produces, so that later
 blocks make up for the errors of earlier ones. Sites without a matrix-product input of their own in
-the stage (embeddings) are rounded to nearest.
+the stage (embeddings), and experts that saw few tokens, are rounded to nearest.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, get_args
 
@@ -23,6 +24,7 @@ from natprec.passage import Passage
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import InputOrder, gptq
+from natprec.routing import MIN_TOKENS
 from natprec.sites import Site, site_weight
 from natprec.solver import Plan
 from natprec.subject import Subject
@@ -120,7 +122,8 @@ def rounded_stages(
             if compensated is not None:
                 members = [site for site in wanted if site.gptq and site.stage == stage]
                 inputs = _inputs(staged.model, members, compensated, stage, advance)
-                for unit in {site.unit: None for site in members if plan.sites[site.name].scaled}:
+                scaled = {site.unit: None for site in members if plan.sites[site.name].scaled and site.unit in inputs}
+                for unit in scaled:
                     if gauges is None:
                         raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
                     fmt = plan.sites[unit].format
@@ -139,10 +142,12 @@ def _inputs(
 ) -> dict[str, InputOrder]:
     """What GPTQ needs of the inputs of a stage's units, which the rounded prefix produces."""
     hessians: dict[str, Tensor] = {}
+    tokens: Counter[str] = Counter()
     if members:
-        with _gathering(model, members, hessians):
+        with _gathering(model, members, hessians, tokens):
             passage.run(stage, advance)
-    return {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
+    few = {site.unit for site in members if site.experts and tokens[site.unit] < MIN_TOKENS}
+    return {unit: InputOrder.of(hessian) for unit, hessian in hessians.items() if unit not in few}
 
 
 def _rescaled(
@@ -178,8 +183,10 @@ def apply_batches(staged: StagedModel, sequences: int, length: int) -> int:
 
 
 @contextlib.contextmanager
-def _gathering(model: nn.Module, members: list[Site], hessians: dict[str, Tensor]) -> Iterator[None]:
-    """Sum x xᵀ of each unit's input; sites of one unit share it, so its first site gathers."""
+def _gathering(
+    model: nn.Module, members: list[Site], hessians: dict[str, Tensor], tokens: Counter[str]
+) -> Iterator[None]:
+    """Sum x xᵀ of each unit's input, and count the tokens; sites of one unit share it, so its first site gathers."""
 
     def gather(unit: str) -> object:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -187,6 +194,7 @@ def _gathering(model: nn.Module, members: list[Site], hessians: dict[str, Tensor
             if unit not in hessians:
                 hessians[unit] = inputs.new_zeros(inputs.shape[-1], inputs.shape[-1])
             hessians[unit].addmm_(inputs.T, inputs)
+            tokens[unit] += len(inputs)
 
         return hook
 
