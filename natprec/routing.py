@@ -17,7 +17,7 @@ from natprec.experts import LinearExperts
 
 MIN_TOKENS = 128
 """An expert that saw fewer is not measured by itself: the mean of n squares is off by √(2/n), here 1/8, as much as the
-Fisher estimate itself; and GPTQ, fitted to so few, leaves more on other text than it seems to (LOG.md)."""
+Fisher estimate itself; and a quarter of so few sequences cannot judge what GPTQ leaves."""
 
 
 @dataclass(frozen=True)

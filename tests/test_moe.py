@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 import natprec as package
+from natprec.evaluation.judge import MARGIN, tightened
 from natprec.evaluation.reload import load_quantized, open_quantized
+from natprec.formats import NumberFormat
 from natprec.measurement.measure import measure
 from natprec.models import load_model
 from natprec.subject import Subject
-from tests.arrange import experts, tokens
+from tests.arrange import curve, experts, measurement, tokens
 from tests.commands import SMALL, natprec
 
 ROUNDED = 0.05
@@ -128,7 +131,9 @@ def test_a_checkpoint_from_disk_is_the_one_from_memory(tmp_path: Path, tiny_toke
     ids = tokens(2, 24, 512)
     with torch.no_grad():
         one, other = (load_quantized(tmp_path / where / "out") for where in kl)
-        apart = open_quantized(tmp_path / "disk" / "out", Subject.of(load_model(str(model))).staged, torch.device("cpu"))
+        apart = open_quantized(
+            tmp_path / "disk" / "out", Subject.of(load_model(str(model))).staged, torch.device("cpu")
+        )
         assert torch.equal(other(input_ids=ids).logits, apart.output(ids))
     assert formats(tmp_path / "memory" / "out") == formats(tmp_path / "disk" / "out") or kl["memory"] != kl["disk"]
     assert one.state_dict().keys() == other.state_dict().keys()
@@ -150,6 +155,17 @@ def test_experts_stored_as_one_tensor_are_refused_for_transformers(
         ours = load_quantized(tmp_path / "out")(input_ids=ids).logits
         running = package.load(tmp_path / "out")(input_ids=ids).logits
     assert float((ours - running).abs().max()) <= ROUNDED * float(ours.abs().max())
+
+
+def test_the_correction_counts_tokens_that_go_elsewhere() -> None:
+    formats = [NumberFormat(bits, 64) for bits in range(2, 9)]
+    dense = curve("layer", [4.0**-bits for bits in range(2, 9)], formats)
+    plans = [measurement([replace(dense, tokens=seen)]).solve(eps=0.01) for seen in (None, 500)]
+    plain, routed = (replace(plan, kl_predicted=0.009, eps_solved=0.009) for plan in plans)
+    assert tightened(plain, 0.03) == pytest.approx(MARGIN * 0.009 * 0.01 / 0.03)
+    found = tightened(routed, 0.03)
+    assert found + (0.03 - 0.009) * (found / 0.009) ** 0.5 == pytest.approx(MARGIN * 0.01)
+    assert found < tightened(plain, 0.03)
 
 
 def test_a_model_in_memory(tiny_tokenizer: Any, tmp_path: Path) -> None:

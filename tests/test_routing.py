@@ -91,7 +91,12 @@ def test_a_dense_model_has_neither() -> None:
 
 @pytest.mark.parametrize(
     ("family", "routers"),
-    [("Mixtral", ["gate"]), ("Qwen2Moe", ["gate", "shared_expert_gate"]), ("Qwen3Moe", ["gate"]), ("GptOss", ["router"])],
+    [
+        ("Mixtral", ["gate"]),
+        ("Qwen2Moe", ["gate", "shared_expert_gate"]),
+        ("Qwen3Moe", ["gate"]),
+        ("GptOss", ["router"]),
+    ],
 )
 def test_experts_of_transformers(family: str, routers: list[str]) -> None:
     model = experts(family)

@@ -3,8 +3,8 @@
 The sum of squared gradients of an expert grows with the tokens that it sees, and one that saw three looks as if it
 could be stored in two bits. Other text may send it more. So it costs at least what a typical expert of its layer would
 that has its weights: the mean squared gradient of those that saw enough, per weight, times its own rounding errors.
-Where none did, those that saw most stand for all. GPTQ is not fitted to so few tokens; such an expert is rounded to
-nearest.
+Where none did, those that saw most stand for all. What GPTQ leaves is not asked: a plan supposes that such an expert is
+rounded to nearest, and GPTQ, which also rounds it if any token reached it, leaves less.
 """
 
 from __future__ import annotations

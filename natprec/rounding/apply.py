@@ -2,13 +2,12 @@
 
 GPTQ takes each block's Hessians from inputs that the already rounded prefix produces, so that later
 blocks make up for the errors of earlier ones. Sites without a matrix-product input of their own in
-the stage (embeddings), and experts that saw few tokens, are rounded to nearest.
+the stage (embeddings), and experts that no token reached, are rounded to nearest.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, get_args
 
@@ -24,7 +23,6 @@ from natprec.passage import Passage
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import InputOrder, gptq
-from natprec.routing import MIN_TOKENS
 from natprec.sites import Site, site_weight
 from natprec.solver import Plan
 from natprec.subject import Subject
@@ -142,12 +140,10 @@ def _inputs(
 ) -> dict[str, InputOrder]:
     """What GPTQ needs of the inputs of a stage's units, which the rounded prefix produces."""
     hessians: dict[str, Tensor] = {}
-    tokens: Counter[str] = Counter()
     if members:
-        with _gathering(model, members, hessians, tokens):
+        with _gathering(model, members, hessians):
             passage.run(stage, advance)
-    few = {site.unit for site in members if site.experts and tokens[site.unit] < MIN_TOKENS}
-    return {unit: InputOrder.of(hessian) for unit, hessian in hessians.items() if unit not in few}
+    return {unit: InputOrder.of(hessian) for unit, hessian in hessians.items()}
 
 
 def _rescaled(
@@ -183,10 +179,8 @@ def apply_batches(staged: StagedModel, sequences: int, length: int) -> int:
 
 
 @contextlib.contextmanager
-def _gathering(
-    model: nn.Module, members: list[Site], hessians: dict[str, Tensor], tokens: Counter[str]
-) -> Iterator[None]:
-    """Sum x xᵀ of each unit's input, and count the tokens; sites of one unit share it, so its first site gathers."""
+def _gathering(model: nn.Module, members: list[Site], hessians: dict[str, Tensor]) -> Iterator[None]:
+    """Sum x xᵀ of each unit's input; sites of one unit share it, so its first site gathers."""
 
     def gather(unit: str) -> object:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -194,7 +188,6 @@ def _gathering(
             if unit not in hessians:
                 hessians[unit] = inputs.new_zeros(inputs.shape[-1], inputs.shape[-1])
             hessians[unit].addmm_(inputs.T, inputs)
-            tokens[unit] += len(inputs)
 
         return hook
 
