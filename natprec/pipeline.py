@@ -138,8 +138,8 @@ def round_and_write(
     experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
     if len(experts) > 1:
         stages.note(
-            f"experts have {len(experts)} formats, of which plain transformers would read all by one, and compute nonsense "
-            f"without a word; {plan.engine} and natprec.load read each by its own"
+            f"experts have {len(experts)} formats: plain transformers would read all by one of them and compute "
+            f"nonsense; {plan.engine} and natprec.load read each by its own"
         )
     if subject.staged.weights.whole:
         write(subject, plan, round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed), folder, stages)

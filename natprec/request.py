@@ -165,8 +165,8 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     """
     if engine_profile(engine).experts == "model" and not DiskNames(subject.model).merged:
         raise ModelError(
-            f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no rule "
-            "to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
+            f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
+            "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
         )
     return as_gguf(subject) if engine_profile(engine).types else subject
 

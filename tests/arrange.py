@@ -93,8 +93,9 @@ def experts(family: str = "Mixtral", std: float = 0.1, **changes: Any) -> Any:
     import transformers
 
     sizes = {
-        "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2,
-        "shared_expert_intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32,
+        "num_hidden_layers": 2, "shared_expert_intermediate_size": 32, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8,
         "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 512,
         "bos_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip

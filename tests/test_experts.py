@@ -123,8 +123,8 @@ def test_bad_layout_ends_a_command_in_one_line(tmp_path: Path, tiny_tokenizer: A
     import transformers
 
     config = transformers.JetMoeConfig(
-        vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, kv_channels=8,
-        intermediate_size=32, num_local_experts=4, num_experts_per_tok=2,
+        vocab_size=512, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        kv_channels=8, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2,
     )  # fmt: skip
     transformers.JetMoeForCausalLM(config).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)

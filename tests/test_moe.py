@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import natprec as package
 from natprec.evaluation.judge import MARGIN, tightened
@@ -18,6 +19,8 @@ from natprec.evaluation.reload import load_quantized, open_quantized
 from natprec.formats import NumberFormat
 from natprec.measurement.measure import measure
 from natprec.models import load_model
+from natprec.pipeline import round_and_write
+from natprec.progress import Stages
 from natprec.subject import Subject
 from tests.arrange import curve, experts, measurement, tokens
 from tests.commands import SMALL, natprec
@@ -35,8 +38,8 @@ def saved(folder: Path, family: str, tokenizer: Any, std: float = 0.02) -> Path:
 def quantized(tmp_path: Path, model: Path, text: Path, *options: str) -> dict[str, Any]:
     out = tmp_path / "out"
     result = natprec(
-        "quantize", "--model", model, "--data", text, "--eval-data", text, "--eval-tokens", "512", *SMALL, "--eps", "1e-4",
-        "--out", out, "--json", *options,
+        "quantize", "--model", model, "--data", text, "--eval-data", text, "--eval-tokens", "512", *SMALL,
+        "--eps", "1e-4", "--out", out, "--json", *options,
     )  # fmt: skip
     assert result.code in (0, 3), result.err
     return dict(json.loads(result.out))
@@ -115,28 +118,30 @@ def test_from_disk_as_from_memory(family: str, tmp_path: Path, tiny_tokenizer: A
     assert apart.gauges == whole.gauges
     ids = tokens(4, 48, 512)
     found, other = (measure(subject, ids, group_size=32).curves for subject in (whole, apart))
-    for name, curve in found.items():
-        assert curve.tokens == other[name].tokens
+    for name, one in found.items():
+        assert one.tokens == other[name].tokens
         for kind in ("forward", "backward", "energy", "shares", "kept"):
-            assert np.array_equal(getattr(curve, kind), getattr(other[name], kind)), (name, kind)
+            assert np.array_equal(getattr(one, kind), getattr(other[name], kind)), (name, kind)
     assert all(bool(parameter.isnan().all()) for parameter in apart.model.parameters()), "nothing stayed"
 
 
-def test_a_checkpoint_from_disk_is_the_one_from_memory(tmp_path: Path, tiny_tokenizer: Any, text_file: Path) -> None:
-    model = saved(tmp_path / "m", "Mixtral", tiny_tokenizer)
-    kl = {}
-    for where in ("memory", "disk"):
-        (tmp_path / where).mkdir()
-        kl[where] = quantized(tmp_path / where, model, text_file, "--weights", where)["kl_mean"]
-    ids = tokens(2, 24, 512)
+def test_a_checkpoint_from_disk_is_the_one_from_memory(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    model, ids, stages = saved(tmp_path / "m", "Mixtral", tiny_tokenizer), tokens(4, 48, 512), Stages(quiet=True)
+    subjects = {on_disk: Subject.of(load_model(str(model), on_disk=on_disk)) for on_disk in (False, True)}
+    plan = measure(subjects[False], ids, group_size=32).solve(eps=1e-4)
+    for on_disk, subject in subjects.items():
+        (tmp_path / str(on_disk)).mkdir()
+        (tmp_path / "kept").mkdir(exist_ok=True)
+        round_and_write(subject, plan, ids, "gptq", tmp_path / str(on_disk), tmp_path / "kept", stages)
+    one, other = (load_file(tmp_path / str(on_disk) / "model.safetensors") for on_disk in subjects)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    configs = [(tmp_path / str(on_disk) / "config.json").read_text() for on_disk in subjects]
+    assert json.loads(configs[0]) == json.loads(configs[1])
     with torch.no_grad():
-        one, other = (load_quantized(tmp_path / where / "out") for where in kl)
-        apart = open_quantized(
-            tmp_path / "disk" / "out", Subject.of(load_model(str(model))).staged, torch.device("cpu")
-        )
-        assert torch.equal(other(input_ids=ids).logits, apart.output(ids))
-    assert formats(tmp_path / "memory" / "out") == formats(tmp_path / "disk" / "out") or kl["memory"] != kl["disk"]
-    assert one.state_dict().keys() == other.state_dict().keys()
+        whole = load_quantized(tmp_path / "True")(input_ids=ids).logits
+        apart = open_quantized(tmp_path / "True", Subject.of(load_model(str(model))).staged, torch.device("cpu"))
+        torch.testing.assert_close(apart.output(ids), whole)
 
 
 def test_experts_stored_as_one_tensor_are_refused_for_transformers(

@@ -1,4 +1,4 @@
-"""Experts and routers are found by structure: what is measured, what stays at 16 bits, which weights belong together."""
+"""Experts and routers are found by structure: what is measured, what stays at 16 bits, what belongs together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import tiny_model
 
 
 class Listed(nn.Module):
-    """A layer whose experts are a list of modules, as code that comes with a checkpoint has them; one router by sign."""
+    """A layer whose experts are a list of modules, as code that comes with a checkpoint has them."""
 
     def __init__(self) -> None:
         super().__init__()
