@@ -2,7 +2,8 @@
 
 Linears of one unit share their input, so a unit has one: `UNIT:input`. The stream is taken where it enters a
 block, `BLOCK:stream`. Keys and values are found by watching who calls transformers' attention interface:
-`ATTENTION:key`, `ATTENTION:value`.
+`ATTENTION:key`, `ATTENTION:value`. Inputs of experts are none: transformers, whose experts are one parameter, would not
+round them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, ca
     ]
     units: dict[str, list[Site]] = {}
     for site in sites:
-        if site.role == "linear" and site.name in staged.probe.input_of:
+        if site.role == "linear" and site.name in staged.probe.input_of and not site.experts:
             units.setdefault(site.unit, []).append(site)
     for unit, members in units.items():
         uses = tuple(use for member in members for use in member.uses)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from natprec.arithmetic import products_in
 from natprec.distortions import Distortion, OutputKL
 from natprec.hooks import attached
+from natprec.routing import Routing, find_routing
 from natprec.weights import InMemory, Weights
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
@@ -36,12 +37,14 @@ class Probe:
     Attributes:
         order: names of the leaf modules with weights in the order of their first call.
         input_of: module name → an identity shared by modules that were called with one same tensor.
+        rows: Linear → inputs that it was given.
         returns_tuple: whether blocks return a tuple with the hidden state first.
         chained: whether each block's input was the previous block's output.
     """
 
     order: tuple[str, ...]
     input_of: dict[str, int]
+    rows: dict[str, int]
     returns_tuple: bool
     chained: bool
 
@@ -66,6 +69,7 @@ class StagedModel:
         weights: where they are.
         products: what matrix products are computed in where the model runs for statistics: see `gathering`.
         block_names: module paths of the blocks; empty when the model has no such list.
+        routing: its experts, if it has any.
     """
 
     def __init__(
@@ -86,6 +90,12 @@ class StagedModel:
         if not self.probe.chained:
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
+        self.routing: Routing = find_routing(model, self.probe.rows, probe_ids.numel())
+
+    @property
+    def routed(self) -> bool:
+        """Whether some Linears are given tokens that a router has chosen."""
+        return bool(self.routing.containers)
 
     def output(self, ids: Tensor) -> Tensor:
         """The whole model: (batch, time) token ids to (batch, terms, size), for example logits."""
@@ -215,16 +225,19 @@ def _probe(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object])
     """One forward, `run`, with hooks that watch which module gets which tensor."""
     order: list[str] = []
     inputs: dict[str, int] = {}
+    rows: dict[str, int] = {}
     seen: list[Tensor] = []  # kept alive, so that no two tensors share an identity
     outputs: list[Any] = []
     links: list[bool] = []
 
     def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             if name not in inputs and args and isinstance(args[0], Tensor):
                 order.append(name)
                 known = next((i for i, tensor in enumerate(seen) if tensor is args[0]), None)
                 inputs[name] = len(seen) if known is None else known
+                if isinstance(module, nn.Linear):
+                    rows[name] = args[0].shape[:-1].numel()
                 seen.append(args[0])
 
         return hook
@@ -249,6 +262,7 @@ def _probe(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object])
     return Probe(
         order=tuple(order),
         input_of=inputs,
+        rows=rows,
         returns_tuple=bool(outputs) and isinstance(outputs[0], tuple),
         chained=bool(blocks) and len(outputs) == len(blocks) and all(links),
     )

@@ -157,7 +157,8 @@ def quantize(
         request, folder, overwrite=overwrite, resume=resume, stages=stages
     )
     if as_json:
-        _print_json({**asdict(verification), "out": str(folder), "seconds": stages.seconds})
+        _print_json({**asdict(verification), "out": str(folder), "seconds": stages.seconds,
+                     "few_tokens": plan.few_tokens})  # fmt: skip
     else:
         Console().print(result_table(measurement, plan, verification, stages.seconds))
         print(f"written to {folder}")
@@ -213,6 +214,7 @@ def measure(
     summary = {
         "out": str(out),
         "sites": len(measurement.curves),
+        "few_tokens": {name: curve.tokens for name, curve in measurement.curves.items() if curve.few},
         "formats": sorted({fmt.name for curve in measurement.curves.values() for fmt in curve.formats}),
         "checks": [
             dict(zip(("site", "format", "fisher", "exact"), row, strict=True)) for row in measurement.header.checks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,9 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         judged: rounding and verification follow.
     """
     embedding: Any = subject.model.get_input_embeddings()  # type: ignore[operator]
-    size = min(len(batches(1 << 20, request.length)[0]), max(1, request.tokens // request.length))
+    size = min(
+        len(batches(1 << 20, request.length, routed=subject.staged.routed)[0]), max(1, request.tokens // request.length)
+    )
     ids = torch.randint(
         len(embedding.weight), (size, request.length), generator=torch.Generator().manual_seed(request.seed)
     )
@@ -154,7 +157,8 @@ def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
 def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
     """The most that a stage of the sweep takes; `output` is the bytes of a batch's logits or the like."""
     staged, sequences = subject.staged, max(1, request.tokens // request.length)
-    batch = len(batches(sequences, request.length)[0])
+    batch = len(batches(sequences, request.length, routed=staged.routed)[0])
+    together = Counter(staged.routing.alike(site.name) for site in subject.sites if site.experts)
     most = 0
     for stage in range(-1, len(staged.blocks) + 1):
         own = [site for site in subject.sites if stage in {staged.stage_of(use) for use in site.uses}]
@@ -163,7 +167,8 @@ def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
         if not staged.weights.whole:
             needed += 4 * sum(site.elements for site in own)
         for site in products:
-            units = min(sequences, max(MIN_UNITS, UNIT_MEMORY // (4 * site.elements)))
+            peers = together[staged.routing.alike(site.name)] if site.experts else 1
+            units = min(sequences, max(MIN_UNITS, UNIT_MEMORY // (4 * site.elements * peers)))
             gathered = units + (batch if units < sequences else 0)
             needed += 4 * site.elements * gathered + 8 * batch * request.length * sum(site.shape)
         if request.rounding != "rtn":

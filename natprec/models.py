@@ -31,6 +31,7 @@ from natprec.checkpoints import (
 )
 from natprec.encoders import companions, drop_missing_pooler, embedding_distortion
 from natprec.errors import InputError, ModelError
+from natprec.experts import take_apart
 from natprec.gguf_files import check_gguf
 from natprec.stored import count_elements, hollow_model
 from natprec.weights import InMemory, Weights, refuse_not_finite
@@ -105,6 +106,7 @@ def load_model(
             model, weights, lacking = hollow_model(files, where, config, kind, target, trust_remote_code)
         else:
             model, lacking = _load_weights(where, gguf, config, kind, trust_remote_code)
+            take_apart(model)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
         distortion, others = "kl", {}
         if kind == "encoder":

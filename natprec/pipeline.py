@@ -135,6 +135,12 @@ def round_and_write(
     Args:
         kept: folder for the finished stages of a model whose weights are on disk.
     """
+    experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
+    if len(experts) > 1:
+        stages.note(
+            f"experts have {len(experts)} formats: plain transformers would read all by one of them and compute "
+            f"nonsense; {plan.engine} and natprec.load read each by its own"
+        )
     if subject.staged.weights.whole:
         write(subject, plan, round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed), folder, stages)
         return
@@ -186,7 +192,7 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
         else:
             write_checkpoint(
                 folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
-                inputs=plan.rounded_inputs, cache=plan.cache,
+                inputs=plan.rounded_inputs, cache=plan.cache, routers=subject.staged.routing.routers,
             )  # fmt: skip
         _write_beside(subject, plan, folder)
 

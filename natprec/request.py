@@ -9,8 +9,9 @@ import numpy as np
 
 from natprec.activation_sites import activation_formats
 from natprec.arithmetic import refuse_unknown_arithmetic
+from natprec.disk_names import DiskNames
 from natprec.distortions import named
-from natprec.errors import InputError, unknown
+from natprec.errors import InputError, ModelError, unknown
 from natprec.export import as_gguf
 from natprec.formats import Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
@@ -168,6 +169,11 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     Raises:
         ModelError: the engine loads no checkpoint of such a model.
     """
+    if engine_profile(engine).experts == "model" and not DiskNames(subject.model).merged:
+        raise ModelError(
+            f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
+            "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
+        )
     return as_gguf(subject) if engine_profile(engine).types else subject
 
 

@@ -3,6 +3,7 @@
 A site is a tensor in the computation, not a module: a tied embedding and head are one site with
 two uses. Sites that an engine runs as one matrix (q/k/v, gate/up) form one unit and get one format;
 they are found by structure: Linears of one parent module that were called with one same tensor.
+What routes tokens to experts is no site: see `natprec.routing`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Site:
         unit: name of the first site of the unit that shares one format.
         stage: where its last use stands in the order of the backward sweep: -1 for the prefix, the
             block's index, or the number of blocks for the suffix.
+        experts: of an expert's weight, the module that holds all experts of its layer; else empty.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Site:
     uses: tuple[str, ...]
     unit: str
     stage: int
+    experts: str = ""
 
     @property
     def elements(self) -> int:
@@ -74,25 +77,28 @@ def find_sites(staged: StagedModel) -> list[Site]:
     modules = dict(staged.model.named_modules())
     owners: dict[int, list[str]] = {}
     for name in [*staged.probe.order, *_never_called(staged)]:
+        if name in staged.routing.routers:
+            continue
         if isinstance(modules[name], nn.Linear) or _looked_up(modules[name]):
             owners.setdefault(id(modules[name].weight), []).append(name)
     if not any(isinstance(modules[names[0]], nn.Linear) or len(names) > 1 for names in owners.values()):
         raise ModelError(f"model {type(staged.model).__name__} has no Linear layer; natprec quantizes Linear weights")
     output_head = getattr(staged.model, "get_output_embeddings", lambda: None)()
     sites = []
-    units: dict[tuple[str, int], str] = {}
+    units: dict[tuple[str, int | str], str] = {}
+    inputs_of = _inputs_of(staged)
     for names in owners.values():
         name, module = names[0], modules[names[0]]
         role: Role = "embedding" if isinstance(module, nn.Embedding) else "linear"
         if module is output_head:
             role = "head"
         unit = name
-        if role == "linear" and name in staged.probe.input_of:
-            parent = name.rpartition(".")[0]
-            unit = units.setdefault((parent, staged.probe.input_of[name]), name)
+        if role == "linear" and name in inputs_of:
+            unit = units.setdefault((name.rpartition(".")[0], inputs_of[name]), name)
         rows, columns = module.weight.shape
         stage = min(staged.stage_of(use) for use in names)
-        sites.append(Site(name, "weight", role, (rows, columns), tuple(names), unit, stage))
+        experts = staged.routing.containers.get(name, "")
+        sites.append(Site(name, "weight", role, (rows, columns), tuple(names), unit, stage, experts))
     return sites
 
 
@@ -129,6 +135,21 @@ def refuse_unblocked(sites: list[Site], types: tuple[GGUFType, ...]) -> None:
                 f"the {site.shape[1]} inputs of {site.name!r} are no multiple of {min(fmt.block for fmt in types)}, "
                 "the smallest block of a GGUF type; use another --engine"
             )
+
+
+def _inputs_of(staged: StagedModel) -> dict[str, int | str]:
+    """Linear → an identity of its input; of an expert that the probing forward did not reach, as in the others."""
+    routing = staged.routing
+    known: dict[str, int | str] = {**staged.probe.input_of}
+    first: dict[tuple[str, int], str] = {}
+    like: dict[tuple[str, str], str] = {}  # a Linear of each expert → the first of that expert with the same input
+    for name, identity in staged.probe.input_of.items():
+        if name in routing.containers:
+            own = routing.alike(name)
+            like[own] = first.setdefault((name.rpartition(".")[0], identity), own[1])
+    for name in routing.containers:
+        known.setdefault(name, like.get(routing.alike(name), name))
+    return known
 
 
 def _looked_up(module: nn.Module) -> bool:

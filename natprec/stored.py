@@ -18,6 +18,7 @@ from torch import Tensor
 
 from natprec.checkpoints import Kind, auto_class
 from natprec.errors import ModelError
+from natprec.experts import Piece, pieces_of, take_apart
 from natprec.weights import OnDisk, Stored
 
 if TYPE_CHECKING:
@@ -79,11 +80,46 @@ class StoredTensors:
         parts = self._parts[name]
         if len(parts) == 1 and parts[0][2] is None:
             return read_stored(*parts[0][:2])
+        return self._converted(name, parts)
+
+    def expert(self, name: str, number: int, experts: int) -> Tensor:
+        """What a tensor that holds all experts of a layer holds of one; no other expert's is read where that can be.
+
+        Raises:
+            ModelError: a file has gone or changed since it was opened.
+        """
+        parts = self._parts[name]
+        if len(parts) == 1 and parts[0][2] is None:
+            return read_stored(*parts[0][:2], row=number)
+        by_pattern: dict[str | None, list[Part]] = {}
+        for part in parts:
+            by_pattern.setdefault(part[2], []).append(part)
+        if all(len(several) == experts for several in by_pattern.values()):
+            return self._converted(name, [several[number] for several in by_pattern.values()])[0]
+        return self.tensor(name)[number]
+
+    def _converted(self, name: str, parts: Sequence[Part]) -> Tensor:
+        """As transformers puts them together."""
         converter: Any = copy.deepcopy(self._converters[parts[0][2]])  # type: ignore[index]
         for file, key, pattern in parts:
             converter.add_tensor(name, key, pattern, read_stored(file, key))
         value = converter.convert(name, model=self._model, config=self._model.config)[name]
         return value[0] if isinstance(value, list) else value
+
+
+class StoredExperts:
+    """The tensors of a model whose experts were taken apart after its files were opened."""
+
+    def __init__(self, stored: StoredTensors, pieces: dict[str, Piece]) -> None:
+        self._stored, self._pieces = stored, pieces
+        self._experts = {piece.fused: 1 + piece.expert for piece in pieces.values()}
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor in its stored dtype."""
+        if name not in self._pieces:
+            return self._stored.tensor(name)
+        piece = self._pieces[name]
+        return piece.of(self._stored.expert(piece.fused, piece.expert, self._experts[piece.fused]))
 
 
 def hollow_model(
@@ -94,7 +130,8 @@ def hollow_model(
 
     model = empty_model(config, kind, trust)
     stored = StoredTensors(files, model)
-    weights = hollowed(model, stored, stored.missing, device)
+    take_apart(model)
+    weights = hollowed(model, StoredExperts(stored, pieces_of(model)), stored.missing, device)
     if (Path(where) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(where)
     return model, weights, stored.missing
@@ -135,8 +172,8 @@ def count_elements(file: Path) -> int:
         return sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118 - not a dict
 
 
-def read_stored(file: Path, key: str) -> Tensor:
-    """One tensor of a safetensors file, mapped.
+def read_stored(file: Path, key: str, row: int | None = None) -> Tensor:
+    """One tensor of a safetensors file, mapped; or of its first dimension one entry.
 
     Raises:
         ModelError: the file has gone or changed.
@@ -145,7 +182,7 @@ def read_stored(file: Path, key: str) -> Tensor:
 
     try:
         with safe_open(file, "pt") as opened:
-            return opened.get_tensor(key)
+            return opened.get_tensor(key) if row is None else opened.get_slice(key)[row]
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"weights file {str(file)!r} cannot be read any more ({error}); put it back and add --resume"

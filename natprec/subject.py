@@ -17,6 +17,7 @@ from natprec.blocks import StagedModel
 from natprec.checkpoints import Kind, is_encoder
 from natprec.distortions import DISTORTIONS, Distortion, named
 from natprec.errors import InputError
+from natprec.experts import take_apart
 from natprec.files import folder_bytes
 from natprec.formats import EngineProfile, NumberFormat
 from natprec.formats.engines import GROUP_SIZES
@@ -116,7 +117,7 @@ class Subject:
         distortion: Distortion | None = None,
         products: str = "auto",
     ) -> Subject:
-        """Take a model that is already there (a notebook's); it is set to eval, without gradients.
+        """Take a model that is already there (a notebook's); it is set to eval, without gradients, its experts Linears.
 
         Of an encoder the body is taken, without a head; unless told otherwise its embeddings are means.
         """
@@ -125,6 +126,7 @@ class Subject:
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
         model.float()
+        take_apart(model)
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
         dtype, suits = choose_storage_dtype(declared, model, InMemory()), "kl" if kind == "causal" else "embedding"
         return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion, products)

@@ -15,6 +15,7 @@ from natprec.distortions import DISTORTIONS
 from natprec.evaluation.judge import promised
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
+from natprec.routing import MIN_TOKENS
 from natprec.solver import Plan
 from natprec.solver.plan import UNQUANTIZED_BITS
 from natprec.units import human_bytes, human_seconds
@@ -43,6 +44,11 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
         rows.add_row("activations", f"{bits} bits into {count} of {len(plan.inputs)} groups of Linears")
     if plan.cache is not None:
         rows.add_row("keys and values", plan.cache.format.name)
+    experts = [choice.tokens for choice in plan.sites.values() if choice.tokens is not None]
+    if experts:
+        few = plan.few_tokens
+        line = f"{len(experts)} weights, measured on {min(experts)} to {max(experts)} tokens"
+        rows.add_row("experts", line + (f"; {len(few)} on fewer than {MIN_TOKENS}, as others" if few else ""))
     before = plan.stored_bytes_reference
     rows.add_row("stored before", f"{human_bytes(before)}, at 16 bits")
     rows.add_row("stored after", _stored(plan.stored_bytes, stored_on_disk, before))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,3 +86,26 @@ def curve(
 def measurement(curves: Sequence[Curve], **changes: Any) -> Measurement:
     """Curves under a made-up header."""
     return Measurement(header(**changes), {each.site.name: each for each in curves})
+
+
+def experts(family: str = "Mixtral", std: float = 0.1, **changes: Any) -> Any:
+    """A small random model of transformers whose layers have 4 experts, 2 of them for each token."""
+    import transformers
+
+    sizes = {
+        "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32,
+        "num_hidden_layers": 2, "shared_expert_intermediate_size": 32, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8,
+        "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 512,
+        "bos_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    kind = getattr(transformers, f"{family}Config")
+    known = inspect.signature(kind.__init__).parameters
+    config = kind(**{name: value for name, value in {**sizes, **changes}.items() if name in known})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or "bias" in name:
+                parameter.normal_(0, std)
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +95,19 @@ def promised(plan: Plan) -> float | None:
 
 
 def tightened(plan: Plan, kl_mean: float) -> float:
-    """The tolerance to solve for next, when a plan for its `eps_solved` measured too much (T6)."""
-    promise = promised(plan)
+    """The tolerance to solve for next, when a plan for its `eps_solved` measured too much (T6).
+
+    What tokens add that go to other experts falls like the error itself, not like its square (docs/experts.md): of what
+    was predicted, p, and measured, p + b √p, that gives b, and then the p at which the sum is the promise.
+    """
+    promise, predicted = promised(plan), plan.kl_predicted
     assert promise is not None
     assert plan.eps_solved is not None
-    return MARGIN * plan.eps_solved * promise / kl_mean
+    if all(choice.tokens is None for choice in plan.sites.values()) or kl_mean <= predicted:
+        return MARGIN * plan.eps_solved * promise / kl_mean
+    rerouted = (kl_mean - predicted) / math.sqrt(predicted)
+    root = (math.sqrt(rerouted**2 + 4 * MARGIN * promise) - rerouted) / 2
+    return plan.eps_solved * root**2 / predicted
 
 
 def checkpoint_bytes(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from torch import nn
 from natprec.activation_sites import round_input, round_states
 from natprec.blocks import StagedModel
 from natprec.checkpoints import Kind, auto_class, model_kind
+from natprec.disk_names import DiskNames
 from natprec.errors import InputError, ModelError
+from natprec.experts import take_apart
 from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
 from natprec.models import load_model, quiet
@@ -28,7 +31,8 @@ def load_quantized(folder: Path) -> nn.Module:
     """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
     Plain transformers loads it, a GGUF file too; where transformers cannot (zero points or packed embeddings, from
-    the `natprec` engine), the codes are unpacked here with the compressed-tensors library.
+    the `natprec` engine; experts of several formats), the codes are unpacked here with the compressed-tensors library.
+    So are all experts, which transformers would round to 16 bits once more.
 
     Raises:
         InputError: the folder is no checkpoint.
@@ -54,10 +58,11 @@ def open_quantized(folder: Path, original: StagedModel, device: torch.device) ->
     """
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):
-        stored = Unpacked(folder, scheme["config_groups"])
         config, kind = _dense_config(folder)
         model = empty_model(config, kind)
         model.tie_weights()
+        take_apart(model)
+        stored = Unpacked(folder, scheme["config_groups"], DiskNames(model))
         missing = _lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
@@ -116,8 +121,9 @@ def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
     """Whether plain transformers would refuse it."""
     if any(not group["weights"]["symmetric"] for group in groups.values()):
         return True
-    packed = (name.split(".")[-2] for name in _tensor_files(folder) if name.endswith(".weight_packed"))
-    return any("embed" in module for module in packed)  # embed_tokens, embed_in, word_embeddings
+    packed = [name.split(".") for name in _tensor_files(folder) if name.endswith(".weight_packed")]
+    # embed_tokens, embed_in, word_embeddings; experts
+    return any("embed" in name[-2] or "experts" in name for name in packed)
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
@@ -132,20 +138,27 @@ class Unpacked:
         names: of the tensors, in the model.
     """
 
-    def __init__(self, folder: Path, groups: dict[str, Any]) -> None:
-        """Read the headers."""
-        files = _tensor_files(folder)
-        self._packed: dict[str, tuple[dict[str, Any], dict[str, Path]]] = {}
-        for group in groups.values():
-            for module in group["targets"]:
-                prefix = module + ".weight"  # a bias stays as it is
-                own = {key.removeprefix(module + "."): files.pop(key) for key in list(files) if key.startswith(prefix)}
-                if "weight_scale" in own and own.keys() & {
-                    "weight_packed",
-                    "weight",
-                }:  # else the second use of a tied one
-                    self._packed[module + ".weight"] = (group, own)
-        self._plain = files
+    def __init__(self, folder: Path, groups: dict[str, Any], names: DiskNames) -> None:
+        """Read the headers.
+
+        Args:
+            names: of the model that is to be filled.
+        """
+        in_model = names.in_model
+        modules: dict[str, dict[str, Path]] = {}
+        self._packed: dict[str, tuple[dict[str, Any], str, dict[str, Path]]] = {}
+        self._plain: dict[str, tuple[str, Path]] = {}
+        for key, file in _tensor_files(folder).items():
+            module, _, leaf = key.rpartition(".")
+            modules.setdefault(module, {})[leaf] = file
+        for module, own in modules.items():
+            name, group = in_model.get(module, module), _group_of(module, groups)
+            weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
+            if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
+                self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one
+            self._plain |= {
+                f"{name}.{leaf}".removeprefix("."): (f"{module}.{leaf}", file) for leaf, file in own.items()
+            }
         self.names = [*self._plain, *self._packed]
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -154,10 +167,10 @@ class Unpacked:
         from compressed_tensors.quantization import QuantizationScheme
 
         if name in self._plain:
-            return read_stored(self._plain[name], name)
-        group, files = self._packed[name]
-        module = name.removesuffix("weight")
-        own = {key: read_stored(file, module + key) for key, file in files.items()}
+            key, file = self._plain[name]
+            return read_stored(file, key)
+        group, module, files = self._packed[name]
+        own = {leaf: read_stored(file, f"{module}.{leaf}") for leaf, file in files.items()}
         own["weight_scale"] = own["weight_scale"].float()
         if "weight_zero_point" in own:  # the library unpacks short columns only in this memory order
             zero = own["weight_zero_point"]
@@ -165,6 +178,18 @@ class Unpacked:
         compressor = BaseCompressor.get_value_from_registry(group["format"])
         dense: torch.Tensor = compressor.decompress(own, QuantizationScheme.model_validate(group))["weight"]
         return dense
+
+
+def _group_of(module: str, groups: dict[str, Any]) -> dict[str, Any] | None:
+    """The scheme that names a module; single names before regular expressions."""
+    for group in groups.values():
+        if module in group["targets"]:
+            return group
+    for group in groups.values():
+        patterns = (target.removeprefix("re:") for target in group["targets"] if target.startswith("re:"))
+        if any(re.match(pattern, module) for pattern in patterns):
+            return group
+    return None
 
 
 def _dense_config(folder: Path) -> tuple[Any, Kind]:
@@ -180,7 +205,8 @@ def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
     """The dense model, filled by unpacking every module's tensors."""
     config, kind = _dense_config(folder)
     model = auto_class(kind).from_config(config, dtype=torch.float32)
-    stored = Unpacked(folder, groups)
+    take_apart(model)
+    stored = Unpacked(folder, groups, DiskNames(model))
     model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)
     model.tie_weights()
     _lacking(model, stored.names)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from natprec.blocks import StagedModel
 from natprec.data import data_digest
+from natprec.disk_names import DiskNames
 from natprec.export.compressed_tensors import (
     cache_scales,
     checkpoint_tensors,
@@ -70,7 +71,7 @@ class Pieces:
 
     def __init__(self, folder: Path, subject: Subject, plan: Plan) -> None:
         self.folder, self._subject, self._plan = folder, subject, plan
-        self._profile = engine_profile(plan.engine)
+        self._profile, self._names = engine_profile(plan.engine), DiskNames(subject.model)
 
     def file(self, stage: int) -> Path:
         """Of a stage by its number, which is -1 for the prefix."""
@@ -85,7 +86,7 @@ class Pieces:
         subject = self._subject
         tensors = checkpoint_tensors(
             subject.model, subject.sites, codes, self._profile, subject.storage_dtype, self._plan.rounded_inputs,
-            among=_own(subject.staged, stage),
+            among=_own(subject.staged, stage), names=self._names,
         )  # fmt: skip
         write_bytes(self.file(stage), save(tensors, {"format": "pt"}))
 
@@ -96,7 +97,10 @@ class Pieces:
         tensors: dict[str, Tensor] = {name: read_stored(file, name) for file in files for name in stored_names(file)}
         write_weights(out, tensors | cache_scales(plan.cache, subject.storage_dtype), SHARD_BYTES)
         formats = {name: choice.format for name, choice in plan.sites.items() if choice.format is not None}
-        scheme = quantization_config(subject.sites, formats, self._profile, plan.rounded_inputs, plan.cache)
+        scheme = quantization_config(
+            subject.sites, formats, self._profile, plan.rounded_inputs, plan.cache, self._names,
+            subject.staged.routing.routers,
+        )  # fmt: skip
         write_settings(out, subject.model, subject.tokenizer, scheme, subject.storage_dtype)
 
 

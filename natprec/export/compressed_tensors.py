@@ -8,6 +8,7 @@ Activations are described (`input_activations`, `kv_cache_scheme`); the engine r
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.checkpoints import CHECKSUMS, tensor_checksum
+from natprec.disk_names import DiskNames
 from natprec.formats import ActivationFormat, EngineProfile, NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.quantizers import QuantizedTensor
@@ -36,18 +38,21 @@ def write_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     inputs: Mapping[str, ActivationFormat] | None = None,
     cache: CacheChoice | None = None,
+    routers: Collection[str] = (),
 ) -> None:
     """Write weights, configuration, generation configuration and tokenizer into an existing folder.
 
     Args:
+        routers: modules that are no sites, which engines must be told to leave alone.
         inputs: unit → format of its input, where that is rounded.
         cache: format of keys and values, where they are.
     """
-    inputs = inputs or {}
-    tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs)
+    inputs, names = inputs or {}, DiskNames(model)
+    tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs, names=names)
     write_weights(folder, tensors | cache_scales(cache, storage_dtype), shard_bytes)
     formats = {name: value.format for name, value in quantized.items()}
-    write_settings(folder, model, tokenizer, quantization_config(sites, formats, profile, inputs, cache), storage_dtype)
+    scheme = quantization_config(sites, formats, profile, inputs, cache, names, routers)
+    write_settings(folder, model, tokenizer, scheme, storage_dtype)
 
 
 def write_settings(
@@ -74,12 +79,15 @@ def checkpoint_tensors(
     storage_dtype: torch.dtype,
     inputs: Mapping[str, ActivationFormat] | None = None,
     among: Collection[int] | None = None,
+    names: DiskNames | None = None,
 ) -> dict[str, Tensor]:
     """All tensors of the checkpoint by name; tied weights once.
 
     Args:
+        names: the model's, if they are known.
         among: identities of parameters and buffers; only of these.
     """
+    names = names or DiskNames(model)
     replaced = {use + ".weight" for site in sites if site.name in quantized for use in site.uses}
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
@@ -88,11 +96,11 @@ def checkpoint_tensors(
             continue
         stored.add(id(tensor))
         dtype = storage_dtype if tensor.is_floating_point() else tensor.dtype
-        tensors[name] = tensor.detach().cpu().to(dtype).contiguous()
+        tensors[names.tensor(name)] = tensor.detach().cpu().to(dtype).contiguous()
     for site in sites:
         if site.name in quantized:
             int8 = _is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
-            tensors |= _packed(site, quantized[site.name], int8, storage_dtype)
+            tensors |= _packed([names.module(use) for use in site.uses], quantized[site.name], int8, storage_dtype)
     return tensors
 
 
@@ -107,23 +115,23 @@ def cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Ten
     return scales
 
 
-def _packed(site: Site, value: QuantizedTensor, int8: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    """One site's tensors: codes, scales, zero points."""
+def _packed(uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One site's tensors, by the modules that use it: codes, scales, zero points."""
     from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
     value = value.to("cpu")
     scale = value.scale.to(dtype).contiguous()
     if int8:
-        tensors = {f"{site.name}.weight": value.codes.contiguous()}
-        return tensors | {f"{use}.weight_scale": scale.clone() for use in site.uses}
+        tensors = {f"{uses[0]}.weight": value.codes.contiguous()}
+        return tensors | {f"{use}.weight_scale": scale.clone() for use in uses}
     tensors = {
-        f"{site.name}.weight_packed": pack_to_int32(value.codes, value.format.bits).contiguous(),
-        f"{site.name}.weight_scale": scale,
-        f"{site.name}.weight_shape": torch.tensor(value.codes.shape),
+        f"{uses[0]}.weight_packed": pack_to_int32(value.codes, value.format.bits).contiguous(),
+        f"{uses[0]}.weight_scale": scale,
+        f"{uses[0]}.weight_shape": torch.tensor(value.codes.shape),
     }
     if value.zero_point is not None:
         zeros = pack_to_int32(value.zero_point, value.format.bits, packed_dim=0)
-        tensors[f"{site.name}.weight_zero_point"] = zeros.contiguous()
+        tensors[f"{uses[0]}.weight_zero_point"] = zeros.contiguous()
     return tensors
 
 
@@ -140,23 +148,39 @@ def quantization_config(
     profile: EngineProfile,
     inputs: Mapping[str, ActivationFormat] | None = None,
     cache: CacheChoice | None = None,
+    names: DiskNames | None = None,
+    routers: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The `quantization_config` of config.json, validated by the compressed-tensors library."""
+    """The `quantization_config` of config.json, validated by the compressed-tensors library.
+
+    Args:
+        names: of modules, in the checkpoint; default: those in the model.
+        routers: see `write_checkpoint`.
+    """
     from compressed_tensors.quantization import QuantizationConfig
 
+    def stored(name: str) -> str:
+        return name if names is None else names.module(name)
+
     targets: dict[tuple[NumberFormat, bool, ActivationFormat | None], list[str]] = {}
-    ignore: list[str] = []
+    ignore = [stored(name) for name in sorted(routers)]
+    whole = _whole_containers(sites, formats)
     for site in sites:
         if site.name in formats:
             fmt, rounded = formats[site.name], (inputs or {}).get(site.unit)
             key = (fmt, _is_int8(site, fmt, profile, rounded), rounded)
-            targets.setdefault(key, []).extend(site.uses)
+            found = targets.setdefault(key, [])
+            if site.experts in whole:
+                pattern = _all_within(stored(site.name), site)
+                found.extend([pattern] if pattern not in found else [])
+            else:
+                found.extend(map(stored, site.uses))
         else:
-            ignore.extend(site.uses)
+            ignore.extend(map(stored, site.uses))
     groups = {}
-    for (fmt, int8, rounded), names in targets.items():
+    for (fmt, int8, rounded), own in targets.items():
         groups[fmt.name + ("-int8" if int8 else "") + (f"-{rounded.name}" if rounded else "")] = {
-            "targets": names,
+            "targets": own,
             "format": "int-quantized" if int8 else "pack-quantized",
             "weights": _weight_arguments(fmt),
             "input_activations": rounded.arguments() if rounded else None,
@@ -174,6 +198,21 @@ def quantization_config(
         config["kv_cache_scheme"] = cache.format.arguments()
     QuantizationConfig.model_validate(config)
     return config
+
+
+def _whole_containers(sites: list[Site], formats: Mapping[str, NumberFormat]) -> set[str]:
+    """Modules all of whose experts have one format."""
+    found: dict[str, set[NumberFormat | None]] = {}
+    for site in sites:
+        if site.experts:
+            found.setdefault(site.experts, set()).add(formats.get(site.name))
+    return {name for name, several in found.items() if len(several) == 1 and None not in several}
+
+
+def _all_within(stored: str, site: Site) -> str:
+    """A target for all experts of a layer: engines ask for `experts.0.gate_proj` even where the file says `w1`."""
+    depth = site.name.removeprefix(site.experts).count(".")
+    return "re:" + re.escape(stored.rsplit(".", depth)[0]) + r"\.\d+\..*"
 
 
 def _weight_arguments(fmt: NumberFormat) -> dict[str, Any]:

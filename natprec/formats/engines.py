@@ -11,12 +11,16 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
 - Rounded activations: vLLM multiplies W8A8 in CUTLASS with weights per channel, and W2-W7 with A8, W2 and W3 with A4
   in Humming (W4A8 may run as W4A16 without a word: vllm #38064). Its cache scheme is float8 with one scale per
   tensor. transformers rounds as the checkpoint says, in float arithmetic: it shows the quality of any pair.
+- Experts: vLLM and SGLang run those of a layer as two fused matrices of one scheme (gate, up and down: "All MoE
+  projections need to have same quantization scheme"); transformers unpacks all experts of a model by one scheme
+  (`get_experts_scheme`), and with another one in some layer it fails.
 - llama.cpp runs each tensor, the tied embedding too, in any GGUF type whose blocks divide its rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from natprec.errors import unknown
 from natprec.formats.activation_format import FLOAT8, ActivationFormat
@@ -40,6 +44,7 @@ class EngineProfile:
         cache: bits of keys and values, below 16, that it keeps; 8 are float8 where `float_cache`.
         types: GGUF types, which every weight may have, whatever its role; such an engine loads GGUF files only.
         fuses: whether weights that share their input (q/k/v, gate/up) must have one format.
+        experts: which weights of experts must have one format: all of a layer, or of the model; or each as it is.
     """
 
     name: str
@@ -52,6 +57,7 @@ class EngineProfile:
     float_cache: bool = True
     types: tuple[GGUFType, ...] = ()
     fuses: bool = True
+    experts: Literal["each", "layer", "model"] = "each"
 
     def runs(self, role: str, fmt: NumberFormat) -> bool:
         """Whether the engine runs this format for a role ('linear', 'head' or 'embedding')."""
@@ -101,6 +107,7 @@ PROFILES = {
             linear=_SYMMETRIC,
             head=((4, True), (8, True)),
             cache=(8,),
+            experts="layer",
             pairings=(Pairing(8, (2, 3, 4, 5, 6, 7)), Pairing(8, (8,), per_channel=True), Pairing(4, (2, 3))),
         ),
         EngineProfile(
@@ -112,8 +119,14 @@ PROFILES = {
             pairings=_ANY_PAIR,
             cache=_NARROW,
             float_cache=False,
+            experts="model",
         ),
-        EngineProfile("sglang", linear=((4, True), (8, True)), pairings=(Pairing(8, (8,), per_channel=True),)),
+        EngineProfile(
+            "sglang",
+            linear=((4, True), (8, True)),
+            pairings=(Pairing(8, (8,), per_channel=True),),
+            experts="layer",
+        ),
         EngineProfile(
             "natprec",
             linear=_BOTH,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from natprec.formats import Format
+from natprec.routing import MIN_TOKENS
 from natprec.sites import Site
 
 
@@ -23,6 +24,8 @@ class Curve:
         alignment: (formats,) of `forward` for the errors that rounding to nearest really makes.
         kept: (parts, units) distortion of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
         largest: magnitudes that a fixed scale must reach, as the model is and as GPTQ finds it; of activations only.
+        tokens: of an expert, those that were routed to it; None: the site sees all. An expert that saw fewer than
+            `natprec.routing.MIN_TOKENS` has its curve from the others: see `natprec.measurement.few_tokens`.
         scaled: whether `shares` suppose that the site's columns are rescaled before GPTQ: see `natprec.transforms`.
     """
 
@@ -36,6 +39,12 @@ class Curve:
     alignment: np.ndarray
     scaled: bool = False
     largest: tuple[float, float] = (0.0, 0.0)
+    tokens: int | None = None
+
+    @property
+    def few(self) -> bool:
+        """Whether it is an expert that saw too few tokens to be measured by itself."""
+        return self.tokens is not None and self.tokens < MIN_TOKENS
 
     def kl(self, rounding: str = "rtn") -> np.ndarray:
         """(formats,) distortion: the largest over the kinds of text, so that a promise on one holds on all."""

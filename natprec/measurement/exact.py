@@ -61,14 +61,11 @@ def exact_curves(
     Yields:
         The site and its (sequences, formats) distortion, averaged over the terms of each sequence.
     """
-    suffix = len(staged.blocks)
+    suffix, parts = len(staged.blocks), batches(*ids.shape, routed=staged.routed)
     inputs, contexts = forward_blocks(staged, ids, suffix)
     last = inputs[-1] if inputs else None
     with staged.hold(suffix):
-        references = [
-            staged.suffix(None if last is None else last[batch_rows(b)], ids[batch_rows(b)])
-            for b in batches(*ids.shape)
-        ]
+        references = [staged.suffix(None if last is None else last[batch_rows(b)], ids[batch_rows(b)]) for b in parts]
     for site, formats in wanted:
         first = site.stage if staged.blocks else suffix
         uses = {staged.stage_of(use) for use in site.uses}
@@ -79,10 +76,12 @@ def exact_curves(
                     held.enter_context(staged.hold(stage))
                 held.enter_context(quantized_site(staged.model, site, fmt, scale_dtype))
                 start = inputs[first] if inputs and first >= 0 else None
-                hidden = [None if start is None else start[batch_rows(b)] for b in batches(*ids.shape)]
+                hidden = [
+                    None if start is None else start[batch_rows(b)] for b in batches(*ids.shape, routed=staged.routed)
+                ]
                 for stage in range(first, suffix + 1):
                     with staged.hold(stage):
-                        for number, batch in enumerate(batches(*ids.shape)):
+                        for number, batch in enumerate(parts):
                             rows = batch_rows(batch)
                             output = staged.run(stage, hidden[number], ids[rows], contexts[number] if contexts else [])
                             if stage < suffix:

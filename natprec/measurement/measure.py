@@ -24,6 +24,7 @@ from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import SweepState, batch_count, batches, sweep
 from natprec.measurement.table import VERSION, Header, Measurement
 from natprec.progress import Stages
+from natprec.routing import MIN_TOKENS
 from natprec.sites import Site
 from natprec.subject import Subject
 from natprec.transforms import TRANSFORMS
@@ -84,7 +85,7 @@ def measure(
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
     workers = workers or Workers()
-    sharding = Sharding.of(batches(*ids.shape), workers)
+    sharding = Sharding.of(batches(*ids.shape, routed=subject.staged.routed), workers)
     formats = subject.candidates(engine_profile(engine), group_size, sites)
     stages = stages or Stages(quiet=True)
     products = products_of(subject, sites)
@@ -136,6 +137,13 @@ def measure(
     idle = [name for name, curve in curves.items() if not curve.energy.any()]
     if idle:
         stages.note(f"{len(idle)} of {len(curves)} sites have no effect here, so they stay wide: {idle[0]} …")
+    few = [curve for curve in curves.values() if curve.few]
+    if few:
+        experts = sum(curve.tokens is not None for curve in curves.values())
+        stages.note(
+            f"{len(few)} of {experts} weights of experts saw fewer than {MIN_TOKENS} tokens, so they cost what the "
+            f"others of their layer do: {few[0].site.name} saw {few[0].tokens} …; more --tokens reach more"
+        )
     if estimator == "exact":
         exact = _exactly(subject, ids, state, save, stages, sharding)
         curves = {name: exact[name] for name in curves}
@@ -175,9 +183,9 @@ def _exactly(
     subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages, sharding: Sharding
 ) -> dict[str, Curve]:
     """Replace the forward curves by exact ones, site by site."""
-    left = [curve for curve in state.curves.values() if curve.site.name not in state.exact]
+    left = [curve for curve in state.curves.values() if curve.site.name not in state.exact and not curve.few]
     own = sharding.take(ids)
-    steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape))
+    steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.staged.routed))
     sharding.workers.stage = "exact"
     with stages.stage("measure exactly", steps) as advance:
         wanted = [(curve.site, curve.formats) for curve in left]
@@ -203,7 +211,7 @@ def spot_check(
     few = first[:: max(1, len(first) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
     exact = torch.zeros(len(wanted), dtype=torch.float64)
     workers.stage = "spot check"
-    with stages.stage("spot check", len(own) * len(batches(*few.shape))) as advance:
+    with stages.stage("spot check", len(own) * len(batches(*few.shape, routed=subject.staged.routed))) as advance:
         found = exact_curves(subject.staged, own, few, subject.storage_dtype, advance) if own else ()
         for number, (_, values) in enumerate(found):
             exact[workers.rank + number * workers.size] = float(values.mean())
@@ -221,7 +229,7 @@ def _checked(measurement: Measurement) -> Iterator[tuple[Site, Sequence[Format]]
     """A few weights, and where they were measured a few activations."""
     for weights in (True, False):
         found = [each for each in measurement.curves.values() if (each.site.kind == "weight") == weights]
-        curves = [curve for curve in found if curve.energy.any()]
+        curves = [curve for curve in found if curve.energy.any() and not curve.few]
         total = sum(curve.site.elements for curve in curves)
         for index in np.unique(np.linspace(0, len(curves) - 1, min(CHECK_SITES, len(curves))).round().astype(int)):
             curve = curves[index]

@@ -30,6 +30,7 @@ from natprec.measurement.compensation import Compensation
 from natprec.measurement.contraction import Lookup, contract, lookup_values, rounding_distortion
 from natprec.measurement.curves import Curve
 from natprec.measurement.sharding import Sharding
+from natprec.routing import MIN_TOKENS
 from natprec.sites import Site
 
 UNIT_MEMORY = 1 << 30
@@ -45,7 +46,7 @@ GRADIENT_ROWS = 8
 class WeightObserver:
     """Gathers the gradients of one weight over all its uses and contracts them.
 
-    `compensation` is given where GPTQ may round the site.
+    `compensation` is given where GPTQ may round the site; `peers` weights share the memory for gradients.
     Set `sequences` (indices of the batch's sequences) before each batch. Observers of one sweep share
     `spare`: the buffers of finished sites, which cost more to allocate again than to fill. Of several processes each
     observes the sequences that `sharding` gives it; all of them have the same curve in the end.
@@ -72,6 +73,13 @@ class WeightObserver:
     standing: dict[int, Tensor] = field(default_factory=dict)
     ids: Tensor | None = None
     compensation: Compensation | None = None
+    peers: int = 1
+    tokens: int = 0
+
+    @property
+    def few(self) -> bool:
+        """Whether too few tokens were routed to it to measure it by itself; known when all processes are complete."""
+        return self.site.experts != "" and self.tokens < MIN_TOKENS
 
     @property
     def total(self) -> int:
@@ -81,7 +89,7 @@ class WeightObserver:
     @cached_property
     def units(self) -> int:
         """Pools of sequences, as many as memory allows, all of one size and of one kind of text."""
-        affordable = max(MIN_UNITS, UNIT_MEMORY // (4 * self.weight.numel()))
+        affordable = max(MIN_UNITS, UNIT_MEMORY // (4 * self.weight.numel() * self.peers))
         each = self.total // self.parts
         return self.parts * max(n for n in range(1, each + 1) if each % n == 0 and n * self.parts <= affordable)
 
@@ -117,6 +125,7 @@ class WeightObserver:
         count = len(self.sequences)
         inputs = inputs.reshape(count, -1, inputs.shape[-1])
         gradient = gradient.reshape(count, inputs.shape[1], -1)
+        self.tokens += inputs.shape[0] * inputs.shape[1]
         if self.compensation is not None:
             self.compensation.fit(inputs.float(), self.sequences)
         if self.gathered is None:
@@ -179,14 +188,15 @@ class WeightObserver:
         self.sampled[sequence], self.standing[sequence] = rows, standing
 
     def reached(self) -> Tensor:
-        """(2,), int64: whether gradients of the matrix product have come, and of lookups."""
-        return torch.tensor([self.gathered is not None, bool(self.lookups)], dtype=torch.int64)
+        """(3,), int64: whether gradients of the matrix product have come, and of lookups; tokens of the product."""
+        return torch.tensor([self.gathered is not None, bool(self.lookups), self.tokens], dtype=torch.int64)
 
     def complete(self, reached: Tensor) -> None:
         """What no sequence of this process reached is zero where those of another did: see `reached`."""
         if reached[0] and self.gathered is None:
             self.gathered = self._zeros()
         self.looked_up = bool(reached[1])
+        self.tokens = int(reached[2])
 
     def finish_product(self, terms: int) -> None:
         """Contract the gradients of the matrix product with the errors of every format."""
@@ -230,6 +240,7 @@ class WeightObserver:
             forward[:, -1].reshape(self.parts, -1).numpy(),
             (ones if self.alignment is None else self.alignment).numpy(),
             scaled=gptq is not None and gptq.columns is not None,
+            tokens=self.tokens if self.site.experts else None,
         )
 
     def nearest(self, terms: int) -> Tensor:

@@ -11,6 +11,7 @@ on the seed and the sequence's index. Of several processes each sweeps its own s
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from natprec.measurement.activations import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.compensation import Compensation, decide
 from natprec.measurement.curves import Curve
+from natprec.measurement.few_tokens import lend, without_few
 from natprec.measurement.fitting import spread, to_fit
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.sharding import Sharding
@@ -57,9 +59,11 @@ class SweepState:
     exact: set[str] = field(default_factory=set)
 
 
-def batches(sequences: int, length: int) -> list[range]:
-    """Index ranges of about `BATCH_TOKENS` tokens each."""
-    size = max(1, BATCH_TOKENS // length)
+def batches(sequences: int, length: int, *, routed: bool = False) -> list[range]:
+    """Index ranges of about `BATCH_TOKENS` tokens each; one sequence each if the model has experts, as an expert's
+    inputs do not say which sequence they are of.
+    """
+    size = 1 if routed else max(1, BATCH_TOKENS // length)
     return [range(start, min(start + size, sequences)) for start in range(0, sequences, size)]
 
 
@@ -73,7 +77,7 @@ def batch_count(staged: StagedModel, sequences: int, length: int, stage: int | N
     blocks = len(staged.blocks)
     stage = blocks if stage is None else stage
     forward, backward = (1 + stage, 2 + stage) if blocks else (0, 1 + stage)
-    return len(batches(sequences, length)) * (forward + backward)
+    return len(batches(sequences, length, routed=staged.routed)) * (forward + backward)
 
 
 @torch.no_grad()
@@ -85,7 +89,7 @@ def forward_blocks(
         return BlockInputs(), []
     parts, contexts = [], []
     with staged.hold(-1):
-        for batch in batches(*ids.shape):
+        for batch in batches(*ids.shape, routed=staged.routed):
             hidden, context = staged.prefix(ids[batch_rows(batch)])
             parts.append(hidden)
             contexts.append(context)
@@ -95,7 +99,7 @@ def forward_blocks(
     for index in range(stop):
         output = torch.empty_like(hidden)
         with staged.hold(index):
-            for batch, context in zip(batches(*ids.shape), contexts, strict=True):
+            for batch, context in zip(batches(*ids.shape, routed=staged.routed), contexts, strict=True):
                 rows = batch_rows(batch)
                 output[rows] = staged.block(index, hidden[rows], context[index])
                 advance(f"{staged.block_names[index]} forward")
@@ -152,10 +156,12 @@ def sweep(
             return None
         return Compensation(site, site_weight(staged.model, site), scale_dtype, moments)
 
+    together = Counter(staged.routing.alike(site.name) for site in sites if site.experts)
     observers = {
         site.name: WeightObserver(
             site, site_weight(staged.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
             ids=ids if len(site.uses) > 1 else None, compensation=compensation(site),
+            peers=together[staged.routing.alike(site.name)] if site.experts else 1,
         )
         for site in sites
         if site.name not in state.curves
@@ -185,10 +191,11 @@ def sweep(
                 inputs.pop()
             _contract(observers, workers, terms)
             done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
-            fitted = to_fit(done, workers)
+            fitted = to_fit(without_few(done), workers)
             _judge_units(fitted, gauges or {}, terms)
-            spread(done, workers)
-            state.curves |= {name: observer.curve(terms) for name, observer in done.items()}
+            spread(without_few(done), workers)
+            curves = {name: observer.curve(terms) for name, observer in done.items()}
+            state.curves |= lend(curves, done, terms)
             for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
                 watcher = flowing.pop(name)
                 state.curves[name] = watcher.curve(terms, _columns(watcher.site, done, gauges or {}))
@@ -222,7 +229,7 @@ def backward(
     """
     own = inputs[stage] if inputs else None
     gradient = None if own is None else torch.empty_like(own)
-    for number, batch in enumerate(batches(*ids.shape)):
+    for number, batch in enumerate(batches(*ids.shape, routed=staged.routed)):
         sequences = range(first + batch.start, first + batch.stop)
         for observer in observers.values():
             observer.sequences = sequences

@@ -27,7 +27,7 @@ from natprec.statistics import bootstrap_interval
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
-VERSION = 5
+VERSION = 6
 _ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 
 
@@ -130,7 +130,8 @@ def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[di
     sites = []
     for curve in curves:
         formats = [fmt.name for fmt in curve.formats]
-        sites.append({**curve.site.to_json(), "formats": formats, "scaled": curve.scaled, "largest": curve.largest})
+        own = {"formats": formats, "scaled": curve.scaled, "largest": curve.largest, "tokens": curve.tokens}
+        sites.append({**curve.site.to_json(), **own})
         for kind in _ARRAYS:
             arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, kind))
     return arrays, sites
@@ -143,11 +144,16 @@ def unpack_curves(sites: list[dict[str, Any]], arrays: dict[str, np.ndarray]) ->
         parse = parse_format if description["kind"] == "weight" else parse_activation_format
         formats: tuple[Format, ...] = tuple(parse(name) for name in description["formats"])
         site = Site.from_json(
-            {key: value for key, value in description.items() if key not in ("formats", "scaled", "largest")}
+            {key: value for key, value in description.items() if key not in ("formats", "scaled", "largest", "tokens")}
         )
         values = {kind: arrays[f"{site.name}|{kind}"] for kind in _ARRAYS}
         curves[site.name] = Curve(
-            site, formats, **values, scaled=description["scaled"], largest=tuple(description["largest"])
+            site,
+            formats,
+            **values,
+            scaled=description["scaled"],
+            largest=tuple(description["largest"]),
+            tokens=description["tokens"],
         )
     return curves
 

@@ -2,7 +2,8 @@
 
 GPTQ and YAQA take each block's second moments from what the already rounded prefix produces, so that later
 blocks make up for the errors of earlier ones. Sites without a matrix-product input of their own in
-the stage (embeddings) are rounded to nearest, those without gradients of their own outputs by GPTQ.
+the stage (embeddings), and experts that no token reached, are rounded to nearest, those without gradients of their own
+outputs by GPTQ.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def rounded_stages(
                 members = [site for site in wanted if site.gptq and site.stage == stage]
                 moments = stage_moments(staged, members, compensated, stage, gradients, advance)
                 inputs = {unit: InputOrder.of(moment) for unit, moment in moments.inputs.items()}
-                for unit in {site.unit: None for site in members if plan.sites[site.name].scaled}:
+                scaled = {site.unit: None for site in members if plan.sites[site.name].scaled and site.unit in inputs}
+                for unit in scaled:
                     if gauges is None:
                         raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
                     fmt = plan.sites[unit].format

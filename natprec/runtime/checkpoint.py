@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.checkpoints import CHECKSUMS, tensor_checksum, weight_files
+from natprec.disk_names import DiskNames
 from natprec.errors import InputError, ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
@@ -54,6 +56,8 @@ class Checkpoint:
                 f"checkpoint {str(folder)!r} keeps keys and values in {states.get('num_bits')} bits, for which there "
                 "is no kernel here; run it in vLLM, or take kv_cache_scheme out of config.json to keep them as floats"
             )
+        self._in_file: dict[str, str] = {}
+        self._module: Callable[[str], str] = str
         self._ignore: list[str] = list(self.config["quantization_config"].get("ignore") or [])
         self.files: dict[str, Path] = {}
         self._checksums: dict[str, int] = {}
@@ -67,6 +71,16 @@ class Checkpoint:
             self.files.update(dict.fromkeys(opened.keys(), file))
             self._checksums.update(json.loads((opened.metadata() or {}).get(CHECKSUMS, "{}")))
 
+    def rename(self, names: DiskNames) -> None:
+        """From now on call tensors and modules as the model does."""
+        in_model = names.in_model
+        for key in list(self.files):
+            module, _, leaf = key.rpartition(".")
+            if module in in_model:
+                name = f"{in_model[module]}.{leaf}"
+                self.files[name], self._in_file[name] = self.files.pop(key), key
+        self._module = names.module
+
     @functools.cached_property
     def _schemes(self) -> list[tuple[list[str], Scheme]]:
         return _schemes(self.groups, self.folder)
@@ -79,7 +93,8 @@ class Checkpoint:
         """
         from compressed_tensors.utils import is_match
 
-        found = (scheme for targets, scheme in self._schemes if is_match(name, module, targets, self._ignore))
+        stored = self._module(name)
+        found = (scheme for targets, scheme in self._schemes if is_match(stored, module, targets, self._ignore))
         return next(found, None)
 
     def tensor(self, name: str) -> Tensor:
@@ -92,13 +107,13 @@ class Checkpoint:
 
         if name not in self.files:
             raise ModelError(f"checkpoint {str(self.folder)!r} lacks tensor {name!r}; download it again")
-        file = self.files[name]
+        file, key = self.files[name], self._in_file.get(name, name)
         try:
             with safe_open(file, "pt") as opened:
-                value: Tensor = opened.get_tensor(name)
+                value: Tensor = opened.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"tensor {name!r} of {str(file)!r} cannot be read ({error}); download it again") from error
-        expected = self._checksums.get(name)
+        expected = self._checksums.get(key)
         if expected is not None and tensor_checksum(value) != expected:
             raise ModelError(
                 f"tensor {name!r} of {str(file)!r} is damaged: its CRC-32 is {tensor_checksum(value):08x}, "

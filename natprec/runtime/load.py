@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from natprec.checkpoints import auto_class, explained, model_kind
+from natprec.disk_names import DiskNames
 from natprec.encoders import drop_missing_pooler
 from natprec.errors import ModelError
+from natprec.experts import take_apart
 from natprec.kernels.dispatch import choose
 from natprec.kernels.kernel import Kernel, Layer
 from natprec.kernels.linear import HalfWeight, Joined, Part, QuantEmbedding, QuantizedWeight, QuantLinear, StoredWeight
@@ -98,6 +100,8 @@ def load(folder: str | Path, *, device: str = "cpu", kernels: tuple[Kernel, ...]
         with init_empty_weights(include_buffers=False):
             model = auto_class(kind).from_config(config, dtype=torch.float32)
         model.tie_weights()  # again: without weights each of them was registered apart
+        take_apart(model)
+        checkpoint.rename(DiskNames(model))
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config)

@@ -72,6 +72,7 @@ def assemble(
                 group.unit.name,
                 curve.scaled and rounding != "rtn",
                 group.backward[curve.site.name],
+                curve.tokens,
             )
         if group.unit.name in flowing:
             curve, kl = flowing[group.unit.name], float(kl_of(flowing[group.unit.name], [pair.inputs], rounding)[0])

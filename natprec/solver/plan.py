@@ -11,6 +11,7 @@ from natprec.errors import InputError
 from natprec.files import write_json
 from natprec.formats import GGUF_TYPES, ActivationFormat, GGUFType, NumberFormat
 from natprec.formats.activation_format import parse_activation_format
+from natprec.routing import MIN_TOKENS
 
 UNQUANTIZED_BITS = 16
 
@@ -28,6 +29,7 @@ class Choice:
         scaled: whether the columns are rescaled before they are rounded (T10).
         backward_bits: b* of the backward flow, at the plan's `eps_bwd` or else 0.01; None where no measured width
             keeps it. What keeps both tolerances is the larger of this and `natural_bits` (T4).
+        tokens: of an expert, those that it was measured on; None where the text is not divided.
     """
 
     format: NumberFormat | None
@@ -38,6 +40,7 @@ class Choice:
     unit: str
     scaled: bool = False
     backward_bits: int | None = None
+    tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """`bits`, `group_size`, `symmetric` and GGUF's `type` first: what scripts read."""
@@ -55,6 +58,7 @@ class Choice:
             "elements": self.elements,
             "unit": self.unit,
             "scaled": self.scaled,
+            "tokens": self.tokens,
         }
 
     @classmethod
@@ -65,7 +69,7 @@ class Choice:
             fmt = GGUF_TYPES[value["type"]]
         elif value["group_size"] is not None:
             fmt = NumberFormat(value["bits"], value["group_size"], value["symmetric"])
-        names = ("natural_bits", "kl", "stored_bytes", "elements", "unit", "scaled", "backward_bits")
+        names = ("natural_bits", "kl", "stored_bytes", "elements", "unit", "scaled", "backward_bits", "tokens")
         return cls(fmt, *(value[name] for name in names))
 
 
@@ -194,6 +198,12 @@ class Plan:
     def rounded_inputs(self) -> dict[str, ActivationFormat]:
         """Unit → format of its input, where that is rounded."""
         return {unit: choice.format for unit, choice in self.inputs.items() if choice.format is not None}
+
+    @property
+    def few_tokens(self) -> dict[str, int]:
+        """Weights of experts → the tokens that they saw, where those were too few to measure them by themselves."""
+        seen = {name: choice.tokens for name, choice in self.sites.items() if choice.tokens is not None}
+        return {name: tokens for name, tokens in seen.items() if tokens < MIN_TOKENS}
 
     def histogram(self) -> dict[int, int]:
         """Width → number of weights."""

@@ -102,14 +102,20 @@ def fold(model: nn.Module, gauge: Gauge, scale: Tensor, dtype: torch.dtype = tor
 
 
 def _units(staged: StagedModel, sites: Sequence[Site], index: int) -> dict[str, list[Site]]:
-    """The units of a block; none where a layer was never reached (an expert): it might read the same channels."""
-    name = staged.block_names[index]
-    layers = [child for child, module in staged.blocks[index].named_modules() if isinstance(module, nn.Linear)]
-    if not all(f"{name}.{child}" in staged.probe.input_of for child in layers):
+    """The units of a block that were reached; none where another layer was not: it might read the same channels.
+
+    An expert that was not reached reads what the others read.
+    """
+    name, reached, routing = staged.block_names[index], staged.probe.input_of, staged.routing
+    layers = [
+        f"{name}.{child}" for child, module in staged.blocks[index].named_modules() if isinstance(module, nn.Linear)
+    ]
+    like = {routing.alike(layer) for layer in reached if layer in routing.containers}
+    if not all(each in reached or (each in routing.containers and routing.alike(each) in like) for each in layers):
         return {}
     units: dict[str, list[Site]] = {}
     for site in sites:
-        if site.stage == index and site.role == "linear" and len(site.uses) == 1:
+        if site.stage == index and site.role == "linear" and len(site.uses) == 1 and site.name in reached:
             units.setdefault(site.unit, []).append(site)
     return units
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,28 @@ def three_layers(hardest: float = 30.0) -> Measurement:
         curves.append(curve(name, falling(weight, WEIGHTS), WEIGHTS))
         curves.append(input_curve(name, falling(flowing, INPUTS)))
     return measurement(curves, sites="all")
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ("vllm", [{"0.0.up", "0.0.down", "0.1.up", "0.1.down"}, {"1.0.up", "1.0.down", "1.1.up", "1.1.down"}]),
+        ("transformers", [{f"{n}.{e}.{leaf}" for n in (0, 1) for e in (0, 1) for leaf in ("up", "down")}]),
+        ("natprec", [{f"{n}.{e}.{leaf}"} for n in (0, 1) for e in (0, 1) for leaf in ("up", "down")]),
+    ],
+)
+def test_experts_that_an_engine_runs_together_are_one_unit(engine: str, expected: list[set[str]]) -> None:
+    curves = []
+    for number, (layer, expert, leaf) in enumerate(itertools.product((0, 1), (0, 1), ("up", "down"))):
+        made = curve(f"{layer}.{expert}.{leaf}", falling(0.1 * 8.0**number, WEIGHTS), WEIGHTS)
+        curves.append(replace(made, site=replace(made.site, experts=str(layer)), tokens=500))
+    plan = measurement([*curves, curve("dense", falling(1.0, WEIGHTS), WEIGHTS)]).solve(bits=5, engine=engine)
+    units: dict[str, set[str]] = {}
+    for name, choice in plan.sites.items():
+        units.setdefault(choice.unit, set()).add(name)
+    assert sorted(map(sorted, units.values())) == sorted(map(sorted, [*expected, {"dense"}]))
+    for members in units.values():
+        assert len({plan.sites[name].format for name in members}) == 1
 
 
 def test_only_pairs_of_the_engine() -> None:
