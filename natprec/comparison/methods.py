@@ -48,8 +48,9 @@ def _llm_compressor(recipe: str, rescales: bool = False) -> Method:
     return Method("llmcompressor", "llmcompressor", "llmcompressor", {"recipe": recipe}, rescales=rescales)
 
 
-def _natprec(engine: str, refine: int = 0) -> Method:
-    return Method("own", "natprec", "natprec", {"engine": engine, "refine": refine}, own=True, rescales=True)
+def _natprec(engine: str, rounding: str = "gptq", refine: int = 0) -> Method:
+    settings = {"engine": engine, "rounding": rounding, "refine": refine}
+    return Method("own", "natprec", "natprec", settings, own=True, rescales=True)
 
 
 METHODS: dict[str, Method] = {
@@ -63,7 +64,7 @@ METHODS: dict[str, Method] = {
     "nf4": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "nf4"}, bits=4),
     "int8": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "int8"}, bits=8),
     "natprec": _natprec("vllm"),
-    "natprec-refined": _natprec("vllm", REFINE),
+    "natprec-refined": _natprec("vllm", "yaqa", REFINE),
     "natprec-transformers": _natprec("transformers"),
 }
 

@@ -24,7 +24,9 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
         model.to(job.dtype)  # says which 16 bits the original had
     carried = Subject.in_memory(model, tokenizer).carried_bytes  # --max-size is of the whole folder
     sites = "weights" if job.activations == 16 else "all"
-    measurement = natprec.measure(model, tokenizer, ids, engine=engine, group_size=job.group_size, sites=sites)
+    measurement = natprec.measure(
+        model, tokenizer, ids, engine=engine, rounding=job.settings["rounding"], group_size=job.group_size, sites=sites
+    )
     budget = job.max_bytes + carried - _header_bytes(model)
     plan = measurement.solve(max_size=budget, engine=engine, activations=str(job.activations))
     return natprec.apply(plan, model, tokenizer, ids, refine=job.settings["refine"])
