@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +17,7 @@ STEPS = (128, 64, 96, 32)
 """Columns that share the rounding of activations in planes.c: sums of 128 products stay within int32."""
 
 
+@functools.cache
 def step_of(columns: int, groups: int) -> int | None:
     """Columns whose activations are rounded together, a part of one group; None where groups are not made of blocks."""
     group = -(-columns // planes.BLOCK) * planes.BLOCK if groups == 1 else columns // groups
