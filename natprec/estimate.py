@@ -27,7 +27,7 @@ SWEEP_FORWARDS = 4.3
 """Forward-equivalents of the sweep: forward, recomputed forward, backward (2), and the contraction."""
 
 ROUNDING_FORWARDS = {"rtn": 0.0, "gptq": 2.3, "yaqa": 7.0}
-"""Second moments, propagation, and the rounding itself; YAQA's gradients take both ways through the model first."""
+"""Second moments, propagation, and the rounding itself; YAQA's takes both ways through the model first (counted)."""
 
 REFINE_FORWARDS = 4.0
 """Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
