@@ -34,7 +34,7 @@ SHARES = 1.4
 """The same of what GPTQ will leave: moments of inputs, factors, trial rounding (measured: 5.8 in all)."""
 
 ROUNDING_FORWARDS = {"rtn": 0.0, "gptq": 2.0, "yaqa": 6.0}
-"""Second moments and propagation; YAQA's gradients take both ways through the model first."""
+"""Second moments and propagation; YAQA's gradients take both ways through the model first (counted)."""
 
 ROUNDING = {"rtn": 0.0, "gptq": 0.3, "yaqa": 1.0}
 """The rounding itself, in forwards in float32."""
