@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
+from natprec.memory import give_back
 
 
 class Stored(Protocol):
@@ -85,8 +86,11 @@ class OnDisk:
         finally:
             for parameter in counted:
                 self._held[id(parameter)] -= 1
-                if not self._held[id(parameter)]:
-                    parameter.data = _hollow(parameter.shape, parameter.device)
+            done = [parameter for parameter in counted if not self._held[id(parameter)]]
+            for parameter in done:
+                parameter.data = _hollow(parameter.shape, parameter.device)
+            if done:
+                give_back()
 
     def original(self, name: str, parameter: nn.Parameter) -> Tensor:
         """The parameter's values as they are stored."""
