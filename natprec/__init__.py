@@ -18,7 +18,7 @@ from natprec.evaluation.verify import Verification
 from natprec.formats import NumberFormat
 from natprec.measurement import Curve, Measurement
 from natprec.pipeline import quantize
-from natprec.request import Request
+from natprec.run.request import Request
 from natprec.runtime import Runnable, load
 from natprec.solver import Choice, Plan, solve
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from natprec import pipeline, texts
-from natprec.data import load_tokens
+from natprec import pipeline
 from natprec.distortions import Distortion, named
 from natprec.errors import InputError
 from natprec.evaluation import judge
@@ -20,10 +19,12 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
-from natprec.request import Request, for_engine, refuse_long
 from natprec.rounding.flows import round_flows
+from natprec.run.request import Request, for_engine, refuse_long
+from natprec.run.tokens import calibration_parts, calibration_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
+from natprec.texts.windows import load_tokens
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,8 @@ def _calibration(
     if isinstance(data, Tensor):
         return data.to(next(subject.model.parameters()).device), 1
     request = Request(subject.name, eps=1.0, data=data, tokens=tokens, length=length, seed=seed)
-    ids = texts.calibration_tokens(request, subject, Stages(quiet=True))
-    return ids, texts.calibration_parts(request, subject)
+    ids = calibration_tokens(request, subject, Stages(quiet=True))
+    return ids, calibration_parts(request, subject)
 
 
 def _ids(

@@ -24,13 +24,13 @@ from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
-from natprec.request import Request, open_subject, refuse_impossible_size, refuse_on_disk
-from natprec.resumable import STAGES, forget, measured
 from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
 from natprec.rounding.refine import refine
+from natprec.run.request import Request, open_subject, refuse_impossible_size, refuse_on_disk
+from natprec.run.resumable import STAGES, forget, measured
+from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
-from natprec.texts import calibration_tokens, held_out_tokens
 
 
 def quantize(

@@ -11,20 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from natprec.activation_sites import find_activations
 from natprec.arithmetic import arithmetic
-from natprec.blocks import StagedModel
-from natprec.checkpoints import Kind, is_encoder
 from natprec.distortions import DISTORTIONS, Distortion, named
 from natprec.errors import InputError
-from natprec.experts import take_apart
 from natprec.files import folder_bytes
 from natprec.formats import EngineProfile, NumberFormat
 from natprec.formats.engines import GROUP_SIZES
-from natprec.models import LoadedModel, choose_storage_dtype, model_digest
-from natprec.sites import Site, find_sites, refuse_indivisible, refuse_unblocked
+from natprec.models.checkpoints import Kind, is_encoder
+from natprec.models.experts import take_apart
+from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
+from natprec.models.weights import InMemory
+from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked
+from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, find_gauges
-from natprec.weights import InMemory
 
 PROBE_TOKENS = 8
 

@@ -25,11 +25,11 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.request import Request, open_subject
 from natprec.rounding import restore, snapshot
+from natprec.run.request import Request, open_subject
+from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.sites import Site
 from natprec.subject import Subject
-from natprec.texts import calibration_parts, calibration_tokens, held_out_tokens
 
 RANK = 8
 RATE = 1e-3

@@ -23,7 +23,7 @@ from llama_cpp_check import LlamaCpp
 
 import natprec
 from natprec.evaluation.reload import load_quantized
-from natprec.models import load_model
+from natprec.models.loading import load_model
 from natprec.runtime.generate import generate, prompt_ids
 from natprec.runtime.load import Runnable
 

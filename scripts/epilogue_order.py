@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.data import load_tokens
 from natprec.hooks import attached
 from natprec.kernels import Epilogue
 from natprec.kernels.epilogue import CODES, round_to_codes
-from natprec.models import load_model
+from natprec.models.loading import load_model
+from natprec.texts.windows import load_tokens
 
 
 @dataclass(frozen=True)

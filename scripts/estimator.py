@@ -15,10 +15,10 @@ import numpy as np
 
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
-from natprec.measurement.sweep import batches
 from natprec.progress import Stages
-from natprec.request import Request, open_subject
-from natprec.texts import calibration_tokens
+from natprec.run.request import Request, open_subject
+from natprec.run.tokens import calibration_tokens
+from natprec.staged.batches import batches
 
 
 def main() -> None:

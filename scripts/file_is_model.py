@@ -24,8 +24,8 @@ from natprec.evaluation.judge import checkpoint_bytes
 from natprec.measurement import Measurement
 from natprec.pipeline import round_to_plan, write
 from natprec.progress import Stages
-from natprec.request import Request, open_subject
-from natprec.texts import calibration_tokens
+from natprec.run.request import Request, open_subject
+from natprec.run.tokens import calibration_tokens
 
 READER = """
 import sys, torch

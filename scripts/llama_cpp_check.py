@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natprec.models import load_model
+from natprec.models.loading import load_model
 
 LIKELIEST = 50
 

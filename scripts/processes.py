@@ -31,10 +31,10 @@ from natprec.measurement import Measurement
 from natprec.measurement.compensation import JUDGING
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.sharding import Sharding
-from natprec.measurement.sweep import batches
+from natprec.parallel.workers import Workers
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.sites import Site
-from natprec.workers import Workers
+from natprec.staged.batches import batches
 
 LLAMA_8B = {
     "q_proj": (4096, 4096, "attention"),

@@ -18,13 +18,13 @@ import torch
 from natprec.evaluation.verify import compare
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.measurement.sweep import batches
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.request import Request, open_subject
 from natprec.rounding import restore, snapshot
 from natprec.rounding.flows import flows_rounded
-from natprec.texts import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.run.request import Request, open_subject
+from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.staged.batches import batches
 
 
 def main() -> None:

@@ -17,12 +17,13 @@ import psutil
 import torch
 from torch.nn import functional
 
-from natprec.activation_sites import activation_formats
 from natprec.formats import engine_profile
-from natprec.measurement.sweep import batches, sweep
+from natprec.measurement.sweep import sweep
 from natprec.progress import Stages
-from natprec.request import Request, open_subject
-from natprec.texts import calibration_tokens
+from natprec.run.request import Request, open_subject
+from natprec.run.tokens import calibration_tokens
+from natprec.sites import activation_formats
+from natprec.staged.batches import batches
 
 
 def plain(model: Any, ids: torch.Tensor) -> float:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import natprec
-from natprec.data import data_digest, load_tokens
-from tests.commands import SMALL
-from tests.commands import natprec as command
+from natprec.texts.windows import data_digest, load_tokens
 from tests.conftest import made_up_text, tiny_model
+from tests.run_command import SMALL
+from tests.run_command import natprec as command
 
 SIZES = {"tokens": 512, "length": 64}
 

@@ -19,8 +19,8 @@ from natprec.progress import Stages
 from natprec.rounding import restore, snapshot
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
-from tests.commands import SMALL, natprec
 from tests.conftest import made_up_text, tiny_encoder, tiny_model
+from tests.run_command import SMALL, natprec
 
 CPU = torch.device("cpu")
 

@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from natprec import files, pipeline, resumable
+from natprec import files, pipeline
 from natprec.measurement import Measurement
 from natprec.measurement.table import VERSION
-from tests.commands import SMALL, Result, left_behind, natprec
+from natprec.run import resumable
 from tests.conftest import tiny_encoder, tiny_model
+from tests.run_command import SMALL, Result, left_behind, natprec
 
 
 @pytest.fixture

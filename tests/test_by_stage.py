@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.test_blocks import built
+from tests.test_weights import opened, saved
 from torch import Tensor, nn
 
 from natprec import pipeline
@@ -20,19 +22,17 @@ from natprec.evaluation.by_stage import compared_by_stage
 from natprec.evaluation.verify import Verification
 from natprec.export.by_stage import STATE, Pieces, round_to_folder
 from natprec.measurement.measure import measure
-from natprec.passage import Passage
+from natprec.models.weights import OnDisk
 from natprec.progress import Stages
-from natprec.request import refuse_on_disk
-from natprec.resumable import STAGES, forget
+from natprec.run.request import refuse_on_disk
+from natprec.run.resumable import STAGES, forget
 from natprec.solver import Plan
+from natprec.staged.passage import Passage
 from natprec.subject import Subject
-from natprec.weights import OnDisk
 from tests.arrange import tokens
-from tests.commands import natprec
 from tests.conftest import tiny_model
-from tests.test_blocks import built
+from tests.run_command import natprec
 from tests.test_kill import ENVIRONMENT, command
-from tests.test_weights import opened, saved
 
 QUIET = Stages(quiet=True)
 IDS, HELD_OUT = tokens(4, 16), tokens(3, 16, seed=1)

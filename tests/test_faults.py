@@ -13,7 +13,7 @@ import pytest
 
 from natprec.errors import OutputError
 from natprec.files import claimed, write_bytes
-from tests.commands import SMALL, left_behind, natprec
+from tests.run_command import SMALL, left_behind, natprec
 
 
 def test_two_runs_on_one_output(tmp_path: Path) -> None:

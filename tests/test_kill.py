@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from tests.commands import left_behind, natprec
 from tests.conftest import tiny_model
+from tests.run_command import left_behind, natprec
 
 BLOCKS = 6
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

@@ -18,12 +18,12 @@ from natprec.evaluation.judge import MARGIN, tightened
 from natprec.evaluation.reload import load_quantized, open_quantized
 from natprec.formats import NumberFormat
 from natprec.measurement.measure import measure
-from natprec.models import load_model
+from natprec.models.loading import load_model
 from natprec.pipeline import round_and_write
 from natprec.progress import Stages
 from natprec.subject import Subject
 from tests.arrange import curve, experts, measurement, tokens
-from tests.commands import SMALL, natprec
+from tests.run_command import SMALL, natprec
 
 ROUNDED = 0.05
 """Of the largest logit: kernels round the activations of few tokens to bfloat16 (tests/runtime/test_load.py)."""
@@ -100,7 +100,7 @@ def test_experts_of_a_layer_agree_where_the_engine_needs_it(
 
 
 def test_mixtral_is_stored_under_its_own_names(tmp_path: Path, tiny_tokenizer: Any, text_file: Path) -> None:
-    from natprec.stored import stored_names
+    from natprec.models.stored import stored_names
 
     quantized(tmp_path, saved(tmp_path / "m", "Mixtral", tiny_tokenizer), text_file, "--rounding", "rtn")
     names = stored_names(tmp_path / "out" / "model.safetensors")

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from natprec import errors, files, pipeline, request, resumable
+from natprec import errors, files, pipeline
 from natprec.evaluation.judge import MARGIN
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
-from natprec.request import Request
+from natprec.run import request, resumable
+from natprec.run.request import Request
 from natprec.solver.solve import HEADROOM
-from tests.commands import left_behind
+from tests.run_command import left_behind
 
 EPS = 2e-4
 
@@ -50,7 +51,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
         asked.append(options["eps_solved"])
         return honest(*args, **options)
 
-    monkeypatch.setattr("natprec.request.solve", solve)
+    monkeypatch.setattr("natprec.run.request.solve", solve)
     return asked
 
 

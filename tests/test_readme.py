@@ -12,8 +12,8 @@ import pytest
 
 import natprec
 from natprec.cli import app
-from tests.commands import natprec as command
 from tests.conftest import made_up_text
+from tests.run_command import natprec as command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 
 from natprec import pipeline
 from natprec.evaluation.reload import load_quantized
-from natprec.request import Request
+from natprec.run.request import Request
 from tests.conftest import made_up_text
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2"

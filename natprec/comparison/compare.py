@@ -22,16 +22,16 @@ from natprec.comparison.methods import METHODS, SIZED_BY, Method
 from natprec.comparison.peers.worker import Job
 from natprec.comparison.processes import interpreter, run_job
 from natprec.comparison.proxies import NAMES, correlations, proxies
-from natprec.data import data_digest
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
 from natprec.formats import NumberFormat
-from natprec.models import quiet
+from natprec.models.loading import quiet
 from natprec.progress import Stages
-from natprec.request import Request, open_subject
+from natprec.run.request import Request, open_subject
+from natprec.run.tokens import given_tokens, held_out_tokens
 from natprec.sites import refuse_indivisible
 from natprec.subject import Subject
-from natprec.texts import given_tokens, held_out_tokens
+from natprec.texts.windows import data_digest
 from natprec.units import human_seconds
 
 FIGURES = (

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from natprec.activation_sites import round_site
 from natprec.errors import ModelError
 from natprec.evaluation.judge import compared_with
 from natprec.formats.activation_format import ActivationFormat
 from natprec.hooks import attached
+from natprec.sites import round_site
 from natprec.subject import Subject
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt")

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from natprec.data import data_digest
 from natprec.evaluation.reload import open_quantized
 from natprec.evaluation.verify import Comparison, compare
-from natprec.passage import passed, state_key
 from natprec.progress import Advance
 from natprec.rounding.flows import flows_rounded
 from natprec.solver import Plan
+from natprec.staged.passage import passed, state_key
 from natprec.subject import Subject
+from natprec.texts.windows import data_digest
 
 
 def compared_by_stage(

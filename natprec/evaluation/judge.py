@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from natprec.data import data_digest
 from natprec.errors import InputError, ModelError
 from natprec.evaluation.by_stage import compared_by_stage
 from natprec.evaluation.reload import load_quantized
 from natprec.evaluation.verify import Comparison, Verification, compare
 from natprec.files import folder_bytes
 from natprec.measurement import Measurement
-from natprec.measurement.sweep import batches
 from natprec.progress import Advance, Stages
+from natprec.run.tokens import same_source
 from natprec.solver import Plan
+from natprec.staged.batches import batches
 from natprec.subject import Subject
-from natprec.texts import same_source
+from natprec.texts.windows import data_digest
 
 MARGIN = 0.85
 """Of what the correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from natprec.activation_sites import round_input, round_states
-from natprec.blocks import StagedModel
-from natprec.checkpoints import Kind, auto_class, model_kind
-from natprec.disk_names import DiskNames
 from natprec.errors import InputError, ModelError
-from natprec.experts import take_apart
 from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
-from natprec.models import load_model, quiet
-from natprec.stored import empty_model, hollowed, read_stored, stored_names
+from natprec.models.checkpoints import Kind, auto_class, model_kind
+from natprec.models.disk_names import DiskNames
+from natprec.models.experts import take_apart
+from natprec.models.loading import load_model, quiet
+from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
+from natprec.sites import round_input, round_states
+from natprec.staged.blocks import StagedModel
 
 STATE_SCALES = (".k_scale", ".v_scale")
 """Tensors of the cache, which are no part of a model."""

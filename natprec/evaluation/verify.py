@@ -20,7 +20,7 @@ from natprec.distortions import Distortion, OutputKL
 from natprec.errors import InputError
 from natprec.evaluation.divergence import token_losses
 from natprec.files import write_json
-from natprec.measurement.sweep import batches
+from natprec.staged.batches import batches
 from natprec.statistics import bootstrap_interval
 
 Output = Callable[[Tensor], Tensor]

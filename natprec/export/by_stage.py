@@ -12,9 +12,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from natprec.blocks import StagedModel
-from natprec.data import data_digest
-from natprec.disk_names import DiskNames
 from natprec.export.compressed_tensors import (
     cache_scales,
     checkpoint_tensors,
@@ -24,13 +21,16 @@ from natprec.export.compressed_tensors import (
 )
 from natprec.files import write_bytes
 from natprec.formats import engine_profile
-from natprec.passage import Passage, state_key
+from natprec.models.disk_names import DiskNames
+from natprec.models.stored import read_stored, stored_names
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.apply import needed_gauges, rounded_stages
 from natprec.solver import Plan
-from natprec.stored import read_stored, stored_names
+from natprec.staged.blocks import StagedModel
+from natprec.staged.passage import Passage, state_key
 from natprec.subject import Subject
+from natprec.texts.windows import data_digest
 
 STATE = "text.safetensors"
 """File of what the calibration text has become."""

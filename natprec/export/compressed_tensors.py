@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.checkpoints import CHECKSUMS, tensor_checksum
-from natprec.disk_names import DiskNames
 from natprec.formats import ActivationFormat, EngineProfile, NumberFormat
 from natprec.formats.number_format import CHANNEL
+from natprec.models.checkpoints import CHECKSUMS, tensor_checksum
+from natprec.models.disk_names import DiskNames
 from natprec.quantizers import QuantizedTensor
 from natprec.sites import Site
 from natprec.solver.plan import CacheChoice

@@ -10,8 +10,8 @@ from rich.table import Table
 from natprec.inspection.inspect import Inspection
 from natprec.inspection.rows import SiteRow
 from natprec.ir import Boundary
+from natprec.run.summary import human_count
 from natprec.solver import Plan
-from natprec.summary import human_count
 
 
 def to_json(inspection: Inspection) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from natprec.checkpoints import first_line
 from natprec.errors import ModelError
 from natprec.hooks import attached
 from natprec.ir.hooks import hooked_graph, watch_modules
 from natprec.ir.operators import WEIGHTED, operator
+from natprec.models.checkpoints import first_line
 
 See = Callable[[fx.Node, Tensor], None]
 """Told the value of a node."""

@@ -23,8 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natprec.attention import AttentionHook
-from natprec.blocks import StagedModel
 from natprec.errors import ModelError
 from natprec.formats.activation_format import ActivationFormat
 from natprec.hooks import attached
@@ -32,6 +30,8 @@ from natprec.measurement.curves import Curve
 from natprec.measurement.sharding import Sharding
 from natprec.quantizers.activations import round_activations
 from natprec.sites import Site
+from natprec.staged.attention import AttentionHook
+from natprec.staged.blocks import StagedModel
 
 SITE_MEMORY = 256 << 20
 """Bytes that activations and gradients of one site may take; beyond it some of each sequence's tokens are left out."""

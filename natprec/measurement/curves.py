@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from natprec.formats import Format
-from natprec.routing import MIN_TOKENS
 from natprec.sites import Site
+from natprec.staged.routing import MIN_TOKENS
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Curve:
         kept: (parts, units) distortion of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
         largest: magnitudes that a fixed scale must reach, as the model is and as GPTQ finds it; of activations only.
         tokens: of an expert, those that were routed to it; None: the site sees all. An expert that saw fewer than
-            `natprec.routing.MIN_TOKENS` has its curve from the others: see `natprec.measurement.few_tokens`.
+            `natprec.staged.routing.MIN_TOKENS` has its curve from the others: see `natprec.measurement.few_tokens`.
         scaled: whether `shares` suppose that the site's columns are rescaled before GPTQ: see `natprec.transforms`.
     """
 

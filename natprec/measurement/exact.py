@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natprec.activation_sites import rounded
-from natprec.blocks import StagedModel
 from natprec.formats import ActivationFormat, Format
-from natprec.measurement.sweep import batch_rows, batches, forward_blocks
+from natprec.measurement.sweep import forward_blocks
 from natprec.progress import Advance
 from natprec.quantizers import quantize
-from natprec.sites import Site, site_weight
+from natprec.sites import Site, rounded, site_weight
+from natprec.staged.batches import batch_rows, batches
+from natprec.staged.blocks import StagedModel
 
 
 @contextlib.contextmanager

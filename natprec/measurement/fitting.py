@@ -1,7 +1,6 @@
-"""What GPTQ leaves, found by many processes: each unit of a stage is fitted by one of them.
+"""What GPTQ leaves of a stage's units: of several processes one fits each unit, and all learn what it found.
 
-The moments of a unit's inputs are added up at the process that fits it; all processes then learn what it found, which
-is small.
+The moments of a unit's inputs are added up at the process that fits it; what it finds is small.
 """
 
 from __future__ import annotations
@@ -9,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
-from natprec.measurement.compensation import Compensation
+from natprec.measurement.compensation import Compensation, decide
 from natprec.measurement.observers import WeightObserver
+from natprec.parallel.workers import Workers
 from natprec.quantizers.gptq import judged_rows
-from natprec.workers import Workers
+from natprec.sites import Site
+from natprec.transforms import Gauge
 
 
 def to_fit(done: Mapping[str, WeightObserver], workers: Workers) -> dict[str, WeightObserver]:
@@ -69,3 +71,32 @@ def spread(done: Mapping[str, WeightObserver], workers: Workers) -> None:
     for (name, each), row in zip(known.items(), workers.all_sum(*rows), strict=True):
         rescaled, each.left, columns = row.split([1, len(done[name].formats), each.weight.shape[1]])
         each.columns = columns.to(each.weight) if rescaled else None
+
+
+def judge_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
+    """Find for each unit of a finished stage what GPTQ will leave, its channels rescaled or not."""
+    for unit in {each.site.unit: None for each in done.values()}:
+        members = {name: each.compensation for name, each in done.items() if each.site.unit == unit}
+        together = [member for member in members.values() if member is not None]
+        if not together:
+            continue
+        gauge = gauges.get(unit)
+        if gauge is not None and any(done[name].lossless(terms) for name in members):
+            gauge = None  # rescaled, the weight would leave its grid
+        decide(together, done[unit].formats, [done[name].nearest(terms) for name in members], gauge)
+
+
+def divided_columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:
+    """By what an activation's features are divided before GPTQ, if at all; those of values as their reader's."""
+    inside = [
+        gauge for gauge in gauges.values() if site.kind == "value" and gauge.producer.startswith(site.uses[0] + ".")
+    ]
+    reader = done.get(inside[0].unit if inside else site.unit)
+    if reader is None or reader.compensation is None or reader.compensation.columns is None:
+        return None
+    columns = reader.compensation.columns
+    if not inside:
+        return columns
+    produced = columns.new_ones(inside[0].produced)
+    produced[inside[0].channels(len(columns)).to(columns.device)] = columns
+    return produced

@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from natprec.activation_sites import activation_formats
-from natprec.data import data_digest
 from natprec.errors import InputError, unknown
 from natprec.formats import Format, engine_profile
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
-from natprec.measurement.resume import load_state, save_state
+from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
-from natprec.measurement.sweep import SweepState, batch_count, batches, sweep
+from natprec.measurement.sweep import sweep
 from natprec.measurement.table import VERSION, Header, Measurement
+from natprec.parallel.workers import Workers
 from natprec.progress import Stages
-from natprec.routing import MIN_TOKENS
-from natprec.sites import Site
+from natprec.sites import Site, activation_formats
+from natprec.staged.batches import batch_count, batches
+from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
+from natprec.texts.windows import data_digest
 from natprec.transforms import TRANSFORMS
-from natprec.workers import Workers
 
 Estimator = Literal["fisher", "exact"]
 ESTIMATORS = ("fisher", "exact")

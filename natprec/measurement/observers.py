@@ -30,8 +30,8 @@ from natprec.measurement.compensation import Compensation
 from natprec.measurement.contraction import Lookup, contract, lookup_values, rounding_distortion
 from natprec.measurement.curves import Curve
 from natprec.measurement.sharding import Sharding
-from natprec.routing import MIN_TOKENS
 from natprec.sites import Site
+from natprec.staged.routing import MIN_TOKENS
 
 UNIT_MEMORY = 1 << 30
 """Bytes that the squared gradients of one site may take; beyond it sequences share a unit."""

@@ -8,17 +8,38 @@ format list is refused rather than mixed.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import save
+from torch import Tensor
 
 from natprec.errors import InputError
 from natprec.files import write_bytes
-from natprec.measurement.sweep import SweepState
+from natprec.measurement.curves import Curve
+from natprec.measurement.observers import WeightObserver
 from natprec.measurement.table import pack_curves, read_arrays, unpack_curves
+
+
+@dataclass
+class SweepState:
+    """What a resumed sweep needs: the gradient at the last finished stage's input, and the curves.
+
+    Attributes:
+        stage: the next stage to do, counting down from the suffix to -1; -2 when all are done.
+        gradient: (sequences, time, hidden), gradient at the input of stage + 1.
+        tied: of tied weights, between suffix and prefix: see `tied_state`.
+        exact: names of sites whose forward curve the exact estimator has replaced.
+    """
+
+    stage: int
+    gradient: Tensor | None
+    curves: dict[str, Curve]
+    tied: dict[str, Tensor]
+    exact: set[str] = field(default_factory=set)
 
 
 def save_state(path: Path, fingerprint: dict[str, Any], state: SweepState) -> None:
@@ -60,3 +81,16 @@ def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
         tied={name: torch.from_numpy(array) for name, array in part("tied|").items()},
         exact=set(header["exact"]),
     )
+
+
+def tied_state(observers: dict[str, WeightObserver]) -> dict[str, Tensor]:
+    """What tied weights carry from the suffix to the prefix: 'site|part' → tensor."""
+    return {f"{name}|{part}": value for name, observer in observers.items() for part, value in observer.state().items()}
+
+
+def load_tied(observers: dict[str, WeightObserver], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `tied_state`."""
+    for name, observer in observers.items():
+        own = {key.removeprefix(name + "|"): value for key, value in tensors.items() if key.startswith(name + "|")}
+        if own:
+            observer.load(own)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.workers import Workers
+from natprec.parallel.workers import Workers
 
 
 @dataclass(frozen=True)

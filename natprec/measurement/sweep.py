@@ -13,71 +13,29 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from natprec.blocks import Context, StagedModel
 from natprec.formats import ActivationFormat, NumberFormat
 from natprec.hooks import attached
 from natprec.measurement.activations import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
-from natprec.measurement.compensation import Compensation, decide
+from natprec.measurement.compensation import Compensation
 from natprec.measurement.curves import Curve
 from natprec.measurement.few_tokens import lend, without_few
-from natprec.measurement.fitting import spread, to_fit
+from natprec.measurement.fitting import divided_columns, judge_units, spread, to_fit
 from natprec.measurement.observers import WeightObserver
+from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
+from natprec.parallel.workers import Workers
 from natprec.progress import Advance
 from natprec.sites import Site, site_weight
+from natprec.staged.batches import batch_rows, batches
+from natprec.staged.blocks import Context, StagedModel
+from natprec.staged.differentiation import Gathering, differentiate
 from natprec.transforms import Gauge
-from natprec.workers import Workers
-
-BATCH_TOKENS = 1024
-
-Gathering = Callable[[], contextlib.AbstractContextManager[object]]
-"""What stands around a forward that serves averages: see `StagedModel.gathering`."""
-
-
-@dataclass
-class SweepState:
-    """What a resumed sweep needs: the gradient at the last finished stage's input, and the curves.
-
-    Attributes:
-        stage: the next stage to do, counting down from the suffix to -1; -2 when all are done.
-        gradient: (sequences, time, hidden), gradient at the input of stage + 1.
-        tied: of tied weights, between suffix and prefix: see `tied_state`.
-        exact: names of sites whose forward curve the exact estimator has replaced.
-    """
-
-    stage: int
-    gradient: Tensor | None
-    curves: dict[str, Curve]
-    tied: dict[str, Tensor]
-    exact: set[str] = field(default_factory=set)
-
-
-def batches(sequences: int, length: int, *, routed: bool = False) -> list[range]:
-    """Index ranges of about `BATCH_TOKENS` tokens each; one sequence each if the model has experts, as an expert's
-    inputs do not say which sequence they are of.
-    """
-    size = 1 if routed else max(1, BATCH_TOKENS // length)
-    return [range(start, min(start + size, sequences)) for start in range(0, sequences, size)]
-
-
-def batch_rows(batch: range) -> slice:
-    """The sequences of a batch, as an index."""
-    return slice(batch.start, batch.stop)
-
-
-def batch_count(staged: StagedModel, sequences: int, length: int, stage: int | None = None) -> int:
-    """How many times `sweep` calls `advance`; from the stage on that a resumed one begins with."""
-    blocks = len(staged.blocks)
-    stage = blocks if stage is None else stage
-    forward, backward = (1 + stage, 2 + stage) if blocks else (0, 1 + stage)
-    return len(batches(sequences, length, routed=staged.routed)) * (forward + backward)
 
 
 @torch.no_grad()
@@ -192,13 +150,13 @@ def sweep(
             _contract(observers, workers, terms)
             done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
             fitted = to_fit(without_few(done), workers)
-            _judge_units(fitted, gauges or {}, terms)
+            judge_units(fitted, gauges or {}, terms)
             spread(without_few(done), workers)
             curves = {name: observer.curve(terms) for name, observer in done.items()}
             state.curves |= lend(curves, done, terms)
             for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
                 watcher = flowing.pop(name)
-                state.curves[name] = watcher.curve(terms, _columns(watcher.site, done, gauges or {}))
+                state.curves[name] = watcher.curve(terms, divided_columns(watcher.site, done, gauges or {}))
             moments.clear()
         for shape in spare.keys() - {observer.buffer for observer in observers.values() if observer.site.gptq}:
             del spare[shape]
@@ -248,33 +206,6 @@ def backward(
     return gradient
 
 
-def differentiate(
-    staged: StagedModel,
-    stage: int,
-    hidden: Tensor | None,
-    ids: Tensor,
-    contexts: list[Context],
-    incoming: Tensor | None,
-    sequences: range,
-    seed: int,
-    gathering: Gathering,
-) -> None:
-    """Run a stage and go back through it, for the hooks that watch and for the gradient of `hidden`.
-
-    Args:
-        incoming: the gradient at the output of a batch; the last stage draws its own.
-        sequences: numbers of the batch's sequences, by which it draws.
-        gathering: around the way forward, which decides what products are computed in.
-    """
-    with gathering():
-        output = staged.run(stage, hidden, ids, contexts).float()
-    if stage == len(staged.blocks):
-        staged.distortion.draw(output, sequences, seed).backward()
-    elif output.requires_grad:
-        assert incoming is not None
-        output.backward(incoming.to(output.device))
-
-
 def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: int) -> None:
     """Contract all matrix products of a finished stage: the processes do so together, each for some rows."""
     if observers:
@@ -284,53 +215,11 @@ def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: 
             each.finish_product(terms)
 
 
-def _judge_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
-    """Find for each unit of a finished stage what GPTQ will leave, its channels rescaled or not."""
-    for unit in {each.site.unit: None for each in done.values()}:
-        members = {name: each.compensation for name, each in done.items() if each.site.unit == unit}
-        together = [member for member in members.values() if member is not None]
-        if not together:
-            continue
-        gauge = gauges.get(unit)
-        if gauge is not None and any(done[name].lossless(terms) for name in members):
-            gauge = None  # rescaled, the weight would leave its grid
-        decide(together, done[unit].formats, [done[name].nearest(terms) for name in members], gauge)
-
-
-def _columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:
-    """By what an activation's features are divided before GPTQ, if at all; those of values as their reader's."""
-    inside = [
-        gauge for gauge in gauges.values() if site.kind == "value" and gauge.producer.startswith(site.uses[0] + ".")
-    ]
-    reader = done.get(inside[0].unit if inside else site.unit)
-    if reader is None or reader.compensation is None or reader.compensation.columns is None:
-        return None
-    columns = reader.compensation.columns
-    if not inside:
-        return columns
-    produced = columns.new_ones(inside[0].produced)
-    produced[inside[0].channels(len(columns)).to(columns.device)] = columns
-    return produced
-
-
 def stage_label(staged: StagedModel, stage: int) -> str:
     """What a person calls a stage."""
     if stage == len(staged.blocks):
         return "head"
     return staged.block_names[stage] if stage >= 0 else "embedding"
-
-
-def tied_state(observers: dict[str, WeightObserver]) -> dict[str, Tensor]:
-    """What tied weights carry from the suffix to the prefix: 'site|part' → tensor."""
-    return {f"{name}|{part}": value for name, observer in observers.items() for part, value in observer.state().items()}
-
-
-def load_tied(observers: dict[str, WeightObserver], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `tied_state`."""
-    for name, observer in observers.items():
-        own = {key.removeprefix(name + "|"): value for key, value in tensors.items() if key.startswith(name + "|")}
-        if own:
-            observer.load(own)
 
 
 @contextlib.contextmanager

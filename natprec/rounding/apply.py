@@ -13,9 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from natprec.blocks import StagedModel
-from natprec.measurement.sweep import batch_count, batches
-from natprec.passage import Passage
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import InputOrder, gptq
@@ -24,6 +21,9 @@ from natprec.quantizers.yaqa import output_order, yaqa
 from natprec.rounding.moments import Gradients, stage_moments
 from natprec.sites import Site, site_weight
 from natprec.solver import Plan
+from natprec.staged.batches import batch_count, batches
+from natprec.staged.blocks import StagedModel
+from natprec.staged.passage import Passage
 from natprec.subject import Subject
 from natprec.transforms import Gauge, channel_scales, fold
 

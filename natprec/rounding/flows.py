@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from natprec.activation_sites import round_site
 from natprec.hooks import attached
-from natprec.sites import Site
+from natprec.sites import Site, round_site
 from natprec.solver import Plan
 
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from natprec.blocks import StagedModel
 from natprec.hooks import attached
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.sweep import backward, forward_blocks
-from natprec.passage import Passage
 from natprec.progress import Advance
 from natprec.quantizers.second_moments import add_products, mirrored
 from natprec.sites import Site
+from natprec.staged.blocks import StagedModel
+from natprec.staged.passage import Passage
 
 SEED = 0
 """Of the labels or signs that the distortion draws."""

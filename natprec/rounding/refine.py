@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from natprec.blocks import StagedModel
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.apply import restore, snapshot
 from natprec.sites import Site, site_weight
+from natprec.staged.blocks import StagedModel
 
 SEQUENCES = 6
 """Of calibration text in each step."""

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.checkpoints import CHECKSUMS, tensor_checksum, weight_files
-from natprec.disk_names import DiskNames
 from natprec.errors import InputError, ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
+from natprec.models.checkpoints import CHECKSUMS, tensor_checksum, weight_files
+from natprec.models.disk_names import DiskNames
 from natprec.quantizers import QuantizedTensor
 
 

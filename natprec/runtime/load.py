@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.checkpoints import auto_class, explained, model_kind
-from natprec.disk_names import DiskNames
-from natprec.encoders import drop_missing_pooler
 from natprec.errors import ModelError
-from natprec.experts import take_apart
 from natprec.kernels.dispatch import choose
 from natprec.kernels.kernel import Kernel, Layer
 from natprec.kernels.linear import HalfWeight, Joined, Part, QuantEmbedding, QuantizedWeight, QuantLinear, StoredWeight
-from natprec.models import quiet, usable_device
+from natprec.models.checkpoints import auto_class, explained, model_kind
+from natprec.models.disk_names import DiskNames
+from natprec.models.encoders import drop_missing_pooler
+from natprec.models.experts import take_apart
+from natprec.models.loading import quiet, usable_device
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.checkpoint import Checkpoint, Scheme
 

@@ -11,7 +11,7 @@ from natprec.errors import InputError
 from natprec.files import write_json
 from natprec.formats import GGUF_TYPES, ActivationFormat, GGUFType, NumberFormat
 from natprec.formats.activation_format import parse_activation_format
-from natprec.routing import MIN_TOKENS
+from natprec.staged.routing import MIN_TOKENS
 
 UNQUANTIZED_BITS = 16
 

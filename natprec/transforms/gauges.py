@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from natprec.blocks import StagedModel
 from natprec.sites import Site, site_weight
+from natprec.staged.blocks import StagedModel
 
 HEADS = (256, 192, 160, 128, 96, 80, 64, 48, 32, 16, 8)
 """Head sizes that are tried where a layer has fewer outputs than its reader inputs."""

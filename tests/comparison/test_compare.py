@@ -10,8 +10,8 @@ import pytest
 
 from natprec.comparison import compare as flow
 from natprec.comparison.methods import METHODS, Method
-from tests.commands import SMALL, Result, left_behind, natprec
 from tests.comparison.test_processes import fake
+from tests.run_command import SMALL, Result, left_behind, natprec
 
 NAMES = {"method", "status", "kl_mean", "kl_p99", "perplexity", "top1_agreement", "stored_bytes", "bits_per_weight",
          "seconds", "peak_bytes"}  # fmt: skip

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from natprec.comparison.methods import METHODS
 from natprec.comparison.peers.worker import load_peer
 from natprec.comparison.processes import FIND
-from tests.commands import natprec
 from tests.conftest import tiny_model
+from tests.run_command import natprec
 
 PYTHON = os.environ.get("NATPREC_PEERS", sys.executable)
 UNIFORM = ["rtn", "gptq", "awq", "smoothquant"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from natprec.comparison.command import WIDTH
+from natprec.commands.compare import WIDTH
 from natprec.comparison.compare import FIGURES
 from natprec.comparison.plot import pareto, plot, spread
 from natprec.comparison.report import comparison_table

@@ -20,10 +20,10 @@ from natprec.export.gguf_architectures import architecture_of
 from natprec.files import folder_bytes
 from natprec.formats import GGUF_TYPES
 from natprec.measurement.measure import measure
-from natprec.models import load_model
+from natprec.models.loading import load_model
 from natprec.progress import Stages
 from natprec.quantizers import quantize
-from natprec.request import for_engine
+from natprec.run.request import for_engine
 from natprec.sites import site_weight
 from natprec.solver import Plan
 from natprec.subject import Subject

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from natprec.formats import NumberFormat
 from natprec.information import lossless_grid
-from natprec.models import load_model
+from natprec.models.loading import load_model
 from natprec.quantizers import quantize
 
 

@@ -14,7 +14,7 @@ from natprec.ir import Gauge, assign_domains, capture, find_edges, find_units
 from natprec.ir.domains import place_of
 from natprec.ir.graph import Capture, weight_of
 from natprec.ir.lower import lower
-from natprec.models import load_model
+from natprec.models.loading import load_model
 from tests.ir.test_lower import assert_equal, quantized, steps
 from tests.mobilenet import mobilenet, weights_file
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from natprec.activation_sites import activation_formats, rounded
 from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.activation_format import CHANNEL, FLOAT8, ActivationFormat, parse_activation_format
@@ -22,7 +21,7 @@ from natprec.measurement.measure import measure
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import sweep
 from natprec.quantizers.activations import round_activations
-from natprec.sites import Site
+from natprec.sites import Site, activation_formats, rounded
 from natprec.subject import Subject
 from tests.arrange import encoder, subject, tokens
 
@@ -214,5 +213,5 @@ def test_a_measurement_of_all_sites_is_read_back(tmp_path: Any) -> None:
 
 def test_a_model_without_the_interface_has_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     of = copy.copy(subject())
-    monkeypatch.setattr("natprec.activation_sites._attentions", lambda staged, ids: {})
+    monkeypatch.setattr("natprec.sites.activation_sites._attentions", lambda staged, ids: {})
     assert {site.kind for site in of.activations} == {"activation"}

@@ -13,8 +13,8 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.quantizers import quantize, squared_errors
 from natprec.rounding import apply_plan
-from natprec.routing import MIN_TOKENS
 from natprec.sites import site_weight
+from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
 from tests.arrange import experts, tokens
 

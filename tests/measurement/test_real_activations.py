@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from natprec.activation_sites import activation_formats
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sweep import sweep
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.request import Request, open_subject
 from natprec.rounding import restore, snapshot
 from natprec.rounding.flows import flows_rounded
+from natprec.run.request import Request, open_subject
+from natprec.sites import activation_formats
 from natprec.subject import Subject
 
 pytestmark = pytest.mark.slow

@@ -1,5 +1,5 @@
 """The sweep shared out: every number of workers measures the same. Here workers are threads, with a model each;
-tests/test_workers.py has processes.
+tests/parallel/test_workers.py has processes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from natprec.activation_sites import activation_formats
 from natprec.errors import InputError
 from natprec.formats import NumberFormat
 from natprec.measurement import Curve
 from natprec.measurement.measure import measure
 from natprec.measurement.observers import WeightObserver
-from natprec.measurement.resume import load_state, save_state
+from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
-from natprec.measurement.sweep import SweepState, _contract, batches, sweep
+from natprec.measurement.sweep import _contract, sweep
 from natprec.measurement.table import Measurement
-from natprec.sites import Site
+from natprec.parallel.workers import Workers
+from natprec.sites import Site, activation_formats
+from natprec.staged.batches import batches
 from natprec.subject import Subject
-from natprec.workers import Workers
 from tests.arrange import subject, tokens
 
 FORMATS = tuple(NumberFormat(bits, 32) for bits in (2, 4, 8))

@@ -16,11 +16,12 @@ from natprec.formats import NumberFormat
 from natprec.measurement import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.observers import WeightObserver
-from natprec.measurement.resume import load_state, save_state
+from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
-from natprec.measurement.sweep import SweepState, batch_count, sweep
+from natprec.measurement.sweep import sweep
 from natprec.quantizers import quantize
 from natprec.sites import find_sites, site_weight
+from natprec.staged.batches import batch_count
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
 

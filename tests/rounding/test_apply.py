@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from natprec.blocks import StagedModel
 from natprec.errors import InputError
 from natprec.evaluation.divergence import forward_kl
 from natprec.measurement.measure import measure
@@ -16,6 +15,7 @@ from natprec.quantizers import quantize
 from natprec.rounding import apply_batches, apply_plan, restore, snapshot
 from natprec.sites import find_sites, site_weight
 from natprec.solver import Plan
+from natprec.staged.blocks import StagedModel
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
 

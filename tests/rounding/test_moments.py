@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from natprec.measurement.measure import measure
-from natprec.passage import Passage
 from natprec.rounding import apply_plan, restore, snapshot
 from natprec.rounding.moments import SEED, Gradients, Moments, stage_moments
 from natprec.sites import Site
+from natprec.staged.passage import Passage
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
 

@@ -15,7 +15,7 @@ import torch
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from tests.arrange import subject
-from tests.commands import natprec as command
+from tests.run_command import natprec as command
 from tests.runtime.test_load import written
 
 FLOAT16, INT8 = 5e-3, 0.03

@@ -15,7 +15,7 @@ from natprec.formats import NumberFormat
 from natprec.runtime.generate import generate, prompt_ids
 from natprec.runtime.load import Runnable, load
 from tests.arrange import encoder, subject
-from tests.commands import natprec as command
+from tests.run_command import natprec as command
 from tests.runtime.test_load import written
 
 

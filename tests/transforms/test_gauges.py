@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from natprec.blocks import StagedModel
 from natprec.sites import find_sites, site_weight
+from natprec.staged.blocks import StagedModel
 from natprec.subject import Subject
 from natprec.transforms import Gauge, find_gauges, fold
 from tests.arrange import encoder, subject, tokens

@@ -1,0 +1,43 @@
+"""`--dry-run`: what a run would take, as a table or JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from rich.console import Console
+
+from natprec.commands.output import print_json
+from natprec.formats import engine_profile
+from natprec.progress import Stages
+from natprec.run.estimate import estimate
+from natprec.run.request import Request, open_subject
+from natprec.units import human_bytes, human_seconds
+
+
+def dry_run(request: Request, stages: Stages, as_json: bool, judged: bool = True) -> None:
+    """Open the model, time one batch, and say memory and time."""
+    subject = open_subject(request, stages)
+    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
+    with stages.stage("time one batch"):
+        result = estimate(subject, request, len({fmt for several in formats.values() for fmt in several}), judged)
+    if as_json:
+        print_json(asdict(result))
+        return
+    console = Console()
+    console.print(
+        f"{result.weights / 1e6:.1f} M weights in {result.sites} sites, {result.blocks} blocks, "
+        f"{result.formats} formats\n"
+        f"memory: about {human_bytes(result.memory_bytes)}; the model: {human_bytes(result.model_bytes)} in float32"
+        + ("" if subject.staged.weights.whole else ", one block of it in memory at a time"),
+        highlight=False,
+    )
+    if result.disk_bytes:
+        console.print(f"disk, for the inputs of all blocks: {human_bytes(result.disk_bytes)}", highlight=False)
+    if result.memory_bytes > result.available_bytes:
+        stages.note(
+            f"memory: {human_bytes(result.available_bytes)} are free, which is not enough; "
+            "use --weights disk, fewer --tokens or a larger machine"
+        )
+    for stage, seconds in result.seconds.items():
+        console.print(f"{stage}: about {human_seconds(seconds)}", highlight=False)
+    console.print(f"all: about {human_seconds(sum(result.seconds.values()))}", highlight=False)

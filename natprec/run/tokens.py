@@ -1,0 +1,82 @@
+"""The tokens of a run: to measure on, and to judge on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from natprec.errors import InputError
+from natprec.progress import Stages
+from natprec.run.request import Request
+from natprec.subject import Subject
+from natprec.texts.windows import load_tokens
+
+
+def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+    """(sequences, length) tokens to measure on.
+
+    With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
+    text where it costs most, and the promise survives text that `data` did not foresee. An encoder, or a model
+    whose weights are on disk, cannot write, so that `data` is all there is.
+
+    Raises:
+        InputError: no text to be had.
+    """
+    if request.data is None or not subject.writes:
+        return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
+    half = max(1, round(request.tokens / request.length / 2)) * request.length
+    given = _tokens(request, subject, stages, request.data, half, "calibration")
+    return torch.cat([given, _tokens(request, subject, stages, None, half, "calibration")])
+
+
+def given_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+    """(sequences, length) tokens of `data` alone; the model's own text without it. Peers measure on these."""
+    return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
+
+
+def calibration_parts(request: Request, subject: Subject) -> int:
+    """Kinds of text in `calibration_tokens`."""
+    return 1 if request.data is None or not subject.writes else 2
+
+
+def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+    """(sequences, length) tokens to judge on: another part of the text, or another text."""
+    return _tokens(request, subject, stages, request.eval_data or request.data, request.eval_tokens, "held-out")
+
+
+def _tokens(request: Request, subject: Subject, stages: Stages, source: str | None, tokens: int, split: str) -> Tensor:
+    if source is None and subject.kind == "causal" and not subject.writes:
+        raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
+    steps = None if source else tokens
+    with stages.stage(f"{split} text" if source else f"{split} text, written by the model", steps) as advance:
+        done = 0
+
+        def progress(now: int, total: int) -> None:
+            nonlocal done
+            for _ in range(done, now):
+                advance("")
+            done = now
+
+        device = next(subject.model.parameters()).device
+        return load_tokens(
+            subject.tokenizer,
+            source,
+            sequences=max(1, round(tokens / request.length)),
+            length=request.length,
+            split=split,  # type: ignore[arg-type]
+            shared=request.eval_data is None or same_source(request.eval_data, request.data),
+            model=subject.model,
+            writes=subject.writes,
+            seed=request.seed,
+            text_column=request.text_column,
+            progress=progress,
+        ).to(device)
+
+
+def same_source(one: str, other: str | None) -> bool:
+    """Whether two names mean one text: equal, or paths of the same file."""
+    if other is None or one == other:
+        return one == other
+    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)

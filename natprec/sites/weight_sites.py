@@ -1,0 +1,166 @@
+"""Sites: the tensors of a model whose precision is measured.
+
+A site is a tensor in the computation, not a module: a tied embedding and head are one site with
+two uses. Sites that an engine runs as one matrix (q/k/v, gate/up) form one unit and get one format;
+they are found by structure: Linears of one parent module that were called with one same tensor.
+What routes tokens to experts is no site: see `natprec.staged.routing`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from natprec.errors import InputError, ModelError
+from natprec.formats import GGUFType, NumberFormat
+from natprec.staged.blocks import StagedModel
+
+Kind = Literal["weight", "activation", "key", "value"]
+Role = Literal["linear", "embedding", "head", "stream", "cache"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One tensor whose precision is measured.
+
+    Attributes:
+        name: the module that owns it; for a tied weight, the embedding.
+        kind: what the tensor is; the sweep has an observer for each kind.
+        role: how an engine uses it, which decides the formats that exist for it.
+        shape: of a weight: (rows, columns) = (outputs, inputs); of a token's activation (1, features), of its
+            keys or values (heads, head size).
+        uses: names of all modules that use the tensor; two for a tied embedding.
+        unit: name of the first site of the unit that shares one format.
+        stage: where its last use stands in the order of the backward sweep: -1 for the prefix, the
+            block's index, or the number of blocks for the suffix.
+        experts: of an expert's weight, the module that holds all experts of its layer; else empty.
+    """
+
+    name: str
+    kind: Kind
+    role: Role
+    shape: tuple[int, int]
+    uses: tuple[str, ...]
+    unit: str
+    stage: int
+    experts: str = ""
+
+    @property
+    def elements(self) -> int:
+        """Number of weights, or of values per token."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def gptq(self) -> bool:
+        """Whether GPTQ applies: the weight meets its inputs in one matrix product, after the prefix."""
+        return self.role != "embedding" and self.stage >= 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a file header."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Site:
+        """The inverse of `to_json`."""
+        return cls(**{**value, "shape": tuple(value["shape"]), "uses": tuple(value["uses"])})
+
+
+def find_sites(staged: StagedModel) -> list[Site]:
+    """Every Linear and embedding weight, in the order in which the model runs them.
+
+    Raises:
+        ModelError: the model has no Linear layer.
+    """
+    modules = dict(staged.model.named_modules())
+    owners: dict[int, list[str]] = {}
+    for name in [*staged.probe.order, *_never_called(staged)]:
+        if name in staged.routing.routers:
+            continue
+        if isinstance(modules[name], nn.Linear) or _looked_up(modules[name]):
+            owners.setdefault(id(modules[name].weight), []).append(name)
+    if not any(isinstance(modules[names[0]], nn.Linear) or len(names) > 1 for names in owners.values()):
+        raise ModelError(f"model {type(staged.model).__name__} has no Linear layer; natprec quantizes Linear weights")
+    output_head = getattr(staged.model, "get_output_embeddings", lambda: None)()
+    sites = []
+    units: dict[tuple[str, int | str], str] = {}
+    inputs_of = _inputs_of(staged)
+    for names in owners.values():
+        name, module = names[0], modules[names[0]]
+        role: Role = "embedding" if isinstance(module, nn.Embedding) else "linear"
+        if module is output_head:
+            role = "head"
+        unit = name
+        if role == "linear" and name in inputs_of:
+            unit = units.setdefault((name.rpartition(".")[0], inputs_of[name]), name)
+        rows, columns = module.weight.shape
+        stage = min(staged.stage_of(use) for use in names)
+        experts = staged.routing.containers.get(name, "")
+        sites.append(Site(name, "weight", role, (rows, columns), tuple(names), unit, stage, experts))
+    return sites
+
+
+def site_weight(model: nn.Module, site: Site) -> Tensor:
+    """The weight of a site, (rows, columns)."""
+    return model.get_submodule(site.name).weight  # type: ignore[return-value]
+
+
+def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> None:
+    """Name the first layer that a group size does not divide, before anything is measured.
+
+    Raises:
+        InputError: with the group sizes that do divide it.
+    """
+    for site in sites:
+        for fmt in formats:
+            if not fmt.divides(site.shape[1]):
+                fits = [size for size in (32, 64, 128, 256) if site.shape[1] % size == 0]
+                raise InputError(
+                    f"group size {fmt.group_size} does not divide the {site.shape[1]} inputs of {site.name!r}; "
+                    f"use --group-size {' or '.join(map(str, fits)) or 'channel'}"
+                )
+
+
+def refuse_unblocked(sites: list[Site], types: tuple[GGUFType, ...]) -> None:
+    """Name the first layer whose rows are whole blocks of no GGUF type, before anything is measured.
+
+    Raises:
+        InputError: there is one.
+    """
+    for site in sites:
+        if not any(fmt.divides(site.shape[1]) for fmt in types):
+            raise InputError(
+                f"the {site.shape[1]} inputs of {site.name!r} are no multiple of {min(fmt.block for fmt in types)}, "
+                "the smallest block of a GGUF type; use another --engine"
+            )
+
+
+def _inputs_of(staged: StagedModel) -> dict[str, int | str]:
+    """Linear → an identity of its input; of an expert that the probing forward did not reach, as in the others."""
+    routing = staged.routing
+    known: dict[str, int | str] = {**staged.probe.input_of}
+    first: dict[tuple[str, int], str] = {}
+    like: dict[tuple[str, str], str] = {}  # a Linear of each expert → the first of that expert with the same input
+    for name, identity in staged.probe.input_of.items():
+        if name in routing.containers:
+            own = routing.alike(name)
+            like[own] = first.setdefault((name.rpartition(".")[0], identity), own[1])
+    for name in routing.containers:
+        known.setdefault(name, like.get(routing.alike(name), name))
+    return known
+
+
+def _looked_up(module: nn.Module) -> bool:
+    """Whether it is an embedding that takes ids alone: OPT's positions take a mask, which no engine's code hands on."""
+    return isinstance(module, nn.Embedding) and len(inspect.signature(module.forward).parameters) == 1
+
+
+def _never_called(staged: StagedModel) -> list[str]:
+    """Linear layers that the probing forward did not reach (experts, unused branches)."""
+    return [
+        name
+        for name, module in staged.model.named_modules()
+        if isinstance(module, nn.Linear) and name not in staged.probe.input_of
+    ]

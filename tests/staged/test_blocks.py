@@ -1,0 +1,184 @@
+"""Prefix, blocks and suffix are the model, for architectures that share no code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from natprec.distortions import EmbeddingDistance, OutputKL
+from natprec.staged.blocks import StagedModel
+from tests.arrange import SMALL, tokens
+from tests.conftest import tiny_encoder, tiny_model
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 96}
+
+
+def gpt_neox() -> Any:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, intermediate_size=64, bos_token_id=0, eos_token_id=1))
+
+
+def gemma3() -> Any:
+    """Layers with a sliding window, and one without: masks and rotary angles differ by layer."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        **SIZES,
+        intermediate_size=64,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+    return Gemma3ForCausalLM(config)
+
+
+def opt() -> Any:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    return OPTForCausalLM(OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64))
+
+
+def qwen2() -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(Qwen2Config(**SIZES, intermediate_size=64, num_key_value_heads=1))
+
+
+def roberta() -> Any:
+    from transformers import RobertaConfig, RobertaModel
+
+    return RobertaModel(RobertaConfig(**SIZES, intermediate_size=64, max_position_embeddings=64))
+
+
+def distilbert() -> Any:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    return DistilBertModel(DistilBertConfig(dim=32, n_layers=3, n_heads=2, hidden_dim=64, vocab_size=96))
+
+
+def modernbert() -> Any:
+    """Layers with a window and without, rotary angles of both."""
+    from transformers import ModernBertConfig, ModernBertModel
+
+    ids = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
+    return ModernBertModel(ModernBertConfig(**SIZES, **ids, intermediate_size=64, local_attention=4))
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: tiny_model(**SMALL),
+    "gpt-neox": gpt_neox,
+    "gemma3": gemma3,
+    "opt": opt,
+    "qwen2": qwen2,
+    "bert": lambda: tiny_encoder(vocab_size=96, num_hidden_layers=3),
+    "roberta": roberta,
+    "distilbert": distilbert,
+    "modernbert": modernbert,
+}
+
+
+def built(family: str) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = FAMILIES[family]().eval().requires_grad_(False)
+        for parameter in model.parameters():  # biases and norms too: zeros would hide a lost one
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+class Output(nn.Module):
+    """A causal model in miniature: `body` maps hidden states."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Embedding(96, 16), body, nn.Linear(16, 96)
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.body(self.embed(input_ids))))
+
+
+class Parallel(nn.Module):
+    """A list whose members do not follow one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return sum((branch(hidden) for branch in self.branches), torch.zeros_like(hidden))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_stages_are_the_whole_model(family: str) -> None:
+    model = built(family)
+    ids = tokens(3, 12)
+    distortion = OutputKL() if model.can_generate() else EmbeddingDistance()
+    expected = distortion.output(model, ids)
+    staged = StagedModel(model, ids[:1], distortion)
+    assert len(staged.blocks) == model.config.num_hidden_layers
+    hidden, contexts = staged.prefix(ids)
+    for index in range(len(staged.blocks)):
+        hidden = staged.block(index, hidden, contexts[index])
+    assert torch.equal(staged.suffix(hidden, ids), expected)
+    assert torch.equal(distortion.output(model, ids), expected)
+
+
+@torch.no_grad()
+def test_gemma_masks_differ_by_layer() -> None:
+    """The context of another layer would give other logits: the test above could fail."""
+    staged = StagedModel(built("gemma3"), tokens(1, 12))
+    hidden, contexts = staged.prefix(tokens(1, 12))
+    assert not torch.equal(staged.block(0, hidden, contexts[1]), staged.block(0, hidden, contexts[0]))
+
+
+@pytest.mark.parametrize("body", [nn.Linear(16, 16), Parallel()], ids=["no list", "parallel list"])
+@torch.no_grad()
+def test_a_model_without_a_chain_is_one_suffix(body: nn.Module) -> None:
+    model = Output(body)
+    ids = tokens(2, 5)
+    staged = StagedModel(model, ids)
+    assert staged.blocks == []
+    assert staged.stage_of("head") == staged.stage_of("embed") == 0
+    assert torch.equal(staged.suffix(None, ids), model(ids).logits)
+
+
+def test_a_chain_is_found_whatever_its_name() -> None:
+    model = Output(nn.Sequential())
+    model.body.steps = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+    model.body.forward = lambda hidden: model.body.steps[2](model.body.steps[1](model.body.steps[0](hidden)))
+    staged = StagedModel(model, tokens(1, 5))
+    assert staged.block_names == ["body.steps.0", "body.steps.1", "body.steps.2"]
+
+
+def test_stage_of_each_module() -> None:
+    staged = StagedModel(built("llama"), tokens(1, 5))
+    assert staged.stage_of("model.embed_tokens") == -1
+    assert staged.stage_of("model.layers.1.mlp.up_proj") == 1
+    assert staged.stage_of("lm_head") == 2
+
+
+@torch.no_grad()
+def test_patches_are_gone_after_an_exception() -> None:
+    model = built("llama")
+    ids = tokens(1, 5)
+    expected = model(input_ids=ids).logits
+    staged = StagedModel(model, ids)
+    hidden = staged.prefix(ids)[0]
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    handle = model.model.norm.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        staged.suffix(hidden, ids)
+    handle.remove()
+    assert not any("forward" in vars(block) for block in staged.blocks)
+    assert torch.equal(model(input_ids=ids).logits, expected)
