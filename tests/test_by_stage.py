@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_blocks import built
-from tests.test_weights import opened, saved
+from tests.staged.test_blocks import built
+from tests.models.test_weights import opened, saved
 from torch import Tensor, nn
 
 from natprec import pipeline

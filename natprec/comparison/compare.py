@@ -25,7 +25,7 @@ from natprec.comparison.proxies import NAMES, correlations, proxies
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
 from natprec.formats import NumberFormat
-from natprec.models.loading import quiet
+from natprec.models.surroundings import quiet
 from natprec.progress import Stages
 from natprec.run.request import Request, open_subject
 from natprec.run.tokens import given_tokens, held_out_tokens

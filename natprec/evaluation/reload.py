@@ -18,8 +18,9 @@ from natprec.formats.activation_format import TOKEN, ActivationFormat
 from natprec.models.checkpoints import Kind, auto_class, model_kind
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
-from natprec.models.loading import load_model, quiet
+from natprec.models.loading import load_model
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
+from natprec.models.surroundings import quiet
 from natprec.sites import round_input, round_states
 from natprec.staged.blocks import StagedModel
 

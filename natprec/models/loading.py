@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +30,7 @@ from natprec.models.encoders import companions, drop_missing_pooler, embedding_d
 from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
 from natprec.models.stored import count_elements, hollow_model
+from natprec.models.surroundings import quiet, usable_device
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
 
 if TYPE_CHECKING:
@@ -180,39 +177,6 @@ def model_digest(model: nn.Module, weights: Weights) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def quiet(stderr: bool = False) -> Iterator[None]:
-    """Hold back transformers' bars and warnings and everything on stdout; restore them afterwards.
-
-    Bars of hub downloads stay: they are long, and on stderr. The bar of the GGUF reader has no switch
-    of its own; `stderr` discards all that is written there.
-    """
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging
-
-    verbosity, bars, downloads = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        are_progress_bars_disabled(),
-    )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if not downloads:
-        enable_progress_bars()
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            if stderr:
-                stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _load_config(
     name: str, where: str, gguf: Path | None, trust_remote_code: bool
 ) -> tuple[PreTrainedConfig, torch.dtype | None]:
@@ -287,16 +251,3 @@ def _downloaded(name: str) -> Path:
 
     with explained(name, local=False):
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]))
-
-
-def usable_device(device: str) -> torch.device:
-    """The device, tried with one number.
-
-    Raises:
-        InputError: there is no such device.
-    """
-    try:
-        torch.empty(1, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {device!r} cannot be used ({first_line(error)}); use --device cpu") from error

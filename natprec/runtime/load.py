@@ -22,7 +22,7 @@ from natprec.models.checkpoints import auto_class, explained, model_kind
 from natprec.models.disk_names import DiskNames
 from natprec.models.encoders import drop_missing_pooler
 from natprec.models.experts import take_apart
-from natprec.models.loading import quiet, usable_device
+from natprec.models.surroundings import quiet, usable_device
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.checkpoint import Checkpoint, Scheme
 

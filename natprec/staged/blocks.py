@@ -10,7 +10,7 @@ without such a list is one suffix: the same code then works on the whole of it. 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,34 +19,12 @@ from torch import Tensor, nn
 
 from natprec.arithmetic import products_in
 from natprec.distortions import Distortion, OutputKL
-from natprec.hooks import attached
 from natprec.models.weights import InMemory, Weights
+from natprec.staged.probe import LARGE, probed
 from natprec.staged.routing import Routing, find_routing
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with besides the hidden state: positional and keyword arguments."""
-
-LARGE = (nn.Linear, nn.Embedding)
-"""Modules with a weight of the size of the vocabulary, if they are in no block."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What one forward of the whole model showed.
-
-    Attributes:
-        order: names of the leaf modules with weights in the order of their first call.
-        input_of: module name → an identity shared by modules that were called with one same tensor.
-        rows: Linear → inputs that it was given.
-        returns_tuple: whether blocks return a tuple with the hidden state first.
-        chained: whether each block's input was the previous block's output.
-    """
-
-    order: tuple[str, ...]
-    input_of: dict[str, int]
-    rows: dict[str, int]
-    returns_tuple: bool
-    chained: bool
 
 
 @dataclass
@@ -86,7 +64,7 @@ class StagedModel:
         self.weights = weights or InMemory()
         self.products = products
         name, self.blocks = _longest_list(model)
-        self.probe = _probe(model, self.blocks, lambda: self.output(probe_ids))
+        self.probe = probed(model, self.blocks, lambda: self.output(probe_ids))
         if not self.probe.chained:
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
@@ -218,51 +196,3 @@ def _longest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
         return "", []
     name, blocks = max(lists, key=lambda item: weights(item[1]))
     return name, list(blocks)
-
-
-@torch.no_grad()
-def _probe(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object]) -> Probe:
-    """One forward, `run`, with hooks that watch which module gets which tensor."""
-    order: list[str] = []
-    inputs: dict[str, int] = {}
-    rows: dict[str, int] = {}
-    seen: list[Tensor] = []  # kept alive, so that no two tensors share an identity
-    outputs: list[Any] = []
-    links: list[bool] = []
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if name not in inputs and args and isinstance(args[0], Tensor):
-                order.append(name)
-                known = next((i for i, tensor in enumerate(seen) if tensor is args[0]), None)
-                inputs[name] = len(seen) if known is None else known
-                if isinstance(module, nn.Linear):
-                    rows[name] = args[0].shape[:-1].numel()
-                seen.append(args[0])
-
-        return hook
-
-    def link(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        hidden = args[0] if args and isinstance(args[0], Tensor) else None
-        if outputs:
-            previous = outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1]
-            links.append(hidden is previous)
-        elif hidden is None:
-            links.append(False)
-        outputs.append(output)
-
-    handles = [
-        module.register_forward_pre_hook(watch(name))
-        for name, module in model.named_modules()
-        if isinstance(module, LARGE)
-    ]
-    handles += [block.register_forward_hook(link) for block in blocks]
-    with attached(handles):
-        run()
-    return Probe(
-        order=tuple(order),
-        input_of=inputs,
-        rows=rows,
-        returns_tuple=bool(outputs) and isinstance(outputs[0], tuple),
-        chained=bool(blocks) and len(outputs) == len(blocks) and all(links),
-    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from natprec.errors import InputError, unknown
-from natprec.models.loading import quiet
+from natprec.models.surroundings import quiet
 
 TEXT_COLUMNS = ("text", "content", "prompt", "document", "article", "instruction", "question")
 TEXT_LIMIT = 256 * 2**20

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.models.loading import quiet
+from natprec.models.surroundings import quiet
 from natprec.texts.sources import row_texts, source_rows, whole_text
 
 Split = Literal["calibration", "held-out"]

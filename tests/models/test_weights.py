@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.test_blocks import built
+from tests.staged.test_blocks import built
 from torch import nn
 
 from natprec.errors import InputError, ModelError
