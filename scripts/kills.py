@@ -1,6 +1,7 @@
 """Does a run that is killed at a random moment resume to the same bits? Of each trial one line, then how many did.
 
     python scripts/kills.py --data valid.txt --trials 20
+    python scripts/kills.py --data valid.txt --trials 20 --weights disk
 
 A whole `natprec quantize` of a small random model is killed with SIGKILL after a random share of the time that it takes
 when nobody disturbs it, then resumed. Measurement, plan, verification and every file of the checkpoint must be the same
@@ -61,13 +62,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", default="memory", help="memory, or disk: one block at a time")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="natprec-kills-") as scratch:
         model = Path(scratch) / "model"
         write_model(model, LlamaConfig(**SHAPE, num_hidden_layers=options.layers, tie_word_embeddings=False))
         command = ["quantize", "--model", str(model), "--bits", "4.5", "--data", options.data, "--tokens", "1024"]
-        command += ["--eval-tokens", "512", "--sequence-length", "64", "--out"]
+        command += ["--eval-tokens", "512", "--sequence-length", "64", "--weights", options.weights, "--out"]
         peace = Path(scratch) / "peace"
         begun = time.monotonic()
         os.waitpid(start([*command, str(peace)]), 0)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +58,13 @@ LINKS = {"450 GB/s (NVLink)": 450e9, "50 GB/s": 50e9, "3 GB/s (25 Gb/s Ethernet)
 """Supposed of the network: what each process can send per second."""
 
 
-def run(options: argparse.Namespace, processes: int, threads: int, out: Path) -> dict[str, Any]:
-    """The report of one measurement, and the seconds of the whole command."""
-    command = [
-        "-m",
-        "natprec",
-        "measure",
-        "--model",
-        options.model,
-        "--data",
-        options.data,
-        "--rounding",
-        options.rounding,
-    ]
-    command += ["--tokens", str(options.tokens), "--sequence-length", str(options.sequence_length)]
-    command += ["--json", "--out", str(out)]
+def run(
+    options: argparse.Namespace, processes: int, threads: int, out: Path, extra: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The report of one measurement, and the seconds of the whole command; `extra` options go to `natprec measure`."""
+    command = ["-m", "natprec", "measure", "--model", options.model, "--data", options.data]
+    command += ["--rounding", options.rounding, "--tokens", str(options.tokens)]
+    command += ["--sequence-length", str(options.sequence_length), "--json", "--out", str(out), *extra]
     if processes > 1:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
     begun = time.perf_counter()

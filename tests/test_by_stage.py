@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.staged.test_blocks import built
-from tests.models.test_weights import opened, saved
 from torch import Tensor, nn
 
 from natprec import pipeline
@@ -31,7 +29,9 @@ from natprec.staged.passage import Passage
 from natprec.subject import Subject
 from tests.arrange import tokens
 from tests.conftest import tiny_model
+from tests.models.test_weights import opened, saved
 from tests.run_command import natprec
+from tests.staged.test_blocks import built
 from tests.test_kill import ENVIRONMENT, command
 
 QUIET = Stages(quiet=True)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.staged.test_blocks import built
 from torch import nn
 
 from natprec.errors import InputError, ModelError
@@ -22,6 +21,7 @@ from natprec.subject import Subject
 from tests.arrange import tokens
 from tests.conftest import tiny_model
 from tests.run_command import natprec
+from tests.staged.test_blocks import built
 
 
 def saved(folder: Path, model: Any, tokenizer: Any, **options: Any) -> Path:
