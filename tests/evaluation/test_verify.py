@@ -35,7 +35,7 @@ def test_comparison_of_a_model_with_itself() -> None:
 
 def test_summary_is_made_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the text takes several batches."""
-    monkeypatch.setattr("natprec.measurement.sweep.BATCH_TOKENS", 24)
+    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 24)
     one, ids = table(0), tokens(5, 12)
     two = one + 0.5 * table(1)
     calls: list[str] = []

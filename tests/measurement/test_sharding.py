@@ -82,7 +82,7 @@ def together(size: int, work: Callable[[Workers], Result]) -> list[Result]:
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of two sequences, and few rows at a time, so that there is something to share."""
-    monkeypatch.setattr("natprec.measurement.sweep.BATCH_TOKENS", 2 * LENGTH)
+    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 2 * LENGTH)
     monkeypatch.setattr("natprec.measurement.contraction.CONTRACT_VALUES", 6 * SEQUENCES * 32)
     monkeypatch.setattr("natprec.measurement.contraction.ROWS_VALUES", 5 * 32)
 

@@ -195,7 +195,7 @@ class Killed(Exception):
 def test_killed_and_resumed_arrives_at_the_same_bits(
     stages: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natprec.measurement.sweep.BATCH_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 4 * LENGTH)
     made, ids = subject(tie_word_embeddings=tied), tokens(6, LENGTH)  # two batches
     expected = swept(made, ids)
     file, fingerprint = tmp_path / "state.safetensors", {"seed": SEED}
@@ -291,7 +291,7 @@ def test_exact_is_the_kl_of_the_replaced_model() -> None:
 
 
 def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natprec.measurement.sweep.BATCH_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 4 * LENGTH)
     made, ids = subject(), tokens(6, LENGTH)
     calls: list[str] = []
     swept(made, ids, FORMATS[:1], advance=calls.append)
