@@ -7,7 +7,7 @@ modules on packed codes, each with the kernel that the table gives it; no dense 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from natprec.kernels.kernel import Kernel, Layer
 from natprec.kernels.linear import HalfWeight, Joined, Part, QuantEmbedding, QuantizedWeight, QuantLinear, StoredWeight
 from natprec.models import quiet, usable_device
 from natprec.quantizers import QuantizedTensor
+from natprec.runtime.blocks import replace_blocks
 from natprec.runtime.checkpoint import Checkpoint, Scheme
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
@@ -57,6 +58,7 @@ class Runnable:
         kernels: module → what runs it.
         kind: 'causal' or 'encoder'.
         device: where it computes, and where its inputs must be.
+        blocks: decoder block → why it runs as transformers' modules; empty where it runs as few calls.
     """
 
     model: Any
@@ -64,6 +66,7 @@ class Runnable:
     kernels: dict[str, Chosen]
     kind: str
     device: torch.device
+    blocks: dict[str, str] = field(default_factory=dict)
 
     @property
     def resident_bytes(self) -> int:
@@ -109,7 +112,8 @@ def load(folder: str | Path, *, device: str = "cpu", kernels: tuple[Kernel, ...]
     builder.replace_all()
     builder.fill_the_rest(may_lack_pooler=kind == "encoder")
     model.eval().requires_grad_(False).to(target)
-    return Runnable(model, tokenizer, builder.chosen, kind, target)
+    blocks = replace_blocks(model) if kind == "causal" and target.type == "cpu" else {}
+    return Runnable(model, tokenizer, builder.chosen, kind, target, blocks)
 
 
 class _Builder:
