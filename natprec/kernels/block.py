@@ -106,7 +106,7 @@ class OneToken:
         self._at = ctypes.addressof(self._block)
 
     def __call__(
-        self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, capacity: int, length: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, length: int
     ) -> Tensor:
         """One token.
 
@@ -116,15 +116,14 @@ class OneToken:
             sin: likewise.
             keys: of a cache, (1, key heads, capacity, size); place `length` is written.
             values: likewise.
-            capacity: tokens that there is room for.
             length: tokens that there are.
         Returns:
             Of the shape of x.
         """
         y = torch.empty_like(x)
         enough = native.library()[0].natprec_block(
-            self._at, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(), capacity,
-            length, y.data_ptr(), torch.get_num_threads(),
+            self._at, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(),
+            keys.shape[2], length, y.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         if not enough:
             raise MemoryError("no memory for the activations of a block")

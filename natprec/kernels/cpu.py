@@ -84,9 +84,11 @@ class Planes(Dequantize):
         return native.library()[1]
 
     def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:
-        """By planes.c, where rows are neighbours."""
+        """By planes.c, where rows are neighbours or few."""
         if isinstance(rows, Tensor):
-            return super().values(buffers, layer, rows)
+            if len(rows) > self.few:
+                return super().values(buffers, layer, rows)
+            return torch.cat([self.values(buffers, layer, slice(row, row + 1)) for row in rows.tolist()])
         packed, scale, zero = buffers
         assert packed is not None
         assert scale is not None

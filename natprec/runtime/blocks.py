@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from natprec.kernels import between, native  # noqa: F401
 from natprec.kernels.block import Block, OneToken, refusal
 from natprec.kernels.linear import QuantizedWeight
 from natprec.runtime.structure import Unknown, read_block
+
+if TYPE_CHECKING:
+    from natprec.runtime.cache import Growing
 
 TRIED = 3
 """Tokens that a block is tried on at once, before one more: few enough for products that are exact but for rounding."""
@@ -72,6 +75,7 @@ class LeanBlock:
         self.rounded = any(isinstance(x.stored, QuantizedWeight) and x.stored.layer.int8_inputs for x in linears)
         self.index = int(layer.self_attn.layer_idx)  # type: ignore[union-attr, arg-type]
         self.one = OneToken(block)
+        self._state = torch.empty(1, block.key_heads, 1, block.size)
         inside = [module for module in layer.modules() if module is not layer]
         self._hooks = [hooks for each in inside for hooks in (each._forward_hooks, each._forward_pre_hooks)]
 
@@ -115,16 +119,16 @@ class LeanBlock:
         past = self._growing(cache, self.index)
         if past is None and cache is not None:
             return None
-        length = 0 if past is None else past.get_seq_length()
         if past is None or time > 1:
-            return None if length else self._many(x, cache, cos[0], sin[0])
-        if batch > 1:
-            return None
-        if not past.is_initialized:
-            past.lazy_initialization(x, x)
-        keys, values = past.reserve(1, x.new_empty(1, self.block.key_heads, 0, self.block.size))
-        y = self.one(x.contiguous(), cos.contiguous(), sin.contiguous(), keys, values, keys.shape[2], length)
-        past.extend(1)
+            return None if past is not None and past.length else self._many(x, cache, cos[0], sin[0])
+        return self.step(x.contiguous(), cos.contiguous(), sin.contiguous(), past) if batch == 1 else None
+
+    def step(self, x: Tensor, cos: Tensor, sin: Tensor, past: Growing) -> Tensor:
+        """One token, x (1, 1, hidden) to the same, with cos and sin of its position; it is added to the cache."""
+        past.start(x)
+        keys, values = past.reserve(self._state)
+        y = self.one(x, cos, sin, keys, values, past.length)
+        past.length += 1
         return y
 
     def _many(self, x: Tensor, cache: Any, cos: Tensor, sin: Tensor) -> Tensor:

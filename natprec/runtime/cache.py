@@ -1,14 +1,13 @@
 """Keys and values of one layer in memory with room for more: a new token is written, not concatenated.
 
 A drop-in for transformers' `DynamicLayer`, put in its place in whichever cache a block is given. What others do to
-`keys` and `values` (crop, reorder, repeat) stays right: tensors that are not the last ones given out are taken over anew.
+`keys` and `values` (crop, reorder, repeat) stays right: what is assigned to them is taken over before the next token.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -20,52 +19,86 @@ class Growing(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values, (batch, heads, time, size)."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.length = 0
         self.storage: tuple[Tensor, Tensor] | None = None
-        self._given: Tensor | None = None
+        self._assigned: list[Tensor | None] = [None, None]
+        super().__init__()
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    @property
+    def keys(self) -> Tensor | None:
+        """Those that there are, a view where they were written one by one."""
+        return self._states(0)
+
+    @keys.setter
+    def keys(self, states: Tensor | None) -> None:
+        self._assign(0, states)
+
+    @property
+    def values(self) -> Tensor | None:
+        """Likewise."""
+        return self._states(1)
+
+    @values.setter
+    def values(self, states: Tensor | None) -> None:
+        self._assign(1, states)
+
+    def get_seq_length(self) -> int:
+        """Tokens that there are."""
+        return self.length
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Append, and return all."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, new = self.get_seq_length(), key_states.shape[-2]
-        for place, states in zip(self.reserve(new, key_states), (key_states, value_states), strict=True):
-            place.narrow(2, start, new).copy_(states)
-        return self.extend(new)
+        self.start(key_states)
+        for place, states in zip(self.reserve(key_states), (key_states, value_states), strict=True):
+            place.narrow(2, self.length, states.shape[2]).copy_(states)
+        self.length += key_states.shape[2]
+        return self.keys, self.values
 
-    def reserve(self, new: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Storage of keys and values, (batch, heads, capacity, size), with room for `new` tokens after those that there are."""
-        length = self.get_seq_length()
-        if self.storage is None or self.keys is not self._given or self.storage[0].shape[2] < length + new:
-            capacity = length + new + max(ROOM, length)
-            places = tuple(like.new_empty(*like.shape[:2], capacity, like.shape[3]) for _ in range(2))
-            if length:
+    def start(self, like: Tensor) -> None:
+        """Note dtype and device, before the first token."""
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
+
+    def reserve(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Storage of keys and values, (batch, heads, capacity, size).
+
+        Args:
+            like: new states, (batch, heads, time, size); there will be room for them. Whoever writes them counts them in `length`.
+        """
+        batch, heads, new, size = like.shape
+        if self.storage is None or self.storage[0].shape[2] < self.length + new:
+            capacity = self.length + new + max(ROOM, self.length)
+            places = like.new_empty(batch, heads, capacity, size), like.new_empty(batch, heads, capacity, size)
+            if self.length:
                 for place, states in zip(places, (self.keys, self.values), strict=True):
-                    place.narrow(2, 0, length).copy_(states)
-            self.storage, self._given = (places[0], places[1]), self.keys
+                    place.narrow(2, 0, self.length).copy_(states)
+            self.storage, self._assigned = places, [None, None]
         return self.storage
 
-    def extend(self, new: int) -> tuple[Tensor, Tensor]:
-        """Count `new` tokens that were written to the storage."""
-        assert self.storage is not None
-        length = self.get_seq_length() + new
-        self.keys, self.values = (place.narrow(2, 0, length) for place in self.storage)
-        self._given = self.keys
-        return self.keys, self.values
+    def _states(self, index: int) -> Tensor | None:
+        assigned = self._assigned[index]
+        return self.storage[index].narrow(2, 0, self.length) if assigned is None and self.storage else assigned
+
+    def _assign(self, index: int, states: Tensor | None) -> None:
+        """From outside: the storage ends, and both are what is assigned or what they were."""
+        self._assigned = [self._states(0), self._states(1)]
+        self._assigned[index], self.storage = states, None
+        self.length = states.shape[2] if states is not None and states.dim() == 4 else 0
 
 
 def growing(cache: Cache | None, index: int) -> Growing | None:
     """A cache's layer, made a `Growing` one if it is a plain dynamic one; None if it is of another kind."""
-    if cache is None or cache.offloading or index >= len(cache.layers):
+    layers = () if cache is None else cache.layers
+    if index >= len(layers) or cache.offloading:
         return None
-    layer = cache.layers[index]
+    layer = layers[index]
     if type(layer) is Growing:
         return layer
     if type(layer) is not DynamicLayer:
         return None
     made = Growing()
     if layer.is_initialized:
-        made.lazy_initialization(layer.keys, layer.values)
+        made.start(layer.keys)
         made.keys, made.values = layer.keys, layer.values
-    cache.layers[index] = made
+    layers[index] = made
     return made

@@ -24,8 +24,8 @@ from natprec.kernels.kernel import Kernel, Layer
 from natprec.kernels.linear import HalfWeight, Joined, Part, QuantEmbedding, QuantizedWeight, QuantLinear, StoredWeight
 from natprec.models import quiet, usable_device
 from natprec.quantizers import QuantizedTensor
-from natprec.runtime.blocks import replace_blocks
 from natprec.runtime.checkpoint import Checkpoint, Scheme
+from natprec.runtime.replaced import Replaced, replace
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
 """Linears of one parent that models call with one input; they run as one product where they share a format."""
@@ -58,7 +58,7 @@ class Runnable:
         kernels: module → what runs it.
         kind: 'causal' or 'encoder'.
         device: where it computes, and where its inputs must be.
-        blocks: decoder block → why it runs as transformers' modules; empty where it runs as few calls.
+        replaced: what runs otherwise than as transformers' modules, on the CPU.
     """
 
     model: Any
@@ -66,7 +66,7 @@ class Runnable:
     kernels: dict[str, Chosen]
     kind: str
     device: torch.device
-    blocks: dict[str, str] = field(default_factory=dict)
+    replaced: Replaced = field(default_factory=Replaced)
 
     @property
     def resident_bytes(self) -> int:
@@ -112,8 +112,8 @@ def load(folder: str | Path, *, device: str = "cpu", kernels: tuple[Kernel, ...]
     builder.replace_all()
     builder.fill_the_rest(may_lack_pooler=kind == "encoder")
     model.eval().requires_grad_(False).to(target)
-    blocks = replace_blocks(model) if kind == "causal" and target.type == "cpu" else {}
-    return Runnable(model, tokenizer, builder.chosen, kind, target, blocks)
+    replaced = Replaced() if target.type != "cpu" else replace(model, causal=kind == "causal")
+    return Runnable(model, tokenizer, builder.chosen, kind, target, replaced)
 
 
 class _Builder:

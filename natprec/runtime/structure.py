@@ -8,11 +8,12 @@ knows what they are for; what numbers can tell is tried with numbers.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from natprec.kernels.block import Block, Norm
 from natprec.kernels.linear import Part, QuantLinear
+from natprec.runtime.norms import alike, read_norm
 
 CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 PROJECTIONS, HEAD_NORMS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("q_norm", "k_norm")
@@ -111,26 +112,13 @@ def _side_by_side(linears: list[QuantLinear | Part]) -> tuple[QuantLinear, ...]:
 
 
 def _norm(module: nn.Module, columns: int) -> Norm:
-    """A norm's weight, found by trying: some models store it less one."""
-    eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
-    weight = getattr(module, "weight", None)
-    if not isinstance(eps, float) or not isinstance(weight, Tensor) or weight.shape != (columns,):
-        raise Unknown(f"{type(module).__name__} has no weight or no eps")
-    x = torch.randn(4, columns, generator=torch.Generator().manual_seed(0))
-    x *= torch.tensor([[1.0], [100.0], [eps**0.5], [1e-6]])
-    expected = module(x)
-    for whole in (weight.detach().float(), weight.detach().float() + 1):
-        if _alike(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * whole, expected):
-            return Norm(whole.contiguous(), eps)
-    raise Unknown(f"{type(module).__name__} is another norm")
+    norm = read_norm(module)
+    if norm is None or len(norm.weight) != columns:
+        raise Unknown(f"{type(module).__name__} is another norm")
+    return norm
 
 
 def _expect_silu(function: object) -> None:
     x = torch.linspace(-12, 12, 97)
-    if not callable(function) or not _alike(functional.silu(x), function(x)):
+    if not callable(function) or not alike(functional.silu(x), function(x)):
         raise Unknown(f"the gate is {type(function).__name__}")
-
-
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    """As far as float32 tells."""
-    return found.shape == expected.shape and bool(((found - expected).abs() <= 1e-6 + 1e-5 * expected.abs()).all())
