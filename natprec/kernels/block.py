@@ -1,4 +1,4 @@
-"""A decoder's block as one call for one token (native/block.c): where its weights lie, in the order of the C structure."""
+"""A decoder's blocks as one call for one token (native/block.c): where its weights lie, in the order of the C structure."""
 
 from __future__ import annotations
 
@@ -92,38 +92,37 @@ def refusal(linear: QuantLinear) -> str:
 
 
 class OneToken:
-    """A block, ready to be called; it keeps the tensors that it points to."""
+    """Blocks of one size, ready for a token; the tensors that they point to are kept."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, blocks: Sequence[Block]) -> None:
         self._kept: list[Tensor] = []
-        norms = (block.before, block.between, block.of_query, block.of_key)
-        self._block = _Block(
-            self._several(block.states), self._product(block.output), self._several(block.gate_up),
-            self._product(block.down), *(self._address(norm and norm.weight) for norm in norms),
-            *(0.0 if norm is None else norm.eps for norm in norms), block.scaling, len(block.states), len(block.gate_up),
-            block.hidden, block.heads, block.key_heads, block.size, block.down.in_features,
-        )  # fmt: skip
-        self._at = ctypes.addressof(self._block)
+        self._blocks = [self._described(block) for block in blocks]
+        count = len(blocks)
+        self._at = (ctypes.c_void_p * count)(*map(ctypes.addressof, self._blocks))
+        self._keys, self._values = (ctypes.c_void_p * count)(), (ctypes.c_void_p * count)()
+        self._capacity = (ctypes.c_long * count)()
 
     def __call__(
-        self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, length: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, states: Sequence[tuple[Tensor, Tensor]], length: int
     ) -> Tensor:
-        """One token.
+        """One token through all blocks.
 
         Args:
             x: hidden values, contiguous float32.
             cos: (size,) of the token's position, contiguous float32.
             sin: likewise.
-            keys: of a cache, (1, key heads, capacity, size); place `length` is written.
-            values: likewise.
+            states: for each block keys and values, (1, key heads, capacity, size); place `length` is written.
             length: tokens that there are.
         Returns:
             Of the shape of x.
         """
+        for index, (keys, values) in enumerate(states):
+            self._keys[index], self._values[index] = keys.data_ptr(), values.data_ptr()
+            self._capacity[index] = keys.shape[2]
         y = torch.empty_like(x)
-        enough = native.library()[0].natprec_block(
-            self._at, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(),
-            keys.shape[2], length, y.data_ptr(), torch.get_num_threads(),
+        enough = native.library()[0].natprec_blocks(
+            self._at, len(self._blocks), x.data_ptr(), cos.data_ptr(), sin.data_ptr(), self._keys, self._values,
+            self._capacity, length, y.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         if not enough:
             raise MemoryError("no memory for the activations of a block")
@@ -132,6 +131,15 @@ class OneToken:
     def __deepcopy__(self, memo: dict[int, Any]) -> OneToken:
         """The same: weights do not change."""
         return self
+
+    def _described(self, block: Block) -> _Block:
+        norms = (block.before, block.between, block.of_query, block.of_key)
+        return _Block(
+            self._several(block.states), self._product(block.output), self._several(block.gate_up),
+            self._product(block.down), *(self._address(norm and norm.weight) for norm in norms),
+            *(0.0 if norm is None else norm.eps for norm in norms), block.scaling, len(block.states), len(block.gate_up),
+            block.hidden, block.heads, block.key_heads, block.size, block.down.in_features,
+        )  # fmt: skip
 
     def _address(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

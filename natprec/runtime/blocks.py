@@ -74,8 +74,8 @@ class LeanBlock:
                 raise Unknown(cause)
         self.rounded = any(isinstance(x.stored, QuantizedWeight) and x.stored.layer.int8_inputs for x in linears)
         self.index = int(layer.self_attn.layer_idx)  # type: ignore[union-attr, arg-type]
-        self.one = OneToken(block)
-        self._state = torch.empty(1, block.key_heads, 1, block.size)
+        self.one = OneToken([block])
+        self.state = torch.empty(1, block.key_heads, 1, block.size)
         inside = [module for module in layer.modules() if module is not layer]
         self._hooks = [hooks for each in inside for hooks in (each._forward_hooks, each._forward_pre_hooks)]
 
@@ -126,8 +126,7 @@ class LeanBlock:
     def step(self, x: Tensor, cos: Tensor, sin: Tensor, past: Growing) -> Tensor:
         """One token, x (1, 1, hidden) to the same, with cos and sin of its position; it is added to the cache."""
         past.start(x)
-        keys, values = past.reserve(self._state)
-        y = self.one(x, cos, sin, keys, values, past.length)
+        y = self.one(x, cos, sin, [past.reserve(self.state)], past.length)
         past.length += 1
         return y
 

@@ -37,8 +37,12 @@ class Replaced:
         ]
         if self.norms:
             said.append(f"{self.norms} norms run as one operation")
-        if self.blocks and self.stack:
-            said.append(f"transformers' own loop over the blocks runs ({self.stack})")
+        if self.blocks:
+            said.append(
+                f"transformers' own loop over the blocks runs ({self.stack})"
+                if self.stack
+                else "a token goes through all blocks in one call"
+            )
         return said
 
 

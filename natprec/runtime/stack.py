@@ -1,4 +1,4 @@
-"""A decoder that reads one token: its embedding, its blocks one after the other, its last norm; nothing else.
+"""A decoder that reads one token: its embedding, all of its blocks in one call, its last norm; nothing else.
 
 What transformers' forward does besides (masks, defaults, outputs to collect) costs more than a block. This one is used
 for one token after others, and kept only if it gives the very same bits for one.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from natprec.kernels.block import OneToken
 from natprec.runtime.blocks import LeanBlock
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class _Stack:
 
         from natprec.runtime.cache import growing
 
+        self._all = OneToken([block.block for block in blocks])
         self.decoder, self.blocks, self._growing, self._output = decoder, blocks, growing, BaseModelOutputWithPast
         self.plain: Callable[..., Any] = functools.partial(type(decoder).forward, decoder)
         inside = [module for module in decoder.modules() if module is not decoder]
@@ -79,8 +81,10 @@ class _Stack:
         decoder = self.decoder
         x = decoder.embed_tokens(ids)
         cos, sin = decoder.rotary_emb(x, position_ids=torch.tensor([[layers[0].length]]))
-        for block, layer in zip(self.blocks, layers, strict=True):
-            x = block.step(x, cos, sin, layer)
+        states = [layer.reserve(block.state) for block, layer in zip(self.blocks, layers, strict=True)]
+        x = self._all(x.contiguous(), cos.contiguous(), sin.contiguous(), states, layers[0].length)
+        for layer in layers:
+            layer.length += 1
         return decoder.norm(x)
 
     def _layers(self, cache: Any, kwargs: dict[str, Any]) -> list[Growing]:

@@ -73,7 +73,7 @@ def variant(name: str) -> tuple[Any, str]:
     opened.natprec_norm.argtypes = [pointer, long, long, pointer, real, pointer, integer]
     opened.natprec_rotate.argtypes = [pointer, long, long, long, long, pointer, pointer, long, integer]
     opened.natprec_gate.argtypes = [pointer, pointer, long, long, long, pointer, integer]
-    opened.natprec_block.argtypes = [pointer] * 6 + [long, long, pointer, integer]
+    opened.natprec_blocks.argtypes = [pointer, long, *[pointer] * 6, long, pointer, integer]
     if hasattr(opened, "natprec_attention"):
         opened.natprec_attention.argtypes = [pointer, long, long] * 3 + [long] * 4 + [real, pointer, integer]
     return opened, ""

@@ -1,4 +1,4 @@
-/* One token through one block of a decoder: norm, attention over what the cache holds, norm, gated product. The products
+/* One token through the blocks of a decoder: norm, attention over what the cache holds, norm, gated product. The products
    are those of planes.c; what natprec/kernels/block.py describes as a structure is declared here in the same order. */
 #include "vectors.h"
 
@@ -48,8 +48,10 @@ static void product_of_codes(const product_t *p, const uint8_t *codes, const flo
     const int8_t *weight = p->weight;
     const float *scale = p->scale;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (long row = 0; row < p->rows; row++)
+    for (long row = 0; row < p->rows; row++) {
+        ask_ahead(weight + row * p->columns, p->columns);
         y[row] = (float)dot_of_codes(weight + row * p->columns, x, p->columns) * scale[row] * step;
+    }
 }
 
 /* One token; x is spoilt under int8 activations. 0 if there was no memory. */
@@ -120,7 +122,7 @@ static void kept(const block_t *b, float *states, const float *cosine, const flo
 
 /* x (hidden) to y (hidden). keys and values (key heads, capacity, size) hold `length` tokens, and one more afterwards;
    0 if there was no memory. */
-int natprec_block(const block_t *b, const float *x, const float *cosine, const float *sine, float *keys, float *values,
+static int through(const block_t *b, const float *x, const float *cosine, const float *sine, float *keys, float *values,
                   long capacity, long length, float *y, int threads) {
     const long size = b->size, states = (b->heads + 2 * b->key_heads) * size, mixed = b->heads * size;
     const long row = length + 1, room = b->hidden + states + mixed + b->heads * row + 3 * b->inner;
@@ -144,5 +146,20 @@ int natprec_block(const block_t *b, const float *x, const float *cosine, const f
     enough &= multiplied(&b->down, product, normal, threads);
     for (long i = 0; i < b->hidden; i++) y[i] += normal[i];
     free(normal);
+    return enough;
+}
+
+/* One token through `count` blocks of one size: x (hidden) to y (hidden). Each block has its keys and values, (key heads, its
+   capacity, size), of `length` tokens, and one more afterwards; 0 if there was no memory. */
+int natprec_blocks(const block_t *const *blocks, long count, const float *x, const float *cosine, const float *sine,
+                   float *const *keys, float *const *values, const long *capacity, long length, float *y, int threads) {
+    const long hidden = blocks[0]->hidden;
+    float between[hidden];
+    memcpy(y, x, hidden * sizeof(float));
+    int enough = 1;
+    for (long i = 0; i < count && enough; i++) {
+        memcpy(between, y, hidden * sizeof(float));
+        enough = through(blocks[i], between, cosine, sine, keys[i], values[i], capacity[i], length, y, threads);
+    }
     return enough;
 }
