@@ -1,8 +1,8 @@
 """What a decoder computes between its products, for many tokens: norm, rotary embedding, gate, attention.
 
-Registered as `ops` are: the eager reference is the specification, the C files are faster by one pass over memory each.
-Attention is causal, of whole sequences, in bfloat16 with float32 sums where the CPU multiplies that: nine heads of 64 and 512
-tokens take 0.9 ms there, torch's own in float32 or bfloat16 7 (AMD EPYC with AVX512_BF16, one thread).
+Registered as `ops` are: the eager reference is the specification, the C files need one pass over memory each.
+Attention is causal, of whole sequences, in bfloat16 with float32 sums where the CPU multiplies that: nine heads of 64
+and 512 tokens take 0.9 ms there, torch's own in float32 or bfloat16 7 (AMD EPYC with AVX512_BF16, one thread).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from natprec.kernels import cpu, native
 from natprec.kernels.ops import LIBRARY
 
 FEW = 16
-"""Tokens up to which attention stays in float32: it costs nothing, and the block can be compared with its plain forward."""
+"""Tokens up to which attention stays in float32: it costs little, and a block compares with its plain forward."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""A decoder's blocks as one call for one token (native/block.c): where its weights lie, in the order of the C structure."""
+"""A decoder's blocks as one call for a token (native/block.c): where weights lie, in the order of the C structures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLANES, HALF, INT8, PRODUCTS = 0, 1, 2, 3
 
 
 class _Product(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("weight", "scale", "zero", "bias")),
         *((name, ctypes.c_long) for name in ("rows", "columns", "step", "per_scale")),
         *((name, ctypes.c_int) for name in ("how", "kind", "bits", "int8_inputs")),
@@ -27,7 +27,7 @@ class _Product(ctypes.Structure):
 
 
 class _Block(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("states", _Product * PRODUCTS), ("output", _Product), ("gate_up", _Product * PRODUCTS), ("down", _Product),
         *((name, ctypes.c_void_p) for name in ("norm_before", "norm_between", "norm_query", "norm_key")),
         *((name, ctypes.c_float) for name in ("eps_before", "eps_between", "eps_query", "eps_key", "scaling")),
@@ -136,9 +136,9 @@ class OneToken:
         norms = (block.before, block.between, block.of_query, block.of_key)
         return _Block(
             self._several(block.states), self._product(block.output), self._several(block.gate_up),
-            self._product(block.down), *(self._address(norm and norm.weight) for norm in norms),
-            *(0.0 if norm is None else norm.eps for norm in norms), block.scaling, len(block.states), len(block.gate_up),
-            block.hidden, block.heads, block.key_heads, block.size, block.down.in_features,
+            self._product(block.down), *(self._address(None if norm is None else norm.weight) for norm in norms),
+            *(0.0 if norm is None else norm.eps for norm in norms), block.scaling, len(block.states),
+            len(block.gate_up), block.hidden, block.heads, block.key_heads, block.size, block.down.in_features,
         )  # fmt: skip
 
     def _address(self, tensor: Tensor | None) -> int | None:

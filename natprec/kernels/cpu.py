@@ -40,8 +40,8 @@ def linear_planes(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None,
 
 
 def linear_half(x: Tensor, weight: Tensor) -> Tensor:
-    """planes.c, or torch in the weight's dtype."""
-    if native.library()[0] is None:
+    """planes.c, or torch in the weight's dtype; what is stored in float32 is torch's too."""
+    if native.library()[0] is None or weight.dtype == torch.float32:
         return functional.linear(x.to(weight.dtype), weight).to(x.dtype)
     return native.half(x.float(), weight).to(x.dtype)
 

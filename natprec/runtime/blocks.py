@@ -1,8 +1,8 @@
 """Decoder blocks as few calls: one for one token (native/block.c), a dozen for many, instead of some sixty.
 
-Only what a block does is replaced, not the module: its forward. A block is recognised by its structure, then compared with its
-plain forward on tokens of the model's own; where it differs it stays plain. It also runs plain whenever it is
-called in a way that its few calls do not know: a mask, gradients, hooks on what is inside, a cache of another kind.
+Only what a block does is replaced, not the module: its forward. A block is recognised by its structure, then compared
+with its plain forward inside the model, on some tokens; where it differs it stays plain. It also runs plain whenever it
+is called in a way that its few calls do not know: a mask, gradients, hooks on what is inside, a cache of another kind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from natprec.kernels import between, native  # noqa: F401
+import natprec.kernels.between  # noqa: F401  (registers the operations)
+from natprec.kernels import native
 from natprec.kernels.block import Block, OneToken, refusal
 from natprec.kernels.linear import QuantizedWeight
 from natprec.runtime.structure import Unknown, read_block
@@ -181,7 +182,9 @@ def _differing(model: Any, lean: dict[str, LeanBlock]) -> dict[str, str]:
         for name, block in lean.items()
     ]
     try:
-        ids = torch.randint(model.config.get_text_config().vocab_size, (1, TRIED + 1), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(
+            model.config.get_text_config().vocab_size, (1, TRIED + 1), generator=torch.Generator().manual_seed(0)
+        )
         past = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
         calls = dict(worst)
         model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)

@@ -15,7 +15,7 @@ ROOM = 256
 """Tokens that there is room for beyond those that there are, or as many again if that is more."""
 
 
-class Growing(DynamicLayer):  # type: ignore[misc]
+class Growing(DynamicLayer):
     """One layer's keys and values, (batch, heads, time, size)."""
 
     def __init__(self) -> None:
@@ -63,16 +63,21 @@ class Growing(DynamicLayer):  # type: ignore[misc]
         """Storage of keys and values, (batch, heads, capacity, size).
 
         Args:
-            like: new states, (batch, heads, time, size); there will be room for them. Whoever writes them counts them in `length`.
+            like: new states, (batch, heads, time, size), for which there will be room; who writes them counts them in
+                `length`.
+        Raises:
+            RuntimeError: the cache holds another number of sequences.
         """
         batch, heads, new, size = like.shape
-        if self.storage is None or self.storage[0].shape[2] < self.length + new:
+        held = None if self.storage is None else self.storage[0].shape
+        if held is None or held[2] < self.length + new or held[0] != batch:
             capacity = self.length + new + max(ROOM, self.length)
             places = like.new_empty(batch, heads, capacity, size), like.new_empty(batch, heads, capacity, size)
-            if self.length:
-                for place, states in zip(places, (self.keys, self.values), strict=True):
+            for place, states in zip(places, (self.keys, self.values), strict=True):
+                if states is not None and self.length:
                     place.narrow(2, 0, self.length).copy_(states)
             self.storage, self._assigned = places, [None, None]
+        assert self.storage is not None
         return self.storage
 
     def _states(self, index: int) -> Tensor | None:
@@ -88,17 +93,16 @@ class Growing(DynamicLayer):  # type: ignore[misc]
 
 def growing(cache: Cache | None, index: int) -> Growing | None:
     """A cache's layer, made a `Growing` one if it is a plain dynamic one; None if it is of another kind."""
-    layers = () if cache is None else cache.layers
-    if index >= len(layers) or cache.offloading:
+    if cache is None or index >= len(cache.layers) or cache.offloading:
         return None
-    layer = layers[index]
+    layer = cache.layers[index]
     if type(layer) is Growing:
         return layer
     if type(layer) is not DynamicLayer:
         return None
     made = Growing()
-    if layer.is_initialized:
+    if layer.keys is not None and layer.is_initialized:
         made.start(layer.keys)
         made.keys, made.values = layer.keys, layer.values
-    layers[index] = made
+    cache.layers[index] = made
     return made

@@ -61,7 +61,8 @@ def generate(
 
 def explanation(runnable: Runnable) -> list[str]:
     """One line for each kernel and format: how many layers, the first of them, and why no other kernel; then
-    what runs otherwise than transformers' modules."""
+    what runs otherwise than transformers' modules.
+    """
     alike = Counter(runnable.kernels.values())
     first = {chosen: name for name, chosen in reversed(runnable.kernels.items())}
     kernels = [

@@ -26,7 +26,12 @@ def read_norm(module: nn.Module) -> Norm | None:
     """A norm's weight, in float32 (some models store it less one), and its eps; None if it is no such norm."""
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
     weight = getattr(module, "weight", None)
-    if not isinstance(eps, float) or not isinstance(weight, Tensor) or weight.dim() != 1 or next(module.children(), None):
+    if (
+        not isinstance(eps, float)
+        or not isinstance(weight, Tensor)
+        or weight.dim() != 1
+        or next(module.children(), None)
+    ):
         return None
     x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0))
     x *= torch.tensor([[1.0], [100.0], [eps**0.5], [1e-6]])

@@ -1,8 +1,8 @@
 """Is a module a decoder block whose every operation is known? Read from its parts, not from its name.
 
-Known is: norm, attention with rotary embedding, residual, norm, gated product with SiLU, residual; biases, and norms over
-heads of query and key, may be there. Children and attributes beyond those known are a reason to refuse, since nobody
-knows what they are for; what numbers can tell is tried with numbers.
+Known is: norm, attention with rotary embedding, residual, norm, gated product with SiLU, residual; biases, and norms
+over heads of query and key, may be there. Children and attributes beyond those known are a reason to refuse, since
+nobody knows what they are for; what numbers can tell is tried with numbers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 PROJECTIONS, HEAD_NORMS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("q_norm", "k_norm")
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 ATTRIBUTES = {
-    "hidden_size", "config", "layer_idx", "layer_type", "attention_type", "head_dim", "num_heads", "num_key_value_heads",
-    "num_attention_heads", "num_key_value_groups", "scaling", "attention_dropout", "is_causal", "sliding_window",
-    "intermediate_size", "max_position_embeddings", "rope_theta",
+    "hidden_size", "config", "layer_idx", "layer_type", "attention_type", "head_dim", "num_heads",
+    "num_key_value_heads", "num_attention_heads", "num_key_value_groups", "scaling", "attention_dropout",
+    "is_causal", "sliding_window", "intermediate_size", "max_position_embeddings", "rope_theta",
 }  # fmt: skip
 """Of a block, its attention and its gated product: they change nothing, or are used here. A sliding window is its
 cache's and its mask's business."""
@@ -111,7 +111,8 @@ def _side_by_side(linears: list[QuantLinear | Part]) -> tuple[QuantLinear, ...]:
     return tuple(each for each in linears if isinstance(each, QuantLinear))
 
 
-def _norm(module: nn.Module, columns: int) -> Norm:
+def _norm(module: object, columns: int) -> Norm:
+    assert isinstance(module, nn.Module)
     norm = read_norm(module)
     if norm is None or len(norm.weight) != columns:
         raise Unknown(f"{type(module).__name__} is another norm")

@@ -1,4 +1,4 @@
-"""The C files here as a shared library: compiled once for each version of them, kept in the user's cache, called by ctypes.
+"""The C files here as a shared library: compiled once for each version, kept in the user's cache, called by ctypes.
 
 docs/runtime.md has its timings beside those of torch's own low-bit operations, for which it is worth a C compiler.
 Without one natprec runs on torch's operations and says why.
@@ -59,7 +59,7 @@ def variant(name: str) -> tuple[Any, str]:
         opened = ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        return None, f"its C files were not compiled ({said[0] if said else type(error).__name__})"
+        return None, f"the C files were not compiled ({said[0] if said else type(error).__name__})"
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     opened.natprec_linear.argtypes = [
         pointer, long, long, pointer, pointer, integer, pointer, integer, long, long, long, pointer, integer
@@ -73,9 +73,14 @@ def variant(name: str) -> tuple[Any, str]:
     opened.natprec_norm.argtypes = [pointer, long, long, pointer, real, pointer, integer]
     opened.natprec_rotate.argtypes = [pointer, long, long, long, long, pointer, pointer, long, integer]
     opened.natprec_gate.argtypes = [pointer, pointer, long, long, long, pointer, integer]
-    opened.natprec_blocks.argtypes = [pointer, long, *[pointer] * 6, long, pointer, integer]
+    opened.natprec_blocks.argtypes = [
+        pointer, long, pointer, pointer, pointer, pointer, pointer, pointer, long, pointer, integer
+    ]  # fmt: skip
     if hasattr(opened, "natprec_attention"):
-        opened.natprec_attention.argtypes = [pointer, long, long] * 3 + [long] * 4 + [real, pointer, integer]
+        opened.natprec_attention.argtypes = [
+            pointer, long, long, pointer, long, long, pointer, long, long, long, long, long, long, real, pointer,
+            integer,
+        ]  # fmt: skip
     return opened, ""
 
 
