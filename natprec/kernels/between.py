@@ -16,6 +16,8 @@ from natprec.kernels.ops import LIBRARY
 
 FEW = 16
 """Tokens up to which attention stays in float32: it costs little, and a block compares with its plain forward."""
+LONGEST = 1 << 14
+"""Tokens beyond which attention is torch's: scores of six queries lie on the stack of a thread, 36 bytes a token."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -97,7 +99,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Ten
     library = native.library()[0]
     states = (query, key, value)
     fits = query.shape[-1] % 16 == 0 and all(x.stride(3) == 1 and x.dtype == torch.float32 for x in states)
-    fits = fits and query.shape[2] > FEW and cpu.fast_dtype() == torch.bfloat16
+    fits = fits and FEW < query.shape[2] <= LONGEST and cpu.fast_dtype() == torch.bfloat16
     if not fits or not hasattr(library, "natprec_attention"):
         return attention(query, key, value, scaling)
     batch, heads, time, size = query.shape

@@ -83,7 +83,7 @@ def test_attention(time: int, heads: int, keys: int, size: int) -> None:
     assert not torch.equal(changed[:, -1], found[:, -1])
 
 
-def test_attention_of_few_tokens_is_in_float32() -> None:
+def test_attention_of_few_tokens_and_of_very_many_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = (drawn(1, 2, between.FEW, 16, seed=seed) for seed in range(3))
     exact = between.attention(query.double(), key.double(), value.double(), 0.25)
     assert close(OPS.attention(query, key, value, 0.25), exact)
@@ -91,6 +91,8 @@ def test_attention_of_few_tokens_is_in_float32() -> None:
     exact = between.attention(*(x.double() for x in many), 0.25)
     native_bfloat16 = fast_dtype() == torch.bfloat16 and hasattr(native.library()[0], "natprec_attention")
     assert close(OPS.attention(*many, 0.25), exact) != native_bfloat16
+    monkeypatch.setattr(between, "LONGEST", between.FEW)
+    assert close(OPS.attention(*many, 0.25), exact)
 
 
 @pytest.mark.parametrize(
