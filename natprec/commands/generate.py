@@ -61,14 +61,17 @@ def generate(
 
 
 def explanation(runnable: Runnable) -> list[str]:
-    """One line for each kernel and format: how many layers, the first of them, and why no other kernel."""
+    """One line for each kernel and format: how many layers, the first of them, and why no other kernel; then
+    what runs otherwise than transformers' modules.
+    """
     alike = Counter(runnable.kernels.values())
     first = {chosen: name for name, chosen in reversed(runnable.kernels.items())}
-    return [
+    kernels = [
         f"{chosen.kernel} runs {count} of {chosen.format}, first {first[chosen]}"
         + (f" ({chosen.why})" if chosen.why else "")
         for chosen, count in alike.items()
     ]
+    return kernels + runnable.replaced.lines()
 
 
 def _show(text: str) -> None:

@@ -40,8 +40,8 @@ def linear_planes(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None,
 
 
 def linear_half(x: Tensor, weight: Tensor) -> Tensor:
-    """planes.c, or torch in the weight's dtype."""
-    if native.library()[0] is None:
+    """planes.c, or torch in the weight's dtype; what is stored in float32 is torch's too."""
+    if native.library()[0] is None or weight.dtype == torch.float32:
         return functional.linear(x.to(weight.dtype), weight).to(x.dtype)
     return native.half(x.float(), weight).to(x.dtype)
 
@@ -84,9 +84,11 @@ class Planes(Dequantize):
         return native.library()[1]
 
     def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:
-        """By planes.c, where rows are neighbours."""
+        """By planes.c, where rows are neighbours or few."""
         if isinstance(rows, Tensor):
-            return super().values(buffers, layer, rows)
+            if len(rows) > self.few:
+                return super().values(buffers, layer, rows)
+            return torch.cat([self.values(buffers, layer, slice(row, row + 1)) for row in rows.tolist()])
         packed, scale, zero = buffers
         assert packed is not None
         assert scale is not None

@@ -7,7 +7,7 @@ modules on packed codes, each with the kernel that the table gives it; no dense 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from natprec.models.experts import take_apart
 from natprec.models.surroundings import quiet, usable_device
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.checkpoint import Checkpoint, Scheme
+from natprec.runtime.replaced import Replaced, replace
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
 """Linears of one parent that models call with one input; they run as one product where they share a format."""
@@ -57,6 +58,7 @@ class Runnable:
         kernels: module → what runs it.
         kind: 'causal' or 'encoder'.
         device: where it computes, and where its inputs must be.
+        replaced: what runs otherwise than as transformers' modules, on the CPU.
     """
 
     model: Any
@@ -64,6 +66,7 @@ class Runnable:
     kernels: dict[str, Chosen]
     kind: str
     device: torch.device
+    replaced: Replaced = field(default_factory=Replaced)
 
     @property
     def resident_bytes(self) -> int:
@@ -109,7 +112,8 @@ def load(folder: str | Path, *, device: str = "cpu", kernels: tuple[Kernel, ...]
     builder.replace_all()
     builder.fill_the_rest(may_lack_pooler=kind == "encoder")
     model.eval().requires_grad_(False).to(target)
-    return Runnable(model, tokenizer, builder.chosen, kind, target)
+    replaced = Replaced() if target.type != "cpu" else replace(model, causal=kind == "causal")
+    return Runnable(model, tokenizer, builder.chosen, kind, target, replaced)
 
 
 class _Builder:

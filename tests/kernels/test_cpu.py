@@ -16,7 +16,7 @@ from natprec.kernels import int8, native, reference
 from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, fast_dtype, step_of
 from natprec.kernels.dispatch import choose
 from natprec.kernels.kernel import Kernel, Layer
-from natprec.kernels.linear import QuantizedWeight
+from natprec.kernels.linear import HalfWeight, QuantizedWeight
 from natprec.quantizers import QuantizedTensor, quantize
 
 SHAPES = ((7, 384), (65, 256), (33, 70), (100, 33))
@@ -212,3 +212,12 @@ def test_operations_have_shapes_without_values_and_a_reference_of_their_own() ->
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
         found = getattr(torch.ops.natprec, name).default.redispatch(keys, x, *buffers, *rest)
         assert (found - expected).abs().max() < 1e-4
+
+
+def test_a_weight_stored_in_float32() -> None:
+    """For few tokens too; planes.c reads 16 bits."""
+    weight = drawn(9, 64)
+    module = HalfWeight(weight)
+    for tokens in (1, 3):
+        x = drawn(tokens, 64, seed=2)
+        assert (module(x) - x @ weight.T).abs().max() < 1e-5

@@ -1,4 +1,4 @@
-"""planes.c as a shared library: compiled once for each version of it, kept in the user's cache, called by ctypes.
+"""The C files here as a shared library: compiled once for each version, kept in the user's cache, called by ctypes.
 
 docs/runtime.md has its timings beside those of torch's own low-bit operations, for which it is worth a C compiler.
 Without one natprec runs on torch's operations and says why.
@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
-SOURCE = FOLDER / "planes.c"
 FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC", "-fopenmp")
 VARIANTS = {"avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"), "avx2": ()}
-"""What planes.c can be compiled for, the fastest first; flags beyond `FLAGS`."""
+"""What they can be compiled for, the fastest first; flags beyond `FLAGS`."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of scales and unquantized weights, as planes.c numbers them."""
 
@@ -53,14 +52,14 @@ def variant(name: str) -> tuple[Any, str]:
     sources = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("*.[ch]")))
     digest = hashlib.sha256(sources + " ".join(flags).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natprec"
-    built = cache / f"planes-{digest}.so"
+    built = cache / f"native-{digest}.so"
     try:
         if not built.is_file():
             _compile(compiler, flags, built)
         opened = ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        return None, f"planes.c was not compiled ({said[0] if said else type(error).__name__})"
+        return None, f"the C files were not compiled ({said[0] if said else type(error).__name__})"
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     opened.natprec_linear.argtypes = [
         pointer, long, long, pointer, pointer, integer, pointer, integer, long, long, long, pointer, integer
@@ -70,6 +69,18 @@ def variant(name: str) -> tuple[Any, str]:
     ]  # fmt: skip
     opened.natprec_tokens.argtypes = [pointer, long, long, pointer, pointer, integer]
     opened.natprec_half.argtypes = [pointer, long, long, pointer, integer, long, pointer, integer]
+    real = ctypes.c_float
+    opened.natprec_norm.argtypes = [pointer, long, long, pointer, real, pointer, integer]
+    opened.natprec_rotate.argtypes = [pointer, long, long, long, long, pointer, pointer, long, integer]
+    opened.natprec_gate.argtypes = [pointer, pointer, long, long, long, pointer, integer]
+    opened.natprec_blocks.argtypes = [
+        pointer, long, pointer, pointer, pointer, pointer, pointer, pointer, long, pointer, integer
+    ]  # fmt: skip
+    if hasattr(opened, "natprec_attention"):
+        opened.natprec_attention.argtypes = [
+            pointer, long, long, pointer, long, long, pointer, long, long, long, long, long, long, real, pointer,
+            integer,
+        ]  # fmt: skip
     return opened, ""
 
 
@@ -78,7 +89,7 @@ def _compile(compiler: str, flags: tuple[str, ...], built: Path) -> None:
     built.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         made = Path(folder) / built.name
-        command = [compiler, *flags, str(SOURCE), "-o", str(made)]
+        command = [compiler, *flags, *map(str, sorted(FOLDER.glob("*.c"))), "-o", str(made), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         os.replace(made, built)
 

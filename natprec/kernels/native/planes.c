@@ -3,12 +3,10 @@
    Activations are rounded to whole numbers up to 32639 in each group of columns, with the group's own scale, so sums over
    a group are exact in int32 and their error is 2^-16 of the group's largest value: less than half of what bfloat16
    activations lose. rows_avx2.h and rows_avx512.h are two ways to the same sums; the compiler's flags choose. */
-#include <immintrin.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
-#define INLINE static inline __attribute__((always_inline))
+#include <stdlib.h>
+
 enum { BLOCK = 32, LARGEST = 127 * 256 + 127, FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 /* A weight: `rows` of `blocks` blocks of 32 codes; sums are made whole over `unit` blocks, `per_scale` units have a scale. */
@@ -166,9 +164,11 @@ void natprec_values(const uint8_t *planes, const void *scale, int kind, const in
 void natprec_half(const float *x, long tokens, long columns, const uint16_t *weight, int kind, long rows, float *y,
                   int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (long row = 0; row < rows; row++)
+    for (long row = 0; row < rows; row++) {
+        ask_ahead(weight + row * columns, columns * 2);
         for (long token = 0; token < tokens; token++)
             y[token * rows + row] = half_dot(x + token * columns, weight + row * columns, columns, kind);
+    }
 }
 
 /* Tokens as bytes of 128 plus a code of -127 to 127, and the scale of each, 1 where all is zero. */

@@ -29,6 +29,7 @@ INLINE void rows_of(const weight_t w, const int bits, const long unit, const int
     const long units = w.blocks / unit, scales = units / w.per_scale;
     const uint8_t *planes = w.planes + row * w.blocks * 4 * bits;
     __m256 total = _mm256_setzero_ps();
+    ask_ahead(planes, w.blocks * 4 * bits);
     for (long at = 0; at < units; at++) {
         const long group = row * scales + (w.per_scale == 1 ? at : at / w.per_scale);
         const int middle = (1 << (bits - 1)) + (w.zero ? w.zero[group] : 0);

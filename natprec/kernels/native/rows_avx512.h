@@ -113,6 +113,7 @@ INLINE void rows_of(const weight_t w, const int bits, const long unit, const int
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++)
         total[r] = _mm512_sub_ps(_mm512_setzero_ps(), weighed(w, row + r, units, 1 << (bits - 1), x, worth[r]));
+    ask_ahead(planes, count * bytes);
     for (long at = 0; at < units; at++, planes += unit * 4 * bits) {
         const int8_t *from = (const int8_t *)(x.codes + at * unit * BLOCK);
 #pragma GCC unroll 8
