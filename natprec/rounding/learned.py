@@ -74,7 +74,7 @@ class Learner:
         """
         if not codes or not 0 <= stage < len(self._staged.blocks):
             return codes
-        weights = {name: self._staged.model.get_submodule(name).weight for name in codes}
+        weights = {name: self._parameter(name) for name in codes}
         draw = torch.Generator().manual_seed(self._seed)
         everything = range(len(batches(*self._passage.ids.shape)))
         positions = {name: _Position(unrounded[name], codes[name], self._dtype) for name in weights}
@@ -93,6 +93,9 @@ class Learner:
         for name, parameter in weights.items():
             parameter.data = codes[name].dequantize()
         return codes
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        return self._staged.model.get_submodule(name).weight  # type: ignore[return-value]
 
     @torch.no_grad()
     def _loss(self, stage: int, numbers: Sequence[int]) -> float:
