@@ -9,26 +9,30 @@ of the loss's gradient, scales by Adam, both less and less. If that does not low
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from natprec.blocks import StagedModel
-from natprec.measurement.sweep import batches
+from natprec.measurement.sweep import batch_count, batch_rows, batches
 from natprec.passage import Passage
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
+from natprec.rounding.moments import Gradients
 
 STEPS = 100
 """Of gradient descent in each block, each on one batch of the text."""
 
-PATH = 0.25
-"""How far a position moves, in codes, if all its steps go one way."""
+PATHS = (0.25, 0.05)
+"""How far a position moves, in codes, if all steps go one way; the second is tried where the first does not help."""
 
 RATE = 1e-3
 """Of Adam, in units of each scale; as the steps of positions it falls to 0."""
+
+DAMPING = 1.0
+"""What each token counts at least, in means of all."""
 
 WITHIN = 0.49
 """How far from its code a position may start."""
@@ -56,12 +60,18 @@ class Learner:
         """
         self._staged, self._passage, self._original = staged, passage, passage.twin()
         self._dtype, self._seed, self._advance = storage_dtype, seed, advance
+        self._gradients = Gradients(staged, passage, advance)
+        self._importance: list[Tensor] = []
 
     def watch(self, stage: int) -> None:
         """Let the original through a stage, whose weights are still its own."""
         if stage < len(self._staged.blocks):
             with self._staged.gathering():
                 self._original.through(stage, self._advance)
+        gradient = self._gradients.pop() if 0 <= stage < len(self._staged.blocks) else None
+        if gradient is not None:
+            importance = token_importance(gradient)
+            self._importance = [importance[batch_rows(batch)] for batch in batches(*importance.shape[:2])]
 
     def improve(
         self, stage: int, codes: dict[str, QuantizedTensor], unrounded: Mapping[str, Tensor]
@@ -75,41 +85,55 @@ class Learner:
         if not codes or not 0 <= stage < len(self._staged.blocks):
             return codes
         weights = {name: self._parameter(name) for name in codes}
+        before = self._loss(stage)
+        for path, advance in zip(PATHS, (self._advance, lambda _: None), strict=True):
+            found = self._learned(stage, codes, unrounded, weights, path, advance)
+            if self._loss(stage) < before:
+                return found
+            for name, parameter in weights.items():
+                parameter.data = codes[name].dequantize()
+        return codes
+
+    def _learned(
+        self,
+        stage: int,
+        codes: Mapping[str, QuantizedTensor],
+        unrounded: Mapping[str, Tensor],
+        weights: Mapping[str, nn.Parameter],
+        path: float,
+        advance: Advance,
+    ) -> dict[str, QuantizedTensor]:
+        """After `STEPS` steps from `codes`, better or not; the weights are those of the result."""
         draw = torch.Generator().manual_seed(self._seed)
-        everything = range(len(batches(*self._passage.ids.shape)))
         positions = {name: _Position(unrounded[name], codes[name], self._dtype) for name in weights}
-        before = self._loss(stage, everything)
-        now, order = codes.copy(), list[int]()
+        now, order = dict(codes), list[int]()
         for step in range(STEPS):
-            order = order or torch.randperm(len(everything), generator=draw).tolist()
-            gradients = self._gradients(stage, order.pop(), weights)
+            order = order or torch.randperm(len(self._importance), generator=draw).tolist()
+            gradients = self._descend(stage, order.pop(), weights)
             left = 1 - step / STEPS
             for name, gradient in gradients.items():
-                now[name] = positions[name].move(gradient, now[name], left)
+                now[name] = positions[name].move(gradient, now[name], 2 * path / STEPS * left, RATE * left)
                 weights[name].data = now[name].dequantize()
-            self._advance(f"{self._staged.block_names[stage]} step {step + 1}")
-        if self._loss(stage, everything) < before:
-            return now
-        for name, parameter in weights.items():
-            parameter.data = codes[name].dequantize()
-        return codes
+            advance(f"{self._staged.block_names[stage]} step {step + 1}")
+        return now
 
     def _parameter(self, name: str) -> nn.Parameter:
         return self._staged.model.get_submodule(name).weight  # type: ignore[return-value]
 
     @torch.no_grad()
-    def _loss(self, stage: int, numbers: Sequence[int]) -> float:
-        """Mean over some batches."""
-        return sum(float(self._batch_loss(stage, number)) for number in numbers) / len(numbers)
+    def _loss(self, stage: int) -> float:
+        """Mean over all of the text."""
+        losses = [float(self._batch_loss(stage, number)) for number in range(len(self._importance))]
+        return sum(losses) / len(losses)
 
     def _batch_loss(self, stage: int, number: int) -> Tensor:
-        """Mean squared distance of the block's output from the original's."""
+        """Mean squared distance of the block's output from the original's, by what each token counts."""
         with self._staged.gathering():
             output = self._passage.next(stage, number)
-        return (output.float() - self._original.state(number)).square().mean()
+        return ((output.float() - self._original.state(number)).square() * self._importance[number]).mean()
 
     @torch.enable_grad()
-    def _gradients(self, stage: int, number: int, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    def _descend(self, stage: int, number: int, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """Name → gradient of a batch's loss, of the weights that it depends on."""
         for parameter in weights.values():
             parameter.requires_grad_(True)
@@ -122,9 +146,19 @@ class Learner:
                 parameter.requires_grad_(False)
 
 
+def token_importance(gradient: Tensor) -> Tensor:
+    """What a squared error counts at each token: (sequences, time, 1), around 1.
+
+    Args:
+        gradient: of the distortion, at a block's output: (sequences, time, hidden).
+    """
+    power = gradient.float().square().sum(-1, keepdim=True)
+    return (power / power.mean() + DAMPING) / (1 + DAMPING)
+
+
 def learning_batches(staged: StagedModel, sequences: int, length: int) -> int:
     """At most how many times a `Learner` calls `advance`."""
-    return len(staged.blocks) * (len(batches(sequences, length)) + STEPS)
+    return batch_count(staged, sequences, length) + len(staged.blocks) * (len(batches(sequences, length)) + STEPS)
 
 
 class _Position:
@@ -143,19 +177,19 @@ class _Position:
         self._moves = torch.zeros_like(start.scale, requires_grad=True)
         self._optimizer = torch.optim.Adam([self._moves], lr=RATE)
 
-    def move(self, gradient: Tensor, now: QuantizedTensor, left: float) -> QuantizedTensor:
+    def move(self, gradient: Tensor, now: QuantizedTensor, step: float, rate: float) -> QuantizedTensor:
         """One step; returns the codes and scales after it.
 
         Args:
             gradient: (rows, columns), of the loss by the value of each weight.
             now: the codes and scales where it was taken.
-            left: of the first step's length, which part.
+            step: of each position, in codes; `rate`: Adam's, of the scales.
         """
         self._moves.grad = now.scale_slope(gradient)
-        self._optimizer.param_groups[0]["lr"] = RATE * left
+        self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
         low, high = self._start.format.code_range
-        steps = gradient.sign().view(self._at.shape).mul_(self._uphill)
-        self._at.sub_(steps, alpha=2 * PATH / STEPS * left).clamp_(low - WITHIN, high + WITHIN)
+        uphill = gradient.sign().view(self._at.shape).mul_(self._uphill)
+        self._at.sub_(uphill, alpha=step).clamp_(low - WITHIN, high + WITHIN)
         codes = self._at.round().to(torch.int8).view(gradient.shape)
         return replace(self._start, codes=codes).scaled(1 + self._moves.detach(), self._dtype)

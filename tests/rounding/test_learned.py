@@ -83,7 +83,7 @@ def test_codes_and_scales_are_what_the_format_stores(fmt: Any) -> None:
 
 
 def test_what_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learned, "PATH", 100.0)
+    monkeypatch.setattr(learned, "PATHS", (100.0, 100.0))
     made = subject()
     before, after = improved(made)
     assert after is before
@@ -91,10 +91,28 @@ def test_what_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(made.model.get_submodule(name).weight, value.dequantize())
 
 
+def test_shorter_steps_help_where_long_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "PATHS", (100.0, learned.PATHS[0]))
+    short = improved(subject())[1]
+    monkeypatch.undo()
+    plain = improved(subject())[1]
+    assert all(torch.equal(short[name].codes, plain[name].codes) for name in plain)
+
+
+def test_what_a_token_counts() -> None:
+    """As the power of its gradient, but never less than half of the mean; together as much as they are."""
+    gradient = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+    gradient[1, 2] = 0
+    found = learned.token_importance(gradient)
+    assert found.shape == (3, 5, 1)
+    assert float(found.mean()) == pytest.approx(1)
+    assert float(found.min()) == float(found[1, 2]) == 0.5
+
+
 def test_steps_uphill_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutation that the first test must catch: every step the other way."""
-    gradients = Learner._gradients
-    monkeypatch.setattr(Learner, "_gradients", lambda *args: {name: -g for name, g in gradients(*args).items()})
+    gradients = Learner._descend
+    monkeypatch.setattr(Learner, "_descend", lambda *args: {name: -g for name, g in gradients(*args).items()})
     before, after = improved(subject())
     assert after is before
 
