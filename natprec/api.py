@@ -90,7 +90,7 @@ def apply(
     """Round a copy of the model to a plan; round-to-nearest needs neither tokenizer nor data.
 
     Args:
-        rounding: 'gptq', 'yaqa' or 'rtn'; default: the one that the plan supposes.
+        rounding: 'gptq', 'yaqa', 'learned' or 'rtn'; default: the one that the plan supposes.
         refine: steps of gradient descent on the scales afterwards, which needs data: see `natprec.rounding.refine`.
 
     Raises:

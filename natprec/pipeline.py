@@ -145,7 +145,7 @@ def round_and_write(
         write(subject, plan, round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed), folder, stages)
         return
     with _rounding_stage(subject, ids, rounding, stages) as advance:
-        round_to_folder(subject, plan, ids, rounding, folder, kept, advance)
+        round_to_folder(subject, plan, ids, rounding, folder, kept, advance, seed)
     _write_beside(subject, plan, folder)
 
 
@@ -162,7 +162,9 @@ def round_to_plan(
     original = snapshot(subject.model)
     with _rounding_stage(subject, ids, rounding, stages) as advance:
         gauges = needed_gauges(subject, plan)
-        codes = apply_plan(subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance, gauges)
+        codes = apply_plan(
+            subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance, gauges, seed
+        )
     if not steps_refining or ids is None:
         return codes
     with stages.stage("refine", steps_refining) as advance:

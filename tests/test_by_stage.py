@@ -74,6 +74,8 @@ def files(folder: Path) -> dict[str, bytes]:
         ("roberta", "natprec", "rtn"),
         ("gpt-neox", "natprec", "yaqa"),
         ("roberta", "vllm", "yaqa"),
+        ("llama", "natprec", "learned"),
+        ("roberta", "vllm", "learned"),
     ],
 )
 def test_the_same_checkpoint_and_verdict(
@@ -142,8 +144,8 @@ def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("last", "rounding"),
-    [(-1, "gptq"), (2, "gptq"), (4, "gptq"), (2, "yaqa"), (4, "yaqa")],
-    ids=["embedding", "middle", "head", "middle-yaqa", "head-yaqa"],
+    [(-1, "gptq"), (2, "gptq"), (4, "gptq"), (2, "yaqa"), (4, "yaqa"), (2, "learned"), (4, "learned")],
+    ids=["embedding", "middle", "head", "middle-yaqa", "head-yaqa", "middle-learned", "head-learned"],
 )
 def test_rounding_goes_on_where_it_was(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, last: int, rounding: str

@@ -48,7 +48,7 @@ DistortionOption = Annotated[
     str | None,
     option("--distortion", METHOD, "What eps is of: kl, kl-top10, loss; embedding, embedding-cls."),
 ]
-RoundingOption = Annotated[str, option("--rounding", METHOD, "gptq; yaqa: less KL, longer; or rtn (round to nearest).")]
+RoundingOption = Annotated[str, option("--rounding", METHOD, "rtn, gptq; with less KL, but longer: yaqa, learned.")]
 TransformsOption = Annotated[
     str, option("--transforms", METHOD, "auto: rescale channels before GPTQ where that leaves less KL; none.")
 ]

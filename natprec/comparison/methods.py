@@ -64,7 +64,7 @@ METHODS: dict[str, Method] = {
     "nf4": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "nf4"}, bits=4),
     "int8": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "int8"}, bits=8),
     "natprec": _natprec("vllm"),
-    "natprec-refined": _natprec("vllm", "yaqa", REFINE),
+    "natprec-refined": _natprec("vllm", "learned", REFINE),
     "natprec-transformers": _natprec("transformers"),
 }
 

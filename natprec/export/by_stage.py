@@ -40,7 +40,14 @@ SHARD_BYTES = 1_000_000_000
 
 
 def round_to_folder(
-    subject: Subject, plan: Plan, ids: Tensor | None, rounding: str, folder: Path, kept: Path, advance: Advance
+    subject: Subject,
+    plan: Plan,
+    ids: Tensor | None,
+    rounding: str,
+    folder: Path,
+    kept: Path,
+    advance: Advance,
+    seed: int = 0,
 ) -> None:
     """Round and write a checkpoint into an existing folder.
 
@@ -51,13 +58,13 @@ def round_to_folder(
     if ids is not None:
         key = state_key(
             subject.digest, json.dumps(plan.to_json(), sort_keys=True), rounding, data_digest(ids),
-            str(subject.staged.products),
+            str(subject.staged.products), str(seed),
         )  # fmt: skip
         passage = Passage(subject.staged, ids, kept / STATE, key)
     pieces = Pieces(kept, subject, plan)
     gauges = needed_gauges(subject, plan)
     stages = rounded_stages(
-        subject.staged, subject.sites, plan, passage, rounding, subject.storage_dtype, advance, gauges
+        subject.staged, subject.sites, plan, passage, rounding, subject.storage_dtype, advance, gauges, seed
     )
     for stage, codes in stages:
         pieces.put(stage, codes)

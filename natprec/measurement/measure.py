@@ -65,7 +65,7 @@ def measure(
     Args:
         ids: (sequences, time) calibration tokens.
         group_size: one size, or None for all that divide a site.
-        rounding: 'gptq' or 'yaqa': plans may be rounded so, so what is left is measured too; 'rtn': half the time.
+        rounding: unless 'rtn', what GPTQ leaves is measured too, which plans may then suppose; 'rtn': half the time.
         transforms: 'auto': rescale channels before GPTQ where that leaves less distortion; 'none'.
         sites: 'weights', or 'all': activations, keys and values too.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on

@@ -39,7 +39,7 @@ class Header:
         model: name as given by the user; `model_digest` identifies its weights.
         data_digest: of the token ids; `sequences` × `length` tokens, of `parts` kinds of text.
         estimator: 'fisher' or 'exact'.
-        rounding: 'gptq' or 'yaqa' if the curves also say what these leave, 'rtn' if they know rounding to nearest only.
+        rounding: 'rtn' if the curves know rounding to nearest only; any other if they also say what GPTQ leaves.
         storage_dtype: of scales and of what stays unquantized: 'bfloat16', 'float16' or 'float32'.
         other_bytes: parameters that are no sites, in the storage dtype.
         carried_bytes: tokenizer and configuration files of the checkpoint.

@@ -69,6 +69,20 @@ class QuantizedTensor:
         scale, offset = nested_grid(*stored_grid(self.scale * factor, low, self.format, dtype), self.format)
         return replace(self, scale=scale, offset=offset)
 
+    def located(self, values: Tensor) -> Tensor:
+        """Where values (rows, columns) lie on the grid, in codes that need not be whole: `dequantize` backwards."""
+        grouped = values.to(torch.float32).view(*self.scale.shape, -1)
+        if self.offset is not None:
+            grouped = grouped - self.offset.unsqueeze(-1)
+        at = grouped / self.scale.unsqueeze(-1)
+        if self.zero_point is not None:
+            at = at + self.zero_point.unsqueeze(-1)
+        return at.view(values.shape)
+
+    def scale_slope(self, slope: Tensor) -> Tensor:
+        """What a function's slope by each value (rows, columns) makes its slope by each group's relative scale."""
+        return (slope.float() * self.dequantize()).view(*self.scale.shape, -1).sum(-1)
+
     def to(self, device: str) -> QuantizedTensor:
         """The same tensor on a device."""
         zero = None if self.zero_point is None else self.zero_point.to(device)

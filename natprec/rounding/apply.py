@@ -1,31 +1,29 @@
 """Rounding a whole model to a plan, stage by stage.
 
-GPTQ and YAQA take each block's second moments from what the already rounded prefix produces, so that later
-blocks make up for the errors of earlier ones. Sites without a matrix-product input of their own in
-the stage (embeddings), and experts that no token reached, are rounded to nearest, those without gradients of their own
-outputs by GPTQ.
+GPTQ and what builds on it take each block's second moments from what the already rounded prefix produces, so that later
+blocks make up for the errors of earlier ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from natprec.progress import Advance
-from natprec.quantizers import QuantizedTensor, quantize
-from natprec.quantizers.gptq import InputOrder, gptq
+from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.roundings import refuse_unknown_rounding
-from natprec.quantizers.yaqa import output_order, yaqa
+from natprec.rounding.learned import Learner, learning_batches
 from natprec.rounding.moments import Gradients, stage_moments
-from natprec.sites import Site, site_weight
+from natprec.rounding.stage import StageRounder
+from natprec.sites import Site
 from natprec.solver import Plan
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.blocks import StagedModel
 from natprec.staged.passage import Passage
 from natprec.subject import Subject
-from natprec.transforms import Gauge, channel_scales, fold
+from natprec.transforms import Gauge
 
 
 def apply_plan(
@@ -37,6 +35,7 @@ def apply_plan(
     storage_dtype: torch.dtype,
     advance: Advance = lambda stage: None,
     gauges: Mapping[str, Gauge] | None = None,
+    seed: int = 0,
 ) -> dict[str, QuantizedTensor]:
     """Round every site of the plan; the model's weights become those that an engine reconstructs.
 
@@ -47,6 +46,7 @@ def apply_plan(
         storage_dtype: of scales, and of everything that is not quantized.
         advance: called once per batch of forward work.
         gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, except by 'rtn'.
+        seed: of what a rounding draws: only 'learned' does.
     Returns:
         Site name → codes and scales.
     Raises:
@@ -54,7 +54,7 @@ def apply_plan(
     """
     passage = None if ids is None else Passage(staged, ids)
     result: dict[str, QuantizedTensor] = {}
-    for _, codes in rounded_stages(staged, sites, plan, passage, rounding, storage_dtype, advance, gauges):
+    for _, codes in rounded_stages(staged, sites, plan, passage, rounding, storage_dtype, advance, gauges, seed):
         result |= codes
     return {site.name: result[site.name] for site in sites if site.name in result}
 
@@ -69,6 +69,7 @@ def rounded_stages(
     storage_dtype: torch.dtype,
     advance: Advance = lambda stage: None,
     gauges: Mapping[str, Gauge] | None = None,
+    seed: int = 0,
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
     """Round one stage after another; after each: its number, and the codes of its sites.
 
@@ -79,71 +80,29 @@ def rounded_stages(
             earlier run are left out. The others are as for `apply_plan`.
     """
     refuse_unknown_rounding(rounding)
-    wanted = [site for site in sites if plan.sites[site.name].format is not None]
-    quantized = {id(site_weight(staged.model, site)) for site in wanted}
-    compensated = None if rounding == "rtn" else passage
-    assert rounding == "rtn" or passage is not None
-    gradients = Gradients(staged, passage, advance) if rounding == "yaqa" and passage is not None else None
-
-    def store_the_rest(parameters: Iterable[nn.Parameter]) -> None:
-        for parameter in parameters:
-            if id(parameter) not in quantized:
-                parameter.data = parameter.data.to(storage_dtype).to(parameter.dtype)
-
-    def put(site: Site, inputs: InputOrder | None, errors: Tensor | None = None) -> QuantizedTensor:
-        fmt = plan.sites[site.name].format
-        weight = site_weight(staged.model, site)
-        assert fmt is not None
-        if inputs is None:
-            value = quantize(weight, fmt, storage_dtype)
-        elif errors is None:
-            value = gptq(weight, inputs, fmt, storage_dtype)
-        else:
-            value = yaqa(weight, inputs, output_order(errors), fmt, storage_dtype)
-        weight.data = value.dequantize().to(weight.dtype)
-        return value
-
+    rounder = StageRounder(staged, sites, plan, storage_dtype, gauges)
+    text = None if rounding == "rtn" else passage
+    assert rounding == "rtn" or text is not None
+    gradients = Gradients(staged, text, advance) if rounding == "yaqa" and text is not None else None
+    learner = (
+        Learner(staged, text, storage_dtype, seed, advance) if rounding == "learned" and text is not None else None
+    )
     for stage in staged.stages:
-        if compensated is not None and compensated.has_passed(stage):
+        if text is not None and text.has_passed(stage):
             continue
         with staged.hold(stage):
-            store_the_rest(staged.parameters(stage))
-            codes: dict[str, QuantizedTensor] = {}
-            for site in wanted:
-                again = not staged.weights.whole and stage in {staged.stage_of(use) for use in site.uses}
-                if (site.stage == stage or again) and (compensated is None or not site.gptq):
-                    codes[site.name] = put(site, None)
-            if compensated is not None:
-                members = [site for site in wanted if site.gptq and site.stage == stage]
-                moments = stage_moments(staged, members, compensated, stage, gradients, advance)
-                inputs = {unit: InputOrder.of(moment) for unit, moment in moments.inputs.items()}
-                scaled = {site.unit: None for site in members if plan.sites[site.name].scaled and site.unit in inputs}
-                for unit in scaled:
-                    if gauges is None:
-                        raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
-                    fmt = plan.sites[unit].format
-                    weights = [site_weight(staged.model, site) for site in members if site.unit == unit]
-                    assert fmt is not None
-                    scale = channel_scales(weights, inputs[unit].cost, fmt, gauges[unit])
-                    scale = fold(staged.model, gauges[unit], scale, storage_dtype)
-                    inputs[unit] = _rescaled(gauges[unit], weights, inputs[unit], scale)
-                    moments.rescale_outputs(gauges[unit].producer, scale)
-                    store_the_rest(staged.model.get_submodule(gauges[unit].producer).parameters())
-                codes |= {
-                    site.name: put(site, inputs.get(site.unit), moments.outputs.get(site.name)) for site in members
-                }
+            if learner is not None:
+                learner.watch(stage)
+            rounder.store_the_rest(staged.parameters(stage))
+            codes = rounder.to_nearest(stage, [site for site in rounder.sites if text is None or not site.gptq])
+            if text is not None:
+                moments = stage_moments(staged, rounder.members(stage), text, stage, gradients, advance)
+                found, unrounded = rounder.by_moments(stage, moments)
+                codes |= found if learner is None else learner.improve(stage, found, unrounded)
                 if stage < len(staged.blocks):
                     with staged.gathering():
-                        compensated.through(stage, advance)
-            yield stage, {site.name: codes[site.name] for site in wanted if site.stage == stage}
-
-
-def _rescaled(gauge: Gauge, weights: list[Tensor], inputs: InputOrder, scale: Tensor) -> InputOrder:
-    """Multiply the columns of a unit by the scales of its channels; returns what its inputs are then."""
-    columns = scale[gauge.channels(weights[0].shape[1]).to(scale.device)]
-    for weight in weights:
-        weight.data = weight.data * columns
-    return inputs.scaled(columns)
+                        text.through(stage, advance)
+            yield stage, {site.name: codes[site.name] for site in rounder.sites if site.stage == stage}
 
 
 def needed_gauges(subject: Subject, plan: Plan) -> Mapping[str, Gauge] | None:
@@ -165,4 +124,10 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def apply_batches(staged: StagedModel, rounding: str, sequences: int, length: int) -> int:
     """At most how many times `apply_plan` calls `advance`; rounding to nearest does not."""
     rounds = (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
-    return {"rtn": 0, "gptq": rounds, "yaqa": rounds + batch_count(staged, sequences, length)}[rounding]
+    more = {
+        "rtn": -rounds,
+        "gptq": 0,
+        "yaqa": batch_count(staged, sequences, length),
+        "learned": learning_batches(staged, sequences, length),
+    }
+    return rounds + more[rounding]

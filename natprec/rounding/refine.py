@@ -83,7 +83,7 @@ def refine(
         teacher.descend(chosen.tolist(), list(weights.values()))
         for name, weight in weights.items():
             if weight.grad is not None:  # else the output does not depend on it
-                moves[name].grad = _by_group(weight.grad, codes[name])
+                moves[name].grad = codes[name].scale_slope(weight.grad)
             weight.grad = None
         optimizer.step()
         schedule.step()
@@ -96,11 +96,6 @@ def refine(
         return Refined({**codes, **result}, before, after)
     restore(staged.model, rounded)
     return Refined(codes, before, after)
-
-
-def _by_group(gradient: Tensor, value: QuantizedTensor) -> Tensor:
-    """dD/dw (rows, columns) to dD/d(relative scale) (rows, groups)."""
-    return (gradient.float() * value.dequantize()).view(*value.scale.shape, -1).sum(-1)
 
 
 class _Original:

@@ -16,6 +16,7 @@ from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES
 from natprec.measurement.observers import MIN_UNITS, UNIT_MEMORY
 from natprec.memory import available_bytes, resident_bytes
 from natprec.quantizers.gptq import SHARE_ROWS
+from natprec.rounding.learned import STEPS
 from natprec.rounding.refine import SEQUENCES
 from natprec.staged.batches import batches
 from natprec.staged.blocks import StagedModel
@@ -33,11 +34,15 @@ CONTRACTION = 0.4
 SHARES = 1.4
 """The same of what GPTQ will leave: moments of inputs, factors, trial rounding (measured: 5.8 in all)."""
 
-ROUNDING_FORWARDS = {"rtn": 0.0, "gptq": 2.0, "yaqa": 6.0}
-"""Second moments and propagation; YAQA's gradients take both ways through the model first (counted)."""
+ROUNDING_FORWARDS = {"rtn": 0.0, "gptq": 2.0, "yaqa": 6.0, "learned": 9.0}
+"""Second moments and propagation; gradients take both ways through the model first (counted); learned rounding takes
+the original along and judges twice."""
 
-ROUNDING = {"rtn": 0.0, "gptq": 0.3, "yaqa": 1.0}
+ROUNDING = {"rtn": 0.0, "gptq": 0.3, "yaqa": 1.0, "learned": 0.3}
 """The rounding itself, in forwards in float32."""
+
+LEARNING_FORWARDS = 3.0
+"""Of each token of each step that learns: forward, backward (2)."""
 
 REFINE_FORWARDS = 4.0
 """Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
@@ -45,6 +50,9 @@ REFINE_FORWARDS = 4.0
 
 FACTORIZING = 64
 """Bytes per entry of a layer's second moments while they are factorized: copies in float64 (measured: 63)."""
+
+MOVING = 1e-8
+"""Seconds in which one position steps, with its code and value."""
 
 BLOCKS_TIMED = 2
 
@@ -108,7 +116,8 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     }
     if judged:
         seconds |= {
-            "round": request.tokens * (gathering * rounding + per_token * ROUNDING[request.rounding]),
+            "round": request.tokens * (gathering * rounding + per_token * ROUNDING[request.rounding])
+            + (_learning(subject, request, gathering) if request.rounding == "learned" else 0.0),
             "refine": request.refine * SEQUENCES * request.length * per_token * REFINE_FORWARDS,
             "verify": 2 * request.eval_tokens * per_token,
         }
@@ -129,6 +138,13 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         seconds=seconds,
         forward_equivalents=SWEEP_FORWARDS + rounding,
     )
+
+
+def _learning(subject: Subject, request: Request, per_token: float) -> float:
+    """Seconds of all steps that learn: each runs a batch, and moves every weight of the blocks."""
+    batch = min(request.tokens, len(batches(1 << 20, request.length)[0]) * request.length)
+    moved = sum(site.elements for site in subject.sites if 0 <= site.stage < len(subject.staged.blocks))
+    return STEPS * (batch * per_token * LEARNING_FORWARDS + moved * MOVING)
 
 
 def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:

@@ -141,7 +141,7 @@ class Plan:
         eps: the tolerance promised for the whole model; None for a size target.
         eps_solved: the tolerance the solver worked with: a little less than `eps`, less still after a correction.
         eps_scope: 'model' or 'site'.
-        rounding: 'gptq', 'yaqa' or 'rtn', with which `kl_predicted` was measured.
+        rounding: 'gptq', 'yaqa', 'learned' or 'rtn', with which `kl_predicted` was measured.
         kl_predicted: of all sites together; the unit of this and of `eps` is that of `distortion`.
         stored_bytes: forecast of the whole checkpoint on disk; `stored_bytes_reference`: of the same
             folder with 16-bit weights.

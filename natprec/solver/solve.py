@@ -48,7 +48,7 @@ def solve(
             eps beside a size states what the verification will judge.
         max_size: bytes of the whole checkpoint on disk.
         engine: a profile's name; default: the one measured for.
-        rounding: 'gptq', 'yaqa' or 'rtn', which the plan's KL supposes; default: the one measured for.
+        rounding: 'gptq', 'yaqa', 'learned' or 'rtn', which the plan's KL supposes; default: the one measured for.
         eps_solved: tolerance to solve for when a correction tightened it; default: for the whole model
             `HEADROOM` × eps, or what the widest formats reach if that is more; for each site eps.
         activations: bits of the inputs of all Linears: '16', what the engine multiplies, or 'auto': see

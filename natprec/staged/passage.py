@@ -36,18 +36,30 @@ class Passage:
         reached: the last one that an earlier run had passed.
     """
 
-    def __init__(self, staged: StagedModel, ids: Tensor, kept: Path | None = None, key: str = "") -> None:
+    def __init__(
+        self, staged: StagedModel, ids: Tensor, kept: Path | None = None, key: str = "", label: str = ""
+    ) -> None:
         """Begin before the prefix.
 
         Args:
             kept: file of the state, written by `keep`; one with another `key` is not used.
+            label: of this passage in the file, if there are several.
         """
         self.ids = ids
         self.stage: int | None = None
-        self._staged, self._kept, self._key = staged, kept, key
+        self._staged, self._kept, self._key, self._label = staged, kept, key, label
+        self._twin: Passage | None = None
         self._hidden: list[Tensor] = []
         self._contexts: list[list[Context]] = []
         self.reached: int | None = self._found()
+
+    def twin(self) -> Passage:
+        """The same text before the prefix, for other weights of the model; `keep` keeps its state too.
+
+        After a stage that is kept both have passed it.
+        """
+        self._twin = Passage(self._staged, self.ids, self._kept, self._key, "twin.")
+        return self._twin
 
     @torch.no_grad()
     def run(self, stage: int, advance: Advance = lambda stage: None) -> None:
@@ -82,11 +94,19 @@ class Passage:
                 self._hidden.append(hidden)
                 self._contexts.append(contexts)
             else:
-                self._hidden[number] = self._staged.block(stage, self._hidden[number], self._contexts[number][stage])
+                self._hidden[number] = self.next(stage, number)
                 advance(f"{stage} forward")
         self.stage = stage
         if stage < 0 and self.reached is not None:
             self._jump()
+
+    def state(self, number: int) -> Tensor:
+        """Of a batch, after the last stage that the text has passed: (batch, time, hidden)."""
+        return self._hidden[number]
+
+    def next(self, stage: int, number: int) -> Tensor:
+        """What the next block makes of a batch, (batch, time, hidden), which changes nothing."""
+        return self._staged.block(stage, self._hidden[number], self._contexts[number][stage])
 
     def has_passed(self, stage: int) -> bool:
         """Whether an earlier run went through a block, so that this one need not."""
@@ -105,14 +125,16 @@ class Passage:
         """
         assert self._kept is not None
         metadata = {"key": self._key, "stage": str(self.stage)}
-        tensors = {str(number): hidden.cpu().contiguous() for number, hidden in enumerate(self._hidden)}
-        write_bytes(self._kept, save(tensors, metadata))
+        write_bytes(self._kept, save(self._tensors() | (self._twin._tensors() if self._twin else {}), metadata))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{self._label}{number}": hidden.cpu().contiguous() for number, hidden in enumerate(self._hidden)}
 
     def _jump(self) -> None:
         assert self._kept is not None
         with safe_open(self._kept, "pt") as opened:
             for number, hidden in enumerate(self._hidden):
-                self._hidden[number] = opened.get_tensor(str(number)).to(hidden.device)
+                self._hidden[number] = opened.get_tensor(f"{self._label}{number}").to(hidden.device)
         self.stage = self.reached
 
     def _found(self) -> int | None:

@@ -54,7 +54,7 @@ def test_rtn_quantizes_each_site_by_itself(engine: str) -> None:
     assert made.model.lm_head.weight is made.model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa"])
+@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa", "learned"])
 def test_restore_is_bit_identical(rounding: str) -> None:
     made, plan = planned()
     weights = {name: parameter.clone() for name, parameter in made.model.named_parameters()}
@@ -69,7 +69,7 @@ def test_restore_is_bit_identical(rounding: str) -> None:
     assert all(torch.equal(first[name].codes, second[name].codes) for name in first)
 
 
-@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa"])
+@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa", "learned"])
 def test_units_share_a_format(rounding: str) -> None:
     made, plan = planned()
     result = applied(made, plan, rounding)
@@ -80,7 +80,7 @@ def test_units_share_a_format(rounding: str) -> None:
     assert all(value.format == plan.sites[name].format for name, value in result.items())
 
 
-@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa"])
+@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa", "learned"])
 def test_weights_are_the_reconstructed_ones(rounding: str) -> None:
     made, plan = planned()
     for name, value in applied(made, plan, rounding).items():
@@ -100,7 +100,7 @@ def test_gptq_keeps_the_output_better_than_nearest(tied: bool) -> None:
     assert kl["gptq"] < kl["rtn"]
 
 
-@pytest.mark.parametrize("rounding", ["gptq", "yaqa"])
+@pytest.mark.parametrize("rounding", ["gptq", "yaqa", "learned"])
 def test_without_blocks_every_site_is_rounded(rounding: str) -> None:
     made, plan = planned()
     gauges = made.gauges
@@ -122,7 +122,7 @@ def test_later_blocks_see_rounded_earlier_ones() -> None:
     assert not torch.equal(alone[name].codes, rounded[name].codes)
 
 
-@pytest.mark.parametrize("rounding", ["gptq", "yaqa"])
+@pytest.mark.parametrize("rounding", ["gptq", "yaqa", "learned"])
 def test_advance_is_called_at_most_as_often_as_promised(rounding: str) -> None:
     made, plan = planned()
     calls: list[str] = []

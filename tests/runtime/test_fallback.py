@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from natprec.runtime.command import explanation
+from tests.test_blocks import gemma3, gpt_neox, opt
 from torch import Tensor
 
 from natprec.evaluation.reload import load_quantized
@@ -18,12 +20,10 @@ from natprec.kernels import native
 from natprec.kernels.block import Block, Norm
 from natprec.runtime import blocks, stack
 from natprec.runtime.blocks import LeanBlock
-from natprec.runtime.command import explanation
 from natprec.runtime.load import Runnable, load
 from tests.kernels.test_cpu import variant  # noqa: F401  (a fixture)
 from tests.runtime.families import IDS, gelu, granite, logits, mixtral, plain, qwen2, saved
 from tests.runtime.test_load import EXACT
-from tests.test_blocks import gemma3, gpt_neox, opt
 
 pytestmark = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
 

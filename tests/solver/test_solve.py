@@ -259,9 +259,9 @@ def test_plan_file_round_trips(tmp_path: Path) -> None:
 
 def test_roundings_that_a_measurement_serves() -> None:
     made = made_up(rounding="gptq")
-    plans = {rounding: solve(made, 0.1, rounding=rounding) for rounding in ("gptq", "yaqa")}
+    plans = {rounding: solve(made, 0.1, rounding=rounding) for rounding in ("gptq", "yaqa", "learned")}
     assert plans["yaqa"].rounding == "yaqa"
-    assert plans["yaqa"].kl_predicted == plans["gptq"].kl_predicted
+    assert plans["learned"].kl_predicted == plans["yaqa"].kl_predicted == plans["gptq"].kl_predicted
     with pytest.raises(InputError, match="unknown rounding 'yapa'; did you mean 'yaqa'"):
         solve(made, 0.1, rounding="yapa")
     with pytest.raises(InputError, match="rounding 'yaqa' was not measured; measure with --rounding yaqa"):

@@ -1,0 +1,195 @@
+"""Learned rounding of a block (SignRound: Cheng et al. 2023, arXiv:2309.05516; AdaRound's aim: Nagel et al. 2020,
+arXiv:2004.10568).
+
+GPTQ chooses codes layer by layer. Here all codes of a block move together, so that the block puts out what the
+original's block does, though its input comes from the rounded prefix. Each weight has a position, in codes, that starts
+where the weight lay, within the code that GPTQ chose; its code is the nearest integer. Positions step against the sign
+of the loss's gradient, scales by Adam, both less and less. If that does not lower the loss, GPTQ's codes are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from natprec.progress import Advance
+from natprec.quantizers import QuantizedTensor
+from natprec.rounding.moments import Gradients
+from natprec.staged.batches import batch_count, batch_rows, batches
+from natprec.staged.blocks import StagedModel
+from natprec.staged.passage import Passage
+
+STEPS = 100
+"""Of gradient descent in each block, each on one batch of the text."""
+
+PATHS = (0.25, 0.05)
+"""How far a position moves, in codes, if all steps go one way; the second is tried where the first does not help."""
+
+RATE = 1e-3
+"""Of Adam, in units of each scale; as the steps of positions it falls to 0."""
+
+DAMPING = 1.0
+"""What each token counts at least, in means of all."""
+
+WITHIN = 0.49
+"""How far from its code a position may start."""
+
+
+class Learner:
+    """Improves the codes of one block after another.
+
+    The original model goes along: its hidden states take as much memory as those of the rounded prefix.
+    """
+
+    def __init__(
+        self,
+        staged: StagedModel,
+        passage: Passage,
+        storage_dtype: torch.dtype,
+        seed: int = 0,
+        advance: Advance = lambda stage: None,
+    ) -> None:
+        """Begin before the prefix.
+
+        Args:
+            passage: of the rounded model.
+            seed: of the order of batches.
+        """
+        self._staged, self._passage, self._original = staged, passage, passage.twin()
+        self._dtype, self._seed, self._advance = storage_dtype, seed, advance
+        self._gradients = Gradients(staged, passage, advance)
+        self._importance: list[Tensor] = []
+
+    def watch(self, stage: int) -> None:
+        """Let the original through a stage, whose weights are still its own."""
+        if stage < len(self._staged.blocks):
+            with self._staged.gathering():
+                self._original.through(stage, self._advance)
+        gradient = self._gradients.pop() if 0 <= stage < len(self._staged.blocks) else None
+        if gradient is not None:
+            importance = token_importance(gradient)
+            self._importance = [importance[batch_rows(batch)] for batch in batches(*importance.shape[:2])]
+
+    def improve(
+        self, stage: int, codes: dict[str, QuantizedTensor], unrounded: Mapping[str, Tensor]
+    ) -> dict[str, QuantizedTensor]:
+        """Learn the codes of a block that the passage has come to; its weights are those of the result afterwards.
+
+        Args:
+            codes: site → where learning starts; the weights are these.
+            unrounded: site → what was rounded, (rows, columns).
+        """
+        if not codes or not 0 <= stage < len(self._staged.blocks):
+            return codes
+        weights = {name: self._parameter(name) for name in codes}
+        before = self._loss(stage)
+        for path, advance in zip(PATHS, (self._advance, lambda _: None), strict=True):
+            found = self._learned(stage, codes, unrounded, weights, path, advance)
+            if self._loss(stage) < before:
+                return found
+            for name, parameter in weights.items():
+                parameter.data = codes[name].dequantize()
+        return codes
+
+    def _learned(
+        self,
+        stage: int,
+        codes: Mapping[str, QuantizedTensor],
+        unrounded: Mapping[str, Tensor],
+        weights: Mapping[str, nn.Parameter],
+        path: float,
+        advance: Advance,
+    ) -> dict[str, QuantizedTensor]:
+        """After `STEPS` steps from `codes`, better or not; the weights are those of the result."""
+        draw = torch.Generator().manual_seed(self._seed)
+        positions = {name: _Position(unrounded[name], codes[name], self._dtype) for name in weights}
+        now, order = dict(codes), list[int]()
+        for step in range(STEPS):
+            order = order or torch.randperm(len(self._importance), generator=draw).tolist()
+            gradients = self._descend(stage, order.pop(), weights)
+            left = 1 - step / STEPS
+            for name, gradient in gradients.items():
+                now[name] = positions[name].move(gradient, now[name], 2 * path / STEPS * left, RATE * left)
+                weights[name].data = now[name].dequantize()
+            advance(f"{self._staged.block_names[stage]} step {step + 1}")
+        return now
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        return self._staged.model.get_submodule(name).weight  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _loss(self, stage: int) -> float:
+        """Mean over all of the text."""
+        losses = [float(self._batch_loss(stage, number)) for number in range(len(self._importance))]
+        return sum(losses) / len(losses)
+
+    def _batch_loss(self, stage: int, number: int) -> Tensor:
+        """Mean squared distance of the block's output from the original's, by what each token counts."""
+        with self._staged.gathering():
+            output = self._passage.next(stage, number)
+        return ((output.float() - self._original.state(number)).square() * self._importance[number]).mean()
+
+    @torch.enable_grad()
+    def _descend(self, stage: int, number: int, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Name → gradient of a batch's loss, of the weights that it depends on."""
+        for parameter in weights.values():
+            parameter.requires_grad_(True)
+        try:
+            self._batch_loss(stage, number).backward()
+            return {name: each.grad for name, each in weights.items() if each.grad is not None}
+        finally:
+            for parameter in weights.values():
+                parameter.grad = None
+                parameter.requires_grad_(False)
+
+
+def token_importance(gradient: Tensor) -> Tensor:
+    """What a squared error counts at each token: (sequences, time, 1), around 1.
+
+    Args:
+        gradient: of the distortion, at a block's output: (sequences, time, hidden).
+    """
+    power = gradient.float().square().sum(-1, keepdim=True)
+    return (power / power.mean() + DAMPING) / (1 + DAMPING)
+
+
+def learning_batches(staged: StagedModel, sequences: int, length: int) -> int:
+    """At most how many times a `Learner` calls `advance`."""
+    return batch_count(staged, sequences, length) + len(staged.blocks) * (len(batches(sequences, length)) + STEPS)
+
+
+class _Position:
+    """Of one weight: where its codes are between integers, and what its scales are multiplied by."""
+
+    def __init__(self, weight: Tensor, start: QuantizedTensor, dtype: torch.dtype) -> None:
+        """Where a weight (rows, columns) lies on a grid, but within the codes that were chosen.
+
+        Args:
+            dtype: of stored scales.
+        """
+        self._start, self._dtype = start, dtype
+        at = torch.maximum(torch.minimum(start.located(weight), start.codes + WITHIN), start.codes - WITHIN)
+        self._at = at.view(*start.scale.shape, -1)
+        self._uphill = start.scale.sign().unsqueeze(-1)  # where values grow with codes
+        self._moves = torch.zeros_like(start.scale, requires_grad=True)
+        self._optimizer = torch.optim.Adam([self._moves], lr=RATE)
+
+    def move(self, gradient: Tensor, now: QuantizedTensor, step: float, rate: float) -> QuantizedTensor:
+        """One step; returns the codes and scales after it.
+
+        Args:
+            gradient: (rows, columns), of the loss by the value of each weight.
+            now: the codes and scales where it was taken.
+            step: of each position, in codes; `rate`: Adam's, of the scales.
+        """
+        self._moves.grad = now.scale_slope(gradient)
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
+        low, high = self._start.format.code_range
+        uphill = gradient.sign().view(self._at.shape).mul_(self._uphill)
+        self._at.sub_(uphill, alpha=step).clamp_(low - WITHIN, high + WITHIN)
+        codes = self._at.round().to(torch.int8).view(gradient.shape)
+        return replace(self._start, codes=codes).scaled(1 + self._moves.detach(), self._dtype)

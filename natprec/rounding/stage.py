@@ -1,0 +1,107 @@
+"""One stage of a model rounded to a plan, while its weights are in memory.
+
+Sites without a matrix-product input of their own in the stage (embeddings), and experts that no token reached, are
+rounded to nearest, the others by what is known of their inputs: by GPTQ, or where gradients of their outputs were
+gathered too, by YAQA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from natprec.quantizers import QuantizedTensor, quantize
+from natprec.quantizers.gptq import InputOrder, gptq
+from natprec.quantizers.yaqa import output_order, yaqa
+from natprec.rounding.moments import Moments
+from natprec.sites import Site, site_weight
+from natprec.solver import Plan
+from natprec.staged.blocks import StagedModel
+from natprec.transforms import Gauge, channel_scales, fold
+
+
+class StageRounder:
+    """Rounds the sites of a plan; the model's weights become those that an engine reconstructs.
+
+    Attributes:
+        sites: those that the plan quantizes.
+    """
+
+    def __init__(
+        self,
+        staged: StagedModel,
+        sites: Sequence[Site],
+        plan: Plan,
+        storage_dtype: torch.dtype,
+        gauges: Mapping[str, Gauge] | None = None,
+    ) -> None:
+        """Arguments as for `apply_plan`."""
+        self._staged, self._plan, self._dtype, self._gauges = staged, plan, storage_dtype, gauges
+        self.sites = [site for site in sites if plan.sites[site.name].format is not None]
+        self._quantized = {id(site_weight(staged.model, site)) for site in self.sites}
+
+    def store_the_rest(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Round what is not quantized to the storage dtype."""
+        for parameter in parameters:
+            if id(parameter) not in self._quantized:
+                parameter.data = parameter.data.to(self._dtype).to(parameter.dtype)
+
+    def members(self, stage: int) -> list[Site]:
+        """Sites of a stage whose inputs GPTQ can know."""
+        return [site for site in self.sites if site.gptq and site.stage == stage]
+
+    def to_nearest(self, stage: int, sites: Iterable[Site]) -> dict[str, QuantizedTensor]:
+        """Those of some sites that the stage needs: tied weights that come from disk in each stage that uses them."""
+        codes = {}
+        for site in sites:
+            again = not self._staged.weights.whole and stage in {self._staged.stage_of(use) for use in site.uses}
+            if site.stage == stage or again:
+                codes[site.name] = self._put(site, None, None)
+        return codes
+
+    def by_moments(self, stage: int, moments: Moments) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+        """The stage's members, channels rescaled where the plan says so.
+
+        Returns:
+            Site name → codes; site name → the weight that was rounded.
+        Raises:
+            ValueError: the plan rescales channels, and there are no gauges.
+        """
+        members = self.members(stage)
+        inputs = {unit: InputOrder.of(moment) for unit, moment in moments.inputs.items()}
+        scaled = [site.unit for site in members if self._plan.sites[site.name].scaled and site.unit in inputs]
+        for unit in dict.fromkeys(scaled):
+            weights = [site_weight(self._staged.model, site) for site in members if site.unit == unit]
+            inputs[unit] = self._rescale(unit, weights, inputs[unit], moments)
+        unrounded = {site.name: site_weight(self._staged.model, site).data for site in members}
+        codes = {site.name: self._put(site, inputs.get(site.unit), moments.outputs.get(site.name)) for site in members}
+        return codes, unrounded
+
+    def _rescale(self, unit: str, weights: list[Tensor], inputs: InputOrder, moments: Moments) -> InputOrder:
+        """Multiply the columns of a unit, divide what produces its inputs; returns what its inputs are then."""
+        if self._gauges is None:
+            raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
+        gauge, fmt, model = self._gauges[unit], self._plan.sites[unit].format, self._staged.model
+        assert fmt is not None
+        scale = fold(model, gauge, channel_scales(weights, inputs.cost, fmt, gauge), self._dtype)
+        columns = scale[gauge.channels(weights[0].shape[1]).to(scale.device)]
+        for weight in weights:
+            weight.data = weight.data * columns
+        moments.rescale_outputs(gauge.producer, scale)
+        self.store_the_rest(model.get_submodule(gauge.producer).parameters())
+        return inputs.scaled(columns)
+
+    def _put(self, site: Site, inputs: InputOrder | None, errors: Tensor | None) -> QuantizedTensor:
+        fmt = self._plan.sites[site.name].format
+        weight = site_weight(self._staged.model, site)
+        assert fmt is not None
+        if inputs is None:
+            value = quantize(weight, fmt, self._dtype)
+        elif errors is None:
+            value = gptq(weight, inputs, fmt, self._dtype)
+        else:
+            value = yaqa(weight, inputs, output_order(errors), fmt, self._dtype)
+        weight.data = value.dequantize().to(weight.dtype)
+        return value

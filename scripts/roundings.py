@@ -1,0 +1,78 @@
+"""Roundings beside each other: one plan of a given size, the same text, the distortion on other text.
+
+    natprec measure --model smollm2-135m --data valid.txt --group-size 64 --out M
+    python scripts/roundings.py M --data valid.txt --eval-data test.raw.txt --max-size 117554520
+
+`learned+30` is learned rounding and 30 steps of refinement. The quantized models stay in memory; calibration text is
+that of `--data` alone, as for the peers of `natprec compare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from natprec.evaluation.verify import compare
+from natprec.measurement import Measurement
+from natprec.pipeline import round_to_plan
+from natprec.progress import Stages
+from natprec.rounding import restore, snapshot
+from natprec.run.request import Request, open_subject
+from natprec.run.tokens import given_tokens, held_out_tokens
+from natprec.staged.batches import batches
+
+
+def main() -> None:
+    """Solve once, then round and judge each way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measurement", type=Path)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--eval-data", required=True)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--eval-tokens", type=int, default=4096)
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--bits", type=float)
+    parser.add_argument("--max-size", type=float, help="bytes of the whole folder")
+    parser.add_argument("--roundings", default="gptq,yaqa,learned")
+    options = parser.parse_args()
+    stages = Stages(quiet=True)
+    request = Request(
+        options.model,
+        bits=options.bits,
+        max_size=options.max_size,
+        data=options.data,
+        eval_data=options.eval_data,
+        tokens=options.tokens,
+        eval_tokens=options.eval_tokens,
+        length=options.sequence_length,
+    )
+    subject = open_subject(request, stages)
+    ids, held_out = given_tokens(request, subject, stages), held_out_tokens(request, subject, stages)
+    plan = Measurement.load(options.measurement).solve(bits=options.bits, max_size=options.max_size)
+    print(f"{plan.bits_per_weight:.3f} bits per weight, {plan.stored_bytes} bytes, predicted {plan.kl_predicted:.4f}")
+    original = snapshot(subject.model)
+    with torch.no_grad():
+        expected = [subject.staged.output(held_out[batch.start : batch.stop]) for batch in batches(*held_out.shape)]
+    for name in options.roundings.split(","):
+        rounding, _, refine = name.partition("+")
+        start, used = time.perf_counter(), time.process_time()
+        round_to_plan(subject, plan, ids, rounding, stages, int(refine or 0))
+        seconds, cpu = time.perf_counter() - start, time.process_time() - used
+        reference = iter(expected)
+        summary = compare(
+            lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
+        ).summary()
+        restore(subject.model, original)
+        low, high = summary["kl_ci95"]
+        print(
+            f"{name:12} {summary['kl_mean']:.5f} ({low:.4f} to {high:.4f}) {seconds:.0f} s, {cpu:.0f} s of the CPU",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
