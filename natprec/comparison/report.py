@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from natprec.run.summary import natural_line
 from natprec.units import human_bytes, human_seconds
 
 COLUMNS = ("method", "bits", "KL", "KL p99", "perplexity", "same top", "stored", "bits/w", "time", "memory")
@@ -29,7 +30,8 @@ def comparison_table(report: dict[str, Any]) -> RenderableType:
         for row in failed:
             reasons.add_row(f"{row['method']} {row['bits']}", row["status"])
         parts += ["", reasons]
-    return Group(*parts, "", *(_proxy_line(name, found) for name, found in report["proxies"].items()))
+    natural = [_natural_line(row) for row in good if row.get("natural_bits") and row.get("perplexity_reference")]
+    return Group(*parts, "", *(_proxy_line(name, found) for name, found in report["proxies"].items()), *natural)
 
 
 def is_own(row: dict[str, Any]) -> bool:
@@ -51,6 +53,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
         human_seconds(row["seconds"]),
         human_bytes(row["peak_bytes"]),
     ]
+
+
+def _natural_line(row: dict[str, Any]) -> str:
+    return f"{row['method']} {row['bits']}: {natural_line(row['natural_bits'], row['perplexity_reference'])}"
 
 
 def _proxy_line(name: str, found: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ One layout for all commands: labels on the left, values on the right, at most 10
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
@@ -85,9 +86,21 @@ def verification_table(plan: Plan, verification: Verification, predicted: bool =
     before, after = verification.perplexity_reference, verification.perplexity_quantized
     if before is not None and after is not None:
         rows.add_row("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})")
+        if plan.natural_bits is not None:
+            rows.add_row("natural precision", natural_line(plan.natural_bits, before))
     if verification.top1_agreement is not None:
         rows.add_row("same top token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
     return rows
+
+
+def natural_line(natural_bits: float, perplexity: float) -> str:
+    """The mean natural precision beside what a next token tells (T17): two figures to compare, no law between them.
+
+    >>> natural_line(4.5, 16)
+    '4.50 bits per weight, mean b*; the entropy of the next token: 4.00 bits'
+    """
+    entropy = math.log2(perplexity)
+    return f"{natural_bits:.2f} bits per weight, mean b*; the entropy of the next token: {entropy:.2f} bits"
 
 
 def human_count(count: int) -> str:

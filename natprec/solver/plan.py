@@ -205,6 +205,13 @@ class Plan:
         seen = {name: choice.tokens for name, choice in self.sites.items() if choice.tokens is not None}
         return {name: tokens for name, tokens in seen.items() if tokens < MIN_TOKENS}
 
+    @property
+    def natural_bits(self) -> float | None:
+        """Mean b* over the weights whose b* is known: what the network needs, beside `histogram`, what it gets."""
+        known = [choice for choice in self.sites.values() if choice.natural_bits is not None]
+        elements = sum(choice.elements for choice in known)
+        return sum((choice.natural_bits or 0) * choice.elements for choice in known) / elements if known else None
+
     def histogram(self) -> dict[int, int]:
         """Width → number of weights."""
         counts: dict[int, int] = {}

@@ -18,8 +18,8 @@ from natprec.comparison.report import comparison_table
 def row(method: str, kl: float, size: int) -> dict[str, Any]:
     return {
         "method": method, "bits": 4, "status": "ok", "kl_mean": kl, "kl_ci95": [kl * 0.9, kl * 1.1], "kl_p99": 9 * kl,
-        "perplexity": 38.5, "top1_agreement": 0.9, "stored_bytes": size, "bits_per_weight": 4.3, "seconds": 7384.0,
-        "peak_bytes": 3_000_000_000, "layer_mse": 0.01, "weighted_mse": 0.01,
+        "perplexity": 38.5, "perplexity_reference": 32.0, "top1_agreement": 0.9, "stored_bytes": size,
+        "bits_per_weight": 4.3, "seconds": 7384.0, "peak_bytes": 3_000_000_000, "layer_mse": 0.01, "weighted_mse": 0.01,
     }  # fmt: skip
 
 
@@ -45,6 +45,11 @@ def test_the_table_orders_by_kl_and_gives_reasons(report: dict[str, Any]) -> Non
     assert lines[1].split()[:3] == ["natprec-transformers", "4", "0.0500"]
     assert lines[2].split()[:3] == ["gptq", "4", "0.1000"]
     assert "awq 4  ValueError: no such group" in out.getvalue()
+    assert "natural_bits" not in report["rows"][0]
+    report["rows"][2]["natural_bits"] = 4.25
+    Console(file=out, width=WIDTH).print(comparison_table(report))
+    assert "natprec-transformers 4: 4.25 bits per weight, mean b*" in out.getvalue()
+    assert "the entropy of the next token: 5.00 bits" in out.getvalue()
     assert "layer_mse orders 5 rows as KL does: 0.50 (95 %: 0.10 to 0.90)" in out.getvalue()
 
 

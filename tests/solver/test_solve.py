@@ -134,6 +134,17 @@ def test_bytes_are_those_of_the_formats_and_of_everything_else() -> None:
     assert sum(plan.histogram().values()) == sum(rows * columns for rows, columns in shapes.values())
 
 
+def test_the_mean_natural_precision_counts_weights_and_falls_with_eps() -> None:
+    made = made_up()
+    tight, loose = (solve(made, eps) for eps in (0.004, 1.0))
+    assert tight.natural_bits is not None
+    assert loose.natural_bits is not None
+    assert tight.natural_bits > loose.natural_bits + 1
+    known = [choice for choice in tight.sites.values() if choice.natural_bits is not None]
+    spread_out = np.repeat([choice.natural_bits for choice in known], [choice.elements for choice in known])
+    assert tight.natural_bits == pytest.approx(spread_out.mean())
+
+
 def with_embedding(kept: float) -> Measurement:
     """vLLM keeps the embedding at 16 bits, which costs `kept`."""
     sites = made_up(sites=4)
