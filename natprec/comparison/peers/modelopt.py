@@ -2,7 +2,8 @@
 
 Symmetric integers in groups, as its custom formats allow; activations stay at 16 bits. Its exporter has no
 such formats, so nothing is written: the bytes are those of densely packed codes with a 16-bit scale per
-group. What the uniform peers spend on zero points, it may spend on codes.
+group. What the uniform peers spend on zero points, it may spend on codes. An encoder has no loss to differentiate: a
+random projection of its embedding takes its place.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
             "algorithm": "max",
         }
 
+    causal = job.kind == "causal"
     model.requires_grad_(True)
     searched, _ = mtq.auto_quantize(
         model,
@@ -40,14 +42,25 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
             "cost": {"excluded_module_name_patterns": ["*lm_head*"]},
         },
         quantization_formats=[config(bits) for bits in WIDTHS if bits >= job.bits - 1],
-        data_loader=[{"input_ids": rows, "labels": rows} for rows in ids.split(1)],
-        forward_step=lambda net, batch: net(**batch, use_cache=False),
-        loss_func=lambda output, batch: output.loss,
+        data_loader=[{"input_ids": rows, **({"labels": rows} if causal else {})} for rows in ids.split(1)],
+        forward_step=lambda net, batch: net(**batch, **({"use_cache": False} if causal else {})),
+        loss_func=(lambda output, batch: output.loss) if causal else projection,
         disabled_layers=["*lm_head*"],
         num_calib_steps=len(ids),
         num_score_steps=len(ids),
     )
     return searched
+
+
+def projection(output: Any, batch: Any) -> Tensor:
+    """What stands for a loss where the model has none: a random direction of an encoder's unit mean of tokens, the
+    same at each call.
+    """
+    import torch
+
+    mean = output.last_hidden_state.mean(1)
+    direction = torch.randn(mean.shape[-1], generator=torch.Generator().manual_seed(0)).to(mean)
+    return (torch.nn.functional.normalize(mean, dim=-1) @ direction).sum()
 
 
 def save(job: Any, done: Any, folder: Path) -> None:
