@@ -95,7 +95,7 @@ def decide(
         for each in members:
             each.left = torch.ones(len(formats), dtype=torch.float64)
         return
-    inputs = InputOrder.of(mirrored(moments).float())
+    inputs = InputOrder.of(mirrored(moments))
     scalings: list[Tensor | None] = [None]
     if gauge is not None:
         place = deciding_format(formats, first.site.shape[1])

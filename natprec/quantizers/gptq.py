@@ -8,6 +8,7 @@ power: so the order changes no layout, and an engine needs to know nothing of it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ DAMPING = 0.01
 
 LAZY_COLUMNS = 64
 """Columns rounded before the rest of the matrix is updated."""
+
+INVERTED_ROWS = 128
+"""Of a factor, inverted at a time."""
 
 SHARE_ROWS = 128
 """Rows of a weight, at most, in which `gptq_shares` sees how much is left."""
@@ -71,15 +75,37 @@ class InputOrder:
         order = power.argsort(descending=True, stable=True)
         if mean == 0:
             return cls(order, torch.eye(len(hessian), device=hessian.device), power)
-        ordered = hessian[order][:, order].double()
-        for share in (damping, 10 * damping, 100 * damping):
-            damped = ordered + share * mean * torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
-            lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-            if not failed:  # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹
-                unit = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
-                inverse = torch.linalg.solve_triangular(lower.flip(0, 1), unit, upper=True).float()
-                return cls(order, inverse, power)
+        last = order.flip(0)
+        for share in (damping, 10 * damping, 100 * damping) if math.isfinite(mean) else ():
+            factor, failed = _factor(hessian[last.unsqueeze(1), last].double(), share * mean)
+            if not failed:  # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹; R is the factor turned round
+                return cls(order, _inverse_turned_round(factor), power)
         raise ModelError("GPTQ: a layer's inputs have no positive definite Hessian (NaN or Inf?); use --rounding rtn")
+
+
+def _factor(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
+    """Lower Cholesky factor of a symmetric matrix, which it overwrites, and whether there is none."""
+    matrix.diagonal().add_(damping)
+    factor, failed = matrix.mT, torch.empty((), dtype=torch.int32, device=matrix.device)  # LAPACK's order of columns
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    return factor, bool(failed)
+
+
+def _inverse_turned_round(lower: Tensor) -> Tensor:
+    """L⁻¹ with its rows and its columns in reverse, float32, of L (columns, columns) in float64, which it overwrites.
+
+    Some rows at a time: they need the inverse of those above, which has their place already.
+    """
+    size = len(lower)
+    result = torch.zeros(size, size, device=lower.device)
+    for start in range(0, size, INVERTED_ROWS):
+        stop = min(start + INVERTED_ROWS, size)
+        unit = torch.eye(stop - start, dtype=lower.dtype, device=lower.device)
+        own = torch.linalg.solve_triangular(lower[start:stop, start:stop], unit, upper=False)
+        lower[start:stop, :start] = -own @ (lower[start:stop, :start] @ lower[:start, :start])
+        lower[start:stop, start:stop] = own
+        result[size - stop : size - start, size - stop :] = lower[start:stop, :stop].flip(0, 1)
+    return result
 
 
 def gptq(weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: torch.dtype) -> QuantizedTensor:

@@ -21,5 +21,10 @@ def add_products(sums: Tensor, vectors: Tensor) -> None:
 
 
 def mirrored(upper: Tensor) -> Tensor:
-    """The symmetric matrix of which only what lies on and above the diagonal is right."""
-    return upper.triu() + upper.triu(1).T
+    """The symmetric matrix of which only what lies on and above the diagonal is right, as float32."""
+    whole = upper.float().triu_()
+    for start in range(0, len(whole), COLUMNS):
+        stop = start + COLUMNS
+        whole[start:stop, start:stop] += whole[start:stop, start:stop].triu(1).T
+        whole[stop:, start:stop] = whole[start:stop, stop:].T
+    return whole
