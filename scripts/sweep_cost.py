@@ -2,15 +2,18 @@
 
     python scripts/sweep_cost.py --data valid.txt
 
-The plain pass runs before and after the sweep, with gradients of all weights; peak memory is each
-part's highest resident set above the loaded model's.
+The plain pass runs before and after the sweeps, with gradients of all weights; peak memory is each
+part's highest resident set above the loaded model's. Where the CPU multiplies bfloat16, sweeps of weights do so: each
+is compared with a plain pass in its own arithmetic. `--arithmetic float32` times all in that.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -24,15 +27,25 @@ from natprec.run.request import Request, open_subject
 from natprec.run.tokens import calibration_tokens
 from natprec.sites import activation_formats
 from natprec.staged.batches import batches
+from natprec.subject import Subject
 
 
-def plain(model: Any, ids: torch.Tensor) -> float:
-    """Seconds of one forward and backward per batch."""
+def plain(subject: Subject, ids: torch.Tensor) -> dict[str, float]:
+    """Seconds of one forward and backward per batch, in each arithmetic that a sweep uses."""
+    kinds = {"float32": contextlib.nullcontext}
+    if subject.staged.products != torch.float32:
+        kinds["bfloat16"] = subject.staged.gathering
+    return {name: one_pass(subject.model, ids, context) for name, context in kinds.items()}
+
+
+def one_pass(model: Any, ids: torch.Tensor, context: Callable[[], Any]) -> float:
+    """Seconds; the way forward stands in `context`."""
     model.requires_grad_(True)
     start = time.perf_counter()
     for batch in batches(*ids.shape):
         rows = ids[batch.start : batch.stop]
-        logits = model(input_ids=rows, use_cache=False).logits
+        with context():
+            logits = model(input_ids=rows, use_cache=False).logits.float()
         functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="sum").backward()
         model.zero_grad(set_to_none=True)
     model.requires_grad_(False)
@@ -47,8 +60,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--sweeps", default="rtn,gptq,all", help="of weights for either rounding; all: rtn, all sites")
+    parser.add_argument("--arithmetic", default="auto", help="auto, float32 or bfloat16")
     options = parser.parse_args()
-    request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens)
+    request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens, arithmetic=options.arithmetic)
     subject = open_subject(request, Stages())
     ids = calibration_tokens(request, subject, Stages())
     formats = subject.candidates(engine_profile("vllm"), options.group_size)
@@ -58,7 +72,7 @@ def main() -> None:
     def advance(_: str) -> None:
         peak.append(psutil.Process().memory_info().rss)
 
-    before = plain(subject.model, ids)
+    before = plain(subject, ids)
     seconds = {}
     flows = {site: activation_formats(site, options.group_size) for site in subject.activations}
     for kind in options.sweeps.split(","):
@@ -69,7 +83,8 @@ def main() -> None:
             activations=flows if kind == "all" else None, advance=advance,
         )  # fmt: skip
         seconds[kind] = time.perf_counter() - start
-    after = plain(subject.model, ids)
+    after = plain(subject, ids)
+    own = {kind: "float32" if kind == "all" else list(before)[-1] for kind in seconds}
     result = {
         "sites": len(subject.sites),
         "activations": len(flows),
@@ -77,7 +92,8 @@ def main() -> None:
         "tokens": ids.numel(),
         "plain_seconds": [before, after],
         "sweep_seconds": seconds,
-        "ratio": {kind: 2 * took / (before + after) for kind, took in seconds.items()},
+        "arithmetic": own,
+        "ratio": {kind: 2 * took / (before[own[kind]] + after[own[kind]]) for kind, took in seconds.items()},
         "model_bytes": sum(p.numel() * p.element_size() for p in subject.model.parameters()),
         "resident_loaded_bytes": loaded,
         "resident_peak_sweep_bytes": max(peak),
