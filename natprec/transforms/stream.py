@@ -138,8 +138,8 @@ def _block_norms(
         for child, module in block.named_modules():
             if _is_norm(module, size) and f"{name}.{child}" not in found:
                 raise InputError(
-                    f"norm {name}.{child!s} feeds more than Linears that share one input (a router, a second unit, the "
-                    f"stream itself), so that its weight cannot be folded; {REMEDY}"
+                    f"the weight of norm '{name}.{child}' cannot be folded: it feeds more than one unit of Linears "
+                    f"(a router, the stream itself), or is no plain factor; {REMEDY}"
                 )
         if not any(norm.startswith(f"{name}.") for norm in found):
             raise InputError(f"block {name!r} has no norm of {size} channels before its Linears; {REMEDY}")
