@@ -16,8 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-ROWS = 8192
-"""Vectors that are rotated at a time, in float64."""
+AT_ONCE = 2**22
+"""Numbers that are turned at a time, in float64."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Rotation:
         """
         moved = weight.movedim(dim, -1)
         flat = moved.reshape(-1, self.size)
-        turned = torch.cat([self._turned(rows.double()).to(weight.dtype) for rows in flat.split(ROWS)])
+        turned = torch.cat(
+            [self._turned(rows.double()).to(weight.dtype) for rows in flat.split(max(1, AT_ONCE // self.size))]
+        )
         return turned.view(moved.shape).movedim(-1, dim).contiguous()
 
     def matrix(self) -> Tensor:
