@@ -25,6 +25,7 @@ from natprec.run.tokens import calibration_parts, calibration_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.texts.windows import load_tokens
+from natprec.transforms import rotated_digest
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ def measure(
         arithmetic: of products, where they serve averages: 'bfloat16', 'float32', or 'auto': what is faster here.
         options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
     """
+    rotates = options.get("transforms") == "rotate"
+    model = copy.deepcopy(model) if rotates else model
     subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=arithmetic)
+    subject = subject.rotated(options.get("seed", 0)) if rotates else subject
     subject = for_engine(subject, options.get("engine", "vllm"))
     ids, parts = _calibration(subject, data, tokens, length, options.get("seed", 0))
     label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
@@ -97,7 +101,8 @@ def apply(
         InputError: the plan is of another model.
     """
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
-    plan.refuse_other_model(subject.digest, subject.name)
+    plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
+    subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     rounding = rounding or plan.rounding
     ids = None if rounding == "rtn" and not refine else _calibration(subject, data, tokens, length, seed)[0]
     codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True), refine, seed)
@@ -140,7 +145,7 @@ def verify(
     if tokenizer is None and not isinstance(data, Tensor):
         tokenizer = _own_tokenizer(path)
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
-    plan.refuse_other_model(subject.digest, subject.name)
+    plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     shared = judge.may_be_measured_on(path, data) if isinstance(data, str) else False
     ids = _ids(subject, data, tokens, length, "held-out", seed, shared)
     label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"

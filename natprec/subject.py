@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from natprec.models.loading import LoadedModel, choose_storage_dtype, model_dige
 from natprec.models.weights import InMemory
 from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked
 from natprec.staged.blocks import StagedModel
-from natprec.transforms import Gauge, find_gauges
+from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 
 PROBE_TOKENS = 8
 
@@ -33,12 +34,13 @@ class Subject:
     """A model with everything that measuring, rounding and writing need to know of it.
 
     Attributes:
-        digest: identifies the weights; taken before anything changes them.
+        digest: identifies the weights; taken before anything changes them, and told of a rotation.
         other_bytes: parameters and buffers that are no sites, at 16 bits.
         carried_bytes: tokenizer and configuration files of a checkpoint.
         kind: 'causal' (such a model can write text) or 'encoder'.
         companions: more files of a checkpoint: path → text.
         gguf: the GGUF file that the model was read from, if it was.
+        rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Subject:
     kind: Kind = "causal"
     companions: dict[str, str] = field(default_factory=dict)
     gguf: Path | None = None
+    rotation: int | None = None
 
     @property
     def distortion(self) -> Distortion:
@@ -129,6 +132,23 @@ class Subject:
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
         dtype, suits = choose_storage_dtype(declared, model, InMemory()), "kl" if kind == "causal" else "embedding"
         return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion, products)
+
+    def rotated(self, seed: int, note: Callable[[str], None] = lambda line: None) -> Subject:
+        """The subject with its model rotated, in place: see `natprec.transforms.rotation`.
+
+        Args:
+            note: gets a line for what was rotated, and for what was not and why.
+        Raises:
+            InputError: nothing can be rotated, or the weights are on disk.
+        """
+        if not self.staged.weights.whole:
+            raise InputError(
+                f"transforms 'rotate': rotating {self.name!r} needs the whole model in memory, and its weights are on "
+                "disk; use --weights memory, or measure with --transforms auto"
+            )
+        for line in rotate(self.staged, self.sites, self.gauges, seed):
+            note(line)
+        return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"

@@ -70,7 +70,7 @@ def apply(
     request.check(judged=False)
     refuse_existing(out, overwrite)
     stages = Stages()
-    subject = open_subject(request, stages)
+    subject = open_subject(request, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, model)
     refuse_on_disk(subject, plan.engine, refine)
     ids = calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None

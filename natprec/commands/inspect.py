@@ -99,7 +99,8 @@ def inspect(
         refuse_existing(out, overwrite)
     known = None if measurement is None else Measurement.load(measurement)
     stages = Stages()
-    subject = open_subject(request, stages)
+    rotation = planned.rotation if planned is not None else known.header.rotation if known is not None else None
+    subject = open_subject(request, stages, rotation)
     if planned is not None:
         planned.refuse_other_model(subject.digest, name)
     if known is not None and known.header.model_digest != subject.digest:

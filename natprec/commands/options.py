@@ -50,7 +50,12 @@ DistortionOption = Annotated[
 ]
 RoundingOption = Annotated[str, option("--rounding", METHOD, "rtn, gptq; with less KL, but longer: yaqa, learned.")]
 TransformsOption = Annotated[
-    str, option("--transforms", METHOD, "auto: rescale channels before GPTQ where that leaves less KL; none.")
+    str,
+    option(
+        "--transforms",
+        METHOD,
+        "auto: rescale channels before GPTQ where that leaves less KL; rotate: Hadamard first; none.",
+    ),
 ]
 Refine = Annotated[
     int, option("--refine", METHOD, "Steps of gradient descent on the scales after rounding; 30 are plenty. Slow.")

@@ -31,6 +31,7 @@ from natprec.run.request import Request, open_subject
 from natprec.run.summary import verification_table
 from natprec.run.tokens import held_out_tokens
 from natprec.solver import Plan
+from natprec.transforms import rotated_digest
 
 EXAMPLES = ("natprec verify quantized --model ./folder --eval-data test.txt",)
 
@@ -65,7 +66,7 @@ def verify(
     request.check()
     stages = Stages()
     subject = open_subject(request, stages)
-    plan.refuse_other_model(subject.digest, model)
+    plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), model)  # judged beside the original itself
     ids = held_out_tokens(request, subject, stages)
     partial = folder.with_name(folder.name + ".verify.partial")
     if not resume:

@@ -66,7 +66,8 @@ def measure(
         ids: (sequences, time) calibration tokens.
         group_size: one size, or None for all that divide a site.
         rounding: unless 'rtn', what GPTQ leaves is measured too, which plans may then suppose; 'rtn': half the time.
-        transforms: 'auto': rescale channels before GPTQ where that leaves less distortion; 'none'.
+        transforms: 'auto': rescale channels before GPTQ where that leaves less distortion; 'none'; 'rotate': as 'auto',
+            of a subject that was rotated.
         sites: 'weights', or 'all': activations, keys and values too.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
@@ -80,6 +81,8 @@ def measure(
         raise unknown("estimator", estimator, ESTIMATORS)
     if transforms not in TRANSFORMS:
         raise unknown("transforms", transforms, TRANSFORMS)
+    if transforms == "rotate" and subject.rotation is None:
+        raise InputError(f"transforms 'rotate': {subject.name!r} was not rotated; measure subject.rotated(seed)")
     if sites not in SITES:
         raise unknown("sites", sites, SITES)
     if len(ids) % parts:
@@ -126,7 +129,7 @@ def measure(
             seed=seed,
             rounding=rounding,
             parts=parts,
-            gauges=subject.gauges if rounding != "rtn" and transforms == "auto" else None,
+            gauges=subject.gauges if rounding != "rtn" and transforms != "none" else None,
             activations={site: activation_formats(site, group_size) for site in others},
             advance=advance,
             state=state,
@@ -164,6 +167,7 @@ def measure(
         carried_bytes=subject.carried_bytes,
         distortion=subject.distortion.name,
         transforms=transforms,
+        rotation=subject.rotation,
         sites=sites,
         products=products,
     )

@@ -44,7 +44,8 @@ class Header:
         other_bytes: parameters that are no sites, in the storage dtype.
         carried_bytes: tokenizer and configuration files of the checkpoint.
         distortion: name of the one that all curves are in.
-        transforms: 'auto' if channels are rescaled where that helps GPTQ, else 'none'.
+        transforms: 'auto' or 'rotate' if channels are rescaled where that helps GPTQ, else 'none'.
+        rotation: the seed by which the model was rotated before; None: it was not.
         sites: 'weights', or 'all' if activations, keys and values are among the curves.
         products: dtype of the operands of matrix products in the sweep.
         checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
@@ -72,6 +73,7 @@ class Header:
     transforms: str = "auto"
     sites: str = "weights"
     products: str = "float32"
+    rotation: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

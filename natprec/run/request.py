@@ -119,9 +119,11 @@ class Request:
         )
 
 
-def open_subject(request: Request, stages: Stages) -> Subject:
-    """Load the model and find its sites.
+def open_subject(request: Request, stages: Stages, rotation: int | None = None) -> Subject:
+    """Load the model, find its sites, and rotate it if that is asked for.
 
+    Args:
+        rotation: the seed by which the model of a plan was rotated; else the request's, if it rotates.
     Raises:
         ModelError, InputError: it cannot be used, or not with these options.
     """
@@ -132,6 +134,10 @@ def open_subject(request: Request, stages: Stages) -> Subject:
         )
         distortion = named(request.distortion) if request.distortion else None
         subject = Subject.of(loaded, distortion, request.arithmetic)
+        if rotation is None and request.transforms == "rotate":
+            rotation = request.seed
+        if rotation is not None:
+            subject = subject.rotated(rotation, stages.note)
         subject = for_engine(subject, request.engine)
     if on_disk and subject.staged.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")

@@ -101,6 +101,7 @@ def assemble(
         engine=profile.name,
         storage_dtype=header.storage_dtype,
         distortion=header.distortion,
+        rotation=header.rotation,
         kl_predicted=float(np.sum(costs)),
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
         stored_bytes=stored + unquantized + fixed + header.other_bytes + header.carried_bytes,

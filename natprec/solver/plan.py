@@ -151,6 +151,7 @@ class Plan:
         eps_bwd: of each gradient's energy, the share that rounding it may lose; None: any.
         cache: of keys and values; None: 16 bits.
         distortion: name of what is kept small: 'kl' (nats per token) or another of `natprec.distortions`.
+        rotation: the seed by which the model has to be rotated first, which `model_digest` knows of; None: not at all.
     """
 
     model: str
@@ -175,6 +176,7 @@ class Plan:
     eps_bwd: float | None = None
     inputs: dict[str, InputChoice] = field(default_factory=dict)
     cache: CacheChoice | None = None
+    rotation: int | None = None
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding.apply_plan`."""

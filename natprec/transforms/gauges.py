@@ -73,7 +73,7 @@ def find_gauges(staged: StagedModel, sites: Sequence[Site], ids: Tensor) -> dict
                 known[own] = []
                 for producer, produced, head in _candidates(staged.blocks[index], columns) if tried is None else tried:
                     gauge = Gauge(unit, f"{name}.{producer}", produced, head)
-                    with _scaled(staged.model, gauge, members):
+                    with rescaled(staged.model, gauge, members):
                         same = torch.equal(staged.block(index, hidden, contexts[index]), expected)
                     if same:
                         found[unit] = gauge
@@ -134,7 +134,7 @@ def _candidates(block: nn.Module, columns: int) -> Iterator[tuple[str, int, int]
 
 
 @contextlib.contextmanager
-def _scaled(model: nn.Module, gauge: Gauge, members: Sequence[Site]) -> Iterator[None]:
+def rescaled(model: nn.Module, gauge: Gauge, members: Sequence[Site]) -> Iterator[None]:
     """Rescale by powers of two, which is exact, and put everything back."""
     modules = [model.get_submodule(site.name) for site in members] + [model.get_submodule(gauge.producer)]
     kept = [(parameter, parameter.data) for module in modules for parameter in module.parameters(recurse=False)]

@@ -1,0 +1,177 @@
+"""Rotations that can be folded into a model: its residual stream, and each head of its values.
+
+Channels that are much larger than others make a group's step large for all of it; a random Hadamard matrix mixes them
+evenly (QuaRot, Ashkboos et al. 2024, arXiv:2404.00456; SpinQuant, arXiv:2405.16406). Attention sums values over tokens,
+so their heads may be turned behind v_proj and back before o_proj, all by one matrix. The input of down_proj cannot: it
+is a product of two layers, element by element, and would have to be turned as the model runs, which no checkpoint says.
+
+As gauges are, all of it is tried, not looked up; a rotated model is compared with the original before it is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from natprec.errors import InputError
+from natprec.hooks import attached
+from natprec.sites import Site
+from natprec.staged.blocks import StagedModel
+from natprec.transforms.gauges import HEADS, Gauge
+from natprec.transforms.hadamard import Rotation
+from natprec.transforms.stream import find_stream, turn_stream
+
+LIMIT = 1e-3
+"""Of its largest value, what the output may change by, in float32. Arithmetic gives some 1e-6, a mistake tenths."""
+
+SAME = 1e-4
+"""The same for the output of one Linear, where sizes of heads are tried."""
+
+CHANGE = "output changes by {:.1e} of its largest value"
+
+TEXT = (2, 32)
+"""Sequences and tokens of the text on which a rotated model is compared with the original."""
+
+
+def rotated_digest(digest: str, seed: int | None) -> str:
+    """Which weights these are after a rotation. Not of the rotated ones: their last bits depend on the machine."""
+    return digest if seed is None else hashlib.sha256(f"{digest} rotated {seed}".encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def rotate(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], seed: int) -> list[str]:
+    """Turn what can be turned; weights are replaced, not overwritten.
+
+    Args:
+        staged: the model, in float32 and in memory.
+        gauges: where its channels can be rescaled.
+    Returns:
+        What was turned and by how much the output changed; what was not and why. A line each.
+    Raises:
+        InputError: nothing can be turned, or the output changed by more than arithmetic does.
+    """
+    ids = _text(staged.model)
+    before = staged.output(ids)
+    heads = find_heads(staged, sites, gauges, ids)
+    notes = []
+    if heads:
+        change = _proved(staged, ids, before, lambda: turn_heads(staged.model, sites, gauges, heads, seed))
+        sizes = " or ".join(str(size) for size in sorted(set(heads.values())))
+        notes.append(f"rotated the heads of values, parts of {sizes}, at {len(heads)} places; {CHANGE.format(change)}")
+    try:
+        stream = find_stream(staged, sites, gauges, ids)
+        change = _proved(staged, ids, before, lambda: turn_stream(staged.model, stream, seed))
+        notes.append(f"rotated the residual stream of {stream.size}; {CHANGE.format(change)}")
+    except InputError as refused:
+        if not heads:
+            raise InputError(f"transforms 'rotate': neither values nor residual stream can be; {refused}") from refused
+        notes.append(f"did not rotate the residual stream: {refused}")
+    return notes
+
+
+@torch.no_grad()
+def find_heads(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], ids: Tensor) -> dict[str, int]:
+    """Unit → the size of the parts of its input that can be turned alike: a head, or what divides heads of odd sizes.
+
+    Args:
+        ids: (batch, time), a few tokens to try on.
+    """
+    found: dict[str, int] = {}
+    known: dict[str, tuple[int, ...]] = {}  # what the same unit had in an earlier block
+    hidden, contexts = staged.prefix(ids) if staged.blocks else (ids, [])
+    for index, name in enumerate(staged.block_names):
+        for unit, gauge in gauges.items():
+            producer: Tensor = staged.model.get_submodule(gauge.producer).weight  # type: ignore[assignment]
+            if not unit.startswith(f"{name}.") or producer.dim() < 2:
+                continue
+            sizes = known.get(unit.removeprefix(name), (gauge.head,) if gauge.head else HEADS)
+            expected = _outputs(staged, unit, index, hidden, contexts[index])
+            fits = [
+                size
+                for size in sizes
+                if gauge.produced % size == 0
+                and _same(staged, sites, gauges, (unit, size), expected, (index, hidden, contexts[index]))
+            ]
+            known[unit.removeprefix(name)] = tuple(fits[:1])
+            if fits:
+                found[unit] = fits[0]
+        hidden = staged.block(index, hidden, contexts[index])
+    return found
+
+
+def turn_heads(
+    model: nn.Module, sites: Sequence[Site], gauges: Mapping[str, Gauge], heads: Mapping[str, int], seed: int
+) -> None:
+    """Turn rows and biases of what produces a unit's input, and the unit's columns."""
+    for unit, size in heads.items():
+        rotation = Rotation(size, seed)
+        for parameter in model.get_submodule(gauges[unit].producer).parameters(recurse=False):
+            parameter.data = rotation.turn(parameter.data, 0)
+        for site in sites:
+            if site.unit == unit:
+                weight: Tensor = model.get_submodule(site.name).weight  # type: ignore[assignment]
+                weight.data = rotation.turn(weight.data, 1)
+
+
+def _proved(staged: StagedModel, ids: Tensor, before: Tensor, turn: Callable[[], None]) -> float:
+    """Turn something, and undo it if the output changes too much.
+
+    Returns:
+        The largest change over the largest value.
+    Raises:
+        InputError: it is above `LIMIT`.
+    """
+    kept = [(parameter, parameter.data) for parameter in staged.model.parameters()]
+    turn()
+    change = float((staged.output(ids) - before).abs().max() / before.abs().max())
+    if not change <= LIMIT:
+        for parameter, data in kept:
+            parameter.data = data
+        raise InputError(
+            f"the output changes by {change:.2g} of its largest value (limit {LIMIT:g}): something reads or writes it "
+            "that was not found; use --transforms auto"
+        )
+    return change
+
+
+def _same(
+    staged: StagedModel,
+    sites: Sequence[Site],
+    gauges: Mapping[str, Gauge],
+    head: tuple[str, int],
+    expected: Tensor,
+    place: tuple[int, Tensor, tuple[tuple[object, ...], dict[str, object]]],
+) -> bool:
+    """Whether the unit's output stays when parts of this size are turned; everything is put back."""
+    kept = [(parameter, parameter.data) for parameter in staged.blocks[place[0]].parameters()]
+    try:
+        turn_heads(staged.model, sites, gauges, dict([head]), seed=0)
+        change = (_outputs(staged, head[0], *place) - expected).abs().max()
+        return bool(change <= SAME * expected.abs().max())
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
+
+
+def _outputs(
+    staged: StagedModel, unit: str, index: int, hidden: Tensor, context: tuple[tuple[object, ...], dict[str, object]]
+) -> Tensor:
+    """What the unit's first Linear returns while a block runs."""
+    seen: list[Tensor] = []
+
+    def watch(module: nn.Module, args: object, output: Tensor) -> None:
+        seen.append(output)
+
+    with attached([staged.model.get_submodule(unit).register_forward_hook(watch)]):
+        staged.block(index, hidden, context)
+    return seen[0]
+
+
+def _text(model: nn.Module) -> Tensor:
+    """Random tokens."""
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = torch.randint(vocabulary, TEXT, generator=torch.Generator().manual_seed(vocabulary))
+    return ids.to(next(model.parameters()).device)
