@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from natprec.runtime.command import explanation
 from tests.test_blocks import gemma3, gpt_neox, opt
 from torch import Tensor
 
+from natprec.commands.generate import explanation
 from natprec.evaluation.reload import load_quantized
 from natprec.formats import NumberFormat
 from natprec.kernels import native
