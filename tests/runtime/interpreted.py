@@ -1,6 +1,7 @@
-"""A checkpoint on the kernels of CUDA, in Triton's interpreter; a process of its own: see tests/kernels/triton.
+"""A checkpoint on the kernels of CUDA, on a GPU or in Triton's interpreter; a process of its own, as in tests/kernels.
 
-    TRITON_INTERPRET=1 python -m tests.runtime.interpreted FOLDER
+    TRITON_INTERPRET=1 python -m tests.runtime.interpreted FOLDER cpu
+    python -m tests.runtime.interpreted FOLDER cuda
 
 prints as JSON which kernels ran, how far the logits of many tokens and of one are from those of the dense weights, over
 the largest logit, and with how many tokens the Triton kernel was launched each time.
@@ -25,9 +26,10 @@ IDS = tokens(2, 24)
 
 
 @torch.inference_mode()
-def main(folder: Path) -> None:
+def main(folder: Path, device: str) -> None:
     """Load, run, compare."""
-    ops.use_interpreter()
+    if device == "cpu":
+        ops.use_interpreter()
     launched: list[int] = []
     original = launch.launch
 
@@ -36,15 +38,16 @@ def main(folder: Path) -> None:
         original(out, x, *rest, **named)
 
     launch.launch = counted
-    runnable = load(folder, kernels=KERNELS["cuda"])
+    runnable = load(folder, device=device, kernels=KERNELS["cuda"])
     dense = load_quantized(folder)
     differences = []
     for ids in (IDS, IDS[:1, :1]):
         expected = dense(input_ids=ids).logits
-        differences.append(float((runnable(input_ids=ids).logits - expected).abs().max() / expected.abs().max()))
+        found = runnable(input_ids=ids.to(device)).logits.cpu()
+        differences.append(float((found - expected).abs().max() / expected.abs().max()))
     kernels = sorted({chosen.kernel for chosen in runnable.kernels.values()})
     print(json.dumps({"kernels": kernels, "many": differences[0], "one": differences[1], "launched": launched}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,4 +1,4 @@
-"""Checkpoints on the kernels of CUDA, in Triton's interpreter, since there may be no GPU; what is said without one."""
+"""Checkpoints on the kernels of CUDA: on a GPU where there is one, else in Triton's interpreter; what is said then."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ FLOAT16, INT8 = 5e-3, 0.03
 """Largest difference of a logit over the largest logit: activations as float16, and as int8."""
 
 
-def interpreted(folder: Path) -> dict[str, Any]:
+WHERE = pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))],
+)
+
+
+def interpreted(folder: Path, device: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.runtime.interpreted", str(folder)],
+        [sys.executable, "-W", "ignore", "-m", "tests.runtime.interpreted", str(folder), device],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TRITON_INTERPRET": "1" if device == "cpu" else "0", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -35,15 +41,16 @@ def interpreted(folder: Path) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@WHERE
 @pytest.mark.parametrize(
     ("engine", "fmt"), [("vllm", NumberFormat(3, 32)), ("natprec", NumberFormat(5, 32, False))], ids=["W3", "W5"]
 )
 def test_triton_computes_what_the_dense_weights_do(
-    engine: str, fmt: NumberFormat, tmp_path: Path, tiny_tokenizer: Any
+    engine: str, fmt: NumberFormat, device: str, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     """Linears of both profiles; natprec's has a quantized embedding and head too."""
     pytest.importorskip("triton")
-    found = interpreted(written(tmp_path / "out", subject(tiny_tokenizer), fmt, engine))
+    found = interpreted(written(tmp_path / "out", subject(tiny_tokenizer), fmt, engine), device)
     assert found["kernels"] == (["half", "triton"] if engine == "vllm" else ["triton"])
     assert set(found["launched"]) == {48, 1}
     assert len(found["launched"]) == 2 * (2 * 4 + (engine == "natprec"))  # 2 blocks of 4 products, and the head
@@ -51,7 +58,8 @@ def test_triton_computes_what_the_dense_weights_do(
     assert found["one"] < FLOAT16
 
 
-def test_int8_inputs_run_on_codes(tmp_path: Path, tiny_tokenizer: Any) -> None:
+@WHERE
+def test_int8_inputs_run_on_codes(device: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     pytest.importorskip("triton")
     folder = written(tmp_path / "out", subject(tiny_tokenizer), NumberFormat(8, CHANNEL), "vllm")
     config = json.loads((folder / "config.json").read_text())
@@ -60,7 +68,7 @@ def test_int8_inputs_run_on_codes(tmp_path: Path, tiny_tokenizer: Any) -> None:
             "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True
         }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    found = interpreted(folder)
+    found = interpreted(folder, device)
     assert found["kernels"] == ["half", "triton-int8"]
     assert max(found["many"], found["one"]) < INT8
 

@@ -59,12 +59,14 @@ class Variant:
     x_dtype: torch.dtype = torch.float16
     epilogue: Epilogue = Epilogue()  # noqa: RUF009  a frozen value
     biased: bool = False
+    shared: bool = False
+    """Several programs have the columns of an output tile."""
 
     @property
     def name(self) -> str:
         """For example `int4-g64 A8 silu+int8`."""
         inputs = "A8" if self.x_dtype == torch.int8 else "A16"
-        return f"{self.format.name} {inputs} {self.epilogue.name}"
+        return f"{self.format.name} {inputs} {self.epilogue.name}{' shared' if self.shared else ''}"
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ def _arguments(variant: Variant) -> tuple[dict[str, Tensor | int | float | None]
         floats(size) if variant.biased else None,
         floats(tokens, size) if epilogue.gated else None,
         floats(tokens, size) if epilogue.residual else None,
+        torch.empty(tokens, size, device="meta") if variant.shared else None,
+        torch.empty(size, dtype=torch.int32, device="meta") if variant.shared else None,
     )
     return values, weight
 

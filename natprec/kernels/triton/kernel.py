@@ -2,7 +2,8 @@
 
 Per tile of 8·R columns (`natprec.kernels.layout`) words are loaded once, 16 bytes a thread; each shift of them is an
 operand of the tensor core. Codes reach it as whole numbers, which 16-bit floats hold exactly; scales meet the float32
-sum of a group. So of the whole product only those sums are rounded.
+sum of a group. So of the whole product only those sums are rounded. Where the output has few tiles, several programs
+share the columns of one (`natprec.kernels.triton.split`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import triton
 import triton.language as tl
 
 from natprec.kernels.triton.fused import finish
+from natprec.kernels.triton.split import gathered
 
 
 @triton.jit
@@ -26,6 +28,8 @@ def planar_linear(
     multiplier,
     residual,
     out,
+    partial,  # sums of programs that share columns, and how many are there; None where one has them all
+    arrived,
     M,
     N,
     PADDED,  # N, to whole tiles
@@ -65,7 +69,12 @@ def planar_linear(
     heights = tl.zeros((BM,), tl.int32)  # Σ x, where WIDE
     if GROUP == 0:
         z = None if zero is None else tl.load(zero + rn)
-    for tile in range(0, tl.cdiv(K, TILE)):
+    begin, end = 0, tl.cdiv(K, TILE)
+    if partial is not None:
+        share = tl.cdiv(end, tl.num_programs(2))
+        begin = tl.program_id(2) * share
+        end = tl.minimum(begin + share, end)
+    for tile in range(begin, end):
         for step in tl.static_range(0, 8, JOIN):
             if step % RUN0 == 0:
                 words0 = tl.load(plane0 + (tile * (8 // RUN0) + step // RUN0) * PADDED * R + words)
@@ -107,7 +116,12 @@ def planar_linear(
     value = tl.trans(total) if LEFT else total
     if x_scale is not None:
         value *= tl.load(x_scale + rm, mask=rm < M, other=0)[:, None]
-    finish(value, rm, rn, M, N, bias, multiplier, residual, out, inverse_output_scale, ACTIVATION)
+    if partial is None:
+        finish(value, rm, rn, M, N, bias, multiplier, residual, out, inverse_output_scale, ACTIVATION)
+    else:
+        value, last = gathered(value, (rm < M)[:, None], partial, arrived)
+        if last:
+            finish(value, rm, rn, M, N, bias, multiplier, residual, out, inverse_output_scale, ACTIVATION)
 
 
 @triton.jit

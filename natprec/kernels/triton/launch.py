@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from natprec.kernels.epilogue import Epilogue
 from natprec.kernels.layout import PLANES, STEPS, PlanarWeight
 from natprec.kernels.triton.kernel import planar_linear
-from natprec.kernels.triton.tiles import Tile, join, span, tiles
+from natprec.kernels.triton.tiles import Tile, join, sharing, span, tiles
 
 OPERANDS = {torch.int8: tl.int8, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -58,6 +59,8 @@ def arguments(
     bias: Tensor | None = None,
     multiplier: Tensor | None = None,
     residual: Tensor | None = None,
+    partial: Tensor | None = None,
+    arrived: Tensor | None = None,
 ) -> dict[str, Tensor | int | float | None]:
     """The other arguments of `planar_linear`, by name."""
     planes = (*weight.planes, None, None)
@@ -71,6 +74,8 @@ def arguments(
         "multiplier": multiplier,
         "residual": residual,
         "out": out,
+        "partial": partial,
+        "arrived": arrived,
         "M": x.shape[0],
         "N": weight.rows,
         "PADDED": weight.scale.shape[1],
@@ -89,25 +94,52 @@ def launch(
     multiplier: Tensor | None = None,
     residual: Tensor | None = None,
     tile: Tile | None = None,
+    programs: int | None = None,
 ) -> None:
     """Fill `out`, (tokens, rows), contiguous as all others are; see `natprec.kernels.triton.ops` for the rest.
 
     Args:
         tile: instead of the device's default.
+        programs: that share the columns of an output tile, instead of `tiles.sharing`.
     """
     if not out.numel():
         return
     if tile is None:
         tile = tiles(len(x), capability(x.device), x.dtype == torch.int8)[0]
-    grid = (triton.cdiv(len(x), tile.tokens), triton.cdiv(weight.rows, tile.rows))
+    outputs = (triton.cdiv(len(x), tile.tokens), triton.cdiv(weight.rows, tile.rows))
+    if programs is None:
+        steps = triton.cdiv(weight.columns, STEPS * weight.depth)
+        programs = sharing(outputs[0] * outputs[1], steps, processors(x.device))
+    shared = workspace(x.device, outputs, tile, programs) if programs > 1 else (None, None)
     interpreted = triton.knobs.runtime.interpret
-    planar_linear[grid](
-        **arguments(out, x, weight, epilogue, x_scale, bias, multiplier, residual),
+    planar_linear[(*outputs, programs)](
+        **arguments(out, x, weight, epilogue, x_scale, bias, multiplier, residual, *shared),
         **constants(weight, x.dtype, epilogue.activation, tile, interpreted),
         **({} if interpreted else options(tile)),
     )
 
 
+_ARRIVED: dict[tuple[torch.device, int], Tensor] = {}
+"""Counters of each stream: kernels of one stream follow one another, and each leaves zeros behind."""
+
+
+def workspace(device: torch.device, outputs: tuple[int, int], tile: Tile, programs: int) -> tuple[Tensor, Tensor]:
+    """Room for the sums of programs that share columns, and their counters."""
+    count = outputs[0] * outputs[1]
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    arrived = _ARRIVED.get((device, stream))
+    if arrived is None or len(arrived) < count:
+        arrived = _ARRIVED[device, stream] = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
+    return torch.empty(count * programs * tile.tokens * tile.rows, device=device), arrived
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; on a CPU, in the interpreter, one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
 def capability(device: torch.device) -> int:
     """Of a GPU, such as 90; on a CPU, in the interpreter, that of the oldest one which the kernel is compiled for."""
     if device.type == "cpu":

@@ -71,6 +71,24 @@ def tiles(tokens: int, capability: int, codes: bool) -> tuple[Tile, ...]:
     return PREFILL[max((known for known in PREFILL if known <= capability), default=min(PREFILL))]
 
 
+PROGRAMS, STEPS_EACH = 4, 2
+"""Programs for each multiprocessor that sharing columns aims at, and the tiles of columns that each has at least."""
+
+
+def sharing(outputs: int, steps: int, processors: int) -> int:
+    """Programs that share the columns of one output tile: a power of 2, or 1 where there are enough of them anyway.
+
+    Args:
+        outputs: tiles of the output.
+        steps: tiles of 8·R columns.
+        processors: multiprocessors of the GPU.
+    """
+    programs = 1
+    while outputs * programs < PROGRAMS * processors and steps >= 2 * programs * STEPS_EACH:
+        programs *= 2
+    return programs
+
+
 def span(group_size: int | None, depth: int) -> int:
     """Columns that are summed before they are scaled: the most that lie within one group and one tile.
 
