@@ -30,12 +30,17 @@ def to_fit(done: Mapping[str, WeightObserver], workers: Workers) -> dict[str, We
     owners = workers.assign({unit: len(own) * own[0].weight.shape[1] ** 2 for unit, own in members.items()})
     if workers.size > 1:
         for unit, own in members.items():
-            _add_up(own, owners[unit], workers)
+            narrow = all(each.wire == torch.bfloat16 for each in done.values() if each.site.unit == unit)
+            _add_up(own, owners[unit], workers, torch.bfloat16 if narrow else torch.float32)
     return {name: each for name, each in done.items() if owners.get(each.site.unit, workers.rank) == workers.rank}
 
 
-def _add_up(members: list[Compensation], owner: int, workers: Workers) -> None:
-    """The moments of one unit and the gradients that judge it, at one process; what none came to stays unknown."""
+def _add_up(members: list[Compensation], owner: int, workers: Workers, wire: torch.dtype) -> None:
+    """The moments of one unit and the gradients that judge it, at one process; what none came to stays unknown.
+
+    Args:
+        wire: a dtype in which the gradients are exact.
+    """
     fitted, unit = members[0].fitted, members[0].site.unit
     counts = torch.zeros(workers.size, 1 + len(members), dtype=torch.int64)
     counts[workers.rank] = torch.tensor([unit in fitted, *(len(each.judging) for each in members)])
@@ -48,7 +53,7 @@ def _add_up(members: list[Compensation], owner: int, workers: Workers) -> None:
         shape = (len(judged_rows(len(each.weight))), size)
         own = torch.stack(each.judging) if each.judging else each.weight.new_zeros(0, *shape, dtype=torch.float32)
         pieces = [own if rank == owner else own[:0] for rank in range(workers.size)]
-        found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging])
+        found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging], wire)
         each.judging = list(torch.cat(found))
     if workers.rank != owner:
         fitted.pop(unit, None)
