@@ -55,6 +55,7 @@ def contract(
     squared: bool,
     count: int | None = None,
     sharding: Sharding | None = None,
+    wire: torch.dtype | None = None,
 ) -> Product:
     """Meet the errors of every format; `gathered` is overwritten.
 
@@ -62,6 +63,7 @@ def contract(
         gathered: (units, rows, columns), gradients; or, `squared`, sums of squared gradients, which know no directions.
         count: units of all processes; default: as many as in `gathered`.
         sharding: `gathered` is of this process's units; each process contracts some of the rows.
+        wire: a dtype in which all of `gathered` is exact, at all processes; default: its own.
     """
     count = count or len(gathered)
     sharding = sharding or Sharding.alone(count)
@@ -70,10 +72,8 @@ def contract(
     along = torch.zeros_like(values)
     gram = torch.zeros(count, count, dtype=torch.float64)
     step = max(1, CONTRACT_VALUES // (count * weight.shape[1]))
-    gathered, own = sharding.by_rows(gathered, count, step)
-    for start in own[::step]:
-        errors = rounding_errors(weight[start : start + step], formats, scale_dtype)
-        rows = gathered[:, start - own.start : start - own.start + step]
+    for own, rows in sharding.by_rows(gathered, count, step, wire):
+        errors = rounding_errors(weight[own.start : own.stop], formats, scale_dtype)
         chunk = rows.reshape(count, -1)
         if not squared:
             along += (chunk @ errors.T).cpu()

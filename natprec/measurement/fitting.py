@@ -28,27 +28,38 @@ def to_fit(done: Mapping[str, WeightObserver], workers: Workers) -> dict[str, We
         if observer.compensation is not None:
             members.setdefault(observer.site.unit, []).append(observer.compensation)
     owners = workers.assign({unit: len(own) * own[0].weight.shape[1] ** 2 for unit, own in members.items()})
-    if workers.size > 1:
-        for unit, own in members.items():
-            _add_up(own, owners[unit], workers)
+    if workers.size > 1 and members:
+        counts = workers.all_sum(*(_had(own, workers) for own in members.values()))
+        for (unit, own), had in zip(members.items(), counts, strict=True):
+            narrow = all(each.wire == torch.bfloat16 for each in done.values() if each.site.unit == unit)
+            _add_up(own, had, owners[unit], workers, torch.bfloat16 if narrow else torch.float32)
     return {name: each for name, each in done.items() if owners.get(each.site.unit, workers.rank) == workers.rank}
 
 
-def _add_up(members: list[Compensation], owner: int, workers: Workers) -> None:
-    """The moments of one unit and the gradients that judge it, at one process; what none came to stays unknown."""
-    fitted, unit = members[0].fitted, members[0].site.unit
+def _had(members: list[Compensation], workers: Workers) -> Tensor:
+    """(processes, 1 + members), int64, with one unit's row of this process: moments or none, gradients that judge."""
     counts = torch.zeros(workers.size, 1 + len(members), dtype=torch.int64)
-    counts[workers.rank] = torch.tensor([unit in fitted, *(len(each.judging) for each in members)])
-    (counts,) = workers.all_sum(counts)
-    size = members[0].weight.shape[1]
-    if counts[:, 0].any():
+    first = members[0]
+    counts[workers.rank] = torch.tensor([first.site.unit in first.fitted, *(len(each.judging) for each in members)])
+    return counts
+
+
+def _add_up(members: list[Compensation], had: Tensor, owner: int, workers: Workers, wire: torch.dtype) -> None:
+    """The moments of one unit and the gradients that judge it, at one process; what none came to stays unknown.
+
+    Args:
+        had: what each process has of them, see `_had`.
+        wire: a dtype in which the gradients are exact.
+    """
+    fitted, unit, size = members[0].fitted, members[0].site.unit, members[0].weight.shape[1]
+    if had[:, 0].any():
         nothing = torch.zeros(size, size, dtype=torch.float64, device=members[0].weight.device)
         workers.sum_at(owner, fitted.setdefault(unit, nothing))
-    for each, judging in zip(members, counts[:, 1:].T.tolist(), strict=True):
+    for each, judging in zip(members, had[:, 1:].T.tolist(), strict=True):
         shape = (len(judged_rows(len(each.weight))), size)
         own = torch.stack(each.judging) if each.judging else each.weight.new_zeros(0, *shape, dtype=torch.float32)
         pieces = [own if rank == owner else own[:0] for rank in range(workers.size)]
-        found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging])
+        found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging], wire)
         each.judging = list(torch.cat(found))
     if workers.rank != owner:
         fitted.pop(unit, None)

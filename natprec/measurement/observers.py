@@ -75,11 +75,20 @@ class WeightObserver:
     compensation: Compensation | None = None
     peers: int = 1
     tokens: int = 0
+    widened: bool = False
 
     @property
     def few(self) -> bool:
         """Whether too few tokens were routed to it to measure it by itself; known when all processes are complete."""
         return self.site.experts != "" and self.tokens < MIN_TOKENS
+
+    @property
+    def wire(self) -> torch.dtype:
+        """In which a sequence's gradient loses nothing on its way; known when all processes are complete.
+
+        A product in bfloat16 is a sum in float32, rounded; the sum of two of them is exact in float32 alone.
+        """
+        return torch.float32 if self.widened else torch.bfloat16
 
     @property
     def total(self) -> int:
@@ -133,6 +142,7 @@ class WeightObserver:
         inputs = inputs.to(gradient.dtype)
         for index, sequence in enumerate(self.sequences):
             product = gradient[index].T @ inputs[index]
+            self.widened |= product.dtype != torch.bfloat16 or sequence in self.pending
             if sequence in self.pending:
                 self.pending[sequence] += product
             elif self.units == self.total:
@@ -188,23 +198,25 @@ class WeightObserver:
         self.sampled[sequence], self.standing[sequence] = rows, standing
 
     def reached(self) -> Tensor:
-        """(3,), int64: whether gradients of the matrix product have come, and of lookups; tokens of the product."""
-        return torch.tensor([self.gathered is not None, bool(self.lookups), self.tokens], dtype=torch.int64)
+        """(4,), int64: whether gradients of the matrix product have come, of lookups, and wide ones; its tokens."""
+        known = [self.gathered is not None, bool(self.lookups), self.widened, self.tokens]
+        return torch.tensor(known, dtype=torch.int64)
 
     def complete(self, reached: Tensor) -> None:
         """What no sequence of this process reached is zero where those of another did: see `reached`."""
         if reached[0] and self.gathered is None:
             self.gathered = self._zeros()
-        self.looked_up = bool(reached[1])
-        self.tokens = int(reached[2])
+        self.looked_up, self.widened = bool(reached[1]), bool(reached[2])
+        self.tokens = int(reached[3])
 
     def finish_product(self, terms: int) -> None:
         """Contract the gradients of the matrix product with the errors of every format."""
         if self.gathered is not None:
             pooled = self.total // self.units
+            squared = self.units < self.total
             product = contract(
-                self.gathered, self.weight, self.formats, self.scale_dtype,
-                squared=self.units < self.total, count=self.units, sharding=self.sharding,
+                self.gathered, self.weight, self.formats, self.scale_dtype, squared=squared, count=self.units,
+                sharding=self.sharding, wire=torch.float32 if squared else self.wire,
             )  # fmt: skip
             self.head_values, self.head_energy = product.values / (2 * terms * pooled), product.energy / pooled
             self.alignment = product.alignment if self.ids is None else None  # a tied weight has another use

@@ -83,14 +83,27 @@ def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
     )
 
 
-def tied_state(observers: dict[str, WeightObserver]) -> dict[str, Tensor]:
-    """What tied weights carry from the suffix to the prefix: 'site|part' → tensor."""
-    return {f"{name}|{part}": value for name, observer in observers.items() for part, value in observer.state().items()}
+def tied_state(observers: dict[str, WeightObserver], known: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What tied weights carry from the suffix to the prefix: 'site|part' → tensor.
+
+    Args:
+        known: after the stage before, which stays so: it is large, and gathered from all processes once.
+    """
+    return {
+        f"{name}|{part}": value
+        for name, observer in observers.items()
+        for part, value in (_of_site(name, known) or observer.state()).items()
+    }
 
 
 def load_tied(observers: dict[str, WeightObserver], tensors: dict[str, Tensor]) -> None:
     """The inverse of `tied_state`."""
     for name, observer in observers.items():
-        own = {key.removeprefix(name + "|"): value for key, value in tensors.items() if key.startswith(name + "|")}
+        own = _of_site(name, tensors)
         if own:
             observer.load(own)
+
+
+def _of_site(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Part → tensor, of those called 'site|part'."""
+    return {key.removeprefix(name + "|"): value for key, value in tensors.items() if key.startswith(name + "|")}

@@ -11,7 +11,7 @@ pool of sequences lies in two processes).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -82,24 +82,36 @@ class Sharding:
         parts = workers.exchange(pieces, [(count, *own.shape[1:]) for count in counts])
         return torch.cat(parts) if at in (None, workers.rank) else own
 
-    def by_rows(self, gathered: Tensor, units: int, step: int) -> tuple[Tensor, range]:
-        """Exchange gradients: from all rows of own units to own rows of all units, which are multiples of `step`.
+    def by_rows(
+        self, gathered: Tensor, units: int, step: int, wire: torch.dtype | None = None
+    ) -> Iterator[tuple[range, Tensor]]:
+        """Exchange gradients: from all rows of own units to own rows of all units, `step` at a time.
+
+        What others sent stays as it came, and becomes one tensor only for the few rows that are looked at.
 
         Args:
             gathered: (own units, rows, columns); of a unit in common each process has its own sequences' sum.
-        Returns:
-            (units, own rows, columns), and which rows.
+            wire: a dtype in which all of them are exact, at all processes; default: their own.
+        Yields:
+            Which rows, and (units, these rows, columns), which may be overwritten.
         """
         workers, (_, rows, columns) = self.workers, gathered.shape
         if workers.size == 1:
-            return gathered, range(rows)
+            for start in range(0, rows, step):
+                yield range(start, min(start + step, rows)), gathered[:, start : start + step]
+            return
         steps = [workers.share(-(-rows // step), rank) for rank in range(workers.size)]
         bounds = [range(each.start * step, min(each.stop * step, rows)) for each in steps]
         own = bounds[workers.rank]
         pools = [self.pool(units, rank) for rank in range(workers.size)]
         pieces = [gathered[:, each.start : each.stop] for each in bounds]
-        result = gathered.new_zeros(units, len(own), columns)
-        parts = workers.exchange(pieces, [(len(pool), len(own), columns) for pool in pools])
-        for pool, part in zip(pools, parts, strict=True):
-            result[pool.start : pool.stop] += part
-        return result, own
+        parts = workers.exchange(pieces, [(len(pool), len(own), columns) for pool in pools], wire)
+        for start in range(0, len(own), step):
+            wanted = own[start : start + step]
+            chunk, filled = gathered.new_empty(units, len(wanted), columns), 0
+            for pool, part in zip(pools, parts, strict=True):
+                found, common = part[:, start : start + step], filled - pool.start
+                chunk[pool.start : filled] += found[:common]
+                chunk[filled : pool.stop] = found[common:]
+                filled = pool.stop
+            yield wanted, chunk

@@ -160,7 +160,7 @@ def sweep(
             moments.clear()
         for shape in spare.keys() - {observer.buffer for observer in observers.values() if observer.site.gptq}:
             del spare[shape]
-        state.stage, state.tied = stage - 1, tied_state(observers)
+        state.stage, state.tied = stage - 1, tied_state(observers, state.tied)
         state.gradient = None if gradient is None else sharding.gather(gradient, at=0)
         save(state)
     return {site.name: state.curves[site.name] for site in (*sites, *(activations or {}))}

@@ -31,9 +31,6 @@ JOINING = timedelta(minutes=5)
 WAITING = timedelta(days=7)
 """How long they wait in an exchange for one that lives: process 0 may write text for hours."""
 
-SAMPLE = 4096
-"""Values that show that a tensor is not exact in bfloat16, where it is not."""
-
 
 class Workers:
     """The processes of a run, seen from one of them.
@@ -72,44 +69,42 @@ class Workers:
             load[owners[job]] += costs[job]
         return owners
 
-    def exchange(self, pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Send one tensor to every process, and receive one of each.
-
-        Floats that are all exact in bfloat16, at all processes, travel so: gradients of products in bfloat16 are.
+    def exchange(
+        self, pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], wire: torch.dtype | None = None
+    ) -> list[Tensor]:
+        """Send one tensor to every other process, and receive one of each.
 
         Args:
             pieces: by receiver, all of one dtype.
             shapes: by sender, of what comes.
+            wire: the dtype in which they travel, at all processes the same; default: their own.
         Returns:
-            By sender.
+            By sender, as they came: what others sent in `wire`, and this process's own piece itself, not a copy.
         Raises:
             WorkerError: another process has died; it is named.
         """
         if self.size == 1:
             return list(pieces)
-        counts = [piece.numel() for piece in pieces]
-        out = torch.empty(sum(counts), dtype=pieces[0].dtype, device=self._transport)
-        for part, piece in zip(out.split(counts), pieces, strict=True):
+        own = pieces[self.rank]
+        leaving = [piece.new_empty(0) if rank == self.rank else piece for rank, piece in enumerate(pieces)]
+        counts = [piece.numel() for piece in leaving]
+        expected = [0 if rank == self.rank else math.prod(shape) for rank, shape in enumerate(shapes)]
+        out = torch.empty(sum(counts), dtype=wire or own.dtype, device=self._transport)
+        into, width = out.new_empty(sum(expected)), out.element_size()
+        for part, piece in zip(out.split(counts), leaving, strict=True):
             part.view(piece.shape).copy_(piece)
-        expected = [math.prod(shape) for shape in shapes]
+        received, given = ([width * count for count in each] for each in (expected, counts))
         try:
-            if out.dtype == torch.float32 and self._all_agree(_exact_in_bfloat16(out)):
-                out = out.bfloat16()
-            into, width = out.new_empty(sum(expected)), out.element_size()
-            received, given = ([width * count for count in each] for each in (expected, counts))
             dist.all_to_all_single(into.view(torch.uint8), out.view(torch.uint8), received, given)
         except RuntimeError as error:
             assert self._pulse is not None
             raise self._pulse.verdict(error) from error
-        self.sent[self.stage] += width * (out.numel() - counts[self.rank])
-        parts = into.to(pieces[0].device, pieces[0].dtype).split(expected)
-        return [part.view(tuple(shape)) for part, shape in zip(parts, shapes, strict=True)]
-
-    def _all_agree(self, own: bool) -> bool:
-        """Whether it is so at all processes."""
-        votes = torch.tensor([own], dtype=torch.int32, device=self._transport)
-        dist.all_reduce(votes, dist.ReduceOp.MIN)
-        return bool(votes)
+        self.sent[self.stage] += width * out.numel()
+        parts = into.to(own.device).split(expected)
+        return [
+            own if rank == self.rank else part.view(tuple(shape))
+            for rank, (part, shape) in enumerate(zip(parts, shapes, strict=True))
+        ]
 
     def all_sum(self, *tensors: Tensor) -> list[Tensor]:
         """The sum over all processes of each tensor, at all of them; of one dtype, float64 or integers, and small."""
@@ -257,8 +252,3 @@ def _number(name: str, default: int | None = None) -> int:
             "start with torchrun or accelerate launch, which set both"
         )
     return int(text)
-
-
-def _exact_in_bfloat16(values: Tensor) -> bool:
-    """Whether rounding would change none of some float32 values; a few are looked at first."""
-    return all(torch.equal(some.bfloat16().float(), some) for some in (values[:SAMPLE], values))

@@ -44,10 +44,12 @@ class Threads(Workers):
         super().__init__(rank, size)
         self.table, self.barrier = table, barrier
 
-    def exchange(self, pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    def exchange(
+        self, pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]], wire: torch.dtype | None = None
+    ) -> list[Tensor]:
         if self.size == 1:
             return super().exchange(pieces, shapes)
-        self.table[self.rank] = [piece.clone() for piece in pieces]
+        self.table[self.rank] = [piece.clone() if wire is None else piece.to(wire, copy=True) for piece in pieces]
         self.barrier.wait(60)
         taken = [self.table[rank][self.rank].view(tuple(shape)) for rank, shape in enumerate(shapes)]
         self.barrier.wait(60)
@@ -192,11 +194,14 @@ def test_measuring_and_checking(estimator: str) -> None:
         assert found.solve(eps=0.01).to_json() == alone.solve(eps=0.01).to_json()
 
 
-def test_a_site_that_one_worker_never_reaches() -> None:
-    """As an expert that none of a worker's tokens were sent to."""
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_site_that_one_worker_never_reaches(dtype: torch.dtype, uses: int) -> None:
+    """As an expert that none of a worker's tokens were sent to; what travels is exact, sums of two products too."""
     weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
     site = Site("expert", "weight", "linear", (24, 32), ("expert",), "expert", 0)
-    inputs, gradient = (torch.randn(4, LENGTH, size, generator=torch.Generator().manual_seed(1)) for size in (32, 24))
+    draw = torch.Generator().manual_seed(1)
+    inputs, gradient = (torch.randn(4, LENGTH, size, generator=draw).to(dtype) for size in (32, 24))
     gradient[2:] = 0
 
     def observed(workers: Workers) -> Curve:
@@ -204,9 +209,11 @@ def test_a_site_that_one_worker_never_reaches() -> None:
         observer = WeightObserver(site, weight, FORMATS, sharding, 1, torch.bfloat16, 0, {})
         if sharding.own.start == 0:
             observer.sequences = sharding.own
-            observer.add_product(sharding.take(inputs), sharding.take(gradient))
+            for use in range(uses):
+                observer.add_product(sharding.take(inputs) * (1 + use), sharding.take(gradient))
             observer.flush()
         _contract({"expert": observer}, workers, LENGTH)
+        assert (observer.wire == torch.bfloat16) == (dtype == torch.bfloat16 and uses == 1)
         return observer.curve(LENGTH)
 
     alone = observed(Workers())
