@@ -9,7 +9,7 @@ value; SiLU and the gated product after gate; the residual after the others. Wei
 First a kernel's result is held against the specification in float64; one that is wrong is not timed. Then it is called
 on weights in rotation, with 1 GiB overwritten before each call, so that nothing is left in the L2 cache; times are
 medians of CUDA events. `host_us` is what a call takes on the CPU: where it is above `flush_us`, the GPU had to wait for
-it. `modelled_us` is not measured: it is the roofline of an H100's published peaks.
+it. `modelled_us` is not measured: it is the roofline of the published peaks of an H100, or H200.
 
 With --device cpu results are checked and nothing is timed; for the Triton kernel set TRITON_INTERPRET=1.
 """
@@ -31,11 +31,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natprec.kernels.traffic import H100, modelled_seconds
+from natprec.kernels.traffic import H100, H200, Machine, modelled_seconds
 from scripts.gpu_kernels import KERNELS, SHAPES, Call, Case, Entry, NotRun, Operands
 
-TOKENS = (1, 16, 512, 2048)
-"""Decode and prefill."""
+TOKENS = (1, 16, 64, 512, 2048)
+"""Decode, several texts at once, and prefill."""
 
 COPIES, REPEATS, FLUSH = 4, 50, 1 << 30
 """Weights in rotation; timed calls; bytes overwritten before each."""
@@ -91,6 +91,11 @@ def measure(call: Call, repeats: int = REPEATS) -> dict[str, float]:
     }
 
 
+def roofline() -> Machine:
+    """Whose published peaks are modelled with: the GPU's if it is an H200, else an H100's."""
+    return H200 if torch.cuda.is_available() and "H200" in torch.cuda.get_device_name() else H100
+
+
 def row(case: Case, name: str, operands: Operands) -> dict[str, Any]:
     """One kernel on one case: checked, then timed."""
     product = case.product
@@ -100,7 +105,7 @@ def row(case: Case, name: str, operands: Operands) -> dict[str, Any]:
         "columns": product.columns, "bits": case.bits, "activations": "A8" if case.coded else "A16",
         "epilogue": product.epilogue.name, "kernel": name, "bytes_fused": product.bytes_moved(fused=True),
         "bytes_unfused": product.bytes_moved(fused=False),
-        "modelled_us": 1e6 * modelled_seconds(product, H100, name.startswith("natprec")),
+        "modelled_us": 1e6 * modelled_seconds(product, roofline(), name.startswith("natprec")),
     }  # fmt: skip
     try:
         call = entry.prepare(operands)

@@ -5,9 +5,10 @@ Peers run by their own code: the product is stored, and one compiled elementwise
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -103,8 +104,15 @@ class Operands:
         epilogue = self.product.epilogue
         if epilogue == Epilogue():
             return products
-        apply = torch.compile(epilogue.apply) if self.device != "cpu" else epilogue.apply
+        apply = compiled(epilogue) if self.device != "cpu" else epilogue.apply
         return lambda copy: apply(products(copy), None, self.multiplier, self.residual)
+
+
+@cache
+def compiled(epilogue: Epilogue) -> Callable[..., Tensor]:
+    """The epilogue as one kernel, compiled once for all shapes and each combination of operands."""
+    torch._dynamo.config.recompile_limit = 64  # beyond it, Torch would run it uncompiled, and say so on stderr only
+    return torch.compile(epilogue.apply, dynamic=True)
 
 
 def natprec(operands: Operands, tile: int) -> Call:
@@ -112,7 +120,7 @@ def natprec(operands: Operands, tile: int) -> Call:
     from natprec.kernels.triton.launch import capability, launch
 
     product, coded = operands.product, operands.x_scale is not None
-    choices = tiles(product.tokens, capability(operands.x.device), coded)
+    choices = tiles(product.tokens, capability(operands.x.device), product.format.bits, coded)
     if tile >= len(choices):
         raise NotRun(f"there are {len(choices)} tiles")
     depth = DEPTH_OF_CODES if coded else DEPTH_OF_FLOATS
@@ -130,33 +138,36 @@ def natprec(operands: Operands, tile: int) -> Call:
 
 
 def cublas(operands: Operands) -> Call:
-    """Torch's bfloat16 product, the one to beat: the same whatever the width."""
+    """Torch's bfloat16 product, the one to beat."""
+    if operands.product.format.bits != 4:
+        raise NotRun("it is the same whatever the width; see 4 bits")
     weights = [weight.dequantize().bfloat16() for weight in operands.weights]
     x = operands.x.bfloat16()
     return operands.then_epilogue(lambda copy: functional.linear(x, weights[copy]))
 
 
 def marlin(operands: Operands) -> Call:
-    """vLLM's, for 4 and 8 bits; written from its sources of 2026 (marlin_utils.py, mixed_precision/marlin.py)."""
+    """vLLM's, for 4 and 8 bits, as its MarlinLinearKernel prepares it (0.25.1): padded where no thread tile fits."""
     from vllm import _custom_ops as custom
-    from vllm.model_executor.layers.quantization.utils import marlin_utils as marlin_utils
+    from vllm.model_executor.layers.quantization.utils import marlin_utils
     from vllm.scalar_type import scalar_types
 
     product, bits = operands.product, operands.product.format.bits
     if bits not in (4, 8):
         raise NotRun("Marlin has 4 and 8 bits")
-    fits, why = marlin_utils.check_marlin_supports_shape(product.rows, product.columns, product.columns, GROUP)
-    if not fits:
-        raise NotRun(str(why))
     kind = scalar_types.uint4b8 if bits == 4 else scalar_types.uint8b128
-    empty = marlin_utils.marlin_make_empty_g_idx(torch.device(operands.device))
-    workspace = marlin_utils.marlin_make_workspace_new(torch.device(operands.device))
+    sizes = (product.rows, product.columns)
+    padded = marlin_utils.marlin_padded_nk(*sizes, GROUP)
+    device = operands.x.device
+    empty = marlin_utils.marlin_make_empty_g_idx(device)
+    workspace = marlin_utils.marlin_make_workspace_new(device)
     packed = []
     for weight in operands.weights:
-        words, scale = gptq_words(weight.codes, bits), weight.scale.T.contiguous()
+        words = marlin_utils.marlin_pad_qweight(gptq_words(weight.codes, bits), *sizes, *padded)
+        scale = marlin_utils.marlin_pad_scales(weight.scale.T.contiguous(), *sizes, *padded, GROUP)
         packed.append((
-            custom.gptq_marlin_repack(words, empty, product.columns, product.rows, bits),
-            marlin_utils.marlin_permute_scales(scale, product.columns, product.rows, GROUP),
+            custom.gptq_marlin_repack(words, perm=empty, size_k=padded[1], size_n=padded[0], num_bits=bits),
+            marlin_utils.marlin_permute_scales(scale, size_k=padded[1], size_n=padded[0], group_size=GROUP),
         ))  # fmt: skip
 
     def multiply(copy: int) -> Tensor:
@@ -176,24 +187,45 @@ def gptq_words(codes: Tensor, bits: int) -> Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).int().contiguous()
 
 
+def dense_words(codes: Tensor, bits: int) -> Tensor:
+    """Codes as one bitstream per row: (rows, columns · bits / 32), int32, the first column in the lowest bits.
+
+    As compressed-tensors packs since 0.18; vLLM 0.25.1 pins 0.17, which leaves gaps at 3, 5, 6 and 7 bits.
+    """
+    unsigned = (codes.to(torch.int64) + 2 ** (bits - 1)).unflatten(1, (-1, 32))
+    words = torch.zeros(*unsigned.shape[:2], bits + 1, dtype=torch.int64, device=codes.device)
+    for column in range(32):
+        word, shift = divmod(column * bits, 32)
+        wide = unsigned[..., column] << shift
+        words[..., word] += wide & 0xFFFFFFFF
+        words[..., word + 1] += wide >> 32
+    words = words[..., :bits].flatten(1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).int().contiguous()
+
+
 def humming(operands: Operands) -> Call:
-    """Humming's JIT kernels beside 16-bit activations, as its README calls them (0.1.19)."""
-    from compressed_tensors.compressors.pack_quantized import pack_to_int32
-    from humming.layer import HummingLayer
+    """Humming's JIT kernels beside 16-bit activations, padded as vLLM pads them (0.1.10 and 0.1.19).
+
+    Its own heuristics choose the tile of these tokens; only that one is compiled.
+    """
+    from humming.layer import HummingLayer, HummingLayerMethod
 
     product, layers = operands.product, []
     for weight in operands.weights:
         layer = HummingLayer(
-            shape_n=product.rows, shape_k=product.columns, torch_dtype=torch.float16,
+            shape_n=product.rows, shape_k=product.columns, torch_dtype=torch.float16, pad_n_to_multiple=256,
+            pad_k_to_multiple=128,
             weight_config={"quant_method": "compressed-tensors", "format": "pack-quantized", "type": "int",
                            "num_bits": product.format.bits, "strategy": "group", "group_size": GROUP,
                            "symmetric": True},
         ).to(operands.device)  # fmt: skip
-        packed = pack_to_int32(weight.codes, product.format.bits)
+        packed = dense_words(weight.codes, product.format.bits)
         layer.load_from_tensors({"weight_packed": packed, "weight_scale": weight.scale})
         layer.transform()
         layers.append(layer)
-    return operands.then_epilogue(lambda copy: layers[copy](operands.x))
+    tiles = HummingLayerMethod.get_default_tuning_configs(layers[0])
+    tile = next(json.dumps(tile) for above, last, tile in tiles if above < product.tokens <= last)
+    return operands.then_epilogue(lambda copy: layers[copy](operands.x, tuning_config=tile))
 
 
 def bitsandbytes(operands: Operands) -> Call:
@@ -230,7 +262,7 @@ class Entry:
 
 
 KERNELS = {
-    **{f"natprec tile {n}": Entry(lambda operands, n=n: natprec(operands, n), 1e-3, exact=True) for n in range(4)},
+    **{f"natprec tile {n}": Entry(lambda operands, n=n: natprec(operands, n), 1e-3, exact=True) for n in range(2)},
     "cublas-bfloat16": Entry(cublas, 1e-2),
     "marlin": Entry(marlin, 5e-3),
     "humming": Entry(humming, 5e-3),

@@ -1,6 +1,6 @@
 """The support table of the Triton kernel: what each width, epilogue and architecture compiles to. No GPU is needed.
 
-    python scripts/kernel_table.py                       all (about half an hour on one core)
+    python scripts/kernel_table.py                       all 1050 (about half an hour on one core)
     python scripts/kernel_table.py --epilogues full      one epilogue; --bits, --architectures likewise
 
 One line per kernel, as Markdown: registers per thread, shared bytes, programs on a multiprocessor, spilled bytes, and
@@ -17,7 +17,6 @@ import torch
 
 from natprec.formats import NumberFormat
 from natprec.kernels import Epilogue
-from natprec.kernels.layout import PLANES
 from natprec.kernels.triton.ahead import ARCHITECTURES, Variant, compile_for
 from natprec.kernels.triton.tiles import tiles
 
@@ -28,13 +27,14 @@ EPILOGUES = {
     "gelu": Epilogue("gelu", output_scale=0.1),
     "gelu_tanh": Epilogue("gelu_tanh", output_scale=0.1),
 }
-TOKENS = {"decode": 16, "prefill": 512}
+TOKENS = {"decode": 16, "batch": 64, "prefill": 512}
+"""Up to 64 programs may share the columns of an output tile, and are compiled so."""
 
 
 def main() -> int:
     """Compile, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", type=int, nargs="+", default=sorted(PLANES))
+    parser.add_argument("--bits", type=int, nargs="+", default=list(range(2, 9)))
     parser.add_argument("--epilogues", nargs="+", choices=EPILOGUES, default=list(EPILOGUES))
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     chosen = parser.parse_args()
@@ -44,8 +44,9 @@ def main() -> int:
     for name, arch, bits, (phase, tokens), dtype in itertools.product(
         chosen.epilogues, chosen.architectures, chosen.bits, TOKENS.items(), (torch.float16, torch.int8)
     ):
-        variant = Variant(NumberFormat(bits, 64, False), dtype, EPILOGUES[name], biased=name == "full")
-        built = compile_for(variant, tiles(tokens, ARCHITECTURES[arch].capability, dtype == torch.int8)[0], arch)
+        shared = phase != "prefill"
+        variant = Variant(NumberFormat(bits, 64, False), dtype, EPILOGUES[name], biased=name == "full", shared=shared)
+        built = compile_for(variant, tiles(tokens, ARCHITECTURES[arch].capability, bits, dtype == torch.int8)[0], arch)
         fits = built.programs >= 1 and built.shared <= ARCHITECTURES[arch].shared_per_program
         bad += bool(built.local) or not fits
         cells = (

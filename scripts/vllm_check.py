@@ -1,11 +1,13 @@
 """Does vLLM load a checkpoint, with which kernel per layer, and does it compute what the checkpoint says?
 
-For a machine with a GPU and vLLM: written from vLLM's sources, NOT YET RUN on one. Prints JSON: the kernel
-that vLLM chose for each layer, and after each token of a text the likeliest tokens by vLLM beside natprec's own loader
-in float32: the largest difference of a log-probability among them, and how often both rank the same token first. vLLM
-computes in 16 bits, so hundredths of a nat are its arithmetic; a wrong scale or a guessed width shows as whole nats.
+For a machine with a GPU and vLLM 0.25.1. Two processes: vLLM 0.25.1 pins compressed-tensors 0.17, natprec's loader
+needs 0.18 or later (3, 5, 6 and 7 bits are packed otherwise since). Prints JSON: the kernel that vLLM chose for each
+layer, and after each token of a text the likeliest tokens by vLLM beside natprec's own loader in float32: the largest
+difference of a log-probability among them, and how often both rank the same token first. vLLM computes in 16 bits, so
+hundredths of a nat are its arithmetic; a wrong scale or a guessed width shows as whole nats.
 
-    python scripts/vllm_check.py quantized --text test.txt
+    python scripts/vllm_check.py quantized --text test.txt --reference reference.safetensors     anywhere, once
+    python scripts/vllm_check.py quantized --reference reference.safetensors                      with vLLM
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from natprec.evaluation.reload import load_quantized
+from safetensors.torch import load_file, save_file
 
 LIKELIEST = 20
+"""As many as vLLM gives unless `max_logprobs` is raised."""
 
 
 def kernels(model: Any) -> dict[str, str]:
@@ -34,26 +37,48 @@ def kernels(model: Any) -> dict[str, str]:
     return found
 
 
+def write_reference(folder: Path, text: str, length: int, file: Path) -> None:
+    """Token ids and their log-probabilities by natprec's loader, float32."""
+    from transformers import AutoTokenizer
+
+    from natprec.evaluation.reload import load_quantized
+
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text[: 8 * length]).input_ids[:length])
+    with torch.no_grad():
+        expected = load_quantized(folder)(input_ids=ids.unsqueeze(0)).logits[0].float().log_softmax(-1)
+    save_file({"ids": ids, "log_probabilities": expected.contiguous()}, file)
+
+
 def main() -> None:
     """Load, list kernels, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("--text", type=Path, help="write the reference instead of running vLLM")
     parser.add_argument("--length", type=int, default=128, help="tokens of the text")
     options = parser.parse_args()
+    if options.text is not None:
+        text = options.text.read_text(encoding="utf-8")
+        write_reference(options.folder, text, options.length, options.reference)
+        return
+    reference = load_file(options.reference)
+    ids, expected = reference["ids"].tolist(), reference["log_probabilities"]
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that the model is in this process
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     import vllm
 
     engine = vllm.LLM(
-        model=str(options.folder), enforce_eager=True, max_model_len=2 * options.length, gpu_memory_utilization=0.5
+        model=str(options.folder),
+        enforce_eager=True,
+        max_model_len=2 * len(ids),
+        max_num_batched_tokens=2048,
+        gpu_memory_utilization=0.5,
+        attention_backend="TRITON_ATTN",
+        kernel_config={"enable_flashinfer_autotune": False},
     )
     chosen = engine.apply_model(kernels)[0]
-    text = options.text.read_text(encoding="utf-8")[: 8 * options.length]
-    ids = engine.get_tokenizer()(text).input_ids[: options.length]
     sampling = vllm.SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=LIKELIEST)
     (reply,) = engine.generate([{"prompt_token_ids": ids}], sampling)
-    with torch.no_grad():
-        expected = load_quantized(options.folder)(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     largest, agreed = 0.0, 0
     for place, found in enumerate(reply.prompt_logprobs[1:]):
         largest = max(largest, *(abs(each.logprob - float(expected[place, token])) for token, each in found.items()))
@@ -63,6 +88,7 @@ def main() -> None:
         "vllm": vllm.__version__,
         "gpu": torch.cuda.get_device_name(),
         "kernels": chosen,
+        "kernel_counts": dict(Counter(chosen.values())),
         "tokens": len(ids),
         "log_probability_difference_max": largest,
         "same_top_token": agreed / (len(ids) - 1),

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from natprec.kernels import ops
 from natprec.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
-from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PLANES, PlanarWeight, planar, unpack
+from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar, unpack
 from natprec.kernels.reference import quantize_tokens
 from natprec.kernels.triton.ops import planar_linear
 from natprec.quantizers import QuantizedTensor
@@ -26,7 +26,7 @@ class Triton(Kernel):
 
     def refuses(self, layer: Layer) -> str:
         """Groups that the layout's steps do not fill; everything where triton is not installed."""
-        if layer.format.bits not in PLANES or (layer.groups > 1 and layer.format.group_size % self.depth):
+        if layer.format.bits < 2 or (layer.groups > 1 and layer.format.group_size % self.depth):
             return f"needs 2 to 8 bits in groups of a multiple of {self.depth}"
         return "" if importlib.util.find_spec("triton") else "triton is not installed"
 

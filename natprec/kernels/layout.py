@@ -1,13 +1,15 @@
 """Planar in tile: the order of a packed weight in which a tensor core's operand needs no shuffling.
 
 The checkpoint's dense layout puts neighbouring codes into one word. A GPU thread would have to hand most of them to
-other threads, through shared memory. Here word i of a tile holds the codes of columns i, R + i, 2R + i, …: shifted by
-j codes, R words *are* the columns j·R … j·R + R - 1, in the registers where the tensor core wants them.
+other threads, through shared memory. Here a row's tile of 256 columns is cut into steps of R columns, R = 16 beside
+16-bit activations and 32 beside 8-bit ones (the depth of one tensor-core step). A word of 32 bits has lanes as wide as
+an activation, R / 8 of them, and 8 words are a step: lane l of word i is column i · R / 8 + l. So one shift and one
+mask of a word give neighbouring columns, each in the half or the byte of a register where the tensor core wants it; the
+next bits of the lane are the next step's.
 
-A tile is 8·R columns of a row, R = 16 beside 16-bit activations and 32 beside 8-bit ones (the depth of one
-tensor-core step). A word holds 8 codes and so has as many bytes as a code has bits. Where there is no such word,
-codes are split into planes that have: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1 bits, low bits first; 8-bit codes
-lie 4 to a word, in two runs of R words. Planes have the same order: putting bits together needs no shuffling either.
+Where a width does not divide a lane, codes are split into planes that do: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2,
+7 = 4 + 2 + 1 bits, low bits first. All planes have the same order: putting bits together needs no shuffling either. A
+plane of w bits is w runs of 8 words for a row's tile, whatever R.
 """
 
 from __future__ import annotations
@@ -21,16 +23,11 @@ from torch.nn import functional
 
 from natprec.errors import InputError
 from natprec.formats import NumberFormat
+from natprec.kernels.planes import plane_widths
 from natprec.quantizers import QuantizedTensor
 
-PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
-"""Widths of the planes that hold a code, from its lowest bit up."""
-
-CODES_PER_WORD = {1: 8, 2: 8, 4: 8, 8: 4}
-WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32}
-
-STEPS = 8
-"""Steps of R columns in a tile."""
+TILE, WORDS = 256, 8
+"""Columns of a tile; words of 32 bits that hold a row's step."""
 
 ROWS = 128
 """Rows are padded to a multiple of the largest tile, so that no load of a weight needs a mask."""
@@ -47,7 +44,7 @@ class PlanarWeight:
         rows: output channels, without the padding to a multiple of `ROWS`.
         columns: input channels, without the padding to whole tiles.
         depth: R.
-        planes: (tiles, runs, padded rows, R) each; int8, int16 or int32.
+        planes: (tiles, bits of the plane, padded rows, 8) each, int32.
         scale: (padded groups, padded rows), in the dtype it was stored in.
         zero_point: the same, int8; None when symmetric.
     """
@@ -97,33 +94,38 @@ def planar(weight: QuantizedTensor, depth: int = DEPTH_OF_FLOATS) -> PlanarWeigh
         InputError: the width has no planes (1 bit), or groups do not consist of whole steps of R columns.
     """
     fmt, (rows, columns) = weight.format, weight.codes.shape
-    if fmt.bits not in PLANES:
-        raise InputError(f"{fmt.name} has no planar layout; its widths are {', '.join(map(str, PLANES))} bits")
+    if fmt.bits < 2:
+        raise InputError(f"{fmt.name} has no planar layout; its widths are 2 to 8 bits")
     if (groups := weight.scale.shape[1]) > 1 and fmt.group_size % depth:
         raise InputError(
             f"{fmt.name}: groups of a planar weight are multiples of {depth} columns; use the eager kernel"
         )
-    tiles, padded_rows = math.ceil(columns / (STEPS * depth)), math.ceil(rows / ROWS) * ROWS
-    steps = torch.zeros(tiles * STEPS * depth, padded_rows, dtype=torch.int32, device=weight.codes.device)
-    steps[:columns, :rows] = weight.codes.T.to(torch.int32) - fmt.code_range[0]
-    steps = steps.view(tiles, STEPS, depth, padded_rows).transpose(2, 3)
+    tiles, padded_rows = math.ceil(columns / TILE), math.ceil(rows / ROWS) * ROWS
+    codes = torch.zeros(padded_rows, tiles * TILE, dtype=torch.int64, device=weight.codes.device)
+    codes[:rows, :columns] = weight.codes.to(torch.int64) - fmt.code_range[0]
     planes, low = [], 0
-    for width in PLANES[fmt.bits]:
-        planes.append(_pack(steps >> low & (1 << width) - 1, width))
+    for width in plane_widths(fmt.bits):
+        planes.append(_pack(codes >> low & (1 << width) - 1, width, depth))
         low += width
-    shape = (padded_rows, 1 if groups == 1 else math.ceil(tiles * STEPS * depth / fmt.group_size))
+    shape = (padded_rows, 1 if groups == 1 else math.ceil(tiles * TILE / fmt.group_size))
     zero = None if weight.zero_point is None else _columns_first(weight.zero_point, *shape)
     return PlanarWeight(fmt, rows, columns, depth, tuple(planes), _columns_first(weight.scale, *shape), zero)
 
 
-def _pack(steps: Tensor, width: int) -> Tensor:
-    """(tiles, steps, rows, R) codes of a plane as (tiles, runs, rows, R) words."""
-    count = CODES_PER_WORD[width]
-    runs = steps.to(torch.int64).unflatten(1, (-1, count))
-    shifts = torch.arange(0, width * count, width, device=steps.device).view(-1, 1, 1)
-    words = (runs << shifts).sum(2)
-    bits = width * count
-    return (words - (words >> bits - 1 << bits)).to(WORDS[bits]).contiguous()  # the top bit is the sign
+def _shifts(width: int, depth: int, device: torch.device) -> Tensor:
+    """Where a code lies in its word: (steps of a run, 1, lanes)."""
+    lanes = depth // WORDS
+    bits = 32 // lanes
+    steps = torch.arange(0, bits, width, device=device)
+    return steps.view(-1, 1, 1) + torch.arange(0, 32, bits, device=device)
+
+
+def _pack(codes: Tensor, width: int, depth: int) -> Tensor:
+    """(rows, columns) codes of a plane as (tiles, runs, rows, 8) words."""
+    shifts = _shifts(width, depth, codes.device)
+    runs = codes.view(len(codes), -1, width, len(shifts), WORDS, depth // WORDS)
+    words = (runs << shifts).sum((3, 5)).permute(1, 2, 0, 3)
+    return (words - (words >> 31 << 32)).int().contiguous()  # the top bit is the sign
 
 
 def _columns_first(values: Tensor, rows: int, groups: int) -> Tensor:
@@ -136,13 +138,12 @@ def unpack(weight: PlanarWeight) -> QuantizedTensor:
     """The inverse of `planar`."""
     low, groups = 0, weight.format.groups(weight.columns)
     codes = torch.zeros((), dtype=torch.int64)
-    for plane, width in zip(weight.planes, PLANES[weight.format.bits], strict=True):
-        count = CODES_PER_WORD[width]
-        shifts = torch.arange(0, width * count, width, device=plane.device).view(-1, 1, 1)
-        steps = plane.to(torch.int64).unsqueeze(2) >> shifts & (1 << width) - 1
-        codes = codes + (steps.flatten(1, 2) << low)
+    for plane, width in zip(weight.planes, plane_widths(weight.format.bits), strict=True):
+        words = plane.to(torch.int64).permute(2, 0, 1, 3)[:, :, :, None, :, None]
+        steps = words >> _shifts(width, weight.depth, plane.device) & (1 << width) - 1
+        codes = codes + (steps.flatten(1) << low)
         low += width
-    codes = codes.transpose(2, 3).flatten(0, 2).T[: weight.rows, : weight.columns] + weight.format.code_range[0]
+    codes = codes[: weight.rows, : weight.columns] + weight.format.code_range[0]
     zero = None if weight.zero_point is None else weight.zero_point.T[: weight.rows, :groups].contiguous()
     scale = weight.scale.T[: weight.rows, :groups].contiguous()
     return QuantizedTensor(weight.format, codes.to(torch.int8).contiguous(), scale, zero)

@@ -64,7 +64,8 @@ class Machine:
 
 
 H100 = Machine("H100 SXM", 3.35e12, 989e12, 1979e12)
-"""NVIDIA H100 datasheet, dense."""
+H200 = Machine("H200 SXM", 4.8e12, 989e12, 1979e12)
+"""NVIDIA's datasheets, dense."""
 
 
 def modelled_seconds(product: Product, machine: Machine, fused: bool) -> float:

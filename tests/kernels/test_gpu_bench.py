@@ -129,7 +129,7 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_results_are_checked_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    command = "-m scripts.gpu_bench --device cpu --models smollm2-135m --layers gate --bits 3 --tokens 16 --kernels"
+    command = "-m scripts.gpu_bench --device cpu --models smollm2-135m --layers gate --bits 4 --tokens 16 --kernels"
     done = subprocess.run(
         [sys.executable, *command.split(), "natprec tile 0", "cublas-bfloat16", "marlin"],
         cwd=Path(gpu_kernels.__file__).parents[1],

@@ -1,7 +1,7 @@
 """One kernel: codes of 2 to 8 bits times floats or int8 codes, and the whole epilogue before anything is stored.
 
-Per tile of 8·R columns (`natprec.kernels.layout`) words are loaded once, 16 bytes a thread; each shift of them is an
-operand of the tensor core. Codes reach it as whole numbers, which 16-bit floats hold exactly; scales meet the float32
+Words (`natprec.kernels.layout`) are loaded once, 16 bytes a thread; each shift of them is an operand of a tensor core,
+2 or 4 codes in a register. Codes reach it as whole numbers, which 16-bit floats hold exactly; scales meet the float32
 sum of a group. So of the whole product only those sums are rounded. Where the output has few tiles, several programs
 share the columns of one (`natprec.kernels.triton.split`).
 """
@@ -40,9 +40,10 @@ def planar_linear(
     PLANE1: tl.constexpr,
     PLANE2: tl.constexpr,
     R: tl.constexpr,  # columns of a step
+    TURN: tl.constexpr,  # columns of one turn of the loop
     GROUP: tl.constexpr,  # columns that share a scale; 0: all
-    SPAN: tl.constexpr,  # columns summed before they are scaled: within one group and one tile
-    EVEN: tl.constexpr,  # K consists of whole tiles
+    SPAN: tl.constexpr,  # columns summed before they are scaled: within one group and one turn
+    EVEN: tl.constexpr,  # K consists of whole turns
     COMPUTE: tl.constexpr,  # dtype of the operands
     ACTIVATION: tl.constexpr,
     BM: tl.constexpr,
@@ -52,8 +53,8 @@ def planar_linear(
 ):
     """out[m, n] = epilogue(Σ_k x[m, k] · (code[n, k] - zero[n, g]) · scale[n, g])."""
     T: tl.constexpr = 1 if LEFT else 0  # the dimension of tokens; rows have the other
-    TILE: tl.constexpr = 8 * R
-    RUN0: tl.constexpr = 4 if PLANE0 == 8 else 8  # steps in a word of the first plane
+    LANE: tl.constexpr = 256 // R  # bits of a word that one column has, and steps of a tile
+    STEPS: tl.constexpr = TURN // R
     CODES: tl.constexpr = tl.int8 == COMPUTE
     WIDE: tl.constexpr = CODES and BITS == 8 and zero is not None  # code - zero point needs 9 bits
     SUM: tl.constexpr = tl.int32 if CODES else tl.float32
@@ -63,39 +64,40 @@ def planar_linear(
     k = _along(tl.arange(0, JOIN * R), 1 - T)
     # Weights are padded to whole tiles. Tokens outside are the last one again, and are not stored.
     inputs = x + _along(tl.minimum(rm, M - 1).to(tl.int64), T) * K + k
-    words = _along(rn, 1 - T) * R + _along(tl.arange(0, R), T)
+    words = rn[:, None] * 8 + tl.arange(0, 8)[None, :]
 
     total = tl.zeros((BN, BM) if LEFT else (BM, BN), SUM if GROUP == 0 else tl.float32)
     heights = tl.zeros((BM,), tl.int32)  # Σ x, where WIDE
     if GROUP == 0:
         z = None if zero is None else tl.load(zero + rn)
-    begin, end = 0, tl.cdiv(K, TILE)
+    begin, end = 0, tl.cdiv(K, TURN)
     if partial is not None:
         share = tl.cdiv(end, tl.num_programs(2))
         begin = tl.program_id(2) * share
         end = tl.minimum(begin + share, end)
-    for tile in range(begin, end):
-        for step in tl.static_range(0, 8, JOIN):
-            if step % RUN0 == 0:
-                words0 = tl.load(plane0 + (tile * (8 // RUN0) + step // RUN0) * PADDED * R + words)
-            if step == 0 and PLANE1 > 0:
-                words1 = tl.load(plane1 + tile * PADDED * R + words)
-            if step == 0 and PLANE2 > 0:
-                words2 = tl.load(plane2 + tile * PADDED * R + words)
+    for turn in range(begin, end):
+        first = turn * STEPS
+        for step in tl.static_range(0, STEPS, JOIN):
+            if step * PLANE0 % LANE == 0:
+                words0 = tl.load(plane0 + (first + step) * PLANE0 // LANE * PADDED * 8 + words)
+            if PLANE1 > 0 and step * PLANE1 % LANE == 0:
+                words1 = tl.load(plane1 + (first + step) * PLANE1 // LANE * PADDED * 8 + words)
+            if PLANE2 > 0 and step * PLANE2 % LANE == 0:
+                words2 = tl.load(plane2 + (first + step) * PLANE2 // LANE * PADDED * 8 + words)
             if GROUP > 0 and step * R % SPAN == 0:
-                at = (tile * TILE + step * R) // GROUP * PADDED + rn
+                at = (first + step) * R // GROUP * PADDED + rn
                 s = tl.load(scale + at).to(tl.float32)
                 z = None if zero is None else tl.load(zero + at)
                 part = tl.zeros_like(total).to(SUM)
                 heights = tl.zeros((BM,), tl.int32)
 
-            code = _steps(words0, step % RUN0, PLANE0, JOIN, LEFT)
+            code = _steps(words0, first, step, PLANE0, LANE, STEPS, JOIN)
             if PLANE1 > 0:
-                code = code | _steps(words1, step, PLANE1, JOIN, LEFT) << PLANE0
+                code = code | _steps(words1, first, step, PLANE1, LANE, STEPS, JOIN) << PLANE0
             if PLANE2 > 0:
-                code = code | _steps(words2, step, PLANE2, JOIN, LEFT) << (PLANE0 + PLANE1)
-            weights = _operand(code, None if WIDE else z, BITS, COMPUTE, 1 - T)
-            column = tile * TILE + step * R
+                code = code | _steps(words2, first, step, PLANE2, LANE, STEPS, JOIN) << (PLANE0 + PLANE1)
+            weights = _operand(code, None if WIDE else z, BITS, COMPUTE)
+            column = (first + step) * R
             values = tl.load(inputs + column) if EVEN else tl.load(inputs + column, mask=k < K - column, other=0)
             if WIDE:
                 heights += tl.sum(values.to(tl.int32), 1 - T)
@@ -131,43 +133,64 @@ def _along(vector, DIM: tl.constexpr):
 
 
 @triton.jit
-def _steps(words, FIRST: tl.constexpr, WIDTH: tl.constexpr, JOIN: tl.constexpr, LEFT: tl.constexpr):
-    """Steps FIRST … FIRST + JOIN - 1 of a tile's words, side by side: (JOIN · R, BN), or (BN, JOIN · R)."""
-    shifts = (FIRST + tl.arange(0, JOIN)) * WIDTH
-    words = words.to(tl.int32)
-    if LEFT:
-        code = words[:, None, :] >> shifts[None, :, None]
-        code = tl.reshape(code, (words.shape[0], JOIN * words.shape[1]))
-    else:
-        code = words[None, :, :] >> shifts[:, None, None]
-        code = tl.reshape(code, (JOIN * words.shape[0], words.shape[1]))
-    return code & ((1 << WIDTH) - 1)
+def _steps(
+    words,
+    first,
+    STEP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LANE: tl.constexpr,
+    STEPS: tl.constexpr,
+    JOIN: tl.constexpr,
+):
+    """Steps first + STEP … first + STEP + JOIN - 1 of a plane's words, one code in each lane: (BN, JOIN, 8)."""
+    ONES: tl.constexpr = 0x00010001 if LANE == 16 else 0x01010101
+    MASK: tl.constexpr = ((1 << WIDTH) - 1) * ONES if WIDTH < LANE else -1
+    shifts = STEP * WIDTH % LANE + tl.arange(0, JOIN) * WIDTH
+    if STEPS * WIDTH % LANE:  # a word is for several turns
+        shifts += first * WIDTH % LANE
+    return words[:, None, :] >> shifts[None, :, None] & MASK
 
 
 @triton.jit
-def _operand(code, zero, BITS: tl.constexpr, COMPUTE: tl.constexpr, DIM: tl.constexpr):
+def _operand(code, zero, BITS: tl.constexpr, COMPUTE: tl.constexpr):
     """Codes, stored from 0 up, as signed numbers of the tensor core's type, less the zero point of their row.
 
-    Floats need no conversion: a code put into the mantissa of 1024 (fp16) or 2**23 (fp32) is that number plus the
-    code (Kim et al. 2022, arXiv:2211.10017), and what is then subtracted is a whole number too.
+    All lanes of a word at once. Halves need no conversion: a code put into the mantissa of 1024 is that number plus the
+    code (Kim et al. 2022, arXiv:2211.10017), and what is then subtracted is a whole number too. Bytes are subtracted
+    with their top bit set, so that none borrows from its neighbour.
+
+    Args:
+        code: (BN, JOIN, 8), int32.
+        zero: (BN,), int8, or None.
+    Returns:
+        (BN, JOIN · R).
     """
     HALF: tl.constexpr = 1 << (BITS - 1)
     if tl.int8 == COMPUTE:
-        value = code - HALF
-        if zero is not None:
-            value -= _along(zero.to(tl.int32), DIM)
+        if BITS == 8:
+            code = code ^ -0x7F7F7F80  # 128 in each byte
+        else:
+            less = HALF if zero is None else (zero.to(tl.int32) + HALF)[:, None, None]
+            code = ((code | -0x7F7F7F80) - less * 0x01010101) ^ -0x7F7F7F80
+        low = tl.join(code.to(tl.int8), (code >> 16).to(tl.int8))
+        lanes = tl.join(low, tl.join((code >> 8).to(tl.int8), (code >> 24).to(tl.int8)))
+        value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 32))
     elif tl.float16 == COMPUTE:
-        value = (code | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
+        code = code | 0x64006400
+        lanes = tl.join(code.to(tl.int16), (code >> 16).to(tl.int16))
+        value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 16)).to(tl.float16, bitcast=True)
         if zero is None:
             value -= 1024 + HALF
         else:
-            value -= _along((zero.to(tl.int32) + (1024 + HALF)).to(tl.float16), DIM)
-    else:
-        value = (code | 0x4B000000).to(tl.float32, bitcast=True)
+            value -= (zero.to(tl.int32) + (1024 + HALF)).to(tl.float16)[:, None]
+    else:  # 2**23 of float32 likewise
+        lanes = tl.join(code & 0xFFFF, code >> 16)
+        value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 16)) | 0x4B000000
+        value = value.to(tl.float32, bitcast=True)
         if zero is None:
             value -= 8388608 + HALF
         else:
-            value -= _along((zero.to(tl.int32) + (8388608 + HALF)).to(tl.float32), DIM)
+            value -= (zero.to(tl.int32) + (8388608 + HALF)).to(tl.float32)[:, None]
     return value.to(COMPUTE)
 
 
@@ -177,5 +200,5 @@ def _dot(weights, values, sums, LEFT: tl.constexpr):
     if LEFT:
         sums = tl.dot(weights, values, sums, out_dtype=sums.dtype)
     else:
-        sums = tl.dot(values, weights, sums, out_dtype=sums.dtype)
+        sums = tl.dot(values, tl.trans(weights), sums, out_dtype=sums.dtype)
     return sums

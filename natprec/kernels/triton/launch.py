@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from natprec.kernels.epilogue import Epilogue
-from natprec.kernels.layout import PLANES, STEPS, PlanarWeight
+from natprec.kernels.layout import PlanarWeight
+from natprec.kernels.planes import plane_widths
 from natprec.kernels.triton.kernel import planar_linear
 from natprec.kernels.triton.tiles import Tile, join, sharing, span, tiles
 
@@ -27,20 +28,21 @@ def constants(
         interpreted: for the interpreter, whose bfloat16 arithmetic is wrong; operands are float32 then.
     """
     group = None if weight.scale.shape[0] == 1 else weight.format.group_size
-    widths = (*PLANES[weight.format.bits], 0, 0)
+    widths = (*plane_widths(weight.format.bits), 0, 0)
     operand = OPERANDS[x_dtype]
     return {
         "BITS": weight.format.bits,
         **{f"PLANE{index}": widths[index] for index in range(3)},
         "R": weight.depth,
         "GROUP": group or 0,
-        "SPAN": span(group, weight.depth),
-        "EVEN": weight.columns % (STEPS * weight.depth) == 0,
+        "TURN": tile.columns,
+        "SPAN": span(group, tile),
+        "EVEN": weight.columns % tile.columns == 0,
         "COMPUTE": tl.float32 if interpreted and operand == tl.bfloat16 else operand,
         "ACTIVATION": activation,
         "BM": tile.tokens,
         "BN": tile.rows,
-        "JOIN": join(tile, group, weight.depth),
+        "JOIN": join(tile, group, weight.depth, widths[0]),
         "LEFT": tile.left,
     }
 
@@ -105,11 +107,11 @@ def launch(
     if not out.numel():
         return
     if tile is None:
-        tile = tiles(len(x), capability(x.device), x.dtype == torch.int8)[0]
+        tile = tiles(len(x), capability(x.device), weight.format.bits, x.dtype == torch.int8)[0]
     outputs = (triton.cdiv(len(x), tile.tokens), triton.cdiv(weight.rows, tile.rows))
     if programs is None:
-        steps = triton.cdiv(weight.columns, STEPS * weight.depth)
-        programs = sharing(outputs[0] * outputs[1], steps, processors(x.device))
+        turns = triton.cdiv(weight.columns, tile.columns)
+        programs = sharing(tile, outputs[0] * outputs[1], turns, processors(x.device))
     shared = workspace(x.device, outputs, tile, programs) if programs > 1 else (None, None)
     interpreted = triton.knobs.runtime.interpret
     planar_linear[(*outputs, programs)](

@@ -16,7 +16,7 @@ from natprec.errors import InputError, ModelError
 from natprec.formats import NumberFormat
 from natprec.kernels import reference
 from natprec.kernels.epilogue import Epilogue
-from natprec.kernels.layout import PlanarWeight, unpack
+from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, unpack
 
 LIBRARY = torch.library.Library("natprec", "FRAGMENT")
 
@@ -100,7 +100,7 @@ class _Call:
     @property
     def weight(self) -> PlanarWeight:
         fmt = NumberFormat(self.bits, self.group_size, self.zero_point is None)
-        depth = self.planes[0].shape[-1]
+        depth = DEPTH_OF_CODES if self.x.dtype == torch.int8 else DEPTH_OF_FLOATS
         return PlanarWeight(
             fmt, self.rows, self.x.shape[1], depth, tuple(self.planes), self.scale, self.zero_point
         )  # fmt: skip

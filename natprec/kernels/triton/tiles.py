@@ -4,6 +4,8 @@ Many tokens take the weights as the *left* operand, which the tensor core of sm_
 sm_100 from its own memory; a right one would be written to shared memory first, two bytes at a time. On other machines
 both operands are registers, and warps side by side along the rows then hold each word once. With 16 tokens weights
 to the right leave the sums in the order in which they are stored.
+
+Those of sm_90 were found on an H200 (docs/kernels.md); for others only what the compiler says is known.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from natprec.kernels.layout import STEPS
+from natprec.kernels.layout import TILE
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Tile:
     Attributes:
         tokens: BM.
         rows: BN; divides `natprec.kernels.layout.ROWS`.
+        columns: of one turn of the loop; 64, 128 or 256.
+        shares: programs for each multiprocessor that sharing the columns of an output tile aims at.
         join: steps of R columns in one dot, at most; 1, 2 or 4.
         left: weights are the left operand.
         warps: of 32 threads.
@@ -34,71 +38,81 @@ class Tile:
     left: bool = False
     warps: int = 4
     stages: int = 3
+    columns: int = 128
+    shares: float = 1.0
     registers: int | None = None
 
 
-FEW_TOKENS = 16
+FEW_TOKENS, SOME_TOKENS = 16, 64
 
-DECODE = (
-    Tile(16, 64),
-    Tile(16, 64, join=2),
-    Tile(16, 64, join=2, registers=54),
-    Tile(16, 32, join=2, warps=2, stages=5),
-)
-"""Up to 16 tokens, all machines: the bytes of the weights are what counts, so many small programs."""
+DECODE = (Tile(16, 64, join=2, shares=3.5), Tile(16, 64, shares=3.5))
+"""Few tokens, all machines: the bytes of the weights are what counts, so many small programs."""
 
-DECODE_CODES = (Tile(16, 64, registers=168), Tile(16, 64, registers=128), Tile(16, 32, join=2, warps=2, stages=5))
-"""The same of int8 activations: left alone, or held to 128, the compiler spills at 2 or 3 bits for one more program."""
+DECODE_CODES = (Tile(16, 64, shares=3.5, registers=128), Tile(16, 64, join=2, columns=64, shares=3.5))
+"""The same of int8 activations."""
 
+BATCH = {
+    80: (Tile(64, 64, left=True, columns=64, shares=2.5), Tile(32, 64, left=True, columns=64, shares=2.5)),
+}
 PREFILL = {
     80: (Tile(64, 128, join=1, left=True, warps=8), Tile(32, 128, join=1, left=True, warps=8)),
+    90: (Tile(128, 64, left=True), Tile(64, 64, left=True)),
     100: (Tile(64, 128, left=True, warps=8), Tile(64, 128, join=1, left=True, warps=8)),
     120: (Tile(64, 128, join=1, left=True, warps=8), Tile(32, 128, join=1, left=True, warps=8)),
 }
-"""More tokens, by the lowest compute capability (major and minor digit) that a row is for."""
+"""Some tokens, as of several texts at once, and more; by the lowest compute capability that a row is for."""
+
+PREFILL_CODES = PREFILL | {90: (Tile(128, 64, left=True, columns=64), Tile(64, 128, left=True, columns=64))}
+"""Of int8 activations."""
+
+PREFILL_BYTES = PREFILL | {90: (Tile(64, 128, left=True, columns=64), Tile(128, 64, left=True, columns=64))}
+"""Of 8-bit weights."""
 
 
-def tiles(tokens: int, capability: int, codes: bool) -> tuple[Tile, ...]:
+def tiles(tokens: int, capability: int, bits: int, codes: bool) -> tuple[Tile, ...]:
     """The tiles for a product, the default first.
 
     Args:
         tokens: M.
         capability: of the device, such as 90.
+        bits: of the weight.
         codes: activations are int8.
     """
     if tokens <= FEW_TOKENS:
         return DECODE_CODES if codes else DECODE
-    return PREFILL[max((known for known in PREFILL if known <= capability), default=min(PREFILL))]
+    prefill = PREFILL_BYTES if bits == 8 else PREFILL_CODES if codes else PREFILL
+    table = BATCH if tokens <= SOME_TOKENS else prefill
+    return table[max((known for known in table if known <= capability), default=min(table))]
 
 
-PROGRAMS, STEPS_EACH = 4, 2
-"""Programs for each multiprocessor that sharing columns aims at, and the tiles of columns that each has at least."""
-
-
-def sharing(outputs: int, steps: int, processors: int) -> int:
+def sharing(tile: Tile, outputs: int, turns: int, processors: int) -> int:
     """Programs that share the columns of one output tile: a power of 2, or 1 where there are enough of them anyway.
 
     Args:
         outputs: tiles of the output.
-        steps: tiles of 8·R columns.
+        turns: of the loop over all columns; each program has at least one.
         processors: multiprocessors of the GPU.
     """
     programs = 1
-    while outputs * programs < PROGRAMS * processors and steps >= 2 * programs * STEPS_EACH:
+    while outputs * programs < tile.shares * processors and turns >= 2 * programs:
         programs *= 2
     return programs
 
 
-def span(group_size: int | None, depth: int) -> int:
-    """Columns that are summed before they are scaled: the most that lie within one group and one tile.
+def span(group_size: int | None, tile: Tile) -> int:
+    """Columns that are summed before they are scaled: the most that lie within one group and one turn.
 
     Args:
         group_size: None where all columns share a scale.
-        depth: R.
     """
-    return STEPS * depth if group_size is None else math.gcd(group_size, STEPS * depth)
+    return tile.columns if group_size is None else math.gcd(group_size, tile.columns)
 
 
-def join(tile: Tile, group_size: int | None, depth: int) -> int:
-    """Steps in one dot: what the tile asks for, as far as the span allows."""
-    return math.gcd(tile.join, span(group_size, depth) // depth)
+def join(tile: Tile, group_size: int | None, depth: int, widest: int) -> int:
+    """Steps in one dot: what the tile asks for, as far as the span and the lanes of a word allow.
+
+    Args:
+        depth: R.
+        widest: bits of the first plane.
+    """
+    return math.gcd(tile.join, span(group_size, tile) // depth, TILE // depth // widest)

@@ -147,7 +147,7 @@ def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None)
         zero_point=None if stored.zero_point is None else place(stored.zero_point),
     )
     optional = [None if value is None else place(value) for value in (x_scale, bias, multiplier, residual)]
-    tile = tile or Tile(64 if case.tokens > 16 else 16, 128, left=case.left)
+    tile = tile or Tile(64 if case.tokens > 16 else 16, 128, left=case.left, columns=64 << case.bits % 3)
     with mock.patch.object(launch, "workspace", poisoned):
         launch.launch(out, place(x), stored, case.epilogue, *optional, tile=tile, programs=case.programs)
     padded = padded.cpu()

@@ -42,15 +42,16 @@ ROUNDED = Case(4, epilogue=Epilogue("silu", output_scale=0.006), symmetric=False
 CODED = Case(8, coded=True, symmetric=False)
 SHARED = Case(4, columns=960, programs=4)
 MUTATIONS = {
-    "a plane shifted by one code": (Case(4), "(FIRST + tl.arange(0, JOIN))", "(FIRST + 1 + tl.arange(0, JOIN))"),
-    "the first plane for the second": (Case(3), "_steps(words1, step, PLANE1", "_steps(words0, step, PLANE1"),
-    "the first group's scale": (Case(4), "(tile * TILE + step * R) // GROUP * PADDED", "tile * 0"),
+    "a plane shifted by one code": (Case(4), "STEP * WIDTH % LANE + tl", "(STEP + 1) * WIDTH % LANE + tl"),
+    "the first plane for the second": (Case(3), "_steps(words1, first", "_steps(words0, first"),
+    "the first group's scale": (Case(4), "(first + step) * R // GROUP * PADDED", "first * 0"),
+    "the first turn's bits for all": (Case(3), "shifts += first", "shifts += 0 * first"),
     "no zero point": (ROUNDED, "None if WIDE else z, BITS", "None, BITS"),
     "no wide zero point": (CODED, "part -= _along(heights", "part -= 0 * _along(heights"),
     "no token scale": (CODED, "value *= tl.load(x_scale", "value += 0 * tl.load(x_scale"),
     "columns not masked": (RAGGED, "mask=k < K - column, other=0", "mask=k >= 0, other=0"),
-    "sums in float16": (Case(4), "tl.dot(values, weights, sums, out_dtype=sums.dtype)",
-                        "(sums + tl.dot(values, weights)).to(tl.float16).to(sums.dtype)"),
+    "sums in float16": (Case(4), "tl.dot(values, tl.trans(weights), sums, out_dtype=sums.dtype)",
+                        "(sums + tl.dot(values, tl.trans(weights))).to(tl.float16).to(sums.dtype)"),
     "tokens not masked": (Case(4), "(rm < M)[:, None] &", "(rm >= 0)[:, None] &"),
     "rows not masked": (Case(4), "(rn < N)[None, :]", "(rn >= 0)[None, :]"),
     "no activation": (GATED, "value = activate(value, ACTIVATION)", "pass"),

@@ -64,7 +64,7 @@ def test_as_small_as_the_first_planar_kernel(bits: int) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_many_tokens_take_the_widest_instruction(architecture: str) -> None:
-    tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability, codes=False)[0]
+    tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability, 4, codes=False)[0]
     compiled = compile_for(full(4), tile, architecture)
     assert faults(compiled, architecture) == []
     assert compiled.tensor_core == EXPECTED[architecture][0]
@@ -72,7 +72,7 @@ def test_many_tokens_take_the_widest_instruction(architecture: str) -> None:
 
 @pytest.mark.parametrize(("architecture", "bits"), [("sm_80", 7), ("sm_90a", 8), ("sm_100a", 4)])
 def test_codes_of_activations_take_the_integer_one(architecture: str, bits: int) -> None:
-    tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability, codes=True)[0]
+    tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability, bits, codes=True)[0]
     compiled = compile_for(full(bits, coded=True), tile, architecture)
     assert faults(compiled, architecture) == []
     assert compiled.tensor_core == EXPECTED[architecture][1]
@@ -93,9 +93,9 @@ def test_few_tokens_of_codes() -> None:
     assert compiled.tensor_core == "IMMA.16832"
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_all_of_the_default_tile_is_loaded_16_bytes_at_a_time(bits: int) -> None:
-    compiled = compile_for(Variant(NumberFormat(bits, 64)), DECODE[0], "sm_90a")
+@pytest.mark.parametrize("bits", [2, 4])
+def test_four_steps_in_one_dot_are_loaded_16_bytes_at_a_time(bits: int) -> None:
+    compiled = compile_for(Variant(NumberFormat(bits, 64), shared=True), DECODE[1], "sm_90a")
     assert faults(compiled, "sm_90a") == []
     assert compiled.count("LDGSTS") == compiled.count(r"LDGSTS.*\.128") > 0
 

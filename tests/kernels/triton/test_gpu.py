@@ -33,8 +33,8 @@ def test_every_width_and_epilogue_is_right(case: Case) -> None:
 def test_every_tile_is_right(bits: int, coded: bool) -> None:
     """Enough rows that many programs run at once, ragged; with programs that share columns, results do not vary."""
     device = capability(torch.device("cuda"))
-    for tokens in (5, 300):
-        for tile, programs in itertools.product(tiles(tokens, device, coded), (1, 4)):
+    for tokens in (5, 40, 300):
+        for tile, programs in itertools.product(tiles(tokens, device, bits, coded), (1, 4)):
             case = Case(bits, coded, symmetric=False, tokens=tokens, rows=1100, columns=1216, programs=programs)
             first, second = run(case, placed, tile), run(case, placed, tile)
             assert wrong(first, ROUNDING) == "", tile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -13,7 +14,19 @@ from natprec.formats import NumberFormat
 from natprec.kernels import Epilogue, reference
 from natprec.kernels.layout import DEPTH_OF_CODES, planar
 from natprec.kernels.triton.ops import planar_linear, use_interpreter
-from natprec.kernels.triton.tiles import DECODE, DECODE_CODES, PREFILL, join, span, tiles
+from natprec.kernels.triton.tiles import (
+    DECODE,
+    DECODE_CODES,
+    PREFILL,
+    PREFILL_BYTES,
+    PREFILL_CODES,
+    SOME_TOKENS,
+    Tile,
+    join,
+    sharing,
+    span,
+    tiles,
+)
 from natprec.quantizers import quantize
 
 WEIGHT = quantize(
@@ -61,16 +74,35 @@ def test_importing_needs_no_triton() -> None:
 
 
 @pytest.mark.parametrize("group", [None, 32, 64, 96, 128, 4096])
-def test_a_dot_stays_within_its_group(group: int | None) -> None:
-    for depth in (16, 32):
-        for tile in (*DECODE, *DECODE_CODES, *(tile for row in PREFILL.values() for tile in row)):
-            columns = join(tile, group, depth) * depth
-            assert span(group, depth) % columns == 0
-            assert group is None or group % columns == 0
+def test_a_dot_stays_within_its_group_and_its_words(group: int | None) -> None:
+    every = [
+        tile
+        for tokens, capability, codes in itertools.product((1, SOME_TOKENS, 512), (80, 90, 100, 120), (False, True))
+        for bits in (4, 8)
+        for tile in tiles(tokens, capability, bits, codes)
+    ]
+    for depth, tile, widest in itertools.product((16, 32), every, (2, 4, 8)):
+        steps = join(tile, group, depth, widest)
+        assert span(group, tile) % (steps * depth) == 0
+        assert group is None or group % (steps * depth) == 0
+        assert steps * widest * depth <= 256  # bits of a lane are as many as a tile has steps
+
+
+def test_few_outputs_are_shared() -> None:
+    """4096 rows in tiles of 64, 14336 columns in turns of 128, 132 multiprocessors; and what needs no help."""
+    tile = Tile(16, 64, shares=3.5)
+    assert sharing(tile, 64, 112, 132) == 8
+    assert sharing(tile, 224, 32, 132) == 4
+    assert sharing(tile, 64, 4, 132) == 4  # one turn each
+    assert sharing(tile, 512, 112, 132) == 1
 
 
 def test_the_nearest_older_machine_has_the_tile() -> None:
-    assert tiles(512, 86, codes=False) == tiles(512, 80, codes=True) == PREFILL[80]
-    assert tiles(512, 103, codes=False) == PREFILL[100]
-    assert tiles(16, 90, codes=False) == DECODE
-    assert tiles(16, 90, codes=True) == DECODE_CODES
+    assert tiles(512, 86, 4, codes=False) == tiles(512, 80, 8, codes=True) == PREFILL[80]
+    assert tiles(512, 103, 4, codes=False) == PREFILL[100]
+    assert tiles(512, 90, 4, codes=True) == PREFILL_CODES[90]
+    assert tiles(512, 90, 8, codes=True) == tiles(512, 90, 8, codes=False) == PREFILL_BYTES[90]
+    assert len({tiles(512, 90, *case) for case in ((4, False), (4, True), (8, True))}) == 3
+    assert tiles(16, 90, 4, codes=False) == DECODE
+    assert tiles(16, 90, 4, codes=True) == DECODE_CODES
+    assert tiles(17, 90, 4, codes=False) == tiles(SOME_TOKENS, 120, 8, codes=True)
