@@ -1,4 +1,4 @@
-"""The CUDA kernel on a GPU: is it right, and how long does it take beside others? Prints JSON. NOT YET RUN on a GPU.
+"""The CUDA kernel on a GPU: is it right, and how long does it take beside others? Prints JSON.
 
     python -m scripts.gpu_bench > h100.json                      all
     python -m scripts.gpu_bench --models smollm2-135m --bits 4   some; --layers, --tokens, --kernels likewise
@@ -158,6 +158,7 @@ def main() -> int:
     if options.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         print("device 'cpu': Triton's interpreter is off; set TRITON_INTERPRET=1", file=sys.stderr)
         return 2
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     before, results = machine(options.device), []
     for model, layer, bits, tokens, coded in itertools.product(
         options.models, options.layers, options.bits, options.tokens, (False, True)

@@ -65,6 +65,7 @@ def main() -> None:
     ids, expected = reference["ids"].tolist(), reference["log_probabilities"]
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that the model is in this process
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     import vllm
 
     engine = vllm.LLM(
