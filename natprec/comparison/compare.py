@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from natprec.comparison.judging import UNROUNDED, judge, judged_model, sizes
+from natprec.comparison.judging import UNROUNDED, judge, judged_model, rounded_inputs, sizes
 from natprec.comparison.methods import METHODS, SIZED_BY, Method
 from natprec.comparison.peers.worker import Job
 from natprec.comparison.processes import interpreter, run_job
@@ -51,7 +51,7 @@ class Settings:
         iterations: steps per block of AutoRound.
         interpreters: method, or '' for all peers → Python interpreter.
         time_limit: seconds that one method may take.
-        activations: bits of the inputs of Linears in all rows: 16, 8 or 4.
+        activations: bits of the inputs of Linears in all rows: 16, 8 or 4; by token, but for natprec's as it planned.
     """
 
     methods: list[str]
@@ -183,7 +183,9 @@ class _Bench:
         """All figures; if the method's weights are of no use, a status that says so."""
         try:
             model = judged_model(self.subject, folder / "dense.safetensors")
-            figures = judge(self.subject, model, self.held_out, self.request.seed, self.settings.activations)
+            plan = folder / "checkpoint" / "plan.json" if method.own else None
+            inputs = rounded_inputs(self.subject, self.settings.activations, plan)
+            figures = judge(self.subject, model, self.held_out, self.request.seed, inputs)
             size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
         except ModelError as error:
             return {"status": str(error)}

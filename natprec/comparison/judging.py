@@ -1,7 +1,8 @@
 """The judge of all methods: the weights that a checkpoint reconstructs, in one float32 model.
 
 A method's process leaves its weights dequantized, so that every row is computed by the same code and
-differs from the reference in nothing but the weights, and the rounding of activations if that is asked for.
+differs from the reference in nothing but the weights, and the rounding of activations if that is asked for: by token,
+as the recipes of others have it, or as the plan of natprec says.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from natprec.evaluation.judge import compared_with
 from natprec.formats.activation_format import ActivationFormat
 from natprec.hooks import attached
 from natprec.sites import round_site
+from natprec.solver import Plan
 from natprec.subject import Subject
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt")
@@ -54,19 +57,35 @@ def judged_model(subject: Subject, dense: Path) -> nn.Module:
     return model
 
 
+NONE: Mapping[str, ActivationFormat] = {}
+
+
+def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Mapping[str, ActivationFormat]:
+    """How a row's activations are rounded: as its plan says if it has one, else by token.
+
+    Args:
+        activations: bits; of 16 nothing is rounded.
+        plan: the file of natprec's own plan.
+    """
+    if activations >= UNROUNDED:
+        return NONE
+    if plan is not None:
+        return Plan.load(plan).rounded_inputs
+    return {site.unit: ActivationFormat(activations) for site in subject.activations if site.role == "linear"}
+
+
 def judge(
-    subject: Subject, model: nn.Module, held_out: Tensor, seed: int, activations: int = UNROUNDED
+    subject: Subject, model: nn.Module, held_out: Tensor, seed: int, inputs: Mapping[str, ActivationFormat] = NONE
 ) -> dict[str, Any]:
     """KL (or the distortion that suits the model), perplexity and agreement on (sequences, length) held-out tokens.
 
     Args:
-        activations: bits of the inputs of Linears, rounded by token while the model runs.
+        inputs: unit of a Linear → how its input is rounded while the model runs.
     Raises:
         ModelError: predictions are NaN or Inf.
     """
-    inputs = [site for site in subject.activations if site.role == "linear"] if activations < UNROUNDED else []
-    rounded = [hook for site in inputs for hook in round_site(model, site, ActivationFormat(activations))]
-    with attached(rounded):
+    sites = [site for site in subject.activations if site.role == "linear" and site.unit in inputs]
+    with attached([hook for site in sites for hook in round_site(model, site, inputs[site.unit])]):
         summary = compared_with(subject, model, held_out).summary(seed)
     if not math.isfinite(summary["kl_mean"]):
         raise ModelError("its predictions are NaN or Inf")

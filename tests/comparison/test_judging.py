@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from natprec.comparison.judging import judge, judged_model, sizes
+from natprec.comparison.judging import judge, judged_model, rounded_inputs, sizes
 from natprec.errors import ModelError
+from natprec.formats.activation_format import ActivationFormat
 from natprec.subject import Subject
 from tests.conftest import tiny_model
+from tests.solver.test_units import three_layers
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,21 @@ def test_other_weights_are_at_a_distance_and_the_reference_is_not_changed(subjec
 def test_rounded_activations_are_a_distance_and_leave_no_hooks(subject: Subject, tmp_path: Path) -> None:
     save_file(weights(subject), tmp_path / "dense.safetensors")
     model, held_out = judged_model(subject, tmp_path / "dense.safetensors"), torch.arange(64).reshape(2, 32)
-    kl = {bits: judge(subject, model, held_out, 0, bits)["kl_mean"] for bits in (4, 8, 16)}
+    kl = {
+        bits: judge(subject, model, held_out, 0, rounded_inputs(subject, bits, None))["kl_mean"] for bits in (4, 8, 16)
+    }
     assert kl[4] > 10 * kl[8] > 0
     assert kl[16] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_plan_says_how_its_own_activations_are_rounded(subject: Subject, tmp_path: Path) -> None:
+    plan = three_layers().solve(eps=0.5, activations="8")
+    plan.save(tmp_path / "plan.json")
+    assert rounded_inputs(subject, 8, tmp_path / "plan.json") == plan.rounded_inputs != {}
+    assert rounded_inputs(subject, 16, tmp_path / "plan.json") == {}
+    by_token = rounded_inputs(subject, 8, None)
+    assert set(by_token.values()) == {ActivationFormat(8)}
+    assert set(by_token) == {site.unit for site in subject.activations if site.role == "linear"}
 
 
 @pytest.mark.parametrize("damage", ["nan", "missing", "unknown", "shape"])
