@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from natprec.kernels.traffic import H100, H200, Machine, modelled_seconds
-from scripts.gpu_kernels import KERNELS, SHAPES, Call, Case, Entry, NotRun, Operands
+from scripts.gpu_cases import SHAPES, Call, Case, NotRun, Operands
+from scripts.gpu_kernels import KERNELS, Entry
 
 TOKENS = (1, 16, 64, 512, 2048)
 """Decode, several texts at once, and prefill."""

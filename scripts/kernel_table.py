@@ -28,7 +28,7 @@ EPILOGUES = {
     "gelu_tanh": Epilogue("gelu_tanh", output_scale=0.1),
 }
 TOKENS = {"decode": 16, "batch": 64, "prefill": 512}
-"""Up to 64 programs may share the columns of an output tile, and are compiled so."""
+"""Up to 64 tokens programs may share the columns of an output tile, and are compiled so."""
 
 
 def main() -> int:

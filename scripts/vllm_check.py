@@ -4,7 +4,7 @@ For a machine with a GPU and vLLM 0.25.1. Two processes: vLLM 0.25.1 pins compre
 needs 0.18 or later (3, 5, 6 and 7 bits are packed otherwise since). Prints JSON: the kernel that vLLM chose for each
 layer, and after each token of a text the likeliest tokens by vLLM beside natprec's own loader in float32: the largest
 difference of a log-probability among them, and how often both rank the same token first. vLLM computes in 16 bits, so
-hundredths of a nat are its arithmetic; a wrong scale or a guessed width shows as whole nats.
+tenths of a nat are its arithmetic (0.49 at most on an H200); a wrong scale or a guessed width shows as whole nats.
 
     python scripts/vllm_check.py quantized --text test.txt --reference reference.safetensors     anywhere, once
     python scripts/vllm_check.py quantized --reference reference.safetensors                      with vLLM

@@ -187,7 +187,7 @@ class _Bench:
             inputs = rounded_inputs(self.subject, self.settings.activations, plan)
             figures = judge(self.subject, model, self.held_out, self.request.seed, inputs)
             size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
-        except ModelError as error:
+        except (ModelError, InputError) as error:
             return {"status": str(error)}
         return {**size, **figures, **proxies(self.subject, model, self.ids, method.rescales)}
 
@@ -216,6 +216,8 @@ class _Bench:
         """Everything that a row depends on, except the versions of the peers."""
         inputs = {name: value for name, value in asdict(job).items() if name not in ("peer", "model", "calibration")}
         parts = [self.subject.digest, data_digest(self.ids), data_digest(self.held_out), inputs, self.request.seed]
+        if job.activations < UNROUNDED:
+            parts.append("activations rounded as planned" if METHODS[job.method].own else "by token")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -57,7 +57,8 @@ def judged_model(subject: Subject, dense: Path) -> nn.Module:
     return model
 
 
-NONE: Mapping[str, ActivationFormat] = {}
+AS_THEY_ARE: Mapping[str, ActivationFormat] = {}
+"""No input is rounded."""
 
 
 def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Mapping[str, ActivationFormat]:
@@ -68,14 +69,18 @@ def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Map
         plan: the file of natprec's own plan.
     """
     if activations >= UNROUNDED:
-        return NONE
+        return AS_THEY_ARE
     if plan is not None:
         return Plan.load(plan).rounded_inputs
     return {site.unit: ActivationFormat(activations) for site in subject.activations if site.role == "linear"}
 
 
 def judge(
-    subject: Subject, model: nn.Module, held_out: Tensor, seed: int, inputs: Mapping[str, ActivationFormat] = NONE
+    subject: Subject,
+    model: nn.Module,
+    held_out: Tensor,
+    seed: int,
+    inputs: Mapping[str, ActivationFormat] = AS_THEY_ARE,
 ) -> dict[str, Any]:
     """KL (or the distortion that suits the model), perplexity and agreement on (sequences, length) held-out tokens.
 

@@ -52,7 +52,7 @@ FACTORIZING = 17
 """Bytes per entry of a layer's second moments while they are factorized: copies in float64 (measured: 16.8)."""
 
 WORKING = 150 << 20
-"""Bytes of libraries that load later, and what allocators keep (measured: 116 to 220 MB, over three models)."""
+"""Bytes of libraries that load later, and what allocators keep (measured on three models: 116 to 220 MB)."""
 
 MOVING = 1e-8
 """Seconds in which one position steps, with its code and value."""

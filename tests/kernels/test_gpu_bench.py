@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
 from natprec.kernels import Epilogue
 from scripts import gpu_bench, gpu_kernels
 from scripts.gpu_bench import errors, main, right, row
-from scripts.gpu_kernels import KERNELS, SHAPES, Call, Case, Entry, Operands, gptq_words
+from scripts.gpu_cases import SHAPES, Call, Case, Operands
+from scripts.gpu_kernels import KERNELS, Entry
+from scripts.gpu_peers import dense_words, gptq_words
 
 SMALL = Case("smollm2-135m", "gate", 4, 3, coded=True)
 
@@ -106,6 +109,13 @@ def test_words_of_gptq() -> None:
     assert second & 0xFFFFFFFF == 0x88888888
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_dense_words_are_those_of_the_checkpoint(bits: int) -> None:
+    draw = torch.Generator().manual_seed(bits)
+    codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (3, 96), generator=draw, dtype=torch.int8)
+    assert torch.equal(dense_words(codes, bits), pack_to_int32(codes, bits))
+
+
 def test_an_epilogue_is_one_graph() -> None:
     """So that peers get it as one compiled kernel."""
     epilogue = Epilogue("silu", gated=True, output_scale=0.01)
@@ -129,7 +139,7 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_results_are_checked_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    command = "-m scripts.gpu_bench --device cpu --models smollm2-135m --layers gate --bits 4 --tokens 16 --kernels"
+    command = "-m scripts.gpu_bench --device cpu --models smollm2-135m --layers gate --bits 3 4 --tokens 16 --kernels"
     done = subprocess.run(
         [sys.executable, *command.split(), "natprec tile 0", "cublas-bfloat16", "marlin"],
         cwd=Path(gpu_kernels.__file__).parents[1],
@@ -141,12 +151,13 @@ def test_results_are_checked_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     printed: dict[str, Any] = json.loads(done.stdout)
     assert printed["before"]["torch"] == torch.__version__
-    assert [(each["activations"], each["kernel"], each["status"]) for each in printed["results"]] == [
-        (activations, kernel, status)
+    assert [(each["bits"], each["activations"], each["kernel"], each["status"]) for each in printed["results"]] == [
+        (bits, activations, kernel, status)
+        for bits, dense in ((3, "not run: it is the same whatever the width; see 4 bits"), (4, "right"))
         for activations in ("A16", "A8")
         for kernel, status in (
             ("natprec tile 0", "right"),
-            ("cublas-bfloat16", "right"),
+            ("cublas-bfloat16", dense),
             ("marlin", "not run: vllm is not installed"),
         )
     ]

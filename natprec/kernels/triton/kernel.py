@@ -39,6 +39,8 @@ def planar_linear(
     PLANE0: tl.constexpr,  # bits of the planes; 0 where there is none
     PLANE1: tl.constexpr,
     PLANE2: tl.constexpr,
+    TILE: tl.constexpr,  # columns of a tile of the layout
+    WORDS: tl.constexpr,  # words of a step
     R: tl.constexpr,  # columns of a step
     TURN: tl.constexpr,  # columns of one turn of the loop
     GROUP: tl.constexpr,  # columns that share a scale; 0: all
@@ -53,7 +55,7 @@ def planar_linear(
 ):
     """out[m, n] = epilogue(Σ_k x[m, k] · (code[n, k] - zero[n, g]) · scale[n, g])."""
     T: tl.constexpr = 1 if LEFT else 0  # the dimension of tokens; rows have the other
-    LANE: tl.constexpr = 256 // R  # bits of a word that one column has, and steps of a tile
+    LANE: tl.constexpr = TILE // R  # bits of a word that one column has, and steps of a tile
     STEPS: tl.constexpr = TURN // R
     CODES: tl.constexpr = tl.int8 == COMPUTE
     WIDE: tl.constexpr = CODES and BITS == 8 and zero is not None  # code - zero point needs 9 bits
@@ -64,7 +66,7 @@ def planar_linear(
     k = _along(tl.arange(0, JOIN * R), 1 - T)
     # Weights are padded to whole tiles. Tokens outside are the last one again, and are not stored.
     inputs = x + _along(tl.minimum(rm, M - 1).to(tl.int64), T) * K + k
-    words = rn[:, None] * 8 + tl.arange(0, 8)[None, :]
+    words = rn[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
 
     total = tl.zeros((BN, BM) if LEFT else (BM, BN), SUM if GROUP == 0 else tl.float32)
     heights = tl.zeros((BM,), tl.int32)  # Σ x, where WIDE
@@ -79,11 +81,11 @@ def planar_linear(
         first = turn * STEPS
         for step in tl.static_range(0, STEPS, JOIN):
             if step * PLANE0 % LANE == 0:
-                words0 = tl.load(plane0 + (first + step) * PLANE0 // LANE * PADDED * 8 + words)
+                words0 = tl.load(plane0 + (first + step) * PLANE0 // LANE * PADDED * WORDS + words)
             if PLANE1 > 0 and step * PLANE1 % LANE == 0:
-                words1 = tl.load(plane1 + (first + step) * PLANE1 // LANE * PADDED * 8 + words)
+                words1 = tl.load(plane1 + (first + step) * PLANE1 // LANE * PADDED * WORDS + words)
             if PLANE2 > 0 and step * PLANE2 % LANE == 0:
-                words2 = tl.load(plane2 + (first + step) * PLANE2 // LANE * PADDED * 8 + words)
+                words2 = tl.load(plane2 + (first + step) * PLANE2 // LANE * PADDED * WORDS + words)
             if GROUP > 0 and step * R % SPAN == 0:
                 at = (first + step) * R // GROUP * PADDED + rn
                 s = tl.load(scale + at).to(tl.float32)

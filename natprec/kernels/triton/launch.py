@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from natprec.kernels.epilogue import Epilogue
-from natprec.kernels.layout import PlanarWeight
+from natprec.kernels.layout import TILE, WORDS, PlanarWeight
 from natprec.kernels.planes import plane_widths
 from natprec.kernels.triton.kernel import planar_linear
 from natprec.kernels.triton.tiles import Tile, join, sharing, span, tiles
@@ -33,6 +33,8 @@ def constants(
     return {
         "BITS": weight.format.bits,
         **{f"PLANE{index}": widths[index] for index in range(3)},
+        "TILE": TILE,
+        "WORDS": WORDS,
         "R": weight.depth,
         "GROUP": group or 0,
         "TURN": tile.columns,
@@ -128,11 +130,15 @@ _ARRIVED: dict[tuple[torch.device, int], Tensor] = {}
 def workspace(device: torch.device, outputs: tuple[int, int], tile: Tile, programs: int) -> tuple[Tensor, Tensor]:
     """Room for the sums of programs that share columns, and their counters."""
     count = outputs[0] * outputs[1]
+    partial = torch.empty(count * programs * tile.tokens * tile.rows, device=device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A graph fills them at each replay, which may be on any stream: counters of its own, in its own memory.
+        return partial, torch.zeros(count, dtype=torch.int32, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     arrived = _ARRIVED.get((device, stream))
     if arrived is None or len(arrived) < count:
         arrived = _ARRIVED[device, stream] = torch.zeros(max(count, 1024), dtype=torch.int32, device=device)
-    return torch.empty(count * programs * tile.tokens * tile.rows, device=device), arrived
+    return partial, arrived
 
 
 @cache

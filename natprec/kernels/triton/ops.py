@@ -25,6 +25,11 @@ SCHEMA = """planar_linear(Tensor x, Tensor[] planes, Tensor scale, Tensor? zero_
     Tensor? residual=None, float? output_scale=None, ScalarType? dtype=None) -> Tensor"""
 
 
+def depth_beside(x: Tensor) -> int:
+    """The depth R of a weight that is multiplied with such activations."""
+    return DEPTH_OF_CODES if x.dtype == torch.int8 else DEPTH_OF_FLOATS
+
+
 def planar_linear(
     x: Tensor,
     weight: PlanarWeight,
@@ -52,10 +57,10 @@ def planar_linear(
         InputError: tensors that do not fit together, or that the epilogue does not name.
     """
     epilogue.check(multiplier, residual)
-    if (x.dtype == torch.int8) != (x_scale is not None) or weight.depth != (32 if x.dtype == torch.int8 else 16):
+    if (x.dtype == torch.int8) != (x_scale is not None) or weight.depth != depth_beside(x):
         raise InputError(
             f"x is {x.dtype} {'without' if x_scale is None else 'with'} a scale, the weight of depth {weight.depth}; "
-            "int8 codes have a scale and depth 32, floats neither and depth 16"
+            f"int8 codes have a scale and depth {DEPTH_OF_CODES}, floats no scale and depth {DEPTH_OF_FLOATS}"
         )
     if x.ndim != 2 or x.shape[1] != weight.columns:
         raise InputError(f"x is {tuple(x.shape)}; it needs {weight.columns} columns")
@@ -100,9 +105,8 @@ class _Call:
     @property
     def weight(self) -> PlanarWeight:
         fmt = NumberFormat(self.bits, self.group_size, self.zero_point is None)
-        depth = DEPTH_OF_CODES if self.x.dtype == torch.int8 else DEPTH_OF_FLOATS
         return PlanarWeight(
-            fmt, self.rows, self.x.shape[1], depth, tuple(self.planes), self.scale, self.zero_point
+            fmt, self.rows, self.x.shape[1], depth_beside(self.x), tuple(self.planes), self.scale, self.zero_point
         )  # fmt: skip
 
     @property

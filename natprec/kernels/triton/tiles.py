@@ -5,7 +5,7 @@ sm_100 from its own memory; a right one would be written to shared memory first,
 both operands are registers, and warps side by side along the rows then hold each word once. With 16 tokens weights
 to the right leave the sums in the order in which they are stored.
 
-Those of sm_90 were found on an H200 (docs/kernels.md); for others only what the compiler says is known.
+Those for all machines and for sm_90 were found on an H200 (docs/kernels.md); the others by what the compiler says.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Tile:
     Attributes:
         tokens: BM.
         rows: BN; divides `natprec.kernels.layout.ROWS`.
-        columns: of one turn of the loop; 64, 128 or 256.
-        shares: programs for each multiprocessor that sharing the columns of an output tile aims at.
         join: steps of R columns in one dot, at most; 1, 2 or 4.
         left: weights are the left operand.
         warps: of 32 threads.
         stages: buffers of loaded tiles.
+        columns: of one turn of the loop; 64, 128 or 256.
+        shares: programs for each multiprocessor that sharing the columns of an output tile aims at.
         registers: the most per thread; None is as many as the compiler likes.
     """
 
@@ -54,13 +54,15 @@ DECODE_CODES = (Tile(16, 64, shares=3.5, registers=128), Tile(16, 64, join=2, co
 BATCH = {
     80: (Tile(64, 64, left=True, columns=64, shares=2.5), Tile(32, 64, left=True, columns=64, shares=2.5)),
 }
+"""Some tokens, as of several texts at once; by the lowest compute capability that a row is for."""
+
 PREFILL = {
     80: (Tile(64, 128, join=1, left=True, warps=8), Tile(32, 128, join=1, left=True, warps=8)),
     90: (Tile(128, 64, left=True), Tile(64, 64, left=True)),
     100: (Tile(64, 128, left=True, warps=8), Tile(64, 128, join=1, left=True, warps=8)),
     120: (Tile(64, 128, join=1, left=True, warps=8), Tile(32, 128, join=1, left=True, warps=8)),
 }
-"""Some tokens, as of several texts at once, and more; by the lowest compute capability that a row is for."""
+"""More tokens, likewise."""
 
 PREFILL_CODES = PREFILL | {90: (Tile(128, 64, left=True, columns=64), Tile(64, 128, left=True, columns=64))}
 """Of int8 activations."""
@@ -86,17 +88,19 @@ def tiles(tokens: int, capability: int, bits: int, codes: bool) -> tuple[Tile, .
 
 
 def sharing(tile: Tile, outputs: int, turns: int, processors: int) -> int:
-    """Programs that share the columns of one output tile: a power of 2, or 1 where there are enough of them anyway.
+    """Programs that share the columns of one output tile: 1 where there are enough of them anyway.
+
+    A power of 2, or as many fewer as would have no columns.
 
     Args:
         outputs: tiles of the output.
-        turns: of the loop over all columns; each program has at least one.
+        turns: of the loop over all columns.
         processors: multiprocessors of the GPU.
     """
     programs = 1
     while outputs * programs < tile.shares * processors and turns >= 2 * programs:
         programs *= 2
-    return programs
+    return math.ceil(turns / math.ceil(turns / programs))
 
 
 def span(group_size: int | None, tile: Tile) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("triton", minversion="3.9", reason="older ones shuffle joine
 from natprec.formats import NumberFormat
 from natprec.kernels import Epilogue
 from natprec.kernels.triton.ahead import ARCHITECTURES, Compiled, Variant, compile_for
-from natprec.kernels.triton.tiles import DECODE, DECODE_CODES, Tile, tiles
+from natprec.kernels.triton.tiles import DECODE, DECODE_CODES, SOME_TOKENS, Tile, tiles
 
 FULL = Epilogue("silu", gated=True, residual=True, output_scale=0.1)
 MANY_TOKENS = 512
@@ -56,7 +57,7 @@ def test_as_small_as_the_first_planar_kernel(bits: int) -> None:
     assert compiled.programs >= 9
     assert bits == 8 or compiled.shared <= 16_896  # 8-bit words alone are 16 KB in two buffers
     assert compiled.tensor_core == "HMMA.16816"
-    # A tile of words has 64 rows of 16 words with as many bytes as a code has bits: 128 threads load 16 bytes each,
+    # A turn of 128 columns is bits / 2 runs of 8 words of 4 bytes for each of 64 rows: 128 threads load 16 bytes each,
     # twice before the loop and once in it. What is loaded otherwise are activations, 16 x 32 of them at a time.
     assert compiled.count(r"LDGSTS.*\.128") == 3 * 64 * 16 * bits // (128 * 16)
     assert compiled.count("LDGSTS") - compiled.count(r"LDGSTS.*\.128") == compiled.count(r"LDGSTS.E\.64$") == 12
@@ -70,7 +71,7 @@ def test_many_tokens_take_the_widest_instruction(architecture: str) -> None:
     assert compiled.tensor_core == EXPECTED[architecture][0]
 
 
-@pytest.mark.parametrize(("architecture", "bits"), [("sm_80", 7), ("sm_90a", 8), ("sm_100a", 4)])
+@pytest.mark.parametrize(("architecture", "bits"), [("sm_80", 7), ("sm_90a", 4), ("sm_90a", 8), ("sm_100a", 4)])
 def test_codes_of_activations_take_the_integer_one(architecture: str, bits: int) -> None:
     tile = tiles(MANY_TOKENS, ARCHITECTURES[architecture].capability, bits, codes=True)[0]
     compiled = compile_for(full(bits, coded=True), tile, architecture)
@@ -86,9 +87,18 @@ def test_few_tokens(architecture: str, bits: int) -> None:
     assert compiled.tensor_core == "HMMA.16816"
 
 
+@pytest.mark.parametrize("coded", [False, True])
+def test_some_tokens_share_columns(coded: bool) -> None:
+    variant = replace(full(4, coded), shared=True)
+    compiled = compile_for(variant, tiles(SOME_TOKENS, 90, 4, coded)[0], "sm_90a")
+    assert faults(compiled, "sm_90a") == []
+    assert compiled.programs >= 3
+    assert compiled.tensor_core == EXPECTED["sm_90a"][coded]
+
+
 def test_few_tokens_of_codes() -> None:
-    """The one that spills a word where the compiler may choose its registers."""
-    compiled = compile_for(full(2, coded=True), DECODE_CODES[0], "sm_90a")
+    """Of two planes, held to 128 registers."""
+    compiled = compile_for(full(3, coded=True), DECODE_CODES[0], "sm_90a")
     assert faults(compiled, "sm_90a") == []
     assert compiled.tensor_core == "IMMA.16832"
 

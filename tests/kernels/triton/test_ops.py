@@ -12,7 +12,7 @@ import torch
 from natprec.errors import InputError
 from natprec.formats import NumberFormat
 from natprec.kernels import Epilogue, reference
-from natprec.kernels.layout import DEPTH_OF_CODES, planar
+from natprec.kernels.layout import DEPTH_OF_CODES, TILE, planar
 from natprec.kernels.triton.ops import planar_linear, use_interpreter
 from natprec.kernels.triton.tiles import (
     DECODE,
@@ -85,7 +85,7 @@ def test_a_dot_stays_within_its_group_and_its_words(group: int | None) -> None:
         steps = join(tile, group, depth, widest)
         assert span(group, tile) % (steps * depth) == 0
         assert group is None or group % (steps * depth) == 0
-        assert steps * widest * depth <= 256  # bits of a lane are as many as a tile has steps
+        assert steps * widest * depth <= TILE  # bits of a lane are as many as a tile has steps
 
 
 def test_few_outputs_are_shared() -> None:
@@ -94,6 +94,7 @@ def test_few_outputs_are_shared() -> None:
     assert sharing(tile, 64, 112, 132) == 8
     assert sharing(tile, 224, 32, 132) == 4
     assert sharing(tile, 64, 4, 132) == 4  # one turn each
+    assert sharing(tile, 9, 9, 132) == 5  # of 8 the last 3 would have none: two turns each
     assert sharing(tile, 512, 112, 132) == 1
 
 
