@@ -7,6 +7,7 @@ not kept, 130 interrupted.
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import typer
@@ -29,8 +30,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    """One line, for whoever reports a bug."""
+    if asked:
+        beside = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "compressed-tensors"))
+        print(f"natprec {version('natprec')} ({beside})")
+        raise typer.Exit
+
+
 @app.callback()
-def _before(context: typer.Context) -> None:
+def _before(
+    context: typer.Context,
+    show_version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Say which version this is, and beside what."
+    ),
+) -> None:
     """Refuse a launcher for what one process does."""
     if context.invoked_subcommand != "measure":
         refuse_many(f"natprec {context.invoked_subcommand}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,12 @@ def test_help_shows_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.code == 0
     assert "natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01" in result.out
     assert all(len(line) <= 100 for line in result.out.splitlines())
+
+
+def test_the_version_names_what_it_runs_beside() -> None:
+    result = natprec("--version")
+    assert result.code == 0
+    assert result.out == (
+        f"natprec {version('natprec')} (torch {version('torch')}, transformers {version('transformers')}, "
+        f"compressed-tensors {version('compressed-tensors')})\n"
+    )
