@@ -6,15 +6,12 @@ and g = d log p(y) / dw summed over one sequence,
     KL per token of format b  ≈  1/2 · sum_ij E[g_ij²] (Q_b(w_ij) - w_ij)² / tokens.
 
 Other distortions draw another scalar than log p(y) and have other terms than tokens: see `natprec.distortions`.
-
 Gradients are gathered per unit (a sequence; where memory is short the squares of a pool of sequences) and contracted
-with every format's errors once, as one matrix product: see `natprec.measurement.contraction`, also for what becomes of
-the products of different weights, which the diagonal form leaves out.
+with every format's errors once, as one matrix product: see `contraction`, also for what becomes of the products of
+different weights, which the diagonal form leaves out. What GPTQ will leave of that: see `compensation`.
 
-What GPTQ will leave of that: see `natprec.measurement.compensation`.
-
-Backward (Gibbs) flow: the squared error of rounding the gradient itself to each format, on a sample
-of its rows, and the gradient's energy, to which it is relative.
+Backward (Gibbs) flow: the squared error of rounding the gradient itself to each format, on a sample of its rows
+(`row_samples`), and the gradient's energy, to which it is relative.
 """
 
 from __future__ import annotations
@@ -29,6 +26,7 @@ from natprec.formats import NumberFormat
 from natprec.measurement.compensation import Compensation
 from natprec.measurement.contraction import Lookup, contract, lookup_values, rounding_distortion
 from natprec.measurement.curves import Curve
+from natprec.measurement.row_samples import RowSamples
 from natprec.measurement.sharding import Sharding
 from natprec.sites import Site
 from natprec.staged.routing import MIN_TOKENS
@@ -37,9 +35,6 @@ UNIT_MEMORY = 1 << 30
 """Bytes that the squared gradients of one site may take; beyond it sequences share a unit."""
 
 MIN_UNITS = 4
-
-GRADIENT_ROWS = 8
-"""Rows of each sequence's gradient that are rounded for the backward flow."""
 
 
 @dataclass
@@ -69,8 +64,7 @@ class WeightObserver:
     head_rows: dict[int, Tensor] = field(default_factory=dict)
     lookups: dict[int, Lookup] = field(default_factory=dict)
     looked_up: bool = False
-    sampled: dict[int, Tensor] = field(default_factory=dict)
-    standing: dict[int, Tensor] = field(default_factory=dict)
+    samples: RowSamples = field(default_factory=RowSamples)
     ids: Tensor | None = None
     compensation: Compensation | None = None
     peers: int = 1
@@ -161,7 +155,7 @@ class WeightObserver:
             if self.ids is not None:
                 self.head_rows[sequence] = gradient[self.ids[sequence]].cpu()
                 untouched[self.ids[sequence]] = False  # sampled in `add_lookup`, with both uses in them
-            self._sample_rows(sequence, gradient, untouched.nonzero().squeeze(1))
+            self.samples.add(self.seed, sequence, gradient, untouched.nonzero().squeeze(1))
             if self.compensation is not None:
                 self.compensation.judge(gradient, sequence)
             assert self.gathered is not None
@@ -182,20 +176,9 @@ class WeightObserver:
                 first = torch.empty_like(rows)
                 first[inverse] = torch.arange(len(inverse), device=inverse.device)
                 other = self.head_rows[sequence].to(own.device)[first]
-            self._sample_rows(sequence, own + other, torch.arange(len(rows), device=rows.device))
+            self.samples.add(self.seed, sequence, own + other, torch.arange(len(rows), device=rows.device))
             joint = own * (own + 2 * other)
             self.lookups[sequence] = Lookup(rows, counts, own.square(), joint)
-
-    def _sample_rows(self, sequence: int, gradient: Tensor, among: Tensor) -> None:
-        """Keep a few rows of a gradient, drawn from those named by `among`, for which they stand."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + sequence)
-        chosen = among[torch.randperm(len(among), generator=generator)[:GRADIENT_ROWS].to(among.device)]
-        standing = torch.full((len(chosen),), len(among) / max(1, len(chosen)), dtype=torch.float64)
-        rows = gradient[chosen].cpu()
-        if sequence in self.sampled:
-            rows = torch.cat([self.sampled[sequence], rows])
-            standing = torch.cat([self.standing[sequence], standing])
-        self.sampled[sequence], self.standing[sequence] = rows, standing
 
     def reached(self) -> Tensor:
         """(4,), int64: whether gradients of the matrix product have come, of lookups, and wide ones; its tokens."""
@@ -240,7 +223,7 @@ class WeightObserver:
             for sequence, lookup in self.lookups.items():
                 sums[sequence] = float(lookup.joint.sum())
             energy += self.sharding.workers.all_sum(sums)[0].view(units, -1).mean(1)
-        backward = rounding_distortion(self.sampled, self.standing, self.formats, self.sharding)
+        backward = rounding_distortion(self.samples.rows, self.samples.standing, self.formats, self.sharding)
         ones = torch.ones(columns - 1, dtype=torch.float64)
         return Curve(
             self.site,
@@ -268,20 +251,3 @@ class WeightObserver:
         if self.head_values is None or self.head_energy is None or not self.head_energy.any():
             return False
         return bool((self.head_values[:, :-1].sum(0) == 0).any())
-
-    def state(self) -> dict[str, Tensor]:
-        """What a tied weight carries from the suffix to the prefix, as plain tensors; complete at process 0."""
-        if self.head_values is None or self.head_energy is None:
-            return {}
-        kept = {"rows": self.head_rows, "sampled": self.sampled, "standing": self.standing}
-        stacks = {name: torch.stack([each[sequence] for sequence in sorted(each)]) for name, each in kept.items()}
-        gathered = {name: self.sharding.gather(stack, at=0) for name, stack in stacks.items()}
-        return {"values": self.head_values, "energy": self.head_energy, **gathered}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
-        self.head_values, self.head_energy = state["values"], state["energy"]
-        self.head_rows, self.sampled, self.standing = (
-            dict(zip(self.sharding.own, self.sharding.take(state[name]), strict=True))
-            for name in ("rows", "sampled", "standing")
-        )

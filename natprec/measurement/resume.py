@@ -92,7 +92,7 @@ def tied_state(observers: dict[str, WeightObserver], known: dict[str, Tensor]) -
     return {
         f"{name}|{part}": value
         for name, observer in observers.items()
-        for part, value in (_of_site(name, known) or observer.state()).items()
+        for part, value in (_of_site(name, known) or _carried(observer)).items()
     }
 
 
@@ -101,7 +101,27 @@ def load_tied(observers: dict[str, WeightObserver], tensors: dict[str, Tensor]) 
     for name, observer in observers.items():
         own = _of_site(name, tensors)
         if own:
-            observer.load(own)
+            _load(observer, own)
+
+
+def _carried(observer: WeightObserver) -> dict[str, Tensor]:
+    """Of one weight, complete at process 0; nothing if its matrix product has not been measured."""
+    if observer.head_values is None or observer.head_energy is None:
+        return {}
+    samples = observer.samples
+    kept = {"rows": observer.head_rows, "sampled": samples.rows, "standing": samples.standing}
+    stacks = {name: torch.stack([each[sequence] for sequence in sorted(each)]) for name, each in kept.items()}
+    gathered = {name: observer.sharding.gather(stack, at=0) for name, stack in stacks.items()}
+    return {"values": observer.head_values, "energy": observer.head_energy, **gathered}
+
+
+def _load(observer: WeightObserver, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `_carried`."""
+    observer.head_values, observer.head_energy = tensors["values"], tensors["energy"]
+    sharding, samples = observer.sharding, observer.samples
+    observer.head_rows, samples.rows, samples.standing = (
+        dict(zip(sharding.own, sharding.take(tensors[name]), strict=True)) for name in ("rows", "sampled", "standing")
+    )
 
 
 def _of_site(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
