@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import torch
 from torch import Tensor
@@ -56,9 +57,7 @@ def marlin(operands: Operands) -> Call:
 
 def gptq_words(codes: Tensor, bits: int) -> Tensor:
     """Codes as GPTQ packs them: (columns · bits / 32, rows), int32, the first column in the lowest bits."""
-    unsigned = (codes.T.to(torch.int64) + 2 ** (bits - 1)).unflatten(0, (-1, 32 // bits))
-    words = (unsigned << torch.arange(0, 32, bits, device=codes.device).view(1, -1, 1)).sum(1)
-    return torch.where(words >= 1 << 31, words - (1 << 32), words).int().contiguous()
+    return dense_words(codes, bits).T.contiguous()
 
 
 def dense_words(codes: Tensor, bits: int) -> Tensor:
@@ -66,14 +65,16 @@ def dense_words(codes: Tensor, bits: int) -> Tensor:
 
     As compressed-tensors packs since 0.18; vLLM 0.25.1 pins 0.17, which leaves gaps at 3, 5, 6 and 7 bits.
     """
-    unsigned = (codes.to(torch.int64) + 2 ** (bits - 1)).unflatten(1, (-1, 32))
-    words = torch.zeros(*unsigned.shape[:2], bits + 1, dtype=torch.int64, device=codes.device)
-    for column in range(32):
+    together = 32 // math.gcd(bits, 32)  # columns whose last code ends where a word does
+    count = bits * together // 32
+    unsigned = (codes.to(torch.int64) + 2 ** (bits - 1)).unflatten(1, (-1, together))
+    words = torch.zeros(*unsigned.shape[:2], count + 1, dtype=torch.int64, device=codes.device)
+    for column in range(together):
         word, shift = divmod(column * bits, 32)
         wide = unsigned[..., column] << shift
         words[..., word] += wide & 0xFFFFFFFF
         words[..., word + 1] += wide >> 32
-    words = words[..., :bits].flatten(1)
+    words = words[..., :count].flatten(1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).int().contiguous()
 
 

@@ -22,7 +22,7 @@ from natprec.errors import ModelError
 from natprec.evaluation.judge import compared_with
 from natprec.formats.activation_format import ActivationFormat
 from natprec.hooks import attached
-from natprec.sites import round_site
+from natprec.sites import round_inputs
 from natprec.solver import Plan
 from natprec.subject import Subject
 
@@ -89,8 +89,7 @@ def judge(
     Raises:
         ModelError: predictions are NaN or Inf.
     """
-    sites = [site for site in subject.activations if site.role == "linear" and site.unit in inputs]
-    with attached([hook for site in sites for hook in round_site(model, site, inputs[site.unit])]):
+    with attached(round_inputs(model, subject.activations, inputs)):
         summary = compared_with(subject, model, held_out).summary(seed)
     if not math.isfinite(summary["kl_mean"]):
         raise ModelError("its predictions are NaN or Inf")

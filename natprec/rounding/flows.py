@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from natprec.hooks import attached
-from natprec.sites import Site, round_site
+from natprec.sites import Site, round_inputs, round_site
 from natprec.solver import Plan
 
 
@@ -19,11 +19,9 @@ def round_flows(model: nn.Module, activations: Sequence[Site], plan: Plan) -> li
     Args:
         activations: the model's sites that are no weights.
     """
-    hooks = []
-    for site in activations:
-        if site.role == "linear" and site.unit in plan.rounded_inputs:
-            hooks += round_site(model, site, plan.rounded_inputs[site.unit])
-        elif site.role == "cache" and plan.cache is not None:
+    hooks = round_inputs(model, activations, plan.rounded_inputs)
+    if plan.cache is not None:
+        for site in (site for site in activations if site.role == "cache"):
             hooks += round_site(model, site, plan.cache.format, plan.cache.largest[site.name])
     return hooks
 

@@ -9,7 +9,7 @@ round them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,6 +111,17 @@ def round_site(model: nn.Module, site: Site, fmt: ActivationFormat, largest: flo
         known = None if largest is None else torch.tensor(largest, device=next(model.parameters()).device)
         return [round_states(module, fmt, (site.kind,), known) for module in modules]
     return [round_input(module, fmt) for module in modules]
+
+
+def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, ActivationFormat]) -> list[Any]:
+    """Round what Linears read, by the unit that they belong to; returns the hooks, to remove.
+
+    Args:
+        sites: activations, of which the inputs of Linears are taken.
+        inputs: unit → format; those of other units stay as they are.
+    """
+    linears = [site for site in sites if site.role == "linear" and site.unit in inputs]
+    return [hook for site in linears for hook in round_site(model, site, inputs[site.unit])]
 
 
 @contextlib.contextmanager

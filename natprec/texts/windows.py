@@ -84,6 +84,7 @@ def load_tokens(
         if body < 1:
             raise InputError(f"{length} tokens leave no room for text between cls and sep; ask for 3 or more")
         windows, candidates = _windows(tokenizer, source, sequences, body, split, shared, text_column, progress)
+        give_back()  # what the tokenizer noted of each token: 190 MB for a megabyte of text in tokens of one byte
         if len(candidates) < sequences:
             part = f"the {split} part of {source!r}" if shared else repr(source)
             raise InputError(
@@ -184,7 +185,6 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[int]:
     """The tokens of all texts in one list, without special ones. Their length is no mistake: be quiet."""
     with quiet():
         encoded = tokenizer(texts, add_special_tokens=False, truncation=False, padding=False)["input_ids"]
-    give_back()  # what the tokenizer noted of each token: 190 MB for a megabyte of text in tokens of one byte
     return [token for ids in encoded for token in ids]
 
 

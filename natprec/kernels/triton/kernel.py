@@ -168,31 +168,27 @@ def _operand(code, zero, BITS: tl.constexpr, COMPUTE: tl.constexpr):
         (BN, JOIN · R).
     """
     HALF: tl.constexpr = 1 << (BITS - 1)
+    TOPS: tl.constexpr = -0x7F7F7F80  # 128 in each byte
     if tl.int8 == COMPUTE:
         if BITS == 8:
-            code = code ^ -0x7F7F7F80  # 128 in each byte
+            code = code ^ TOPS
         else:
             less = HALF if zero is None else (zero.to(tl.int32) + HALF)[:, None, None]
-            code = ((code | -0x7F7F7F80) - less * 0x01010101) ^ -0x7F7F7F80
+            code = ((code | TOPS) - less * 0x01010101) ^ TOPS
         low = tl.join(code.to(tl.int8), (code >> 16).to(tl.int8))
         lanes = tl.join(low, tl.join((code >> 8).to(tl.int8), (code >> 24).to(tl.int8)))
         value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 32))
-    elif tl.float16 == COMPUTE:
-        code = code | 0x64006400
-        lanes = tl.join(code.to(tl.int16), (code >> 16).to(tl.int16))
-        value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 16)).to(tl.float16, bitcast=True)
-        if zero is None:
-            value -= 1024 + HALF
+    else:  # whatever is no half goes through float32, with 2**23
+        HALVES: tl.constexpr = tl.float16 == COMPUTE
+        LESS: tl.constexpr = (1024 if HALVES else 8388608) + HALF
+        if HALVES:
+            code = code | 0x64006400
+            lanes = tl.join(code.to(tl.int16), (code >> 16).to(tl.int16))
         else:
-            value -= (zero.to(tl.int32) + (1024 + HALF)).to(tl.float16)[:, None]
-    else:  # 2**23 of float32 likewise
-        lanes = tl.join(code & 0xFFFF, code >> 16)
-        value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 16)) | 0x4B000000
-        value = value.to(tl.float32, bitcast=True)
-        if zero is None:
-            value -= 8388608 + HALF
-        else:
-            value -= (zero.to(tl.int32) + (8388608 + HALF)).to(tl.float32)[:, None]
+            lanes = tl.join(code & 0xFFFF, code >> 16) | 0x4B000000
+        value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 16))
+        value = value.to(tl.float16 if HALVES else tl.float32, bitcast=True)
+        value -= LESS if zero is None else (zero.to(tl.int32) + LESS).to(value.dtype)[:, None]
     return value.to(COMPUTE)
 
 

@@ -51,10 +51,8 @@ DECODE = (Tile(16, 64, join=2, shares=3.5), Tile(16, 64, shares=3.5))
 DECODE_CODES = (Tile(16, 64, shares=3.5, registers=128), Tile(16, 64, join=2, columns=64, shares=3.5))
 """The same of int8 activations."""
 
-BATCH = {
-    80: (Tile(64, 64, left=True, columns=64, shares=2.5), Tile(32, 64, left=True, columns=64, shares=2.5)),
-}
-"""Some tokens, as of several texts at once; by the lowest compute capability that a row is for."""
+BATCH = (Tile(64, 64, left=True, columns=64, shares=2.5), Tile(32, 64, left=True, columns=64, shares=2.5))
+"""Some tokens, as of several texts at once, all machines."""
 
 PREFILL = {
     80: (Tile(64, 128, join=1, left=True, warps=8), Tile(32, 128, join=1, left=True, warps=8)),
@@ -62,7 +60,7 @@ PREFILL = {
     100: (Tile(64, 128, left=True, warps=8), Tile(64, 128, join=1, left=True, warps=8)),
     120: (Tile(64, 128, join=1, left=True, warps=8), Tile(32, 128, join=1, left=True, warps=8)),
 }
-"""More tokens, likewise."""
+"""More tokens, by the lowest compute capability that a row is for."""
 
 PREFILL_CODES = PREFILL | {90: (Tile(128, 64, left=True, columns=64), Tile(64, 128, left=True, columns=64))}
 """Of int8 activations."""
@@ -82,8 +80,9 @@ def tiles(tokens: int, capability: int, bits: int, codes: bool) -> tuple[Tile, .
     """
     if tokens <= FEW_TOKENS:
         return DECODE_CODES if codes else DECODE
-    prefill = PREFILL_BYTES if bits == 8 else PREFILL_CODES if codes else PREFILL
-    table = BATCH if tokens <= SOME_TOKENS else prefill
+    if tokens <= SOME_TOKENS:
+        return BATCH
+    table = PREFILL_BYTES if bits == 8 else PREFILL_CODES if codes else PREFILL
     return table[max((known for known in table if known <= capability), default=min(table))]
 
 

@@ -137,8 +137,8 @@ def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None)
     expected = reference.linear(
         x, weight, x_scale=x_scale, bias=bias, epilogue=case.epilogue, multiplier=multiplier, residual=residual
     )
-    dtype = torch.int8 if expected.dtype == torch.int8 else torch.float32
-    padded = torch.full((case.tokens + 8, case.rows), CANARY, dtype=dtype, device=place(x).device)
+    dtype, x = torch.int8 if expected.dtype == torch.int8 else torch.float32, place(x)
+    padded = torch.full((case.tokens + 8, case.rows), CANARY, dtype=dtype, device=x.device)
     out = padded[4:-4]
     stored = planar(weight, DEPTH_OF_CODES if case.coded else DEPTH_OF_FLOATS)
     stored = replace(
@@ -150,7 +150,7 @@ def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None)
     optional = [None if value is None else place(value) for value in (x_scale, bias, multiplier, residual)]
     tile = tile or Tile(64 if case.tokens > 16 else 16, 128, left=case.left, columns=64 << case.bits % 3)
     with mock.patch.object(launch, "workspace", poisoned):
-        launch.launch(out, place(x), stored, case.epilogue, *optional, tile=tile, programs=case.programs)
+        launch.launch(out, x, stored, case.epilogue, *optional, tile=tile, programs=case.programs)
     padded = padded.cpu()
     difference = (padded[4:-4].double() - expected.double()).abs()
     return {
