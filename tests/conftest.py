@@ -15,8 +15,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.fixture(autouse=True)
-def _float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same numbers on every machine; a test that is about bfloat16 asks for it by name."""
+def _the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every machine and in any order of tests: one random state, and products in float32; a test that is about
+    bfloat16 asks for it by name."""
+    torch.manual_seed(0)
     monkeypatch.setattr("natprec.arithmetic.multiplies_bfloat16", lambda device: False)
 
 
