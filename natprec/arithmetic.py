@@ -3,13 +3,21 @@
 A measurement is made of averages over thousands of tokens, in which the rounding of one product does not show: the
 residual stream, norms, softmax and all sums stay in float32. What judges (the exact estimator, the verification)
 never uses this.
+
+Products of float32 are oneDNN's. Torch gives them to MKL, which on CPUs of other makers than Intel leaves half of each
+vector unused: 1024 tokens through 576 × 1536, one core with AVX-512, 101 GFLOP/s; oneDNN 234 (LOG.md, 2026-11-28).
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from natprec.errors import unknown
 
@@ -46,5 +54,49 @@ def arithmetic(name: str, device: torch.device) -> torch.dtype:
 def products_in(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Within the block matrix products of a float32 model take operands of this dtype; sums are float32."""
     if dtype == torch.float32:
-        return contextlib.nullcontext()
+        return _ByOneDnn() if _has_onednn(device) else contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """(rows, columns) of left (rows, inner) and right (columns, inner), both float32."""
+    return _linear(left, right) if _has_onednn(left.device) else left @ right.T
+
+
+def _has_onednn(device: torch.device) -> bool:
+    return device.type == "cpu" and torch.backends.mkldnn.is_available()
+
+
+class _ByOneDnn(TorchFunctionMode):
+    """Linears of float32, and the way back to their inputs."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.linear and not kwargs and _plain(*args):
+            return _Linear.apply(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether it is a product of float32 whose weight stays as it is."""
+    given = (x, weight) if bias is None else (x, weight, bias)
+    learns = torch.is_grad_enabled() and any(each.requires_grad for each in given[1:])
+    return all(each.is_cpu and each.dtype == torch.float32 for each in given) and not learns
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        context.weight = weight
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _linear(gradients[0], context.weight.T), None, None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if not weight.T.is_contiguous():  # of a slice oneDNN would take a thousand times as long
+        weight = weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")

@@ -12,7 +12,7 @@ ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory"},
-    {"arithmetic", "files", "hooks", "progress", "parallel"},
+    {"arithmetic", "files", "hooks", "native", "progress", "parallel"},
     {"formats"},
     {"quantizers"},
     {"kernels"},

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from natprec.arithmetic import products_in
 from natprec.distortions import Distortion, OutputKL
 from natprec.errors import InputError
 from natprec.evaluation.divergence import token_losses
@@ -128,7 +129,8 @@ def compare(
     parts: list[list[Tensor]] = [[], [], [], []]
     for batch in batches(*ids.shape):
         rows = ids[batch.start : batch.stop]
-        expected, got = reference(rows), quantized(rows)
+        with products_in(torch.float32, ids.device):
+            expected, got = reference(rows), quantized(rows)
         parts[0].append(distortion.between(expected, got, rows))
         if distortion.predicts:
             parts[1].append((expected.argmax(-1) == got.argmax(-1)).double())

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from natprec.kernels import cpu, native
+from natprec import native
+from natprec.kernels import cpu
 from natprec.kernels.ops import LIBRARY
 
 FEW = 16

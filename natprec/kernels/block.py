@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natprec.kernels import native
+from natprec import native
 from natprec.kernels.cpu import Int8Inputs, Planes, step_of
 from natprec.kernels.linear import HalfWeight, QuantizedWeight, QuantLinear
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from natprec import native
 from natprec.arithmetic import multiplies_bfloat16
-from natprec.kernels import int4pack, int8, native, ops, planes
+from natprec.kernels import int4pack, int8, ops, planes
 from natprec.kernels.kernel import Buffers, Kernel, Layer
 from natprec.quantizers import QuantizedTensor
 

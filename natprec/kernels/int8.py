@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from natprec.kernels import native
+from natprec import native
 from natprec.kernels.reference import quantize_tokens
 from natprec.quantizers import QuantizedTensor
 

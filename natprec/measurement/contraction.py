@@ -21,7 +21,7 @@ from natprec.formats import NumberFormat
 from natprec.measurement.sharding import Sharding
 from natprec.quantizers import rounding_errors, squared_errors
 
-CONTRACT_VALUES = 1 << 20
+CONTRACT_VALUES = 1 << 21
 """Gathered values contracted at a time: so few that they stay in the cache."""
 
 EVERY = 4

@@ -62,9 +62,10 @@ def exact_curves(
         The site and its (sequences, formats) distortion, averaged over the terms of each sequence.
     """
     suffix, parts = len(staged.blocks), batches(*ids.shape, routed=staged.routed)
-    inputs, contexts = forward_blocks(staged, ids, suffix)
+    with staged.judging():
+        inputs, contexts = forward_blocks(staged, ids, suffix)
     last = inputs[-1] if inputs else None
-    with staged.hold(suffix):
+    with staged.hold(suffix), staged.judging():
         references = [staged.suffix(None if last is None else last[batch_rows(b)], ids[batch_rows(b)]) for b in parts]
     for site, formats in wanted:
         first = site.stage if staged.blocks else suffix
@@ -80,7 +81,7 @@ def exact_curves(
                     None if start is None else start[batch_rows(b)] for b in batches(*ids.shape, routed=staged.routed)
                 ]
                 for stage in range(first, suffix + 1):
-                    with staged.hold(stage):
+                    with staged.hold(stage), staged.judging():
                         for number, batch in enumerate(parts):
                             rows = batch_rows(batch)
                             output = staged.run(stage, hidden[number], ids[rows], contexts[number] if contexts else [])

@@ -131,7 +131,7 @@ def sweep(
     }
     load_tied(observers, state.tied)
     # products in bfloat16 would put the activations whose rounding is measured on a grid of their own
-    gathering = contextlib.nullcontext if flowing else staged.gathering
+    gathering = staged.judging if flowing else staged.gathering
     inputs, contexts = BlockInputs(), list[list[Context]]()
     if state.stage >= 0:
         with gathering():

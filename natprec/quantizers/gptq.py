@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from natprec import native
 from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.quantizers.integer import QuantizedTensor, choose_grid, squared_errors
@@ -222,6 +223,10 @@ class Grid:
         offset = torch.zeros_like(scale) if offset is None else offset
         return cls(scale.T[group], offset.T[group], low, high)
 
+    def columns(self, start: int, stop: int) -> Grid:
+        """Of some columns, by their place in the order."""
+        return Grid(self.scale[start:stop], self.offset[start:stop], self.low, self.high)
+
     @classmethod
     def joined(cls, grids: list[Grid]) -> Grid:
         """Side by side."""
@@ -238,24 +243,35 @@ def _round_columns(work: Tensor, inputs: InputOrder, grid: Grid) -> tuple[Tensor
     Returns:
         (columns, rows), int8 and float32.
     """
-    columns, rows = work.shape
+    work, (columns, rows) = work.contiguous(), work.shape
     codes = torch.empty(columns, rows, dtype=torch.int8, device=work.device)
+    in_turn = _in_turn_natively if work.is_cpu and native.library()[0] else _in_turn
     for start in range(0, columns, LAZY_COLUMNS):
         stop = min(start + LAZY_COLUMNS, columns)
-        block = work[start:stop]
-        factor = inputs.inverse[start:stop, start:stop]
-        errors = torch.empty_like(block)
-        for i in range(stop - start):
-            scale, offset = grid.scale[start + i], grid.offset[start + i]
-            code = (block[i] - offset).div_(scale).round_().clamp_(grid.low, grid.high)
-            codes[start + i] = code
-            value = code.mul_(scale).add_(offset)
-            torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
-            block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
-            block[i] = value
+        block, factor = work[start:stop], inputs.inverse[start:stop, start:stop]
+        errors = in_turn(block, factor, grid.columns(start, stop), codes[start:stop])
         work[stop:].addmm_(inputs.inverse[start:stop, stop:].T, errors, alpha=-1)
     back = inputs.order.argsort()
     return codes[back], work[back]
+
+
+def _in_turn(block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+    """Round a block (columns, rows) in place and fill its codes; returns its errors. `native.round_columns` does so."""
+    errors = torch.empty_like(block)
+    for i in range(len(block)):
+        scale, offset = grid.scale[i], grid.offset[i]
+        code = (block[i] - offset).div_(scale).round_().clamp_(grid.low, grid.high)
+        codes[i] = code
+        value = code.mul_(scale).add_(offset)
+        torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
+        block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+        block[i] = value
+    return errors
+
+
+def _in_turn_natively(block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+    """The same, in a tenth of the time."""
+    return native.round_columns(block, factor, grid.scale, grid.offset, grid.low, grid.high, codes)
 
 
 def _parts(rows: int, work_per_row: int) -> Iterator[slice]:

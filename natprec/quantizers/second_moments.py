@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from natprec.arithmetic import product
+
 COLUMNS = 256
 """Rows of the matrix that are computed at a time, from the diagonal on."""
 
@@ -15,9 +17,10 @@ def add_products(sums: Tensor, vectors: Tensor) -> None:
         sums: (size, size), added to in its own dtype.
         vectors: (count, size).
     """
+    features = vectors.T.contiguous()
     for start in range(0, len(sums), COLUMNS):
         stop = start + COLUMNS
-        sums[start:stop, start:] += vectors[:, start:stop].T @ vectors[:, start:]
+        sums[start:stop, start:] += product(features[start:stop], features[start:])
 
 
 def mirrored(upper: Tensor) -> Tensor:

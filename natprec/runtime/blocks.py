@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import natprec.kernels.between  # noqa: F401  (registers the operations)
-from natprec.kernels import native
+from natprec import native
 from natprec.kernels.block import Block, OneToken, refusal
 from natprec.kernels.linear import QuantizedWeight
 from natprec.runtime.structure import Unknown, read_block

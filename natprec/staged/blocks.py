@@ -91,6 +91,10 @@ class StagedModel:
         """Within the block the model runs for statistics alone, its products in `products`."""
         return products_in(self.products, next(self.model.parameters()).device)
 
+    def judging(self) -> contextlib.AbstractContextManager[object]:
+        """Within the block products are float32's, as fast as they can be had."""
+        return products_in(torch.float32, next(self.model.parameters()).device)
+
     @property
     def stages(self) -> range:
         """All stages by number, in the order in which they run: prefix (-1), blocks, suffix; see `stage_of`."""

@@ -158,7 +158,7 @@ def passed(
     for stage in staged.stages[:-1]:
         if passage.has_passed(stage):
             continue
-        with staged.hold(stage):
+        with staged.hold(stage), staged.judging():
             passage.through(stage, advance)
         if stage >= 0 and kept is not None:
             passage.keep()

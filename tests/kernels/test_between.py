@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from natprec.kernels import between, native
+from natprec import native
+from natprec.kernels import between
 from natprec.kernels.cpu import fast_dtype
 from tests.kernels.test_cpu import drawn, variant  # noqa: F401  (a fixture)
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from natprec import native
 from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
-from natprec.kernels import int8, native, reference
+from natprec.kernels import int8, reference
 from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, fast_dtype, step_of
 from natprec.kernels.dispatch import choose
 from natprec.kernels.kernel import Kernel, Layer

@@ -58,7 +58,8 @@ def test_gradients_are_those_of_the_whole_model() -> None:
     linears = [site for site in made.sites if site.role == "linear"]
     assert found.keys() == {site.name for site in linears}
     for site in linears:
-        torch.testing.assert_close(found[site.name], whole(made, site), rtol=1e-4, atol=1e-8)
+        expected = whole(made, site)
+        torch.testing.assert_close(found[site.name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_a_rescaled_producer_has_rescaled_gradients() -> None:

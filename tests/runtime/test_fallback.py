@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from natprec import native
 from natprec.commands.generate import explanation
 from natprec.evaluation.reload import load_quantized
 from natprec.formats import NumberFormat
-from natprec.kernels import native
 from natprec.kernels.block import Block, Norm
 from natprec.runtime import blocks, stack
 from natprec.runtime.blocks import LeanBlock

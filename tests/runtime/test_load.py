@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from natprec import native
 from natprec.evaluation.reload import load_quantized
 from natprec.export import write_checkpoint
 from natprec.formats import NumberFormat, engine_profile
 from natprec.formats.number_format import CHANNEL
-from natprec.kernels import native
 from natprec.kernels.dispatch import KERNELS
 from natprec.kernels.linear import Joined
 from natprec.kernels.reference import quantize_tokens

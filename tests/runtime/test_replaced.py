@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from natprec import native
 from natprec.export import write_checkpoint
 from natprec.formats import NumberFormat, engine_profile
 from natprec.formats.number_format import CHANNEL
-from natprec.kernels import native
 from natprec.quantizers import quantize
 from natprec.runtime.load import load
 from natprec.sites import site_weight

@@ -76,6 +76,9 @@ def variant(name: str) -> tuple[Any, str]:
     opened.natprec_blocks.argtypes = [
         pointer, long, pointer, pointer, pointer, pointer, pointer, pointer, long, pointer, integer
     ]  # fmt: skip
+    opened.natprec_columns.argtypes = [
+        pointer, long, long, long, pointer, long, pointer, pointer, pointer, pointer, pointer, pointer, integer
+    ]  # fmt: skip
     if hasattr(opened, "natprec_attention"):
         opened.natprec_attention.argtypes = [
             pointer, long, long, pointer, long, long, pointer, long, long, long, long, long, long, real, pointer,
@@ -139,3 +142,22 @@ def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
         x.data_ptr(), *x.shape, codes.data_ptr(), scale.data_ptr(), torch.get_num_threads()
     )  # fmt: skip
     return codes, scale
+
+
+def round_columns(
+    block: Tensor, factor: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor, codes: Tensor
+) -> Tensor:
+    """Round a block (columns, rows) column after column, in place; returns the errors, (columns, rows).
+
+    Args:
+        factor: (columns, columns), upper: what columns lose of the errors before them, by which they divide their own.
+        scale: (columns, rows), as `offset` and `codes`, int8, which is filled.
+        low: (rows,), as `high`: the codes' range.
+    """
+    errors, scale, offset = torch.empty(block.shape), scale.contiguous(), offset.contiguous()
+    library()[0].natprec_columns(
+        block.data_ptr(), block.stride(0), *block.shape, factor.data_ptr(), factor.stride(0), scale.data_ptr(),
+        offset.data_ptr(), low.data_ptr(), high.data_ptr(), codes.data_ptr(), errors.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return errors
