@@ -7,6 +7,8 @@ the curvature. The other two have a curvature of the same form.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,11 +37,12 @@ class OutputKL(Distortion):
     def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
         """-log p(y) summed, with y drawn from the model's own prediction (the true Fisher's labels)."""
         with torch.no_grad():
-            cumulative = output.float().softmax(-1).cumsum(-1)
+            probability = output.float().softmax(-1)
+            cumulative = probability.cumsum(-1)
             uniform = for_each(sequences, seed, lambda generator: torch.rand(output.shape[1], generator=generator))
             at = uniform.unsqueeze(-1).to(output.device) * cumulative[..., -1:]
             labels = torch.searchsorted(cumulative, at).clamp_(max=output.shape[-1] - 1)
-        return functional.cross_entropy(output.float().flatten(0, 1), labels.flatten(), reduction="sum")
+        return _Drawn.apply(output, probability, labels)
 
     def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
         """KL of each token: (batch, time), nats."""
@@ -48,6 +51,21 @@ class OutputKL(Distortion):
     def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
         """The cross entropy, in float32: KL and the original's entropy, in a quarter of the time of a float64 KL."""
         return functional.cross_entropy(quantized.float().flatten(0, 1), reference.float().softmax(-1).flatten(0, 1))
+
+
+class _Drawn(torch.autograd.Function):
+    """-log p(y) summed, and its gradient p - onehot(y), of known probabilities, which are overwritten."""
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, probability: Tensor, labels: Tensor) -> Tensor:
+        chosen = probability.gather(-1, labels)
+        context.gradient, context.dtype = probability, logits.dtype
+        probability.scatter_(-1, labels, chosen - 1)
+        return -chosen.log().sum()
+
+    @staticmethod
+    def backward(context: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        return (context.gradient * upstream[0]).to(context.dtype), None, None
 
 
 class TopKKL(OutputKL):

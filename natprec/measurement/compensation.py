@@ -1,8 +1,9 @@
 """What GPTQ, which makes up for its errors, will leave of a site's distortion.
 
 It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from gradients of the
-weight: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth. Where a
-unit's channels can be rescaled (see `natprec.transforms`), both ways are judged and the better one is kept.
+weight: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth, one of those whose
+gradients are known. Where a unit's channels can be rescaled (see `natprec.transforms`), both ways are judged and the
+better one is kept.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Compensation:
     Attributes:
         fitted: unit → Σ x xᵀ, on and above the diagonal, shared by the sites of a sweep; float64, since it must not
             depend on how sequences are shared out.
+        every: of so many sequences with gradients one judges.
         judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
         left: (formats,), the share of rounding to nearest's distortion that GPTQ leaves; None: not decided.
@@ -45,24 +47,29 @@ class Compensation:
     weight: Tensor
     scale_dtype: torch.dtype
     fitted: dict[str, Tensor]
+    every: int = JUDGING
     judging: list[Tensor] = field(default_factory=list)
     columns: Tensor | None = None
     left: Tensor | None = None
 
-    def fit(self, inputs: Tensor, sequences: Sequence[int]) -> None:
-        """Account for the inputs (batch, time, columns) of y = x Wᵀ; the batch's indices."""
-        fitting = torch.tensor([not _judges(sequence) for sequence in sequences])
-        if self.site.name == self.site.unit and fitting.any():
-            seen = inputs[fitting].flatten(0, 1)
+    def fit(self, inputs: Tensor) -> None:
+        """Account for inputs (…, columns) of y = x Wᵀ."""
+        if self.site.name == self.site.unit and inputs.numel():
             width = inputs.shape[-1]
-            add_products(
-                self.fitted.setdefault(self.site.unit, inputs.new_zeros(width, width, dtype=torch.float64)), seen
-            )
+            nothing = inputs.new_zeros(width, width, dtype=torch.float64)
+            add_products(self.fitted.setdefault(self.site.unit, nothing), inputs.reshape(-1, width).float())
+
+    def fit_some(self, inputs: Tensor, sequences: Sequence[int]) -> None:
+        """Account for the inputs (batch, time, columns) of the sequences that do not judge; the batch's indices."""
+        self.fit(inputs[torch.tensor([not self._judges(sequence) for sequence in sequences])])
 
     def judge(self, gradient: Tensor, sequence: int) -> None:
         """Account for one sequence's gradient of the weight (rows, columns)."""
-        if _judges(sequence):
+        if self._judges(sequence):
             self.judging.append(gradient[judged_rows(len(gradient)).to(gradient.device)])
+
+    def _judges(self, sequence: int) -> bool:
+        return sequence % self.every == self.every - 1
 
     def judged(self) -> Judged:
         """Rows of the weight with what their errors count."""
@@ -108,7 +115,3 @@ def decide(
         best = int(torch.as_tensor(totals).argmin())
     for each, share in zip(members, shares, strict=True):
         each.columns, each.left = scalings[best], TOGETHER * share[best]
-
-
-def _judges(sequence: int) -> bool:
-    return sequence % JUDGING == JUDGING - 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.formats import ActivationFormat, Format
-from natprec.measurement.sweep import forward_blocks
+from natprec.measurement.forward import forward_blocks
 from natprec.progress import Advance
 from natprec.quantizers import quantize
 from natprec.sites import Site, rounded, site_weight

@@ -36,8 +36,13 @@ ESTIMATORS = ("fisher", "exact")
 SITES = ("weights", "all")
 """What is measured: `all` adds the inputs of Linears, the residual stream, keys and values."""
 
+DIFFERENTIATED = 2
+"""Of a kind of text one in so many sequences also goes back, if there are `MANY`; GPTQ is fitted to the others."""
+
+MANY = 16
+
 CHECK_SITES = 4
-CHECK_SEQUENCES = 4
+CHECK_SEQUENCES = 2
 CHECK_EPS = 0.05
 """The spot check takes, at each checked site, the width that this tolerance would give it."""
 
@@ -88,7 +93,8 @@ def measure(
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
     workers = workers or Workers()
-    sharding = Sharding.of(batches(*ids.shape, routed=subject.staged.routed), workers)
+    own, others = shared_out(ids, parts, subject.staged.routed)
+    sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
     formats = subject.candidates(engine_profile(engine), group_size, sites)
     stages = stages or Stages(quiet=True)
     products = products_of(subject, sites)
@@ -98,6 +104,7 @@ def measure(
         "data": data_digest(ids),
         "seed": seed,
         "parts": parts,
+        "differentiated": len(own),
         "estimator": estimator,
         "rounding": rounding,
         "transforms": transforms,
@@ -115,27 +122,31 @@ def measure(
     state = state or SweepState(len(subject.staged.blocks), None, {}, {})
     begun = json.dumps([fingerprint, state.stage, sorted(state.curves), sorted(state.exact)])
     workers.refuse_difference("model, text, options or state", hashlib.sha256(begun.encode()).digest())
-    others = subject.activations if sites == "all" else []
-    if others and not any(site.kind == "key" for site in others) and subject.kind == "causal":
+    flows = subject.activations if sites == "all" else []
+    if flows and not any(site.kind == "key" for site in flows) and subject.kind == "causal":
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
+    fitted = others if rounding != "rtn" else None
     steps = batch_count(subject.staged, len(sharding.own), ids.shape[1], state.stage)
+    if fitted is not None:
+        steps += 2 * len(workers.share(len(batches(*fitted.shape)))) * max(0, state.stage)
     with stages.stage("measure", steps) as advance:
         curves = sweep(
             subject.staged,
             subject.sites,
             formats,
-            ids,
+            own,
             scale_dtype=subject.storage_dtype,
             seed=seed,
             rounding=rounding,
             parts=parts,
             gauges=subject.gauges if rounding != "rtn" and transforms != "none" else None,
-            activations={site: activation_formats(site, group_size) for site in others},
+            activations={site: activation_formats(site, group_size) for site in flows},
             advance=advance,
             state=state,
             save=save,
             scratch=state_file.absolute().parent if state_file else None,
             sharding=sharding,
+            fitted=fitted,
         )
     idle = [name for name, curve in curves.items() if not curve.energy.any()]
     if idle:
@@ -148,7 +159,7 @@ def measure(
             f"others of their layer do: {few[0].site.name} saw {few[0].tokens} …; more --tokens reach more"
         )
     if estimator == "exact":
-        exact = _exactly(subject, ids, state, save, stages, sharding)
+        exact = _exactly(subject, own, state, save, stages, sharding)
         curves = {name: exact[name] for name in curves}
     header = Header(
         model=subject.name,
@@ -175,6 +186,18 @@ def measure(
     if estimator == "fisher":
         measurement = spot_check(subject, measurement, ids, stages, workers)
     return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
+
+
+def shared_out(ids: Tensor, parts: int, routed: bool) -> tuple[Tensor, Tensor | None]:
+    """The sequences of each part that also go back, and those that do not, if any.
+
+    An expert sees few of the tokens as it is, so that of a model with experts (`routed`) all go back.
+    """
+    each = ids.unflatten(0, (parts, -1))
+    if each.shape[1] < MANY or routed:
+        return ids, None
+    back = torch.arange(each.shape[1]) % DIFFERENTIATED == DIFFERENTIATED - 1
+    return each[:, back].flatten(0, 1), each[:, ~back].flatten(0, 1)
 
 
 def products_of(subject: Subject, sites: str) -> str:

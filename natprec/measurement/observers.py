@@ -113,7 +113,10 @@ class WeightObserver:
 
     def _watch_product(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         inputs = args[0].detach()
-        output.register_hook(lambda gradient: self.add_product(inputs, gradient))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self.add_product(inputs, gradient))
+        elif self.compensation is not None:
+            self.compensation.fit(inputs)
 
     def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         ids = args[0]
@@ -130,7 +133,7 @@ class WeightObserver:
         gradient = gradient.reshape(count, inputs.shape[1], -1)
         self.tokens += inputs.shape[0] * inputs.shape[1]
         if self.compensation is not None:
-            self.compensation.fit(inputs.float(), self.sequences)
+            self.compensation.fit_some(inputs, self.sequences)
         if self.gathered is None:
             self.gathered = self._zeros()
         inputs = inputs.to(gradient.dtype)

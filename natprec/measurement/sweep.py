@@ -22,10 +22,11 @@ from natprec.formats import ActivationFormat, NumberFormat
 from natprec.hooks import attached
 from natprec.measurement.activations import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
-from natprec.measurement.compensation import Compensation
+from natprec.measurement.compensation import JUDGING, Compensation
 from natprec.measurement.curves import Curve
 from natprec.measurement.few_tokens import lend, without_few
 from natprec.measurement.fitting import divided_columns, judge_units, spread, to_fit
+from natprec.measurement.forward import Fitted, forward_blocks
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
@@ -36,34 +37,6 @@ from natprec.staged.batches import batch_rows, batches
 from natprec.staged.blocks import Context, StagedModel
 from natprec.staged.differentiation import Gathering, differentiate
 from natprec.transforms import Gauge
-
-
-@torch.no_grad()
-def forward_blocks(
-    staged: StagedModel, ids: Tensor, stop: int, advance: Advance = lambda stage: None, scratch: Path | None = None
-) -> tuple[BlockInputs, list[list[Context]]]:
-    """Inputs of blocks 0 to `stop` (each (sequences, time, hidden)), and contexts per batch; none without blocks."""
-    if not staged.blocks:
-        return BlockInputs(), []
-    parts, contexts = [], []
-    with staged.hold(-1):
-        for batch in batches(*ids.shape, routed=staged.routed):
-            hidden, context = staged.prefix(ids[batch_rows(batch)])
-            parts.append(hidden)
-            contexts.append(context)
-            advance("prefix forward")
-    hidden = torch.cat(parts)
-    inputs = BlockInputs.suited(hidden, stop + 1, scratch)
-    for index in range(stop):
-        output = torch.empty_like(hidden)
-        with staged.hold(index):
-            for batch, context in zip(batches(*ids.shape, routed=staged.routed), contexts, strict=True):
-                rows = batch_rows(batch)
-                output[rows] = staged.block(index, hidden[rows], context[index])
-                advance(f"{staged.block_names[index]} forward")
-        inputs.push(output)
-        hidden = output
-    return inputs, contexts
 
 
 def sweep(
@@ -83,6 +56,7 @@ def sweep(
     save: Callable[[SweepState], None] = lambda state: None,
     scratch: Path | None = None,
     sharding: Sharding | None = None,
+    fitted: Tensor | None = None,
 ) -> dict[str, Curve]:
     """Measure every site.
 
@@ -99,6 +73,7 @@ def sweep(
         state: of an earlier run that was killed; `save` receives it after each stage, complete at process 0.
         scratch: folder for block inputs that memory is too small for; default: the system's.
         sharding: which of the sequences this process sweeps; default: all.
+        fitted: (sequences, time), more token ids, which go forward alone: GPTQ is fitted to their inputs too.
     Returns:
         Site name → curve; the same in all processes.
     """
@@ -112,7 +87,8 @@ def sweep(
     def compensation(site: Site) -> Compensation | None:
         if rounding == "rtn" or not site.gptq:
             return None
-        return Compensation(site, site_weight(staged.model, site), scale_dtype, moments)
+        every = JUDGING if fitted is None else max(1, JUDGING * len(ids) // (len(ids) + len(fitted)))
+        return Compensation(site, site_weight(staged.model, site), scale_dtype, moments, every)
 
     together = Counter(staged.routing.alike(site.name) for site in sites if site.experts)
     observers = {
@@ -133,9 +109,11 @@ def sweep(
     # products in bfloat16 would put the activations whose rounding is measured on a grid of their own
     gathering = staged.judging if flowing else staged.gathering
     inputs, contexts = BlockInputs(), list[list[Context]]()
+    more = Fitted(staged, fitted, workers, gathering, advance)
     if state.stage >= 0:
         with gathering():
             inputs, contexts = forward_blocks(staged, own_ids, state.stage, advance, scratch)
+        more.go_forward(state.stage, scratch)
     gradient = None if state.gradient is None else sharding.take(state.gradient)
     for stage in range(state.stage, -2 if staged.blocks else -1, -1):
         workers.stage = stage_label(staged, stage)
@@ -145,12 +123,14 @@ def sweep(
                     staged, observers, flowing, stage, inputs, contexts, own_ids, gradient, seed, advance,
                     gathering, first=sharding.own.start,
                 )  # fmt: skip
+            with _watching(staged, observers, stage):
+                more.run(stage, any(each.compensation and each.site.stage == stage for each in observers.values()))
             if inputs:
                 inputs.pop()
             _contract(observers, workers, terms)
             done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
-            fitted = to_fit(without_few(done), workers)
-            judge_units(fitted, gauges or {}, terms)
+            fitting = to_fit(without_few(done), workers)
+            judge_units(fitting, gauges or {}, terms)
             spread(without_few(done), workers)
             curves = {name: observer.curve(terms) for name, observer in done.items()}
             state.curves |= lend(curves, done, terms)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from natprec.hooks import attached
 from natprec.measurement.block_inputs import BlockInputs
-from natprec.measurement.sweep import backward, forward_blocks
+from natprec.measurement.forward import forward_blocks
+from natprec.measurement.sweep import backward
 from natprec.progress import Advance
 from natprec.quantizers.second_moments import add_products, mirrored
 from natprec.sites import Site

@@ -1,0 +1,85 @@
+"""Ways through a model's blocks without gradients: what the way back begins with, and text that GPTQ is fitted to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from natprec.measurement.block_inputs import BlockInputs
+from natprec.parallel.workers import Workers
+from natprec.progress import Advance
+from natprec.staged.batches import batch_rows, batches
+from natprec.staged.blocks import Context, StagedModel
+from natprec.staged.differentiation import Gathering
+
+
+@torch.no_grad()
+def forward_blocks(
+    staged: StagedModel, ids: Tensor, stop: int, advance: Advance = lambda stage: None, scratch: Path | None = None
+) -> tuple[BlockInputs, list[list[Context]]]:
+    """Inputs of blocks 0 to `stop` (each (sequences, time, hidden)), and contexts per batch; none without blocks."""
+    if not staged.blocks:
+        return BlockInputs(), []
+    parts, contexts = [], []
+    with staged.hold(-1):
+        for batch in batches(*ids.shape, routed=staged.routed):
+            hidden, context = staged.prefix(ids[batch_rows(batch)])
+            parts.append(hidden)
+            contexts.append(context)
+            advance("prefix forward")
+    hidden = torch.cat(parts)
+    inputs = BlockInputs.suited(hidden, stop + 1, scratch)
+    for index in range(stop):
+        output = torch.empty_like(hidden)
+        with staged.hold(index):
+            for batch, context in zip(batches(*ids.shape, routed=staged.routed), contexts, strict=True):
+                rows = batch_rows(batch)
+                output[rows] = staged.block(index, hidden[rows], context[index])
+                advance(f"{staged.block_names[index]} forward")
+        inputs.push(output)
+        hidden = output
+    return inputs, contexts
+
+
+class Fitted:
+    """Sequences that only go forward, stage by stage, under hooks that gather second moments.
+
+    Of several processes each takes some of their batches, or none; sums do not show which.
+    """
+
+    def __init__(
+        self, staged: StagedModel, ids: Tensor | None, workers: Workers, gathering: Gathering, advance: Advance
+    ) -> None:
+        """`ids` (sequences, time) are of all processes; None: there are none."""
+        self._staged, self._gathering, self._advance = staged, gathering, advance
+        self._ids, self._inputs, self._contexts = None, BlockInputs(), list[list[Context]]()
+        if ids is not None:
+            parts = batches(*ids.shape, routed=staged.routed)
+            own = workers.share(len(parts))
+            self._ids = ids[parts[own.start].start : parts[own.stop - 1].stop] if own else None
+
+    def go_forward(self, stop: int, scratch: Path | None = None) -> None:
+        """Reach the blocks from `stop` down; `scratch` as for `sweep`."""
+        if self._ids is not None:
+            with self._gathering():
+                self._inputs, self._contexts = forward_blocks(self._staged, self._ids, stop, self._advance, scratch)
+
+    @torch.no_grad()
+    def run(self, stage: int, wanted: bool) -> None:
+        """Through a stage, the highest that has not been run, if that is wanted."""
+        if self._ids is None:
+            return
+        hidden = self._inputs[stage] if self._inputs else None
+        for number, batch in enumerate(batches(*self._ids.shape, routed=self._staged.routed) if wanted else ()):
+            rows = batch_rows(batch)
+            own, contexts = (
+                (None if hidden is None else hidden[rows]),
+                (self._contexts[number] if hidden is not None else []),
+            )
+            with self._gathering():
+                self._staged.run(stage, own, self._ids[rows], contexts)
+            self._advance(f"stage {stage} forward")
+        if self._inputs:
+            self._inputs.pop()
