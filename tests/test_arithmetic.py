@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from natprec.arithmetic import ARITHMETIC, arithmetic, multiplies_bfloat16, products_in
+from natprec.arithmetic import ARITHMETIC, arithmetic, multiplies_bfloat16, product, products_in
 from natprec.errors import InputError
 from natprec.formats import engine_profile
 from natprec.measurement.exact import exact_curves
@@ -55,6 +55,34 @@ def test_products_alone_are_rounded() -> None:
         assert (x + layer(x)).dtype == torch.float32
     with products_in(torch.float32, CPU):
         assert layer(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_float32_products_are_torchs(bias: bool) -> None:
+    """Forward and back; a weight that learns, and dtypes that are not float32, are left to torch."""
+    layer = torch.nn.Linear(96, 160, bias).requires_grad_(False)
+    x = torch.randn(3, 50, 96, requires_grad=True)
+    expected = layer(x)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    with products_in(torch.float32, CPU):
+        found = layer(x)
+        halves = layer.double()(x.double())
+        learning = torch.nn.Linear(96, 160, bias)(x)
+    layer.float()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x)[0], gradient, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(halves.float(), expected, rtol=1e-5, atol=1e-5)
+    assert "_Linear" in type(found.grad_fn).__name__
+    assert "_Linear" not in type(learning.grad_fn).__name__
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(16, 80), slice(3, 90, 2)])
+def test_a_product_of_any_slices(rows: slice) -> None:
+    """oneDNN takes a thousand times as long for strides that are no matrix's own, so these are copied first."""
+    left, right = torch.randn(120, 96)[:, rows], torch.randn(140, 96)[:, rows]
+    torch.testing.assert_close(product(left, right), left @ right.T, rtol=1e-5, atol=1e-5)
+    with products_in(torch.bfloat16, CPU):
+        assert product(left, right).dtype == torch.float32
 
 
 def test_curves_are_those_of_float32_within_a_few_percent() -> None:

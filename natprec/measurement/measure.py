@@ -128,7 +128,9 @@ def measure(
     fitted = others if rounding != "rtn" else None
     steps = batch_count(subject.staged, len(sharding.own), ids.shape[1], state.stage)
     if fitted is not None:
-        steps += 2 * len(workers.share(len(batches(*fitted.shape)))) * max(0, state.stage)
+        fitting = sum(stage <= state.stage for stage in {site.stage for site in subject.sites if site.gptq})
+        forward = 1 + state.stage if subject.staged.blocks else 0
+        steps += len(workers.share(len(batches(*fitted.shape)))) * (forward + fitting)
     with stages.stage("measure", steps) as advance:
         curves = sweep(
             subject.staged,

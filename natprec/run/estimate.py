@@ -12,12 +12,13 @@ from torch import Tensor
 
 from natprec.measurement.block_inputs import SHARE
 from natprec.measurement.compensation import JUDGING
-from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES
+from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES, shared_out
 from natprec.measurement.observers import MIN_UNITS, UNIT_MEMORY
 from natprec.memory import available_bytes, resident_bytes
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS
 from natprec.rounding.refine import SEQUENCES
+from natprec.run.tokens import calibration_parts
 from natprec.staged.batches import batches
 from natprec.staged.blocks import StagedModel
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from natprec.run.request import Request
     from natprec.subject import Subject
 
-SWEEP_FORWARDS = 4.0
-"""Forward-equivalents of the sweep: forward, recomputed forward, backward (2)."""
+SWEEP_FORWARDS, SWEEP_BACK = 2.0, 2.0
+"""Forward-equivalents of the sweep: forward and recomputed forward; of what also goes back, that."""
 
 CONTRACTION = 0.4
 """What of the sweep is in float32 whatever the products are in, in forwards in float32: rounding, contraction."""
@@ -101,7 +102,8 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     )
     resident = resident_bytes()
     ids = ids.to(next(subject.model.parameters()).device)
-    per_token, reading, output = _timed(subject.staged, ids)
+    with subject.staged.judging():
+        per_token, reading, output = _timed(subject.staged, ids)
     with subject.staged.gathering():
         gathering = min(per_token, _timed(subject.staged, ids)[0])
     own_text = request.tokens // (2 if request.data else 1) + (
@@ -110,11 +112,14 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
     fitted = request.rounding != "rtn"
-    passes = request.tokens * (per_token if request.sites == "all" else gathering)
+    back = _differentiated(subject, request) * request.length
+    forwards = SWEEP_FORWARDS * (request.tokens if fitted else back) + SWEEP_BACK * back
     rounding = ROUNDING_FORWARDS[request.rounding] if judged else 0.0
     seconds = {
         "text": own_text * per_token * 4,
-        "measure": passes * SWEEP_FORWARDS + request.tokens * per_token * (CONTRACTION + SHARES * fitted) + 2 * reading,
+        "measure": forwards * (per_token if request.sites == "all" else gathering)
+        + per_token * (CONTRACTION * back + SHARES * request.tokens * fitted)
+        + 2 * reading,
         "spot check": CHECK_SEQUENCES * request.length * per_token * check + check * reading,
     }
     if judged:
@@ -139,8 +144,15 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         available_bytes=available_bytes() + resident,
         disk_bytes=inputs if on_disk else 0,
         seconds=seconds,
-        forward_equivalents=SWEEP_FORWARDS + rounding,
+        forward_equivalents=forwards / request.tokens + rounding,
     )
+
+
+def _differentiated(subject: Subject, request: Request) -> int:
+    """Sequences that also go back."""
+    parts = calibration_parts(request, subject)
+    sequences = parts * max(1, round(request.tokens / request.length / parts))
+    return len(shared_out(torch.empty(sequences, 0), parts, subject.staged.routed)[0])
 
 
 def _learning(subject: Subject, request: Request, per_token: float) -> float:
@@ -175,7 +187,7 @@ def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
 
 def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
     """The most that a stage of the sweep takes; `output` is the bytes of a batch's logits or the like."""
-    staged, sequences = subject.staged, max(1, request.tokens // request.length)
+    staged, sequences = subject.staged, _differentiated(subject, request)
     batch = len(batches(sequences, request.length, routed=staged.routed)[0])
     together = Counter(staged.routing.alike(site.name) for site in subject.sites if site.experts)
     most = 0
@@ -193,7 +205,8 @@ def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
         if request.rounding != "rtn":
             squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
-            needed += 8 * sum(squares.values()) + 4 * (sequences // JUDGING) * judging
+            judges = max(1, request.tokens // request.length // JUDGING)
+            needed += 8 * sum(squares.values()) + 4 * judges * judging
             needed += FACTORIZING * max(squares.values(), default=0)
         most = max(most, needed)
     return most

@@ -68,6 +68,18 @@ def test_the_slope_has_the_gradient_of_the_mean(distortion: Distortion) -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_drawn_is_minus_the_log_of_the_labels_probability() -> None:
+    """Drawn again from the same seed; and its gradient is autograd's."""
+    one = logits(1).float().requires_grad_()
+    drawn = OutputKL().draw(one, range(2), seed=3)
+    (gradient,) = torch.autograd.grad(drawn, one)
+    labels = (one.softmax(-1) - gradient).argmax(-1)
+    expected = torch.nn.functional.cross_entropy(one.flatten(0, 1), labels.flatten(), reduction="sum")
+    torch.testing.assert_close(drawn, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, one)[0])
+    assert torch.equal(OutputKL().draw(one, range(2), seed=3), drawn)
+
+
 def test_loss_increase_draws_no_label_for_the_last_token() -> None:
     one = logits(0).requires_grad_()
     LossIncrease().draw(one, range(2), seed=0).backward()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from natprec.evaluation.divergence import forward_kl
 from natprec.formats import NumberFormat
 from natprec.measurement import Measurement
-from natprec.measurement.compensation import deciding_format
-from natprec.measurement.measure import measure
+from natprec.measurement.compensation import JUDGING, Compensation, deciding_format
+from natprec.measurement.measure import DIFFERENTIATED, MANY, measure, shared_out
+from natprec.progress import Stages
 from natprec.quantizers import quantize
 from natprec.rounding import apply_plan, restore, snapshot
 from natprec.subject import Subject
@@ -91,3 +95,63 @@ def test_a_plan_for_rounding_to_nearest_rescales_nothing() -> None:
 def test_decided_at_the_width_next_to_four_and_its_smallest_groups() -> None:
     formats = [NumberFormat(8, 32), NumberFormat(5, 64), NumberFormat(5, 32), NumberFormat(2, 32)]
     assert deciding_format(formats, 64) == 2
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_one_in_two_sequences_of_each_part_goes_back(parts: int) -> None:
+    ids = torch.arange(parts * MANY).unsqueeze(1)
+    back, forward = shared_out(ids, parts, routed=False)
+    assert forward is not None
+    assert back.flatten().tolist() == list(range(1, parts * MANY, DIFFERENTIATED))
+    assert sorted(torch.cat([back, forward]).flatten().tolist()) == list(range(parts * MANY))
+
+
+def test_all_go_back_where_they_are_few_or_experts_see_few() -> None:
+    for ids, routed in ((tokens(MANY - 1, 8), False), (tokens(MANY, 8), True)):
+        back, forward = shared_out(ids, 1, routed)
+        assert torch.equal(back, ids)
+        assert forward is None
+
+
+def test_sequences_that_only_go_forward_are_fitted_to() -> None:
+    """Second moments of what goes back and does not judge, and of all that goes forward; one in four judges."""
+    made, ids = subject(), tokens(MANY, 16)
+    back, forward = shared_out(ids, 1, routed=False)
+    assert forward is not None
+    site = next(site for site in made.sites if site.name == QUERY)
+    seen: list[torch.Tensor] = []
+    handle = made.model.get_submodule(QUERY).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    fitted: dict[str, torch.Tensor] = {}
+    kept = Compensation.judged
+
+    def judged(self: Compensation) -> Any:
+        fitted.setdefault(self.site.unit, self.fitted[self.site.unit].clone())
+        assert len(self.judging) == MANY // JUDGING
+        return kept(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Compensation, "judged", judged)
+        measure(made, ids, engine="natprec", group_size=32)
+    seen.clear()
+    made.staged.output(torch.cat([forward, back[::2]]))  # of those that go back every second one judges
+    handle.remove()
+    rows = seen[0].flatten(0, 1).double()
+    torch.testing.assert_close(fitted[site.unit].triu(), (rows.T @ rows).triu(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_progress_comes_to_what_was_announced(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 48)  # three sequences
+    announced: dict[str, int | None] = {}
+    calls: dict[str, int] = {}
+
+    class Counting(Stages):
+        @contextlib.contextmanager
+        def stage(self, name: str, steps: int | None = None) -> Iterator[Callable[[str], None]]:
+            announced[name], calls[name] = steps, 0
+            with super().stage(name, steps):
+                yield lambda _: calls.update({name: calls[name] + 1})
+
+    made = subject(tie_word_embeddings=tied)
+    measure(made, tokens(MANY, 16), stages=Counting(quiet=True), engine="natprec", group_size=32)
+    assert calls == announced

@@ -131,6 +131,19 @@ def test_any_number_of_workers_measures_the_same(size: int, tied: bool) -> None:
         assert_same(curves, expected)
 
 
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_any_number_of_workers_fits_to_the_same_more_text(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three batches: of four workers one has none of it."""
+    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 3 * LENGTH)
+    more = tokens(9, LENGTH, seed=9)
+    expected = swept(Workers(), flows=False, fitted=more)
+    without = swept(Workers(), flows=False)
+    assert any((expected[name].shares != without[name].shares).any() for name in expected), "it was used"
+    assert all((expected[name].forward == without[name].forward).all() for name in expected), "for GPTQ alone"
+    for curves in together(size, lambda workers: swept(workers, flows=False, fitted=more)):
+        assert_same(curves, expected)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_pools_of_sequences_across_workers(parts: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of three sequences, batches of two: a pool lies in two workers."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from natprec import native
 from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
@@ -103,6 +104,22 @@ def test_hessian_that_is_not_finite(bad: float, place: tuple[int, int]) -> None:
     hessian[place] = hessian[place[::-1]] = bad
     with pytest.raises(ModelError, match=r"NaN or Inf.*--rounding rtn"):
         gptq(weight(), InputOrder.of(hessian), NumberFormat(4, 32), torch.bfloat16)
+
+
+@pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
+@pytest.mark.parametrize("rows", [1, 48, 64, 200])
+@pytest.mark.parametrize("fmt", [NumberFormat(2, 32), NumberFormat(4, 32, False), NumberFormat(8, CHANNEL)], ids=str)
+def test_columns_in_c_are_those_by_torch(fmt: NumberFormat, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum in another order may move a weight that lies near the middle between two codes, no more."""
+    order, original = InputOrder.of(inputs().T @ inputs()), weight(rows)
+    found = gptq(original, order, fmt, torch.bfloat16)
+    calls: list[int] = []
+    monkeypatch.setattr(native, "round_columns", lambda *args: calls.append(1))
+    monkeypatch.setattr(native, "library", lambda: (None, "switched off"))
+    expected = gptq(original, order, fmt, torch.bfloat16)
+    assert not calls
+    assert torch.equal(found.scale, expected.scale)
+    assert float((found.codes != expected.codes).float().mean()) < 2e-3
 
 
 def gradients(rows: int = 48, columns: int = 160) -> Tensor:
