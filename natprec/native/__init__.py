@@ -79,6 +79,7 @@ def variant(name: str) -> tuple[Any, str]:
     opened.natprec_columns.argtypes = [
         pointer, long, long, long, pointer, long, pointer, pointer, pointer, pointer, pointer, pointer, integer
     ]  # fmt: skip
+    opened.natprec_errors.argtypes = [pointer, long, long, pointer, pointer, real, real, pointer, integer]
     if hasattr(opened, "natprec_attention"):
         opened.natprec_attention.argtypes = [
             pointer, long, long, pointer, long, long, pointer, long, long, long, long, long, long, real, pointer,
@@ -161,3 +162,17 @@ def round_columns(
         torch.get_num_threads(),
     )  # fmt: skip
     return errors
+
+
+def grid_errors(
+    grouped: Tensor, scale: Tensor, offset: Tensor | None, low: float, high: float, out: Tensor | None = None
+) -> Tensor:
+    """What rounding to nearest adds to weights (…, group size); scale and offset, if any, are (…)."""
+    grouped, scale = grouped.contiguous(), scale.contiguous()
+    offset = None if offset is None else offset.contiguous()
+    out = torch.empty(grouped.shape) if out is None else out
+    library()[0].natprec_errors(
+        grouped.data_ptr(), scale.numel(), grouped.shape[-1], scale.data_ptr(),
+        None if offset is None else offset.data_ptr(), low, high, out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from natprec import native
 from natprec.formats import NumberFormat
 from natprec.quantizers.stored_grids import nested_grid, stored_grid
 
@@ -124,9 +125,7 @@ def rounding_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype
         start = 0
         for grouped in _grouped_rows(weight, fmt):
             scale, offset = choose_grid(grouped, fmt, scale_dtype)
-            values = _reconstruct(round_to_grid(grouped, fmt, scale, offset), scale, offset)
-            out = errors[index, start : start + grouped.numel()]
-            torch.sub(values.view(-1), grouped.reshape(-1), out=out)
+            _errors(grouped, fmt, scale, offset, errors[index, start : start + grouped.numel()])
             start += grouped.numel()
     return errors
 
@@ -196,8 +195,18 @@ def _squared_error(
     grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None, power: Tensor | None
 ) -> Tensor:
     """Of each group, (rows, groups)."""
-    error = _reconstruct(round_to_grid(grouped, fmt, scale, offset), scale, offset).sub_(grouped)
+    error = _errors(grouped, fmt, scale, offset)
     return torch.linalg.vecdot(error, error if power is None else error * power)
+
+
+def _errors(
+    grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """Nearest value less weight, of the shape of `grouped`; into `out`, contiguous, of so many elements."""
+    if grouped.is_cpu and native.library()[0]:
+        return native.grid_errors(grouped, scale, offset, *fmt.code_range, out)
+    values = _reconstruct(round_to_grid(grouped, fmt, scale, offset), scale, offset)
+    return torch.sub(values, grouped, out=None if out is None else out.view(grouped.shape))
 
 
 def round_to_grid(grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None) -> Tensor:

@@ -1,4 +1,5 @@
-/* Rounding a weight column by column, each column's error pushed onto the next ones (natprec/quantizers/gptq.py). */
+/* Rounding on a grid that is known: to nearest (natprec/quantizers/integer.py), and column by column, each column's error pushed
+   onto the next ones (natprec/quantizers/gptq.py). */
 #include "vectors.h"
 
 enum { TILE = 64 };
@@ -54,5 +55,24 @@ void natprec_columns(float *work, long stride, long columns, long rows, const fl
         else
             rounded(work + first, order, columns, scale + first, offset + first, low + first, high + first, codes + first,
                     errors + first, count);
+    }
+}
+
+/* errors = value - weight of the nearest value on each group's grid; weight and errors (groups, size), scale and offset (groups);
+   offset may be NULL. */
+void natprec_errors(const float *weight, long groups, long size, const float *scale, const float *offset, float low, float high,
+                    float *errors, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (long group = 0; group < groups; group++) {
+        const float step = scale[group], from = offset ? offset[group] : 0.0f;
+        const float *own = weight + group * size;
+        float *error = errors + group * size;
+#pragma omp simd
+        for (long i = 0; i < size; i++) {
+            float code = nearbyintf((own[i] - from) / step);
+            code = code < low ? low : code;
+            code = code > high ? high : code;
+            error[i] = code * step + from - own[i];
+        }
     }
 }
