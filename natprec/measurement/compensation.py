@@ -102,16 +102,15 @@ def decide(
         for each in members:
             each.left = torch.ones(len(formats), dtype=torch.float64)
         return
-    inputs = InputOrder.of(mirrored(moments))
-    scalings: list[Tensor | None] = [None]
+    inputs, judged, dtype = InputOrder.of(mirrored(moments)), [each.judged() for each in members], first.scale_dtype
+    columns = None
     if gauge is not None:
         place = deciding_format(formats, first.site.shape[1])
         scale = channel_scales([each.weight for each in members], inputs.cost, formats[place], gauge)
-        scalings.append(scale[gauge.channels(len(inputs.order)).to(scale.device)])
-    shares = gptq_shares([each.judged() for each in members], inputs, formats, first.scale_dtype, scalings)
-    best = 0
-    if gauge is not None:
-        totals = sum(kl[place] * share[:, place] for kl, share in zip(nearest, shares, strict=True))
-        best = int(torch.as_tensor(totals).argmin())
+        scaling = scale[gauge.channels(len(inputs.order)).to(scale.device)]
+        tried = gptq_shares(judged, inputs, [formats[place]], dtype, [None, scaling]).squeeze(-1)
+        plain, scaled = (torch.stack([kl[place] for kl in nearest]).unsqueeze(1) * tried).sum(0)
+        columns = scaling if scaled < plain else None
+    shares = gptq_shares(judged, inputs, formats, dtype, [columns]).squeeze(1)
     for each, share in zip(members, shares, strict=True):
-        each.columns, each.left = scalings[best], TOGETHER * share[best]
+        each.columns, each.left = columns, TOGETHER * share

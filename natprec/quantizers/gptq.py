@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from natprec import native
+from natprec.arithmetic import product
 from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.quantizers.integer import QuantizedTensor, choose_grid, squared_errors
@@ -250,7 +251,8 @@ def _round_columns(work: Tensor, inputs: InputOrder, grid: Grid) -> tuple[Tensor
         stop = min(start + LAZY_COLUMNS, columns)
         block, factor = work[start:stop], inputs.inverse[start:stop, start:stop]
         errors = in_turn(block, factor, grid.columns(start, stop), codes[start:stop])
-        work[stop:].addmm_(inputs.inverse[start:stop, stop:].T, errors, alpha=-1)
+        if stop < columns:
+            work[stop:] -= product(inputs.inverse[start:stop, stop:].T, errors.T)
     back = inputs.order.argsort()
     return codes[back], work[back]
 
