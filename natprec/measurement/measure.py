@@ -21,6 +21,7 @@ from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import sweep
 from natprec.measurement.table import VERSION, Header, Measurement
+from natprec.memory import keep_freed
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
 from natprec.sites import Site, activation_formats
@@ -92,6 +93,8 @@ def measure(
         raise unknown("sites", sites, SITES)
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
+    if subject.staged.weights.whole:  # what is read from disk, block by block, is to go back to the system
+        keep_freed()
     workers = workers or Workers()
     own, others = shared_out(ids, parts, subject.staged.routed)
     sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)

@@ -81,7 +81,7 @@ class InputOrder:
         for share in (damping, 10 * damping, 100 * damping) if math.isfinite(mean) else ():
             factor, failed = _factor(hessian[last.unsqueeze(1), last].double(), share * mean)
             if not failed:  # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹; R is the factor turned round
-                return cls(order, _inverse_turned_round(factor), power)
+                return cls(order, _inverse_turned_round(factor.float()), power)
         raise ModelError("GPTQ: a layer's inputs have no positive definite Hessian (NaN or Inf?); use --rounding rtn")
 
 
@@ -94,7 +94,7 @@ def _factor(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
 
 
 def _inverse_turned_round(lower: Tensor) -> Tensor:
-    """L⁻¹ with its rows and its columns in reverse, float32, of L (columns, columns) in float64, which it overwrites.
+    """L⁻¹ with its rows and its columns in reverse, of L (columns, columns), which it overwrites.
 
     Some rows at a time: they need the inverse of those above, which has their place already.
     """
