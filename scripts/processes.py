@@ -30,6 +30,7 @@ import torch
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.compensation import JUDGING
+from natprec.measurement.measure import shared_out
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.sharding import Sharding
 from natprec.parallel.workers import Workers
@@ -48,8 +49,8 @@ LLAMA_8B = {
 }
 """A block's weights: rows, columns, and what shares its inputs."""
 
-PASSES = 4
-"""Of a block: forward, forward again with a graph, backward for inputs and for weights."""
+FORWARD, BACK = 2, 2
+"""Passes of a block: forward twice; of what goes back, for inputs and for weights."""
 
 FLOPS = 50e12
 """Supposed of a GPU, float32, per second."""
@@ -87,7 +88,8 @@ def apart(one: Measurement, other: Measurement) -> dict[str, Any]:
 def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
     """Bytes and seconds per block of the shape `LLAMA_8B`, by arithmetic; GPTQ's fits are not in it."""
     sequences = tokens // length
-    sharding = Sharding.of(batches(sequences, length), Workers(0, processes))
+    back = len(shared_out(torch.empty(sequences, 0), 1, routed=False)[0])
+    sharding = Sharding.of(batches(back, length), Workers(0, processes))
     formats = engine_profile("vllm").measured((64,))
     gathered = work = 0.0
     for name, (rows, columns, unit) in LLAMA_8B.items():
@@ -96,12 +98,13 @@ def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
         observer = WeightObserver(site, weight, formats, sharding, 1, torch.bfloat16, 0, {})
         units = sum(len(sharding.pool(observer.units, rank)) for rank in range(processes))
         gathered += 4 * units * weight.numel()
-        work += 2 * PASSES * tokens * weight.numel() + 4 * (len(formats) + 1) * observer.units * weight.numel()
+        passes = FORWARD * tokens + BACK * back * length
+        work += 2 * passes * weight.numel() + 4 * (len(formats) + 1) * observer.units * weight.numel()
     moments = sum({unit: columns**2 for _, columns, unit in LLAMA_8B.values()}.values())
     judged = sum(min(rows, SHARE_ROWS) * columns for rows, columns, _ in LLAMA_8B.values()) * sequences // JUDGING
     work += tokens * moments
     others = (processes - 1) / processes
-    sent = others * (gathered / processes + 8 * moments + 4 * judged / processes + 4 * tokens * 4096 / processes)
+    sent = others * (gathered / processes + 8 * moments + 4 * judged / processes + 4 * back * length * 4096 / processes)
     seconds = work / processes / FLOPS
     return {
         "projection": "computed, not measured; without GPTQ's rounding of columns, which one process does per unit",
@@ -129,7 +132,7 @@ def main() -> None:
     parser.add_argument("--project", action="store_true")
     options = parser.parse_args()
     if options.project:
-        for tokens in (8192, 65536):
+        for tokens in (16384, 65536):
             print(json.dumps(projected(8, tokens, 256), indent=2))
         return
     many = options.processes
