@@ -42,6 +42,9 @@ DIFFERENTIATED = 2
 
 MANY = 16
 
+QUICK = ("rtn", "gptq")
+"""Roundings that take less time than measuring."""
+
 CHECK_SITES = 4
 CHECK_SEQUENCES = 2
 CHECK_EPS = 0.05
@@ -96,7 +99,7 @@ def measure(
     if subject.staged.weights.whole:  # what is read from disk, block by block, is to go back to the system
         keep_freed()
     workers = workers or Workers()
-    own, others = shared_out(ids, parts, subject.staged.routed)
+    own, others = shared_out(ids, parts, subject.staged.routed, rounding)
     sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
     formats = subject.candidates(engine_profile(engine), group_size, sites)
     stages = stages or Stages(quiet=True)
@@ -193,13 +196,14 @@ def measure(
     return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
 
 
-def shared_out(ids: Tensor, parts: int, routed: bool) -> tuple[Tensor, Tensor | None]:
+def shared_out(ids: Tensor, parts: int, routed: bool, rounding: str = "gptq") -> tuple[Tensor, Tensor | None]:
     """The sequences of each part that also go back, and those that do not, if any.
 
-    An expert sees few of the tokens as it is, so that of a model with experts (`routed`) all go back.
+    An expert sees few of the tokens as it is, so that of a model with experts (`routed`) all go back; as they do before
+    a rounding that takes so long that they hardly add to it.
     """
     each = ids.unflatten(0, (parts, -1))
-    if each.shape[1] < MANY or routed:
+    if each.shape[1] < MANY or routed or rounding not in QUICK:
         return ids, None
     back = torch.arange(each.shape[1]) % DIFFERENTIATED == DIFFERENTIATED - 1
     return each[:, back].flatten(0, 1), each[:, ~back].flatten(0, 1)

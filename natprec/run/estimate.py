@@ -152,7 +152,7 @@ def _differentiated(subject: Subject, request: Request) -> int:
     """Sequences that also go back."""
     parts = calibration_parts(request, subject)
     sequences = parts * max(1, round(request.tokens / request.length / parts))
-    return len(shared_out(torch.empty(sequences, 0), parts, subject.staged.routed)[0])
+    return len(shared_out(torch.empty(sequences, 0), parts, subject.staged.routed, request.rounding)[0])
 
 
 def _learning(subject: Subject, request: Request, per_token: float) -> float:

@@ -106,9 +106,10 @@ def test_one_in_two_sequences_of_each_part_goes_back(parts: int) -> None:
     assert sorted(torch.cat([back, forward]).flatten().tolist()) == list(range(parts * MANY))
 
 
-def test_all_go_back_where_they_are_few_or_experts_see_few() -> None:
-    for ids, routed in ((tokens(MANY - 1, 8), False), (tokens(MANY, 8), True)):
-        back, forward = shared_out(ids, 1, routed)
+def test_all_go_back_where_they_are_few_or_experts_see_few_or_rounding_takes_long() -> None:
+    few, many = tokens(MANY - 1, 8), tokens(MANY, 8)
+    for ids, routed, rounding in ((few, False, "gptq"), (many, True, "gptq"), (many, False, "learned")):
+        back, forward = shared_out(ids, 1, routed, rounding)
         assert torch.equal(back, ids)
         assert forward is None
 

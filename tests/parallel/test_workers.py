@@ -29,11 +29,11 @@ IMPATIENT = "from natprec import cli; from natprec.parallel import pulse; pulse.
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, text_file: Path) -> list[str]:
-    """Four batches, one of them in part written by the model; two steps of rows in most weights."""
+    """Four batches that go back, two of them written by the model; two steps of rows in most weights."""
     model = tmp_path_factory.mktemp("workers") / "model"
     tiny_model(num_hidden_layers=BLOCKS, hidden_size=128, intermediate_size=512).save_pretrained(model)
     tiny_tokenizer.save_pretrained(model)
-    return ["measure", "--model", str(model), "--data", str(text_file), "--tokens", "4096", "--sequence-length", "64"]
+    return ["measure", "--model", str(model), "--data", str(text_file), "--tokens", "8192", "--sequence-length", "64"]
 
 
 @pytest.fixture(scope="module")
