@@ -52,16 +52,22 @@ class Compensation:
     columns: Tensor | None = None
     left: Tensor | None = None
 
-    def fit(self, inputs: Tensor) -> None:
-        """Account for inputs (…, columns) of y = x Wᵀ."""
-        if self.site.name == self.site.unit and inputs.numel():
-            width = inputs.shape[-1]
-            nothing = inputs.new_zeros(width, width, dtype=torch.float64)
-            add_products(self.fitted.setdefault(self.site.unit, nothing), inputs.reshape(-1, width).float())
+    def fit(self, inputs: Tensor, sequences: Sequence[int] | None = None) -> None:
+        """Account for inputs (…, columns) of y = x Wᵀ; the first of a unit's sites, which share them, alone does so.
 
-    def fit_some(self, inputs: Tensor, sequences: Sequence[int]) -> None:
-        """Account for the inputs (batch, time, columns) of the sequences that do not judge; the batch's indices."""
-        self.fit(inputs[torch.tensor([not self._judges(sequence) for sequence in sequences])])
+        Args:
+            sequences: the batch's indices; those that judge are left out.
+        """
+        if self.site.name != self.site.unit:
+            return
+        if sequences is not None:
+            inputs = inputs[torch.tensor([not self._judges(sequence) for sequence in sequences])]
+        width = inputs.shape[-1]
+        if not inputs.numel():
+            return
+        if self.site.unit not in self.fitted:
+            self.fitted[self.site.unit] = inputs.new_zeros(width, width, dtype=torch.float64)
+        add_products(self.fitted[self.site.unit], inputs.reshape(-1, width).float())
 
     def judge(self, gradient: Tensor, sequence: int) -> None:
         """Account for one sequence's gradient of the weight (rows, columns)."""

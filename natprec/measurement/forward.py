@@ -74,10 +74,8 @@ class Fitted:
         hidden = self._inputs[stage] if self._inputs else None
         for number, batch in enumerate(batches(*self._ids.shape, routed=self._staged.routed) if wanted else ()):
             rows = batch_rows(batch)
-            own, contexts = (
-                (None if hidden is None else hidden[rows]),
-                (self._contexts[number] if hidden is not None else []),
-            )
+            own = None if hidden is None else hidden[rows]
+            contexts = self._contexts[number] if self._contexts else []
             with self._gathering():
                 self._staged.run(stage, own, self._ids[rows], contexts)
             self._advance(f"stage {stage} forward")

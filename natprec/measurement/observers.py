@@ -133,7 +133,7 @@ class WeightObserver:
         gradient = gradient.reshape(count, inputs.shape[1], -1)
         self.tokens += inputs.shape[0] * inputs.shape[1]
         if self.compensation is not None:
-            self.compensation.fit_some(inputs, self.sequences)
+            self.compensation.fit(inputs, self.sequences)
         if self.gathered is None:
             self.gathered = self._zeros()
         inputs = inputs.to(gradient.dtype)
