@@ -11,7 +11,7 @@ vector unused: 1024 tokens through 576 × 1536, one core with AVX-512, 101 GFLOP
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from natprec import native
 from natprec.errors import unknown
 
 ARITHMETIC = ("auto", "bfloat16", "float32")
@@ -55,7 +56,18 @@ def products_in(dtype: torch.dtype, device: torch.device) -> contextlib.Abstract
     """Within the block matrix products of a float32 model take operands of this dtype; sums are float32."""
     if dtype == torch.float32:
         return _ByOneDnn() if _has_onednn(device) else contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+    return _in_bfloat16(device) if dtype == torch.bfloat16 else torch.autocast(device.type, dtype=dtype)
+
+
+def in_bfloat16(device: torch.device) -> bool:
+    """Whether this runs within `products_in(torch.bfloat16)`."""
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+
+
+@contextlib.contextmanager
+def _in_bfloat16(device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, dtype=torch.bfloat16), _OwnAttention():
+        yield
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -76,6 +88,26 @@ class _ByOneDnn(TorchFunctionMode):
         if func is functional.linear and not kwargs and _plain(*args):
             return _Linear.apply(*args)
         return func(*args, **(kwargs or {}))
+
+
+class _OwnAttention(TorchFunctionMode):
+    """Causal attention that nothing goes back through: where the C files compute it, in a seventh of torch's time."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is functional.scaled_dot_product_attention and len(args) == 3 and _causal(**given):
+            query, key, value = (each.float() for each in args)
+            goes_back = torch.is_grad_enabled() and any(each.requires_grad for each in args)
+            if not goes_back and native.attends(query, key, value):
+                scaling = given.get("scale") or args[0].shape[-1] ** -0.5
+                return native.attention(query, key, value, scaling).transpose(1, 2)
+        return func(*args, **given)
+
+
+def _causal(attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, **others: Any) -> bool:
+    return is_causal and attn_mask is None and dropout_p == 0
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:

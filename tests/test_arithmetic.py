@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
+from natprec import native
 from natprec.arithmetic import ARITHMETIC, arithmetic, multiplies_bfloat16, product, products_in
 from natprec.errors import InputError
 from natprec.formats import engine_profile
@@ -83,6 +85,28 @@ def test_a_product_of_any_slices(rows: slice) -> None:
     torch.testing.assert_close(product(left, right), left @ right.T, rtol=1e-5, atol=1e-5)
     with products_in(torch.bfloat16, CPU):
         assert product(left, right).dtype == torch.float32
+
+
+@pytest.mark.parametrize("given", [{"is_causal": True}, {"is_causal": True, "scale": 0.3, "enable_gqa": True}])
+def test_attention_that_nothing_goes_back_through_is_our_own(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value = torch.randn(3, 2, 4, 40, 32)
+    key, value = (x[:, :2] if "enable_gqa" in given else x for x in (key, value.bfloat16()))
+    own, attend = [], native.attention
+    monkeypatch.setattr(native, "attention", lambda *args: own.append(1) or attend(*args))
+    exact = functional.scaled_dot_product_attention(query.double(), key.double(), value.double(), **given)
+    with products_in(torch.bfloat16, CPU):
+        usual = functional.scaled_dot_product_attention(query, key, value, **given)
+        assert len(own) == native.on_bfloat16()
+        assert usual.shape == exact.shape
+        assert (usual - exact).norm() < 0.01 * exact.norm()
+        functional.scaled_dot_product_attention(query.clone().requires_grad_(), key, value, **given)
+        functional.scaled_dot_product_attention(query, key, value, enable_gqa="enable_gqa" in given)
+        assert len(own) == native.on_bfloat16(), "with gradients, or not causal: torch's"
+    with products_in(torch.float32, CPU):
+        functional.scaled_dot_product_attention(query, key, value.float(), **given)
+    assert len(own) == native.on_bfloat16(), "what judges never uses it"
 
 
 def test_curves_are_those_of_float32_within_a_few_percent() -> None:

@@ -11,8 +11,8 @@ import natprec
 ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "statistics", "memory"},
-    {"arithmetic", "files", "hooks", "native", "progress", "parallel"},
+    {"errors", "units", "statistics", "memory", "native"},
+    {"arithmetic", "files", "hooks", "progress", "parallel"},
     {"formats"},
     {"quantizers"},
     {"kernels"},

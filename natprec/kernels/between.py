@@ -17,8 +17,6 @@ from natprec.kernels.ops import LIBRARY
 
 FEW = 16
 """Tokens up to which attention stays in float32: it costs little, and a block compares with its plain forward."""
-LONGEST = 1 << 14
-"""Tokens beyond which attention is torch's: scores of six queries lie on the stack of a thread, 36 bytes a token."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -97,22 +95,10 @@ def _gate(gate_: Tensor, up: Tensor) -> Tensor:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    library = native.library()[0]
-    states = (query, key, value)
-    fits = query.shape[-1] % 16 == 0 and all(x.stride(3) == 1 and x.dtype == torch.float32 for x in states)
-    fits = fits and FEW < query.shape[2] <= LONGEST and cpu.fast_dtype() == torch.bfloat16
-    if not fits or not hasattr(library, "natprec_attention"):
-        return attention(query, key, value, scaling)
-    batch, heads, time, size = query.shape
-    y = query.new_empty(batch, time, heads, size)
-    for parts in zip(*states, y, strict=True):
-        places = [place for x in parts[:3] for place in (x.data_ptr(), x.stride(1), x.stride(0))]
-        enough = library.natprec_attention(
-            *places, time, heads, key.shape[1], size, scaling, parts[3].data_ptr(), torch.get_num_threads()
-        )  # fmt: skip
-        if not enough:
-            raise MemoryError("no memory for the keys and values of an attention")
-    return y
+    many = query.shape[2] > FEW and cpu.fast_dtype() == torch.bfloat16
+    if many and native.attends(query, key, value):
+        return native.attention(query, key, value, scaling)
+    return attention(query, key, value, scaling)
 
 
 for _schema, _reference, _function in (

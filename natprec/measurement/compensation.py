@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from natprec.formats import NumberFormat
 from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares, judged_rows
@@ -52,13 +53,23 @@ class Compensation:
     columns: Tensor | None = None
     left: Tensor | None = None
 
+    @property
+    def gathers(self) -> bool:
+        """Whether it is the first of a unit's sites, which share their inputs; the others' moments are its own."""
+        return self.site.name == self.site.unit
+
+    def attach(self, model: nn.Module) -> RemovableHandle:
+        """Fit to what the site's module is given."""
+        module = model.get_submodule(self.site.name)
+        return module.register_forward_pre_hook(lambda _, args: self.fit(args[0].detach()))
+
     def fit(self, inputs: Tensor, sequences: Sequence[int] | None = None) -> None:
-        """Account for inputs (…, columns) of y = x Wᵀ; the first of a unit's sites, which share them, alone does so.
+        """Account for inputs (…, columns) of y = x Wᵀ, unless another site gathers them.
 
         Args:
             sequences: the batch's indices; those that judge are left out.
         """
-        if self.site.name != self.site.unit:
+        if not self.gathers:
             return
         if sequences is not None:
             inputs = inputs[torch.tensor([not self._judges(sequence) for sequence in sequences])]
@@ -67,7 +78,7 @@ class Compensation:
             return
         if self.site.unit not in self.fitted:
             self.fitted[self.site.unit] = inputs.new_zeros(width, width, dtype=torch.float64)
-        add_products(self.fitted[self.site.unit], inputs.reshape(-1, width).float())
+        add_products(self.fitted[self.site.unit], inputs.reshape(-1, width))
 
     def judge(self, gradient: Tensor, sequence: int) -> None:
         """Account for one sequence's gradient of the weight (rows, columns)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -67,17 +68,17 @@ class Fitted:
                 self._inputs, self._contexts = forward_blocks(self._staged, self._ids, stop, self._advance, scratch)
 
     @torch.no_grad()
-    def run(self, stage: int, wanted: bool) -> None:
-        """Through a stage, the highest that has not been run, if that is wanted."""
+    def show(self, stage: int, watched: Sequence[str]) -> None:
+        """Into a stage, the highest that has not been left, as far as some modules, if there are any."""
         if self._ids is None:
             return
         hidden = self._inputs[stage] if self._inputs else None
-        for number, batch in enumerate(batches(*self._ids.shape, routed=self._staged.routed) if wanted else ()):
+        for number, batch in enumerate(batches(*self._ids.shape, routed=self._staged.routed) if watched else ()):
             rows = batch_rows(batch)
             own = None if hidden is None else hidden[rows]
             contexts = self._contexts[number] if self._contexts else []
             with self._gathering():
-                self._staged.run(stage, own, self._ids[rows], contexts)
+                self._staged.show(stage, own, self._ids[rows], contexts, watched)
             self._advance(f"stage {stage} forward")
         if self._inputs:
             self._inputs.pop()

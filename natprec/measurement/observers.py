@@ -58,6 +58,7 @@ class WeightObserver:
     sequences: range = range(0)
     pending: dict[int, Tensor] = field(default_factory=dict)
     gathered: Tensor | None = None
+    filled: set[int] = field(default_factory=set)
     head_values: Tensor | None = None
     head_energy: Tensor | None = None
     alignment: Tensor | None = None
@@ -115,8 +116,6 @@ class WeightObserver:
         inputs = args[0].detach()
         if output.requires_grad:
             output.register_hook(lambda gradient: self.add_product(inputs, gradient))
-        elif self.compensation is not None:
-            self.compensation.fit(inputs)
 
     def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         ids = args[0]
@@ -132,11 +131,11 @@ class WeightObserver:
         inputs = inputs.reshape(count, -1, inputs.shape[-1])
         gradient = gradient.reshape(count, inputs.shape[1], -1)
         self.tokens += inputs.shape[0] * inputs.shape[1]
+        inputs = inputs.to(gradient.dtype)
         if self.compensation is not None:
             self.compensation.fit(inputs, self.sequences)
         if self.gathered is None:
-            self.gathered = self._zeros()
-        inputs = inputs.to(gradient.dtype)
+            self.gathered = self._buffer()
         for index, sequence in enumerate(self.sequences):
             product = gradient[index].T @ inputs[index]
             self.widened |= product.dtype != torch.bfloat16 or sequence in self.pending
@@ -144,12 +143,15 @@ class WeightObserver:
                 self.pending[sequence] += product
             elif self.units == self.total:
                 self.pending[sequence] = self.gathered[self._unit(sequence)].copy_(product)
+                self.filled.add(self._unit(sequence))
             else:
                 self.pending[sequence] = product.float()
 
-    def _zeros(self) -> Tensor:
+    def _buffer(self) -> Tensor:
+        """A buffer; of units that are not sums `complete` sets those to zero that nothing has filled."""
         ready = self.spare.get(self.buffer)
-        return (ready.pop() if ready else torch.empty(self.buffer, device=self.weight.device)).zero_()
+        buffer = ready.pop() if ready else torch.empty(self.buffer, device=self.weight.device)
+        return buffer.zero_() if self.units < self.total else buffer
 
     def flush(self) -> None:
         """Finish the gradients of the batch's sequences, now that all uses have added to them."""
@@ -191,7 +193,10 @@ class WeightObserver:
     def complete(self, reached: Tensor) -> None:
         """What no sequence of this process reached is zero where those of another did: see `reached`."""
         if reached[0] and self.gathered is None:
-            self.gathered = self._zeros()
+            self.gathered = self._buffer()
+        if self.gathered is not None and self.units == self.total:
+            for unit in set(range(len(self.gathered))) - self.filled:
+                self.gathered[unit].zero_()
         self.looked_up, self.widened = bool(reached[1]), bool(reached[2])
         self.tokens = int(reached[3])
 
@@ -208,6 +213,7 @@ class WeightObserver:
             self.alignment = product.alignment if self.ids is None else None  # a tied weight has another use
             self.spare.setdefault(self.buffer, []).append(self.gathered)
             self.gathered = None
+            self.filled.clear()
 
     def curve(self, terms: int) -> Curve:
         """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over."""

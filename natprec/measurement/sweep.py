@@ -123,8 +123,9 @@ def sweep(
                     staged, observers, flowing, stage, inputs, contexts, own_ids, gradient, seed, advance,
                     gathering, first=sharding.own.start,
                 )  # fmt: skip
-            with _watching(staged, observers, stage):
-                more.run(stage, any(each.compensation and each.site.stage == stage for each in observers.values()))
+            fits = [each.compensation for each in observers.values() if each.compensation and each.site.stage == stage]
+            with attached([each.attach(staged.model) for each in fits if each.gathers]):
+                more.show(stage, [each.site.name for each in fits if each.gathers])
             if inputs:
                 inputs.pop()
             _contract(observers, workers, terms)

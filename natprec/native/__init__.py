@@ -26,6 +26,9 @@ VARIANTS = {"avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of scales and unquantized weights, as planes.c numbers them."""
 
+LONGEST = 1 << 14
+"""Tokens beyond which attention is torch's: scores of six queries lie on the stack of a thread, 36 bytes a token."""
+
 
 def runnable() -> tuple[str, ...]:
     """Those of `VARIANTS` whose instructions this CPU has, the fastest first."""
@@ -80,7 +83,8 @@ def variant(name: str) -> tuple[Any, str]:
         pointer, long, long, long, pointer, long, pointer, pointer, pointer, pointer, pointer, pointer, integer
     ]  # fmt: skip
     opened.natprec_errors.argtypes = [pointer, long, long, pointer, pointer, real, real, pointer, integer]
-    if hasattr(opened, "natprec_attention"):
+    if hasattr(opened, "natprec_attention"):  # needs instructions of AVX-512
+        opened.natprec_moments.argtypes = [pointer, long, long, pointer, integer, integer]
         opened.natprec_attention.argtypes = [
             pointer, long, long, pointer, long, long, pointer, long, long, long, long, long, long, real, pointer,
             integer,
@@ -143,6 +147,54 @@ def tokens(x: Tensor) -> tuple[Tensor, Tensor]:
         x.data_ptr(), *x.shape, codes.data_ptr(), scale.data_ptr(), torch.get_num_threads()
     )  # fmt: skip
     return codes, scale
+
+
+def on_bfloat16() -> bool:
+    """Whether `attention` and `add_products` run here: they need AVX512_BF16 and the avx512 variant."""
+    return hasattr(library()[0], "natprec_attention") and torch.cpu._is_avx512_bf16_supported()
+
+
+def attends(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `attention` reads these: as there, of float32, and not for so many tokens that a stack is too small."""
+    states = (query, key, value)
+    fits = all(x.is_cpu and x.dtype == torch.float32 and x.stride(3) == 1 for x in states)
+    same = key.shape == value.shape and query.shape[2:] == key.shape[2:] and query.shape[-1] % 16 == 0
+    return fits and same and query.shape[2] <= LONGEST and on_bfloat16()
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Causal attention in bfloat16 with float32 sums: (batch, time, heads, size), float32.
+
+    Args:
+        query: (batch, heads, time, size); see `attends`.
+        key: (batch, key heads, time, size), as `value`.
+        scaling: of scores.
+    """
+    batch, heads, time, size = query.shape
+    y = query.new_empty(batch, time, heads, size)
+    for parts in zip(query, key, value, y, strict=True):
+        places = [place for x in parts[:3] for place in (x.data_ptr(), x.stride(1), x.stride(0))]
+        enough = library()[0].natprec_attention(
+            *places, time, heads, key.shape[1], size, scaling, parts[3].data_ptr(), torch.get_num_threads()
+        )  # fmt: skip
+        if not enough:
+            raise MemoryError("no memory for the keys and values of an attention")
+    return y
+
+
+def add_products(sums: Tensor, vectors: Tensor) -> None:
+    """Add Σ v vᵀ in bfloat16 with float32 sums, on and above the diagonal; some of what is below it changes too.
+
+    Args:
+        sums: (size, size), contiguous, float64 or float32.
+        vectors: (count, size), float32.
+    """
+    vectors = vectors.contiguous()
+    enough = library()[0].natprec_moments(
+        vectors.data_ptr(), *vectors.shape, sums.data_ptr(), sums.dtype == torch.float64, torch.get_num_threads()
+    )  # fmt: skip
+    if not enough:
+        raise MemoryError("no memory for the second moments of a layer's inputs")
 
 
 def round_columns(

@@ -4,16 +4,11 @@
    multiplies pairs, so keys are packed as pairs of neighbouring components, 16 keys side by side, and values as pairs of
    neighbouring tokens. Scores of six queries fit into the nearest cache, so each row's largest is known before any power. */
 #ifdef __AVX512VNNI__
-#include "vectors.h"
+#include "bfloat16.h"
 
-#include <immintrin.h>
 #include <stdlib.h>
 
-enum { QUERIES = 6, WIDE = 4, LANES = 16, KEYS = WIDE * LANES };
-#define ON_BFLOAT16 __attribute__((target("avx512bf16")))
-#define ALWAYS static inline __attribute__((always_inline, target("avx512bf16")))
-
-ALWAYS __m256i narrow(const __m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+enum { QUERIES = TILE_ROWS, KEYS = TILE_COLUMNS };
 
 /* Rows of `size` floats, `stride` apart, as pairs of components: (key / 16, size / 2, 16). */
 ON_BFLOAT16 static void pack_keys(const float *from, const long stride, const long tokens, const long size, uint32_t *to) {
@@ -31,30 +26,8 @@ ON_BFLOAT16 static void pack_values(const float *from, const long stride, const 
     for (long t = 0; t < tokens; t += 2)
         for (long i = 0; i < size; i += LANES) {
             const __m512 next = t + 1 < tokens ? _mm512_loadu_ps(from + (t + 1) * stride + i) : _mm512_setzero_ps();
-            const __m512i low = _mm512_cvtepu16_epi32(narrow(_mm512_loadu_ps(from + t * stride + i)));
-            const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(next)), 16);
-            _mm512_storeu_si512(to + t / 2 * size + i, _mm512_or_si512(low, high));
+            _mm512_storeu_si512(to + t / 2 * size + i, paired(_mm512_loadu_ps(from + t * stride + i), next));
         }
-}
-
-/* sum[r][v] += pairs of row r times registers v of each step: `steps` of them, `apart` registers' words from step to step. */
-ALWAYS void multiply(const uint32_t *const rows[QUERIES], const uint32_t *right, const long steps, const long step,
-                     const long apart, const int wide, __m512 sum[QUERIES][WIDE]) {
-#pragma GCC unroll 8
-    for (int r = 0; r < QUERIES; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < wide; v++) sum[r][v] = _mm512_setzero_ps();
-    for (long s = 0; s < steps; s++, right += step) {
-        __m512bh values[WIDE];
-#pragma GCC unroll 8
-        for (int v = 0; v < wide; v++) values[v] = (__m512bh)_mm512_loadu_si512(right + v * apart);
-#pragma GCC unroll 8
-        for (int r = 0; r < QUERIES; r++) {
-            const __m512bh pair = (__m512bh)_mm512_set1_epi32((int)rows[r][s]);
-#pragma GCC unroll 8
-            for (int v = 0; v < wide; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], pair, values[v]);
-        }
-    }
 }
 
 INLINE __m512 powers_of_two(const __m512 t) {
@@ -104,7 +77,8 @@ ON_BFLOAT16 static void tile(const float *query, const long stride, const long f
         rows[r] = narrowed[r];
     }
     for (long key = 0; key < width; key += KEYS) {
-        multiply(rows, keys + key * half, half, LANES, LANES * half, WIDE, sum);
+        clear(sum, WIDE);
+        multiply(rows, 1, keys + key * half, half, LANES, LANES * half, WIDE, sum);
 #pragma GCC unroll 8
         for (int r = 0; r < QUERIES; r++)
 #pragma GCC unroll 8
@@ -117,8 +91,9 @@ ON_BFLOAT16 static void tile(const float *query, const long stride, const long f
     const long pairs = (first + count + 1) / 2;
     for (long i = 0; i < size;) {
         const int wide = size - i >= KEYS ? WIDE : 1;
-        if (wide == WIDE) multiply(rows, values + i, pairs, size, LANES, WIDE, sum);
-        else multiply(rows, values + i, pairs, size, LANES, 1, sum);
+        clear(sum, wide);
+        if (wide == WIDE) multiply(rows, 1, values + i, pairs, size, LANES, WIDE, sum);
+        else multiply(rows, 1, values + i, pairs, size, LANES, 1, sum);
         for (int r = 0; r < count; r++)
             for (int v = 0; v < wide; v++)
                 _mm512_storeu_ps(y + r * y_stride + i + v * LANES, _mm512_div_ps(sum[r][v], _mm512_set1_ps(total[r])));

@@ -153,13 +153,14 @@ def choose_grid(
     spanning = _spanning_scale(low, high, fmt)
     fractions = SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if power is not None else (1.0,))
     grids = [_grid(grouped, fmt, spanning * fraction, low * fraction, scale_dtype) for fraction in fractions]
-    if len(grids) == 1:
-        return nested_grid(*grids[0], fmt)
-    errors = [_squared_error(grouped, fmt, *grid, power) for grid in grids]
-    best = torch.stack(errors).argmin(0, keepdim=True)
-    scale = torch.stack([scale for scale, _ in grids]).gather(0, best)[0]
-    offsets = [offset for _, offset in grids if offset is not None]
-    return nested_grid(scale, torch.stack(offsets).gather(0, best)[0] if offsets else None, fmt)
+    (scale, offset), *others = grids
+    least = _squared_error(grouped, fmt, scale, offset, power)
+    for grid in others:  # an argmin over a stack of them takes longer
+        error = _squared_error(grouped, fmt, *grid, power)
+        better = error < least
+        least, scale = torch.where(better, error, least), torch.where(better, grid[0], scale)
+        offset = None if offset is None or grid[1] is None else torch.where(better, grid[1], offset)
+    return nested_grid(scale, offset, fmt)
 
 
 def _grid(

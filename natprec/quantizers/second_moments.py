@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from natprec.arithmetic import product
+from natprec import native
+from natprec.arithmetic import in_bfloat16, product
 
 COLUMNS = 256
 """Rows of the matrix that are computed at a time, from the diagonal on."""
 
 
 def add_products(sums: Tensor, vectors: Tensor) -> None:
-    """Add Σ v vᵀ on and above the diagonal; blocks below it stay 0.
+    """Add Σ v vᵀ on and above the diagonal; what is below it means nothing.
+
+    Where products are bfloat16's vectors are rounded as the layer that is given them rounds them.
 
     Args:
         sums: (size, size), added to in its own dtype.
-        vectors: (count, size).
+        vectors: (count, size), float32 or bfloat16.
     """
+    narrow, vectors = vectors.dtype == torch.bfloat16 or in_bfloat16(vectors.device), vectors.float()
+    if narrow and vectors.is_cpu and native.on_bfloat16():
+        native.add_products(sums, vectors)
+        return
     features = vectors.T.contiguous()
     for start in range(0, len(sums), COLUMNS):
         stop = start + COLUMNS

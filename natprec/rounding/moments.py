@@ -107,7 +107,7 @@ def stage_moments(
             passage.back(stage, gradient, SEED, advance)
         else:
             with staged.gathering():
-                passage.run(stage, advance)
+                passage.show(stage, [site.name for site in members], advance)
     for sums in (moments.inputs, moments.outputs):
         sums.update({name: mirrored(upper) for name, upper in sums.items()})
     return moments
@@ -142,7 +142,7 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
 
 def _add(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
     """Add Σ v vᵀ over the vectors along the last dimension."""
-    rows = values.flatten(0, -2).float()
+    rows, size = values.flatten(0, -2), values.shape[-1]
     if name not in sums:
-        sums[name] = rows.new_zeros(rows.shape[-1], rows.shape[-1])
+        sums[name] = rows.new_zeros(size, size, dtype=torch.float32)
     add_products(sums[name], rows)

@@ -10,7 +10,7 @@ without such a list is one suffix: the same code then works on the whole of it. 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from natprec.arithmetic import products_in
 from natprec.distortions import Distortion, OutputKL
+from natprec.hooks import attached
 from natprec.models.weights import InMemory, Weights
 from natprec.staged.probe import LARGE, probed
 from natprec.staged.routing import Routing, find_routing
@@ -35,8 +36,8 @@ class _Patch:
     first: Tensor | None = None
 
 
-class _PrefixDoneError(Exception):
-    """Raised by the last block in place of running what comes after it."""
+class _DoneError(Exception):
+    """Raised where what comes next is not needed."""
 
 
 class StagedModel:
@@ -119,7 +120,7 @@ class StagedModel:
 
     def prefix(self, ids: Tensor) -> tuple[Tensor, list[Context]]:
         """The first block's input (batch, time, hidden), and every block's context."""
-        with self.hold(-1), self._patched(None) as patch, contextlib.suppress(_PrefixDoneError):
+        with self.hold(-1), self._patched(None) as patch, contextlib.suppress(_DoneError):
             self.distortion.output(self.model, ids)
         assert patch.first is not None
         return patch.first, patch.contexts
@@ -146,6 +147,22 @@ class StagedModel:
             return self.prefix(ids)[0]
         assert hidden is not None
         return self.block(stage, hidden, contexts[stage])
+
+    def show(
+        self, stage: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context], watched: Sequence[str]
+    ) -> None:
+        """Run a stage for hooks that see what modules are given, and no further than the last of these modules."""
+
+        def stop(*_: Any) -> None:
+            raise _DoneError
+
+        known = not self.routed and all(name in self.probe.input_of for name in watched)
+        handles = []
+        if known and not self.probe.repeated.intersection(watched):
+            last = max(watched, key=self.probe.order.index)
+            handles.append(self.model.get_submodule(last).register_forward_pre_hook(stop))
+        with attached(handles), contextlib.suppress(_DoneError):
+            self.run(stage, hidden, ids, contexts)
 
     def stage_of(self, module_name: str) -> int:
         """-1 for the prefix, the block's index, or the number of blocks for the suffix."""
@@ -175,7 +192,7 @@ class StagedModel:
                     patch.first = hidden_states
                     hidden_states = hidden_states if replacement is None else replacement
                 if replacement is None and index == len(self.blocks) - 1:
-                    raise _PrefixDoneError
+                    raise _DoneError
                 return (hidden_states,) if self.probe.returns_tuple else hidden_states
 
             return forward

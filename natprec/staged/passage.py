@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -62,16 +62,17 @@ class Passage:
         return self._twin
 
     @torch.no_grad()
-    def run(self, stage: int, advance: Advance = lambda stage: None) -> None:
-        """Let the text through a stage once more, which changes nothing: for hooks that watch it."""
+    def show(self, stage: int, watched: Sequence[str], advance: Advance = lambda stage: None) -> None:
+        """Let the text into a stage, which changes nothing, for hooks that see what some modules are given."""
         for number, batch in enumerate(batches(*self.ids.shape)):
             hidden = self._hidden[number] if self._hidden else None
-            self._staged.run(stage, hidden, self.ids[batch_rows(batch)], self._contexts[number] if self._hidden else [])
+            contexts = self._contexts[number] if self._hidden else []
+            self._staged.show(stage, hidden, self.ids[batch_rows(batch)], contexts, watched)
             advance(f"{stage} forward")
 
     @torch.enable_grad()
     def back(self, stage: int, gradient: Tensor | None, seed: int = 0, advance: Advance = lambda stage: None) -> None:
-        """As `run`, and the way back to the input of a block or the last stage, for hooks that watch that.
+        """As `show`, of a whole block or the last stage, and the way back to its input, for hooks that watch that.
 
         Args:
             gradient: at a block's output, (sequences, time, hidden); the last stage draws its own, by `seed`.

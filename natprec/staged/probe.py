@@ -21,6 +21,7 @@ class Probe:
 
     Attributes:
         order: names of the leaf modules with weights in the order of their first call.
+        repeated: those that were called more than once.
         input_of: module name → an identity shared by modules that were called with one same tensor.
         rows: Linear → inputs that it was given.
         returns_tuple: whether blocks return a tuple with the hidden state first.
@@ -28,6 +29,7 @@ class Probe:
     """
 
     order: tuple[str, ...]
+    repeated: frozenset[str]
     input_of: dict[str, int]
     rows: dict[str, int]
     returns_tuple: bool
@@ -38,6 +40,7 @@ class Probe:
 def probed(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object]) -> Probe:
     """One forward, `run`, with hooks that watch which module gets which tensor."""
     order: list[str] = []
+    repeated: set[str] = set()
     inputs: dict[str, int] = {}
     rows: dict[str, int] = {}
     seen: list[Tensor] = []  # kept alive, so that no two tensors share an identity
@@ -46,7 +49,9 @@ def probed(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object])
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if name not in inputs and args and isinstance(args[0], Tensor):
+            if name in inputs:
+                repeated.add(name)
+            elif args and isinstance(args[0], Tensor):
                 order.append(name)
                 known = next((i for i, tensor in enumerate(seen) if tensor is args[0]), None)
                 inputs[name] = len(seen) if known is None else known
@@ -75,6 +80,7 @@ def probed(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object])
         run()
     return Probe(
         order=tuple(order),
+        repeated=frozenset(repeated),
         input_of=inputs,
         rows=rows,
         returns_tuple=bool(outputs) and isinstance(outputs[0], tuple),

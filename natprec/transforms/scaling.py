@@ -42,20 +42,20 @@ def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: NumberFormat, 
     group_size = len(power) // fmt.groups(len(power))
     sizes = torch.cat([_sizes(weight.float(), ROWS // len(weights), group_size) for weight in weights])
     counts = (power / power.mean().clamp_min(1e-30)).clamp_min(1e-6).view(-1, group_size)
-    logs = torch.zeros(gauge.produced, device=power.device, requires_grad=True)
+    logs = torch.zeros(gauge.produced, device=power.device)
     squares = sizes.square()
     optimizer = torch.optim.Adam([logs], lr=RATE)
     best, least = torch.ones_like(logs), torch.inf
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            scale = logs.exp()[channels].view(-1, group_size)
-            reach = _reach(sizes, squares, scale.detach())
-            loss = ((reach * scale.square()).sum(-1) * (counts / scale.square()).sum(-1)).sum()
-            if loss.item() < least:
-                best, least = logs.detach().exp(), loss.item()
-            optimizer.zero_grad()
-            loss.log().backward()
-            optimizer.step()
+    for _ in range(STEPS):
+        scale = logs.exp()[channels].view(-1, group_size)
+        steps, costs = _reach(sizes, squares, scale) * scale.square(), counts / scale.square()
+        step, cost = steps.sum(-1, keepdim=True), costs.sum(-1, keepdim=True)
+        loss = (step * cost).sum().item()
+        if loss < least:
+            best, least = logs.exp(), loss
+        slope = (steps * cost - costs * step).flatten() * (2 / loss)  # of log loss
+        logs.grad = torch.zeros_like(logs).index_add_(0, channels, slope)
+        optimizer.step()
     return best
 
 

@@ -182,3 +182,36 @@ def test_patches_are_gone_after_an_exception() -> None:
     handle.remove()
     assert not any("forward" in vars(block) for block in staged.blocks)
     assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox", "bert"])
+@torch.no_grad()
+def test_what_modules_are_given_is_shown_and_nothing_behind_the_last_of_them_is_run(family: str) -> None:
+    model, ids = built(family), tokens(3, 12)
+    staged = StagedModel(model, ids[:1], OutputKL() if model.can_generate() else EmbeddingDistance())
+    hidden, contexts = staged.prefix(ids)
+    inside = [name for name in staged.probe.order if name.startswith(staged.block_names[0] + ".")]
+    for stop in range(1, len(inside) + 1):
+        seen: list[str] = []
+        handles = [
+            model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name)) for name in inside
+        ]
+        staged.show(0, hidden, ids, contexts, inside[:stop][::-1])
+        assert seen == inside[: stop - 1], "the last one's hooks see its input, before it is run"
+        seen.clear()
+        staged.run(0, hidden, ids, contexts)
+        assert seen == inside, "and nothing stops the next run"
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def test_a_module_that_is_called_twice_is_shown_both_times() -> None:
+    model = Output(nn.Sequential())
+    model.body.step = nn.Linear(16, 16)
+    model.body.forward = lambda hidden: model.body.step(model.body.step(hidden))
+    staged, seen = StagedModel(model, tokens(1, 5)), []
+    assert staged.probe.repeated == {"body.step"}
+    model.body.step.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    staged.show(0, None, tokens(1, 5), [], ["embed", "body.step"])
+    assert len(seen) == 2
