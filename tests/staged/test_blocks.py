@@ -191,18 +191,16 @@ def test_what_modules_are_given_is_shown_and_nothing_behind_the_last_of_them_is_
     staged = StagedModel(model, ids[:1], OutputKL() if model.can_generate() else EmbeddingDistance())
     hidden, contexts = staged.prefix(ids)
     inside = [name for name in staged.probe.order if name.startswith(staged.block_names[0] + ".")]
+    seen: list[str] = []
+    for name in inside:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
     for stop in range(1, len(inside) + 1):
-        seen: list[str] = []
-        handles = [
-            model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name)) for name in inside
-        ]
+        seen.clear()
         staged.show(0, hidden, ids, contexts, inside[:stop][::-1])
         assert seen == inside[: stop - 1], "the last one's hooks see its input, before it is run"
         seen.clear()
         staged.run(0, hidden, ids, contexts)
         assert seen == inside, "and nothing stops the next run"
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
