@@ -3,9 +3,9 @@
     python scripts/beside_gptq.py --data valid.txt --eval-data test.raw.txt --python PEERS/bin/python
 
 Printed per pair: GPTQ's seconds as `natprec compare` times them (on the loaded model, without saving), natprec's from
-the loaded model to the verdict (measure, spot check, solve, round, write, load the checkpoint, verify), and their ratio.
-Reading the model and the texts is in neither; nor is the half of the calibration text that the model writes itself,
-which is printed apart.
+the loaded model to the verdict (measure, spot check, solve, round, write, load the checkpoint, verify), and their
+ratio. Reading the model and the texts is in neither; nor is the half of the calibration text that the model writes
+itself, which is printed apart.
 """
 
 from __future__ import annotations

@@ -92,6 +92,11 @@ def variant(name: str) -> tuple[Any, str]:
     return opened, ""
 
 
+def reads(x: Tensor) -> bool:
+    """Whether the C files take tensors from where this one is."""
+    return x.is_cpu and library()[0] is not None
+
+
 def _compile(compiler: str, flags: tuple[str, ...], built: Path) -> None:
     """To a temporary name first: another process may be doing the same."""
     built.parent.mkdir(parents=True, exist_ok=True)

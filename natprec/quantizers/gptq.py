@@ -258,7 +258,7 @@ def _round_columns(work: Tensor, inputs: InputOrder, grid: Grid) -> tuple[Tensor
 
 def _in_turn(block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor:
     """Round a block (columns, rows) in place and fill its codes; returns its errors."""
-    if block.is_cpu and native.library()[0]:  # a tenth of the time
+    if native.reads(block):  # a tenth of the time
         return native.round_columns(block, factor, grid.scale, grid.offset, grid.low, grid.high, codes)
     errors = torch.empty_like(block)
     for i in range(len(block)):

@@ -204,7 +204,7 @@ def _errors(
     grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
     """Nearest value less weight, of the shape of `grouped`; into `out`, contiguous, of so many elements."""
-    if grouped.is_cpu and native.library()[0]:
+    if native.reads(grouped):
         return native.grid_errors(grouped, scale, offset, *fmt.code_range, out)
     values = _reconstruct(round_to_grid(grouped, fmt, scale, offset), scale, offset)
     return torch.sub(values, grouped, out=None if out is None else out.view(grouped.shape))

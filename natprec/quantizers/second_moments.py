@@ -22,7 +22,7 @@ def add_products(sums: Tensor, vectors: Tensor) -> None:
         vectors: (count, size), float32 or bfloat16.
     """
     narrow, vectors = vectors.dtype == torch.bfloat16 or in_bfloat16(vectors.device), vectors.float()
-    if narrow and vectors.is_cpu and native.on_bfloat16():
+    if narrow and native.reads(vectors) and native.on_bfloat16():
         native.add_products(sums, vectors)
         return
     features = vectors.T.contiguous()
