@@ -37,6 +37,17 @@ UNIT_MEMORY = 1 << 30
 MIN_UNITS = 4
 
 
+def pools(sequences: int, parts: int, elements: int) -> int:
+    """How many pools sequences form: as many as memory allows, all of one size and of one kind of text.
+
+    Args:
+        sequences: in `parts` kinds of text.
+        elements: of all weights that share the memory.
+    """
+    affordable, each = max(MIN_UNITS, UNIT_MEMORY // (4 * elements)), sequences // parts
+    return parts * max(n for n in range(1, each + 1) if each % n == 0 and (n == 1 or n * parts <= affordable))
+
+
 @dataclass
 class WeightObserver:
     """Gathers the gradients of one weight over all its uses and contracts them.
@@ -92,10 +103,8 @@ class WeightObserver:
 
     @cached_property
     def units(self) -> int:
-        """Pools of sequences, as many as memory allows, all of one size and of one kind of text."""
-        affordable = max(MIN_UNITS, UNIT_MEMORY // (4 * self.weight.numel() * self.peers))
-        each = self.total // self.parts
-        return self.parts * max(n for n in range(1, each + 1) if each % n == 0 and n * self.parts <= affordable)
+        """Pools of sequences: see `pools`."""
+        return pools(self.total, self.parts, self.weight.numel() * self.peers)
 
     @property
     def buffer(self) -> torch.Size:

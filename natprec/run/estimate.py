@@ -13,7 +13,7 @@ from torch import Tensor
 from natprec.measurement.block_inputs import SHARE
 from natprec.measurement.compensation import JUDGING
 from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES, shared_out
-from natprec.measurement.observers import MIN_UNITS, UNIT_MEMORY
+from natprec.measurement.observers import pools
 from natprec.memory import available_bytes, resident_bytes
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS
@@ -44,6 +44,9 @@ ROUNDING = {"rtn": 0.0, "gptq": 0.3, "yaqa": 1.0, "learned": 0.3}
 
 LEARNING_FORWARDS = 3.0
 """Of each token of each step that learns: forward, backward (2)."""
+
+WRITING = 7.0
+"""Forwards that a token costs which the model writes itself, one after the other."""
 
 REFINE_FORWARDS = 4.0
 """Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
@@ -116,7 +119,7 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     forwards = SWEEP_FORWARDS * (request.tokens if fitted else back) + SWEEP_BACK * back
     rounding = ROUNDING_FORWARDS[request.rounding] if judged else 0.0
     seconds = {
-        "text": own_text * per_token * 4,
+        "text": own_text * per_token * WRITING,
         "measure": forwards * (per_token if request.sites == "all" else gathering)
         + per_token * (CONTRACTION * back + SHARES * request.tokens * fitted)
         + 2 * reading,
@@ -187,19 +190,19 @@ def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
 
 def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
     """The most that a stage of the sweep takes; `output` is the bytes of a batch's logits or the like."""
-    staged, sequences = subject.staged, _differentiated(subject, request)
+    staged, sequences, parts = subject.staged, _differentiated(subject, request), calibration_parts(request, subject)
     batch = len(batches(sequences, request.length, routed=staged.routed)[0])
     together = Counter(staged.routing.alike(site.name) for site in subject.sites if site.experts)
     most = 0
     for stage in range(-1, len(staged.blocks) + 1):
         own = [site for site in subject.sites if stage in {staged.stage_of(use) for use in site.uses}]
         products = [site for site in own if site.role != "embedding" or (len(site.uses) > 1 and stage >= 0)]
-        needed = 5 * output if stage == len(staged.blocks) else 0
+        needed = output if stage == len(staged.blocks) else 0
         if not staged.weights.whole:
             needed += 4 * sum(site.elements for site in own)
         for site in products:
             peers = together[staged.routing.alike(site.name)] if site.experts else 1
-            units = min(sequences, max(MIN_UNITS, UNIT_MEMORY // (4 * site.elements * peers)))
+            units = pools(sequences, parts, site.elements * peers)
             gathered = units + (batch if units < sequences else 0)
             needed += 4 * site.elements * gathered + 8 * batch * request.length * sum(site.shape)
         if request.rounding != "rtn":
