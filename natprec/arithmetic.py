@@ -6,6 +6,7 @@ never uses this.
 
 Products of float32 are oneDNN's. Torch gives them to MKL, which on CPUs of other makers than Intel leaves half of each
 vector unused: 1024 tokens through 576 × 1536, one core with AVX-512, 101 GFLOP/s; oneDNN 234 (LOG.md, 2026-11-28).
+Beside products of bfloat16, attention that nothing goes back through is our own.
 """
 
 from __future__ import annotations
@@ -97,13 +98,17 @@ class _OwnAttention(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func is functional.scaled_dot_product_attention and len(args) == 3 and _causal(**given):
+        if func is functional.scaled_dot_product_attention and len(args) == 3 and _causal(**given) and _ends(*args):
             query, key, value = (each.float() for each in args)
-            goes_back = torch.is_grad_enabled() and any(each.requires_grad for each in args)
-            if not goes_back and native.attends(query, key, value):
-                scaling = given.get("scale") or args[0].shape[-1] ** -0.5
+            if native.attends(query, key, value):
+                scaling = given.get("scale") or query.shape[-1] ** -0.5
                 return native.attention(query, key, value, scaling).transpose(1, 2)
         return func(*args, **given)
+
+
+def _ends(*given: Tensor) -> bool:
+    """Whether nothing goes back through what is computed from these."""
+    return not torch.is_grad_enabled() or not any(each.requires_grad for each in given)
 
 
 def _causal(attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, **others: Any) -> bool:
@@ -113,8 +118,7 @@ def _causal(attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether it is a product of float32 whose weight stays as it is."""
     given = (x, weight) if bias is None else (x, weight, bias)
-    learns = torch.is_grad_enabled() and any(each.requires_grad for each in given[1:])
-    return all(each.is_cpu and each.dtype == torch.float32 for each in given) and not learns
+    return all(each.is_cpu and each.dtype == torch.float32 for each in given) and _ends(*given[1:])
 
 
 class _Linear(torch.autograd.Function):
