@@ -76,7 +76,7 @@ ArithmeticOption = Annotated[
     str, option("--arithmetic", METHOD, "Of products that serve averages: bfloat16, float32, or auto: the faster one.")
 ]
 PlannedRounding = Annotated[str | None, option("--rounding", METHOD, "Default: the one measured or planned for.")]
-Seed = Annotated[int, option("--seed", METHOD, "Of sampled labels, sampled text and intervals.")]
+Seed = Annotated[int, option("--seed", METHOD, "Of random signs, sampled text and intervals.")]
 Overwrite = Annotated[bool, option("--overwrite", OUTPUT, "Replace an existing output.")]
 Resume = Annotated[bool, option("--resume", OUTPUT, "Go on from what a killed or refused run has measured.")]
 DryRun = Annotated[bool, option("--dry-run", OUTPUT, "Say memory and time, and stop.")]

@@ -2,13 +2,16 @@
 
 KL's curvature is the Fisher information, E[g gᵀ] with g the gradient of log p(y) and the label y drawn
 from the model's own prediction: the text's next token would give the empirical Fisher, which is not
-the curvature. The other two have a curvature of the same form.
+the curvature. At the logits it is diag(p) - p pᵀ, and any other g with that covariance tells the same. Here it is
+√p ∘ s - p (√p · s) with random signs s: of drawn labels the rare ones count so much that results scatter three times
+as far (LOG.md, 2026-11-28). The other two have a curvature of the same form.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,14 +38,14 @@ class OutputKL(Distortion):
         return length
 
     def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
-        """-log p(y) summed, with y drawn from the model's own prediction (the true Fisher's labels)."""
+        """A scalar with the gradient √p ∘ s - p (√p · s) at each token, s random signs."""
         with torch.no_grad():
             probability = output.float().softmax(-1)
-            cumulative = probability.cumsum(-1)
-            uniform = for_each(sequences, seed, lambda generator: torch.rand(output.shape[1], generator=generator))
-            at = uniform.unsqueeze(-1).to(output.device) * cumulative[..., -1:]
-            labels = torch.searchsorted(cumulative, at).clamp_(max=output.shape[-1] - 1)
-        return _Drawn.apply(output, probability, labels)
+            signs = for_each(sequences, seed, lambda generator: _coins(generator, *output.shape[1:]))
+            drawn = probability.sqrt()
+            drawn = torch.where(signs.to(output.device), drawn, -drawn)
+            drawn -= probability * drawn.sum(-1, keepdim=True)
+        return _Drawn.apply(output, drawn)
 
     def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
         """KL of each token: (batch, time), nats."""
@@ -53,19 +56,23 @@ class OutputKL(Distortion):
         return functional.cross_entropy(quantized.float().flatten(0, 1), reference.float().softmax(-1).flatten(0, 1))
 
 
+def _coins(generator: torch.Generator, rows: int, columns: int) -> Tensor:
+    """(rows, columns), bool, each with a chance of one half."""
+    drawn = torch.randint(256, (rows, -(-columns // 8)), generator=generator, dtype=torch.uint8)
+    return torch.from_numpy(np.unpackbits(drawn.numpy(), axis=1, count=columns)).bool()
+
+
 class _Drawn(torch.autograd.Function):
-    """-log p(y) summed, and its gradient p - onehot(y), of known probabilities, which are overwritten."""
+    """A scalar with a gradient that is known."""
 
     @staticmethod
-    def forward(context: Any, logits: Tensor, probability: Tensor, labels: Tensor) -> Tensor:
-        chosen = probability.gather(-1, labels)
-        context.gradient, context.dtype = probability, logits.dtype
-        probability.scatter_(-1, labels, chosen - 1)
-        return -chosen.log().sum()
+    def forward(context: Any, logits: Tensor, gradient: Tensor) -> Tensor:
+        context.gradient, context.dtype = gradient, logits.dtype
+        return gradient.new_zeros(())
 
     @staticmethod
-    def backward(context: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        return (context.gradient * upstream[0]).to(context.dtype), None, None
+    def backward(context: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return (context.gradient * upstream[0]).to(context.dtype), None
 
 
 class TopKKL(OutputKL):
@@ -79,7 +86,7 @@ class TopKKL(OutputKL):
         self.name = self.label = f"kl-top{k}"
 
     def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
-        """-log p of the drawn outcome: one of the k tokens, or 'another'."""
+        """As for KL, of k + 1 outcomes: one of the k tokens, or another."""
         return super().draw(self._merged(output.float(), output), sequences, seed)
 
     def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:

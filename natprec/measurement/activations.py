@@ -1,13 +1,13 @@
 """What the sweep collects at an activation, and how it becomes a curve over formats.
 
-With labels drawn from the model's own prediction, g_t = d log p(y) / dx_t at a token's activation x_t, its rounding
+With s what the distortion draws (see `natprec.distortions`), g_t = d s / dx_t at a token's activation x_t, its rounding
 error δ_t = Q_b(x_t) - x_t, and means ḡ, δ̄ over the T tokens of a sequence,
 
     KL per token of format b  ≈  ½ E[(Σ_t g_t · δ_t)²] / T  ≈  ½ E[(T ḡ · δ̄)² + Σ_t ((g_t - ḡ) · (δ_t - δ̄))²] / T.
 
 Both are directional within a token, whose errors are not independent: at 3 and 4 bits most of its values round to zero
 together. Of different tokens what errors have in common adds up (a mean over tokens keeps nothing else), and the
-rest is taken as independent, which one drawn label per token needs to be precise.
+rest is taken as independent, which one draw per token needs to be precise.
 
 Backward flow: the squared error of rounding g_t itself, on a few tokens per sequence.
 """

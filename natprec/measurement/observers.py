@@ -1,7 +1,7 @@
 """What the sweep collects at a site, and how it becomes a curve over formats.
 
-Forward (Shannon) flow, the diagonal Fisher form: with labels drawn from the model's own prediction
-and g = d log p(y) / dw summed over one sequence,
+Forward (Shannon) flow, the diagonal Fisher form: with g = d s / dw of one sequence, s the scalar that the
+distortion draws, whose gradient has the covariance of d log p(y) for labels y drawn from the model's own prediction,
 
     KL per token of format b  ≈  1/2 · sum_ij E[g_ij²] (Q_b(w_ij) - w_ij)² / tokens.
 

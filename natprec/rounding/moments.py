@@ -25,7 +25,7 @@ from natprec.staged.blocks import StagedModel
 from natprec.staged.passage import Passage
 
 SEED = 0
-"""Of the labels or signs that the distortion draws."""
+"""Of the signs that the distortion draws."""
 
 
 @dataclass

@@ -237,13 +237,16 @@ def test_seed_decides_the_labels() -> None:
     assert not np.array_equal(first[name].forward, other[name].forward)
 
 
-def test_labels_follow_the_prediction() -> None:
-    """Over many positions with one prediction, each token is drawn as often as it is likely."""
-    chances = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    logits = chances.log().expand(40, 250, 4).clone().requires_grad_()
+def test_what_is_drawn_at_a_token_has_the_covariance_of_the_prediction() -> None:
+    """Over many positions with one prediction: diag(p) - p pᵀ, and nothing in common between positions."""
+    chances = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    logits = chances.log().float().expand(40, 250, 4).clone().requires_grad_()
     OutputKL().draw(logits, range(40), seed=0).backward()
-    drawn = (logits.grad < 0).double().mean((0, 1))  # type: ignore[operator]
-    assert torch.allclose(drawn, chances.double(), atol=0.02)
+    drawn = logits.grad.double()  # type: ignore[union-attr]
+    found = torch.einsum("sti,stj->ij", drawn, drawn) / (40 * 250)
+    assert torch.allclose(found, chances.diag() - torch.outer(chances, chances), atol=0.01)
+    assert drawn.sum(-1).abs().max() < 1e-6
+    assert torch.einsum("sti,stj->ij", drawn[:, 1:], drawn[:, :-1]).abs().max() < 0.01 * 40 * 250
 
 
 def test_relative_gradient_error_falls_with_width() -> None:
