@@ -114,12 +114,13 @@ def decide(
         gauge: where the unit can be rescaled.
     """
     first = members[0]
-    moments = first.fitted.get(first.site.unit)
+    moments = first.fitted.pop(first.site.unit, None)
     if moments is None or not all(each.judging for each in members):  # nothing came to fit or to judge by
         for each in members:
             each.left = torch.ones(len(formats), dtype=torch.float64)
         return
-    inputs, judged, dtype = InputOrder.of(mirrored(moments)), [each.judged() for each in members], first.scale_dtype
+    moments = mirrored(moments)  # in place of those in float64, which may be large
+    inputs, judged, dtype = InputOrder.of(moments), [each.judged() for each in members], first.scale_dtype
     columns = None
     if gauge is not None:
         place = deciding_format(formats, first.site.shape[1])

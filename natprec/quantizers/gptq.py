@@ -81,7 +81,8 @@ class InputOrder:
         for share in (damping, 10 * damping, 100 * damping) if math.isfinite(mean) else ():
             factor, failed = _factor(hessian[last.unsqueeze(1), last].double(), share * mean)
             if not failed:  # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹; R is the factor turned round
-                return cls(order, _inverse_turned_round(factor.float()), power)
+                factor = factor.float()  # in place of the one in float64, which may be large
+                return cls(order, _inverse_turned_round(factor), power)
         raise ModelError("GPTQ: a layer's inputs have no positive definite Hessian (NaN or Inf?); use --rounding rtn")
 
 

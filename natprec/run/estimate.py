@@ -52,8 +52,8 @@ REFINE_FORWARDS = 4.0
 """Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
 
 
-FACTORIZING = 17
-"""Bytes per entry of a layer's second moments while they are factorized: copies in float64 (measured: 16.8)."""
+FACTORIZING = 9
+"""Bytes per entry of a layer's second moments while they are factorized, beside what they took before."""
 
 WORKING = 150 << 20
 """Bytes of libraries that load later, and what allocators keep (measured on three models: 116 to 220 MB)."""
