@@ -17,6 +17,7 @@ from natprec.measurement.compensation import JUDGING, Compensation, deciding_for
 from natprec.measurement.measure import DIFFERENTIATED, MANY, measure, shared_out
 from natprec.progress import Stages
 from natprec.quantizers import quantize
+from natprec.quantizers.second_moments import mirrored as whole
 from natprec.rounding import apply_plan, restore, snapshot
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
@@ -123,15 +124,20 @@ def test_sequences_that_only_go_forward_are_fitted_to() -> None:
     seen: list[torch.Tensor] = []
     handle = made.model.get_submodule(QUERY).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     fitted: dict[str, torch.Tensor] = {}
-    kept = Compensation.judged
+    kept, last = Compensation.judged, list[torch.Tensor]()
+
+    def mirrored(upper: torch.Tensor) -> torch.Tensor:
+        last.append(upper.clone())
+        return whole(upper)
 
     def judged(self: Compensation) -> Any:
-        fitted.setdefault(self.site.unit, self.fitted[self.site.unit].clone())
+        fitted.setdefault(self.site.unit, last[-1])
         assert len(self.judging) == MANY // JUDGING
         return kept(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Compensation, "judged", judged)
+        patch.setattr("natprec.measurement.compensation.mirrored", mirrored)
         measure(made, ids, engine="natprec", group_size=32)
     seen.clear()
     made.staged.output(torch.cat([forward, back[::2]]))  # of those that go back every second one judges
