@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.distortions.base import Distortion, for_each
-from natprec.evaluation.divergence import forward_kl, token_losses
+from natprec.evaluation.divergence import VALUES, forward_kl, token_losses
+
+SIGNS = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1) * 2.0 - 1
+"""(256, 8), the signs that a byte of coins says."""
 
 
 class OutputKL(Distortion):
@@ -39,13 +41,17 @@ class OutputKL(Distortion):
 
     def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
         """A scalar with the gradient √p ∘ s - p (√p · s) at each token, s random signs."""
+        rows, columns = output.shape[1:]
+        coins = for_each(sequences, seed, lambda generator: _coins(generator, rows, -(-columns // 8))).to(output.device)
+        table, together = SIGNS.to(output.device), max(1, VALUES // columns)
         with torch.no_grad():
-            probability = output.float().softmax(-1)
-            signs = for_each(sequences, seed, lambda generator: _coins(generator, *output.shape[1:]))
-            drawn = probability.sqrt()
-            drawn = torch.where(signs.to(output.device), drawn, -drawn)
-            drawn -= probability * drawn.sum(-1, keepdim=True)
-        return _Drawn.apply(output, drawn)
+            gradient = torch.empty_like(output)
+            parts = (each.flatten(0, 1).split(together) for each in (gradient, output, coins))
+            for into, logits, coin in zip(*parts, strict=True):
+                probability = logits.float().softmax(-1)
+                drawn = functional.embedding(coin.long(), table).flatten(1)[:, :columns] * probability.sqrt()
+                into.copy_(drawn.addcmul_(probability, drawn.sum(-1, keepdim=True), value=-1))
+        return _Drawn.apply(output, gradient)
 
     def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
         """KL of each token: (batch, time), nats."""
@@ -57,9 +63,8 @@ class OutputKL(Distortion):
 
 
 def _coins(generator: torch.Generator, rows: int, columns: int) -> Tensor:
-    """(rows, columns), bool, each with a chance of one half."""
-    drawn = torch.randint(256, (rows, -(-columns // 8)), generator=generator, dtype=torch.uint8)
-    return torch.from_numpy(np.unpackbits(drawn.numpy(), axis=1, count=columns)).bool()
+    """(rows, columns), uint8: eight coins each."""
+    return torch.randint(256, (rows, columns), generator=generator, dtype=torch.uint8)
 
 
 class _Drawn(torch.autograd.Function):
@@ -67,12 +72,12 @@ class _Drawn(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, logits: Tensor, gradient: Tensor) -> Tensor:
-        context.gradient, context.dtype = gradient, logits.dtype
-        return gradient.new_zeros(())
+        context.gradient = gradient
+        return torch.zeros((), device=logits.device)
 
     @staticmethod
     def backward(context: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return (context.gradient * upstream[0]).to(context.dtype), None
+        return context.gradient * upstream[0].to(context.gradient.dtype), None
 
 
 class TopKKL(OutputKL):
