@@ -57,7 +57,8 @@ def products_in(dtype: torch.dtype, device: torch.device) -> contextlib.Abstract
     """Within the block matrix products of a float32 model take operands of this dtype; sums are float32."""
     if dtype == torch.float32:
         return _ByOneDnn() if _has_onednn(device) else contextlib.nullcontext()
-    return _in_bfloat16(device) if dtype == torch.bfloat16 else torch.autocast(device.type, dtype=dtype)
+    own = dtype == torch.bfloat16 and device.type == "cpu" and native.on_bfloat16()
+    return _in_bfloat16(device) if own else torch.autocast(device.type, dtype=dtype)
 
 
 def in_bfloat16(device: torch.device) -> bool:
@@ -101,7 +102,7 @@ class _OwnAttention(TorchFunctionMode):
         if func is functional.scaled_dot_product_attention and len(args) == 3 and _causal(**given) and _ends(*args):
             query, key, value = (each.float() for each in args)
             if native.attends(query, key, value):
-                scaling = given.get("scale") or query.shape[-1] ** -0.5
+                scaling = query.shape[-1] ** -0.5 if given.get("scale") is None else given["scale"]
                 return native.attention(query, key, value, scaling).transpose(1, 2)
         return func(*args, **given)
 
@@ -116,9 +117,10 @@ def _causal(attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: 
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether it is a product of float32 whose weight stays as it is."""
+    """Whether it is a product of float32 whose weight stays as it is; oneDNN refuses empty ones."""
     given = (x, weight) if bias is None else (x, weight, bias)
-    return all(each.is_cpu and each.dtype == torch.float32 for each in given) and _ends(*given[1:])
+    fits = all(each.is_cpu and each.dtype == torch.float32 and each.numel() for each in given)
+    return fits and _ends(*given[1:])
 
 
 class _Linear(torch.autograd.Function):

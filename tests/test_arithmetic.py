@@ -78,6 +78,13 @@ def test_float32_products_are_torchs(bias: bool) -> None:
     assert "_Linear" not in type(learning.grad_fn).__name__
 
 
+def test_products_of_nothing() -> None:
+    """As an expert's, that no token reached."""
+    layer = torch.nn.Linear(8, 6).requires_grad_(False)
+    with products_in(torch.float32, CPU):
+        assert layer(torch.empty(0, 8)).shape == (0, 6)
+
+
 @pytest.mark.parametrize("rows", [slice(None), slice(16, 80), slice(3, 90, 2)])
 def test_a_product_of_any_slices(rows: slice) -> None:
     """oneDNN takes a thousand times as long for strides that are no matrix's own, so these are copied first."""
@@ -107,6 +114,25 @@ def test_attention_that_nothing_goes_back_through_is_our_own(
     with products_in(torch.float32, CPU):
         functional.scaled_dot_product_attention(query, key, value.float(), **given)
     assert len(own) == native.on_bfloat16(), "what judges never uses it"
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [
+        ((2, 1, 40, 32), (2, 4, 40, 32)),
+        ((2, 4, 40, 32), (1, 4, 40, 32)),
+        ((4, 40, 32), (4, 40, 32)),
+        ((1, 2, 9, 8),) * 2,
+    ],
+    ids=["fewer heads", "one batch", "no batch", "small heads"],
+)
+def test_attention_of_other_shapes_is_torchs(query: tuple[int, ...], key: tuple[int, ...]) -> None:
+    states = torch.randn(query), torch.randn(key), torch.randn(key)
+    exact = functional.scaled_dot_product_attention(*states, is_causal=True)
+    with products_in(torch.bfloat16, CPU):
+        found = functional.scaled_dot_product_attention(*states, is_causal=True)
+    assert found.shape == exact.shape
+    assert (found - exact).norm() < 0.01 * exact.norm()
 
 
 def test_curves_are_those_of_float32_within_a_few_percent() -> None:

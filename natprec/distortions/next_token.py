@@ -45,7 +45,7 @@ class OutputKL(Distortion):
         coins = for_each(sequences, seed, lambda generator: _coins(generator, rows, -(-columns // 8))).to(output.device)
         table, together = SIGNS.to(output.device), max(1, VALUES // columns)
         with torch.no_grad():
-            gradient = torch.empty_like(output)
+            gradient = torch.empty(output.shape, dtype=output.dtype, device=output.device)
             parts = (each.flatten(0, 1).split(together) for each in (gradient, output, coins))
             for into, logits, coin in zip(*parts, strict=True):
                 probability = logits.float().softmax(-1)

@@ -59,7 +59,7 @@ class Compensation:
         return self.site.name == self.site.unit
 
     def attach(self, model: nn.Module) -> RemovableHandle:
-        """Fit to what the site's module is given."""
+        """Fit to what the site's module is given, the one whose rounding GPTQ compensates."""
         module = model.get_submodule(self.site.name)
         return module.register_forward_pre_hook(lambda _, args: self.fit(args[0].detach()))
 

@@ -162,9 +162,11 @@ def on_bfloat16() -> bool:
 def attends(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `attention` reads these: as there, of float32, and not for so many tokens that a stack is too small."""
     states = (query, key, value)
-    fits = all(x.is_cpu and x.dtype == torch.float32 and x.stride(3) == 1 for x in states)
-    same = key.shape == value.shape and query.shape[2:] == key.shape[2:] and query.shape[-1] % 16 == 0
-    return fits and same and query.shape[2] <= LONGEST and on_bfloat16()
+    if not all(x.is_cpu and x.dim() == 4 and x.dtype == torch.float32 and x.stride(3) == 1 for x in states):
+        return False
+    batch, heads, time, size = query.shape
+    same = key.shape == value.shape and key.shape[::2] == (batch, time) and key.shape[3] == size
+    return same and heads % key.shape[1] == 0 and size % 16 == 0 and time <= LONGEST and on_bfloat16()
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

@@ -50,6 +50,7 @@ ON_BFLOAT16 static void panel(const uint32_t *packed, const long pairs, const lo
 /* sums (width, width), of doubles or of floats, += Σ v vᵀ of x (count, width), on and above the diagonal; what else is in the
    last 64 columns of a row may be added to as well. 0 if there was no memory. */
 ON_BFLOAT16 int natprec_moments(const float *x, long count, long width, void *sums, int doubles, int threads) {
+    if (!count) return 1;
     const long pairs = (count + 1) / 2, panels = (width + TILE_COLUMNS - 1) / TILE_COLUMNS, across = panels * TILE_COLUMNS;
     uint32_t *packed = malloc(across * pairs * sizeof(uint32_t));
     float *room = malloc(threads * (across + TILE_ROWS) * TILE_COLUMNS * sizeof(float));

@@ -154,6 +154,8 @@ def choose_grid(
     fractions = SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if power is not None else (1.0,))
     grids = [_grid(grouped, fmt, spanning * fraction, low * fraction, scale_dtype) for fraction in fractions]
     (scale, offset), *others = grids
+    if not others:
+        return nested_grid(scale, offset, fmt)
     least = _squared_error(grouped, fmt, scale, offset, power)
     for grid in others:  # an argmin over a stack of them takes longer
         error = _squared_error(grouped, fmt, *grid, power)

@@ -21,10 +21,13 @@ def add_products(sums: Tensor, vectors: Tensor) -> None:
         sums: (size, size), added to in its own dtype.
         vectors: (count, size), float32 or bfloat16.
     """
-    narrow, vectors = vectors.dtype == torch.bfloat16 or in_bfloat16(vectors.device), vectors.float()
-    if narrow and native.reads(vectors) and native.on_bfloat16():
-        native.add_products(sums, vectors)
+    if not vectors.numel():
         return
+    narrow = vectors.dtype == torch.bfloat16 or in_bfloat16(vectors.device)
+    if narrow and native.reads(vectors) and native.on_bfloat16():
+        native.add_products(sums, vectors.float())
+        return
+    vectors = vectors.bfloat16().float() if narrow else vectors
     features = vectors.T.contiguous()
     for start in range(0, len(sums), COLUMNS):
         stop = start + COLUMNS

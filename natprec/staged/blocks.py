@@ -156,9 +156,9 @@ class StagedModel:
         def stop(*_: Any) -> None:
             raise _DoneError
 
-        known = not self.routed and all(name in self.probe.input_of for name in watched)
+        known = stage >= 0 and not self.routed and all(name in self.probe.input_of for name in watched)
         handles = []
-        if known and not self.probe.repeated.intersection(watched):
+        if watched and known and not self.probe.repeated.intersection(watched):
             last = max(watched, key=self.probe.order.index)
             handles.append(self.model.get_submodule(last).register_forward_pre_hook(stop))
         with attached(handles), contextlib.suppress(_DoneError):

@@ -51,6 +51,8 @@ def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: NumberFormat, 
         steps, costs = _reach(sizes, squares, scale) * scale.square(), counts / scale.square()
         step, cost = steps.sum(-1, keepdim=True), costs.sum(-1, keepdim=True)
         loss = (step * cost).sum().item()
+        if loss == 0:  # nothing but zeros
+            break
         if loss < least:
             best, least = logs.exp(), loss
         slope = (steps * cost - costs * step).flatten() * (2 / loss)  # of log loss

@@ -82,6 +82,13 @@ def test_what_is_drawn_depends_on_the_sequence_and_the_seed_alone() -> None:
     assert not torch.equal(gradient(one, range(2), seed=4), both)
 
 
+def test_logits_of_any_strides_give_the_same() -> None:
+    one = logits(1).float()
+    turned = one.transpose(0, 1).contiguous().transpose(0, 1)
+    assert turned.stride() != one.stride()
+    assert torch.equal(gradient(turned, range(2)), gradient(one, range(2)))
+
+
 def test_loss_increase_draws_nothing_for_the_last_token() -> None:
     one = logits(0).requires_grad_()
     LossIncrease().draw(one, range(2), seed=0).backward()

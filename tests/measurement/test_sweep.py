@@ -228,7 +228,7 @@ def test_state_of_another_measurement_is_refused(tmp_path: Path) -> None:
         load_state(file, {"seed": 2})
 
 
-def test_seed_decides_the_labels() -> None:
+def test_seed_decides_what_is_drawn() -> None:
     made, ids = subject(), tokens(3, LENGTH)
     first, second = swept(made, ids, seed=1), swept(made, ids, seed=1)
     other = swept(made, ids, seed=2)

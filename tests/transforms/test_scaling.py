@@ -83,3 +83,7 @@ def test_a_power_of_two_for_all_columns_changes_nothing() -> None:
     judged = Judged(weight, gradients(inputs))
     found = gptq_shares([judged], order, [FOUR], torch.float32, [None, torch.full((64,), 4.0)])[0]
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
+
+
+def test_a_weight_of_zeros_keeps_its_scales() -> None:
+    assert torch.equal(channel_scales([torch.zeros(48, 64)], torch.ones(64), FOUR, PLAIN), torch.ones(64))
