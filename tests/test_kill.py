@@ -106,7 +106,13 @@ def test_other_options_are_not_mixed_in(tmp_path: Path, options: list[str]) -> N
 def test_ctrl_c_leaves_no_output(tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command("quantize", [*options, "--eps", "0.001"], out), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        command("quantize", [*options, "--eps", "0.001"], out),
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a shell's background job has none
     )
     wait_for(tmp_path / "out.partial" / "sweep.safetensors", BLOCKS - 2, process)  # type: ignore[arg-type]
     process.send_signal(signal.SIGINT)
