@@ -51,12 +51,13 @@ def main() -> None:
             size = ["--max-size", str(row["stored_bytes"])]
             own = report("quantize", options, *size, "--out", str(out / "own"))
         texts = {name: own["seconds"].pop(name, 0.0) for name in TEXTS}
-        ratios.append(sum(own["seconds"].values()) / row["seconds"])
+        total = sum(own["seconds"].values())
+        ratios.append(total / row["seconds"])
         line = {
             "pair": number,
             "ratio": round(ratios[-1], 3),
             "gptq_seconds": round(row["seconds"], 1),
-            "natprec_seconds": round(sum(own["seconds"].values()), 1),
+            "natprec_seconds": round(total, 1),
             "stages": {name: round(value, 1) for name, value in own["seconds"].items()},
             "written_text_seconds": round(texts["calibration text, written by the model"], 1),
         }

@@ -2,7 +2,7 @@
 
     python scripts/estimator.py --data valid.txt --sites 24
 
-Both see the same sequences; the sweep sees each several times, with other labels drawn from the model.
+Both see the same sequences; the sweep sees each several times, with other random signs.
 Prints |log2(Fisher / exact)| per site and width, its median and its 95th percentile.
 """
 

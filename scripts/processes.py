@@ -6,8 +6,7 @@
 The two run in pairs, one after the other and in turns, so that a machine that gets slower hurts both. Printed per pair:
 the ratio of their times (1: as fast; of the stage `measure`, and of the whole command), how far the two measurements
 are apart, and the bytes that all processes together sent per block. With another number of threads products are rounded
-otherwise, so that now and then another label is drawn; with `--same-threads` the one process has one thread too,
-which compares the numbers alone.
+otherwise; with `--same-threads` the one process has one thread too, which compares the numbers alone.
 """
 
 from __future__ import annotations

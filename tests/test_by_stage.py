@@ -105,7 +105,7 @@ def test_rounded_activations_are_judged(tmp_path: Path, tiny_tokenizer: Any) -> 
     assert files(tmp_path / "one") == files(tmp_path / "other")
     assert other.kl_mean == pytest.approx(one.kl_mean, rel=1e-4)
     plain = compared_by_stage(apart, tmp_path / "other", planned(whole, "natprec"), HELD_OUT, None, str)
-    assert plain.kl.mean() < 0.99 * one.kl_mean, "without activations it is another figure"
+    assert plain.kl.mean() < 0.98 * one.kl_mean, "without activations it is another figure"
 
 
 def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,9 +110,7 @@ def test_ctrl_c_leaves_no_output(tmp_path: Path, options: list[str]) -> None:
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        ),  # a shell's background job has none
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     wait_for(tmp_path / "out.partial" / "sweep.safetensors", BLOCKS - 2, process)  # type: ignore[arg-type]
     process.send_signal(signal.SIGINT)

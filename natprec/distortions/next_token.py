@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.distortions.base import Distortion, for_each
-from natprec.evaluation.divergence import VALUES, forward_kl, token_losses
+from natprec.evaluation.divergence import few_tokens, forward_kl, token_losses
 
 SIGNS = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1) * 2.0 - 1
 """(256, 8), the signs that a byte of coins says."""
@@ -42,12 +42,12 @@ class OutputKL(Distortion):
     def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
         """A scalar with the gradient √p ∘ s - p (√p · s) at each token, s random signs."""
         rows, columns = output.shape[1:]
-        coins = for_each(sequences, seed, lambda generator: _coins(generator, rows, -(-columns // 8))).to(output.device)
-        table, together = SIGNS.to(output.device), max(1, VALUES // columns)
+        shape = rows, -(-columns // 8)  # eight coins to a byte
+        coins = for_each(sequences, seed, lambda each: torch.randint(256, shape, generator=each, dtype=torch.uint8))
+        coins, table = coins.to(output.device), SIGNS.to(output.device)
         with torch.no_grad():
             gradient = torch.empty(output.shape, dtype=output.dtype, device=output.device)
-            parts = (each.flatten(0, 1).split(together) for each in (gradient, output, coins))
-            for into, logits, coin in zip(*parts, strict=True):
+            for logits, coin, into in few_tokens(output, coins, gradient):
                 probability = logits.float().softmax(-1)
                 drawn = functional.embedding(coin.long(), table).flatten(1)[:, :columns] * probability.sqrt()
                 into.copy_(drawn.addcmul_(probability, drawn.sum(-1, keepdim=True), value=-1))
@@ -60,11 +60,6 @@ class OutputKL(Distortion):
     def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
         """The cross entropy, in float32: KL and the original's entropy, in a quarter of the time of a float64 KL."""
         return functional.cross_entropy(quantized.float().flatten(0, 1), reference.float().softmax(-1).flatten(0, 1))
-
-
-def _coins(generator: torch.Generator, rows: int, columns: int) -> Tensor:
-    """(rows, columns), uint8: eight coins each."""
-    return torch.randint(256, (rows, columns), generator=generator, dtype=torch.uint8)
 
 
 class _Drawn(torch.autograd.Function):

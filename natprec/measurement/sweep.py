@@ -124,8 +124,9 @@ def sweep(
                     gathering, first=sharding.own.start,
                 )  # fmt: skip
             fits = [each.compensation for each in observers.values() if each.compensation and each.site.stage == stage]
-            with attached([each.attach(staged.model) for each in fits if each.gathers]):
-                more.show(stage, [each.site.name for each in fits if each.gathers])
+            fits = [each for each in fits if each.gathers]
+            with attached([each.attach(staged.model) for each in fits]):
+                more.show(stage, [each.site.name for each in fits])
             if inputs:
                 inputs.pop()
             _contract(observers, workers, terms)

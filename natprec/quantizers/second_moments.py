@@ -24,7 +24,7 @@ def add_products(sums: Tensor, vectors: Tensor) -> None:
     if not vectors.numel():
         return
     narrow = vectors.dtype == torch.bfloat16 or in_bfloat16(vectors.device)
-    if narrow and native.reads(vectors) and native.on_bfloat16():
+    if narrow and vectors.is_cpu and native.on_bfloat16():
         native.add_products(sums, vectors.float())
         return
     vectors = vectors.bfloat16().float() if narrow else vectors
