@@ -25,6 +25,16 @@ BLOCKS = 4
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 IMPATIENT = "from natprec import cli; from natprec.parallel import pulse; pulse.LIMIT = 6; pulse.GRACE = 2; cli.main()"
 """The command line with less patience for a process that says nothing."""
+NAMES_THREADS = """
+import sys
+from pathlib import Path
+from natprec import cli
+try:
+    cli.main()
+finally:
+    print(*(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")), file=sys.stderr)
+"""
+"""The command line, and after it the names of the threads that are left."""
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +113,14 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, options: list[str],
     least = width * 64 * weights / 2  # half of every sequence's gradients changes hands
     others = 64 * weights  # at most: moments of inputs, in float64, and what judges
     assert all(least <= block < least + others for block in blocks), (blocks, least)
+
+
+def test_the_groups_threads_end_with_it(tmp_path: Path, options: list[str]) -> None:
+    """Those that live into the interpreter's end abort the process now and then, after all is written."""
+    for code, _, said in finish(start(2, *options, "--out", tmp_path / "m", "--json", code=NAMES_THREADS)):
+        assert code == 0, said
+        names = said.splitlines()[-1]
+        assert "python" in names and "gloo" not in names, names
 
 
 @pytest.mark.parametrize(
