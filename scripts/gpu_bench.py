@@ -106,7 +106,7 @@ def row(case: Case, name: str, operands: Operands) -> dict[str, Any]:
         "columns": product.columns, "bits": case.bits, "activations": "A8" if case.coded else "A16",
         "epilogue": product.epilogue.name, "kernel": name, "bytes_fused": product.bytes_moved(fused=True),
         "bytes_unfused": product.bytes_moved(fused=False),
-        "modelled_us": 1e6 * modelled_seconds(product, roofline(), name.startswith("natprec")),
+        "modelled_us": 1e6 * modelled_seconds(product, roofline(), name.startswith("natprec tile")),
     }  # fmt: skip
     try:
         call = entry.prepare(operands)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, planar
+from natprec.kernels.triton.dense import dense_product
 from natprec.kernels.triton.tiles import tiles
 from scripts.gpu_cases import Call, NotRun, Operands
 from scripts.gpu_peers import bitsandbytes, cublas, humming, marlin
@@ -36,6 +37,14 @@ def natprec(operands: Operands, tile: int) -> Call:
     return call
 
 
+def natprec_dense(operands: Operands) -> Call:
+    """Ours for many tokens: the weight made dense, cuBLAS's product, and the epilogue as one kernel more."""
+    if operands.x_scale is not None:
+        raise NotRun("int8 activations are multiplied as codes")
+    weights = [planar(weight) for weight in operands.weights]
+    return operands.then_epilogue(lambda copy: dense_product(operands.x, weights[copy]).half())
+
+
 @dataclass(frozen=True)
 class Entry:
     """A kernel of the comparison.
@@ -53,6 +62,7 @@ class Entry:
 
 KERNELS = {
     **{f"natprec tile {n}": Entry(lambda operands, n=n: natprec(operands, n), 1e-3, exact=True) for n in range(2)},
+    "natprec dense": Entry(natprec_dense, 2e-3),
     "cublas-bfloat16": Entry(cublas, 1e-2),
     "marlin": Entry(marlin, 5e-3),
     "humming": Entry(humming, 5e-3),

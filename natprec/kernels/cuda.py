@@ -13,12 +13,16 @@ from natprec.kernels import ops
 from natprec.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar, unpack
 from natprec.kernels.reference import quantize_tokens
+from natprec.kernels.triton.dense import dense_product
 from natprec.kernels.triton.ops import planar_linear
 from natprec.quantizers import QuantizedTensor
 
+MANY = 1024
+"""Tokens from which on `dense_product` is faster, by what its parts take on an H200 (docs/kernels.md)."""
+
 
 class Triton(Kernel):
-    """`planar_linear` beside float16 activations; no dense copy of a weight is made, however many tokens there are."""
+    """`planar_linear` beside float16 activations; from `MANY` tokens on the weight is made dense, a block at a time."""
 
     name = "triton"
     few = ALWAYS
@@ -39,19 +43,13 @@ class Triton(Kernel):
         """Each token is divided by its largest value, so that no activation is beyond float16."""
         largest = x.float().abs().amax(1, keepdim=True)
         largest = torch.where(largest > 0, largest, 1.0)
-        y = planar_linear((x / largest).half(), self._weight(buffers, layer), dtype=torch.float32)
+        halves, weight = (x / largest).half(), self._weight(buffers, layer)
+        y = planar_linear(halves, weight, dtype=torch.float32) if len(x) < MANY else dense_product(halves, weight)
         return (y * largest).to(x.dtype)
 
     def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:
         """By torch."""
-        if isinstance(rows, slice):
-            rows = torch.arange(*rows.indices(layer.rows))
-        weight = self._weight(buffers, layer)
-        zero = None if weight.zero_point is None else weight.zero_point[:, rows]
-        planes = tuple(plane[:, :, rows] for plane in weight.planes)
-        return unpack(
-            replace(weight, rows=len(rows), planes=planes, scale=weight.scale[:, rows], zero_point=zero)
-        ).dequantize()
+        return unpack(self._weight(buffers, layer).some(rows)).dequantize()
 
     def _weight(self, buffers: Buffers, layer: Layer) -> PlanarWeight:
         *planes, scale, zero = buffers

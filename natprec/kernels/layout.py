@@ -15,7 +15,7 @@ plane of w bits is w runs of 8 words for a row's tile, whatever R.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,14 @@ class PlanarWeight:
         """Stored bytes, padding included."""
         tensors = [*self.planes, self.scale] + ([] if self.zero_point is None else [self.zero_point])
         return sum(tensor.nbytes for tensor in tensors)
+
+    def some(self, rows: slice | Tensor) -> PlanarWeight:
+        """Rows of it, next to each other or by number, without padding."""
+        count = len(rows) if isinstance(rows, Tensor) else len(range(*rows.indices(self.rows)))
+        rows = rows if isinstance(rows, Tensor) else slice(*rows.indices(self.rows))
+        zero = None if self.zero_point is None else self.zero_point[:, rows]
+        planes = tuple(plane[:, :, rows] for plane in self.planes)
+        return replace(self, rows=count, planes=planes, scale=self.scale[:, rows], zero_point=zero)
 
 
 def repack(

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from natprec.errors import InputError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
-from natprec.kernels import reference
+from natprec.kernels import cuda, reference
 from natprec.kernels.cuda import Triton, TritonInt8, linear_half
 from natprec.kernels.dispatch import KERNELS, choose
 from natprec.kernels.kernel import Layer
+from natprec.kernels.layout import ROWS, planar
 from natprec.kernels.linear import HalfWeight, QuantizedWeight
+from natprec.kernels.triton import dense
+from natprec.kernels.triton.dense import dense_product, planar_values
 from natprec.quantizers import QuantizedTensor, quantize
 from tests.kernels.test_cpu import drawn, inputs, stored, weights
 
@@ -46,6 +51,59 @@ def test_it_is_the_specification(bits: int) -> None:
             x[0] *= 1e6  # beyond float16
             error = (module(x) - reference.linear(x, weight)).abs()
             assert (error <= bound(x, weight)).all(), weight.format.name
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_many_tokens_meet_dense_blocks(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the weight differ by a factor of 10,000, as scales do; none loses digits, and blocks are joined."""
+    monkeypatch.setattr(cuda, "MANY", 8)
+    for weight in weights(bits):
+        rows, columns = weight.codes.shape
+        tall = replace(
+            weight,
+            codes=weight.codes.repeat(9, 1),
+            scale=(weight.scale.repeat(9, 1) * torch.logspace(-4, 0, 9 * rows).unsqueeze(1)).bfloat16(),
+            zero_point=None if weight.zero_point is None else weight.zero_point.repeat(9, 1),
+        )
+        for block in (ROWS * columns, 1 << 26):
+            monkeypatch.setattr(dense, "DENSE", block)
+            module, asked = stored(tall, Triton()), []
+            with mock.patch.object(
+                dense, "planar_values", lambda *a, asked=asked: asked.append(a[2:]) or planar_values(*a)
+            ):
+                for tokens in (1, 8):
+                    x = inputs(tokens, columns)
+                    x[0] *= 1e6
+                    error = (module(x) - reference.linear(x, tall)).abs()
+                    assert (error <= 2 * bound(x, tall)).all(), weight.format.name
+            assert asked == [(n, min(n + block // columns // ROWS * ROWS, 9 * rows))
+                             for n in range(0, 9 * rows, block // columns // ROWS * ROWS)]  # fmt: skip
+
+
+def test_dense_blocks_hold_the_largest_and_the_smallest_scales() -> None:
+    for scale in (1e-30, 1e30):
+        weight = quantize(drawn(40, 128), NumberFormat(4, 64), torch.float32)
+        weight = replace(weight, scale=weight.scale * scale)
+        x = inputs(8, 128).half()
+        expected = reference.linear(x, weight)
+        assert ((dense_product(x, planar(weight)) - expected).abs() <= 2 * bound(x, weight)).all()
+    nothing = replace(weight, scale=torch.zeros_like(weight.scale))
+    assert not dense_product(x, planar(nothing)).any()
+
+
+def test_values_of_rows_that_no_tile_begins_with_are_refused() -> None:
+    weight = planar(quantize(drawn(300, 128), NumberFormat(4, 64), torch.float16))
+    unit = torch.ones(())
+    assert planar_values(weight, unit, 128, 300).shape == (172, 128)
+    for begin, end in ((1, 300), (0, 301), (128, 128), (-128, 5)):
+        with pytest.raises(InputError, match="multiples of 128"):
+            planar_values(weight, unit, begin, end)
+    with pytest.raises(InputError, match="depth 32"):
+        planar_values(replace(weight, depth=32), unit, 0, 300)
+    arguments = (list(weight.planes), weight.scale, weight.zero_point, unit, 4, 64, 300, 128, 128, 300)
+    torch.library.opcheck(
+        torch.ops.natprec.planar_values.default, arguments, test_utils=("test_schema", "test_faketensor")
+    )
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

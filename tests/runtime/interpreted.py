@@ -1,10 +1,11 @@
 """A checkpoint on the kernels of CUDA, on a GPU or in Triton's interpreter; a process of its own, as in tests/kernels.
 
-    TRITON_INTERPRET=1 python -m tests.runtime.interpreted FOLDER cpu
-    python -m tests.runtime.interpreted FOLDER cuda
+    TRITON_INTERPRET=1 python -m tests.runtime.interpreted FOLDER cpu [MANY]
+    python -m tests.runtime.interpreted FOLDER cuda [MANY]
 
 prints as JSON which kernels ran, how far the logits of many tokens and of one are from those of the dense weights, over
-the largest logit, and with how many tokens the Triton kernel was launched each time.
+the largest logit, with how many tokens the product was launched each time, and how often values were written. From
+MANY tokens on weights are made dense.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from natprec.evaluation.reload import load_quantized
+from natprec.kernels import cuda
 from natprec.kernels.dispatch import KERNELS
 from natprec.kernels.triton import launch, ops
 from natprec.runtime.load import load
@@ -26,18 +28,24 @@ IDS = tokens(2, 24)
 
 
 @torch.inference_mode()
-def main(folder: Path, device: str) -> None:
+def main(folder: Path, device: str, many: int) -> None:
     """Load, run, compare."""
+    cuda.MANY = many
     if device == "cpu":
         ops.use_interpreter()
     launched: list[int] = []
-    original = launch.launch
+    written: list[int] = []
+    original, values = launch.launch, launch.launch_values
 
     def counted(out: torch.Tensor, x: torch.Tensor, *rest: Any, **named: Any) -> None:
         launched.append(len(x))
         original(out, x, *rest, **named)
 
-    launch.launch = counted
+    def counted_values(out: torch.Tensor, *rest: Any) -> None:
+        written.append(len(out))
+        values(out, *rest)
+
+    launch.launch, launch.launch_values = counted, counted_values
     runnable = load(folder, device=device, kernels=KERNELS["cuda"])
     dense = load_quantized(folder)
     differences = []
@@ -46,8 +54,9 @@ def main(folder: Path, device: str) -> None:
         found = runnable(input_ids=ids.to(device)).logits.cpu()
         differences.append(float((found - expected).abs().max() / expected.abs().max()))
     kernels = sorted({chosen.kernel for chosen in runnable.kernels.values()})
-    print(json.dumps({"kernels": kernels, "many": differences[0], "one": differences[1], "launched": launched}))
+    found = {"kernels": kernels, "many": differences[0], "one": differences[1]}
+    print(json.dumps(found | {"launched": launched, "written": len(written)}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if sys.argv[3:] else cuda.MANY)

@@ -28,9 +28,9 @@ WHERE = pytest.mark.parametrize(
 )
 
 
-def interpreted(folder: Path, device: str) -> dict[str, Any]:
+def interpreted(folder: Path, device: str, *many: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.runtime.interpreted", str(folder), device],
+        [sys.executable, "-W", "ignore", "-m", "tests.runtime.interpreted", str(folder), device, *many],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"TRITON_INTERPRET": "1" if device == "cpu" else "0", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -54,8 +54,19 @@ def test_triton_computes_what_the_dense_weights_do(
     assert found["kernels"] == (["half", "triton"] if engine == "vllm" else ["triton"])
     assert set(found["launched"]) == {48, 1}
     assert len(found["launched"]) == 2 * (2 * 4 + (engine == "natprec"))  # 2 blocks of 4 products, and the head
-    assert found["many"] < FLOAT16
-    assert found["one"] < FLOAT16
+    assert found["written"] == 0
+    assert max(found["many"], found["one"]) < FLOAT16
+
+
+@WHERE
+def test_many_tokens_meet_dense_weights(device: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    pytest.importorskip("triton")
+    fmt = NumberFormat(6, 32, False)
+    found = interpreted(written(tmp_path / "out", subject(tiny_tokenizer), fmt, "natprec"), device, "48")
+    assert found["kernels"] == ["triton"]
+    assert found["launched"] == [1] * 9
+    assert found["written"] == 9
+    assert max(found["many"], found["one"]) < FLOAT16
 
 
 @WHERE

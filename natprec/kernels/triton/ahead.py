@@ -11,8 +11,10 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -23,9 +25,10 @@ from triton.compiler import ASTSource
 from natprec.formats import NumberFormat
 from natprec.kernels.epilogue import Epilogue
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar
+from natprec.kernels.triton.dense_kernel import planar_values
 from natprec.kernels.triton.kernel import planar_linear
-from natprec.kernels.triton.launch import arguments, constants, options
-from natprec.kernels.triton.tiles import Tile
+from natprec.kernels.triton.launch import arguments, constants, options, values_arguments
+from natprec.kernels.triton.tiles import VALUES, Tile
 from natprec.quantizers import QuantizedTensor
 
 
@@ -49,11 +52,13 @@ ARCHITECTURES = {
 }
 REGISTERS, RESERVED_SHARED = 65536, 1024
 """Of a multiprocessor; of each program, taken by the driver."""
+SIZE = 4096
+"""Rows and columns of what is compiled for; what follows from it is that sizes are multiples of 16."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a kernel is compiled for, its shape apart: 4096 rows and columns, all sizes multiples of 16."""
+    """What a product is compiled for, its shape apart."""
 
     format: NumberFormat
     x_dtype: torch.dtype = torch.float16
@@ -99,17 +104,36 @@ class Compiled:
 
 
 def compile_for(variant: Variant, tile: Tile, architecture: str) -> Compiled:
-    """Compile one variant; seconds."""
-    arch, (values, weight) = ARCHITECTURES[architecture], _arguments(variant)
+    """Compile one variant of the product; seconds."""
+    values, weight = _arguments(variant)
     fixed = constants(weight, variant.x_dtype, variant.epilogue.activation, tile)
+    return _compile(planar_linear, values, fixed, tile, architecture)
+
+
+def compile_values(fmt: NumberFormat, architecture: str) -> Compiled:
+    """Compile the kernel that writes a weight's values."""
+    _, weight = _arguments(Variant(fmt))
+    out, unit = torch.empty(SIZE, SIZE, dtype=torch.float16, device="meta"), torch.empty((), device="meta")
+    values, fixed = values_arguments(out, weight, unit, 0)
+    return _compile(planar_values, values, fixed, VALUES, architecture)
+
+
+def _compile(
+    kernel: triton.JITFunction[Any],
+    values: Mapping[str, Tensor | int | float | None],
+    fixed: dict[str, Any],
+    tile: Tile,
+    architecture: str,
+) -> Compiled:
+    arch = ARCHITECTURES[architecture]
     fixed |= {name: None for name, value in values.items() if value is None}
-    signature = {name: "constexpr" if name in fixed else _type(values[name]) for name in planar_linear.arg_names}
+    signature = {name: "constexpr" if name in fixed else _type(values[name]) for name in kernel.arg_names}
     divisible = {
-        (planar_linear.arg_names.index(name),): [["tt.divisibility", 16]]
+        (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
         for name, value in values.items()
         if isinstance(value, Tensor) or (isinstance(value, int) and name != "M")
     }
-    source = ASTSource(planar_linear, signature, fixed, divisible)
+    source = ASTSource(kernel, signature, fixed, divisible)
     built = triton.compile(source, target=GPUTarget("cuda", arch.capability, 32), options=options(tile))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(built.asm["cubin"])
@@ -130,7 +154,7 @@ def compile_for(variant: Variant, tile: Tile, architecture: str) -> Compiled:
 
 def _arguments(variant: Variant) -> tuple[dict[str, Tensor | int | float | None], PlanarWeight]:
     """Tensors without contents."""
-    size, tokens, fmt = 4096, 16, variant.format
+    size, tokens, fmt = SIZE, 16, variant.format
     coded = variant.x_dtype == torch.int8
     groups = fmt.groups(size)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from natprec.kernels.triton.codes import held, operand, steps
 from natprec.kernels.triton.fused import finish
 from natprec.kernels.triton.split import gathered
 
@@ -79,13 +80,11 @@ def planar_linear(
         end = tl.minimum(begin + share, end)
     for turn in range(begin, end):
         first = turn * STEPS
+        words0, words1, words2 = None, None, None
         for step in tl.static_range(0, STEPS, JOIN):
-            if step * PLANE0 % LANE == 0:
-                words0 = tl.load(plane0 + (first + step) * PLANE0 // LANE * PADDED * WORDS + words)
-            if PLANE1 > 0 and step * PLANE1 % LANE == 0:
-                words1 = tl.load(plane1 + (first + step) * PLANE1 // LANE * PADDED * WORDS + words)
-            if PLANE2 > 0 and step * PLANE2 % LANE == 0:
-                words2 = tl.load(plane2 + (first + step) * PLANE2 // LANE * PADDED * WORDS + words)
+            words0 = held(words0, plane0, words, PADDED * WORDS, first, step, PLANE0, LANE)
+            words1 = held(words1, plane1, words, PADDED * WORDS, first, step, PLANE1, LANE)
+            words2 = held(words2, plane2, words, PADDED * WORDS, first, step, PLANE2, LANE)
             if GROUP > 0 and step * R % SPAN == 0:
                 at = (first + step) * R // GROUP * PADDED + rn
                 s = tl.load(scale + at).to(tl.float32)
@@ -93,12 +92,12 @@ def planar_linear(
                 part = tl.zeros_like(total).to(SUM)
                 heights = tl.zeros((BM,), tl.int32)
 
-            code = _steps(words0, first, step, PLANE0, LANE, STEPS, JOIN)
+            code = steps(words0, first, step, PLANE0, LANE, STEPS, JOIN)
             if PLANE1 > 0:
-                code = code | _steps(words1, first, step, PLANE1, LANE, STEPS, JOIN) << PLANE0
+                code = code | steps(words1, first, step, PLANE1, LANE, STEPS, JOIN) << PLANE0
             if PLANE2 > 0:
-                code = code | _steps(words2, first, step, PLANE2, LANE, STEPS, JOIN) << (PLANE0 + PLANE1)
-            weights = _operand(code, None if WIDE else z, BITS, COMPUTE)
+                code = code | steps(words2, first, step, PLANE2, LANE, STEPS, JOIN) << (PLANE0 + PLANE1)
+            weights = operand(code, None if WIDE else z, BITS, COMPUTE)
             column = (first + step) * R
             values = tl.load(inputs + column) if EVEN else tl.load(inputs + column, mask=k < K - column, other=0)
             if WIDE:
@@ -132,64 +131,6 @@ def planar_linear(
 def _along(vector, DIM: tl.constexpr):
     """The vector along one of two dimensions."""
     return tl.expand_dims(vector, 1 - DIM)
-
-
-@triton.jit
-def _steps(
-    words,
-    first,
-    STEP: tl.constexpr,
-    WIDTH: tl.constexpr,
-    LANE: tl.constexpr,
-    STEPS: tl.constexpr,
-    JOIN: tl.constexpr,
-):
-    """Steps first + STEP … first + STEP + JOIN - 1 of a plane's words, one code in each lane: (BN, JOIN, 8)."""
-    ONES: tl.constexpr = 0x00010001 if LANE == 16 else 0x01010101
-    MASK: tl.constexpr = ((1 << WIDTH) - 1) * ONES if WIDTH < LANE else -1
-    shifts = STEP * WIDTH % LANE + tl.arange(0, JOIN) * WIDTH
-    if STEPS * WIDTH % LANE:  # a word is for several turns
-        shifts += first * WIDTH % LANE
-    return words[:, None, :] >> shifts[None, :, None] & MASK
-
-
-@triton.jit
-def _operand(code, zero, BITS: tl.constexpr, COMPUTE: tl.constexpr):
-    """Codes, stored from 0 up, as signed numbers of the tensor core's type, less the zero point of their row.
-
-    All lanes of a word at once. Halves need no conversion: a code put into the mantissa of 1024 is that number plus the
-    code (Kim et al. 2022, arXiv:2211.10017), and what is then subtracted is a whole number too. Bytes are subtracted
-    with their top bit set, so that none borrows from its neighbour.
-
-    Args:
-        code: (BN, JOIN, 8), int32.
-        zero: (BN,), int8, or None.
-    Returns:
-        (BN, JOIN · R).
-    """
-    HALF: tl.constexpr = 1 << (BITS - 1)
-    TOPS: tl.constexpr = -0x7F7F7F80  # 128 in each byte
-    if tl.int8 == COMPUTE:
-        if BITS == 8:
-            code = code ^ TOPS
-        else:
-            less = HALF if zero is None else (zero.to(tl.int32) + HALF)[:, None, None]
-            code = ((code | TOPS) - less * 0x01010101) ^ TOPS
-        low = tl.join(code.to(tl.int8), (code >> 16).to(tl.int8))
-        lanes = tl.join(low, tl.join((code >> 8).to(tl.int8), (code >> 24).to(tl.int8)))
-        value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 32))
-    else:  # whatever is no half goes through float32, with 2**23
-        HALVES: tl.constexpr = tl.float16 == COMPUTE
-        LESS: tl.constexpr = (1024 if HALVES else 8388608) + HALF
-        if HALVES:
-            code = code | 0x64006400
-            lanes = tl.join(code.to(tl.int16), (code >> 16).to(tl.int16))
-        else:
-            lanes = tl.join(code & 0xFFFF, code >> 16) | 0x4B000000
-        value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 16))
-        value = value.to(tl.float16 if HALVES else tl.float32, bitcast=True)
-        value -= LESS if zero is None else (zero.to(tl.int32) + LESS).to(value.dtype)[:, None]
-    return value.to(COMPUTE)
 
 
 @triton.jit

@@ -13,8 +13,9 @@ from torch import Tensor
 from natprec.kernels.epilogue import Epilogue
 from natprec.kernels.layout import TILE, WORDS, PlanarWeight
 from natprec.kernels.planes import plane_widths
+from natprec.kernels.triton.dense_kernel import planar_values
 from natprec.kernels.triton.kernel import planar_linear
-from natprec.kernels.triton.tiles import Tile, join, sharing, span, tiles
+from natprec.kernels.triton.tiles import VALUES, Tile, join, sharing, span, tiles
 
 OPERANDS = {torch.int8: tl.int8, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -67,13 +68,10 @@ def arguments(
     arrived: Tensor | None = None,
 ) -> dict[str, Tensor | int | float | None]:
     """The other arguments of `planar_linear`, by name."""
-    planes = (*weight.planes, None, None)
     return {
         "x": x,
         "x_scale": x_scale,
-        **{f"plane{index}": planes[index] for index in range(3)},
-        "scale": weight.scale,
-        "zero": weight.zero_point,
+        **_stored(weight),
         "bias": bias,
         "multiplier": multiplier,
         "residual": residual,
@@ -81,11 +79,44 @@ def arguments(
         "partial": partial,
         "arrived": arrived,
         "M": x.shape[0],
+        "inverse_output_scale": None if epilogue.output_scale is None else 1 / epilogue.output_scale,
+    }
+
+
+def _stored(weight: PlanarWeight) -> dict[str, Tensor | int | float | None]:
+    """The arguments that are a weight's."""
+    planes = (*weight.planes, None, None)
+    return {
+        **{f"plane{index}": planes[index] for index in range(3)},
+        "scale": weight.scale,
+        "zero": weight.zero_point,
         "N": weight.rows,
         "PADDED": weight.scale.shape[1],
         "K": weight.columns,
-        "inverse_output_scale": None if epilogue.output_scale is None else 1 / epilogue.output_scale,
     }
+
+
+def values_arguments(
+    out: Tensor, weight: PlanarWeight, unit: Tensor, begin: int, tile: Tile = VALUES
+) -> tuple[dict[str, Tensor | int | float | None], dict[str, Any]]:
+    """The arguments of `planar_values` by name, and its constants."""
+    fixed = constants(weight, torch.float16, "none", tile)
+    return (
+        _stored(weight) | {"N": begin + len(out), "unit": unit, "out": out, "begin": begin},
+        {name: value for name, value in fixed.items() if name in planar_values.arg_names},
+    )
+
+
+def launch_values(out: Tensor, weight: PlanarWeight, unit: Tensor, begin: int, tile: Tile = VALUES) -> None:
+    """Fill `out`, (rows, columns), float16, contiguous, with rows of a weight of depth 16, in multiples of 1 / `unit`.
+
+    Args:
+        unit: one value, float32.
+        begin: the first row.
+    """
+    values, fixed = values_arguments(out, weight, unit, begin, tile)
+    grid = (triton.cdiv(len(out), tile.rows), triton.cdiv(weight.columns, tile.columns))
+    planar_values[grid](**values, **fixed, **({} if triton.knobs.runtime.interpret else options(tile)))
 
 
 def launch(

@@ -17,6 +17,7 @@ from natprec.formats import NumberFormat
 from natprec.kernels import reference
 from natprec.kernels.epilogue import Epilogue
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, unpack
+from natprec.kernels.triton import dense
 
 LIBRARY = torch.library.Library("natprec", "FRAGMENT")
 
@@ -135,7 +136,7 @@ def _specification(*arguments: Any, **named: Any) -> Tensor:
 
 
 def use_interpreter() -> None:
-    """From now on the kernel serves CPU tensors too, in Triton's interpreter: its numbers without a GPU.
+    """From now on the kernels serve CPU tensors too, in Triton's interpreter: its numbers without a GPU.
 
     Raises:
         InputError: TRITON_INTERPRET was not set when triton was imported.
@@ -145,6 +146,7 @@ def use_interpreter() -> None:
     if not triton.knobs.runtime.interpret:
         raise InputError("Triton's interpreter is off; set TRITON_INTERPRET=1 before Python starts")
     LIBRARY.impl("planar_linear", _triton, "CPU")
+    dense.LIBRARY.impl("planar_values", dense.launched, "CPU")
 
 
 def _triton(*arguments: Any, **named: Any) -> Tensor:

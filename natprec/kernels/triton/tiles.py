@@ -68,6 +68,9 @@ PREFILL_CODES = PREFILL | {90: (Tile(128, 64, left=True, columns=64), Tile(64, 1
 PREFILL_BYTES = PREFILL | {90: (Tile(64, 128, left=True, columns=64), Tile(128, 64, left=True, columns=64))}
 """Of 8-bit weights."""
 
+VALUES = Tile(16, 64)
+"""Of the kernel that only writes a weight's values; it has no tokens."""
+
 
 def tiles(tokens: int, capability: int, bits: int, codes: bool) -> tuple[Tile, ...]:
     """The tiles for a product, the default first.

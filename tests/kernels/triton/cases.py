@@ -15,7 +15,7 @@ from torch import Tensor
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.kernels import Epilogue, reference
-from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, planar
+from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, ROWS, PlanarWeight, planar
 from natprec.kernels.triton import launch
 from natprec.kernels.triton.tiles import Tile
 from natprec.quantizers import QuantizedTensor
@@ -140,13 +140,7 @@ def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None)
     dtype, x = torch.int8 if expected.dtype == torch.int8 else torch.float32, place(x)
     padded = torch.full((case.tokens + 8, case.rows), CANARY, dtype=dtype, device=x.device)
     out = padded[4:-4]
-    stored = planar(weight, DEPTH_OF_CODES if case.coded else DEPTH_OF_FLOATS)
-    stored = replace(
-        stored,
-        planes=tuple(place(plane) for plane in stored.planes),
-        scale=place(stored.scale.half()),
-        zero_point=None if stored.zero_point is None else place(stored.zero_point),
-    )
+    stored = at(planar(weight, DEPTH_OF_CODES if case.coded else DEPTH_OF_FLOATS), place)
     optional = [None if value is None else place(value) for value in (x_scale, bias, multiplier, residual)]
     tile = tile or Tile(64 if case.tokens > 16 else 16, 128, left=case.left, columns=64 << case.bits % 3)
     with mock.patch.object(launch, "workspace", poisoned):
@@ -164,6 +158,64 @@ def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None)
         "counters": not any(counters.any() for counters in launch._ARRIVED.values()),
         "canaries": bool((padded[:4] == CANARY).all() and (padded[-4:] == CANARY).all()),
     }
+
+
+@dataclass(frozen=True)
+class Values:
+    """Rows of a weight to be written: from `begin`, where a tile begins, to `rows` - `less`."""
+
+    bits: int
+    group: int = 64
+    symmetric: bool = True
+    rows: int = 150
+    columns: int = 320
+    begin: int = 0
+    less: int = 0
+
+    @property
+    def name(self) -> str:
+        fmt = NumberFormat(self.bits, self.group, self.symmetric).name
+        return f"{fmt} {self.begin}:{self.rows - self.less} of {self.rows}x{self.columns}"
+
+
+VALUES = [
+    *(Values(bits, (16, 32, 64, CHANNEL)[bits % 4], bits % 2 == 0) for bits in range(2, 9)),
+    Values(4, CHANNEL, False, columns=331),
+    Values(3, 96, False, columns=288, begin=ROWS),
+    Values(7, CHANNEL, rows=400, columns=333, begin=ROWS, less=40),
+    Values(8, 128, False, columns=1024, rows=1),
+]
+
+
+def run_values(case: Values, place: Callable[[Tensor], Tensor]) -> dict[str, object]:
+    """Write values of a weight, compare with the specification, look at what lies round them."""
+    fmt = NumberFormat(case.bits, case.group, case.symmetric)
+    weight = made(fmt, case.rows, case.columns, torch.Generator().manual_seed(case.bits))
+    expected = (reference.dequantize(weight) * 1024.0).half()[case.begin : case.rows - case.less]
+    stored = at(planar(weight), place)
+    padded = torch.full(
+        (len(expected) + 2 * ROWS, case.columns), CANARY, dtype=torch.float16, device=stored.scale.device
+    )
+    launch.launch_values(padded[ROWS:-ROWS], stored, place(torch.tensor([1024.0])), case.begin)
+    padded = padded.cpu()
+    difference = (padded[ROWS:-ROWS].double() - expected.double()).abs()
+    return {
+        "name": case.name,
+        "integer": False,
+        "relative": float(difference.max() / expected.double().abs().max()),
+        "counters": True,
+        "canaries": bool((padded[:ROWS] == CANARY).all() and (padded[-ROWS:] == CANARY).all()),
+    }
+
+
+def at(weight: PlanarWeight, place: Callable[[Tensor], Tensor]) -> PlanarWeight:
+    """The weight where the kernel gets it, with scales of 16 bits."""
+    return replace(
+        weight,
+        planes=tuple(place(plane) for plane in weight.planes),
+        scale=place(weight.scale.half()),
+        zero_point=None if weight.zero_point is None else place(weight.zero_point),
+    )
 
 
 def wrong(result: dict[str, Any], rounding: float) -> str:

@@ -1,7 +1,8 @@
 """Runs the kernel in Triton's interpreter; a process of its own, since the interpreter is chosen before import.
 
-    TRITON_INTERPRET=1 python -m tests.kernels.triton.interpreted [mutations | guard]
+    TRITON_INTERPRET=1 python -m tests.kernels.triton.interpreted WHAT
 
+WHAT is cases, mutations or guard; of the kernel that writes a weight's values, values or "mutations of values". It
 prints what happened as JSON; the tests beside this judge it.
 """
 
@@ -13,6 +14,7 @@ import json
 import mmap
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,8 +23,10 @@ from torch import Tensor
 
 from natprec.formats.number_format import CHANNEL
 from natprec.kernels import Epilogue
-from natprec.kernels.triton import fused, kernel, launch, split
-from tests.kernels.triton.cases import CASES, EPILOGUES, MANY, Case, run
+from natprec.kernels.triton import codes, dense_kernel, fused, kernel, launch, split
+from tests.kernels.triton.cases import CASES, EPILOGUES, MANY, VALUES, Case, Values, run, run_values
+
+MODULES = {"kernel": kernel, "codes": codes, "fused": fused, "split": split, "dense_kernel": dense_kernel}
 
 
 def guarded(value: Tensor) -> Tensor:
@@ -43,7 +47,7 @@ CODED = Case(8, coded=True, symmetric=False)
 SHARED = Case(4, columns=960, programs=4)
 MUTATIONS = {
     "a plane shifted by one code": (Case(4), "STEP * WIDTH % LANE + tl", "(STEP + 1) * WIDTH % LANE + tl"),
-    "the first plane for the second": (Case(3), "_steps(words1, first", "_steps(words0, first"),
+    "the first plane for the second": (Case(3), " steps(words1, first", " steps(words0, first"),
     "the first group's scale": (Case(4), "(first + step) * R // GROUP * PADDED", "first * 0"),
     "the first turn's bits for all": (Case(3), "shifts += first", "shifts += 0 * first"),
     "no zero point": (ROUNDED, "None if WIDE else z, BITS", "None, BITS"),
@@ -64,21 +68,38 @@ MUTATIONS = {
     "counters left as they are": (SHARED, "tl.store(arrived + output, 0)", "pass"),
     "columns read twice": (SHARED, "begin = tl.program_id(2) * share", "begin = 0"),
 }  # fmt: skip
-"""What is wrong: a case that must show it, a text in the kernel or its epilogue, what it becomes."""
+"""What is wrong: a case that must show it, a text in the kernel or what it calls, what it becomes."""
+OF_VALUES = {
+    "the wrong row": (Values(4), "words = rn[:, None]", "words = (rn ^ 1)[:, None]"),
+    "one group's scale for all": (Values(4), "group = (first + step) * R // GROUP", "group = first * 0"),
+    "no unit": (Values(4), "* tl.load(unit)", "* 1.0"),
+    "no zero point": (Values(4, symmetric=False), "operand(code, z, BITS", "operand(code, None, BITS"),
+    "a column further": (Values(4), "line + k", "line + 1 + k"),
+    "rows not masked": (Values(4), "(rn < N)[:, None] &", "(rn >= 0)[:, None] &"),
+    "columns not masked": (Values(4), "& (k < K)", "& (k >= 0)"),
+    "from the first row on": (Values(4, begin=128), "rn = begin + tl", "rn = 0 * begin + tl"),
+}
+"""The same of the kernel that writes values."""
 
 
-def mutated(folder: Path, old: str, new: str) -> ModuleType:
-    """The kernel's module with one text replaced, in it or in what it calls."""
-    modules = {"kernel": kernel, "fused": fused, "split": split}
-    sources = {name: Path(str(module.__file__)).read_text() for name, module in modules.items()}
+def mutated(folder: Path, old: str, new: str, names: Sequence[str]) -> ModuleType:
+    """The first of these modules with one text replaced, in it or in the others, which it calls."""
+    sources = {name: Path(str(MODULES[name].__file__)).read_text() for name in names}
     assert sum(source.count(old) for source in sources.values()) == 1, f"{old!r} is not there once"
     for name, source in sources.items():
         source = source.replace(old, new)
-        for other in ("fused", "split"):
+        for other in names[1:]:
             source = source.replace(f"from natprec.kernels.triton.{other}", f"from {other}_{folder.name}")
         (folder / f"{name}_{folder.name}.py").write_text(source)
     sys.path.insert(0, str(folder))
-    return importlib.import_module(f"kernel_{folder.name}")
+    return importlib.import_module(f"{names[0]}_{folder.name}")
+
+
+def mutated_values(case: Values, old: str, new: str) -> dict[str, object]:
+    """What the kernel that writes values does then."""
+    with tempfile.TemporaryDirectory() as folder:
+        launch.planar_values = mutated(Path(folder), old, new, ("dense_kernel", "codes")).planar_values
+        return run_values(case, Tensor.contiguous)
 
 
 def main(what: str) -> None:
@@ -86,11 +107,17 @@ def main(what: str) -> None:
     if what == "cases":
         print(json.dumps([run(case, guarded) for case in [*CASES, MANY]]))
         return
+    if what == "values":
+        print(json.dumps([run_values(case, guarded) for case in VALUES]))
+        return
+    if what == "mutations of values":
+        print(json.dumps({name: mutated_values(*mutation) for name, mutation in OF_VALUES.items()}))
+        return
     past_the_end = {"tokens read past the end": (Case(4, columns=1024), "tl.minimum(rm, M - 1)", "rm")}
     results = {}
     for name, (case, old, new) in (past_the_end if what == "guard" else MUTATIONS).items():
         with tempfile.TemporaryDirectory() as folder:
-            launch.planar_linear = mutated(Path(folder), old, new).planar_linear
+            launch.planar_linear = mutated(Path(folder), old, new, ("kernel", "codes", "fused", "split")).planar_linear
             launch._ARRIVED.clear()
             results[name] = run(case, guarded if what == "guard" else Tensor.contiguous)
     print(json.dumps(results))

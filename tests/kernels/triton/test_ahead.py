@@ -12,7 +12,7 @@ pytest.importorskip("triton", minversion="3.9", reason="older ones shuffle joine
 
 from natprec.formats import NumberFormat
 from natprec.kernels import Epilogue
-from natprec.kernels.triton.ahead import ARCHITECTURES, Compiled, Variant, compile_for
+from natprec.kernels.triton.ahead import ARCHITECTURES, Compiled, Variant, compile_for, compile_values
 from natprec.kernels.triton.tiles import DECODE, DECODE_CODES, SOME_TOKENS, Tile, tiles
 
 FULL = Epilogue("silu", gated=True, residual=True, output_scale=0.1)
@@ -108,6 +108,18 @@ def test_four_steps_in_one_dot_are_loaded_16_bytes_at_a_time(bits: int) -> None:
     compiled = compile_for(Variant(NumberFormat(bits, 64), shared=True), DECODE[1], "sm_90a")
     assert faults(compiled, "sm_90a") == []
     assert compiled.count("LDGSTS") == compiled.count(r"LDGSTS.*\.128") > 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fmt"), [("sm_80", NumberFormat(3, 64, False)), ("sm_90a", NumberFormat(4, 64)),
+                              ("sm_90a", NumberFormat(7, 32, False)), ("sm_120a", NumberFormat(8, 128))]
+)  # fmt: skip
+def test_values_are_read_and_written_16_bytes_at_a_time(architecture: str, fmt: NumberFormat) -> None:
+    compiled = compile_values(fmt, architecture)
+    assert compiled.local == 0
+    assert compiled.programs >= 4
+    assert compiled.count(r"LDG.*\.128") > 0  # words
+    assert compiled.count("STG") == compiled.count(r"STG.*\.128") > 0
 
 
 def test_limits_can_be_exceeded() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +13,12 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 
 from natprec.formats import NumberFormat
-from natprec.kernels import Epilogue
+from natprec.kernels import Epilogue, reference
 from natprec.kernels.layout import planar
+from natprec.kernels.triton.dense import dense_product
 from natprec.kernels.triton.launch import capability, launch
 from natprec.kernels.triton.tiles import tiles
-from tests.kernels.triton.cases import CASES, MANY, Case, made, run, wrong
+from tests.kernels.triton.cases import CASES, MANY, VALUES, Case, Values, at, made, run, run_values, wrong
 
 ROUNDING = 1e-5
 """Tensor cores add with fewer bits than float32 has."""
@@ -45,10 +45,25 @@ def test_every_tile_is_right(bits: int, coded: bool) -> None:
             assert first["digest"] == second["digest"], tile
 
 
+@pytest.mark.parametrize("case", VALUES, ids=lambda case: case.name)
+def test_values_are_those_of_the_weight(case: Values) -> None:
+    assert wrong(run_values(case, placed), 2**-11) == ""
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_many_tokens_meet_dense_weights(bits: int) -> None:
+    """cuBLAS, summing in float32: what is left is the rounding of each weight."""
+    weight = made(NumberFormat(bits, 64, False), 1100, 1216, torch.Generator().manual_seed(bits))
+    x = torch.randn(1200, 1216, generator=torch.Generator().manual_seed(0)).half()
+    expected = reference.linear(x, weight)
+    found = dense_product(placed(x), at(planar(weight), placed)).cpu()
+    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
 def test_graphs_have_counters_of_their_own() -> None:
     """Two graphs of shared columns, captured one after the other; the second is replayed first."""
     weight = planar(made(NumberFormat(4, 64), 512, 4096, torch.Generator().manual_seed(0)))
-    placed_weight = replace(weight, planes=tuple(map(placed, weight.planes)), scale=placed(weight.scale.half()))
+    placed_weight = at(weight, placed)
     x = torch.randn(1, 4096, device="cuda").half()
     outs = [torch.full((1, 512), torch.nan, device="cuda") for _ in range(3)]
     launch(outs[0], x, placed_weight, Epilogue(), programs=4)
