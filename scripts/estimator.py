@@ -37,7 +37,7 @@ def main() -> None:
     subject = open_subject(request, stages)
     some = calibration_tokens(request, subject, stages)
     few = some[:: max(1, len(some) // options.exact_sequences)][: options.exact_sequences]
-    ids = few.repeat(len(some) // len(few), 1)  # the same text with other labels: both estimators see one text
+    ids = few.repeat(len(some) // len(few), 1)  # the same text with other signs: both estimators see one text
     kind = "all" if options.activations else "weights"
     measurement = measure(subject, ids, rounding="rtn", sites=kind, stages=stages)
     curves = [

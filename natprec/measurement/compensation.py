@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from natprec.formats import NumberFormat
-from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares, judged_rows
+from natprec.quantizers.gptq import Judged, gptq_shares, judged_rows
+from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.second_moments import add_products, mirrored
 from natprec.sites import Site
 from natprec.transforms import Gauge, channel_scales

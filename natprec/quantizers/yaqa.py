@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from natprec.formats import NumberFormat
-from natprec.quantizers.gptq import Grid, InputOrder, weighted_grid
+from natprec.quantizers.gptq import Grid, weighted_grid
+from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.integer import QuantizedTensor
 
 DAMPING = 1.0

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.quantizers.gptq import InputOrder, gptq
+from natprec.quantizers.gptq import gptq
+from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.yaqa import output_order, yaqa
 from natprec.rounding.moments import Moments
 from natprec.sites import Site, site_weight

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from natprec.measurement.block_inputs import SHARE
 from natprec.measurement.compensation import JUDGING
-from natprec.measurement.measure import CHECK_SEQUENCES, CHECK_SITES, shared_out
+from natprec.measurement.measure import shared_out
 from natprec.measurement.observers import pools
+from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
 from natprec.memory import available_bytes, resident_bytes
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS

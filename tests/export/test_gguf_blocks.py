@@ -12,7 +12,8 @@ from torch import Tensor
 from natprec.export.gguf_blocks import pack_blocks
 from natprec.formats import GGUF_TYPES, GGUFType
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.quantizers.gptq import InputOrder, gptq
+from natprec.quantizers.gptq import gptq
+from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.stored_grids import nested_grid
 
 TYPES = list(GGUF_TYPES.values())

@@ -11,7 +11,8 @@ from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.quantizers.gptq import SHARE_ROWS, InputOrder, Judged, gptq, gptq_shares, judged_rows
+from natprec.quantizers.gptq import SHARE_ROWS, Judged, gptq, gptq_shares, judged_rows
+from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.integer import choose_grid, round_to_grid
 
 FORMATS = [

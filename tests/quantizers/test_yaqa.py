@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from natprec.formats import NumberFormat
-from natprec.quantizers.gptq import InputOrder, gptq
+from natprec.quantizers.gptq import gptq
+from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.yaqa import DAMPING, output_order, yaqa
 
 

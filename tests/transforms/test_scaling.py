@@ -7,7 +7,8 @@ from torch import Tensor
 
 from natprec.formats import NumberFormat
 from natprec.quantizers import quantize
-from natprec.quantizers.gptq import InputOrder, Judged, gptq_shares
+from natprec.quantizers.gptq import Judged, gptq_shares
+from natprec.quantizers.input_order import InputOrder
 from natprec.transforms import Gauge, channel_scales
 
 FOUR = NumberFormat(4, 32)

@@ -1,0 +1,91 @@
+"""The inputs of a layer, as GPTQ needs them (Frantar et al. 2022, arXiv:2210.17323): their order, and a factor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from natprec.errors import ModelError
+
+DAMPING = 0.01
+"""Share of the Hessian's mean diagonal that is added to it."""
+
+INVERTED_ROWS = 128
+"""Of a factor, inverted at a time."""
+
+
+@dataclass(frozen=True)
+class InputOrder:
+    """What GPTQ needs to know of the inputs of a layer, or of all layers that share them.
+
+    Attributes:
+        order: (columns,) by falling input power.
+        inverse: (columns, columns), upper Cholesky factor of the ordered, damped Hessian's inverse.
+        power: (columns,), the Hessian's diagonal, in the original order.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    power: Tensor
+
+    @property
+    def cost(self) -> Tensor:
+        """(columns,): what an error counts at each, between `power` and what later columns cannot make up for."""
+        left = torch.empty_like(self.power)
+        left[self.order] = self.inverse.diagonal().square().reciprocal()
+        return (self.power * left).sqrt()
+
+    def scaled(self, columns: Tensor) -> InputOrder:
+        """For weights whose columns are multiplied by `columns` (columns,), and inputs divided by it."""
+        return InputOrder(self.order, self.inverse * columns[self.order], self.power / columns.square())
+
+    @classmethod
+    def of(cls, hessian: Tensor, damping: float = DAMPING) -> InputOrder:
+        """Factorize.
+
+        Args:
+            hessian: (columns, columns), Σ x xᵀ over the calibration tokens; any positive factor.
+            damping: share of its mean diagonal that is added to it.
+        Raises:
+            ModelError: it has no Cholesky factor even with more damping (inputs not finite).
+        """
+        power = hessian.diagonal().clone()
+        mean = float(power.mean())
+        order = power.argsort(descending=True, stable=True)
+        if mean == 0:
+            return cls(order, torch.eye(len(hessian), device=hessian.device), power)
+        last = order.flip(0)
+        for share in (damping, 10 * damping, 100 * damping) if math.isfinite(mean) else ():
+            factor, failed = _factor(hessian[last.unsqueeze(1), last].double(), share * mean)
+            if not failed:  # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹; R is the factor turned round
+                factor = factor.float()  # in place of the one in float64, which may be large
+                return cls(order, _inverse_turned_round(factor), power)
+        raise ModelError("GPTQ: a layer's inputs have no positive definite Hessian (NaN or Inf?); use --rounding rtn")
+
+
+def _factor(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
+    """Lower Cholesky factor of a symmetric matrix, which it overwrites, and whether there is none."""
+    matrix.diagonal().add_(damping)
+    factor, failed = matrix.mT, torch.empty((), dtype=torch.int32, device=matrix.device)  # LAPACK's order of columns
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    return factor, bool(failed)
+
+
+def _inverse_turned_round(lower: Tensor) -> Tensor:
+    """L⁻¹ with its rows and its columns in reverse, of L (columns, columns), which it overwrites.
+
+    Some rows at a time: they need the inverse of those above, which has their place already.
+    """
+    size = len(lower)
+    result = torch.zeros(size, size, device=lower.device)
+    for start in range(0, size, INVERTED_ROWS):
+        stop = min(start + INVERTED_ROWS, size)
+        unit = torch.eye(stop - start, dtype=lower.dtype, device=lower.device)
+        own = torch.linalg.solve_triangular(lower[start:stop, start:stop], unit, upper=False)
+        lower[start:stop, :start] = -own @ (lower[start:stop, :start] @ lower[:start, :start])
+        lower[start:stop, start:stop] = own
+        result[size - stop : size - start, size - stop :] = lower[start:stop, :stop].flip(0, 1)
+    return result

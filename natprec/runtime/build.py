@@ -1,0 +1,183 @@
+"""From a model of transformers without weights to one on packed codes, module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from natprec.errors import ModelError
+from natprec.kernels.dispatch import choose
+from natprec.kernels.kernel import Kernel, Layer
+from natprec.kernels.linear import HalfWeight, Joined, Part, QuantEmbedding, QuantizedWeight, QuantLinear, StoredWeight
+from natprec.models.encoders import drop_missing_pooler
+from natprec.quantizers import QuantizedTensor
+from natprec.runtime.checkpoint import Checkpoint, Scheme
+
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
+"""Linears of one parent that models call with one input; they run as one product where they share a format."""
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which kernel a layer got.
+
+    Attributes:
+        kernel: its name; `half` for weights that are not quantized.
+        format: of the weight.
+        why: what the kernels before it in the table refused.
+    """
+
+    kernel: str
+    format: str
+    why: str = ""
+
+
+class Builder:
+    """Replaces the modules of one model."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: nn.Module, device: str, kernels: tuple[Kernel, ...] | None
+    ) -> None:
+        self.checkpoint, self.model, self.device, self.kernels = checkpoint, model, device, kernels
+        self.chosen: dict[str, Chosen] = {}
+        self.modules = {name: module for name, module in model.named_modules() if _is_replaced(module)}
+        self.uses: dict[int, list[str]] = {}
+        for name, module in self.modules.items():
+            self.uses.setdefault(id(module.weight), []).append(name)
+        self._halves: dict[int, HalfWeight] = {}
+
+    def replace_all(self) -> None:
+        """Every Linear and embedding, siblings with one input together."""
+        done: set[str] = set()
+        for name, module in self.modules.items():
+            if name in done:
+                continue
+            uses = tuple(self.uses[id(module.weight)])
+            siblings = self._siblings(name) if len(uses) == 1 else ()
+            if siblings:
+                self._join(siblings)
+                done.update(siblings)
+                continue
+            stored = self._stored((uses,))
+            for use in uses:
+                self._put(use, stored)
+            done.update(uses)
+
+    def fill_the_rest(self, may_lack_pooler: bool) -> None:
+        """Norms, biases of other modules, saved buffers: as float32."""
+        wanted = [name for name, tensor in self.model.state_dict().items() if tensor.is_meta]
+        missing = [name for name in wanted if name not in self.checkpoint.files]
+        if missing and may_lack_pooler and drop_missing_pooler(self.model, missing):
+            wanted = [name for name in wanted if name not in missing]
+        for name in wanted:
+            parent, _, leaf = name.rpartition(".")
+            value = self.checkpoint.tensor(name)
+            value = value.float() if value.is_floating_point() else value
+            owner = self.model.get_submodule(parent)
+            if leaf in owner._parameters:
+                owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+            else:
+                owner._buffers[leaf] = value
+
+    def _siblings(self, name: str) -> tuple[str, ...]:
+        """Full names of the Linears that run with this one, itself first; empty if it runs alone."""
+        parent, _, leaf = name.rpartition(".")
+        for leaves in TOGETHER:
+            names = tuple(f"{parent}.{other}" for other in leaves)
+            if leaf != leaves[0] or any(type(self.modules.get(other)) is not nn.Linear for other in names):
+                continue
+            alike = {(self._scheme((other,)), self.modules[other].in_features) for other in names}
+            shared = any(len(self.uses[id(self.modules[other].weight)]) > 1 for other in names)
+            biases = {self.modules[other].bias is None for other in names}
+            if len(alike) == len(biases) == 1 and not shared:
+                return names
+        return ()
+
+    def _join(self, names: tuple[str, ...]) -> None:
+        stored = self._stored(tuple((name,) for name in names))
+        biases = [self._bias(name) for name in names]
+        bias = None if biases[0] is None else torch.cat([each for each in biases if each is not None])
+        joined = Joined(QuantLinear(stored, bias), [self.modules[name].out_features for name in names])
+        for index, name in enumerate(names):
+            _set(self.model, name, Part(joined, index))
+
+    def _put(self, name: str, stored: StoredWeight) -> None:
+        module = self.modules[name]
+        if isinstance(module, nn.Embedding):
+            _set(self.model, name, QuantEmbedding(stored, float(getattr(module, "embed_scale", 1.0))))
+        else:
+            _set(self.model, name, QuantLinear(stored, self._bias(name)))
+
+    def _bias(self, name: str) -> Tensor | None:
+        return None if self.modules[name].bias is None else self.checkpoint.tensor(f"{name}.bias").float()
+
+    def _scheme(self, uses: tuple[str, ...]) -> Scheme | None:
+        return next(filter(None, (self.checkpoint.scheme(use, self.modules[use]) for use in uses)), None)
+
+    def _stored(self, weights: tuple[tuple[str, ...], ...]) -> StoredWeight:
+        """One weight, or several below each other; each given by the names of its uses."""
+        scheme = self._scheme(weights[0])
+        if scheme is None:
+            return self._half(weights)
+        codes = [self.checkpoint.quantized(uses, scheme, tuple(self.modules[uses[0]].weight.shape)) for uses in weights]
+        weight = _below_each_other(codes)
+        rows, columns = weight.codes.shape
+        layer = Layer(scheme.format, rows, columns, scheme.int8_inputs)
+        kernel, why = choose(layer, self.device, self.kernels)
+        for name in (use for uses in weights for use in uses):
+            self.chosen[name] = Chosen(kernel.name, layer.name, why)
+        return QuantizedWeight(weight, layer, kernel, _exact_dtype(weight.scale))
+
+    def _half(self, weights: tuple[tuple[str, ...], ...]) -> StoredWeight:
+        found = []
+        for uses in weights:
+            owner = next((use for use in uses if f"{use}.weight" in self.checkpoint.files), uses[0])
+            found.append(self.checkpoint.tensor(f"{owner}.weight"))
+        weight = torch.cat(found) if len(found) > 1 else found[0]
+        expected = (sum(self.modules[uses[0]].weight.shape[0] for uses in weights), *found[0].shape[1:])
+        if not weight.is_floating_point() or tuple(weight.shape) != expected:
+            raise ModelError(
+                f"tensor '{weights[0][0]}.weight' is {weight.dtype} {tuple(weight.shape)} and no scheme of config.json "
+                f"names it; floats of {expected} were expected: download the checkpoint or quantize again"
+            )
+        for name in (use for uses in weights for use in uses):
+            self.chosen[name] = Chosen("half", str(weight.dtype).removeprefix("torch."))
+        return HalfWeight(weight if weight.dtype in HALF else weight.float(), self.device)
+
+
+def _below_each_other(weights: Iterable[QuantizedTensor]) -> QuantizedTensor:
+    """Rows of all, in one tensor."""
+    weights = list(weights)
+    if len(weights) == 1:
+        return weights[0]
+    zeros = [weight.zero_point for weight in weights if weight.zero_point is not None]
+    return QuantizedTensor(
+        weights[0].format,
+        torch.cat([weight.codes for weight in weights]),
+        torch.cat([weight.scale for weight in weights]),
+        torch.cat(zeros) if zeros else None,
+    )
+
+
+def _exact_dtype(scale: Tensor) -> torch.dtype:
+    """The 16-bit dtype in which scales were stored, else float32."""
+    return next((dtype for dtype in HALF if torch.equal(scale.to(dtype).float(), scale)), torch.float32)
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    """Linears and embeddings whose forward is known: torch's own, or scaled by `embed_scale`."""
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    return isinstance(module, nn.Embedding) and (
+        type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+    )
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
