@@ -14,7 +14,7 @@ import json
 import numpy as np
 
 from natprec.measurement.exact import exact_curves
-from natprec.measurement.measure import measure
+from natprec.measurement.measure import DIFFERENTIATED, measure
 from natprec.progress import Stages
 from natprec.run.request import Request, open_subject
 from natprec.run.tokens import calibration_tokens
@@ -37,7 +37,8 @@ def main() -> None:
     subject = open_subject(request, stages)
     some = calibration_tokens(request, subject, stages)
     few = some[:: max(1, len(some) // options.exact_sequences)][: options.exact_sequences]
-    ids = few.repeat(len(some) // len(few), 1)  # the same text with other signs: both estimators see one text
+    # both estimators see one text; the sweep with other signs each time, of every second sequence
+    ids = few.repeat_interleave(DIFFERENTIATED * (len(some) // len(few)), 0)
     kind = "all" if options.activations else "weights"
     measurement = measure(subject, ids, rounding="rtn", sites=kind, stages=stages)
     curves = [

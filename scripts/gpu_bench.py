@@ -35,7 +35,7 @@ from natprec.kernels.traffic import H100, H200, Machine, modelled_seconds
 from scripts.gpu_cases import SHAPES, Call, Case, NotRun, Operands
 from scripts.gpu_kernels import KERNELS, Entry
 
-TOKENS = (1, 16, 64, 512, 2048)
+TOKENS = (1, 16, 64, 512, 1024, 2048)
 """Decode, several texts at once, and prefill."""
 
 COPIES, REPEATS, FLUSH = 4, 50, 1 << 30

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from natprec.kernels.cuda import Triton
+from natprec.kernels.kernel import Layer
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, planar
-from natprec.kernels.triton.dense import dense_product
 from natprec.kernels.triton.tiles import tiles
 from scripts.gpu_cases import Call, NotRun, Operands
 from scripts.gpu_peers import bitsandbytes, cublas, humming, marlin
@@ -38,11 +39,14 @@ def natprec(operands: Operands, tile: int) -> Call:
 
 
 def natprec_dense(operands: Operands) -> Call:
-    """Ours for many tokens: the weight made dense, cuBLAS's product, and the epilogue as one kernel more."""
+    """Ours for many tokens, as a model calls it: tokens scaled, the weight made dense, cuBLAS; then the epilogue."""
     if operands.x_scale is not None:
         raise NotRun("int8 activations are multiplied as codes")
-    weights = [planar(weight) for weight in operands.weights]
-    return operands.then_epilogue(lambda copy: dense_product(operands.x, weights[copy]).half())
+    kernel = Triton()
+    kernel.many = 1
+    fmt, rows, columns = operands.product.format, operands.product.rows, operands.product.columns
+    packed = [kernel.pack(weight, torch.float16) for weight in operands.weights]
+    return operands.then_epilogue(lambda copy: kernel.product(operands.x, packed[copy], Layer(fmt, rows, columns)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The kernels of CUDA devices: Triton's, for all that its layout holds, and cuBLAS for 16-bit weights."""
+"""The kernels of CUDA devices: Triton's, for all that its layout holds; cuBLAS for 16-bit weights and many tokens."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from natprec.kernels import ops
 from natprec.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar, unpack
 from natprec.kernels.reference import quantize_tokens
-from natprec.kernels.triton.dense import dense_product
+from natprec.kernels.triton.dense import dense_product, unit_of
 from natprec.kernels.triton.ops import planar_linear
 from natprec.quantizers import QuantizedTensor
 
-MANY = 1024
-"""Tokens from which on `dense_product` is faster, by what its parts take on an H200 (docs/kernels.md)."""
-
 
 class Triton(Kernel):
-    """`planar_linear` beside float16 activations; from `MANY` tokens on the weight is made dense, a block at a time."""
+    """`planar_linear` beside float16 activations; beside many tokens the weight is made dense, a block at a time.
+
+    Attributes:
+        many: tokens from which on that is faster, by what its parts take on an H200 (docs/kernels.md).
+    """
 
     name = "triton"
     few = ALWAYS
+    many = 1024
     depth = DEPTH_OF_FLOATS
 
     def refuses(self, layer: Layer) -> str:
@@ -35,24 +37,25 @@ class Triton(Kernel):
         return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
     def pack(self, weight: QuantizedTensor, dtype: torch.dtype) -> Buffers:
-        """Planes, lowest bits first; then scales and zero points, (groups, rows): see `layout`."""
+        """Planes, lowest bits first; then scales and zero points, (groups, rows): see `layout`; then the unit."""
         packed = planar(replace(weight, scale=weight.scale.to(dtype)), self.depth)
-        return *packed.planes, packed.scale, packed.zero_point
+        return *packed.planes, packed.scale, packed.zero_point, unit_of(packed.scale, weight.format.bits)
 
     def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
         """Each token is divided by its largest value, so that no activation is beyond float16."""
         largest = x.float().abs().amax(1, keepdim=True)
         largest = torch.where(largest > 0, largest, 1.0)
-        halves, weight = (x / largest).half(), self._weight(buffers, layer)
-        y = planar_linear(halves, weight, dtype=torch.float32) if len(x) < MANY else dense_product(halves, weight)
-        return (y * largest).to(x.dtype)
+        halves, weight, unit = (x / largest).half(), self._weight(buffers, layer), buffers[-1]
+        if len(x) < self.many or unit is None:
+            return (planar_linear(halves, weight, dtype=torch.float32) * largest).to(x.dtype)
+        return (dense_product(halves, weight, unit) * (largest / unit)).to(x.dtype)
 
     def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:
         """By torch."""
         return unpack(self._weight(buffers, layer).some(rows)).dequantize()
 
     def _weight(self, buffers: Buffers, layer: Layer) -> PlanarWeight:
-        *planes, scale, zero = buffers
+        *planes, scale, zero, _ = buffers
         return PlanarWeight(layer.format, layer.rows, layer.columns, self.depth, tuple(planes), scale, zero)  # type: ignore[arg-type]
 
 

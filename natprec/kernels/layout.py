@@ -64,7 +64,7 @@ class PlanarWeight:
         return sum(tensor.nbytes for tensor in tensors)
 
     def some(self, rows: slice | Tensor) -> PlanarWeight:
-        """Rows of it, next to each other or by number, without padding."""
+        """Rows next to each other or by number from 0 up, for `unpack`: without the padding that kernels need."""
         count = len(rows) if isinstance(rows, Tensor) else len(range(*rows.indices(self.rows)))
         rows = rows if isinstance(rows, Tensor) else slice(*rows.indices(self.rows))
         zero = None if self.zero_point is None else self.zero_point[:, rows]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
-from natprec.memory import give_back
+from natprec.memory import give_back, release_freed
 
 
 class Stored(Protocol):
@@ -52,6 +52,7 @@ class OnDisk:
 
     def __init__(self, model: nn.Module, stored: Stored, device: torch.device | str = "cpu") -> None:
         """Make every parameter of a model on the meta device hollow; ties stay ties."""
+        release_freed()
         self.stored = stored
         self._names: dict[int, str] = {}
         self._held: Counter[int] = Counter()

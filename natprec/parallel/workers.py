@@ -10,7 +10,6 @@ each sends a tensor to every other one. Sums are taken in the order of ranks, so
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 import os
 from collections import Counter
@@ -19,6 +18,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# Imported after a group is opened it makes that the default of its functions, for good: the group's threads would then
+# live into the interpreter's end, where they now and then abort the process.
+import torch.distributed.nn.functional
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
@@ -233,9 +236,6 @@ def _meet(rank: int, size: int, device: str) -> Pulse:
         missing = ", ".join(str(other) for other, key in enumerate(pulse.keys) if not pulse.store.check([key]))
         minutes = JOINING.seconds // 60
         raise WorkerError(f"process {missing} of {size} did not come within {minutes} minutes; start all") from error
-    # A first import after the group is opened makes it the default of functions there, which nobody closes: its threads
-    # would live into the interpreter's end, where they now and then abort the process.
-    importlib.import_module("torch.distributed.nn.functional")
     pulse.start()
     if device.startswith("cuda"):
         torch.cuda.set_device(device)

@@ -28,14 +28,20 @@ IMPATIENT = "from natprec import cli; from natprec.parallel import pulse; pulse.
 NAMES_THREADS = """
 import sys
 from pathlib import Path
+import torch.distributed as dist
 from natprec import cli
+
+def tell(when):
+    print(when, *(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")), file=sys.stderr)
+
+close = dist.destroy_process_group
+dist.destroy_process_group = lambda: (tell("open:"), close())
 try:
     cli.main()
 finally:
-    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
-    print("threads:", *names, file=sys.stderr)
+    tell("closed:")
 """
-"""The command line, and after it the names of the threads that are left."""
+"""The command line, and the names of its threads before the group is closed and at the end."""
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +126,11 @@ def test_the_groups_threads_end_with_it(tmp_path: Path, options: list[str]) -> N
     """Those that live into the interpreter's end abort the process now and then, after all is written."""
     for code, _, said in finish(start(2, *options, "--out", tmp_path / "m", "--json", code=NAMES_THREADS)):
         assert code == 0, said
-        assert said.splitlines()[-1].startswith("threads: "), said
-        assert "gloo" not in said, said
+        before, after = said.splitlines()[-2:]
+        assert before.startswith("open: "), said
+        assert after.startswith("closed: "), said
+        assert "gloo" in before, "the group has threads that can be seen"
+        assert "gloo" not in after, after
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from natprec.evaluation.reload import load_quantized
-from natprec.kernels import cuda
+from natprec.kernels.cuda import Triton
 from natprec.kernels.dispatch import KERNELS
 from natprec.kernels.triton import launch, ops
 from natprec.runtime.load import load
@@ -30,7 +30,7 @@ IDS = tokens(2, 24)
 @torch.inference_mode()
 def main(folder: Path, device: str, many: int) -> None:
     """Load, run, compare."""
-    cuda.MANY = many
+    Triton.many = many
     if device == "cpu":
         ops.use_interpreter()
     launched: list[int] = []
@@ -59,4 +59,4 @@ def main(folder: Path, device: str, many: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if sys.argv[3:] else cuda.MANY)
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if sys.argv[3:] else Triton.many)

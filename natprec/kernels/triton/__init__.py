@@ -2,3 +2,24 @@
 
 Importing this package, and `ops`, needs neither triton nor a GPU. `kernel` imports triton.
 """
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from natprec.errors import ModelError
+
+
+def launcher() -> ModuleType:
+    """`natprec.kernels.triton.launch`, which only what launches a kernel imports.
+
+    Raises:
+        ModelError: triton is not installed.
+    """
+    try:
+        return importlib.import_module("natprec.kernels.triton.launch")
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            "natprec's kernels for CUDA need triton, which is missing; pip install 'natprec[triton]'"
+        ) from error

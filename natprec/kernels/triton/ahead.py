@@ -1,4 +1,4 @@
-"""The kernel compiled for GPUs that are not there, and what the machine code says: a report, and limits to hold it to.
+"""The kernels compiled for GPUs that are not there, and what the machine code says: a report, and limits to hold it to.
 
 Triton compiles to a cubin without a driver; its wheel has the disassemblers. Registers, shared memory and local
 memory are read from the cubin, instructions from its disassembly. How many programs fit on a multiprocessor
@@ -126,7 +126,7 @@ def _compile(
     architecture: str,
 ) -> Compiled:
     arch = ARCHITECTURES[architecture]
-    fixed |= {name: None for name, value in values.items() if value is None}
+    fixed = fixed | {name: None for name, value in values.items() if value is None}
     signature = {name: "constexpr" if name in fixed else _type(values[name]) for name in kernel.arg_names}
     divisible = {
         (kernel.arg_names.index(name),): [["tt.divisibility", 16]]

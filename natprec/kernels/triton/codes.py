@@ -14,7 +14,7 @@ def held(before, plane, words, run, first, STEP: tl.constexpr, WIDTH: tl.constex
         words: where in a run they lie.
         run: how many one run of 8 words for every row has.
     """
-    if WIDTH > 0 and STEP * WIDTH % LANE == 0:
+    if STEP * WIDTH % LANE == 0:
         before = tl.load(plane + (first + STEP) * WIDTH // LANE * run + words)
     return before
 

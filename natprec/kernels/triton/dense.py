@@ -7,6 +7,7 @@ meet the codes before the product, as in Marlin and Humming, at the price of one
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from natprec.errors import InputError
 from natprec.formats import NumberFormat
 from natprec.kernels import reference
 from natprec.kernels.layout import DEPTH_OF_FLOATS, ROWS, PlanarWeight, unpack
+from natprec.kernels.triton import launcher
 
 LIBRARY = torch.library.Library("natprec", "FRAGMENT")
 
@@ -24,27 +26,36 @@ SCHEMA = """planar_values(Tensor[] planes, Tensor scale, Tensor? zero_point, Ten
 DENSE = 1 << 26
 """Weights that are dense at a time: 128 MB."""
 
-LARGEST = 2.0**15
-"""No dense value is beyond it, and float16 holds twice that."""
+LARGEST = 15
+"""No dense value is beyond 2 to this, and float16 holds twice that."""
 
 
-def dense_product(x: Tensor, weight: PlanarWeight) -> Tensor:
-    """X · weightᵀ, summed in float32.
+def dense_product(x: Tensor, weight: PlanarWeight, unit: Tensor) -> Tensor:
+    """X · weightᵀ · unit, summed in float32.
 
     Args:
         x: (tokens, columns), float16.
         weight: of the depth that goes with floats.
+        unit: see `unit_of`.
     Returns:
         (tokens, rows), float32.
     """
-    largest = weight.scale.float().abs().amax()
-    unit = LARGEST / 2**weight.format.bits / torch.where(largest > 0, largest, 1.0)
-    step = max(ROWS, DENSE // weight.columns // ROWS * ROWS)
+    blocks = math.ceil(weight.rows / max(ROWS, DENSE // weight.columns // ROWS * ROWS))
+    step = math.ceil(weight.rows / blocks / ROWS) * ROWS
     parts = [
         _matmul(x, planar_values(weight, unit, begin, min(begin + step, weight.rows)).T)
         for begin in range(0, weight.rows, step)
     ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)) / unit
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def unit_of(scale: Tensor, bits: int) -> Tensor:
+    """What values are multiplied by so that float16 holds them: as large as can be, and a power of two.
+
+    So a scale of bfloat16 times a code of 4 bits or fewer is exact. One value, float32.
+    """
+    exponent = math.frexp(float(scale.abs().max()))[1]
+    return torch.tensor(2.0 ** min(LARGEST - bits - exponent, 126))
 
 
 def planar_values(weight: PlanarWeight, unit: Tensor, begin: int, end: int) -> Tensor:
@@ -52,7 +63,7 @@ def planar_values(weight: PlanarWeight, unit: Tensor, begin: int, end: int) -> T
 
     Args:
         weight: of the depth that goes with floats.
-        unit: one value, float32; times it no weight may be beyond float16.
+        unit: see `unit_of`.
         begin, end: the first row, a multiple of `ROWS`, and the one after the last.
     Returns:
         (end - begin, columns), float16.
@@ -87,13 +98,11 @@ def _specification(planes: list[Tensor], scale: Tensor, zero: Tensor | None, uni
 
 
 def launched(planes: list[Tensor], scale: Tensor, zero: Tensor | None, unit: Tensor, *shape: int) -> Tensor:
-    """The Triton kernel, on tensors that are contiguous."""
-    from natprec.kernels.triton.launch import launch_values
-
+    """The Triton kernel."""
     weight, (begin, end) = _weight(planes, scale, zero, *shape[:4]), shape[4:]
     out = scale.new_empty(end - begin, weight.columns, dtype=torch.float16)
     with contextlib.nullcontext() if out.is_cpu else torch.cuda.device(out.device):
-        launch_values(out, weight, unit, begin)
+        launcher().launch_values(out, weight, unit, begin)
     return out
 
 

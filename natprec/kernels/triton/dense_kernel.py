@@ -41,14 +41,17 @@ def planar_values(
     words = rn[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
     line = out + (rn - begin).to(tl.int64)[:, None] * K
     first = tl.program_id(1) * STEPS
+    factor = tl.load(unit)
     words0, words1, words2 = None, None, None
     for step in tl.static_range(0, STEPS, JOIN):
         words0 = held(words0, plane0, words, PADDED * WORDS, first, step, PLANE0, LANE)
-        words1 = held(words1, plane1, words, PADDED * WORDS, first, step, PLANE1, LANE)
-        words2 = held(words2, plane2, words, PADDED * WORDS, first, step, PLANE2, LANE)
+        if PLANE1 > 0:
+            words1 = held(words1, plane1, words, PADDED * WORDS, first, step, PLANE1, LANE)
+        if PLANE2 > 0:
+            words2 = held(words2, plane2, words, PADDED * WORDS, first, step, PLANE2, LANE)
         if step * R % SPAN == 0:
             group = (first + step) * R // GROUP * PADDED if GROUP > 0 else 0
-            s = tl.load(scale + group + rn).to(tl.float32) * tl.load(unit)
+            s = tl.load(scale + group + rn).to(tl.float32) * factor
             z = None if zero is None else tl.load(zero + group + rn)
         code = steps(words0, first, step, PLANE0, LANE, STEPS, JOIN)
         if PLANE1 > 0:

@@ -83,8 +83,10 @@ def planar_linear(
         words0, words1, words2 = None, None, None
         for step in tl.static_range(0, STEPS, JOIN):
             words0 = held(words0, plane0, words, PADDED * WORDS, first, step, PLANE0, LANE)
-            words1 = held(words1, plane1, words, PADDED * WORDS, first, step, PLANE1, LANE)
-            words2 = held(words2, plane2, words, PADDED * WORDS, first, step, PLANE2, LANE)
+            if PLANE1 > 0:
+                words1 = held(words1, plane1, words, PADDED * WORDS, first, step, PLANE1, LANE)
+            if PLANE2 > 0:
+                words2 = held(words2, plane2, words, PADDED * WORDS, first, step, PLANE2, LANE)
             if GROUP > 0 and step * R % SPAN == 0:
                 at = (first + step) * R // GROUP * PADDED + rn
                 s = tl.load(scale + at).to(tl.float32)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError
 from natprec.formats import NumberFormat
 from natprec.kernels import reference
 from natprec.kernels.epilogue import Epilogue
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, unpack
-from natprec.kernels.triton import dense
+from natprec.kernels.triton import dense, launcher
 
 LIBRARY = torch.library.Library("natprec", "FRAGMENT")
 
@@ -151,16 +151,10 @@ def use_interpreter() -> None:
 
 def _triton(*arguments: Any, **named: Any) -> Tensor:
     """The Triton kernel."""
-    try:
-        from natprec.kernels.triton.launch import launch
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            "planar_linear on CUDA needs triton, which is missing; pip install 'natprec[triton]'"
-        ) from error
     call = _Call(*arguments, **named)
     out = call.output()
     with contextlib.nullcontext() if out.is_cpu else torch.cuda.device(out.device):
-        launch(
+        launcher().launch(
             out,
             call.x.contiguous(),
             call.weight,
