@@ -39,6 +39,29 @@ def steps(
 
 
 @triton.jit
+def joined(
+    words0,
+    words1,
+    words2,
+    first,
+    STEP: tl.constexpr,
+    PLANE0: tl.constexpr,
+    PLANE1: tl.constexpr,
+    PLANE2: tl.constexpr,
+    LANE: tl.constexpr,
+    STEPS: tl.constexpr,
+    JOIN: tl.constexpr,
+):
+    """The same of all planes, their bits put together."""
+    code = steps(words0, first, STEP, PLANE0, LANE, STEPS, JOIN)
+    if PLANE1 > 0:
+        code = code | steps(words1, first, STEP, PLANE1, LANE, STEPS, JOIN) << PLANE0
+    if PLANE2 > 0:
+        code = code | steps(words2, first, STEP, PLANE2, LANE, STEPS, JOIN) << (PLANE0 + PLANE1)
+    return code
+
+
+@triton.jit
 def operand(code, zero, BITS: tl.constexpr, COMPUTE: tl.constexpr):
     """Codes, stored from 0 up, as signed numbers of the tensor core's type, less the zero point of their row.
 

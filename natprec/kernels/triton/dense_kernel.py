@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from natprec.kernels.triton.codes import held, operand, steps
+from natprec.kernels.triton.codes import held, joined, operand
 
 
 @triton.jit
@@ -53,11 +53,7 @@ def planar_values(
             group = (first + step) * R // GROUP * PADDED if GROUP > 0 else 0
             s = tl.load(scale + group + rn).to(tl.float32) * factor
             z = None if zero is None else tl.load(zero + group + rn)
-        code = steps(words0, first, step, PLANE0, LANE, STEPS, JOIN)
-        if PLANE1 > 0:
-            code = code | steps(words1, first, step, PLANE1, LANE, STEPS, JOIN) << PLANE0
-        if PLANE2 > 0:
-            code = code | steps(words2, first, step, PLANE2, LANE, STEPS, JOIN) << (PLANE0 + PLANE1)
+        code = joined(words0, words1, words2, first, step, PLANE0, PLANE1, PLANE2, LANE, STEPS, JOIN)
         value = operand(code, z, BITS, tl.float16).to(tl.float32) * s[:, None]
         k = (first + step) * R + tl.arange(0, JOIN * R)
         tl.store(line + k[None, :], value.to(tl.float16), mask=(rn < N)[:, None] & (k < K)[None, :])

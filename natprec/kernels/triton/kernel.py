@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from natprec.kernels.triton.codes import held, operand, steps
+from natprec.kernels.triton.codes import held, joined, operand
 from natprec.kernels.triton.fused import finish
 from natprec.kernels.triton.split import gathered
 
@@ -94,11 +94,7 @@ def planar_linear(
                 part = tl.zeros_like(total).to(SUM)
                 heights = tl.zeros((BM,), tl.int32)
 
-            code = steps(words0, first, step, PLANE0, LANE, STEPS, JOIN)
-            if PLANE1 > 0:
-                code = code | steps(words1, first, step, PLANE1, LANE, STEPS, JOIN) << PLANE0
-            if PLANE2 > 0:
-                code = code | steps(words2, first, step, PLANE2, LANE, STEPS, JOIN) << (PLANE0 + PLANE1)
+            code = joined(words0, words1, words2, first, step, PLANE0, PLANE1, PLANE2, LANE, STEPS, JOIN)
             weights = operand(code, None if WIDE else z, BITS, COMPUTE)
             column = (first + step) * R
             values = tl.load(inputs + column) if EVEN else tl.load(inputs + column, mask=k < K - column, other=0)
