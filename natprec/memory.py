@@ -48,20 +48,16 @@ def give_back() -> None:
         trim(0)
 
 
-@functools.cache
 def keep_freed() -> None:
     """From now on the C library keeps freed blocks below 256 MB, up to 512 MB of them, to use them again.
 
     By default glibc hands back blocks beyond some megabytes at once, and the system clears each page when it is taken
     again: 6 million pages and 9 of 97 CPU seconds of measuring and rounding SmolLM2-135M (LOG.md, 2026-11-28).
     """
-    set_option = _mallopt()
-    if set_option is not None:
-        set_option(M_MMAP_THRESHOLD, 1 << 28)
-        set_option(M_TRIM_THRESHOLD, 1 << 29)
+    _mallopt(M_MMAP_THRESHOLD, 1 << 28)
+    _mallopt(M_TRIM_THRESHOLD, 1 << 29)
 
 
-@functools.cache
 def release_freed() -> None:
     """From now on the C library hands blocks beyond 4 MB back as soon as they are freed.
 
@@ -69,14 +65,14 @@ def release_freed() -> None:
     is: a model of 6 blocks of 124 million weights took 5.17 GB, growing from one to the next, and now 4.79 in the same
     time (LOG.md, 2026-11-28).
     """
-    set_option = _mallopt()
+    _mallopt(M_MMAP_THRESHOLD, 1 << 22)
+
+
+def _mallopt(option: int, value: int) -> None:
+    """Nothing where the C library has none."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
-        set_option(M_MMAP_THRESHOLD, 1 << 22)
-
-
-@functools.cache
-def _mallopt() -> Any:
-    return getattr(ctypes.CDLL(None), "mallopt", None)
+        set_option(option, value)
 
 
 @functools.cache

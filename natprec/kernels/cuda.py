@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -45,9 +46,10 @@ class Triton(Kernel):
         """Each token is divided by its largest value, so that no activation is beyond float16."""
         largest = x.float().abs().amax(1, keepdim=True)
         largest = torch.where(largest > 0, largest, 1.0)
-        halves, weight, unit = (x / largest).half(), self._weight(buffers, layer), buffers[-1]
-        if len(x) < self.many or unit is None:
+        halves, weight = (x / largest).half(), self._weight(buffers, layer)
+        if len(x) < self.many:
             return (planar_linear(halves, weight, dtype=torch.float32) * largest).to(x.dtype)
+        unit = cast(Tensor, buffers[-1])
         return (dense_product(halves, weight, unit) * (largest / unit)).to(x.dtype)
 
     def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:

@@ -15,6 +15,7 @@ plane of w bits is w runs of 8 words for a row's tile, whatever R.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,13 +64,31 @@ class PlanarWeight:
         tensors = [*self.planes, self.scale] + ([] if self.zero_point is None else [self.zero_point])
         return sum(tensor.nbytes for tensor in tensors)
 
+    @classmethod
+    def of_operands(
+        cls,
+        planes: Sequence[Tensor],
+        scale: Tensor,
+        zero_point: Tensor | None,
+        bits: int,
+        group_size: int,
+        rows: int,
+        columns: int,
+        *,
+        depth: int,
+    ) -> PlanarWeight:
+        """From what a registered operation is given."""
+        fmt = NumberFormat(bits, group_size, zero_point is None)
+        return cls(fmt, rows, columns, depth, tuple(planes), scale, zero_point)
+
     def some(self, rows: slice | Tensor) -> PlanarWeight:
         """Rows next to each other or by number from 0 up, for `unpack`: without the padding that kernels need."""
-        count = len(rows) if isinstance(rows, Tensor) else len(range(*rows.indices(self.rows)))
-        rows = rows if isinstance(rows, Tensor) else slice(*rows.indices(self.rows))
+        if isinstance(rows, slice):
+            rows = slice(*rows.indices(self.rows))
+        scale = self.scale[:, rows]
         zero = None if self.zero_point is None else self.zero_point[:, rows]
         planes = tuple(plane[:, :, rows] for plane in self.planes)
-        return replace(self, rows=count, planes=planes, scale=self.scale[:, rows], zero_point=zero)
+        return replace(self, rows=scale.shape[1], planes=planes, scale=scale, zero_point=zero)
 
 
 def repack(

@@ -5,12 +5,14 @@ Importing this package, and `ops`, needs neither triton nor a GPU. `kernel` impo
 
 from __future__ import annotations
 
+import functools
 import importlib
 from types import ModuleType
 
 from natprec.errors import ModelError
 
 
+@functools.cache
 def launcher() -> ModuleType:
     """`natprec.kernels.triton.launch`, which only what launches a kernel imports.
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
 from natprec.kernels import reference
 from natprec.kernels.layout import DEPTH_OF_FLOATS, ROWS, PlanarWeight, unpack
 from natprec.kernels.triton import launcher
@@ -85,21 +84,15 @@ def _matmul(x: Tensor, dense: Tensor) -> Tensor:
     return torch.mm(x, dense, out_dtype=torch.float32) if x.is_cuda else x.float() @ dense.float()
 
 
-def _weight(planes: list[Tensor], scale: Tensor, zero: Tensor | None, *shape: int) -> PlanarWeight:
-    bits, group_size, rows, columns = shape
-    fmt = NumberFormat(bits, group_size, zero is None)
-    return PlanarWeight(fmt, rows, columns, DEPTH_OF_FLOATS, tuple(planes), scale, zero)
-
-
 def _specification(planes: list[Tensor], scale: Tensor, zero: Tensor | None, unit: Tensor, *shape: int) -> Tensor:
     """What any implementation must compute, by `natprec.kernels.reference`."""
-    weight = _weight(planes, scale, zero, *shape[:4])
+    weight = PlanarWeight.of_operands(planes, scale, zero, *shape[:4], depth=DEPTH_OF_FLOATS)
     return (reference.dequantize(unpack(weight.some(slice(*shape[4:])))) * unit).half()
 
 
 def launched(planes: list[Tensor], scale: Tensor, zero: Tensor | None, unit: Tensor, *shape: int) -> Tensor:
     """The Triton kernel."""
-    weight, (begin, end) = _weight(planes, scale, zero, *shape[:4]), shape[4:]
+    weight, (begin, end) = PlanarWeight.of_operands(planes, scale, zero, *shape[:4], depth=DEPTH_OF_FLOATS), shape[4:]
     out = scale.new_empty(end - begin, weight.columns, dtype=torch.float16)
     with contextlib.nullcontext() if out.is_cpu else torch.cuda.device(out.device):
         launcher().launch_values(out, weight, unit, begin)

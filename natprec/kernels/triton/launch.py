@@ -79,6 +79,7 @@ def arguments(
         "partial": partial,
         "arrived": arrived,
         "M": x.shape[0],
+        "N": weight.rows,
         "inverse_output_scale": None if epilogue.output_scale is None else 1 / epilogue.output_scale,
     }
 
@@ -90,33 +91,32 @@ def _stored(weight: PlanarWeight) -> dict[str, Tensor | int | float | None]:
         **{f"plane{index}": planes[index] for index in range(3)},
         "scale": weight.scale,
         "zero": weight.zero_point,
-        "N": weight.rows,
         "PADDED": weight.scale.shape[1],
         "K": weight.columns,
     }
 
 
 def values_arguments(
-    out: Tensor, weight: PlanarWeight, unit: Tensor, begin: int, tile: Tile = VALUES
+    out: Tensor, weight: PlanarWeight, unit: Tensor, begin: int
 ) -> tuple[dict[str, Tensor | int | float | None], dict[str, Any]]:
     """The arguments of `planar_values` by name, and its constants."""
-    fixed = constants(weight, torch.float16, "none", tile)
+    fixed = constants(weight, torch.float16, "none", VALUES)
     return (
         _stored(weight) | {"N": begin + len(out), "unit": unit, "out": out, "begin": begin},
         {name: value for name, value in fixed.items() if name in planar_values.arg_names},
     )
 
 
-def launch_values(out: Tensor, weight: PlanarWeight, unit: Tensor, begin: int, tile: Tile = VALUES) -> None:
+def launch_values(out: Tensor, weight: PlanarWeight, unit: Tensor, begin: int) -> None:
     """Fill `out`, (rows, columns), float16, contiguous, with rows of a weight of depth 16, in multiples of 1 / `unit`.
 
     Args:
         unit: one value, float32.
         begin: the first row.
     """
-    values, fixed = values_arguments(out, weight, unit, begin, tile)
-    grid = (triton.cdiv(len(out), tile.rows), triton.cdiv(weight.columns, tile.columns))
-    planar_values[grid](**values, **fixed, **({} if triton.knobs.runtime.interpret else options(tile)))
+    values, fixed = values_arguments(out, weight, unit, begin)
+    grid = (triton.cdiv(len(out), VALUES.rows), triton.cdiv(weight.columns, VALUES.columns))
+    planar_values[grid](**values, **fixed, **({} if triton.knobs.runtime.interpret else options(VALUES)))
 
 
 def launch(

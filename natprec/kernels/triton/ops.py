@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
 from natprec.kernels import reference
 from natprec.kernels.epilogue import Epilogue
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, unpack
@@ -105,9 +104,9 @@ class _Call:
 
     @property
     def weight(self) -> PlanarWeight:
-        fmt = NumberFormat(self.bits, self.group_size, self.zero_point is None)
-        return PlanarWeight(
-            fmt, self.rows, self.x.shape[1], depth_beside(self.x), tuple(self.planes), self.scale, self.zero_point
+        return PlanarWeight.of_operands(
+            self.planes, self.scale, self.zero_point, self.bits, self.group_size, self.rows,
+            self.x.shape[1], depth=depth_beside(self.x),
         )  # fmt: skip
 
     @property

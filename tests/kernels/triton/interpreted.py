@@ -26,7 +26,8 @@ from natprec.kernels import Epilogue
 from natprec.kernels.triton import codes, dense_kernel, fused, kernel, launch, split
 from tests.kernels.triton.cases import CASES, EPILOGUES, MANY, VALUES, Case, Values, run, run_values
 
-MODULES = {"kernel": kernel, "codes": codes, "fused": fused, "split": split, "dense_kernel": dense_kernel}
+SOURCES = {"planar_linear": (kernel, codes, fused, split), "planar_values": (dense_kernel, codes)}
+"""Of each kernel: its module, and those that it calls."""
 
 
 def guarded(value: Tensor) -> Tensor:
@@ -82,24 +83,18 @@ OF_VALUES = {
 """The same of the kernel that writes values."""
 
 
-def mutated(folder: Path, old: str, new: str, names: Sequence[str]) -> ModuleType:
+def mutated(folder: Path, old: str, new: str, modules: Sequence[ModuleType]) -> ModuleType:
     """The first of these modules with one text replaced, in it or in the others, which it calls."""
-    sources = {name: Path(str(MODULES[name].__file__)).read_text() for name in names}
+    sources = {module.__name__.rpartition(".")[2]: Path(str(module.__file__)).read_text() for module in modules}
+    first, *called = sources
     assert sum(source.count(old) for source in sources.values()) == 1, f"{old!r} is not there once"
     for name, source in sources.items():
         source = source.replace(old, new)
-        for other in names[1:]:
+        for other in called:
             source = source.replace(f"from natprec.kernels.triton.{other}", f"from {other}_{folder.name}")
         (folder / f"{name}_{folder.name}.py").write_text(source)
     sys.path.insert(0, str(folder))
-    return importlib.import_module(f"{names[0]}_{folder.name}")
-
-
-def mutated_values(case: Values, old: str, new: str) -> dict[str, object]:
-    """What the kernel that writes values does then."""
-    with tempfile.TemporaryDirectory() as folder:
-        launch.planar_values = mutated(Path(folder), old, new, ("dense_kernel", "codes")).planar_values
-        return run_values(case, Tensor.contiguous)
+    return importlib.import_module(f"{first}_{folder.name}")
 
 
 def main(what: str) -> None:
@@ -110,16 +105,15 @@ def main(what: str) -> None:
     if what == "values":
         print(json.dumps([run_values(case, guarded) for case in VALUES]))
         return
-    if what == "mutations of values":
-        print(json.dumps({name: mutated_values(*mutation) for name, mutation in OF_VALUES.items()}))
-        return
     past_the_end = {"tokens read past the end": (Case(4, columns=1024), "tl.minimum(rm, M - 1)", "rm")}
+    mutations = {"mutations": MUTATIONS, "mutations of values": OF_VALUES, "guard": past_the_end}[what]
+    kernel, execute = ("planar_values", run_values) if mutations is OF_VALUES else ("planar_linear", run)
     results = {}
-    for name, (case, old, new) in (past_the_end if what == "guard" else MUTATIONS).items():
+    for name, (case, old, new) in mutations.items():
         with tempfile.TemporaryDirectory() as folder:
-            launch.planar_linear = mutated(Path(folder), old, new, ("kernel", "codes", "fused", "split")).planar_linear
+            setattr(launch, kernel, getattr(mutated(Path(folder), old, new, SOURCES[kernel]), kernel))
             launch._ARRIVED.clear()
-            results[name] = run(case, guarded if what == "guard" else Tensor.contiguous)
+            results[name] = execute(case, guarded if what == "guard" else Tensor.contiguous)
     print(json.dumps(results))
 
 
