@@ -121,10 +121,13 @@ class WeightObserver:
             return [module.register_forward_hook(self._watch_lookup)]
         return [module.register_forward_hook(self._watch_product)]
 
-    def _watch_product(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _watch_product(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         inputs = args[0].detach()
-        if output.requires_grad:
+        if torch.is_grad_enabled():
+            if not output.requires_grad:  # its inputs are the same in all stages, like those of relative positions
+                output = output.detach().requires_grad_()
             output.register_hook(lambda gradient: self.add_product(inputs, gradient))
+        return output
 
     def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         ids = args[0]

@@ -32,7 +32,7 @@ class Site:
         role: how an engine uses it, which decides the formats that exist for it.
         shape: of a weight: (rows, columns) = (outputs, inputs); of a token's activation (1, features), of its
             keys or values (heads, head size).
-        uses: names of all modules that use the tensor; two for a tied embedding.
+        uses: names of all modules that use the tensor: two for a tied embedding, several for a shared Linear.
         unit: name of the first site of the unit that shares one format.
         stage: where its last use stands in the order of the backward sweep: -1 for the prefix, the
             block's index, or the number of blocks for the suffix.
@@ -52,6 +52,11 @@ class Site:
     def elements(self) -> int:
         """Number of weights, or of values per token."""
         return self.shape[0] * self.shape[1]
+
+    @property
+    def tied(self) -> bool:
+        """Whether it is an embedding that is also multiplied, by an output head."""
+        return self.role == "embedding" and len(self.uses) > 1
 
     @property
     def gptq(self) -> bool:
@@ -85,7 +90,7 @@ def find_sites(staged: StagedModel) -> list[Site]:
         raise ModelError(f"model {type(staged.model).__name__} has no Linear layer; natprec quantizes Linear weights")
     output_head = getattr(staged.model, "get_output_embeddings", lambda: None)()
     sites = []
-    units: dict[tuple[str, int | str], str] = {}
+    units: dict[tuple[str, int | str, int], str] = {}
     inputs_of = _inputs_of(staged)
     for names in owners.values():
         name, module = names[0], modules[names[0]]
@@ -94,7 +99,7 @@ def find_sites(staged: StagedModel) -> list[Site]:
             role = "head"
         unit = name
         if role == "linear" and name in inputs_of:
-            unit = units.setdefault((name.rpartition(".")[0], inputs_of[name]), name)
+            unit = units.setdefault((name.rpartition(".")[0], inputs_of[name], len(names)), name)
         rows, columns = module.weight.shape
         stage = min(staged.stage_of(use) for use in names)
         experts = staged.routing.containers.get(name, "")
