@@ -91,6 +91,7 @@ def checkpoint_tensors(
     replaced = {use + ".weight" for site in sites if site.name in quantized for use in site.uses}
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in replaced or id(tensor) in stored or (among is not None and id(tensor) not in among):
             continue
@@ -100,7 +101,8 @@ def checkpoint_tensors(
     for site in sites:
         if site.name in quantized:
             int8 = _is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
-            tensors |= _packed([names.module(use) for use in site.uses], quantized[site.name], int8, storage_dtype)
+            owner_first = sorted(site.uses, key=lambda use: f"{use}.weight" in tied)  # loaders tie the others to it
+            tensors |= _packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
     return tensors
 
 
