@@ -21,6 +21,7 @@ from natprec.progress import Stages
 from natprec.quantizers.roundings import refuse_unknown_rounding
 from natprec.sites import Site, activation_formats
 from natprec.solver import Plan, solve
+from natprec.solver.assemble import cache_format
 from natprec.solver.solve import Scope, check_eps, check_positive
 from natprec.solver.units import NOT_ROUNDED, check_flows
 from natprec.subject import Subject
@@ -205,9 +206,11 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
 
     Raises:
         BudgetError: --bits or --max-size is below the cheapest plan.
-        InputError: the group size does not divide a layer.
+        InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
     """
     formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
+    if request.kv != NOT_ROUNDED:
+        cache_format(subject.activations, engine_profile(request.engine), request.kv)
     if request.bits is None and request.max_size is None:
         return
     candidates: dict[Site, tuple[Format, ...]] = {site: formats[site.name] for site in subject.sites}
