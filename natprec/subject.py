@@ -22,7 +22,7 @@ from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
 from natprec.models.weights import InMemory
-from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked
+from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, together
 from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 
@@ -155,22 +155,42 @@ class Subject:
     ) -> dict[str, tuple[NumberFormat, ...]]:
         """Site name → formats to measure: one group size, or with None all that divide the site; or GGUF types.
 
+        Sites whose rows the group size does not divide, and those that an engine runs together with them, have the
+        next smaller one that does; those that none fits, or that would take no less than 16 bits, have no format.
+
         Args:
             sites: 'all' adds the weights, one scale per row, that some engines multiply with rounded activations.
         Raises:
-            InputError: the group size, or the blocks of all GGUF types, do not divide a site, which is named.
+            InputError: the group size, or the blocks of all GGUF types, divide no Linear.
         """
+        linears = [site for site in self.sites if site.role != "embedding"] or self.sites
         if profile.types:  # their groups are their own
-            refuse_unblocked(self.sites, profile.types)
+            if not any(fmt.divides(site.shape[1]) for fmt in profile.types for site in linears):
+                refuse_unblocked(self.sites, profile.types)
             return {site.name: tuple(t for t in profile.types if t.divides(site.shape[1])) for site in self.sites}
-        if group_size is not None:
-            formats = profile.measured((group_size,))
-            if sites == "all":
-                formats += tuple(fmt for fmt in profile.per_channel() if fmt not in formats)
-            refuse_indivisible(self.sites, formats)
-            return {site.name: formats for site in self.sites}
-        formats = profile.measured(GROUP_SIZES)
-        return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+        if group_size is None:
+            formats = profile.measured(GROUP_SIZES)
+            return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+        asked = profile.measured((group_size,))
+        if not any(asked[0].divides(site.shape[1]) for site in linears):
+            refuse_indivisible(self.sites, asked)
+        more = profile.per_channel() if sites == "all" else ()
+        alike: dict[tuple[str, str], list[Site]] = {}
+        for site in self.sites:
+            alike.setdefault(together(site, profile), []).append(site)
+        found: dict[str, tuple[NumberFormat, ...]] = {}
+        for members in alike.values():
+            size = profile.fitting(group_size, [site.shape[1] for site in members])
+            formats = asked if size == group_size else () if size is None else profile.measured((size,))
+            formats += tuple(fmt for fmt in more if size is not None and fmt not in formats)
+            if size != group_size:
+                formats = tuple(fmt for fmt in formats if all(_is_smaller(fmt, site) for site in members))
+            found |= {site.name: formats for site in members}
+        return {site.name: found[site.name] for site in self.sites}
+
+
+def _is_smaller(fmt: NumberFormat, site: Site) -> bool:
+    return fmt.stored_bytes(*site.shape) < 2 * site.elements
 
 
 def _probe_ids(model: nn.Module) -> torch.Tensor:

@@ -24,7 +24,7 @@ from natprec.measurement.table import VERSION, Header, Measurement
 from natprec.memory import keep_freed
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
-from natprec.sites import activation_formats
+from natprec.sites import activation_formats, uneven
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
@@ -98,6 +98,8 @@ def measure(
     sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
     formats = subject.candidates(engine_profile(engine), group_size, sites)
     stages = stages or Stages(quiet=True)
+    if said := uneven(subject.sites, formats, None if engine_profile(engine).types else group_size):
+        stages.note(said)
     products = products_of(subject, sites)
     fingerprint = {
         "version": VERSION,

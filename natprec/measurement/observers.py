@@ -249,8 +249,8 @@ class WeightObserver:
         return Curve(
             self.site,
             self.formats,
-            forward[:, :-1].reshape(self.parts, -1, columns - 1).numpy(),
-            backward.view(units, -1, columns - 1).mean(1).numpy(),
+            forward[:, :-1].reshape(self.parts, units // self.parts, columns - 1).numpy(),
+            backward.view(units, self.total // units, columns - 1).mean(1).numpy(),
             energy.numpy(),
             (ones if gptq is None or gptq.left is None else gptq.left).numpy(),
             forward[:, -1].reshape(self.parts, -1).numpy(),

@@ -85,7 +85,7 @@ def sweep(
     moments: dict[str, Tensor] = {}
 
     def compensation(site: Site) -> Compensation | None:
-        if rounding == "rtn" or not site.gptq:
+        if rounding == "rtn" or not site.gptq or not formats[site.name]:
             return None
         every = JUDGING if fitted is None else max(1, JUDGING * len(ids) // (len(ids) + len(fitted)))
         return Compensation(site, site_weight(staged.model, site), scale_dtype, moments, every)

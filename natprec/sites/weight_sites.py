@@ -9,13 +9,14 @@ What routes tokens to experts is no site: see `natprec.staged.routing`.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import GGUFType, NumberFormat
+from natprec.formats import EngineProfile, GGUFType, NumberFormat
 from natprec.staged.blocks import StagedModel
 
 Kind = Literal["weight", "activation", "key", "value"]
@@ -112,6 +113,13 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
     return model.get_submodule(site.name).weight  # type: ignore[return-value]
 
 
+def together(site: Site, profile: EngineProfile) -> tuple[str, str]:
+    """What sites of one format have in common, for an engine."""
+    if site.experts and profile.experts != "each":
+        return "experts", site.experts if profile.experts == "layer" else ""
+    return "unit", site.unit if profile.fuses else site.name
+
+
 def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> None:
     """Name the first layer that a group size does not divide, before anything is measured.
 
@@ -126,6 +134,30 @@ def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> 
                     f"group size {fmt.group_size} does not divide the {site.shape[1]} inputs of {site.name!r}; "
                     f"use --group-size {' or '.join(map(str, fits)) or 'channel'}"
                 )
+
+
+def uneven(sites: Sequence[Site], formats: Mapping[str, Sequence[NumberFormat]], group_size: int | None) -> str:
+    """What becomes of the sites that the group size does not divide, in one sentence; empty where there are none.
+
+    Args:
+        formats: site name → its candidates.
+        group_size: that was asked for; None: any that divide, as with GGUF types.
+    """
+    several: dict[str, list[Site]] = {}
+    for site in sites:
+        size = max((fmt.group_size for fmt in formats[site.name]), default=None)
+        if size is None or group_size not in (None, size):
+            what = "16 bits" if size is None else f"groups of {size}" if size > 0 else "one scale per row"
+            several.setdefault(what, []).append(site)
+    if not several:
+        return ""
+    have = [
+        f"{own[0].name!r} ({own[0].shape[1]} inputs){f' and {len(own) - 1} more' if own[1:] else ''} get {what}"
+        for what, own in several.items()
+    ]
+    return f"{'the smallest block' if group_size is None else f'group size {group_size}'} does not fit every weight: " + (
+        "; ".join(have)
+    )
 
 
 def refuse_unblocked(sites: list[Site], types: tuple[GGUFType, ...]) -> None:
