@@ -186,6 +186,7 @@ class WeightObserver:
             rows, inverse, counts = ids[index].long().unique(return_inverse=True, return_counts=True)
             own = gradient.new_zeros(len(rows), gradient.shape[-1], dtype=torch.float32)
             own.index_add_(0, inverse, gradient[index].float())
+            own[~self.weight[rows].any(1)] = 0.0  # every format holds zeros, where gradients of norms may be infinite
             other = torch.zeros_like(own)  # the gradient through the matrix product of a tied weight
             if sequence in self.pending:  # in the same stage: not squared yet
                 other = self.pending[sequence][rows]
