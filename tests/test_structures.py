@@ -1,0 +1,117 @@
+"""Models whose structure is unlike a llama's, from measuring to running: nothing is lost, nothing crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from natprec.evaluation.reload import load_quantized
+from natprec.formats import engine_profile
+from natprec.measurement.measure import measure
+from natprec.pipeline import round_and_write
+from natprec.progress import Stages
+from natprec.runtime.load import load
+from natprec.solver import solve
+from natprec.subject import Subject
+from tests import structures as tiny
+from tests.arrange import tokens
+
+FAMILIES = [
+    tiny.deberta, tiny.mpnet, tiny.albert, tiny.zamba2, tiny.qwen3_next, tiny.mamba2, tiny.mamba, tiny.jamba,
+    tiny.gemma3n, tiny.deepseek,
+]  # fmt: skip
+IDS = tokens(8, 16)
+EXACT = 5e-3
+"""Of the largest value: what kernels make of another order of products, and activations as int16."""
+
+
+def output(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    found = model(input_ids=ids)
+    value: torch.Tensor = found.logits if hasattr(found, "logits") else found.last_hidden_state
+    return value
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of many tokens, so that bounds can be tight."""
+    for place in ("natprec.kernels.linear.fast_dtype", "natprec.kernels.cpu.fast_dtype"):
+        monkeypatch.setattr(place, lambda: torch.float32)
+
+
+@pytest.mark.parametrize("build", FAMILIES, ids=lambda build: build.__name__)
+def test_what_is_written_is_what_runs(
+    build: Callable[[], Any], tmp_path: Path, tiny_tokenizer: Any, encoder_tokenizer: Any
+) -> None:
+    subject = tiny.made(build)
+    subject = Subject.in_memory(
+        subject.model, tiny_tokenizer if subject.kind == "causal" else encoder_tokenizer, "small"
+    )
+    plan = solve(measure(subject, IDS, engine="natprec", group_size=32), 0.05)
+    assert all(choice.kl >= 0 for choice in plan.sites.values())
+    (tmp_path / "out").mkdir()
+    round_and_write(subject, plan, IDS, "gptq", tmp_path / "out", tmp_path, Stages(quiet=True))
+    with torch.no_grad():
+        rounded = output(subject.model, IDS)
+        unpacked = output(load_quantized(tmp_path / "out"), IDS)
+        running = output(load(tmp_path / "out").model, IDS)
+    size = float(rounded.abs().max())
+    assert float((unpacked - rounded).abs().max()) < EXACT * size
+    assert float((running - unpacked).abs().max()) < EXACT * size
+
+
+@pytest.mark.parametrize(
+    ("build", "shared"),
+    [(tiny.zamba2, "shared_transformer.self_attn.q_proj"), (tiny.albert, "attention.query"),
+     (tiny.deberta, "attention.self.pos_key_proj")],
+    ids=["zamba2", "albert", "deberta"],
+)  # fmt: skip
+def test_a_gradient_is_that_of_all_uses(build: Callable[[], Any], shared: str) -> None:
+    """That of positions, too, which all sequences of a batch have in common and no earlier weight has touched."""
+    subject = tiny.made(build)
+    found = measure(subject, IDS, engine="natprec", group_size=32, rounding="rtn", seed=3)
+    site = next(site for site in subject.sites if site.name.endswith(shared))
+    weight = subject.model.get_submodule(site.name).weight.requires_grad_()
+    energies = []
+    for number in range(len(IDS)):
+        out = subject.staged.output(IDS[number : number + 1])
+        subject.distortion.draw(out, range(number, number + 1), 3).backward()
+        energies.append(float(weight.grad.square().sum()))
+        weight.grad = None
+    assert float(found.curves[site.name].energy.mean()) == pytest.approx(sum(energies) / len(energies), rel=1e-3)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("rank", [32, 64])
+def test_latent_attention_is_measured_with_its_keys_and_values(version: int, rank: int) -> None:
+    """64 is also how many values a token has: an inner norm of that size produces none of them either."""
+    subject = tiny.made(tiny.deepseek, version=version, kv_lora_rank=rank)
+    found = measure(subject, IDS, engine="vllm", group_size=32, sites="all")
+    sizes = {curve.site.kind: curve.site.shape[1] for curve in found.curves.values() if curve.site.role == "cache"}
+    assert sizes == {"key": 24, "value": 16}
+    assert solve(found, 0.5, kv="8", activations="8").cache is not None
+    assert not any(curve.scaled for curve in found.curves.values() if curve.site.kind == "value")
+
+
+def test_an_embedding_row_of_zeros_costs_nothing() -> None:
+    """Gradients of norms are huge there, or infinite."""
+    subject = tiny.made(tiny.gemma3n)
+    subject.model.model.embed_tokens.weight.data[IDS[0, 0]] = 0.0
+    found = measure(subject, IDS, engine="natprec", group_size=32, rounding="rtn")
+    curve = found.curves["model.embed_tokens"]
+    assert float(curve.kl()[-1]) < 1.0
+    assert found.header.checks[0][2] < 10 * found.header.checks[0][3]
+
+
+def test_a_group_size_that_fits_few_matrices_is_for_those_alone() -> None:
+    subject = tiny.made(tiny.gemma3n)
+    formats = subject.candidates(engine_profile("vllm"), 64)
+    sizes = {name: {fmt.group_size for fmt in several} for name, several in formats.items()}
+    assert sizes["model.layers.0.self_attn.q_proj"] == {64}
+    assert sizes["model.layers.0.altup.prediction_coefs"] == set(), "2 inputs"
+    assert sizes["model.layers.0.per_layer_projection"] == set(), "16 inputs, which kernels of vLLM do not run"
+    assert {fmt.group_size for fmt in subject.candidates(engine_profile("natprec"), 64)[
+        "model.layers.0.per_layer_projection"]} == {-1}  # fmt: skip
