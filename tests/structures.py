@@ -27,9 +27,7 @@ def deberta() -> Any:
 
     relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 64}
     sizes = SIZES | {"pad_token_id": 0}
-    return transformers.DebertaV2Model(
-        transformers.DebertaV2Config(**sizes, **relative, position_biased_input=False)
-    )
+    return transformers.DebertaV2Model(transformers.DebertaV2Config(**sizes, **relative, position_biased_input=False))
 
 
 def mpnet() -> Any:

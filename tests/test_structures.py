@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from natprec.errors import InputError
 from natprec.evaluation.reload import load_quantized
 from natprec.formats import engine_profile
+from natprec.hooks import attached
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_and_write
 from natprec.progress import Stages
+from natprec.run.request import Request, refuse_impossible_size
 from natprec.runtime.load import load
+from natprec.sites import uneven
 from natprec.solver import solve
 from natprec.subject import Subject
 from tests import structures as tiny
@@ -84,6 +89,39 @@ def test_a_gradient_is_that_of_all_uses(build: Callable[[], Any], shared: str) -
     assert float(found.curves[site.name].energy.mean()) == pytest.approx(sum(energies) / len(energies), rel=1e-3)
 
 
+def test_an_input_that_is_several_tensors_is_measured_in_all_of_them() -> None:
+    """That of a block which runs three times is three as expensive as in a sum of squares over all three."""
+    subject = tiny.made(tiny.albert)
+    found = measure(subject, IDS, engine="natprec", group_size=32, sites="all", rounding="rtn", seed=3)
+    site = next(site for site in subject.activations if site.name.endswith("ffn:input"))
+    module = subject.model.get_submodule(site.uses[0])
+    energies, inputs = [], list[torch.Tensor]()
+
+    def apart(_: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        inputs.append(args[0].detach().requires_grad_() if not inputs else args[0].view_as(args[0]))
+        inputs[-1].retain_grad()
+        return (inputs[-1],)
+
+    with attached([module.register_forward_pre_hook(apart)]):
+        for number in range(len(IDS)):
+            inputs.clear()
+            out = subject.staged.output(IDS[number : number + 1])
+            subject.distortion.draw(out, range(number, number + 1), 3).backward()
+            energies.append(sum(float(each.grad.square().sum()) for each in inputs if each.grad is not None))
+    assert len(inputs) == 3
+    assert float(found.curves[site.name].energy.mean()) == pytest.approx(sum(energies) / len(energies), rel=1e-3)
+
+
+def test_keys_and_values_that_one_scheme_cannot_describe_are_refused_before_measuring() -> None:
+    subject = tiny.made(tiny.deepseek)
+    request = Request("small", eps=0.05, group_size=32, sites="all", kv="8", engine="natprec")
+    with pytest.raises(InputError, match=r"keys of 24, values of 16.*leave --kv out"):
+        refuse_impossible_size(request, subject)
+    refuse_impossible_size(replace(request, engine="vllm"), subject)
+    with pytest.raises(InputError, match="keys and values were not found"):
+        refuse_impossible_size(replace(request, engine="vllm"), tiny.made(tiny.mamba2))
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("rank", [32, 64])
 def test_latent_attention_is_measured_with_its_keys_and_values(version: int, rank: int) -> None:
@@ -116,3 +154,29 @@ def test_a_group_size_that_fits_few_matrices_is_for_those_alone() -> None:
     assert sizes["model.layers.0.per_layer_projection"] == set(), "16 inputs, which kernels of vLLM do not run"
     assert {fmt.group_size for fmt in subject.candidates(engine_profile("natprec"), 64)[
         "model.layers.0.per_layer_projection"]} == {-1}  # fmt: skip
+    said = uneven(subject.sites, formats, 64)
+    assert said.startswith(
+        "group size 64 does not fit every weight: 'model.layers.0.altup.prediction_coefs' (2 inputs)"
+    )
+    assert said.endswith("get 16 bits")
+    assert uneven(subject.sites, subject.candidates(engine_profile("vllm"), -1), -1) == ""
+
+
+def test_matrices_that_run_together_have_one_group_size() -> None:
+    """All matrices of experts have one format in vLLM: 96 inputs of some decide for 64 of the others."""
+    subject = tiny.made(tiny.deepseek, moe_intermediate_size=96, first_k_dense_replace=1, num_hidden_layers=2)
+    for engine, other in (("vllm", {32}), ("natprec", {64})):
+        formats = subject.candidates(engine_profile(engine), 64)
+        sizes = {
+            leaf: {
+                fmt.group_size for name, own in formats.items() if ".experts." in name and leaf in name for fmt in own
+            }
+            for leaf in ("gate_proj", "down_proj")
+        }
+        assert sizes == {"gate_proj": other, "down_proj": {32}}
+
+
+def test_rows_that_no_block_divides_stay_at_16_bits_in_a_gguf_file() -> None:
+    formats = tiny.made(tiny.mamba).candidates(engine_profile("llama.cpp"), None)
+    assert formats["backbone.layers.0.mixer.dt_proj"] == ()
+    assert formats["backbone.layers.0.mixer.in_proj"]

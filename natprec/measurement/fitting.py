@@ -100,7 +100,7 @@ def judge_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge],
 def divided_columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:
     """By what an activation's features are divided before GPTQ, if at all; those of values as their reader's.
 
-    What produces values is a layer inside of the attention with as many outputs; others there (MLA's) produce no values.
+    What produces values is a layer inside of the attention with as many outputs; others there (MLA's) produce none.
     """
     inside = [
         gauge

@@ -135,7 +135,9 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
 
     firsts = {site.unit: site.uses for site in reversed(members)}
     handles = [
-        model.get_submodule(use).register_forward_pre_hook(input_hook(unit)) for unit, uses in firsts.items() for use in uses
+        model.get_submodule(use).register_forward_pre_hook(input_hook(unit))
+        for unit, uses in firsts.items()
+        for use in uses
     ]
     handles += [
         model.get_submodule(use).register_forward_hook(output_hook(site.name)) for site in layers for use in site.uses

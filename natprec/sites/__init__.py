@@ -9,7 +9,15 @@ from natprec.sites.activation_sites import (
     round_states,
     rounded,
 )
-from natprec.sites.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_weight, together, uneven
+from natprec.sites.weight_sites import (
+    Site,
+    find_sites,
+    refuse_indivisible,
+    refuse_unblocked,
+    site_weight,
+    together,
+    uneven,
+)
 
 __all__ = [
     "Site",

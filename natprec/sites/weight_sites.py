@@ -155,8 +155,9 @@ def uneven(sites: Sequence[Site], formats: Mapping[str, Sequence[NumberFormat]],
         f"{own[0].name!r} ({own[0].shape[1]} inputs){f' and {len(own) - 1} more' if own[1:] else ''} get {what}"
         for what, own in several.items()
     ]
-    return f"{'the smallest block' if group_size is None else f'group size {group_size}'} does not fit every weight: " + (
-        "; ".join(have)
+    return (
+        f"{'the smallest block' if group_size is None else f'group size {group_size}'} does not fit every weight: "
+        + ("; ".join(have))
     )
 
 

@@ -141,8 +141,7 @@ def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> Acti
     sizes = {site.shape[1]: site.kind for site in sites if site.role == "cache"}
     if not sizes:
         raise InputError(
-            "keys and values were not found: this model does not call transformers' attention interface; "
-            "leave --kv out"
+            "keys and values were not found: this model does not call transformers' attention interface; leave --kv out"
         )
     formats = {profile.cached(int(kv), size) for size in sizes}
     if len(formats) > 1:
