@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError, ModelError, NatprecError
 from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
-from natprec.models.checkpoints import Kind, auto_class, model_kind
+from natprec.models.checkpoints import Kind, model_kind
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
 from natprec.models.loading import load_model
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
 from natprec.models.surroundings import quiet
+from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.sites import round_input, round_states
 from natprec.staged.blocks import StagedModel
 
@@ -28,13 +29,15 @@ STATE_SCALES = (".k_scale", ".v_scale")
 """Tensors of the cache, which are no part of a model."""
 
 
-def load_quantized(folder: Path) -> nn.Module:
+def load_quantized(folder: Path, trust_remote_code: bool = False) -> nn.Module:
     """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
     Plain transformers loads it, a GGUF file too; where transformers cannot (zero points or packed embeddings, from
     the `natprec` engine; experts of several formats), the codes are unpacked here with the compressed-tensors library.
     So are all experts, which transformers would round to 16 bits once more.
 
+    Args:
+        trust_remote_code: run Python that comes with the checkpoint.
     Raises:
         InputError: the folder is no checkpoint.
         ModelError: it cannot be loaded; says what transformers said.
@@ -44,11 +47,13 @@ def load_quantized(folder: Path) -> nn.Module:
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
         if not _needs_unpacking(folder, scheme["config_groups"]):
-            return _plain(folder)
-        return _rounding(_unpacked(folder, scheme["config_groups"]), scheme)
+            return _plain(folder, trust_remote_code)
+        return _rounding(_unpacked(folder, scheme["config_groups"], trust_remote_code), scheme)
 
 
-def open_quantized(folder: Path, original: StagedModel, device: torch.device) -> StagedModel:
+def open_quantized(
+    folder: Path, original: StagedModel, device: torch.device, trust_remote_code: bool = False
+) -> StagedModel:
     """The checkpoint's model with its codes left on disk: each weight is reconstructed when its stage runs.
 
     Args:
@@ -59,8 +64,8 @@ def open_quantized(folder: Path, original: StagedModel, device: torch.device) ->
     """
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):
-        config, kind = _dense_config(folder)
-        model = empty_model(config, kind)
+        config, kind = _dense_config(folder, trust_remote_code)
+        model = empty_model(config, kind, trust_remote_code)
         model.tie_weights()
         take_apart(model)
         stored = Unpacked(folder, scheme["config_groups"], DiskNames(model))
@@ -89,15 +94,14 @@ def _scheme(folder: Path) -> dict[str, Any]:
 def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
+    except NatprecError:
+        raise
     except Exception as error:
         raise ModelError(f"checkpoint {str(folder)!r} cannot be loaded ({error}); quantize again") from error
 
 
-def _plain(folder: Path) -> nn.Module:
-    from transformers import AutoConfig
-
-    kind = model_kind(str(folder), AutoConfig.from_pretrained(folder))
-    model = auto_class(kind).from_pretrained(folder, dtype=torch.float32)
+def _plain(folder: Path, trust: bool) -> nn.Module:
+    model: nn.Module = model_of(folder, model_kind(str(folder), config_of(folder, trust)), trust)
     model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses
     return model.eval().requires_grad_(False)
 
@@ -193,19 +197,17 @@ def _group_of(module: str, groups: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _dense_config(folder: Path) -> tuple[Any, Kind]:
+def _dense_config(folder: Path, trust: bool) -> tuple[Any, Kind]:
     """The configuration of the model as if it were not quantized, and its kind."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = config_of(folder, trust)
     del config.quantization_config
     return config, model_kind(str(folder), config)
 
 
-def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
+def _unpacked(folder: Path, groups: dict[str, Any], trust: bool) -> nn.Module:
     """The dense model, filled by unpacking every module's tensors."""
-    config, kind = _dense_config(folder)
-    model = auto_class(kind).from_config(config, dtype=torch.float32)
+    config, kind = _dense_config(folder, trust)
+    model = unfilled_model(config, kind, trust)
     take_apart(model)
     stored = Unpacked(folder, groups, DiskNames(model))
     model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)

@@ -174,13 +174,6 @@ def _sees_the_future(config: PreTrainedConfig) -> bool:
     return masked and not getattr(config, "is_decoder", False)
 
 
-def auto_class(kind: Kind) -> Any:
-    """The class of transformers that loads a kind of model; of an encoder its body, without a head."""
-    import transformers
-
-    return transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModel
-
-
 def refuse_without_linear(model: PreTrainedModel) -> None:
     """A head alone is not worth the work (GPT-2: its matrices are Conv1D)."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -201,9 +194,7 @@ def explained(name: str, local: bool) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
-        if "trust_remote_code" in text or "contains custom code" in text:
-            cause, remedy = "it runs Python code of its own", "read that code, then add --trust-remote-code"
-        elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
             cause, remedy = first_line(error), "float32 takes 4 bytes per weight; use a machine with more memory"
         elif isinstance(error, ImportError) or "pip install" in text:  # transformers asks so with a ValueError
             cause, remedy = first_line(error), "install the missing package"
