@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from natprec.errors import OutputError
 from natprec.files import new_folder
-from natprec.marks import MARK, discard, is_ours, refuse_inputs
+from natprec.marks import KEY, MARK, discard, is_ours, refuse_inputs
 from tests.run_command import SMALL, Result, natprec
 
 
@@ -211,6 +213,12 @@ def test_progress_of_another_is_not_removed(tmp_path: Path, tiny_folder: Path, t
         assert mine.read_bytes() == b"years of work"
         mine.unlink()
     assert is_ours(measured)
+    assert not is_ours(tiny_folder / "model.safetensors")
+    for metadata in ({"format": "pt", KEY: "a stage"}, {"key": "0f", "stage": "-1", KEY: "hidden states"}):
+        (tmp_path / "kept").write_bytes(save({"t": np.zeros(3)}, metadata)[:-1])
+        assert is_ours(tmp_path / "kept"), "cut off"
+    (tmp_path / "kept").write_bytes(save({"natprec": np.zeros(3)}, {"format": "pt", "by": '"natprec":'}))
+    assert not is_ours(tmp_path / "kept")
     copy = Path(shutil.copy(measured, tmp_path / "copy"))
     discard(copy)
     assert not os.path.lexists(copy)
