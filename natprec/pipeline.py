@@ -14,13 +14,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from natprec.claims import beside, claimed
 from natprec.errors import BudgetError
 from natprec.evaluation.judge import promised, tightened, verify
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint, write_gguf
 from natprec.export.by_stage import round_to_folder
-from natprec.files import claimed, clear_stale, new_folder, refuse_existing
+from natprec.files import clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
+from natprec.marks import refuse_inputs
 from natprec.measurement import Measurement
 from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
@@ -45,15 +47,16 @@ def quantize(
         NatprecError: any input that cannot be used; nothing is left half-written.
     """
     request.check()
+    refuse_inputs(out, request.inputs())
     clear_stale(out)
     refuse_existing(out, overwrite)
+    partial = beside(out, ".partial")
     stages = stages or Stages(quiet=True)
     subject = open_subject(request, stages)
     refuse_on_disk(subject, request.engine, request.refine)
     refuse_impossible_size(request, subject)
     ids = calibration_tokens(request, subject, stages)
     held_out = held_out_tokens(request, subject, stages)
-    partial = out.with_name(out.name + ".partial")
     with claimed(out):
         measurement = measured(request, subject, ids, partial / "measurement.safetensors", resume, stages)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from natprec.formats.engines import GROUP_SIZES
 from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
+from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
 from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, together
 from natprec.staged.blocks import StagedModel
@@ -41,6 +42,7 @@ class Subject:
         companions: more files of a checkpoint: path → text.
         gguf: the GGUF file that the model was read from, if it was.
         rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
+        trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Subject:
     companions: dict[str, str] = field(default_factory=dict)
     gguf: Path | None = None
     rotation: int | None = None
+    trusted: bool = False
 
     @property
     def distortion(self) -> Distortion:
@@ -103,11 +106,11 @@ class Subject:
             sites=sites,
             digest=model_digest(model, loaded.weights),
             other_bytes=_other_bytes(model, sites),
-            carried_bytes=_carried_bytes(model, loaded.tokenizer)
-            + sum(len(text.encode()) for text in loaded.companions.values()),
+            carried_bytes=_carried_bytes(model, loaded.tokenizer, loaded.companions),
             kind=loaded.kind,
             companions=loaded.companions,
             gguf=loaded.gguf,
+            trusted=loaded.trusted,
         )
 
     @classmethod
@@ -131,7 +134,9 @@ class Subject:
         take_apart(model)
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
         dtype, suits = choose_storage_dtype(declared, model, InMemory()), "kl" if kind == "causal" else "embedding"
-        return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion, products)
+        place = getattr(model, "name_or_path", "")
+        code = code_files(place) if place else {}
+        return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits, code), distortion, products)
 
     def rotated(self, seed: int, note: Callable[[str], None] = lambda line: None) -> Subject:
         """The subject with its model rotated, in place: see `natprec.transforms.rotation`.
@@ -216,12 +221,13 @@ def _other_bytes(model: nn.Module, sites: list[Site]) -> int:
     return sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in tensors.values())
 
 
-def _carried_bytes(model: nn.Module, tokenizer: Any) -> int:
-    """Measured by writing them once."""
+def _carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, str]) -> int:
+    """Measured by writing them once: code is written by transformers too, to the same place."""
     with tempfile.TemporaryDirectory(prefix="natprec-") as folder:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
-        return folder_bytes(Path(folder))
+        written = folder_bytes(Path(folder))
+        return written + sum(len(text.encode()) for name, text in companions.items() if not Path(folder, name).exists())

@@ -12,7 +12,9 @@ ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory", "native"},
+    {"marks"},
     {"arithmetic", "files", "hooks", "progress", "parallel"},
+    {"claims"},
     {"formats"},
     {"quantizers"},
     {"kernels"},

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from natprec import pipeline
+from natprec.claims import beside, claimed
 from natprec.commands.options import (
     OUTPUT,
     ArithmeticOption,
@@ -29,7 +30,8 @@ from natprec.commands.options import (
 )
 from natprec.commands.output import print_json
 from natprec.evaluation import judge
-from natprec.files import claimed, new_folder, refuse_existing
+from natprec.files import new_folder, refuse_existing
+from natprec.marks import refuse_inputs
 from natprec.progress import Stages
 from natprec.run import resumable
 from natprec.run.request import Request, open_subject, refuse_on_disk
@@ -68,13 +70,14 @@ def apply(
         weights=weights, arithmetic=arithmetic,
     )  # fmt: skip
     request.check(judged=False)
+    refuse_inputs(out, {**request.inputs(), "the plan": plan_file})
     refuse_existing(out, overwrite)
+    partial = beside(out, ".partial")
     stages = Stages()
     subject = open_subject(request, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, model)
     refuse_on_disk(subject, plan.engine, refine)
     ids = calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
-    partial = out.with_name(out.name + ".partial")
     with claimed(out):
         if not resume:
             resumable.forget(partial)

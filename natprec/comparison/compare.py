@@ -25,6 +25,7 @@ from natprec.comparison.proxies import NAMES, correlations, proxies
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
 from natprec.formats import NumberFormat
+from natprec.marks import KEY, is_ours, refuse_inputs
 from natprec.models.surroundings import quiet
 from natprec.progress import Stages
 from natprec.run.request import Request, open_subject
@@ -75,6 +76,7 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
     """
     if not isinstance(request.group_size, int) or request.group_size < 1:
         raise InputError("group size: the methods share only groups of a fixed size; give --group-size 32, 64 or 128")
+    refuse_inputs(folder, request.inputs())
     refuse_occupied(folder, resume)
     subject = open_subject(request, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
@@ -121,7 +123,7 @@ def refuse_occupied(folder: Path, resume: bool) -> None:
         return
     if not folder.is_dir():
         raise OutputError(f"output {str(folder)!r} is a file; choose a folder")
-    if any(folder.iterdir()) and not (resume and (folder / "calibration.safetensors").is_file()):
+    if any(folder.iterdir()) and not (resume and is_ours(folder / "calibration.safetensors")):
         remedy = "choose another" if resume else "add --resume to go on with it, or choose another"
         raise OutputError(f"output {str(folder)!r} is not empty; {remedy}")
 
@@ -157,7 +159,8 @@ class _Bench:
             model: Any = self.subject.model
             model.save_pretrained(self.folder / "reference")
             self.subject.tokenizer.save_pretrained(self.folder / "reference")
-            save_file({"input_ids": self.ids.contiguous()}, self.folder / "calibration.safetensors")
+            file = self.folder / "calibration.safetensors"
+            save_file({"input_ids": self.ids.contiguous()}, file, {KEY: "calibration tokens of natprec compare"})
 
     def row(self, name: str, bits: int, target: int | None, resume: bool) -> dict[str, Any]:
         """One method at one width: run, judge, keep."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError, ModelError, NatprecError
 from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
-from natprec.models.checkpoints import Kind, auto_class, model_kind
+from natprec.models.checkpoints import Kind, model_kind, weight_files
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
 from natprec.models.loading import load_model
+from natprec.models.patterns import MARK, Targets
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
 from natprec.models.surroundings import quiet
+from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.sites import round_input, round_states
 from natprec.staged.blocks import StagedModel
 
@@ -28,13 +29,15 @@ STATE_SCALES = (".k_scale", ".v_scale")
 """Tensors of the cache, which are no part of a model."""
 
 
-def load_quantized(folder: Path) -> nn.Module:
+def load_quantized(folder: Path, trust_remote_code: bool = False) -> nn.Module:
     """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
     Plain transformers loads it, a GGUF file too; where transformers cannot (zero points or packed embeddings, from
     the `natprec` engine; experts of several formats), the codes are unpacked here with the compressed-tensors library.
     So are all experts, which transformers would round to 16 bits once more.
 
+    Args:
+        trust_remote_code: run Python that comes with the checkpoint.
     Raises:
         InputError: the folder is no checkpoint.
         ModelError: it cannot be loaded; says what transformers said.
@@ -43,12 +46,14 @@ def load_quantized(folder: Path) -> nn.Module:
         return load_model(str(folder / FILE_NAME)).model
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
-        if not _needs_unpacking(folder, scheme["config_groups"]):
-            return _plain(folder)
-        return _rounding(_unpacked(folder, scheme["config_groups"]), scheme)
+        if not _needs_unpacking(folder, scheme):
+            return _plain(folder, trust_remote_code)
+        return _rounding(_unpacked(folder, scheme["config_groups"], trust_remote_code), scheme)
 
 
-def open_quantized(folder: Path, original: StagedModel, device: torch.device) -> StagedModel:
+def open_quantized(
+    folder: Path, original: StagedModel, device: torch.device, trust_remote_code: bool = False
+) -> StagedModel:
     """The checkpoint's model with its codes left on disk: each weight is reconstructed when its stage runs.
 
     Args:
@@ -59,8 +64,8 @@ def open_quantized(folder: Path, original: StagedModel, device: torch.device) ->
     """
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):
-        config, kind = _dense_config(folder)
-        model = empty_model(config, kind)
+        config, kind = _dense_config(folder, trust_remote_code)
+        model = empty_model(config, kind, trust_remote_code)
         model.tie_weights()
         take_apart(model)
         stored = Unpacked(folder, scheme["config_groups"], DiskNames(model))
@@ -71,7 +76,7 @@ def open_quantized(folder: Path, original: StagedModel, device: torch.device) ->
 
 
 def _scheme(folder: Path) -> dict[str, Any]:
-    """The folder's quantization_config."""
+    """The folder's quantization_config; its files are whole."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
@@ -82,6 +87,7 @@ def _scheme(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{str(config_file)!r} describes no quantized checkpoint ({error!r}); quantize again"
         ) from error
+    weight_files(folder)
     return scheme
 
 
@@ -89,15 +95,14 @@ def _scheme(folder: Path) -> dict[str, Any]:
 def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
+    except NatprecError:
+        raise
     except Exception as error:
         raise ModelError(f"checkpoint {str(folder)!r} cannot be loaded ({error}); quantize again") from error
 
 
-def _plain(folder: Path) -> nn.Module:
-    from transformers import AutoConfig
-
-    kind = model_kind(str(folder), AutoConfig.from_pretrained(folder))
-    model = auto_class(kind).from_pretrained(folder, dtype=torch.float32)
+def _plain(folder: Path, trust: bool) -> nn.Module:
+    model: nn.Module = model_of(folder, model_kind(str(folder), config_of(folder, trust)), trust)
     model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses
     return model.eval().requires_grad_(False)
 
@@ -118,9 +123,11 @@ def _rounding(model: nn.Module, scheme: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
-    """Whether plain transformers would refuse it."""
-    if any(not group["weights"]["symmetric"] for group in groups.values()):
+def _needs_unpacking(folder: Path, scheme: dict[str, Any]) -> bool:
+    """Whether plain transformers would refuse it, or match its regular expressions, for as long as they take."""
+    if f'"{MARK}' in json.dumps(scheme):
+        return True
+    if any(not group["weights"]["symmetric"] for group in scheme["config_groups"].values()):
         return True
     packed = [name.split(".") for name in _tensor_files(folder) if name.endswith(".weight_packed")]
     # embed_tokens, embed_in, word_embeddings; experts
@@ -149,11 +156,14 @@ class Unpacked:
         modules: dict[str, dict[str, Path]] = {}
         self._packed: dict[str, tuple[dict[str, Any], str, dict[str, Path]]] = {}
         self._plain: dict[str, tuple[str, Path]] = {}
-        for key, file in _tensor_files(folder).items():
+        files = _tensor_files(folder)
+        targets = [target for group in groups.values() for target in group["targets"]]
+        patterns = Targets(targets, (key.rpartition(".")[0] for key in files), str(folder))
+        for key, file in files.items():
             module, _, leaf = key.rpartition(".")
             modules.setdefault(module, {})[leaf] = file
         for module, own in modules.items():
-            name, group = in_model.get(module, module), _group_of(module, groups)
+            name, group = in_model.get(module, module), _group_of(module, groups, patterns)
             weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
             if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
                 self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one
@@ -181,31 +191,28 @@ class Unpacked:
         return dense
 
 
-def _group_of(module: str, groups: dict[str, Any]) -> dict[str, Any] | None:
+def _group_of(module: str, groups: dict[str, Any], patterns: Targets) -> dict[str, Any] | None:
     """The scheme that names a module; single names before regular expressions."""
     for group in groups.values():
         if module in group["targets"]:
             return group
     for group in groups.values():
-        patterns = (target.removeprefix("re:") for target in group["targets"] if target.startswith("re:"))
-        if any(re.match(pattern, module) for pattern in patterns):
+        if patterns.match(module, group["targets"]):
             return group
     return None
 
 
-def _dense_config(folder: Path) -> tuple[Any, Kind]:
+def _dense_config(folder: Path, trust: bool) -> tuple[Any, Kind]:
     """The configuration of the model as if it were not quantized, and its kind."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = config_of(folder, trust)
     del config.quantization_config
     return config, model_kind(str(folder), config)
 
 
-def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
+def _unpacked(folder: Path, groups: dict[str, Any], trust: bool) -> nn.Module:
     """The dense model, filled by unpacking every module's tensors."""
-    config, kind = _dense_config(folder)
-    model = auto_class(kind).from_config(config, dtype=torch.float32)
+    config, kind = _dense_config(folder, trust)
+    model = unfilled_model(config, kind, trust)
     take_apart(model)
     stored = Unpacked(folder, groups, DiskNames(model))
     model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)

@@ -21,6 +21,7 @@ from natprec.export.compressed_tensors import (
 )
 from natprec.files import write_bytes
 from natprec.formats import engine_profile
+from natprec.marks import KEY
 from natprec.models.disk_names import DiskNames
 from natprec.models.stored import read_stored, stored_names
 from natprec.progress import Advance
@@ -95,7 +96,7 @@ class Pieces:
             subject.model, subject.sites, codes, self._profile, subject.storage_dtype, self._plan.rounded_inputs,
             among=_own(subject.staged, stage), names=self._names,
         )  # fmt: skip
-        write_bytes(self.file(stage), save(tensors, {"format": "pt"}))
+        write_bytes(self.file(stage), save(tensors, {"format": "pt", KEY: "a stage"}))
 
     def join(self, out: Path) -> None:
         """Write the checkpoint into an existing folder, one shard after another."""

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError, ModelError, NatprecError
 from natprec.models.checkpoints import (
     Kind,
-    auto_class,
     explained,
     first_line,
     local_path,
@@ -31,6 +30,7 @@ from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
 from natprec.models.stored import count_elements, hollow_model
 from natprec.models.surroundings import quiet, usable_device
+from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class LoadedModel:
         companions: more files of its checkpoint, path → text, that a quantized one needs too.
         weights: where they are: in memory, or on disk until they are needed.
         gguf: the GGUF file that it was read from, if it was.
+        trusted: whether code that comes with it may run, wherever it is loaded again.
     """
 
     name: str
@@ -67,6 +68,7 @@ class LoadedModel:
     companions: dict[str, str] = field(default_factory=dict)
     weights: Weights = field(default_factory=InMemory)
     gguf: Path | None = None
+    trusted: bool = False
 
 
 def load_model(
@@ -105,9 +107,9 @@ def load_model(
             model, lacking = _load_weights(where, gguf, config, kind, trust_remote_code)
             take_apart(model)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
-        distortion, others = "kl", {}
+        distortion, others = "kl", {} if gguf else code_files(where)
         if kind == "encoder":
-            distortion, others = embedding_distortion(name, where), companions(where)
+            distortion, others = embedding_distortion(name, where), others | companions(where)
     missing = sorted(lacking)
     if missing and not (kind == "encoder" and drop_missing_pooler(model, missing)):
         raise ModelError(
@@ -122,7 +124,9 @@ def load_model(
         with explained(name, local=True):
             model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
     source_bytes = sum(file.stat().st_size for file in files) or None
-    return LoadedModel(name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights, gguf)
+    return LoadedModel(
+        name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights, gguf, trust_remote_code
+    )
 
 
 def stored_elements(name: str) -> int | None:
@@ -181,10 +185,8 @@ def _load_config(
     name: str, where: str, gguf: Path | None, trust_remote_code: bool
 ) -> tuple[PreTrainedConfig, torch.dtype | None]:
     """The checked config and the dtype it declares; loading in float32 overwrites the latter."""
-    from transformers import AutoConfig
-
     arguments = {"gguf_file": str(gguf)} if gguf else {}
-    config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **arguments)
+    config = config_of(where, trust_remote_code, **arguments)
     quantized = getattr(config, "quantization_config", None)
     if quantized and not gguf:
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else type(quantized).__name__
@@ -209,16 +211,9 @@ def _load_weights(
         arguments["gguf_file"] = str(gguf)
         if hasattr(transformers, "GgufConfig"):  # newer versions leave some architectures packed otherwise
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded: Any = auto_class(kind).from_pretrained(
-        where,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        output_loading_info=True,
-        trust_remote_code=trust_remote_code,
-        **arguments,
+    model, report = model_of(
+        where, kind, trust_remote_code, config=config, use_safetensors=True, output_loading_info=True, **arguments
     )
-    model, report = loaded
     if gguf and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is dense now, and is saved as such
     return model, set(report["missing_keys"])
@@ -230,15 +225,15 @@ def _load_tokenizer(where: str, gguf: Path | None, config: PreTrainedConfig, tru
     A GGUF describes its tokenizer whole, so no class has to be looked up: AutoTokenizer would parse
     all metadata again (3 s) and arrive at the same object.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     try:
         if gguf:
             return PreTrainedTokenizerFast.from_pretrained(where, gguf_file=str(gguf))
-        return AutoTokenizer.from_pretrained(where, config=config, trust_remote_code=trust_remote_code)
+        return tokenizer_of(where, trust_remote_code, config)
+    except NatprecError:
+        raise
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise
         raise ModelError(
             f"no usable tokenizer in {where!r} ({first_line(error)}); "
             "add tokenizer.json and tokenizer_config.json of the model that it was made from"

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from natprec.errors import ModelError
-from natprec.models.checkpoints import Kind, auto_class
+from natprec.models.checkpoints import Kind
 from natprec.models.experts import Piece, pieces_of, take_apart
+from natprec.models.trust import unfilled_model
 from natprec.models.weights import OnDisk, Stored
 
 if TYPE_CHECKING:
@@ -137,12 +138,13 @@ def hollow_model(
     return model, weights, stored.missing
 
 
-def empty_model(config: PreTrainedConfig, kind: Kind, trust: bool = False) -> PreTrainedModel:
+def empty_model(config: PreTrainedConfig, kind: Kind, trust: bool) -> PreTrainedModel:
     """A model whose parameters have no values yet."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        return auto_class(kind).from_config(config, dtype=torch.float32, trust_remote_code=trust)
+        model: PreTrainedModel = unfilled_model(config, kind, trust)
+        return model
 
 
 def hollowed(model: PreTrainedModel, stored: Stored, missing: Collection[str], device: torch.device) -> OnDisk:

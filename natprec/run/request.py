@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from natprec.formats import Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES
 from natprec.memory import available_bytes
+from natprec.models.checkpoints import local_path
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.progress import Stages
@@ -103,6 +106,15 @@ class Request:
         if self.eps is None and self.bits is None and self.max_size is None:
             raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
 
+    def inputs(self) -> dict[str, Path | None]:
+        """Option → the file or folder on this machine that it names.
+
+        Raises:
+            ModelError: the model is a path, and there is nothing.
+        """
+        texts = {"--data": self.data, "--eval-data": self.eval_data}
+        return {"--model": local_path(self.model), **{name: _on_disk(text) for name, text in texts.items()}}
+
     def solve(self, measurement: Measurement, eps_solved: float | None = None) -> Plan:
         """The plan that the request asks for; `eps_solved` is a tightened tolerance."""
         return solve(
@@ -118,6 +130,11 @@ class Request:
             kv=self.kv,
             eps_bwd=self.eps_bwd,
         )
+
+
+def _on_disk(text: str | None) -> Path | None:
+    path = None if text is None else Path(os.path.expanduser(text))
+    return path if path is not None and path.exists() else None
 
 
 def open_subject(request: Request, stages: Stages, rotation: int | None = None) -> Subject:
