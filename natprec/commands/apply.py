@@ -32,7 +32,7 @@ from natprec.evaluation import judge
 from natprec.files import claimed, new_folder, refuse_existing
 from natprec.progress import Stages
 from natprec.run import resumable
-from natprec.run.request import Request, open_subject, refuse_on_disk
+from natprec.run.request import Request, open_subject, refuse_on_disk, tell_leftovers
 from natprec.run.tokens import calibration_tokens
 from natprec.solver import Plan
 from natprec.units import human_bytes
@@ -73,6 +73,7 @@ def apply(
     subject = open_subject(request, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, model)
     refuse_on_disk(subject, plan.engine, refine)
+    tell_leftovers(subject, plan.engine, stages)
     ids = calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
     partial = out.with_name(out.name + ".partial")
     with claimed(out):
