@@ -50,7 +50,7 @@ def refuse_quantized(name: str, folder: Path, headers: Mapping[str, Header]) -> 
     described = _described(folder)
     if described:
         method, where = described
-        raise ModelError(f"model {name!r} is already quantized ({method}, says {where}); {_remedy(method)}")
+        raise ModelError(f"model {name!r} is already quantized ({method}), says {where}; {_remedy(method)}")
     for key, header in headers.items():
         leaf = key.rpartition(".")[2]
         integer = header.dtype in INTEGERS and len(header.shape) in (2, 3) and MADE_OF_CODES.search(leaf)
@@ -111,7 +111,7 @@ def _remedy(method: str) -> str:
             f"{original}; where there is none, unpack it: AutoModelForCausalLM.from_pretrained(..., "
             f"quantization_config={UNPACKERS[method]}(dequantize=True)).save_pretrained(...)"
         )
-    return f"{original}; where there is none, multiply its codes by their scales and save that"
+    return f"{original}; where there is none, unpack it with the library that packed it and save that"
 
 
 def _json(file: Path) -> dict[str, Any]:
