@@ -30,9 +30,12 @@ DERIVED = re.compile(r"(rotary_emb\.(original_)?inv_freq|(^|\.)position_ids|\.ma
 MASK = re.compile(r"(attn|attention)\.bias$")
 """A causal mask, where it has four dimensions."""
 
+TOKENIZERS = ("tokenizer.model*", "tekken.json", "*.tiktoken")
+"""Files of tokenizers that transformers reads and does not write; a GGUF file has its tokenizer within."""
+
 COPIED = (
-    "*processor_config.json", "chat_template.*", "feature_extractor_config.json", "tokenizer.model*", "tekken.json",
-    "*.tiktoken", "licen[sc]e*", "notice*", "copying*", "use_policy*",
+    *TOKENIZERS, "*processor_config.json", "chat_template.*", "feature_extractor_config.json", "licen[sc]e*", "notice*",
+    "copying*", "use_policy*",
 )  # fmt: skip
 """Files that a checkpoint keeps, in lower case; what its tokenizer and configuration write is not among them."""
 
@@ -51,7 +54,7 @@ class Leftovers:
 
     Attributes:
         tensors: name in the files → where it is; the loader had no place for them.
-        files: to be copied.
+        files: to be copied; see `files_for`.
         left: names of files that are not, and that nothing else stands for.
         head: of a head whose tie and config differ: 'tied' or 'untied', as it is in the files.
         owner: the model's class, for messages.
@@ -86,6 +89,10 @@ class Leftovers:
     def read(self) -> dict[str, Tensor]:
         """The tensors, mapped from their files."""
         return {name: read_stored(header.file, name) for name, header in self.tensors.items()}
+
+    def files_for(self, gguf: bool) -> list[Path]:
+        """Files to be copied beside a checkpoint of either kind."""
+        return [file for file in self.files if not (gguf and _is_one_of(file.name, TOKENIZERS))]
 
     def sentences(self, gguf: bool = False) -> list[str]:
         """What a user should know before a checkpoint is written."""
@@ -127,9 +134,9 @@ def find_leftovers(
                 tensors |= more
             else:
                 left.append(file.name)  # the same weights in another form
-        elif any(fnmatch(name, pattern) for pattern in COPIED):
+        elif _is_one_of(name, COPIED):
             kept.append(file)
-        elif not any(fnmatch(name, pattern) for pattern in REPLACED):
+        elif not _is_one_of(name, REPLACED):
             left.append(file.name)
     return Leftovers(tensors, tuple(kept), tuple(left), owner=type(model).__name__)
 
@@ -190,6 +197,10 @@ def settle_head(model: Any) -> str:
     for config in (model.config, text):
         config.tie_word_embeddings = tied
     return "tied" if tied else "untied"
+
+
+def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name.lower(), pattern) for pattern in patterns)
 
 
 def _is_made(name: str, header: Header, buffers: set[str]) -> bool:
