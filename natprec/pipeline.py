@@ -28,7 +28,7 @@ from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
 from natprec.rounding.refine import refine
-from natprec.run.request import Request, open_subject, refuse_impossible_size, refuse_on_disk
+from natprec.run.request import Request, open_subject, refuse_impossible_size, refuse_on_disk, tell_leftovers
 from natprec.run.resumable import STAGES, forget, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
@@ -55,6 +55,7 @@ def quantize(
     subject = open_subject(request, stages)
     refuse_on_disk(subject, request.engine, request.refine)
     refuse_impossible_size(request, subject)
+    tell_leftovers(subject, request.engine, stages)
     ids = calibration_tokens(request, subject, stages)
     held_out = held_out_tokens(request, subject, stages)
     with claimed(out):
@@ -197,7 +198,9 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
         else:
             write_checkpoint(
                 folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
-                inputs=plan.rounded_inputs, cache=plan.cache, routers=subject.staged.routing.routers,
+                inputs=plan.rounded_inputs, cache=plan.cache,
+                routers=[*subject.staged.routing.routers, *subject.leftovers.modules],
+                dtypes=subject.staged.weights.dtypes, carried=subject.leftovers.read(),
             )  # fmt: skip
         _write_beside(subject, plan, folder)
 
@@ -206,4 +209,7 @@ def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
     for name, text in subject.companions.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
+    for file in subject.leftovers.files_for(gguf=bool(engine_profile(plan.engine).types)):
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
     plan.save(folder / "plan.json")

@@ -20,6 +20,7 @@ from natprec.formats import EngineProfile, NumberFormat
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
+from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
 from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
@@ -36,11 +37,12 @@ class Subject:
 
     Attributes:
         digest: identifies the weights; taken before anything changes them, and told of a rotation.
-        other_bytes: parameters and buffers that are no sites, at 16 bits.
-        carried_bytes: tokenizer and configuration files of a checkpoint.
+        other_bytes: parameters and buffers that are no sites, as they will be stored.
+        carried_bytes: tokenizer and configuration files of a checkpoint, and what is carried over as it is.
         kind: 'causal' (such a model can write text) or 'encoder'.
         companions: more files of a checkpoint: path → text.
         gguf: the GGUF file that the model was read from, if it was.
+        leftovers: what else is in the model's checkpoint.
         rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
         trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
     """
@@ -57,6 +59,7 @@ class Subject:
     kind: Kind = "causal"
     companions: dict[str, str] = field(default_factory=dict)
     gguf: Path | None = None
+    leftovers: Leftovers = field(default_factory=Leftovers)
     rotation: int | None = None
     trusted: bool = False
 
@@ -105,11 +108,12 @@ class Subject:
             staged=staged,
             sites=sites,
             digest=model_digest(model, loaded.weights),
-            other_bytes=_other_bytes(model, sites),
-            carried_bytes=_carried_bytes(model, loaded.tokenizer, loaded.companions),
+            other_bytes=_other_bytes(model, sites, loaded.weights.dtypes),
+            carried_bytes=_carried_bytes(model, loaded.tokenizer, loaded.companions) + loaded.leftovers.nbytes,
             kind=loaded.kind,
             companions=loaded.companions,
             gguf=loaded.gguf,
+            leftovers=loaded.leftovers,
             trusted=loaded.trusted,
         )
 
@@ -130,13 +134,18 @@ class Subject:
         model = model.base_model if kind == "encoder" else model
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
+        common, dtypes = stored_dtypes(model, {key: value.dtype for key, value in model.state_dict().items()})
         model.float()
         take_apart(model)
+        settle_head(model)
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
-        dtype, suits = choose_storage_dtype(declared, model, InMemory()), "kl" if kind == "causal" else "embedding"
+        weights, suits = InMemory(), "kl" if kind == "causal" else "embedding"
+        dtype = choose_storage_dtype(common if common in HALF else declared, model, weights)
+        weights.dtypes = exceptions(common, stored_dtypes(model, dtypes)[1], dtype)
         place = getattr(model, "name_or_path", "")
         code = code_files(place) if place else {}
-        return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits, code), distortion, products)
+        loaded = LoadedModel(label, model, tokenizer, dtype, None, kind, suits, code, weights)
+        return cls.of(loaded, distortion, products)
 
     def rotated(self, seed: int, note: Callable[[str], None] = lambda line: None) -> Subject:
         """The subject with its model rotated, in place: see `natprec.transforms.rotation`.
@@ -215,10 +224,12 @@ def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
         )
 
 
-def _other_bytes(model: nn.Module, sites: list[Site]) -> int:
+def _other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch.dtype]) -> int:
     in_sites = {id(model.get_submodule(site.name).weight) for site in sites}
-    tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if id(t) not in in_sites}
-    return sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in tensors.values())
+    named = model.state_dict(keep_vars=True).items()
+    tensors = {id(t): (t, dtypes.get(name)) for name, t in named if id(t) not in in_sites}
+    return sum(t.numel() * (dtype.itemsize if dtype else 2 if t.is_floating_point() else t.element_size())
+               for t, dtype in tensors.values())  # fmt: skip
 
 
 def _carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, str]) -> int:

@@ -34,7 +34,7 @@ from natprec.files import new_folder, refuse_existing
 from natprec.marks import refuse_inputs
 from natprec.progress import Stages
 from natprec.run import resumable
-from natprec.run.request import Request, open_subject, refuse_on_disk
+from natprec.run.request import Request, open_subject, refuse_on_disk, tell_leftovers
 from natprec.run.tokens import calibration_tokens
 from natprec.solver import Plan
 from natprec.units import human_bytes
@@ -77,6 +77,7 @@ def apply(
     subject = open_subject(request, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, model)
     refuse_on_disk(subject, plan.engine, refine)
+    tell_leftovers(subject, plan.engine, stages)
     ids = calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
     with claimed(out):
         if not resume:

@@ -135,8 +135,9 @@ def _needs_unpacking(folder: Path, scheme: dict[str, Any]) -> bool:
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name → the file that holds it."""
-    return {name: file for file in sorted(folder.glob("*.safetensors")) for name in stored_names(file)}
+    """Tensor name → the file that holds it, without those that are carried along and no part of the model."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: file for file in files for name in stored_names(file, carried=False)}
 
 
 class Unpacked:

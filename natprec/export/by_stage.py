@@ -94,7 +94,7 @@ class Pieces:
         subject = self._subject
         tensors = checkpoint_tensors(
             subject.model, subject.sites, codes, self._profile, subject.storage_dtype, self._plan.rounded_inputs,
-            among=_own(subject.staged, stage), names=self._names,
+            among=_own(subject.staged, stage), names=self._names, dtypes=subject.staged.weights.dtypes,
         )  # fmt: skip
         write_bytes(self.file(stage), save(tensors, {"format": "pt", KEY: "a stage"}))
 
@@ -103,11 +103,12 @@ class Pieces:
         subject, plan = self._subject, self._plan
         files = [self.file(stage) for stage in subject.staged.stages]
         tensors: dict[str, Tensor] = {name: read_stored(file, name) for file in files for name in stored_names(file)}
-        write_weights(out, tensors | cache_scales(plan.cache, subject.storage_dtype), SHARD_BYTES)
+        tensors |= cache_scales(plan.cache, subject.storage_dtype)
+        write_weights(out, tensors, SHARD_BYTES, subject.leftovers.read())
         formats = {name: choice.format for name, choice in plan.sites.items() if choice.format is not None}
         scheme = quantization_config(
             subject.sites, formats, self._profile, plan.rounded_inputs, plan.cache, self._names,
-            subject.staged.routing.routers,
+            [*subject.staged.routing.routers, *subject.leftovers.modules],
         )  # fmt: skip
         write_settings(out, subject.model, subject.tokenizer, scheme, subject.storage_dtype)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from natprec.formats import ActivationFormat, EngineProfile, NumberFormat
 from natprec.formats.number_format import CHANNEL
-from natprec.models.checkpoints import CHECKSUMS, tensor_checksum
+from natprec.models.checkpoints import CARRIED, CHECKSUMS, tensor_checksum
 from natprec.models.disk_names import DiskNames
 from natprec.quantizers import QuantizedTensor
 from natprec.sites import Site
@@ -39,6 +39,8 @@ def write_checkpoint(
     inputs: Mapping[str, ActivationFormat] | None = None,
     cache: CacheChoice | None = None,
     routers: Collection[str] = (),
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    carried: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights, configuration, generation configuration and tokenizer into an existing folder.
 
@@ -46,10 +48,12 @@ def write_checkpoint(
         routers: modules that are no sites, which engines must be told to leave alone.
         inputs: unit → format of its input, where that is rounded.
         cache: format of keys and values, where they are.
+        dtypes: of tensors that have another than `storage_dtype`.
+        carried: tensors that are no part of the model, written as they are.
     """
     inputs, names = inputs or {}, DiskNames(model)
-    tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs, names=names)
-    write_weights(folder, tensors | cache_scales(cache, storage_dtype), shard_bytes)
+    tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs, names=names, dtypes=dtypes)
+    write_weights(folder, tensors | cache_scales(cache, storage_dtype), shard_bytes, carried)
     formats = {name: value.format for name, value in quantized.items()}
     scheme = quantization_config(sites, formats, profile, inputs, cache, names, routers)
     write_settings(folder, model, tokenizer, scheme, storage_dtype)
@@ -80,12 +84,14 @@ def checkpoint_tensors(
     inputs: Mapping[str, ActivationFormat] | None = None,
     among: Collection[int] | None = None,
     names: DiskNames | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> dict[str, Tensor]:
     """All tensors of the checkpoint by name; tied weights once.
 
     Args:
         names: the model's, if they are known.
         among: identities of parameters and buffers; only of these.
+        dtypes: of tensors that have another than `storage_dtype`.
     """
     names = names or DiskNames(model)
     replaced = {use + ".weight" for site in sites if site.name in quantized for use in site.uses}
@@ -96,7 +102,7 @@ def checkpoint_tensors(
         if name in replaced or id(tensor) in stored or (among is not None and id(tensor) not in among):
             continue
         stored.add(id(tensor))
-        dtype = storage_dtype if tensor.is_floating_point() else tensor.dtype
+        dtype = (dtypes or {}).get(name, storage_dtype) if tensor.is_floating_point() else tensor.dtype
         tensors[names.tensor(name)] = tensor.detach().cpu().to(dtype).contiguous()
     for site in sites:
         if site.name in quantized:
@@ -229,15 +235,26 @@ def _weight_arguments(fmt: NumberFormat) -> dict[str, Any]:
     }
 
 
-def write_weights(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
-    """One safetensors file, or shards and their index above a size."""
+def write_weights(
+    folder: Path, tensors: dict[str, Tensor], shard_bytes: int, carried: Mapping[str, Tensor] | None = None
+) -> None:
+    """One safetensors file, or shards and their index above a size.
+
+    Args:
+        carried: more tensors, which the file's metadata says are no part of the model.
+    """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
+    carried = carried or {}
+    tensors = {**carried, **tensors}
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for filename, names in split.filename_to_tensors.items():
         sums = json.dumps({name: tensor_checksum(tensors[name]) for name in sorted(names)})
         metadata = {"format": "pt", CHECKSUMS: sums}
+        own = sorted(carried.keys() & set(names))
+        if own:
+            metadata[CARRIED] = json.dumps(own)
         save_file({name: tensors[name] for name in names}, folder / filename, metadata=metadata)
         _order_metadata(folder / filename)
     if split.is_sharded:

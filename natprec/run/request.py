@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from natprec.arithmetic import refuse_unknown_arithmetic
 from natprec.distortions import named
 from natprec.errors import InputError, ModelError, unknown
 from natprec.export import as_gguf
-from natprec.formats import Format, engine_profile
+from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES
 from natprec.memory import available_bytes
@@ -186,6 +187,12 @@ def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
         )
 
 
+def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
+    """Say what else the model's checkpoint holds, and what becomes of it."""
+    for sentence in subject.leftovers.sentences(gguf=bool(engine_profile(engine).types)):
+        stages.note(sentence)
+
+
 def for_engine(subject: Subject, engine: str) -> Subject:
     """The subject as an engine's kind of checkpoint counts it.
 
@@ -197,7 +204,17 @@ def for_engine(subject: Subject, engine: str) -> Subject:
             f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
             "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
         )
-    return as_gguf(subject) if engine_profile(engine).types else subject
+    if engine_profile(engine).types:
+        return as_gguf(subject)
+    return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
+
+
+def _wider_than_16_bits(subject: Subject, profile: EngineProfile) -> int:
+    """Bytes beyond 2 for each weight of the sites that the engine keeps, where their checkpoint has float32."""
+    kept = {role for role in ("linear", "head", "embedding") if not getattr(profile, role)}
+    dtypes = subject.staged.weights.dtypes
+    wide = [(site, dtypes.get(site.name + ".weight", torch.bfloat16)) for site in subject.sites if site.role in kept]
+    return sum((dtype.itemsize - 2) * site.elements for site, dtype in wide)
 
 
 def refuse_long(subject: Subject, length: int) -> None:
