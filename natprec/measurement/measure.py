@@ -151,7 +151,13 @@ def measure(
             sharding=sharding,
             fitted=fitted,
         )
-    idle = [name for name, curve in curves.items() if not curve.energy.any()]
+    unknown = [name for name, curve in curves.items() if not curve.formats]
+    if unknown:
+        stages.note(
+            f"{len(unknown)} of {len(curves)} sites were reached by no sample, or their weights are read without their "
+            f"modules being called, so they stay at 16 bits: {unknown[0]} …"
+        )
+    idle = [name for name, curve in curves.items() if curve.formats and not curve.energy.any()]
     if idle:
         stages.note(f"{len(idle)} of {len(curves)} sites have no effect here, so they stay wide: {idle[0]} …")
     few = [curve for curve in curves.values() if curve.few]
@@ -214,7 +220,8 @@ def _exactly(
     subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages, sharding: Sharding
 ) -> dict[str, Curve]:
     """Replace the forward curves by exact ones, site by site."""
-    left = [curve for curve in state.curves.values() if curve.site.name not in state.exact and not curve.few]
+    known = [curve for curve in state.curves.values() if curve.formats and not curve.few]
+    left = [curve for curve in known if curve.site.name not in state.exact]
     own = sharding.take(ids)
     steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.staged.routed))
     sharding.workers.stage = "exact"

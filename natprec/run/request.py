@@ -210,7 +210,10 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
     formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
     if request.bits is None and request.max_size is None:
         return
-    candidates: dict[Site, tuple[Format, ...]] = {site: formats[site.name] for site in subject.sites}
+    unreached = subject.unreached
+    candidates: dict[Site, tuple[Format, ...]] = {
+        site: () if site.name in unreached else formats[site.name] for site in subject.sites
+    }
     if request.sites == "all":
         candidates |= {site: activation_formats(site, request.group_size) for site in subject.activations}
     none, one = np.zeros(1), np.ones(1)

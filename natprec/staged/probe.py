@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from natprec.hooks import attached
 
@@ -26,6 +27,7 @@ class Probe:
         rows: Linear → inputs that it was given.
         returns_tuple: whether blocks return a tuple with the hidden state first.
         chained: whether each block's input was the previous block's output.
+        read: modules whose weight an operation took that was not their own: what it does there, no hook sees.
     """
 
     order: tuple[str, ...]
@@ -34,6 +36,7 @@ class Probe:
     rows: dict[str, int]
     returns_tuple: bool
     chained: bool
+    read: frozenset[str] = frozenset()
 
 
 @torch.no_grad()
@@ -76,7 +79,8 @@ def probed(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object])
         if isinstance(module, LARGE)
     ]
     handles += [block.register_forward_hook(link) for block in blocks]
-    with attached(handles):
+    reads = _Reads({name: module for name, module in model.named_modules() if isinstance(module, LARGE)})
+    with attached([*handles, *reads.handles()]), reads:
         run()
     return Probe(
         order=tuple(order),
@@ -85,4 +89,43 @@ def probed(model: nn.Module, blocks: list[nn.Module], run: Callable[[], object])
         rows=rows,
         returns_tuple=bool(outputs) and isinstance(outputs[0], tuple),
         chained=bool(blocks) and len(outputs) == len(blocks) and all(links),
+        read=frozenset(reads.found),
     )
+
+
+class _Reads(TorchFunctionMode):
+    """Watches for operations on a module's weight while no module that owns it runs (Mamba's `dt_proj.weight`)."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._owners: dict[int, list[str]] = {}
+        self._modules, self._running = modules, list[int]()
+        for name, module in modules.items():
+            self._owners.setdefault(id(module.weight), []).append(name)
+
+    def handles(self) -> list[Any]:
+        """Hooks that tell which weight's owner is running."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self._running.append(id(module.weight))
+
+        def leave(*_: Any) -> None:
+            self._running.pop()
+
+        several = self._modules.values()
+        return [handle for module in several for handle in (
+            module.register_forward_pre_hook(enter), module.register_forward_hook(leave),
+        )]  # fmt: skip
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What gives no tensor (a shape, a dtype, a device) has not used the values."""
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(each, Tensor) for each in (result if isinstance(result, tuple | list) else (result,))):
+            for value in (*args, *(kwargs or {}).values()):
+                for each in value if isinstance(value, tuple | list) else (value,):
+                    if isinstance(each, nn.Parameter) and id(each) not in self._running:
+                        self.found.update(self._owners.get(id(each), ()))
+        return result
