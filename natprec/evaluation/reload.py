@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from natprec.errors import InputError, ModelError
+from natprec.evaluation.trial import unlike
 from natprec.export.gguf import FILE_NAME
 from natprec.formats.activation_format import TOKEN, ActivationFormat
-from natprec.models.checkpoints import Kind, auto_class, model_kind
+from natprec.models.checkpoints import Kind, auto_class, first_line, model_kind
 from natprec.models.disk_names import DiskNames
+from natprec.models.encoders import drop_missing_pooler
 from natprec.models.experts import take_apart
 from natprec.models.loading import load_model
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
@@ -24,17 +26,25 @@ from natprec.models.surroundings import quiet
 from natprec.sites import round_input, round_states
 from natprec.staged.blocks import StagedModel
 
+UNPACKED = "transformers does not load such a checkpoint ({}), so natprec judges it by unpacking the codes itself"
+
 STATE_SCALES = (".k_scale", ".v_scale")
 """Tensors of the cache, which are no part of a model."""
 
 
-def load_quantized(folder: Path) -> nn.Module:
+def load_quantized(
+    folder: Path, engine: str = "vllm", tried: bool = True, note: Callable[[str], None] = lambda line: None
+) -> nn.Module:
     """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
     Plain transformers loads it, a GGUF file too; where transformers cannot (zero points or packed embeddings, from
     the `natprec` engine; experts of several formats), the codes are unpacked here with the compressed-tensors library.
-    So are all experts, which transformers would round to 16 bits once more.
+    So are all experts, which transformers would round to 16 bits once more, and what it turns out not to load. Where it
+    is the engine, it must load everything.
 
+    Args:
+        tried: whether transformers is asked at all, unless it is the engine.
+        note: told if it was asked and failed.
     Raises:
         InputError: the folder is no checkpoint.
         ModelError: it cannot be loaded; says what transformers said.
@@ -42,10 +52,19 @@ def load_quantized(folder: Path) -> nn.Module:
     if (folder / FILE_NAME).is_file():
         return load_model(str(folder / FILE_NAME)).model
     scheme = _scheme(folder)
+    why: str | None = None
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
-        if not _needs_unpacking(folder, scheme["config_groups"]):
+        if engine == "transformers":
             return _plain(folder)
-        return _rounding(_unpacked(folder, scheme["config_groups"]), scheme)
+        if tried and not _needs_unpacking(folder, scheme["config_groups"]):
+            try:
+                return _plain(folder)
+            except Exception as error:  # whatever a model's own code raises
+                why = first_line(error)
+        model = _rounding(_unpacked(folder, scheme["config_groups"]), scheme)
+    if why is not None:
+        note(UNPACKED.format(why))
+    return model
 
 
 def open_quantized(folder: Path, original: StagedModel, device: torch.device) -> StagedModel:
@@ -97,7 +116,13 @@ def _plain(folder: Path) -> nn.Module:
     from transformers import AutoConfig
 
     kind = model_kind(str(folder), AutoConfig.from_pretrained(folder))
-    model = auto_class(kind).from_pretrained(folder, dtype=torch.float32)
+    model, report = auto_class(kind).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    missing = report["missing_keys"]
+    if missing and kind == "encoder" and drop_missing_pooler(model, missing):
+        report = {**report, "missing_keys": ()}
+    wrong = unlike(report)
+    if wrong is not None:
+        raise ValueError(f"transformers has tensors {wrong}")
     model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses
     return model.eval().requires_grad_(False)
 
@@ -153,7 +178,8 @@ class Unpacked:
             module, _, leaf = key.rpartition(".")
             modules.setdefault(module, {})[leaf] = file
         for module, own in modules.items():
-            name, group = in_model.get(module, module), _group_of(module, groups)
+            name = in_model.get(module, module)
+            group = _group_of(module, groups) or _group_of(name, groups)
             weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
             if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
                 self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one

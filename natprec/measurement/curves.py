@@ -16,7 +16,7 @@ class Curve:
     """What was measured at one site.
 
     Attributes:
-        formats: candidates; none where no sample reached the site: what it costs is then unknown, and it stays at 16 bits.
+        formats: candidates; none where no sample reached the site: its cost is unknown, and it stays at 16 bits.
         forward: (parts, units, formats) distortion in its unit, nats per token if it is KL, for errors of random
             sign; a part is one kind of text.
         backward: (units, formats) E‖∇ - Q(∇)‖², in squared units of the gradient.

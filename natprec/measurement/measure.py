@@ -151,11 +151,11 @@ def measure(
             sharding=sharding,
             fitted=fitted,
         )
-    unknown = [name for name, curve in curves.items() if not curve.formats]
-    if unknown:
+    unreached = [name for name, curve in curves.items() if not curve.formats]
+    if unreached:
         stages.note(
-            f"{len(unknown)} of {len(curves)} sites were reached by no sample, or their weights are read without their "
-            f"modules being called, so they stay at 16 bits: {unknown[0]} …"
+            f"{len(unreached)} of {len(curves)} sites were not measured, as no sample reached them or their weights are "
+            f"read without a call of their modules; they stay at 16 bits: {unreached[0]} …"
         )
     idle = [name for name, curve in curves.items() if curve.formats and not curve.energy.any()]
     if idle:

@@ -202,7 +202,7 @@ class WeightObserver:
             self.lookups[sequence] = Lookup(rows, counts, own.square(), joint)
 
     def reached(self) -> Tensor:
-        """(5,), int64: whether it was called, whether gradients of the product have come, of lookups, wide ones; tokens."""
+        """(5,), int64: whether it was called, and gradients of the product have come, of lookups, wide ones; tokens."""
         known = [self.called, self.gathered is not None, bool(self.lookups), self.widened, self.tokens]
         return torch.tensor(known, dtype=torch.int64)
 

@@ -10,6 +10,7 @@ import numpy as np
 from natprec.arithmetic import refuse_unknown_arithmetic
 from natprec.distortions import named
 from natprec.errors import InputError, ModelError, unknown
+from natprec.evaluation.trial import refuse_unloadable
 from natprec.export import as_gguf
 from natprec.formats import Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
@@ -179,6 +180,7 @@ def for_engine(subject: Subject, engine: str) -> Subject:
             f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
             "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
         )
+    refuse_unloadable(subject, engine)
     return as_gguf(subject) if engine_profile(engine).types else subject
 
 

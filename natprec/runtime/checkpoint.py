@@ -93,9 +93,11 @@ class Checkpoint:
         """
         from compressed_tensors.utils import is_match
 
-        stored = self._module(name)
-        found = (scheme for targets, scheme in self._schemes if is_match(stored, module, targets, self._ignore))
-        return next(found, None)
+        for own in dict.fromkeys((self._module(name), name)):  # one written for transformers has the model's names
+            for targets, scheme in self._schemes:
+                if is_match(own, module, targets, self._ignore):
+                    return scheme
+        return None
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, as it is stored.
