@@ -35,7 +35,7 @@ def refusal(subject: Subject, engine: str) -> str | None:
     for site in subject.sites:
         fit = [fmt for fmt in subject.candidates(profile, None)[site.name] if profile.runs(site.role, fmt)]
         if fit and site.name not in unreached:
-            formats[site.name] = fit[-1]
+            formats[site.name] = fit[0]
     why = _tried(subject, engine, formats)
     return None if why is None or _tried(subject, engine, {}) is not None else why
 
@@ -72,6 +72,8 @@ def unlike(report: Mapping[str, Collection[Any]]) -> str | None:
 
 def _tried(subject: Subject, engine: str, formats: Mapping[str, NumberFormat]) -> str | None:
     """Why the loading fails; dense if nothing has a format."""
+    from loguru import logger
+
     config, names = copy.deepcopy(subject.model.config), DiskNames(subject.model)
     if formats:
         routers = subject.staged.routing.routers
@@ -79,6 +81,7 @@ def _tried(subject: Subject, engine: str, formats: Mapping[str, NumberFormat]) -
             subject.sites, formats, engine_profile(engine), names=names, routers=routers
         )
     loader: Any = type(subject.model)
+    logger.disable("compressed_tensors")  # of a tensor without values it says so, for each
     try:
         with quiet(stderr=True):
             _, report = loader.from_pretrained(
@@ -87,6 +90,8 @@ def _tried(subject: Subject, engine: str, formats: Mapping[str, NumberFormat]) -
             )  # fmt: skip
     except Exception as error:  # whatever a model's own code raises
         return first_line(error)
+    finally:
+        logger.enable("compressed_tensors")
     return unlike(report)
 
 

@@ -154,8 +154,8 @@ def measure(
     unreached = [name for name, curve in curves.items() if not curve.formats]
     if unreached:
         stages.note(
-            f"{len(unreached)} of {len(curves)} sites were not measured, as no sample reached them or their weights are "
-            f"read without a call of their modules; they stay at 16 bits: {unreached[0]} …"
+            f"{len(unreached)} of {len(curves)} sites stay at 16 bits, as no sample reached them or their weights are "
+            f"read without a call of their modules: {unreached[0]} …"
         )
     idle = [name for name, curve in curves.items() if curve.formats and not curve.energy.any()]
     if idle:
