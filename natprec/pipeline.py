@@ -17,10 +17,10 @@ from torch import Tensor
 from natprec.errors import BudgetError, NatprecError, VerdictError
 from natprec.evaluation.judge import promised, tightened, verify
 from natprec.evaluation.reload import UNPACKED
-from natprec.evaluation.trial import refusal
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint, write_gguf
 from natprec.export.by_stage import round_to_folder
+from natprec.export.trial import refusal
 from natprec.files import claimed, clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
@@ -77,9 +77,10 @@ def quantize(
         forget(partial)
     if isinstance(verdict, NatprecError):
         source = request.eval_data or request.data
+        why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
         raise VerdictError(
-            f"{str(verdict).rpartition('; ')[0].replace(str(folder), str(out))}; it is complete, but not judged: run "
-            f"natprec verify {out} --model {request.model}" + (f" --eval-data {source}" if source else "")
+            f"{why}; the checkpoint is complete, but not judged: natprec verify {out} --model {request.model}"
+            + (f" --eval-data {source}" if source else "")
         ) from verdict
     return measurement, plan, verdict
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from natprec.errors import InputError, ModelError
-from natprec.evaluation.trial import unlike
 from natprec.export.gguf import FILE_NAME
+from natprec.export.trial import unlike
 from natprec.formats.activation_format import TOKEN, ActivationFormat
 from natprec.models.checkpoints import Kind, auto_class, first_line, model_kind
 from natprec.models.disk_names import DiskNames

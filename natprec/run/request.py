@@ -10,8 +10,8 @@ import numpy as np
 from natprec.arithmetic import refuse_unknown_arithmetic
 from natprec.distortions import named
 from natprec.errors import InputError, ModelError, unknown
-from natprec.evaluation.trial import refuse_unloadable
 from natprec.export import as_gguf
+from natprec.export.trial import refuse_unloadable
 from natprec.formats import Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from natprec.evaluation.trial import refusal
+from natprec.export.trial import refusal
 from natprec.subject import Subject
 from tests.arrange import experts, tokens
 from tests.conftest import tiny_encoder, tiny_model
