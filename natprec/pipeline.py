@@ -15,11 +15,13 @@ from pathlib import Path
 from torch import Tensor
 
 from natprec.claims import beside, claimed
-from natprec.errors import BudgetError
+from natprec.errors import BudgetError, NatprecError, VerdictError
 from natprec.evaluation.judge import promised, tightened, verify
+from natprec.evaluation.reload import UNPACKED
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint, write_gguf
 from natprec.export.by_stage import round_to_folder
+from natprec.export.trial import refusal
 from natprec.files import clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.marks import refuse_inputs
@@ -45,6 +47,7 @@ def quantize(
 
     Raises:
         NatprecError: any input that cannot be used; nothing is left half-written.
+        VerdictError: the checkpoint is there, but could not be judged.
     """
     request.check()
     refuse_inputs(out, request.inputs())
@@ -56,6 +59,9 @@ def quantize(
     refuse_on_disk(subject, request.engine, request.refine)
     refuse_impossible_size(request, subject)
     tell_leftovers(subject, request.engine, stages)
+    why = None if request.engine == "transformers" else refusal(subject, request.engine)  # else refused by now
+    if why is not None:
+        stages.note(UNPACKED.format(why))
     ids = calibration_tokens(request, subject, stages)
     held_out = held_out_tokens(request, subject, stages)
     with claimed(out):
@@ -67,13 +73,20 @@ def quantize(
             kept = partial / "measurement.safetensors"
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
-            plan, verification = _round_and_prove(
-                request, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages
+            plan, verdict = _round_and_prove(
+                request, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages, tried=why is None
             )
             (folder / "natprec").mkdir()
             measurement.save(folder / "natprec" / "measurement.safetensors")
         forget(partial)
-    return measurement, plan, verification
+    if isinstance(verdict, NatprecError):
+        source = request.eval_data or request.data
+        why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
+        raise VerdictError(
+            f"{why}; the checkpoint is complete, but not judged: natprec verify {out} --model {request.model}"
+            + (f" --eval-data {source}" if source else "")
+        ) from verdict
+    return measurement, plan, verdict
 
 
 def _round_and_prove(
@@ -86,18 +99,26 @@ def _round_and_prove(
     folder: Path,
     kept: Path,
     stages: Stages,
-) -> tuple[Plan, Verification]:
-    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat."""
+    tried: bool,
+) -> tuple[Plan, Verification | NatprecError]:
+    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat.
+
+    Returns:
+        The plan, and the verdict or why there is none: hours of work are not thrown away for that.
+    """
     original = snapshot(subject.model)
     judged = request.eval_data or request.data or "written by the model"
     verification: Verification | None = None
     for corrections in (0, 1):
         round_and_write(subject, plan, ids, request.rounding, folder, kept, stages, request.refine, request.seed)
         restore(subject.model, original)
-        verification = verify(
-            folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages, seed=request.seed,
-            kept=kept,
-        )  # fmt: skip
+        try:
+            verification = verify(
+                folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages,
+                seed=request.seed, kept=kept, tried=tried,
+            )  # fmt: skip
+        except NatprecError as error:
+            return plan, error
         verification = replace(verification, corrections=corrections)
         promise = promised(plan)
         if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:

@@ -83,6 +83,16 @@ class Subject:
         """Sites that are no weights: found when first asked for."""
         return find_activations(self.staged, self.sites, _probe_ids(self.model), self.kind == "causal")
 
+    @property
+    def unreached(self) -> set[str]:
+        """Sites that a few tokens did not reach, and no other expert can speak for: text will hardly do so."""
+        reached, read = self.staged.probe.input_of.keys(), self.staged.probe.read
+        return {
+            site.name
+            for site in self.sites
+            if not read.isdisjoint(site.uses) or not (site.experts or reached & set(site.uses))
+        }
+
     @classmethod
     def of(cls, loaded: LoadedModel, distortion: Distortion | None = None, products: str = "auto") -> Subject:
         """Split and search a loaded model.

@@ -67,7 +67,7 @@ def apply(
     request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code, refine=refine,
-        weights=weights, arithmetic=arithmetic,
+        weights=weights, arithmetic=arithmetic, engine=plan.engine,
     )  # fmt: skip
     request.check(judged=False)
     refuse_inputs(out, {**request.inputs(), "the plan": plan_file})

@@ -8,6 +8,7 @@ Activations are described (`input_activations`, `kv_cache_scheme`); the engine r
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -68,11 +69,20 @@ def write_settings(
         "dtype": str(storage_dtype).removeprefix("torch."),
         "quantization_config": scheme,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(_as_json(config), indent=2, allow_nan=False) + "\n")
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _as_json(value: Any) -> Any:
+    """Numbers that JSON has no word for (Nemotron-H's limits are infinite) as transformers writes and reads them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def checkpoint_tensors(
@@ -106,7 +116,7 @@ def checkpoint_tensors(
         tensors[names.tensor(name)] = tensor.detach().cpu().to(dtype).contiguous()
     for site in sites:
         if site.name in quantized:
-            int8 = _is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
+            int8 = is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
             owner_first = sorted(site.uses, key=lambda use: f"{use}.weight" in tied)  # loaders tie the others to it
             tensors |= _packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
     return tensors
@@ -143,7 +153,7 @@ def _packed(uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dt
     return tensors
 
 
-def _is_int8(site: Site, fmt: NumberFormat, profile: EngineProfile, inputs: ActivationFormat | None) -> bool:
+def is_int8(site: Site, fmt: NumberFormat, profile: EngineProfile, inputs: ActivationFormat | None) -> bool:
     """Whether codes are stored one to a byte: embeddings of some engines, weights of W8A8."""
     if site.role == "embedding":
         return not profile.dense_embedding
@@ -167,8 +177,10 @@ def quantization_config(
     """
     from compressed_tensors.quantization import QuantizationConfig
 
-    def stored(name: str) -> str:
-        return name if names is None else names.module(name)
+    def stored(name: str, expert: bool = False) -> str:
+        if names is None or (profile.name == "transformers" and not expert):  # it looks for its own modules' names
+            return name
+        return names.module(name)
 
     targets: dict[tuple[NumberFormat, bool, ActivationFormat | None], list[str]] = {}
     ignore = [stored(name) for name in sorted(routers)]
@@ -176,13 +188,13 @@ def quantization_config(
     for site in sites:
         if site.name in formats:
             fmt, rounded = formats[site.name], (inputs or {}).get(site.unit)
-            key = (fmt, _is_int8(site, fmt, profile, rounded), rounded)
+            key = (fmt, is_int8(site, fmt, profile, rounded), rounded)
             found = targets.setdefault(key, [])
             if site.experts in whole:
-                pattern = _all_within(stored(site.name), site)
+                pattern = _all_within(stored(site.name, expert=True), site)
                 found.extend([pattern] if pattern not in found else [])
             else:
-                found.extend(map(stored, site.uses))
+                found.extend(stored(use, bool(site.experts)) for use in site.uses)
         else:
             ignore.extend(map(stored, site.uses))
     groups = {}

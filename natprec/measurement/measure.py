@@ -153,7 +153,13 @@ def measure(
             sharding=sharding,
             fitted=fitted,
         )
-    idle = [name for name, curve in curves.items() if not curve.energy.any()]
+    unreached = [name for name, curve in curves.items() if not curve.formats]
+    if unreached:
+        stages.note(
+            f"{len(unreached)} of {len(curves)} sites stay at 16 bits, as no sample reached them or their weights are "
+            f"read without a call of their modules: {unreached[0]} …"
+        )
+    idle = [name for name, curve in curves.items() if curve.formats and not curve.energy.any()]
     if idle:
         stages.note(f"{len(idle)} of {len(curves)} sites have no effect here, so they stay wide: {idle[0]} …")
     few = [curve for curve in curves.values() if curve.few]
@@ -216,7 +222,8 @@ def _exactly(
     subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages, sharding: Sharding
 ) -> dict[str, Curve]:
     """Replace the forward curves by exact ones, site by site."""
-    left = [curve for curve in state.curves.values() if curve.site.name not in state.exact and not curve.few]
+    known = [curve for curve in state.curves.values() if curve.formats and not curve.few]
+    left = [curve for curve in known if curve.site.name not in state.exact]
     own = sharding.take(ids)
     steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.staged.routed))
     sharding.workers.stage = "exact"

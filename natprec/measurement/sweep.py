@@ -96,6 +96,7 @@ def sweep(
             site, site_weight(staged.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
             ids=ids if site.tied else None, compensation=compensation(site),
             peers=together[staged.routing.alike(site.name)] if site.experts else 1,
+            hidden=not staged.probe.read.isdisjoint(site.uses),
         )
         for site in sites
         if site.name not in state.curves

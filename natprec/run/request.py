@@ -14,6 +14,7 @@ from natprec.arithmetic import refuse_unknown_arithmetic
 from natprec.distortions import named
 from natprec.errors import InputError, ModelError, unknown
 from natprec.export import as_gguf
+from natprec.export.trial import refuse_unloadable
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES
@@ -204,6 +205,7 @@ def for_engine(subject: Subject, engine: str) -> Subject:
             f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
             "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
         )
+    refuse_unloadable(subject, engine)
     if engine_profile(engine).types:
         return as_gguf(subject)
     return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
@@ -247,7 +249,10 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
         cache_format(subject.activations, engine_profile(request.engine), request.kv)
     if request.bits is None and request.max_size is None:
         return
-    candidates: dict[Site, tuple[Format, ...]] = {site: formats[site.name] for site in subject.sites}
+    unreached = subject.unreached
+    candidates: dict[Site, tuple[Format, ...]] = {
+        site: () if site.name in unreached else formats[site.name] for site in subject.sites
+    }
     if request.sites == "all":
         candidates |= {site: activation_formats(site, request.group_size) for site in subject.activations}
     none, one = np.zeros(1), np.ones(1)

@@ -100,14 +100,16 @@ class Checkpoint:
         """
         from compressed_tensors.utils import is_match
 
-        stored = self._module(name)
 
-        def meant(targets: list[str]) -> bool:
+        def meant(stored: str, targets: list[str]) -> bool:
             plain = [target for target in targets if not target.startswith(MARK)]
             return self._patterns.match(stored, targets) or is_match(stored, module, plain)
 
-        found = (scheme for targets, scheme in self._schemes if meant(targets))
-        return None if meant(self._ignore) else next(found, None)
+        for stored in dict.fromkeys((self._module(name), name)):  # one written for transformers has the model's names
+            found = (scheme for targets, scheme in self._schemes if meant(stored, targets))
+            if not meant(stored, self._ignore) and (scheme := next(found, None)) is not None:
+                return scheme
+        return None
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, as it is stored.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from natprec.hooks import attached
 
@@ -29,6 +30,7 @@ class Probe:
         returned: of each block how many values its tuple has, the hidden state first; 0 where it returns that alone.
         beside: whether some block returned something that it was not given, besides the hidden state.
         chained: whether each block's input was the previous block's output, and nothing else that it returned.
+        read: modules whose weight an operation took that was not their own: what it does there, no hook sees.
     """
 
     order: tuple[str, ...]
@@ -39,6 +41,7 @@ class Probe:
     returned: tuple[int, ...]
     beside: bool
     chained: bool
+    read: frozenset[str] = frozenset()
 
 
 @torch.no_grad()
@@ -86,7 +89,8 @@ def probed(model: nn.Module, blocks: list[nn.Module], shape: torch.Size, run: Ca
         if isinstance(module, LARGE)
     ]
     handles += [block.register_forward_hook(link, with_kwargs=True) for block in blocks]
-    with attached(handles):
+    reads = _Reads({name: module for name, module in model.named_modules() if isinstance(module, LARGE)})
+    with attached([*handles, *reads.handles()]), reads:
         run()
     return Probe(
         order=tuple(order),
@@ -97,4 +101,43 @@ def probed(model: nn.Module, blocks: list[nn.Module], shape: torch.Size, run: Ca
         returned=tuple(returned),
         beside=bool(beside),
         chained=bool(blocks) and len(outputs) == len(blocks) and all(links),
+        read=frozenset(reads.found),
     )
+
+
+class _Reads(TorchFunctionMode):
+    """Watches for operations on a module's weight while no module that owns it runs (Mamba's `dt_proj.weight`)."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._owners: dict[int, list[str]] = {}
+        self._modules, self._running = modules, list[int]()
+        for name, module in modules.items():
+            self._owners.setdefault(id(module.weight), []).append(name)
+
+    def handles(self) -> list[Any]:
+        """Hooks that tell which weight's owner is running."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self._running.append(id(module.weight))
+
+        def leave(*_: Any) -> None:
+            self._running.pop()
+
+        several = self._modules.values()
+        return [handle for module in several for handle in (
+            module.register_forward_pre_hook(enter), module.register_forward_hook(leave),
+        )]  # fmt: skip
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What gives no tensor (a shape, a dtype, a device) has not used the values."""
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(each, Tensor) for each in (result if isinstance(result, tuple | list) else (result,))):
+            for value in (*args, *(kwargs or {}).values()):
+                for each in value if isinstance(value, tuple | list) else (value,):
+                    if isinstance(each, nn.Parameter) and id(each) not in self._running:
+                        self.found.update(self._owners.get(id(each), ()))
+        return result
