@@ -53,7 +53,7 @@ def verify(
     steps = len(batches(*ids.shape))
     if subject.staged.weights.whole:
         with stages.stage("load checkpoint"):
-            model = load_quantized(folder)
+            model = load_quantized(folder, plan.engine)
             model.to(ids.device)
         with stages.stage("verify", steps) as advance:
             compared = compared_with(subject, model, ids, advance)

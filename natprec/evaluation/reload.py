@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,49 +12,57 @@ import torch
 from torch import nn
 
 from natprec.errors import InputError, ModelError
+from natprec.evaluation.flows import STATES, group_of, round_as_written, weights_only
 from natprec.export.gguf import FILE_NAME
-from natprec.formats.activation_format import TOKEN, ActivationFormat
-from natprec.models.checkpoints import Kind, auto_class, model_kind
+from natprec.formats import engine_profile
+from natprec.models.checkpoints import Kind, auto_class, model_kind, weight_files
+from natprec.models.checksums import refuse_damaged
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
 from natprec.models.loading import load_model
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
 from natprec.models.surroundings import quiet
-from natprec.sites import round_input, round_states
 from natprec.staged.blocks import StagedModel
 
-STATE_SCALES = (".k_scale", ".v_scale")
-"""Tensors of the cache, which are no part of a model."""
 
-
-def load_quantized(folder: Path) -> nn.Module:
+def load_quantized(folder: Path, engine: str = "vllm") -> nn.Module:
     """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
     Plain transformers loads it, a GGUF file too; where transformers cannot (zero points or packed embeddings, from
     the `natprec` engine; experts of several formats), the codes are unpacked here with the compressed-tensors library.
     So are all experts, which transformers would round to 16 bits once more.
 
+    Args:
+        engine: whose rule rounds activations: transformers' own library where it is `transformers` that will run them.
     Raises:
         InputError: the folder is no checkpoint.
-        ModelError: it cannot be loaded; says what transformers said.
+        ModelError: it is damaged, or cannot be loaded; says what transformers said.
     """
     if (folder / FILE_NAME).is_file():
         return load_model(str(folder / FILE_NAME)).model
-    scheme = _scheme(folder)
+    scheme, profile = _scheme(folder), engine_profile(engine)
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
-        if not _needs_unpacking(folder, scheme["config_groups"]):
-            return _plain(folder)
-        return _rounding(_unpacked(folder, scheme["config_groups"]), scheme)
+        if _needs_unpacking(folder, scheme["config_groups"]):
+            model = _unpacked(folder, scheme["config_groups"])
+        elif profile.full_range:
+            return _plain(folder, scheme)
+        else:
+            model = _plain(folder, weights_only(scheme))
+        round_as_written(model, scheme, _tensor_files(folder), profile)
+        return model
 
 
-def open_quantized(folder: Path, original: StagedModel, device: torch.device) -> StagedModel:
+def open_quantized(
+    folder: Path, original: StagedModel, device: torch.device, engine: str = "vllm"
+) -> StagedModel:
     """The checkpoint's model with its codes left on disk: each weight is reconstructed when its stage runs.
 
     Args:
         original: the model that was quantized, whose distortion is taken.
+        engine: whose rule rounds activations as the model runs.
     Raises:
         InputError: the folder is no checkpoint.
-        ModelError: it cannot be loaded.
+        ModelError: it is damaged, or cannot be loaded.
     """
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):
@@ -67,11 +74,12 @@ def open_quantized(folder: Path, original: StagedModel, device: torch.device) ->
         missing = _lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
+        round_as_written(model, scheme, _tensor_files(folder), engine_profile(engine))
         return StagedModel(model, torch.zeros(1, 1, dtype=torch.int64, device=device), original.distortion, weights)
 
 
 def _scheme(folder: Path) -> dict[str, Any]:
-    """The folder's quantization_config."""
+    """The quantization_config of a folder whose weight files are whole."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
@@ -82,6 +90,7 @@ def _scheme(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{str(config_file)!r} describes no quantized checkpoint ({error!r}); quantize again"
         ) from error
+    refuse_damaged(weight_files(folder), ours=(folder / "plan.json").is_file())
     return scheme
 
 
@@ -93,29 +102,15 @@ def _explained(folder: Path) -> Iterator[None]:
         raise ModelError(f"checkpoint {str(folder)!r} cannot be loaded ({error}); quantize again") from error
 
 
-def _plain(folder: Path) -> nn.Module:
+def _plain(folder: Path, scheme: dict[str, Any]) -> nn.Module:
+    """As transformers loads the folder if its `quantization_config` is this."""
     from transformers import AutoConfig
 
-    kind = model_kind(str(folder), AutoConfig.from_pretrained(folder))
-    model = auto_class(kind).from_pretrained(folder, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config = scheme
+    model = auto_class(model_kind(str(folder), config)).from_pretrained(folder, config=config, dtype=torch.float32)
     model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses
     return model.eval().requires_grad_(False)
-
-
-def _rounding(model: nn.Module, scheme: dict[str, Any]) -> nn.Module:
-    """The model with activations, keys and values rounded as a quantization_config says, by hooks."""
-
-    def described(arguments: dict[str, Any]) -> ActivationFormat:
-        return ActivationFormat(arguments["num_bits"], arguments["group_size"] or TOKEN)
-
-    for group in scheme["config_groups"].values():
-        if group["input_activations"]:
-            for name in group["targets"]:
-                round_input(model.get_submodule(name), described(group["input_activations"]))
-    if scheme.get("kv_cache_scheme"):
-        for module in model.modules():  # only those that compute attention will ask
-            round_states(module, described(scheme["kv_cache_scheme"]))
-    return model
 
 
 def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
@@ -153,7 +148,7 @@ class Unpacked:
             module, _, leaf = key.rpartition(".")
             modules.setdefault(module, {})[leaf] = file
         for module, own in modules.items():
-            name, group = in_model.get(module, module), _group_of(module, groups)
+            name, group = in_model.get(module, module), group_of(module, groups)
             weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
             if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
                 self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one
@@ -179,18 +174,6 @@ class Unpacked:
         compressor = BaseCompressor.get_value_from_registry(group["format"])
         dense: torch.Tensor = compressor.decompress(own, QuantizationScheme.model_validate(group))["weight"]
         return dense
-
-
-def _group_of(module: str, groups: dict[str, Any]) -> dict[str, Any] | None:
-    """The scheme that names a module; single names before regular expressions."""
-    for group in groups.values():
-        if module in group["targets"]:
-            return group
-    for group in groups.values():
-        patterns = (target.removeprefix("re:") for target in group["targets"] if target.startswith("re:"))
-        if any(re.match(pattern, module) for pattern in patterns):
-            return group
-    return None
 
 
 def _dense_config(folder: Path) -> tuple[Any, Kind]:
@@ -222,7 +205,7 @@ def _lacking(model: nn.Module, names: Collection[str]) -> set[str]:
     """
     wanted = set(model.state_dict())
     missing, tied = wanted - set(names), set(getattr(model, "all_tied_weights_keys", None) or {})
-    unexpected = {name for name in names if name not in wanted and not name.endswith(STATE_SCALES)}
+    unexpected = {name for name in names if name not in wanted and not name.endswith(tuple(STATES.values()))}
     if unexpected or missing - tied:
         raise ValueError(f"missing {sorted(missing - tied)[:3]}, unexpected {sorted(unexpected)[:3]}")
     return missing

@@ -207,12 +207,15 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
         BudgetError: --bits or --max-size is below the cheapest plan.
         InputError: the group size does not divide a layer.
     """
-    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
+    profile = engine_profile(request.engine)
+    formats = subject.candidates(profile, request.group_size, request.sites)
     if request.bits is None and request.max_size is None:
         return
     candidates: dict[Site, tuple[Format, ...]] = {site: formats[site.name] for site in subject.sites}
     if request.sites == "all":
-        candidates |= {site: activation_formats(site, request.group_size) for site in subject.activations}
+        candidates |= {
+            site: activation_formats(site, request.group_size, profile.full_range) for site in subject.activations
+        }
     none, one = np.zeros(1), np.ones(1)
     curves = {}
     for site, several in candidates.items():

@@ -12,7 +12,7 @@ from natprec.errors import InputError
 from natprec.formats import EngineProfile
 from natprec.solver.allocation import natural_precision
 from natprec.solver.plan import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, Plan
-from natprec.solver.units import NOT_ROUNDED, Group, fewest_bits, kl_of, stored_bytes
+from natprec.solver.units import NOT_ROUNDED, Group, fewest_bits, kl_of, refuse_other_rule, stored_bytes
 from natprec.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
             why = "were not found: this model does not call transformers' attention interface; leave --kv out"
         raise InputError(f"keys and values {why}")
     formats = [profile.cached(int(kv), curve.site.shape[1]) for curve in curves]
+    if not all(fmt.floating for fmt in formats):
+        refuse_other_rule(curves, profile)
     kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve, fmt in zip(curves, formats, strict=True))
     if len(set(formats)) > 1:
         raise InputError(
