@@ -52,9 +52,7 @@ def load_quantized(folder: Path, engine: str = "vllm") -> nn.Module:
         return model
 
 
-def open_quantized(
-    folder: Path, original: StagedModel, device: torch.device, engine: str = "vllm"
-) -> StagedModel:
+def open_quantized(folder: Path, original: StagedModel, device: torch.device, engine: str = "vllm") -> StagedModel:
     """The checkpoint's model with its codes left on disk: each weight is reconstructed when its stage runs.
 
     Args:

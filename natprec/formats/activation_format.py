@@ -36,7 +36,7 @@ _NAME = re.compile(
     r"(?:a(?P<bits>[2-8])-(?:token|(?P<channel>channel)|g(?P<group>[1-9]\d*))(?P<full>-full)?)|(?P<float>fp8-tensor)"
 )
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "num_bits": 8, "type": "int", "symmetric": True, "strategy": None, "group_size": None, "dynamic": False
 }  # fmt: skip
 """Of compressed-tensors, where a description leaves something out."""
@@ -53,8 +53,8 @@ class ActivationFormat:
         bits: of a code.
         group_size: features that share a scale; `TOKEN` for all of a token, `TENSOR` all tokens; `CHANNEL`: none do.
         floating: float8 e4m3 instead of integers.
-        full_range: the scale of integers is compressed-tensors', for which the largest magnitude lies half a step beyond
-            the largest code; else that of kernels, for which it is the largest code.
+        full_range: integers have the scale of compressed-tensors, for which the largest magnitude lies half a step
+            beyond the largest code; else that of kernels, for which it is the largest code.
     """
 
     bits: int
@@ -144,7 +144,7 @@ def described_format(arguments: Mapping[str, Any], full_range: bool = False) -> 
     if found is None or found.arguments() != known or any(value is not None for value in said.values()):
         shown = ", ".join(f"{name} {value!r}" for name, value in (known | said).items() if value is not None)
         raise InputError(
-            f"activations or cache described by {shown}: natprec knows symmetric integers of 2 to 8 bits by token, group "
-            "or channel and float8 with one fixed scale; run the checkpoint in vLLM, or quantize the original again"
+            f"activations or cache described by {shown}: natprec knows symmetric integers of 2 to 8 bits by token, "
+            "group or channel and float8 with one fixed scale; run the checkpoint in vLLM, or quantize again"
         )
     return found

@@ -62,7 +62,9 @@ def _damage(file: Path, ours: bool) -> str | None:
         except (ValueError, TypeError, AttributeError):
             return f"weights file {str(file)!r} is damaged in the checksums of its metadata"
         if other := sorted(header.keys() ^ expected.keys()):
-            return f"weights file {str(file)!r} is damaged in its header: tensor {other[0]!r} is not one that was written"
+            return (
+                f"weights file {str(file)!r} is damaged in its header: tensor {other[0]!r} is not one that was written"
+            )
         with memoryview(mapped) as content:
             for name, entry in header.items():
                 begin, end = entry["data_offsets"]

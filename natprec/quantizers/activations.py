@@ -1,8 +1,7 @@
 """What an engine makes of an activation: the nearest codes on a grid that each token, or group of its features, spans.
 
 Codes go from -2^(b-1) to 2^(b-1) - 1, and the format says what the largest magnitude is scaled to: the largest code, as
-kernels do, or half a step beyond it, as compressed-tensors does, so that a largest value that is positive is half a step
-off.
+in kernels, or half a step beyond it, as in compressed-tensors, where a positive largest value is half a step off.
 """
 
 from __future__ import annotations

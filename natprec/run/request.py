@@ -139,6 +139,7 @@ def open_subject(request: Request, stages: Stages, rotation: int | None = None) 
         if rotation is not None:
             subject = subject.rotated(rotation, stages.note)
         subject = for_engine(subject, request.engine)
+        subject.refuse_rounded_otherwise(request.engine, request.activations != NOT_ROUNDED, request.kv != NOT_ROUNDED)
     if on_disk and subject.staged.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")
     refuse_long(subject, request.length)

@@ -41,7 +41,7 @@ class Scheme:
 
 
 class Checkpoint:
-    """A folder, opened: its bits are compared with those that were written, then tensors are read as they are needed."""
+    """A folder whose bits are those that were written; a tensor is read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
         """Read config.json, and the weight files once.
@@ -216,5 +216,7 @@ def _int8_inputs(inputs: dict[str, Any] | None) -> bool:
         return False
     found = described_format(inputs)
     if found != ActivationFormat(8):
-        raise ValueError(f"activations of {found.bits} bits ({found.name}); kernels exist for {ActivationFormat(8).name}")
+        raise ValueError(
+            f"activations of {found.bits} bits ({found.name}); kernels exist for {ActivationFormat(8).name}"
+        )
     return True

@@ -106,9 +106,10 @@ def refuse_other_rule(curves: Iterable[Curve], profile: EngineProfile) -> None:
     for curve in curves:
         rules = {fmt.full_range for fmt in curve.formats if isinstance(fmt, ActivationFormat) and not fmt.floating}
         if rules and profile.full_range not in rules:
+            whose = "plain transformers" if True in rules else "kernels"
             raise InputError(
-                f"{curve.site.name!r} was measured as {'plain transformers rounds' if True in rules else 'kernels round'} "
-                f"integers, which engine {profile.name!r} does not; measure again with --engine {profile.name}"
+                f"{curve.site.name!r} was measured with the scales of {whose}, which engine {profile.name!r} does not use; "
+                f"measure again with --engine {profile.name}"
             )
 
 
