@@ -45,8 +45,8 @@ class EngineProfile:
         dense_embedding: whether embedding codes are packed; otherwise each takes a whole int8.
         pairings: products with rounded activations; a product with 16-bit ones exists for every weight.
         cache: bits of keys and values, below 16, that it keeps; 8 are float8 where `float_cache`.
-        full_range: whether compressed-tensors' own code rounds activations, by its rule of the scale, instead of kernels
-            by theirs: see `natprec.formats.activation_format`.
+        full_range: whether compressed-tensors' own code rounds activations, by its rule of the scale, and no kernel by
+            its own: see `natprec.formats.activation_format`.
         types: GGUF types, which every weight may have, whatever its role; such an engine loads GGUF files only.
         fuses: whether weights that share their input (q/k/v, gate/up) must have one format.
         experts: which weights of experts must have one format: all of a layer, or of the model; or each as it is.

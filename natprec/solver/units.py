@@ -108,8 +108,8 @@ def refuse_other_rule(curves: Iterable[Curve], profile: EngineProfile) -> None:
         if rules and profile.full_range not in rules:
             whose = "plain transformers" if True in rules else "kernels"
             raise InputError(
-                f"{curve.site.name!r} was measured with the scales of {whose}, which engine {profile.name!r} does not use; "
-                f"measure again with --engine {profile.name}"
+                f"{curve.site.name!r} was measured with the scales of {whose}, which engine {profile.name!r} does not "
+                f"use; measure again with --engine {profile.name}"
             )
 
 
