@@ -104,6 +104,7 @@ def apply(
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
+    subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     rounding = rounding or plan.rounding
     ids = None if rounding == "rtn" and not refine else _calibration(subject, data, tokens, length, seed)[0]
     codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True), refine, seed)

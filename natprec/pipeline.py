@@ -160,6 +160,7 @@ def round_and_write(
     Args:
         kept: folder for the finished stages of a model whose weights are on disk.
     """
+    subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
     if len(experts) > 1:
         stages.note(

@@ -16,7 +16,7 @@ from natprec.arithmetic import arithmetic
 from natprec.distortions import DISTORTIONS, Distortion, named
 from natprec.errors import InputError
 from natprec.files import folder_bytes
-from natprec.formats import EngineProfile, NumberFormat
+from natprec.formats import EngineProfile, NumberFormat, engine_profile
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
@@ -25,6 +25,7 @@ from natprec.models.loading import LoadedModel, choose_storage_dtype, model_dige
 from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
 from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, together
+from natprec.sites.library_rounding import refuse_rounded_otherwise
 from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 
@@ -173,6 +174,15 @@ class Subject:
         for line in rotate(self.staged, self.sites, self.gauges, seed):
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
+
+    def refuse_rounded_otherwise(self, engine: str, inputs: bool, cache: bool) -> None:
+        """Refuse activations that an engine rounds otherwise than is planned: see `natprec.sites.library_rounding`.
+
+        Raises:
+            ModelError: names the first module.
+        """
+        if engine_profile(engine).full_range and (inputs or cache):
+            refuse_rounded_otherwise(self.staged, self.activations, _probe_ids(self.model), inputs, cache)
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"

@@ -96,7 +96,8 @@ def measure(
     workers = workers or Workers()
     own, others = shared_out(ids, parts, subject.staged.routed, rounding)
     sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
-    formats = subject.candidates(engine_profile(engine), group_size, sites)
+    profile = engine_profile(engine)
+    formats = subject.candidates(profile, group_size, sites)
     stages = stages or Stages(quiet=True)
     if said := uneven(subject.sites, formats, None if engine_profile(engine).types else group_size):
         stages.note(said)
@@ -115,6 +116,7 @@ def measure(
         "products": products,
         "distortion": subject.distortion.name,
         "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
+        "full_range": profile.full_range,
     }
     state = load_state(state_file, fingerprint) if resume and state_file else None
 
@@ -145,7 +147,7 @@ def measure(
             rounding=rounding,
             parts=parts,
             gauges=subject.gauges if rounding != "rtn" and transforms != "none" else None,
-            activations={site: activation_formats(site, group_size) for site in flows},
+            activations={site: activation_formats(site, group_size, profile.full_range) for site in flows},
             advance=advance,
             state=state,
             save=save,

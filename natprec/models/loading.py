@@ -146,8 +146,18 @@ def load_model(
             model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
     source_bytes = sum(file.stat().st_size for file in files) or None
     return LoadedModel(
-        name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights, gguf,
-        trusted=trust_remote_code, leftovers=leftovers,
+        name,
+        model,
+        tokenizer,
+        storage_dtype,
+        source_bytes,
+        kind,
+        distortion,
+        others,
+        weights,
+        gguf,
+        trusted=trust_remote_code,
+        leftovers=leftovers,
     )
 
 

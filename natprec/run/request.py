@@ -159,6 +159,7 @@ def open_subject(request: Request, stages: Stages, rotation: int | None = None) 
         if rotation is not None:
             subject = subject.rotated(rotation, stages.note)
         subject = for_engine(subject, request.engine)
+        subject.refuse_rounded_otherwise(request.engine, request.activations != NOT_ROUNDED, request.kv != NOT_ROUNDED)
     if on_disk and subject.staged.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")
     refuse_long(subject, request.length)
@@ -244,9 +245,10 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
         BudgetError: --bits or --max-size is below the cheapest plan.
         InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
     """
-    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
+    profile = engine_profile(request.engine)
+    formats = subject.candidates(profile, request.group_size, request.sites)
     if request.kv != NOT_ROUNDED:
-        cache_format(subject.activations, engine_profile(request.engine), request.kv)
+        cache_format(subject.activations, profile, request.kv)
     if request.bits is None and request.max_size is None:
         return
     unreached = subject.unreached
@@ -254,7 +256,9 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
         site: () if site.name in unreached else formats[site.name] for site in subject.sites
     }
     if request.sites == "all":
-        candidates |= {site: activation_formats(site, request.group_size) for site in subject.activations}
+        candidates |= {
+            site: activation_formats(site, request.group_size, profile.full_range) for site in subject.activations
+        }
     none, one = np.zeros(1), np.ones(1)
     curves = {}
     for site, several in candidates.items():
