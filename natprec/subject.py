@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from natprec.arithmetic import arithmetic
-from natprec.distortions import DISTORTIONS, Distortion, named
+from natprec.distortions import DISTORTIONS, Distortion, EmbeddingDistance, named
 from natprec.errors import InputError
 from natprec.files import folder_bytes
 from natprec.formats import EngineProfile, NumberFormat
@@ -38,7 +38,7 @@ class Subject:
         other_bytes: parameters and buffers that are no sites, at 16 bits.
         carried_bytes: tokenizer and configuration files of a checkpoint.
         kind: 'causal' (such a model can write text) or 'encoder'.
-        companions: more files of a checkpoint: path → text.
+        companions: more files of a checkpoint: path → content.
         gguf: the GGUF file that the model was read from, if it was.
         rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
     """
@@ -53,7 +53,7 @@ class Subject:
     other_bytes: int
     carried_bytes: int
     kind: Kind = "causal"
-    companions: dict[str, str] = field(default_factory=dict)
+    companions: dict[str, bytes] = field(default_factory=dict)
     gguf: Path | None = None
     rotation: int | None = None
 
@@ -91,8 +91,11 @@ class Subject:
         model = loaded.model
         if distortion is not None and distortion.name in DISTORTIONS:
             _refuse_unsuitable(distortion, loaded)
+        distortion = distortion or named(loaded.distortion)
+        if isinstance(distortion, EmbeddingDistance) and loaded.head is not None:
+            distortion = EmbeddingDistance(distortion.pooling, loaded.head)
         dtype = arithmetic(products, next(model.parameters()).device)
-        staged = StagedModel(model, _probe_ids(model), distortion or named(loaded.distortion), loaded.weights, dtype)
+        staged = StagedModel(model, _probe_ids(model), distortion, loaded.weights, dtype)
         sites = find_sites(staged)
         return cls(
             name=loaded.name,
@@ -104,7 +107,7 @@ class Subject:
             digest=model_digest(model, loaded.weights),
             other_bytes=_other_bytes(model, sites),
             carried_bytes=_carried_bytes(model, loaded.tokenizer)
-            + sum(len(text.encode()) for text in loaded.companions.values()),
+            + sum(len(content) for content in loaded.companions.values()),
             kind=loaded.kind,
             companions=loaded.companions,
             gguf=loaded.gguf,

@@ -26,7 +26,7 @@ from natprec.models.checkpoints import (
     refuse_without_linear,
     weight_files,
 )
-from natprec.models.encoders import companions, drop_missing_pooler, embedding_distortion
+from natprec.models.encoders import after_pooling, companions, drop_missing_pooler, embedding_distortion
 from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
 from natprec.models.stored import count_elements, hollow_model
@@ -52,7 +52,8 @@ class LoadedModel:
         source_bytes: bytes of its weight files; None if they were read from the hub.
         kind: 'causal' or 'encoder'.
         distortion: name of the distortion that suits it.
-        companions: more files of its checkpoint, path → text, that a quantized one needs too.
+        companions: more files of its checkpoint, path → content, that a quantized one needs too.
+        head: what makes embeddings of an encoder's pooled vectors; None: they get the length 1.
         weights: where they are: in memory, or on disk until they are needed.
         gguf: the GGUF file that it was read from, if it was.
     """
@@ -64,9 +65,10 @@ class LoadedModel:
     source_bytes: int | None
     kind: Kind = "causal"
     distortion: str = "kl"
-    companions: dict[str, str] = field(default_factory=dict)
+    companions: dict[str, bytes] = field(default_factory=dict)
     weights: Weights = field(default_factory=InMemory)
     gguf: Path | None = None
+    head: nn.Module | None = None
 
 
 def load_model(
@@ -105,9 +107,10 @@ def load_model(
             model, lacking = _load_weights(where, gguf, config, kind, trust_remote_code)
             take_apart(model)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
-        distortion, others = "kl", {}
+        distortion, head, others = "kl", None, companions(name, where) if not gguf else {}
         if kind == "encoder":
-            distortion, others = embedding_distortion(name, where), companions(where)
+            distortion, head = embedding_distortion(name, where), after_pooling(name, where)
+            head = None if head is None else head.to(target)
     missing = sorted(lacking)
     if missing and not (kind == "encoder" and drop_missing_pooler(model, missing)):
         raise ModelError(
@@ -122,7 +125,9 @@ def load_model(
         with explained(name, local=True):
             model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
     source_bytes = sum(file.stat().st_size for file in files) or None
-    return LoadedModel(name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights, gguf)
+    return LoadedModel(
+        name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights, gguf, head
+    )
 
 
 def stored_elements(name: str) -> int | None:
