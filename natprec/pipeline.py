@@ -228,9 +228,9 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
 
 
 def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
-    for name, text in subject.companions.items():
+    for name, content in subject.companions.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_bytes(content)
     for file in subject.leftovers.files_for(gguf=bool(engine_profile(plan.engine).types)):
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)

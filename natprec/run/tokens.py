@@ -72,6 +72,7 @@ def _tokens(request: Request, subject: Subject, stages: Stages, source: str | No
             seed=request.seed,
             text_column=request.text_column,
             progress=progress,
+            note=stages.note,
         ).to(device)
 
 
