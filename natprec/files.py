@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,7 +111,7 @@ def claimed(path: Path) -> Iterator[None]:
             file = held.enter_context(lock.open("a+"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.write(f"process {os.getpid()}")
             file.flush()
         except BlockingIOError as error:
             owner = lock.read_text() or "another run"

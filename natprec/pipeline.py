@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from natprec.errors import BudgetError
-from natprec.evaluation.judge import promised, tightened, verify
+from natprec.evaluation.judge import MEASUREMENT, promised, tightened, verify
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint, write_gguf
 from natprec.export.by_stage import round_to_folder
@@ -24,6 +24,7 @@ from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
+from natprec.records import OWN_TEXT, public_name
 from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
 from natprec.rounding.refine import refine
 from natprec.run.request import Request, open_subject, refuse_impossible_size, refuse_on_disk
@@ -31,10 +32,11 @@ from natprec.run.resumable import STAGES, forget, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
+from natprec.texts.seen import pieces_of
 
 
 def quantize(
-    request: Request, out: Path, *, overwrite: bool = False, resume: bool = False, stages: Stages | None = None
+    request: Request, out: str | Path, *, overwrite: bool = False, resume: bool = False, stages: Stages | None = None
 ) -> tuple[Measurement, Plan, Verification]:
     """Measure, solve, round, write and verify; one correction if the promise fails.
 
@@ -45,6 +47,7 @@ def quantize(
         NatprecError: any input that cannot be used; nothing is left half-written.
     """
     request.check()
+    out = Path(out)
     clear_stale(out)
     refuse_existing(out, overwrite)
     stages = stages or Stages(quiet=True)
@@ -52,7 +55,7 @@ def quantize(
     refuse_on_disk(subject, request.engine, request.refine)
     refuse_impossible_size(request, subject)
     ids = calibration_tokens(request, subject, stages)
-    held_out = held_out_tokens(request, subject, stages)
+    held_out = held_out_tokens(request, subject, stages, pieces_of(ids))
     partial = out.with_name(out.name + ".partial")
     with claimed(out):
         measurement = measured(request, subject, ids, partial / "measurement.safetensors", resume, stages)
@@ -66,8 +69,7 @@ def quantize(
             plan, verification = _round_and_prove(
                 request, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages
             )
-            (folder / "natprec").mkdir()
-            measurement.save(folder / "natprec" / "measurement.safetensors")
+            measurement.save(folder / MEASUREMENT)
         forget(partial)
     return measurement, plan, verification
 
@@ -85,7 +87,7 @@ def _round_and_prove(
 ) -> tuple[Plan, Verification]:
     """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat."""
     original = snapshot(subject.model)
-    judged = request.eval_data or request.data or "written by the model"
+    judged = public_name(request.eval_data or request.data or OWN_TEXT)
     verification: Verification | None = None
     for corrections in (0, 1):
         round_and_write(subject, plan, ids, request.rounding, folder, kept, stages, request.refine, request.seed)

@@ -22,6 +22,8 @@ from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
 from natprec.models.weights import InMemory
+from natprec.records import public_name
+from natprec.seeds import check_seed
 from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked
 from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
@@ -34,6 +36,7 @@ class Subject:
     """A model with everything that measuring, rounding and writing need to know of it.
 
     Attributes:
+        name: as files that are passed on call it: see `natprec.records`.
         digest: identifies the weights; taken before anything changes them, and told of a rotation.
         other_bytes: parameters and buffers that are no sites, at 16 bits.
         carried_bytes: tokenizer and configuration files of a checkpoint.
@@ -95,7 +98,7 @@ class Subject:
         staged = StagedModel(model, _probe_ids(model), distortion or named(loaded.distortion), loaded.weights, dtype)
         sites = find_sites(staged)
         return cls(
-            name=loaded.name,
+            name=public_name(loaded.name),
             model=model,
             tokenizer=loaded.tokenizer,
             storage_dtype=loaded.storage_dtype,
@@ -146,6 +149,7 @@ class Subject:
                 f"transforms 'rotate': rotating {self.name!r} needs the whole model in memory, and its weights are on "
                 "disk; use --weights memory, or measure with --transforms auto"
             )
+        seed = check_seed(seed)
         for line in rotate(self.staged, self.sites, self.gauges, seed):
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)

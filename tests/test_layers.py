@@ -11,8 +11,8 @@ import natprec
 ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "statistics", "memory", "native"},
-    {"arithmetic", "files", "hooks", "progress", "parallel"},
+    {"errors", "units", "statistics", "memory", "native", "records"},
+    {"arithmetic", "files", "hooks", "progress", "parallel", "seeds"},
     {"formats"},
     {"quantizers"},
     {"kernels"},

@@ -31,6 +31,7 @@ from natprec.commands.output import print_json
 from natprec.evaluation import judge
 from natprec.files import claimed, new_folder, refuse_existing
 from natprec.progress import Stages
+from natprec.records import public_name
 from natprec.run import resumable
 from natprec.run.request import Request, open_subject, refuse_on_disk
 from natprec.run.tokens import calibration_tokens
@@ -85,6 +86,6 @@ def apply(
         resumable.forget(partial)
     size = judge.checkpoint_bytes(out)
     if as_json:
-        print_json({"out": str(out), "stored_bytes": size, "seconds": stages.seconds})
+        print_json({"out": public_name(out), "stored_bytes": size, "seconds": stages.seconds})
     else:
         print(f"{human_bytes(size)} written to {out}; next: natprec verify {out} --model {model}")
