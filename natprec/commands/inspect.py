@@ -48,7 +48,7 @@ from natprec.texts.seen import pieces_of
 
 EXAMPLES = (
     "natprec inspect --model ./folder --data calib.txt",
-    "natprec inspect --plan plan.json --out inspected",
+    "natprec inspect --model ./folder --plan plan.json --out inspected",
 )
 
 WIDTH = 160
