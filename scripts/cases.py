@@ -46,7 +46,7 @@ class Row:
 
     Attributes:
         seconds: of all its commands.
-        since_start, after_loading: seconds from the start and the end of loading to the end of the command that decided;
+        since_start, after_loading: seconds from the start and the end of loading to the end of the last command;
             None: it did not come to that.
         says: the refusal, or what is wrong.
     """
