@@ -19,7 +19,7 @@ OWN_TEXT = "written by the model"
 COMMON = {"", "root", "user", "localhost"}
 """Users and hosts whose names say nothing, and are words of their own."""
 
-FOLDERS = re.compile(r"(?<![\w.~/-])~?(?:/[^\s/'\"`,:;()<>\[\]{}|=]+)+/(?=[^\s/])")
+FOLDERS = re.compile(r"(?:(?<![\w.~/-])|(?<=\w/))~?(?:/[^\s/'\"`,:;()<>\[\]{}|=]+)+/(?=[^\s/])")
 """Of an absolute path in a text all but its last part."""
 
 

@@ -143,5 +143,6 @@ def test_places_in_what_others_say(monkeypatch: pytest.MonkeyPatch) -> None:
         "site-packages/torch/nn.py": "site-packages/torch/nn.py",
         f"started by {USER} at {HOST}:29500": "started by user at host:29500",
         "https://pypi.org/simple/x": "https://pypi.org/simple/x",
+        "see https://hf.co//tmp/a/model": "see https://hf.co/model",
     }.items():
         assert without_places(said) == expected
