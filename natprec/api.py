@@ -20,11 +20,14 @@ from natprec.measurement.measure import measure as measure_subject
 from natprec.models.trust import tokenizer_of
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
+from natprec.records import OWN_TEXT, public_name
 from natprec.rounding.flows import round_flows
 from natprec.run.request import Request, for_engine, refuse_long
 from natprec.run.tokens import calibration_parts, calibration_tokens
+from natprec.seeds import check_seed
 from natprec.solver import Plan
 from natprec.subject import Subject
+from natprec.texts.seen import source_digest
 from natprec.texts.windows import load_tokens
 from natprec.transforms import rotated_digest
 
@@ -52,7 +55,7 @@ class Quantized:
 def measure(
     model: Any,
     tokenizer: Any,
-    data: str | Tensor | None = None,
+    data: str | Path | Tensor | None = None,
     *,
     tokens: int = 8192,
     length: int = 256,
@@ -70,21 +73,22 @@ def measure(
         arithmetic: of products, where they serve averages: 'bfloat16', 'float32', or 'auto': what is faster here.
         options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
     """
+    check_seed(options.get("seed", 0))
     rotates = options.get("transforms") == "rotate"
     model = copy.deepcopy(model) if rotates else model
     subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=arithmetic)
     subject = subject.rotated(options.get("seed", 0)) if rotates else subject
     subject = for_engine(subject, options.get("engine", "vllm"))
     ids, parts = _calibration(subject, data, tokens, length, options.get("seed", 0))
-    label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
-    return measure_subject(subject, ids, parts=parts, data=label, **options)
+    digest = None if data is None or isinstance(data, Tensor) else source_digest(str(data))
+    return measure_subject(subject, ids, parts=parts, data=_label(data), text_digest=digest, **options)
 
 
 def apply(
     plan: Plan,
     model: Any,
     tokenizer: Any = None,
-    data: str | Tensor | None = None,
+    data: str | Path | Tensor | None = None,
     *,
     rounding: str | None = None,
     refine: int = 0,
@@ -101,6 +105,7 @@ def apply(
     Raises:
         InputError: the plan is of another model.
     """
+    check_seed(seed)
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
@@ -126,7 +131,7 @@ def save(quantized: Quantized, out: str | Path, *, overwrite: bool = False) -> N
 def verify(
     folder: str | Path,
     model: Any,
-    data: str | Tensor | None = None,
+    data: str | Path | Tensor | None = None,
     tokenizer: Any = None,
     *,
     tokens: int = 4096,
@@ -144,6 +149,7 @@ def verify(
         distortion: needed only where it was one of your own.
         trust_remote_code: run Python that comes with the checkpoint.
     """
+    check_seed(seed)
     path = Path(folder)
     plan = Plan.load(path / "plan.json")
     if tokenizer is None and not isinstance(data, Tensor):
@@ -151,16 +157,14 @@ def verify(
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
     subject = replace(subject, trusted=trust_remote_code)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
-    shared = judge.may_be_measured_on(path, data) if isinstance(data, str) else False
-    ids = _ids(subject, data, tokens, length, "held-out", seed, shared)
-    label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
+    ids = _held_out(subject, path, data, tokens, length, seed)
     result = judge.verify(
         path,
         subject,
         ids,
         plan,
         rounding=judge.recorded_rounding(path),
-        data=label,
+        data=_label(data),
         stages=Stages(quiet=True),
         seed=seed,
     )
@@ -181,30 +185,39 @@ def _own_tokenizer(folder: Path, trust: bool) -> Any:
         raise InputError(f"checkpoint {str(folder)!r} has no tokenizer; give one with tokenizer=") from error
 
 
+def _label(data: str | Path | Tensor | None) -> str:
+    """What the text is called."""
+    return "given tokens" if isinstance(data, Tensor) else OWN_TEXT if data is None else public_name(data)
+
+
 def _calibration(
-    subject: Subject, data: str | Tensor | None, tokens: int, length: int, seed: int
+    subject: Subject, data: str | Path | Tensor | None, tokens: int, length: int, seed: int
 ) -> tuple[Tensor, int]:
     """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
     refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
     if isinstance(data, Tensor):
         return data.to(next(subject.model.parameters()).device), 1
-    request = Request(subject.name, eps=1.0, data=data, tokens=tokens, length=length, seed=seed)
+    source = None if data is None else str(data)
+    request = Request(subject.name, eps=1.0, data=source, tokens=tokens, length=length, seed=seed)
     ids = calibration_tokens(request, subject, Stages(quiet=True))
     return ids, calibration_parts(request, subject)
 
 
-def _ids(
-    subject: Subject, data: str | Tensor | None, tokens: int, length: int, split: str, seed: int, shared: bool = True
+def _held_out(
+    subject: Subject, folder: Path, data: str | Path | Tensor | None, tokens: int, length: int, seed: int
 ) -> Tensor:
+    """Tokens to judge a checkpoint on, without what it was measured on; those that are given as they are."""
     refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
     if not isinstance(data, Tensor):
+        source = None if data is None else str(data)
         data = load_tokens(
             subject.tokenizer,
-            data,
+            source,
             sequences=max(1, round(tokens / length)),
             length=length,
-            split=split,  # type: ignore[arg-type]
-            shared=shared,
+            split="held-out",
+            shared=source is not None and judge.may_be_measured_on(folder, source),
+            seen=judge.measured_on(folder),
             model=subject.model,
             writes=subject.kind == "causal",
             seed=seed,

@@ -11,9 +11,9 @@ import natprec
 ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "statistics", "memory", "native"},
+    {"errors", "units", "statistics", "memory", "native", "records"},
     {"marks"},
-    {"arithmetic", "files", "hooks", "progress", "parallel"},
+    {"arithmetic", "files", "hooks", "progress", "parallel", "seeds"},
     {"claims"},
     {"formats"},
     {"quantizers"},

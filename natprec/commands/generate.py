@@ -10,6 +10,7 @@ import typer
 
 from natprec.commands.options import METHOD, OUTPUT, TEXT, Device, Json, Trust, option
 from natprec.commands.output import print_json
+from natprec.records import without_places
 from natprec.runtime.generate import generate as run
 from natprec.runtime.load import Runnable, load
 from natprec.units import human_bytes
@@ -48,7 +49,7 @@ def generate(
             "kernels": {name: chosen.kernel for name, chosen in runnable.kernels.items()},
         }
         if explain:
-            result["explanation"] = explanation(runnable)
+            result["explanation"] = [without_places(line) for line in explanation(runnable)]
         print_json(result)
         return
     print()

@@ -38,16 +38,18 @@ from natprec.inspection.report import tables, to_json
 from natprec.marks import refuse_inputs
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
+from natprec.models.checkpoints import ALIASES
 from natprec.progress import Stages
 from natprec.run.request import Request, open_subject
 from natprec.run.tokens import given_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.solver.solve import check_positive
 from natprec.solver.units import EPS_BWD_SHOWN
+from natprec.texts.seen import pieces_of
 
 EXAMPLES = (
     "natprec inspect --model ./folder --data calib.txt",
-    "natprec inspect --plan plan.json --out inspected",
+    "natprec inspect --model ./folder --plan plan.json --out inspected",
 )
 
 WIDTH = 160
@@ -55,7 +57,9 @@ WIDTH = 160
 
 def inspect(
     model: Annotated[str | None, option("--model", MODEL, "Hub id, folder, .gguf file or alias.")] = None,
-    plan: Annotated[Path | None, option("--plan", MODEL, "plan.json: its model in its formats.")] = None,
+    plan: Annotated[
+        Path | None, option("--plan", MODEL, "plan.json: the model in its formats; a folder is named by --model.")
+    ] = None,
     measurement: Annotated[
         Path | None, option("--measurement", MODEL, "File of natprec measure; else it is measured here, roughly.")
     ] = None,
@@ -82,13 +86,10 @@ def inspect(
     Without --plan each domain gets the largest b* of its sites. Exit code 2 with --strict if information is lost.
     """
     planned = None if plan is None else Plan.load(plan)
-    if (model is None) == (planned is None):
-        raise InputError("give either --model or --plan, which names its model")
+    name = model or _planned_model(planned)
     check_positive("eps", eps)
     check_positive("eps-bwd", eps_bwd)
     check_positive("kelvin", kelvin)
-    name = model if planned is None else planned.model
-    assert name is not None
     request = Request(
         name, eps=eps or 0.01, data=data, text_column=text_column, tokens=tokens, eval_tokens=tokens,
         length=sequence_length, group_size=parse_group_size(group_size), engine=engine, rounding="rtn", seed=seed,
@@ -108,7 +109,7 @@ def inspect(
     if known is not None and known.header.model_digest != subject.digest:
         raise InputError(f"measurement {str(measurement)!r} is of {known.header.model!r}, not of {name!r}")
     ids = given_tokens(request, subject, stages)
-    held_out = held_out_tokens(request, subject, stages)
+    held_out = held_out_tokens(request, subject, stages, pieces_of(ids))
     if known is None:
         known = measure(
             subject,
@@ -127,14 +128,34 @@ def inspect(
     if strict:
         require_explicit(found)
     shown = found if site is None else keep_named(found, site)
-    value = {"model": name, "eps": request.eps, "eps_bwd": tolerance, "kelvin": kelvin, **to_json(shown)}
+    value = {
+        "model": subject.name,
+        "model_digest": subject.digest,
+        "eps": request.eps,
+        "eps_bwd": tolerance,
+        "kelvin": kelvin,
+        **to_json(shown),
+    }
     if out is not None:
         with new_folder(out, overwrite) as folder:
             write_json(folder / "inspection.json", value)
-            (folder / "graph.svg").write_text(svg(found, f"{name}: bits per unit"), encoding="utf-8")
+            (folder / "graph.svg").write_text(svg(found, f"{subject.name}: bits per unit"), encoding="utf-8")
     if as_json:
         print_json({**value, "seconds": stages.seconds})
         return
     Console(width=max(WIDTH, Console().width)).print(tables(shown), highlight=False)
     if out is not None:
         print(f"written to {out}")
+
+
+def _planned_model(plan: Plan | None) -> str:
+    """The model that a plan names, where the name is enough to find it.
+
+    Raises:
+        InputError: it is the name of a folder that is not here, or there is no plan.
+    """
+    if plan is None:
+        raise InputError("give --model, or --plan with a plan of a hub model")
+    if "/" not in plan.model and plan.model not in ALIASES and not Path(plan.model).exists():
+        raise InputError(f"the plan is of {plan.model!r} and does not say where that lies; name it with --model")
+    return plan.model

@@ -37,6 +37,7 @@ from natprec.commands.output import print_json
 from natprec.memory import peak_bytes
 from natprec.parallel.workers import joined, refuse_many
 from natprec.progress import Stages
+from natprec.records import public_name
 from natprec.run import resumable
 from natprec.run.request import Request
 
@@ -88,7 +89,7 @@ def measure(
     if not workers.first:
         return
     summary = {
-        "out": str(out),
+        "out": public_name(out),
         "sites": len(measurement.curves),
         "few_tokens": {name: curve.tokens for name, curve in measurement.curves.items() if curve.few},
         "formats": sorted({fmt.name for curve in measurement.curves.values() for fmt in curve.formats}),

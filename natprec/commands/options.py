@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from natprec.errors import InputError
+from natprec.formats.engines import PROFILES
 from natprec.formats.number_format import CHANNEL
 
 MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
@@ -42,7 +43,7 @@ Tokens = Annotated[int, option("--tokens", TEXT, "Calibration tokens.")]
 EvalTokens = Annotated[int, option("--eval-tokens", TEXT, "Held-out tokens.")]
 Length = Annotated[int, option("--sequence-length", TEXT, "Tokens per sequence.")]
 GroupSize = Annotated[str, option("--group-size", METHOD, "32, 64, 128, channel, or auto: all that fit compete.")]
-Engine = Annotated[str, option("--engine", METHOD, "What must run it: vllm, transformers, sglang, natprec.")]
+Engine = Annotated[str, option("--engine", METHOD, f"What must run it: {', '.join(PROFILES)}.")]
 EstimatorOption = Annotated[str, option("--estimator", METHOD, "fisher (one sweep) or exact (replay; slow).")]
 DistortionOption = Annotated[
     str | None,
@@ -74,6 +75,9 @@ EpsBwd = Annotated[
 ]
 ArithmeticOption = Annotated[
     str, option("--arithmetic", METHOD, "Of products that serve averages: bfloat16, float32, or auto: the faster one.")
+]
+PlannedEngine = Annotated[
+    str | None, option("--engine", METHOD, f"{', '.join(PROFILES)}; default: the one measured for.")
 ]
 PlannedRounding = Annotated[str | None, option("--rounding", METHOD, "Default: the one measured or planned for.")]
 Seed = Annotated[int, option("--seed", METHOD, "Of random signs, sampled text and intervals.")]

@@ -48,6 +48,7 @@ from natprec.commands.options import (
 )
 from natprec.commands.output import print_json
 from natprec.progress import Stages
+from natprec.records import public_name
 from natprec.run.request import Request
 from natprec.run.summary import result_table
 
@@ -114,7 +115,7 @@ def quantize(
         request, folder, overwrite=overwrite, resume=resume, stages=stages
     )
     if as_json:
-        print_json({**asdict(verification), "out": str(folder), "seconds": stages.seconds,
+        print_json({**asdict(verification), "out": public_name(folder), "seconds": stages.seconds,
                      "few_tokens": plan.few_tokens})  # fmt: skip
     else:
         Console().print(result_table(measurement, plan, verification, stages.seconds))

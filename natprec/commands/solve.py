@@ -10,7 +10,6 @@ from rich.console import Console
 
 from natprec.commands.options import (
     KV,
-    METHOD,
     OUTPUT,
     Activations,
     Bits,
@@ -19,6 +18,7 @@ from natprec.commands.options import (
     Json,
     MaxSize,
     Overwrite,
+    PlannedEngine,
     PlannedRounding,
     ScopeOption,
     option,
@@ -43,7 +43,7 @@ def solve(
     eps_bwd: EpsBwd = None,
     activations: Activations = "16",
     kv: KV = "16",
-    engine: Annotated[str | None, option("--engine", METHOD, "Default: the one measured for.")] = None,
+    engine: PlannedEngine = None,
     rounding: PlannedRounding = None,
     out: Annotated[Path | None, option("--out", OUTPUT, "Write plan.json here.")] = None,
     overwrite: Overwrite = False,

@@ -27,6 +27,7 @@ from natprec.commands.output import print_json
 from natprec.errors import InputError
 from natprec.evaluation import judge
 from natprec.progress import Stages
+from natprec.records import OWN_TEXT, public_name
 from natprec.run import resumable
 from natprec.run.request import Request, open_subject
 from natprec.run.summary import verification_table
@@ -53,7 +54,7 @@ def verify(
 ) -> None:
     """Measure how far a checkpoint is from the original on held-out text. Exit code 3 if farther than eps.
 
-    Of a text that may be the one measured on, only the last fifth is taken, which measuring leaves out.
+    Of a text that may be the one measured on, by any name, only the last fifth is taken, which measuring leaves out.
     """
     if not folder.is_dir():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
@@ -68,13 +69,13 @@ def verify(
     stages = Stages()
     subject = open_subject(request, stages)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), model)  # judged beside the original itself
-    ids = held_out_tokens(request, subject, stages)
+    ids = held_out_tokens(request, subject, stages, judge.measured_on(folder))
     partial = beside(folder, ".verify.partial")
     if not resume:
         resumable.forget(partial)
     verification = judge.verify(
         folder, subject, ids, plan, rounding=judge.recorded_rounding(folder),
-        data=eval_data or "written by the model", stages=stages, seed=seed, kept=partial / resumable.STAGES,
+        data=public_name(eval_data or OWN_TEXT), stages=stages, seed=seed, kept=partial / resumable.STAGES,
     )  # fmt: skip
     resumable.forget(partial)
     verification.save(folder / "verification.json")

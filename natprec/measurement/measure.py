@@ -25,10 +25,12 @@ from natprec.measurement.table import VERSION, Header, Measurement
 from natprec.memory import keep_freed
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
+from natprec.seeds import check_seed
 from natprec.sites import activation_formats, uneven
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
+from natprec.texts.seen import pieces_of
 from natprec.texts.windows import data_digest
 from natprec.transforms import TRANSFORMS
 
@@ -60,6 +62,7 @@ def measure(
     seed: int = 0,
     parts: int = 1,
     data: str = "given tokens",
+    text_digest: str | None = None,
     stages: Stages | None = None,
     state_file: Path | None = None,
     resume: bool = False,
@@ -76,12 +79,14 @@ def measure(
         sites: 'weights', or 'all': activations, keys and values too.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
+        data: what the text is called; `text_digest`: of its file, see `natprec.texts.seen`.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
         workers: processes that call this with the same arguments and share the work; process 0 writes the state.
     Raises:
         InputError: unknown engine or estimator, a group size that divides a site not, a state of
             another measurement; fewer batches than processes.
     """
+    seed = check_seed(seed)
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
     if transforms not in TRANSFORMS:
@@ -180,6 +185,7 @@ def measure(
         model_digest=subject.digest,
         data=data,
         data_digest=data_digest(ids),
+        text_digest=text_digest,
         sequences=ids.shape[0],
         length=ids.shape[1],
         parts=parts,
@@ -196,7 +202,7 @@ def measure(
         sites=sites,
         products=products,
     )
-    measurement = Measurement(header, curves)
+    measurement = Measurement(header, curves, pieces_of(ids))
     if estimator == "fisher":
         measurement = spot_check(subject, measurement, ids, stages, workers)
         far = not_believed(measurement)

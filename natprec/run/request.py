@@ -24,6 +24,7 @@ from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.progress import Stages
 from natprec.quantizers.roundings import refuse_unknown_rounding
+from natprec.seeds import check_seed
 from natprec.sites import Site, activation_formats
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
@@ -41,7 +42,7 @@ COPIES = 3
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; the command line's options, one to one."""
+    """What the user asked for; the command line's options, one to one. A Path serves as a name, too."""
 
     model: str
     eps: float | None = None
@@ -71,6 +72,11 @@ class Request:
     eps_bwd: float | None = None
     arithmetic: str = "auto"
 
+    def __post_init__(self) -> None:
+        for name in ("model", "data", "eval_data"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
+
     def check(self, judged: bool = True) -> None:
         """Refuse what cannot work before a model is loaded.
 
@@ -93,6 +99,7 @@ class Request:
         check_flows(engine_profile(self.engine), self.activations, self.kv)
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
+        check_seed(self.seed)
         refuse_unknown_rounding(self.rounding)
         refuse_unknown_arithmetic(self.arithmetic)
         if self.refine < 0:

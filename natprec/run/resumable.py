@@ -19,9 +19,11 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure, products_of
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
+from natprec.records import OWN_TEXT, public_name
 from natprec.run.request import Request, open_subject, too_large
 from natprec.run.tokens import calibration_parts, calibration_tokens
 from natprec.subject import Subject
+from natprec.texts.seen import source_digest
 from natprec.texts.windows import data_digest
 
 STAGES = "stages"
@@ -107,7 +109,8 @@ def run_measurement(
         sites=request.sites,
         seed=request.seed,
         parts=calibration_parts(request, subject),
-        data=request.data or "written by the model",
+        data=public_name(request.data) if request.data else OWN_TEXT,
+        text_digest=source_digest(request.data) if request.data else None,
         stages=stages,
         state_file=state_file,
         resume=resume,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from natprec.errors import InputError
 from natprec.progress import Stages
+from natprec.records import public_name
 from natprec.run.request import Request
 from natprec.subject import Subject
+from natprec.texts.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.texts.windows import load_tokens
 
 
@@ -41,12 +41,21 @@ def calibration_parts(request: Request, subject: Subject) -> int:
     return 1 if request.data is None or not subject.writes else 2
 
 
-def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
-    """(sequences, length) tokens to judge on: another part of the text, or another text."""
-    return _tokens(request, subject, stages, request.eval_data or request.data, request.eval_tokens, "held-out")
+def held_out_tokens(request: Request, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Tensor:
+    """(sequences, length) tokens to judge on: another part of the text, or another text, without what was `seen`."""
+    source = request.eval_data or request.data
+    return _tokens(request, subject, stages, source, request.eval_tokens, "held-out", seen)
 
 
-def _tokens(request: Request, subject: Subject, stages: Stages, source: str | None, tokens: int, split: str) -> Tensor:
+def _tokens(
+    request: Request,
+    subject: Subject,
+    stages: Stages,
+    source: str | None,
+    tokens: int,
+    split: str,
+    seen: Pieces = NO_PIECES,
+) -> Tensor:
     if source is None and subject.kind == "causal" and not subject.writes:
         raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
     steps = None if source else tokens
@@ -66,7 +75,8 @@ def _tokens(request: Request, subject: Subject, stages: Stages, source: str | No
             sequences=max(1, round(tokens / request.length)),
             length=request.length,
             split=split,  # type: ignore[arg-type]
-            shared=request.eval_data is None or same_source(request.eval_data, request.data),
+            shared=shares_text(request),
+            seen=seen,
             model=subject.model,
             writes=subject.writes,
             seed=request.seed,
@@ -76,8 +86,8 @@ def _tokens(request: Request, subject: Subject, stages: Stages, source: str | No
         ).to(device)
 
 
-def same_source(one: str, other: str | None) -> bool:
-    """Whether two names mean one text: equal, or paths of the same file."""
-    if other is None or one == other:
-        return one == other
-    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)
+def shares_text(request: Request) -> bool:
+    """Whether a run measures and judges on one text, under whatever names."""
+    if request.eval_data is None or request.data is None:
+        return request.eval_data is None
+    return same_text(public_name(request.data), source_digest(request.data), request.eval_data)
