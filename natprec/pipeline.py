@@ -189,7 +189,7 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
     """Checkpoint and plan.json into an existing folder."""
     with stages.stage("write"):
         profile = engine_profile(plan.engine)
-        if profile.types:
+        if profile.container == "gguf":
             write_gguf(folder, subject, quantized)
         else:
             write_checkpoint(

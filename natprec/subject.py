@@ -16,7 +16,7 @@ from natprec.arithmetic import arithmetic
 from natprec.distortions import DISTORTIONS, Distortion, named
 from natprec.errors import InputError
 from natprec.files import folder_bytes
-from natprec.formats import EngineProfile, NumberFormat
+from natprec.formats import EngineProfile, Format
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
@@ -152,7 +152,7 @@ class Subject:
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"
-    ) -> dict[str, tuple[NumberFormat, ...]]:
+    ) -> dict[str, tuple[Format, ...]]:
         """Site name → formats to measure: one group size, or with None all that divide the site; or GGUF types.
 
         Args:
@@ -160,9 +160,10 @@ class Subject:
         Raises:
             InputError: the group size, or the blocks of all GGUF types, do not divide a site, which is named.
         """
-        if profile.types:  # their groups are their own
-            refuse_unblocked(self.sites, profile.types)
-            return {site.name: tuple(t for t in profile.types if t.divides(site.shape[1])) for site in self.sites}
+        if profile.container == "gguf":  # their groups are their own
+            types = profile.measured(())
+            refuse_unblocked(self.sites, types)
+            return {site.name: tuple(fmt for fmt in types if fmt.divides(site.shape[1])) for site in self.sites}
         if group_size is not None:
             formats = profile.measured((group_size,))
             if sites == "all":

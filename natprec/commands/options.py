@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from natprec.errors import InputError
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL
 
 MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from natprec.errors import InputError, ModelError
 from natprec.export.gguf import FILE_NAME
-from natprec.formats.activation_format import TOKEN, ActivationFormat
+from natprec.formats.compressed_tensors import activation_format
 from natprec.models.checkpoints import Kind, auto_class, model_kind
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
@@ -104,17 +104,13 @@ def _plain(folder: Path) -> nn.Module:
 
 def _rounding(model: nn.Module, scheme: dict[str, Any]) -> nn.Module:
     """The model with activations, keys and values rounded as a quantization_config says, by hooks."""
-
-    def described(arguments: dict[str, Any]) -> ActivationFormat:
-        return ActivationFormat(arguments["num_bits"], arguments["group_size"] or TOKEN)
-
     for group in scheme["config_groups"].values():
         if group["input_activations"]:
             for name in group["targets"]:
-                round_input(model.get_submodule(name), described(group["input_activations"]))
+                round_input(model.get_submodule(name), activation_format(group["input_activations"]))
     if scheme.get("kv_cache_scheme"):
         for module in model.modules():  # only those that compute attention will ask
-            round_states(module, described(scheme["kv_cache_scheme"]))
+            round_states(module, activation_format(scheme["kv_cache_scheme"]))
     return model
 
 

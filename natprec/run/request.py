@@ -162,7 +162,7 @@ def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
         raise InputError(
             f"refine {refine}: that needs the whole model in memory; leave it out, or use --weights memory"
         )
-    if engine_profile(engine).types:
+    if engine_profile(engine).container == "gguf":
         raise InputError(
             f"engine {engine!r}: a GGUF file is written from memory; use --weights memory, or another engine"
         )
@@ -179,7 +179,7 @@ def for_engine(subject: Subject, engine: str) -> Subject:
             f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
             "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
         )
-    return as_gguf(subject) if engine_profile(engine).types else subject
+    return as_gguf(subject) if engine_profile(engine).container == "gguf" else subject
 
 
 def refuse_long(subject: Subject, length: int) -> None:

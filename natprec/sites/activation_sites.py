@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.formats.activation_format import CHANNEL, FLOAT8, ActivationFormat
+from natprec.formats import CHANNEL, FP8_TENSOR, Format, Granularity, PerFeature, PerGroup, activation
 from natprec.hooks import attached
 from natprec.quantizers.activations import round_activations
 from natprec.sites.weight_sites import Site
@@ -57,7 +57,7 @@ def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, ca
     return sorted(found, key=lambda site: site.stage)
 
 
-def activation_formats(site: Site, group_size: int | None) -> tuple[ActivationFormat, ...]:
+def activation_formats(site: Site, group_size: int | None) -> tuple[Format, ...]:
     """What is measured at a site: one scale per token, or per head of a key or value; float8 too in a cache.
 
     Inputs of Linears are also measured with fixed scales per feature, which no engine multiplies: what they cost beside
@@ -67,15 +67,15 @@ def activation_formats(site: Site, group_size: int | None) -> tuple[ActivationFo
         group_size: of the weights; inputs of Linears are measured with that as well, where it divides them.
     """
     if site.role == "cache":
-        return (*(ActivationFormat(bits, site.shape[1]) for bits in WIDTHS), FLOAT8)
-    formats = [ActivationFormat(bits) for bits in WIDTHS]
+        return (*(activation(bits, PerGroup(site.shape[1])) for bits in WIDTHS), FP8_TENSOR)
+    formats = [activation(bits) for bits in WIDTHS]
     if site.role == "linear":
-        sizes = (CHANNEL,) if group_size is None or group_size <= 0 else (group_size, CHANNEL)
-        formats += [ActivationFormat(bits, size) for size in sizes for bits in GROUPED_WIDTHS]
+        by: list[Granularity] = [] if group_size is None or group_size == CHANNEL else [PerGroup(group_size)]
+        formats += [activation(bits, each) for each in (*by, PerFeature()) for bits in GROUPED_WIDTHS]
     return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
 
 
-def round_input(module: nn.Module, fmt: ActivationFormat) -> Any:
+def round_input(module: nn.Module, fmt: Format) -> Any:
     """From now on a module computes with its first argument rounded; returns what `remove()` undoes it."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -87,7 +87,7 @@ def round_input(module: nn.Module, fmt: ActivationFormat) -> Any:
 
 
 def round_states(
-    module: nn.Module, fmt: ActivationFormat, kinds: Sequence[str] = ("key", "value"), largest: Tensor | None = None
+    module: nn.Module, fmt: Format, kinds: Sequence[str] = ("key", "value"), largest: Tensor | None = None
 ) -> AttentionHook:
     """The same for the keys or values, or both, of an attention module.
 
@@ -104,7 +104,7 @@ def round_states(
     return AttentionHook(module, hook)
 
 
-def round_site(model: nn.Module, site: Site, fmt: ActivationFormat, largest: float | None = None) -> list[Any]:
+def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | None = None) -> list[Any]:
     """Round an activation wherever it is used; returns the hooks, to remove."""
     modules = [model.get_submodule(use) for use in site.uses]
     if site.role == "cache":
@@ -113,7 +113,7 @@ def round_site(model: nn.Module, site: Site, fmt: ActivationFormat, largest: flo
     return [round_input(module, fmt) for module in modules]
 
 
-def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, ActivationFormat]) -> list[Any]:
+def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, Format]) -> list[Any]:
     """Round what Linears read, by the unit that they belong to; returns the hooks, to remove.
 
     Args:
@@ -125,7 +125,7 @@ def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, A
 
 
 @contextlib.contextmanager
-def rounded(model: nn.Module, site: Site, fmt: ActivationFormat) -> Iterator[None]:
+def rounded(model: nn.Module, site: Site, fmt: Format) -> Iterator[None]:
     """Within the block every use of the activation computes with its rounded values."""
     with attached(round_site(model, site, fmt)):
         yield

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import GGUFType, NumberFormat
+from natprec.formats import Format
 from natprec.staged.blocks import StagedModel
 
 Kind = Literal["weight", "activation", "key", "value"]
@@ -107,7 +107,7 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
     return model.get_submodule(site.name).weight  # type: ignore[return-value]
 
 
-def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> None:
+def refuse_indivisible(sites: list[Site], formats: tuple[Format, ...]) -> None:
     """Name the first layer that a group size does not divide, before anything is measured.
 
     Raises:
@@ -123,7 +123,7 @@ def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> 
                 )
 
 
-def refuse_unblocked(sites: list[Site], types: tuple[GGUFType, ...]) -> None:
+def refuse_unblocked(sites: list[Site], types: tuple[Format, ...]) -> None:
     """Name the first layer whose rows are whole blocks of no GGUF type, before anything is measured.
 
     Raises:

@@ -11,7 +11,8 @@ import numpy as np
 from natprec.errors import InputError
 from natprec.formats import EngineProfile
 from natprec.solver.allocation import natural_precision
-from natprec.solver.plan import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, Plan
+from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
+from natprec.solver.plan import Plan
 from natprec.solver.units import NOT_ROUNDED, Group, fewest_bits, kl_of, stored_bytes
 from natprec.statistics import bootstrap_interval
 

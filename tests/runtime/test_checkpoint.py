@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.runtime.load import load
 from tests.arrange import subject
 from tests.runtime.test_load import written
@@ -20,7 +20,7 @@ TENSOR = "model.layers.1.mlp.down_proj.weight_packed"
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    return written(tmp_path_factory.mktemp("good") / "out", subject(tiny_tokenizer), NumberFormat(4, 32), "vllm")
+    return written(tmp_path_factory.mktemp("good") / "out", subject(tiny_tokenizer), integer(4, 32), "vllm")
 
 
 @pytest.fixture
