@@ -94,4 +94,4 @@ def _found(described: Mapping[str, Any], of: str, formats: list[Format]) -> Form
         if all(own.get(name) == wanted.get(name) for name in names):
             return fmt
     said = ", ".join(f"{name} {wanted[name]}" for name in sorted(wanted) if wanted[name] is not None)
-    raise InputError(f"natprec has no format for {of} of {said}; run the checkpoint in vLLM, or quantize the original")
+    raise InputError(f"natprec has no format for {of} of {said}")

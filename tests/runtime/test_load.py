@@ -42,7 +42,7 @@ def written(folder: Path, made: Subject, fmt: Format, engine: str) -> Path:
     folder.mkdir()
     quantized = {}
     for site in made.sites:
-        fits = fmt if profile.runs(site.role, fmt) else replace(fmt, bits=8)
+        fits = fmt if profile.runs(site.role, fmt) else integer(8, fmt.group_size, fmt.symmetric)
         if profile.runs(site.role, fits):
             quantized[site.name] = quantize(site_weight(made.model, site), fits, made.storage_dtype)
     write_checkpoint(folder, made.model, made.tokenizer, made.sites, quantized, profile, made.storage_dtype)
