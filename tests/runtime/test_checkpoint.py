@@ -77,7 +77,7 @@ def test_a_missing_file_and_a_missing_tensor(folder: Path) -> None:
         ("weights", {"type": "float", "num_bits": 8}, "no format for weights of .*num_bits 8, .*type float"),
         ("weights", {"strategy": "block"}, "no format for weights of .*strategy block"),
         ("input_activations", {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True},
-         "activations of 4 bits"),
+         "activations in a4-token; kernels exist for a8-token"),
     ],
 )  # fmt: skip
 def test_a_scheme_without_a_kernel_says_so(folder: Path, part: str, change: dict[str, Any], said: str) -> None:
