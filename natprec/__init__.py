@@ -15,7 +15,7 @@ from natprec.api import Quantized, apply, measure, save, verify
 from natprec.distortions import Distortion, FeatureDistance
 from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
 from natprec.evaluation.verify import Verification
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.measurement import Curve, Measurement
 from natprec.pipeline import quantize
 from natprec.run.request import Request
@@ -28,11 +28,11 @@ __all__ = [
     "Curve",
     "Distortion",
     "FeatureDistance",
+    "Format",
     "InputError",
     "Measurement",
     "ModelError",
     "NatprecError",
-    "NumberFormat",
     "OutputError",
     "Plan",
     "Quantized",

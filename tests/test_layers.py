@@ -123,7 +123,7 @@ def test_reader_of_imports() -> None:
 from __future__ import annotations
 import json
 from natprec import pipeline
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 if TYPE_CHECKING:
     from natprec.cli import main
 try:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from natprec.errors import InputError
+from natprec.formats import CHANNEL
 from natprec.formats.engines import PROFILES
-from natprec.formats.number_format import CHANNEL
 
 MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
 

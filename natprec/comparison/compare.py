@@ -24,7 +24,7 @@ from natprec.comparison.processes import interpreter, run_job
 from natprec.comparison.proxies import NAMES, correlations, proxies
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.marks import KEY, is_ours, refuse_inputs
 from natprec.models.surroundings import quiet
 from natprec.progress import Stages
@@ -86,7 +86,7 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
     refuse_occupied(folder, resume)
     subject = open_subject(request, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
-    refuse_indivisible(sites, (NumberFormat(4, request.group_size, True),))
+    refuse_indivisible(sites, (integer(4, request.group_size, True),))
     ids = given_tokens(request, subject, stages)
     held_out = held_out_tokens(request, subject, stages, pieces_of(ids))
     bench = _Bench(request, settings, folder, stages, subject, ids, held_out)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from natprec.errors import ModelError
 from natprec.export.compressed_tensors import is_int8, quantization_config
-from natprec.formats import NumberFormat, engine_profile
+from natprec.formats import Format, engine_profile
 from natprec.models.checkpoints import first_line
 from natprec.models.disk_names import DiskNames
 from natprec.models.surroundings import quiet
@@ -31,7 +31,7 @@ def refusal(subject: Subject, engine: str) -> str | None:
     if engine not in TRIED:
         return None
     profile, unreached = engine_profile(engine), subject.unreached
-    formats: dict[str, NumberFormat] = {}
+    formats: dict[str, Format] = {}
     for site in subject.sites:
         fit = [fmt for fmt in subject.candidates(profile, None)[site.name] if profile.runs(site.role, fmt)]
         if fit and site.name not in unreached:
@@ -70,7 +70,7 @@ def unlike(report: Mapping[str, Collection[Any]]) -> str | None:
     return "; ".join(parts) or None
 
 
-def _tried(subject: Subject, engine: str, formats: Mapping[str, NumberFormat]) -> str | None:
+def _tried(subject: Subject, engine: str, formats: Mapping[str, Format]) -> str | None:
     """Why the loading fails; dense if nothing has a format."""
     from loguru import logger
 
@@ -95,7 +95,7 @@ def _tried(subject: Subject, engine: str, formats: Mapping[str, NumberFormat]) -
     return unlike(report)
 
 
-def _empty(subject: Subject, engine: str, formats: Mapping[str, NumberFormat], names: DiskNames) -> dict[str, Tensor]:
+def _empty(subject: Subject, engine: str, formats: Mapping[str, Format], names: DiskNames) -> dict[str, Tensor]:
     """The tensors of the checkpoint, on the meta device."""
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:

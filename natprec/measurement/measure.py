@@ -105,7 +105,7 @@ def measure(
     profile = engine_profile(engine)
     formats = subject.candidates(profile, group_size, sites)
     stages = stages or Stages(quiet=True)
-    if said := uneven(subject.sites, formats, None if engine_profile(engine).types else group_size):
+    if said := uneven(subject.sites, formats, None if engine_profile(engine).container == "gguf" else group_size):
         stages.note(said)
     products = products_of(subject, sites)
     fingerprint = {

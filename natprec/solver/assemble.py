@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from natprec.errors import InputError
-from natprec.formats import ActivationFormat, EngineProfile
+from natprec.formats import EngineProfile, Format
 from natprec.sites import Site
 from natprec.solver.allocation import natural_precision
-from natprec.solver.plan import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, Plan
+from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
+from natprec.solver.plan import Plan
 from natprec.solver.units import NOT_ROUNDED, Group, fewest_bits, kl_of, refuse_other_rule, stored_bytes
 from natprec.statistics import bootstrap_interval
 
@@ -134,7 +135,7 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
     return CacheChoice(fmt, kl, largest)
 
 
-def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> ActivationFormat:
+def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> Format:
     """The one format of all keys and values at so many bits, below 16.
 
     Raises:
