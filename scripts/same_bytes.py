@@ -3,7 +3,7 @@
     python scripts/same_bytes.py BEFORE [--models llama-tied,bert] [--smollm2]
 
 Checks out BEFORE (a commit) into a temporary worktree, quantizes five tiny models in five ways with both, and compares
-every tensor and every config.json. `--smollm2` adds `make demo`'s run of smollm2-135m. Exit status 1 if anything differs.
+every tensor and every config.json. `--smollm2` adds `make demo`'s run of smollm2-135m. Exits with 1 if any differs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ WAYS = {
 
 
 def main() -> None:
+    """Compare, print a line for each run, and say whether all are equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", help="a commit")
     parser.add_argument("--models", default=",".join(MODELS), help="which of the tiny models (default: all)")

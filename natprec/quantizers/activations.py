@@ -1,8 +1,8 @@
 """What an engine makes of an activation: the nearest codes on a grid that each token, or group of features, spans.
 
 The format says what the largest magnitude is scaled to: the largest code, as in kernels, or half a step beyond it, as
-in compressed-tensors, where a positive largest value is half a step off. The scale of float8 is a power of two, which every
-dtype holds and which leaves its precision as it is.
+in compressed-tensors, where a positive largest value is half a step off. The scale of float8 is a power of two, which
+every dtype holds and which leaves its precision as it is.
 """
 
 from __future__ import annotations
