@@ -23,6 +23,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "RecurrentGemma": {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 16},
     "Bloom": {},
     "GPTNeoX": {},
+    "Gemma3": {},
     "Qwen3Moe": {},
 }  # fmt: skip
 
@@ -62,7 +63,7 @@ def test_packed_weights_that_transformers_cannot_make_ready_are_known_beforehand
 
 
 def test_what_transformers_loads_passes_the_trial() -> None:
-    models = [model_of("Bloom"), model_of("GPTNeoX"), model_of("Qwen3Moe"), tiny_model(), tiny_encoder()]
+    models = [*map(model_of, ("Bloom", "GPTNeoX", "Qwen3Moe", "Gemma3")), tiny_model(), tiny_encoder()]
     for model in models:
         assert refusal(Subject.in_memory(model, None), "transformers") is None
 
