@@ -31,9 +31,9 @@ def refusal(subject: Subject, engine: str) -> str | None:
     if engine not in TRIED:
         return None
     profile, unreached = engine_profile(engine), subject.unreached
-    formats: dict[str, NumberFormat] = {}
+    candidates, formats = subject.candidates(profile, None), dict[str, NumberFormat]()
     for site in subject.sites:
-        fit = [fmt for fmt in subject.candidates(profile, None)[site.name] if profile.runs(site.role, fmt)]
+        fit = [fmt for fmt in candidates[site.name] if profile.runs(site.role, fmt)]
         if fit and site.name not in unreached:
             formats[site.name] = fit[0]
     why = _tried(subject, engine, formats)
