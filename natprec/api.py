@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from natprec import pipeline
 from natprec.distortions import Distortion, named
-from natprec.errors import InputError
+from natprec.errors import InputError, NatprecError
 from natprec.evaluation import judge
 from natprec.evaluation.verify import Verification
 from natprec.files import new_folder
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
+from natprec.models.trust import tokenizer_of
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.records import OWN_TEXT, public_name
@@ -108,6 +109,7 @@ def apply(
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
+    subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     rounding = rounding or plan.rounding
     ids = None if rounding == "rtn" and not refine else _calibration(subject, data, tokens, length, seed)[0]
     codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True), refine, seed)
@@ -136,6 +138,7 @@ def verify(
     length: int = 256,
     seed: int = 0,
     distortion: Distortion | None = None,
+    trust_remote_code: bool = False,
 ) -> Verification:
     """Judge a checkpoint on disk against the original model; writes verification.json into it.
 
@@ -144,13 +147,15 @@ def verify(
             on, the last fifth is taken, which measuring leaves out.
         tokenizer: needed for text; the checkpoint's own by default.
         distortion: needed only where it was one of your own.
+        trust_remote_code: run Python that comes with the checkpoint.
     """
     check_seed(seed)
     path = Path(folder)
     plan = Plan.load(path / "plan.json")
     if tokenizer is None and not isinstance(data, Tensor):
-        tokenizer = _own_tokenizer(path)
+        tokenizer = _own_tokenizer(path, trust_remote_code)
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
+    subject = replace(subject, trusted=trust_remote_code)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     ids = _held_out(subject, path, data, tokens, length, seed)
     result = judge.verify(
@@ -171,11 +176,11 @@ def _distortion(given: str | Distortion | None) -> Distortion | None:
     return named(given) if isinstance(given, str) else given
 
 
-def _own_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
+def _own_tokenizer(folder: Path, trust: bool) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return tokenizer_of(folder, trust)
+    except NatprecError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {str(folder)!r} has no tokenizer; give one with tokenizer=") from error
 

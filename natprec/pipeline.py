@@ -14,20 +14,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from natprec.errors import BudgetError
+from natprec.claims import beside, claimed
+from natprec.errors import BudgetError, NatprecError, VerdictError
 from natprec.evaluation.judge import MEASUREMENT, promised, tightened, verify
+from natprec.evaluation.reload import UNPACKED
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint, write_gguf
 from natprec.export.by_stage import round_to_folder
-from natprec.files import claimed, clear_stale, new_folder, refuse_existing
+from natprec.export.trial import refusal
+from natprec.files import clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
+from natprec.marks import refuse_inputs
 from natprec.measurement import Measurement
 from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.records import OWN_TEXT, public_name
 from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
 from natprec.rounding.refine import refine
-from natprec.run.request import Request, open_subject, refuse_impossible_size, refuse_on_disk
+from natprec.run.request import Request, open_subject, refuse_impossible_size, refuse_on_disk, tell_leftovers
 from natprec.run.resumable import STAGES, forget, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
@@ -45,18 +49,24 @@ def quantize(
 
     Raises:
         NatprecError: any input that cannot be used; nothing is left half-written.
+        VerdictError: the checkpoint is there, but could not be judged.
     """
     request.check()
     out = Path(out)
+    refuse_inputs(out, request.inputs())
     clear_stale(out)
     refuse_existing(out, overwrite)
+    partial = beside(out, ".partial")
     stages = stages or Stages(quiet=True)
     subject = open_subject(request, stages)
     refuse_on_disk(subject, request.engine, request.refine)
     refuse_impossible_size(request, subject)
+    tell_leftovers(subject, request.engine, stages)
+    why = None if request.engine == "transformers" else refusal(subject, request.engine)  # else refused by now
+    if why is not None:
+        stages.note(UNPACKED.format(why))
     ids = calibration_tokens(request, subject, stages)
     held_out = held_out_tokens(request, subject, stages, pieces_of(ids))
-    partial = out.with_name(out.name + ".partial")
     with claimed(out):
         measurement = measured(request, subject, ids, partial / "measurement.safetensors", resume, stages)
         try:
@@ -66,12 +76,19 @@ def quantize(
             kept = partial / "measurement.safetensors"
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
-            plan, verification = _round_and_prove(
-                request, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages
+            plan, verdict = _round_and_prove(
+                request, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages, tried=why is None
             )
             measurement.save(folder / MEASUREMENT)
         forget(partial)
-    return measurement, plan, verification
+    if isinstance(verdict, NatprecError):
+        source = request.eval_data or request.data
+        why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
+        raise VerdictError(
+            f"{why}; the checkpoint is complete, but not judged: natprec verify {out} --model {request.model}"
+            + (f" --eval-data {source}" if source else "")
+        ) from verdict
+    return measurement, plan, verdict
 
 
 def _round_and_prove(
@@ -84,18 +101,26 @@ def _round_and_prove(
     folder: Path,
     kept: Path,
     stages: Stages,
-) -> tuple[Plan, Verification]:
-    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat."""
+    tried: bool,
+) -> tuple[Plan, Verification | NatprecError]:
+    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat.
+
+    Returns:
+        The plan, and the verdict or why there is none: hours of work are not thrown away for that.
+    """
     original = snapshot(subject.model)
     judged = public_name(request.eval_data or request.data or OWN_TEXT)
     verification: Verification | None = None
     for corrections in (0, 1):
         round_and_write(subject, plan, ids, request.rounding, folder, kept, stages, request.refine, request.seed)
         restore(subject.model, original)
-        verification = verify(
-            folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages, seed=request.seed,
-            kept=kept,
-        )  # fmt: skip
+        try:
+            verification = verify(
+                folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages,
+                seed=request.seed, kept=kept, tried=tried,
+            )  # fmt: skip
+        except NatprecError as error:
+            return plan, error
         verification = replace(verification, corrections=corrections)
         promise = promised(plan)
         if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
@@ -137,6 +162,7 @@ def round_and_write(
     Args:
         kept: folder for the finished stages of a model whose weights are on disk.
     """
+    subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
     if len(experts) > 1:
         stages.note(
@@ -196,13 +222,18 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
         else:
             write_checkpoint(
                 folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
-                inputs=plan.rounded_inputs, cache=plan.cache, routers=subject.staged.routing.routers,
+                inputs=plan.rounded_inputs, cache=plan.cache,
+                routers=[*subject.staged.routing.routers, *subject.leftovers.modules],
+                dtypes=subject.staged.weights.dtypes, carried=subject.leftovers.read(),
             )  # fmt: skip
         _write_beside(subject, plan, folder)
 
 
 def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
-    for name, text in subject.companions.items():
+    for name, content in subject.companions.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_bytes(content)
+    for file in subject.leftovers.files_for(gguf=bool(engine_profile(plan.engine).types)):
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
     plan.save(folder / "plan.json")

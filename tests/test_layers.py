@@ -12,7 +12,9 @@ ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory", "native", "records"},
+    {"marks"},
     {"arithmetic", "files", "hooks", "progress", "parallel", "seeds"},
+    {"claims"},
     {"formats"},
     {"quantizers"},
     {"kernels"},

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from natprec import pipeline
+from natprec.claims import beside, claimed
 from natprec.commands.options import (
     OUTPUT,
     ArithmeticOption,
@@ -29,11 +30,12 @@ from natprec.commands.options import (
 )
 from natprec.commands.output import print_json
 from natprec.evaluation import judge
-from natprec.files import claimed, new_folder, refuse_existing
+from natprec.files import new_folder, refuse_existing
+from natprec.marks import refuse_inputs
 from natprec.progress import Stages
 from natprec.records import public_name
 from natprec.run import resumable
-from natprec.run.request import Request, open_subject, refuse_on_disk
+from natprec.run.request import Request, open_subject, refuse_on_disk, tell_leftovers
 from natprec.run.tokens import calibration_tokens
 from natprec.solver import Plan
 from natprec.units import human_bytes
@@ -66,16 +68,18 @@ def apply(
     request = Request(
         model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
         rounding=rounding, seed=seed, device=device, trust_remote_code=trust_remote_code, refine=refine,
-        weights=weights, arithmetic=arithmetic,
+        weights=weights, arithmetic=arithmetic, engine=plan.engine,
     )  # fmt: skip
     request.check(judged=False)
+    refuse_inputs(out, {**request.inputs(), "the plan": plan_file})
     refuse_existing(out, overwrite)
+    partial = beside(out, ".partial")
     stages = Stages()
     subject = open_subject(request, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, model)
     refuse_on_disk(subject, plan.engine, refine)
+    tell_leftovers(subject, plan.engine, stages)
     ids = calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
-    partial = out.with_name(out.name + ".partial")
     with claimed(out):
         if not resume:
             resumable.forget(partial)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from natprec.commands.options import METHOD, OUTPUT, TEXT, Device, Json, option
+from natprec.commands.options import METHOD, OUTPUT, TEXT, Device, Json, Trust, option
 from natprec.commands.output import print_json
 from natprec.records import without_places
 from natprec.runtime.generate import generate as run
@@ -26,6 +26,7 @@ def generate(
     greedy: Annotated[bool, option("--greedy", METHOD, "Always the likeliest token, instead of drawing.")] = False,
     seed: Annotated[int, option("--seed", METHOD, "Of what is drawn.")] = 0,
     device: Device = "cpu",
+    trust_remote_code: Trust = False,
     explain: Annotated[bool, option("--explain", OUTPUT, "Say which kernel runs each layer, and why.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -34,7 +35,7 @@ def generate(
     Nothing is decompressed at load: weights stay at their bits.
     """
     check_seed(seed)
-    runnable = load(folder, device=device)
+    runnable = load(folder, device=device, trust_remote_code=trust_remote_code)
     written = run(
         runnable, prompt, max_new_tokens=max_new_tokens, greedy=greedy, seed=seed,
         on_text=(lambda text: None) if as_json else _show,

@@ -35,6 +35,7 @@ from natprec.inspection.inspect import inspect as run
 from natprec.inspection.inspect import keep_named, require_explicit
 from natprec.inspection.picture import svg
 from natprec.inspection.report import tables, to_json
+from natprec.marks import refuse_inputs
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.models.checkpoints import ALIASES
@@ -97,6 +98,7 @@ def inspect(
     request.check()
     tolerance = eps_bwd or (planned.eps_bwd if planned is not None else None) or EPS_BWD_SHOWN
     if out is not None:
+        refuse_inputs(out, {**request.inputs(), "--plan": plan, "--measurement": measurement})
         refuse_existing(out, overwrite)
     known = None if measurement is None else Measurement.load(measurement)
     stages = Stages()

@@ -35,10 +35,10 @@ ScopeOption = Annotated[
 ]
 Data = Annotated[
     str | None,
-    option("--data", TEXT, "To measure on: .txt, .jsonl, .parquet, hub dataset; else a language model writes it."),
+    option("--data", TEXT, "To measure on: .txt, .jsonl, .csv, .parquet, hub dataset; else the model writes it."),
 ]
 EvalData = Annotated[str | None, option("--eval-data", TEXT, "To judge on; else another part of --data.")]
-Column = Annotated[str | None, option("--text-column", TEXT, "Column of a table that holds the text.")]
+Column = Annotated[str | None, option("--text-column", TEXT, "Column that holds the text, or conversations.")]
 Tokens = Annotated[int, option("--tokens", TEXT, "Calibration tokens.")]
 EvalTokens = Annotated[int, option("--eval-tokens", TEXT, "Held-out tokens.")]
 Length = Annotated[int, option("--sequence-length", TEXT, "Tokens per sequence.")]

@@ -96,6 +96,7 @@ def quantize(
     """Measure a model, solve its precision, write a checkpoint and prove that it keeps eps.
 
     Exit code 0: the promise holds. 3: it does not (the checkpoint is written and says so). 2: bad input.
+    4: the checkpoint is written, but could not be judged.
     """
     request = Request(
         model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,

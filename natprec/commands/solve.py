@@ -17,14 +17,19 @@ from natprec.commands.options import (
     EpsBwd,
     Json,
     MaxSize,
+    Overwrite,
     PlannedEngine,
     PlannedRounding,
     ScopeOption,
     option,
 )
 from natprec.commands.output import print_json
+from natprec.errors import InputError
+from natprec.files import refuse_existing_file
+from natprec.marks import refuse_inputs
 from natprec.measurement import Measurement
 from natprec.run.summary import plan_table
+from natprec.solver import Plan
 
 EXAMPLES = ("natprec solve folder.measurement --eps 0.01 --out plan.json",)
 
@@ -41,9 +46,13 @@ def solve(
     engine: PlannedEngine = None,
     rounding: PlannedRounding = None,
     out: Annotated[Path | None, option("--out", OUTPUT, "Write plan.json here.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
+    if out is not None:
+        refuse_inputs(out, {"the measurement": measurement})
+        refuse_existing_file(out, overwrite, is_plan, "plan")
     plan = Measurement.load(measurement).solve(
         eps=eps, bits=bits, max_size=max_size, eps_scope=eps_scope, engine=engine, rounding=rounding,
         activations=activations, kv=kv, eps_bwd=eps_bwd,
@@ -54,3 +63,12 @@ def solve(
         print_json(plan.to_json())
     else:
         Console().print(plan_table(plan))
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file is a plan that this natprec reads."""
+    try:
+        Plan.load(path)
+    except InputError:
+        return False
+    return True

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from natprec.claims import beside
 from natprec.commands.options import (
     Column,
     Device,
@@ -69,7 +70,7 @@ def verify(
     subject = open_subject(request, stages)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), model)  # judged beside the original itself
     ids = held_out_tokens(request, subject, stages, judge.measured_on(folder))
-    partial = folder.with_name(folder.name + ".verify.partial")
+    partial = beside(folder, ".verify.partial")
     if not resume:
         resumable.forget(partial)
     verification = judge.verify(

@@ -25,6 +25,7 @@ from natprec.comparison.proxies import NAMES, correlations, proxies
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
 from natprec.formats import NumberFormat
+from natprec.marks import KEY, is_ours, refuse_inputs
 from natprec.models.surroundings import quiet
 from natprec.progress import Stages
 from natprec.records import OWN_TEXT, public_name, without_places
@@ -81,6 +82,7 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
     """
     if not isinstance(request.group_size, int) or request.group_size < 1:
         raise InputError("group size: the methods share only groups of a fixed size; give --group-size 32, 64 or 128")
+    refuse_inputs(folder, request.inputs())
     refuse_occupied(folder, resume)
     subject = open_subject(request, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
@@ -131,7 +133,7 @@ def refuse_occupied(folder: Path, resume: bool) -> None:
         return
     if not folder.is_dir():
         raise OutputError(f"output {str(folder)!r} is a file; choose a folder")
-    if any(folder.iterdir()) and not (resume and (folder / CALIBRATION).is_file()):
+    if any(folder.iterdir()) and not (resume and is_ours(folder / CALIBRATION)):
         remedy = "choose another" if resume else "add --resume to go on with it, or choose another"
         raise OutputError(f"output {str(folder)!r} is not empty; {remedy}")
 
@@ -167,7 +169,8 @@ class _Bench:
             model: Any = self.subject.model
             model.save_pretrained(self.folder / REFERENCE)
             self.subject.tokenizer.save_pretrained(self.folder / REFERENCE)
-            save_file({"input_ids": self.ids.contiguous()}, self.folder / CALIBRATION)
+            marked = {KEY: "calibration tokens of natprec compare"}
+            save_file({"input_ids": self.ids.contiguous()}, self.folder / CALIBRATION, marked)
 
     def row(self, name: str, bits: int, target: int | None, resume: bool) -> dict[str, Any]:
         """One method at one width: run, judge, keep."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +19,14 @@ from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
-from natprec.measurement.spot_check import spot_check
+from natprec.measurement.spot_check import not_believed, spot_check
 from natprec.measurement.sweep import sweep
 from natprec.measurement.table import VERSION, Header, Measurement
 from natprec.memory import keep_freed
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
 from natprec.seeds import check_seed
-from natprec.sites import activation_formats
+from natprec.sites import activation_formats, uneven
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
@@ -101,8 +102,11 @@ def measure(
     workers = workers or Workers()
     own, others = shared_out(ids, parts, subject.staged.routed, rounding)
     sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
-    formats = subject.candidates(engine_profile(engine), group_size, sites)
+    profile = engine_profile(engine)
+    formats = subject.candidates(profile, group_size, sites)
     stages = stages or Stages(quiet=True)
+    if said := uneven(subject.sites, formats, None if engine_profile(engine).types else group_size):
+        stages.note(said)
     products = products_of(subject, sites)
     fingerprint = {
         "version": VERSION,
@@ -118,6 +122,7 @@ def measure(
         "products": products,
         "distortion": subject.distortion.name,
         "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
+        "full_range": profile.full_range,
     }
     state = load_state(state_file, fingerprint) if resume and state_file else None
 
@@ -148,7 +153,7 @@ def measure(
             rounding=rounding,
             parts=parts,
             gauges=subject.gauges if rounding != "rtn" and transforms != "none" else None,
-            activations={site: activation_formats(site, group_size) for site in flows},
+            activations={site: activation_formats(site, group_size, profile.full_range) for site in flows},
             advance=advance,
             state=state,
             save=save,
@@ -156,7 +161,13 @@ def measure(
             sharding=sharding,
             fitted=fitted,
         )
-    idle = [name for name, curve in curves.items() if not curve.energy.any()]
+    unreached = [name for name, curve in curves.items() if not curve.formats]
+    if unreached:
+        stages.note(
+            f"{len(unreached)} of {len(curves)} sites stay at 16 bits, as no sample reached them or their weights are "
+            f"read without a call of their modules: {unreached[0]} …"
+        )
+    idle = [name for name, curve in curves.items() if curve.formats and not curve.energy.any()]
     if idle:
         stages.note(f"{len(idle)} of {len(curves)} sites have no effect here, so they stay wide: {idle[0]} …")
     few = [curve for curve in curves.values() if curve.few]
@@ -167,7 +178,7 @@ def measure(
             f"others of their layer do: {few[0].site.name} saw {few[0].tokens} …; more --tokens reach more"
         )
     if estimator == "exact":
-        exact = _exactly(subject, own, state, save, stages, sharding)
+        exact = _exactly(subject, own, state, save, stages, sharding, list(curves))
         curves = {name: exact[name] for name in curves}
     header = Header(
         model=subject.name,
@@ -194,6 +205,16 @@ def measure(
     measurement = Measurement(header, curves, pieces_of(ids))
     if estimator == "fisher":
         measurement = spot_check(subject, measurement, ids, stages, workers)
+        far = not_believed(measurement)
+        if far:
+            row = next(row for row in measurement.header.checks if row[0] == far[0])
+            stages.note(
+                f"the Fisher estimate is far from the exact value at {len(far)} of the checked sites, so these are "
+                f"measured exactly: {row[0]} as {row[1]} costs {row[3]:.3g}, not {row[2]:.3g} …; "
+                "--estimator exact measures all sites so"
+            )
+            exact = _exactly(subject, own, state, lambda now: None, stages, sharding, far)
+            measurement = replace(measurement, curves={name: exact[name] for name in curves})
     return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
 
 
@@ -217,10 +238,17 @@ def products_of(subject: Subject, sites: str) -> str:
 
 
 def _exactly(
-    subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages, sharding: Sharding
+    subject: Subject,
+    ids: Tensor,
+    state: SweepState,
+    save: Any,
+    stages: Stages,
+    sharding: Sharding,
+    names: Collection[str],
 ) -> dict[str, Curve]:
-    """Replace the forward curves by exact ones, site by site."""
-    left = [curve for curve in state.curves.values() if curve.site.name not in state.exact and not curve.few]
+    """Replace the forward curves of these sites by exact ones, site by site."""
+    known = [curve for curve in state.curves.values() if curve.formats and not curve.few]
+    left = [curve for curve in known if curve.site.name in names and curve.site.name not in state.exact]
     own = sharding.take(ids)
     steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.staged.routed))
     sharding.workers.stage = "exact"

@@ -28,7 +28,7 @@ from natprec.texts.seen import NO_PIECES, Pieces
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
-VERSION = 6
+VERSION = 7
 _ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 _PIECES = "pieces"
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from natprec.arithmetic import refuse_unknown_arithmetic
 from natprec.distortions import named
 from natprec.errors import InputError, ModelError, unknown
 from natprec.export import as_gguf
-from natprec.formats import Format, engine_profile
+from natprec.export.trial import refuse_unloadable
+from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES
 from natprec.memory import available_bytes
+from natprec.models.checkpoints import local_path
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.progress import Stages
@@ -23,6 +27,7 @@ from natprec.quantizers.roundings import refuse_unknown_rounding
 from natprec.seeds import check_seed
 from natprec.sites import Site, activation_formats
 from natprec.solver import Plan, solve
+from natprec.solver.assemble import cache_format
 from natprec.solver.solve import Scope, check_eps, check_positive
 from natprec.solver.units import NOT_ROUNDED, check_flows
 from natprec.subject import Subject
@@ -110,6 +115,15 @@ class Request:
         if self.eps is None and self.bits is None and self.max_size is None:
             raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
 
+    def inputs(self) -> dict[str, Path | None]:
+        """Option → the file or folder on this machine that it names.
+
+        Raises:
+            ModelError: the model is a path, and there is nothing.
+        """
+        texts = {"--data": self.data, "--eval-data": self.eval_data}
+        return {"--model": local_path(self.model), **{name: _on_disk(text) for name, text in texts.items()}}
+
     def solve(self, measurement: Measurement, eps_solved: float | None = None) -> Plan:
         """The plan that the request asks for; `eps_solved` is a tightened tolerance."""
         return solve(
@@ -125,6 +139,11 @@ class Request:
             kv=self.kv,
             eps_bwd=self.eps_bwd,
         )
+
+
+def _on_disk(text: str | None) -> Path | None:
+    path = None if text is None else Path(os.path.expanduser(text))
+    return path if path is not None and path.exists() else None
 
 
 def open_subject(request: Request, stages: Stages, rotation: int | None = None) -> Subject:
@@ -147,6 +166,7 @@ def open_subject(request: Request, stages: Stages, rotation: int | None = None) 
         if rotation is not None:
             subject = subject.rotated(rotation, stages.note)
         subject = for_engine(subject, request.engine)
+        subject.refuse_rounded_otherwise(request.engine, request.activations != NOT_ROUNDED, request.kv != NOT_ROUNDED)
     if on_disk and subject.staged.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")
     refuse_long(subject, request.length)
@@ -176,6 +196,12 @@ def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
         )
 
 
+def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
+    """Say what else the model's checkpoint holds, and what becomes of it."""
+    for sentence in subject.leftovers.sentences(gguf=bool(engine_profile(engine).types)):
+        stages.note(sentence)
+
+
 def for_engine(subject: Subject, engine: str) -> Subject:
     """The subject as an engine's kind of checkpoint counts it.
 
@@ -187,7 +213,18 @@ def for_engine(subject: Subject, engine: str) -> Subject:
             f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
             "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
         )
-    return as_gguf(subject) if engine_profile(engine).types else subject
+    refuse_unloadable(subject, engine)
+    if engine_profile(engine).types:
+        return as_gguf(subject)
+    return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
+
+
+def _wider_than_16_bits(subject: Subject, profile: EngineProfile) -> int:
+    """Bytes beyond 2 for each weight of the sites that the engine keeps, where their checkpoint has float32."""
+    kept = {role for role in ("linear", "head", "embedding") if not getattr(profile, role)}
+    dtypes = subject.staged.weights.dtypes
+    wide = [(site, dtypes.get(site.name + ".weight", torch.bfloat16)) for site in subject.sites if site.role in kept]
+    return sum((dtype.itemsize - 2) * site.elements for site, dtype in wide)
 
 
 def refuse_long(subject: Subject, length: int) -> None:
@@ -213,14 +250,22 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
 
     Raises:
         BudgetError: --bits or --max-size is below the cheapest plan.
-        InputError: the group size does not divide a layer.
+        InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
     """
-    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
+    profile = engine_profile(request.engine)
+    formats = subject.candidates(profile, request.group_size, request.sites)
+    if request.kv != NOT_ROUNDED:
+        cache_format(subject.activations, profile, request.kv)
     if request.bits is None and request.max_size is None:
         return
-    candidates: dict[Site, tuple[Format, ...]] = {site: formats[site.name] for site in subject.sites}
+    unreached = subject.unreached
+    candidates: dict[Site, tuple[Format, ...]] = {
+        site: () if site.name in unreached else formats[site.name] for site in subject.sites
+    }
     if request.sites == "all":
-        candidates |= {site: activation_formats(site, request.group_size) for site in subject.activations}
+        candidates |= {
+            site: activation_formats(site, request.group_size, profile.full_range) for site in subject.activations
+        }
     none, one = np.zeros(1), np.ones(1)
     curves = {}
     for site, several in candidates.items():

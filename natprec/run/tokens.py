@@ -82,6 +82,7 @@ def _tokens(
             seed=request.seed,
             text_column=request.text_column,
             progress=progress,
+            note=stages.note,
         ).to(device)
 
 
