@@ -13,6 +13,7 @@ from natprec.commands.output import print_json
 from natprec.records import without_places
 from natprec.runtime.generate import generate as run
 from natprec.runtime.load import Runnable, load
+from natprec.seeds import check_seed
 from natprec.units import human_bytes
 
 EXAMPLES = ('natprec generate quantized --prompt "Why is the sky blue?" --greedy --explain',)
@@ -33,6 +34,7 @@ def generate(
 
     Nothing is decompressed at load: weights stay at their bits.
     """
+    check_seed(seed)
     runnable = load(folder, device=device, trust_remote_code=trust_remote_code)
     written = run(
         runnable, prompt, max_new_tokens=max_new_tokens, greedy=greedy, seed=seed,
