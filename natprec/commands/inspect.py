@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,7 @@ from natprec.files import new_folder, refuse_existing, write_json
 from natprec.information.landauer import ROOM_KELVIN
 from natprec.inspection.inspect import inspect as run
 from natprec.inspection.inspect import keep_named, require_explicit
+from natprec.inspection.lowered import lowered_block
 from natprec.inspection.picture import svg
 from natprec.inspection.report import tables, to_json
 from natprec.marks import refuse_inputs
@@ -71,6 +73,9 @@ def inspect(
     sequence_length: Length = 128,
     engine: Engine = "vllm",
     group_size: GroupSize = "64",
+    lower: Annotated[
+        bool, option("--lower", METHOD, "Run a block (that of --site, or the first) on low-bit kernels.")
+    ] = False,
     kelvin: Annotated[float, option("--kelvin", METHOD, "Temperature at which bits are erased.")] = ROOM_KELVIN,
     strict: Annotated[bool, option("--strict", OUTPUT, "Refuse boundaries that take less than they receive.")] = False,
     site: Annotated[str | None, option("--site", OUTPUT, "Only this site, or all inside this module.")] = None,
@@ -127,6 +132,9 @@ def inspect(
     )  # fmt: skip
     if strict:
         require_explicit(found)
+    if lower:
+        with stages.stage("run the lowered block"):
+            found = replace(found, lowered=lowered_block(subject, held_out, found.formats, site or ""))
     shown = found if site is None else keep_named(found, site)
     value = {
         "model": subject.name,
