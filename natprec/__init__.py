@@ -11,16 +11,23 @@
 `natprec.pipeline` is the same as one job, `natprec quantize` its command.
 """
 
-from natprec.api import Quantized, apply, measure, save, verify
-from natprec.distortions import Distortion, FeatureDistance
-from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
-from natprec.evaluation.verify import Verification
-from natprec.formats import NumberFormat
-from natprec.measurement import Curve, Measurement
-from natprec.pipeline import quantize
-from natprec.run.request import Request
-from natprec.runtime import Runnable, load
-from natprec.solver import Choice, Plan, solve
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from natprec.api import Quantized, apply, measure, save, verify
+    from natprec.config import QuantizeConfig
+    from natprec.distortions import Distortion, FeatureDistance
+    from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
+    from natprec.evaluation.verify import Verification
+    from natprec.formats import NumberFormat
+    from natprec.measurement import Curve, Measurement
+    from natprec.pipeline import quantize
+    from natprec.runtime import Runnable, load
+    from natprec.solver import Choice, Plan, solve
 
 __all__ = [
     "BudgetError",
@@ -35,8 +42,8 @@ __all__ = [
     "NumberFormat",
     "OutputError",
     "Plan",
+    "QuantizeConfig",
     "Quantized",
-    "Request",
     "Runnable",
     "Verification",
     "apply",
@@ -47,3 +54,32 @@ __all__ = [
     "solve",
     "verify",
 ]
+
+_HOMES = {
+    "natprec.api": ("Quantized", "apply", "measure", "save", "verify"),
+    "natprec.config": ("QuantizeConfig",),
+    "natprec.distortions": ("Distortion", "FeatureDistance"),
+    "natprec.errors": ("BudgetError", "InputError", "ModelError", "NatprecError", "OutputError"),
+    "natprec.evaluation.verify": ("Verification",),
+    "natprec.formats": ("NumberFormat",),
+    "natprec.measurement": ("Curve", "Measurement"),
+    "natprec.pipeline": ("quantize",),
+    "natprec.runtime": ("Runnable", "load"),
+    "natprec.solver": ("Choice", "Plan", "solve"),
+}
+"""Module → its names that are the package's; it is imported when one is first asked for, since torch takes seconds."""
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a module of the package."""
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    if not name.startswith("_") and importlib.util.find_spec(f"natprec.{name}"):
+        return importlib.import_module(f"natprec.{name}")
+    raise AttributeError(f"module 'natprec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from natprec import pipeline
+from natprec.config import QuantizeConfig
 from natprec.distortions import Distortion, named
 from natprec.errors import InputError
 from natprec.evaluation import judge
@@ -20,11 +21,10 @@ from natprec.measurement.measure import measure as measure_subject
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.flows import round_flows
-from natprec.run.request import Request, for_engine, refuse_long
-from natprec.run.tokens import calibration_parts, calibration_tokens
+from natprec.run.request import for_engine, refuse_long
+from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
-from natprec.texts.windows import load_tokens
 from natprec.transforms import rotated_digest
 
 
@@ -53,10 +53,7 @@ def measure(
     tokenizer: Any,
     data: str | Tensor | None = None,
     *,
-    tokens: int = 8192,
-    length: int = 256,
     distortion: str | Distortion | None = None,
-    arithmetic: str = "auto",
     **options: Any,
 ) -> Measurement:
     """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
@@ -66,17 +63,18 @@ def measure(
             The last fifth of a text is left for `verify`.
         distortion: what every tolerance is about: a name or one of your own; default: KL, of encoders the
             distance of mean embeddings.
-        arithmetic: of products, where they serve averages: 'bfloat16', 'float32', or 'auto': what is faster here.
-        options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
+        options: of `natprec measure`, by their names in `natprec.QuantizeConfig`: engine, group_size, tokens, length …
+    Raises:
+        InputError: an unknown option, or a value that cannot be used.
     """
-    rotates = options.get("transforms") == "rotate"
+    config = QuantizeConfig.of("measure", "", options)
+    rotates = config.transforms == "rotate"
     model = copy.deepcopy(model) if rotates else model
-    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=arithmetic)
-    subject = subject.rotated(options.get("seed", 0)) if rotates else subject
-    subject = for_engine(subject, options.get("engine", "vllm"))
-    ids, parts = _calibration(subject, data, tokens, length, options.get("seed", 0))
-    label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
-    return measure_subject(subject, ids, parts=parts, data=label, **options)
+    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=config.arithmetic)
+    subject = subject.rotated(config.seed) if rotates else subject
+    subject = for_engine(subject, config.engine)
+    ids, parts = _calibration(subject, data, config)
+    return measure_subject(subject, ids, config, parts=parts, data=_label(data))
 
 
 def apply(
@@ -86,29 +84,29 @@ def apply(
     data: str | Tensor | None = None,
     *,
     rounding: str | None = None,
-    refine: int = 0,
-    tokens: int = 8192,
-    length: int = 256,
-    seed: int = 0,
+    **options: Any,
 ) -> Quantized:
     """Round a copy of the model to a plan; round-to-nearest needs neither tokenizer nor data.
 
     Args:
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn'; default: the one that the plan supposes.
-        refine: steps of gradient descent on the scales afterwards, which needs data: see `natprec.rounding.refine`.
+        options: of `natprec apply`, by their names in `natprec.QuantizeConfig`: tokens, length, seed, and `refine`:
+            steps of gradient descent on the scales afterwards, which needs data: see `natprec.rounding.refine`.
 
     Raises:
-        InputError: the plan is of another model.
+        InputError: the plan is of another model, or an option is unknown.
     """
+    config = QuantizeConfig.of("apply", "", {**options, "rounding": rounding or plan.rounding})
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
-    rounding = rounding or plan.rounding
-    ids = None if rounding == "rtn" and not refine else _calibration(subject, data, tokens, length, seed)[0]
-    codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True), refine, seed)
+    needs_text = config.rounding != "rtn" or config.refine
+    ids = _calibration(subject, data, config)[0] if needs_text else None
+    quiet = Stages(quiet=True)
+    codes = pipeline.round_to_plan(subject, plan, ids, config.rounding, quiet, config.refine, config.seed)
     if plan.inputs or plan.cache:
         round_flows(subject.model, subject.activations, plan)
-    return Quantized(subject.model, subject, plan, codes, rounding)
+    return Quantized(subject.model, subject, plan, codes, config.rounding)
 
 
 def save(quantized: Quantized, out: str | Path, *, overwrite: bool = False) -> None:
@@ -146,16 +144,18 @@ def verify(
         tokenizer = _own_tokenizer(path)
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
-    shared = judge.may_be_measured_on(path, data) if isinstance(data, str) else False
-    ids = _ids(subject, data, tokens, length, "held-out", seed, shared)
-    label = data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
+    config = QuantizeConfig.of("verify", "", {"eval_tokens": tokens, "length": length, "seed": seed})
+    if isinstance(data, str):
+        config = replace(config, eval_data=data, data=data if judge.may_be_measured_on(path, data) else None)
+    ids = _given(subject, data, length)
+    ids = held_out_tokens(config, subject, Stages(quiet=True)) if ids is None else ids
     result = judge.verify(
         path,
         subject,
         ids,
         plan,
         rounding=judge.recorded_rounding(path),
-        data=label,
+        data=_label(data),
         stages=Stages(quiet=True),
         seed=seed,
     )
@@ -176,32 +176,22 @@ def _own_tokenizer(folder: Path) -> Any:
         raise InputError(f"checkpoint {str(folder)!r} has no tokenizer; give one with tokenizer=") from error
 
 
-def _calibration(
-    subject: Subject, data: str | Tensor | None, tokens: int, length: int, seed: int
-) -> tuple[Tensor, int]:
+def _label(data: str | Tensor | None) -> str:
+    """What a measurement or a verification calls the text."""
+    return data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
+
+
+def _given(subject: Subject, data: str | Tensor | None, length: int) -> Tensor | None:
+    """Token ids that were given as such, on the model's device; the model must have positions for them."""
+    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
+    return data.to(next(subject.model.parameters()).device) if isinstance(data, Tensor) else None
+
+
+def _calibration(subject: Subject, data: str | Tensor | None, config: QuantizeConfig) -> tuple[Tensor, int]:
     """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
-    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
-    if isinstance(data, Tensor):
-        return data.to(next(subject.model.parameters()).device), 1
-    request = Request(subject.name, eps=1.0, data=data, tokens=tokens, length=length, seed=seed)
-    ids = calibration_tokens(request, subject, Stages(quiet=True))
-    return ids, calibration_parts(request, subject)
-
-
-def _ids(
-    subject: Subject, data: str | Tensor | None, tokens: int, length: int, split: str, seed: int, shared: bool = True
-) -> Tensor:
-    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
-    if not isinstance(data, Tensor):
-        data = load_tokens(
-            subject.tokenizer,
-            data,
-            sequences=max(1, round(tokens / length)),
-            length=length,
-            split=split,  # type: ignore[arg-type]
-            shared=shared,
-            model=subject.model,
-            writes=subject.kind == "causal",
-            seed=seed,
-        )
-    return data.to(next(subject.model.parameters()).device)
+    ids = _given(subject, data, config.length)
+    if ids is not None:
+        return ids, 1
+    assert not isinstance(data, Tensor)
+    config = replace(config, data=data)
+    return calibration_tokens(config, subject, Stages(quiet=True)), calibration_parts(config, subject)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from natprec.config import QuantizeConfig
 from natprec.errors import BudgetError
 from natprec.evaluation.judge import promised, tightened, verify
 from natprec.evaluation.verify import Verification
@@ -26,7 +27,7 @@ from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
 from natprec.rounding.refine import refine
-from natprec.run.request import Request, open_subject, refuse_impossible_size, refuse_on_disk
+from natprec.run.request import check, open_subject, refuse_impossible_size, refuse_on_disk, solve_for
 from natprec.run.resumable import STAGES, forget, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
@@ -34,7 +35,7 @@ from natprec.subject import Subject
 
 
 def quantize(
-    request: Request, out: Path, *, overwrite: bool = False, resume: bool = False, stages: Stages | None = None
+    config: QuantizeConfig, out: Path, *, overwrite: bool = False, resume: bool = False, stages: Stages | None = None
 ) -> tuple[Measurement, Plan, Verification]:
     """Measure, solve, round, write and verify; one correction if the promise fails.
 
@@ -44,27 +45,27 @@ def quantize(
     Raises:
         NatprecError: any input that cannot be used; nothing is left half-written.
     """
-    request.check()
+    check(config)
     clear_stale(out)
     refuse_existing(out, overwrite)
     stages = stages or Stages(quiet=True)
-    subject = open_subject(request, stages)
-    refuse_on_disk(subject, request.engine, request.refine)
-    refuse_impossible_size(request, subject)
-    ids = calibration_tokens(request, subject, stages)
-    held_out = held_out_tokens(request, subject, stages)
+    subject = open_subject(config, stages)
+    refuse_on_disk(subject, config.engine, config.refine)
+    refuse_impossible_size(config, subject)
+    ids = calibration_tokens(config, subject, stages)
+    held_out = held_out_tokens(config, subject, stages)
     partial = out.with_name(out.name + ".partial")
     with claimed(out):
-        measurement = measured(request, subject, ids, partial / "measurement.safetensors", resume, stages)
+        measurement = measured(config, subject, ids, partial / "measurement.safetensors", resume, stages)
         try:
             with stages.stage("solve"):
-                plan = request.solve(measurement)
+                plan = solve_for(config, measurement)
         except BudgetError as error:
             kept = partial / "measurement.safetensors"
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
             plan, verification = _round_and_prove(
-                request, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages
+                config, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages
             )
             (folder / "natprec").mkdir()
             measurement.save(folder / "natprec" / "measurement.safetensors")
@@ -73,7 +74,7 @@ def quantize(
 
 
 def _round_and_prove(
-    request: Request,
+    config: QuantizeConfig,
     subject: Subject,
     measurement: Measurement,
     plan: Plan,
@@ -85,24 +86,24 @@ def _round_and_prove(
 ) -> tuple[Plan, Verification]:
     """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat."""
     original = snapshot(subject.model)
-    judged = request.eval_data or request.data or "written by the model"
+    judged = config.eval_data or config.data or "written by the model"
     verification: Verification | None = None
     for corrections in (0, 1):
-        round_and_write(subject, plan, ids, request.rounding, folder, kept, stages, request.refine, request.seed)
+        round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)
         restore(subject.model, original)
         verification = verify(
-            folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages, seed=request.seed,
+            folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages, seed=config.seed,
             kept=kept,
         )  # fmt: skip
         verification = replace(verification, corrections=corrections)
         promise = promised(plan)
         if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
             break
-        if request.bits is not None or request.max_size is not None:
+        if config.bits is not None or config.max_size is not None:
             break  # the size decides the plan; a tighter tolerance would give the same one
         eps = tightened(plan, verification.kl_mean)
         try:
-            plan = request.solve(measurement, eps)
+            plan = solve_for(config, measurement, eps)
         except BudgetError:
             stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
             break

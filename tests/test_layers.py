@@ -12,6 +12,8 @@ ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory", "native"},
+    {"options"},
+    {"config"},
     {"arithmetic", "files", "hooks", "progress", "parallel"},
     {"formats"},
     {"quantizers"},
@@ -31,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"rounding"},
     {"export"},
     {"runtime"},
-    {"run.request"},
+    {"run.recipe", "run.request"},
     {"run.tokens"},
     {"run.resumable", "evaluation"},
     {"pipeline", "run"},

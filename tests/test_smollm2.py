@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from natprec import pipeline
+from natprec.config import QuantizeConfig
 from natprec.evaluation.reload import load_quantized
-from natprec.run.request import Request
 from tests.conftest import made_up_text
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2"
@@ -28,7 +28,7 @@ def texts(tmp_path: Path) -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_quantize_from_end_to_end(smollm2: str, texts: tuple[str, str], tmp_path: Path) -> None:
-    request = Request(
+    request = QuantizeConfig(
         smollm2, eps=0.3, data=texts[0], eval_data=texts[1], tokens=2048, eval_tokens=1024, engine="transformers"
     )
     _, plan, verification = pipeline.quantize(request, tmp_path / "out")

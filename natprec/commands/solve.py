@@ -6,48 +6,31 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from natprec.commands.options import (
-    KV,
-    METHOD,
-    OUTPUT,
-    Activations,
-    Bits,
-    Eps,
-    EpsBwd,
-    Json,
-    MaxSize,
-    PlannedRounding,
-    ScopeOption,
-    option,
-)
-from natprec.commands.output import print_json
-from natprec.measurement import Measurement
-from natprec.run.summary import plan_table
+from natprec.commands.options import Json, configured, like, own
+from natprec.config import QuantizeConfig
+from natprec.options import OUTPUT
 
 EXAMPLES = ("natprec solve folder.measurement --eps 0.01 --out plan.json",)
 
 
+@configured
 def solve(
+    config: QuantizeConfig,
     measurement: Annotated[Path, typer.Argument(help="File written by natprec measure.")],
-    eps: Eps = None,
-    bits: Bits = None,
-    max_size: MaxSize = None,
-    eps_scope: ScopeOption = "model",
-    eps_bwd: EpsBwd = None,
-    activations: Activations = "16",
-    kv: KV = "16",
-    engine: Annotated[str | None, option("--engine", METHOD, "Default: the one measured for.")] = None,
-    rounding: PlannedRounding = None,
-    out: Annotated[Path | None, option("--out", OUTPUT, "Write plan.json here.")] = None,
+    engine: Annotated[str | None, like("engine", "Default: the one measured for.")] = None,
+    rounding: Annotated[str | None, like("rounding", "Default: the one measured or planned for.")] = None,
+    out: Annotated[Path | None, own("--out", OUTPUT, "Write plan.json here.")] = None,
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
-    plan = Measurement.load(measurement).solve(
-        eps=eps, bits=bits, max_size=max_size, eps_scope=eps_scope, engine=engine, rounding=rounding,
-        activations=activations, kv=kv, eps_bwd=eps_bwd,
-    )  # fmt: skip
+    from rich.console import Console
+
+    from natprec.commands.output import print_json
+    from natprec.measurement import Measurement
+    from natprec.run.summary import plan_table
+
+    plan = Measurement.load(measurement).solve(engine=engine, rounding=rounding, **config.given("solve"))
     if out is not None:
         plan.save(out)
     if as_json:

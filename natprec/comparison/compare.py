@@ -22,12 +22,13 @@ from natprec.comparison.methods import METHODS, SIZED_BY, Method
 from natprec.comparison.peers.worker import Job
 from natprec.comparison.processes import interpreter, run_job
 from natprec.comparison.proxies import NAMES, correlations, proxies
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
 from natprec.formats import NumberFormat
 from natprec.models.surroundings import quiet
 from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.run.tokens import given_tokens, held_out_tokens
 from natprec.sites import refuse_indivisible
 from natprec.subject import Subject
@@ -62,7 +63,9 @@ class Settings:
     activations: int = UNROUNDED
 
 
-def compare(request: Request, settings: Settings, folder: Path, stages: Stages, resume: bool = False) -> dict[str, Any]:
+def compare(
+    config: QuantizeConfig, settings: Settings, folder: Path, stages: Stages, resume: bool = False
+) -> dict[str, Any]:
     """Run every method at every width and judge it.
 
     Args:
@@ -73,14 +76,14 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
     Raises:
         NatprecError: the model, the text or the group size cannot be used. A method's failure is its status.
     """
-    if not isinstance(request.group_size, int) or request.group_size < 1:
+    if not isinstance(config.group_size, int) or config.group_size < 1:
         raise InputError("group size: the methods share only groups of a fixed size; give --group-size 32, 64 or 128")
     refuse_occupied(folder, resume)
-    subject = open_subject(request, stages)
+    subject = open_subject(config, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
-    refuse_indivisible(sites, (NumberFormat(4, request.group_size, True),))
-    ids, held_out = given_tokens(request, subject, stages), held_out_tokens(request, subject, stages)
-    bench = _Bench(request, settings, folder, stages, subject, ids, held_out)
+    refuse_indivisible(sites, (NumberFormat(4, config.group_size, True),))
+    ids, held_out = given_tokens(config, subject, stages), held_out_tokens(config, subject, stages)
+    bench = _Bench(config, settings, folder, stages, subject, ids, held_out)
     bench.write_inputs()
     rows: list[dict[str, Any]] = []
     targets: dict[int, int] = {}
@@ -91,21 +94,21 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
             if METHODS[name].own and bits not in targets:
                 # beside rounded activations llm-compressor stores every code in a byte
                 packed = rows if settings.activations == UNROUNDED else []
-                targets[bits] = target_bytes(packed, bits, subject, request.group_size)
+                targets[bits] = target_bytes(packed, bits, subject, config.group_size)
             row = bench.row(name, METHODS[name].bits or bits, targets.get(bits), resume)
             rows.append(row)
             stages.note(f"{name} {row['bits']}: {_line(row)}")
     report = {
-        "model": request.model,
-        "data": request.data or "written by the model",
-        "eval_data": request.eval_data or request.data or "written by the model",
+        "model": config.model,
+        "data": config.data or "written by the model",
+        "eval_data": config.eval_data or config.data or "written by the model",
         "tokens": bench.ids.numel(),
         "eval_tokens": bench.held_out.numel(),
-        "group_size": request.group_size,
+        "group_size": config.group_size,
         "activations": settings.activations,
         "target_bytes": targets,
         "rows": rows,
-        "proxies": correlations(rows, request.seed),
+        "proxies": correlations(rows, config.seed),
     }
     write_json(folder / "compare.json", report)
     return report
@@ -142,7 +145,7 @@ def target_bytes(rows: list[dict[str, Any]], bits: int, subject: Subject, group_
 class _Bench:
     """What all rows share."""
 
-    request: Request
+    config: QuantizeConfig
     settings: Settings
     folder: Path
     stages: Stages
@@ -185,7 +188,7 @@ class _Bench:
             model = judged_model(self.subject, folder / "dense.safetensors")
             plan = folder / "checkpoint" / "plan.json" if method.own else None
             inputs = rounded_inputs(self.subject, self.settings.activations, plan)
-            figures = judge(self.subject, model, self.held_out, self.request.seed, inputs)
+            figures = judge(self.subject, model, self.held_out, self.config.seed, inputs)
             size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
         except (ModelError, InputError) as error:
             return {"status": str(error)}
@@ -196,18 +199,18 @@ class _Bench:
             **method.settings,
             **({"iterations": self.settings.iterations} if method.peer == "autoround" else {}),
         }
-        assert isinstance(self.request.group_size, int)
+        assert isinstance(self.config.group_size, int)
         return Job(
             method=name,
             peer=str(method.file),
             model=str((self.folder / "reference").absolute()),
             calibration=str((self.folder / "calibration.safetensors").absolute()),
             bits=bits,
-            group_size=self.request.group_size,
+            group_size=self.config.group_size,
             storage_dtype=str(self.subject.storage_dtype).removeprefix("torch."),
             max_bytes=target if method.own else None,
             settings=settings,
-            trust_remote_code=self.request.trust_remote_code,
+            trust_remote_code=self.config.trust_remote_code,
             kind=self.subject.kind,
             activations=self.settings.activations,
         )
@@ -215,7 +218,7 @@ class _Bench:
     def _key(self, job: Job) -> str:
         """Everything that a row depends on, except the versions of the peers."""
         inputs = {name: value for name, value in asdict(job).items() if name not in ("peer", "model", "calibration")}
-        parts = [self.subject.digest, data_digest(self.ids), data_digest(self.held_out), inputs, self.request.seed]
+        parts = [self.subject.digest, data_digest(self.ids), data_digest(self.held_out), inputs, self.config.seed]
         if job.activations < UNROUNDED:
             parts.append("activations rounded as planned" if METHODS[job.method].own else "by token")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

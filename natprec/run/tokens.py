@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.progress import Stages
-from natprec.run.request import Request
 from natprec.subject import Subject
 from natprec.texts.windows import load_tokens
 
 
-def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+def calibration_tokens(config: QuantizeConfig, subject: Subject, stages: Stages) -> Tensor:
     """(sequences, length) tokens to measure on.
 
     With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
@@ -24,29 +24,31 @@ def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Te
     Raises:
         InputError: no text to be had.
     """
-    if request.data is None or not subject.writes:
-        return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
-    half = max(1, round(request.tokens / request.length / 2)) * request.length
-    given = _tokens(request, subject, stages, request.data, half, "calibration")
-    return torch.cat([given, _tokens(request, subject, stages, None, half, "calibration")])
+    if config.data is None or not subject.writes:
+        return _tokens(config, subject, stages, config.data, config.tokens, "calibration")
+    half = max(1, round(config.tokens / config.length / 2)) * config.length
+    given = _tokens(config, subject, stages, config.data, half, "calibration")
+    return torch.cat([given, _tokens(config, subject, stages, None, half, "calibration")])
 
 
-def given_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+def given_tokens(config: QuantizeConfig, subject: Subject, stages: Stages) -> Tensor:
     """(sequences, length) tokens of `data` alone; the model's own text without it. Peers measure on these."""
-    return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
+    return _tokens(config, subject, stages, config.data, config.tokens, "calibration")
 
 
-def calibration_parts(request: Request, subject: Subject) -> int:
+def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     """Kinds of text in `calibration_tokens`."""
-    return 1 if request.data is None or not subject.writes else 2
+    return 1 if config.data is None or not subject.writes else 2
 
 
-def held_out_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+def held_out_tokens(config: QuantizeConfig, subject: Subject, stages: Stages) -> Tensor:
     """(sequences, length) tokens to judge on: another part of the text, or another text."""
-    return _tokens(request, subject, stages, request.eval_data or request.data, request.eval_tokens, "held-out")
+    return _tokens(config, subject, stages, config.eval_data or config.data, config.eval_tokens, "held-out")
 
 
-def _tokens(request: Request, subject: Subject, stages: Stages, source: str | None, tokens: int, split: str) -> Tensor:
+def _tokens(
+    config: QuantizeConfig, subject: Subject, stages: Stages, source: str | None, tokens: int, split: str
+) -> Tensor:
     if source is None and subject.kind == "causal" and not subject.writes:
         raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
     steps = None if source else tokens
@@ -63,14 +65,14 @@ def _tokens(request: Request, subject: Subject, stages: Stages, source: str | No
         return load_tokens(
             subject.tokenizer,
             source,
-            sequences=max(1, round(tokens / request.length)),
-            length=request.length,
+            sequences=max(1, round(tokens / config.length)),
+            length=config.length,
             split=split,  # type: ignore[arg-type]
-            shared=request.eval_data is None or same_source(request.eval_data, request.data),
+            shared=config.eval_data is None or same_source(config.eval_data, config.data),
             model=subject.model,
             writes=subject.writes,
-            seed=request.seed,
-            text_column=request.text_column,
+            seed=config.seed,
+            text_column=config.text_column,
             progress=progress,
         ).to(device)
 

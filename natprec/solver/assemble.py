@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from natprec.config import NOT_ROUNDED
 from natprec.errors import InputError
 from natprec.formats import EngineProfile
 from natprec.solver.allocation import natural_precision
 from natprec.solver.plan import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, Plan
-from natprec.solver.units import NOT_ROUNDED, Group, fewest_bits, kl_of, stored_bytes
+from natprec.solver.units import Group, fewest_bits, kl_of, stored_bytes
 from natprec.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
