@@ -72,11 +72,11 @@ class Header(Measured):
         return {
             "version": self.version,
             "model": self.model_digest,
-            "data": self.data_digest,
             **self.entering(),
-            "parts": self.parts,
             "products": self.products,
             "distortion": self.distortion,
+            "data": self.data_digest,
+            "parts": self.parts,
             "formats": sorted({fmt.name for fmt in formats}),
         }
 

@@ -174,7 +174,7 @@ def _typed(file: Path, key: str, value: Any, hint: Any, name: str = "") -> Any:
             raise _of(file, unknown(key, str(value), get_args(kind)))
         if type(value) is kind or (kind, type(value)) in ((float, int), (Path, str)):
             return value
-    raise _wrong(file, f"{key} is {value!r}, and expected is {' or '.join(_WORDS[kind] for kind in kinds)}")
+    raise _wrong(file, f"{key} is {value!r}; give {' or '.join(_WORDS[kind] for kind in kinds)}")
 
 
 def _tolerances(file: Path, given: Any, expected: Mapping[str, Any]) -> dict[str, float]:
