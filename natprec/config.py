@@ -180,7 +180,7 @@ class QuantizeConfig(Measured):
         Raises:
             InputError: an unknown name or a number out of range.
         """
-        for name, each in OPTIONS.items():
+        for name, each in options_of(type(self)).items():
             each.refuse(getattr(self, name))
 
     def check(self, judged: bool = True, solved: bool = True) -> None:

@@ -86,9 +86,10 @@ def quantize(
     measurement, plan, verification = pipeline.quantize(
         config, folder, overwrite=overwrite, resume=resume, stages=stages
     )
-    compared = recipe.compared(plan, verification) if recipe is not None else {}
+    found = asdict(verification)
+    compared = recipe.compared(found) if recipe is not None else {}
     if as_json:
-        print_json({**asdict(verification), "out": str(folder), "seconds": stages.seconds,
+        print_json({**found, "out": str(folder), "seconds": stages.seconds,
                      "few_tokens": plan.few_tokens, **({"expected": compared} if compared else {})})  # fmt: skip
     else:
         Console().print(result_table(measurement, plan, verification, stages.seconds))

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from natprec.config import OPTIONS
 from natprec.errors import InputError, unknown
@@ -31,24 +31,20 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-if TYPE_CHECKING:
-    from natprec.evaluation.verify import Verification
-    from natprec.solver import Plan
-
 TOLERANCE = 0.05
 """Of a figure, relative, where a recipe states none: another CPU's arithmetic moves a KL by a few percent."""
 
-FIGURES: dict[str, Callable[[Plan, Verification], float | None]] = {
-    "bits_per_weight": lambda plan, found: plan.bits_per_weight,
-    "bits_per_weight_total": lambda plan, found: plan.bits_per_weight_total,
-    "kl_predicted": lambda plan, found: plan.kl_predicted,
-    "kl_measured": lambda plan, found: found.kl_mean,
-    "stored_bytes": lambda plan, found: found.stored_bytes,
-    "perplexity_reference": lambda plan, found: found.perplexity_reference,
-    "perplexity_quantized": lambda plan, found: found.perplexity_quantized,
-    "top1_agreement": lambda plan, found: found.top1_agreement,
+FIGURES = {
+    "bits_per_weight": "bits_per_weight",
+    "bits_per_weight_total": "bits_per_weight_total",
+    "kl_predicted": "kl_predicted",
+    "kl_measured": "kl_mean",
+    "stored_bytes": "stored_bytes",
+    "perplexity_reference": "perplexity_reference",
+    "perplexity_quantized": "perplexity_quantized",
+    "top1_agreement": "top1_agreement",
 }
-"""What a recipe can expect."""
+"""What a recipe can expect → its name in verification.json."""
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "text, a path"}
 
@@ -97,11 +93,15 @@ class Recipe:
             _number(file, f"expected.{key}", value)
         return cls(file, given, about, expected, tolerance)
 
-    def compared(self, plan: Plan, found: Verification) -> dict[str, dict[str, Any]]:
-        """Figure → what was expected, what was found (None: it has no such figure here), and whether that agrees."""
+    def compared(self, found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Figure → what was expected, what was found (None: no such figure here), and whether that agrees.
+
+        Args:
+            found: a verification, as verification.json has it.
+        """
         result = {}
         for name, value in self.expected.items():
-            now = FIGURES[name](plan, found)
+            now = found[FIGURES[name]]
             allowed = self.tolerance[name]
             agrees = now is not None and abs(now - value) <= allowed * abs(value)
             result[name] = {"expected": value, "found": now, "tolerance": allowed, "agrees": agrees}
