@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from natprec.formats import NumberFormat
     from natprec.measurement import Curve, Measurement
     from natprec.pipeline import quantize
-    from natprec.runtime import Runnable, load
-    from natprec.solver import Choice, Plan, solve
+    from natprec.runtime.load import Runnable, load
+    from natprec.solver.plan import Choice, Plan
+    from natprec.solver.solve import solve
 
 __all__ = [
     "BudgetError",
@@ -64,8 +65,9 @@ _HOMES = {
     "natprec.formats": ("NumberFormat",),
     "natprec.measurement": ("Curve", "Measurement"),
     "natprec.pipeline": ("quantize",),
-    "natprec.runtime": ("Runnable", "load"),
-    "natprec.solver": ("Choice", "Plan", "solve"),
+    "natprec.runtime.load": ("Runnable", "load"),
+    "natprec.solver.plan": ("Choice", "Plan"),
+    "natprec.solver.solve": ("solve",),
 }
 """Module → its names that are the package's; it is imported when one is first asked for, since torch takes seconds."""
 

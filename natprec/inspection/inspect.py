@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from natprec.config import ROOM_KELVIN
 from natprec.errors import BoundError, unknown
-from natprec.information.landauer import ROOM_KELVIN
 from natprec.inspection.rows import SiteRow, activation_rows, activation_values, weight_rows
 from natprec.inspection.stars import planned_bits, planned_widths, stars, unit_widths
 from natprec.ir import Boundary, Capture, Domain, Gauge, assign_domains, capture, cost, find_edges, find_units
