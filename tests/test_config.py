@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -65,6 +66,18 @@ except SystemExit:
 )
 def test_what_needs_no_model_imports_no_torch(arguments: tuple[str, ...]) -> None:
     assert imported(running(*arguments)) == []
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("quantise",), ("quantize", "--epz", "1")])
+def test_the_first_answer_comes_at_once(arguments: tuple[str, ...]) -> None:
+    """Seconds of the processor, which other processes do not lengthen; importing torch alone takes more than 1."""
+    taken = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "natprec", *arguments], capture_output=True, check=False)
+        after = os.times()
+        taken.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(taken) < 0.7
 
 
 def test_names_of_the_package_come_when_asked_for() -> None:

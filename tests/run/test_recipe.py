@@ -174,6 +174,25 @@ def test_the_recipes_that_are_shipped(file: Path) -> None:
         assert {"hardware", "date", "duration_seconds"} <= set(recipe.about)
 
 
+@pytest.mark.parametrize("file", RECIPES, ids=[file.stem for file in RECIPES])
+def test_the_recipes_that_are_shipped_run(
+    file: Path, here: Path, tiny_folder: Path, encoder_folder: Path, text_file: Path
+) -> None:
+    """On a tiny model, to a size or tolerance that it has."""
+    recipe = Recipe.read(file, TYPES)
+    model = encoder_folder if "minilm" in file.stem else tiny_folder
+    target = ("--bits", 9) if "bits" in recipe.options else ("--eps", 1)
+    result = natprec(
+        "quantize", "--recipe", file, "--model", model, "--data", text_file, *target, "--tokens", 512,
+        "--eval-tokens", 512, "--sequence-length", 64, "--out", "out",
+        *(() if "group_size" in recipe.options else ("--group-size", 32)),
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    plan = json.loads((here / "out" / "plan.json").read_text())
+    assert plan["engine"] == recipe.options["engine"]
+    assert (plan["cache"] is not None) == ("kv" in recipe.options)
+
+
 def test_numbers_are_compared_relative_to_what_is_expected(tmp_path: Path) -> None:
     text = "[expected]\ntolerance = 0.1\nkl_measured = 2\nstored_bytes = 0\nperplexity_reference = 3"
     recipe = Recipe.read(written(tmp_path, text), TYPES)
