@@ -28,7 +28,7 @@ ROUNDINGS = ("rtn", "gptq", "yaqa", "learned")
 """Round to nearest; each error made up for by later columns; and by later rows; GPTQ, then learned block by block."""
 
 DISTORTIONS = ("kl", "kl-top10", "loss", "embedding", "embedding-cls")
-ENGINES = ("llama.cpp", "natprec", "sglang", "transformers", "vllm")
+ENGINES = ("vllm", "transformers", "sglang", "natprec", "llama.cpp")
 ESTIMATORS = ("fisher", "exact")
 ARITHMETIC = ("auto", "bfloat16", "float32")
 
@@ -135,7 +135,7 @@ class QuantizeConfig(Measured):
     group_size: int | None = option(
         "64", METHOD, "32, 64, 128, channel, or auto: all that fit compete.", parse=parse_group_size
     )
-    engine: str = option("vllm", METHOD, "What must run it: vllm, transformers, sglang, natprec.", choices=ENGINES)
+    engine: str = option("vllm", METHOD, f"What must run it: {', '.join(ENGINES)}.", choices=ENGINES)
     activations: str = option(
         NOT_ROUNDED,
         METHOD,
