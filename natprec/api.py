@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from natprec import pipeline
 from natprec.config import QuantizeConfig
 from natprec.distortions import Distortion, named
-from natprec.errors import InputError
+from natprec.errors import InputError, NatprecError
 from natprec.evaluation import judge
 from natprec.evaluation.verify import Verification
 from natprec.files import new_folder
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
+from natprec.models.trust import tokenizer_of
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.flows import round_flows
@@ -129,6 +130,7 @@ def verify(
     length: int = 256,
     seed: int = 0,
     distortion: Distortion | None = None,
+    trust_remote_code: bool = False,
 ) -> Verification:
     """Judge a checkpoint on disk against the original model; writes verification.json into it.
 
@@ -137,12 +139,14 @@ def verify(
             on, the last fifth is taken, which measuring leaves out.
         tokenizer: needed for text; the checkpoint's own by default.
         distortion: needed only where it was one of your own.
+        trust_remote_code: run Python that comes with the checkpoint.
     """
     path = Path(folder)
     plan = Plan.load(path / "plan.json")
     if tokenizer is None and not isinstance(data, Tensor):
-        tokenizer = _own_tokenizer(path)
+        tokenizer = _own_tokenizer(path, trust_remote_code)
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
+    subject = replace(subject, trusted=trust_remote_code)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     config = QuantizeConfig.of("verify", "", {"eval_tokens": tokens, "length": length, "seed": seed})
     if isinstance(data, str):
@@ -167,11 +171,11 @@ def _distortion(given: str | Distortion | None) -> Distortion | None:
     return named(given) if isinstance(given, str) else given
 
 
-def _own_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
+def _own_tokenizer(folder: Path, trust: bool) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return tokenizer_of(folder, trust)
+    except NatprecError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {str(folder)!r} has no tokenizer; give one with tokenizer=") from error
 

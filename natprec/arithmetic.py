@@ -87,7 +87,8 @@ class _ByOneDnn(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is functional.linear and not kwargs and _plain(*args):
-            return _Linear.apply(*args)
+            x, *others = args  # what a function of its own returns must be no view, for models that change it in place
+            return _Linear.apply(x.flatten(0, -2), *others).unflatten(0, x.shape[:-1])
         return func(*args, **(kwargs or {}))
 
 
@@ -119,7 +120,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether it is a product of float32 whose weight stays as it is; oneDNN refuses empty ones."""
     given = (x, weight) if bias is None else (x, weight, bias)
     fits = all(each.is_cpu and each.dtype == torch.float32 and each.numel() for each in given)
-    return fits and _ends(*given[1:])
+    return fits and x.dim() > 1 and _ends(*given[1:])
 
 
 class _Linear(torch.autograd.Function):

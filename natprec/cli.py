@@ -1,7 +1,7 @@
 """The command line: its commands, their examples, and exit codes for scripts.
 
 Exit codes: 0 done (and the promise kept), 2 a request that cannot be carried out, 3 the promise is
-not kept, 130 interrupted.
+not kept, 4 the checkpoint is written but could not be judged, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from natprec.commands import apply, compare, generate, inspect, measure, quantize, solve, verify
-from natprec.errors import NatprecError
+from natprec.errors import NatprecError, VerdictError
 from natprec.files import REMEDIES
 from natprec.parallel.launcher import refuse_many
 
@@ -71,6 +71,9 @@ def main() -> None:
     """Run the command line; errors that the user can mend are one line and exit code 2."""
     try:
         code = app(standalone_mode=False) or 0
+    except VerdictError as error:
+        _refused(str(error))
+        code = 4
     except NatprecError as error:
         code = _refused(str(error))
     except UsageError as error:

@@ -22,6 +22,10 @@ class ModelError(NatprecError):
     """A model that cannot be loaded, measured or quantized."""
 
 
+class VerdictError(ModelError):
+    """A checkpoint that is written, complete, and could not be judged."""
+
+
 class BudgetError(NatprecError, ValueError):
     """A tolerance or size that no combination of the measured formats reaches."""
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from natprec.errors import NatprecError, OutputError
+from natprec.marks import mark_folder, refuse_foreign
 
 REMEDIES = {
     errno.ENOSPC: "free space on that disk",
@@ -85,7 +84,9 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         raise unwritable(path, error) from error
     try:
         yield temporary
+        mark_folder(temporary)
         _share(temporary)
+        refuse_existing(path, overwrite)  # hours later
         replace_folder(temporary, path)
     except NatprecError:
         raise
@@ -96,33 +97,6 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         raise unwritable(path, cause) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """No other run writes this output within the block: a lock file beside it, which ends with the process.
-
-    Raises:
-        OutputError: another run has it, which is named; or the folder cannot be written.
-    """
-    lock = path.with_name(f".natprec-{path.name}.lock")
-    with contextlib.ExitStack() as held:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(lock.open("a+"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-        except BlockingIOError as error:
-            owner = lock.read_text() or "another run"
-            raise OutputError(
-                f"output {str(path)!r} is being written by {owner}; wait for it, or choose another"
-            ) from error
-        except OSError as error:
-            raise unwritable(path, error) from error
-        held.callback(lock.unlink, missing_ok=True)
-        yield
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -146,7 +120,7 @@ def clear_stale(path: Path) -> None:
     with contextlib.suppress(OSError):
         for entry in sorted(path.parent.iterdir()):
             match = name.fullmatch(entry.name)
-            if match is None or _alive(int(match[1])):
+            if match is None or entry.is_symlink() or _alive(int(match[1])):
                 continue
             if match[2] and not path.exists() and (entry / path.name).exists():
                 os.replace(entry / path.name, path)
@@ -154,18 +128,19 @@ def clear_stale(path: Path) -> None:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Say early that an output exists or cannot be written, before any hour of work.
+    """Say early that a folder exists or cannot be written, before any hour of work.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is false, or its folder is not writable.
+        OutputError: `path` exists and `overwrite` is false, it is not natprec's, or its folder is not writable.
     """
-    if path.exists() and not overwrite:
-        raise OutputError(f"output {str(path)!r} exists; choose another or add --overwrite")
-    if path.is_dir() and any(path.iterdir()) and not (path / "plan.json").is_file():
-        raise OutputError(
-            f"folder {str(path)!r} was not written by natprec (no plan.json), so --overwrite does not delete it; "
-            "choose another"
-        )
+    if path.exists():
+        if not overwrite:
+            raise OutputError(f"output {str(path)!r} exists; choose another or add --overwrite")
+        refuse_foreign(path)
+    _refuse_unwritable(path)
+
+
+def _refuse_unwritable(path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise OutputError(f"cannot write {str(path)!r}: {str(parent)!r} is a file; choose another folder")
@@ -173,6 +148,20 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise OutputError(
             f"cannot write {str(path)!r}: no write permission in {str(parent)!r}; choose a folder you may write to"
         )
+
+
+def refuse_existing_file(path: Path, overwrite: bool, ours: Callable[[Path], bool], kind: str) -> None:
+    """As `refuse_existing`, of an output that is one file.
+
+    Args:
+        ours: whether a file that exists is natprec's; if not, nothing replaces it.
+        kind: what natprec writes there.
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"output {str(path)!r} exists; choose another or add --overwrite")
+    if path.exists() and not ours(path):
+        raise OutputError(f"{str(path)!r} is no {kind} of natprec's, so --overwrite leaves it; choose another")
+    _refuse_unwritable(path)
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:

@@ -14,20 +14,32 @@ from pathlib import Path
 
 from torch import Tensor
 
+from natprec.claims import beside, claimed
 from natprec.config import QuantizeConfig
-from natprec.errors import BudgetError
+from natprec.errors import BudgetError, NatprecError, VerdictError
 from natprec.evaluation.judge import promised, tightened, verify
+from natprec.evaluation.reload import UNPACKED
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint, write_gguf
 from natprec.export.by_stage import round_to_folder
-from natprec.files import claimed, clear_stale, new_folder, refuse_existing
+from natprec.export.trial import refusal
+from natprec.files import clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
+from natprec.marks import refuse_inputs
 from natprec.measurement import Measurement
 from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
 from natprec.rounding.refine import refine
-from natprec.run.request import check, open_subject, refuse_impossible_size, refuse_on_disk, solve_for
+from natprec.run.request import (
+    check,
+    inputs,
+    open_subject,
+    refuse_impossible_size,
+    refuse_on_disk,
+    solve_for,
+    tell_leftovers,
+)
 from natprec.run.resumable import STAGES, forget, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
@@ -44,17 +56,23 @@ def quantize(
 
     Raises:
         NatprecError: any input that cannot be used; nothing is left half-written.
+        VerdictError: the checkpoint is there, but could not be judged.
     """
     check(config)
+    refuse_inputs(out, inputs(config))
     clear_stale(out)
     refuse_existing(out, overwrite)
+    partial = beside(out, ".partial")
     stages = stages or Stages(quiet=True)
     subject = open_subject(config, stages)
     refuse_on_disk(subject, config.engine, config.refine)
     refuse_impossible_size(config, subject)
+    tell_leftovers(subject, config.engine, stages)
+    why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
+    if why is not None:
+        stages.note(UNPACKED.format(why))
     ids = calibration_tokens(config, subject, stages)
     held_out = held_out_tokens(config, subject, stages)
-    partial = out.with_name(out.name + ".partial")
     with claimed(out):
         measurement = measured(config, subject, ids, partial / "measurement.safetensors", resume, stages)
         try:
@@ -64,13 +82,20 @@ def quantize(
             kept = partial / "measurement.safetensors"
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
-            plan, verification = _round_and_prove(
-                config, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages
+            plan, verdict = _round_and_prove(
+                config, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages, tried=why is None
             )
             (folder / "natprec").mkdir()
             measurement.save(folder / "natprec" / "measurement.safetensors")
         forget(partial)
-    return measurement, plan, verification
+    if isinstance(verdict, NatprecError):
+        source = config.eval_data or config.data
+        why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
+        raise VerdictError(
+            f"{why}; the checkpoint is complete, but not judged: natprec verify {out} --model {config.model}"
+            + (f" --eval-data {source}" if source else "")
+        ) from verdict
+    return measurement, plan, verdict
 
 
 def _round_and_prove(
@@ -83,18 +108,26 @@ def _round_and_prove(
     folder: Path,
     kept: Path,
     stages: Stages,
-) -> tuple[Plan, Verification]:
-    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat."""
+    tried: bool,
+) -> tuple[Plan, Verification | NatprecError]:
+    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat.
+
+    Returns:
+        The plan, and the verdict or why there is none: hours of work are not thrown away for that.
+    """
     original = snapshot(subject.model)
     judged = config.eval_data or config.data or "written by the model"
     verification: Verification | None = None
     for corrections in (0, 1):
         round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)
         restore(subject.model, original)
-        verification = verify(
-            folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages, seed=config.seed,
-            kept=kept,
-        )  # fmt: skip
+        try:
+            verification = verify(
+                folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages,
+                seed=config.seed, kept=kept, tried=tried,
+            )  # fmt: skip
+        except NatprecError as error:
+            return plan, error
         verification = replace(verification, corrections=corrections)
         promise = promised(plan)
         if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
@@ -195,7 +228,9 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
         else:
             write_checkpoint(
                 folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
-                inputs=plan.rounded_inputs, cache=plan.cache, routers=subject.staged.routing.routers,
+                inputs=plan.rounded_inputs, cache=plan.cache,
+                routers=[*subject.staged.routing.routers, *subject.leftovers.modules],
+                dtypes=subject.staged.weights.dtypes, carried=subject.leftovers.read(),
             )  # fmt: skip
         _write_beside(subject, plan, folder)
 
@@ -204,4 +239,7 @@ def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
     for name, text in subject.companions.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
+    for file in subject.leftovers.files_for(gguf=bool(engine_profile(plan.engine).types)):
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
     plan.save(folder / "plan.json")

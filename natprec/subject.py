@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,11 @@ from natprec.formats import EngineProfile, NumberFormat
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
+from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
+from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
-from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked
+from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, together
 from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 
@@ -35,12 +37,14 @@ class Subject:
 
     Attributes:
         digest: identifies the weights; taken before anything changes them, and told of a rotation.
-        other_bytes: parameters and buffers that are no sites, at 16 bits.
-        carried_bytes: tokenizer and configuration files of a checkpoint.
+        other_bytes: parameters and buffers that are no sites, as they will be stored.
+        carried_bytes: tokenizer and configuration files of a checkpoint, and what is carried over as it is.
         kind: 'causal' (such a model can write text) or 'encoder'.
         companions: more files of a checkpoint: path → text.
         gguf: the GGUF file that the model was read from, if it was.
+        leftovers: what else is in the model's checkpoint.
         rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
+        trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
     """
 
     name: str
@@ -55,7 +59,9 @@ class Subject:
     kind: Kind = "causal"
     companions: dict[str, str] = field(default_factory=dict)
     gguf: Path | None = None
+    leftovers: Leftovers = field(default_factory=Leftovers)
     rotation: int | None = None
+    trusted: bool = False
 
     @property
     def distortion(self) -> Distortion:
@@ -76,6 +82,16 @@ class Subject:
     def activations(self) -> list[Site]:
         """Sites that are no weights: found when first asked for."""
         return find_activations(self.staged, self.sites, _probe_ids(self.model), self.kind == "causal")
+
+    @property
+    def unreached(self) -> set[str]:
+        """Sites that a few tokens did not reach, and no other expert can speak for: text will hardly do so."""
+        reached, read = self.staged.probe.input_of.keys(), self.staged.probe.read
+        return {
+            site.name
+            for site in self.sites
+            if not read.isdisjoint(site.uses) or not (site.experts or reached & set(site.uses))
+        }
 
     @classmethod
     def of(cls, loaded: LoadedModel, distortion: Distortion | None = None, products: str = "auto") -> Subject:
@@ -102,12 +118,13 @@ class Subject:
             staged=staged,
             sites=sites,
             digest=model_digest(model, loaded.weights),
-            other_bytes=_other_bytes(model, sites),
-            carried_bytes=_carried_bytes(model, loaded.tokenizer)
-            + sum(len(text.encode()) for text in loaded.companions.values()),
+            other_bytes=_other_bytes(model, sites, loaded.weights.dtypes),
+            carried_bytes=_carried_bytes(model, loaded.tokenizer, loaded.companions) + loaded.leftovers.nbytes,
             kind=loaded.kind,
             companions=loaded.companions,
             gguf=loaded.gguf,
+            leftovers=loaded.leftovers,
+            trusted=loaded.trusted,
         )
 
     @classmethod
@@ -127,11 +144,18 @@ class Subject:
         model = model.base_model if kind == "encoder" else model
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
+        common, dtypes = stored_dtypes(model, {key: value.dtype for key, value in model.state_dict().items()})
         model.float()
         take_apart(model)
+        settle_head(model)
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
-        dtype, suits = choose_storage_dtype(declared, model, InMemory()), "kl" if kind == "causal" else "embedding"
-        return cls.of(LoadedModel(label, model, tokenizer, dtype, None, kind, suits), distortion, products)
+        weights, suits = InMemory(), "kl" if kind == "causal" else "embedding"
+        dtype = choose_storage_dtype(common if common in HALF else declared, model, weights)
+        weights.dtypes = exceptions(common, stored_dtypes(model, dtypes)[1], dtype)
+        place = getattr(model, "name_or_path", "")
+        code = code_files(place) if place else {}
+        loaded = LoadedModel(label, model, tokenizer, dtype, None, kind, suits, code, weights)
+        return cls.of(loaded, distortion, products)
 
     def rotated(self, seed: int, note: Callable[[str], None] = lambda line: None) -> Subject:
         """The subject with its model rotated, in place: see `natprec.transforms.rotation`.
@@ -155,22 +179,42 @@ class Subject:
     ) -> dict[str, tuple[NumberFormat, ...]]:
         """Site name → formats to measure: one group size, or with None all that divide the site; or GGUF types.
 
+        Sites whose rows the group size does not divide, and those that an engine runs together with them, have the
+        next smaller one that does; those that none fits, or that would take no less than 16 bits, have no format.
+
         Args:
             sites: 'all' adds the weights, one scale per row, that some engines multiply with rounded activations.
         Raises:
-            InputError: the group size, or the blocks of all GGUF types, do not divide a site, which is named.
+            InputError: the group size, or the blocks of all GGUF types, divide no Linear.
         """
+        linears = [site for site in self.sites if site.role != "embedding"] or self.sites
         if profile.types:  # their groups are their own
-            refuse_unblocked(self.sites, profile.types)
+            if not any(fmt.divides(site.shape[1]) for fmt in profile.types for site in linears):
+                refuse_unblocked(self.sites, profile.types)
             return {site.name: tuple(t for t in profile.types if t.divides(site.shape[1])) for site in self.sites}
-        if group_size is not None:
-            formats = profile.measured((group_size,))
-            if sites == "all":
-                formats += tuple(fmt for fmt in profile.per_channel() if fmt not in formats)
-            refuse_indivisible(self.sites, formats)
-            return {site.name: formats for site in self.sites}
-        formats = profile.measured(GROUP_SIZES)
-        return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+        if group_size is None:
+            formats = profile.measured(GROUP_SIZES)
+            return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+        asked = profile.measured((group_size,))
+        if not any(asked[0].divides(site.shape[1]) for site in linears):
+            refuse_indivisible(self.sites, asked)
+        more = profile.per_channel() if sites == "all" else ()
+        alike: dict[tuple[str, str], list[Site]] = {}
+        for site in self.sites:
+            alike.setdefault(together(site, profile), []).append(site)
+        found: dict[str, tuple[NumberFormat, ...]] = {}
+        for members in alike.values():
+            size = profile.fitting(group_size, [site.shape[1] for site in members])
+            formats = asked if size == group_size else () if size is None else profile.measured((size,))
+            formats += tuple(fmt for fmt in more if size is not None and fmt not in formats)
+            if size != group_size:
+                formats = tuple(fmt for fmt in formats if all(_is_smaller(fmt, site) for site in members))
+            found |= {site.name: formats for site in members}
+        return {site.name: found[site.name] for site in self.sites}
+
+
+def _is_smaller(fmt: NumberFormat, site: Site) -> bool:
+    return fmt.stored_bytes(*site.shape) < 2 * site.elements
 
 
 def _probe_ids(model: nn.Module) -> torch.Tensor:
@@ -190,18 +234,21 @@ def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
         )
 
 
-def _other_bytes(model: nn.Module, sites: list[Site]) -> int:
+def _other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch.dtype]) -> int:
     in_sites = {id(model.get_submodule(site.name).weight) for site in sites}
-    tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if id(t) not in in_sites}
-    return sum(t.numel() * (2 if t.is_floating_point() else t.element_size()) for t in tensors.values())
+    named = model.state_dict(keep_vars=True).items()
+    tensors = {id(t): (t, dtypes.get(name)) for name, t in named if id(t) not in in_sites}
+    return sum(t.numel() * (dtype.itemsize if dtype else 2 if t.is_floating_point() else t.element_size())
+               for t, dtype in tensors.values())  # fmt: skip
 
 
-def _carried_bytes(model: nn.Module, tokenizer: Any) -> int:
-    """Measured by writing them once."""
+def _carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, str]) -> int:
+    """Measured by writing them once: code is written by transformers too, to the same place."""
     with tempfile.TemporaryDirectory(prefix="natprec-") as folder:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
-        return folder_bytes(Path(folder))
+        written = folder_bytes(Path(folder))
+        return written + sum(len(text.encode()) for name, text in companions.items() if not Path(folder, name).exists())

@@ -32,7 +32,7 @@ READER = """
 import sys, torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, trust_remote_code=False)
 ids = load_file(sys.argv[2])["ids"]
 with torch.no_grad():
     logits = torch.cat([model(input_ids=row[None], use_cache=False).logits for row in ids])

@@ -43,7 +43,9 @@ def write_reference(folder: Path, text: str, length: int, file: Path) -> None:
 
     from natprec.evaluation.reload import load_quantized
 
-    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text[: 8 * length]).input_ids[:length])
+    ids = torch.tensor(
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(text[: 8 * length]).input_ids[:length]
+    )
     with torch.no_grad():
         expected = load_quantized(folder)(input_ids=ids.unsqueeze(0)).logits[0].float().log_softmax(-1)
     save_file({"ids": ids, "log_probabilities": expected.contiguous()}, file)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from natprec.claims import claimed
 from natprec.errors import OutputError
-from natprec.files import claimed, write_bytes
+from natprec.files import write_bytes
 from tests.run_command import SMALL, left_behind, natprec
 
 
 def test_two_runs_on_one_output(tmp_path: Path) -> None:
-    held = "import sys; from pathlib import Path; from natprec.files import claimed\n"
+    held = "import sys; from pathlib import Path; from natprec.claims import claimed\n"
     held += "with claimed(Path(sys.argv[1])): print('claimed', flush=True); sys.stdin.read()"
     out = tmp_path / "out"
     other = subprocess.Popen(

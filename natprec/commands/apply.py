@@ -27,26 +27,30 @@ def apply(
 ) -> None:
     """Round a model to a plan and write the checkpoint."""
     from natprec import pipeline
+    from natprec.claims import beside, claimed
     from natprec.commands.output import print_json
     from natprec.evaluation import judge
-    from natprec.files import claimed, new_folder, refuse_existing
+    from natprec.files import new_folder, refuse_existing
+    from natprec.marks import refuse_inputs
     from natprec.progress import Stages
     from natprec.run import resumable
-    from natprec.run.request import check, open_subject, refuse_on_disk
+    from natprec.run.request import check, inputs, open_subject, refuse_on_disk, tell_leftovers
     from natprec.run.tokens import calibration_tokens
     from natprec.solver import Plan
     from natprec.units import human_bytes
 
     plan = Plan.load(plan_file)
-    config = replace(config, rounding=rounding or plan.rounding)
+    config = replace(config, rounding=rounding or plan.rounding, engine=plan.engine)
     check(config, judged=False, solved=False)
+    refuse_inputs(out, {**inputs(config), "the plan": plan_file})
     refuse_existing(out, overwrite)
+    partial = beside(out, ".partial")
     stages = Stages()
     subject = open_subject(config, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, config.model)
     refuse_on_disk(subject, plan.engine, config.refine)
+    tell_leftovers(subject, plan.engine, stages)
     ids = calibration_tokens(config, subject, stages) if config.rounding != "rtn" or config.refine else None
-    partial = out.with_name(out.name + ".partial")
     with claimed(out):
         if not resume:
             resumable.forget(partial)

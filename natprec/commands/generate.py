@@ -38,7 +38,7 @@ def generate(
     from natprec.runtime.load import load
     from natprec.units import human_bytes
 
-    runnable = load(folder, device=config.device)
+    runnable = load(folder, device=config.device, trust_remote_code=config.trust_remote_code)
     written = run(
         runnable, prompt, max_new_tokens=max_new_tokens, greedy=greedy, seed=seed,
         on_text=(lambda text: None) if as_json else _show,

@@ -49,10 +49,11 @@ def inspect(
     from natprec.inspection.inspect import keep_named, require_explicit
     from natprec.inspection.picture import svg
     from natprec.inspection.report import tables, to_json
+    from natprec.marks import refuse_inputs
     from natprec.measurement import Measurement
     from natprec.measurement.measure import measure
     from natprec.progress import Stages
-    from natprec.run.request import check, open_subject
+    from natprec.run.request import check, inputs, open_subject
     from natprec.run.tokens import given_tokens, held_out_tokens
     from natprec.solver import Plan
     from natprec.solver.units import EPS_BWD_SHOWN
@@ -70,6 +71,7 @@ def inspect(
     check(config)
     tolerance = config.eps_bwd or (planned.eps_bwd if planned is not None else None) or EPS_BWD_SHOWN
     if out is not None:
+        refuse_inputs(out, {**inputs(config), "--plan": plan, "--measurement": measurement})
         refuse_existing(out, overwrite)
     known = None if measurement is None else Measurement.load(measurement)
     stages = Stages()

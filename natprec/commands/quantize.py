@@ -64,6 +64,7 @@ def quantize(
     """Measure a model, solve its precision, write a checkpoint and prove that it keeps eps.
 
     Exit code 0: the promise holds. 3: it does not (the checkpoint is written and says so). 2: bad input.
+    4: the checkpoint is written, but could not be judged.
     """
     from rich.console import Console
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from natprec.commands.options import Json, configured, like, own
+from natprec.commands.options import Json, Overwrite, configured, like, own
 from natprec.config import ENGINES, QuantizeConfig
+from natprec.errors import InputError
 from natprec.options import OUTPUT
 
 EXAMPLES = ("natprec solve folder.measurement --eps 0.01 --out plan.json",)
@@ -21,15 +22,21 @@ def solve(
     engine: Annotated[str | None, like("engine", f"{', '.join(ENGINES)}; default: the one measured for.")] = None,
     rounding: Annotated[str | None, like("rounding", "Default: the one measured or planned for.")] = None,
     out: Annotated[Path | None, own("--out", OUTPUT, "Write plan.json here.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
     from rich.console import Console
 
     from natprec.commands.output import print_json
+    from natprec.files import refuse_existing_file
+    from natprec.marks import refuse_inputs
     from natprec.measurement import Measurement
     from natprec.run.summary import plan_table
 
+    if out is not None:
+        refuse_inputs(out, {"the measurement": measurement})
+        refuse_existing_file(out, overwrite, is_plan, "plan")
     plan = Measurement.load(measurement).solve(engine=engine, rounding=rounding, **config.given("solve"))
     if out is not None:
         plan.save(out)
@@ -37,3 +44,14 @@ def solve(
         print_json(plan.to_json())
     else:
         Console().print(plan_table(plan))
+
+
+def is_plan(path: Path) -> bool:
+    """Whether a file is a plan that this natprec reads."""
+    from natprec.solver import Plan
+
+    try:
+        Plan.load(path)
+    except InputError:
+        return False
+    return True

@@ -28,6 +28,7 @@ def verify(
     """
     from rich.console import Console
 
+    from natprec.claims import beside
     from natprec.commands.output import print_json
     from natprec.evaluation import judge
     from natprec.progress import Stages
@@ -50,7 +51,7 @@ def verify(
     # judged beside the original itself
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
     ids = held_out_tokens(config, subject, stages)
-    partial = folder.with_name(folder.name + ".verify.partial")
+    partial = beside(folder, ".verify.partial")
     if not resume:
         resumable.forget(partial)
     verification = judge.verify(

@@ -26,9 +26,10 @@ from natprec.config import QuantizeConfig
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
 from natprec.formats import NumberFormat
+from natprec.marks import KEY, is_ours, refuse_inputs
 from natprec.models.surroundings import quiet
 from natprec.progress import Stages
-from natprec.run.request import open_subject
+from natprec.run.request import inputs, open_subject
 from natprec.run.tokens import given_tokens, held_out_tokens
 from natprec.sites import refuse_indivisible
 from natprec.subject import Subject
@@ -44,7 +45,7 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, beyond the model and texts of a `Request`.
+    """What is compared, beyond the model and texts of the configuration.
 
     Attributes:
         methods: names in `METHODS`, natprec's last.
@@ -78,6 +79,7 @@ def compare(
     """
     if not isinstance(config.group_size, int) or config.group_size < 1:
         raise InputError("group size: the methods share only groups of a fixed size; give --group-size 32, 64 or 128")
+    refuse_inputs(folder, inputs(config))
     refuse_occupied(folder, resume)
     subject = open_subject(config, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
@@ -124,7 +126,7 @@ def refuse_occupied(folder: Path, resume: bool) -> None:
         return
     if not folder.is_dir():
         raise OutputError(f"output {str(folder)!r} is a file; choose a folder")
-    if any(folder.iterdir()) and not (resume and (folder / "calibration.safetensors").is_file()):
+    if any(folder.iterdir()) and not (resume and is_ours(folder / "calibration.safetensors")):
         remedy = "choose another" if resume else "add --resume to go on with it, or choose another"
         raise OutputError(f"output {str(folder)!r} is not empty; {remedy}")
 
@@ -160,7 +162,8 @@ class _Bench:
             model: Any = self.subject.model
             model.save_pretrained(self.folder / "reference")
             self.subject.tokenizer.save_pretrained(self.folder / "reference")
-            save_file({"input_ids": self.ids.contiguous()}, self.folder / "calibration.safetensors")
+            file = self.folder / "calibration.safetensors"
+            save_file({"input_ids": self.ids.contiguous()}, file, {KEY: "calibration tokens of natprec compare"})
 
     def row(self, name: str, bits: int, target: int | None, resume: bool) -> dict[str, Any]:
         """One method at one width: run, judge, keep."""

@@ -27,7 +27,7 @@ def compared_by_stage(
         ids: (sequences, time) token ids.
         kept: folder that holds how far both have come; a later call goes on there.
     """
-    quantized = open_quantized(folder, subject.staged, ids.device)
+    quantized = open_quantized(folder, subject.staged, ids.device, subject.trusted)
     files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
     states = [None if kept is None else kept / f"{name}.safetensors" for name in ("original", "quantized")]
     keys = [state_key(subject.digest, data_digest(ids)), state_key(*files, data_digest(ids))]

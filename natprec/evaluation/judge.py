@@ -36,11 +36,13 @@ def verify(
     stages: Stages,
     seed: int = 0,
     kept: Path | None = None,
+    tried: bool = True,
 ) -> Verification:
     """Judge the checkpoint on disk against the original model (T6).
 
     Args:
         kept: folder that holds how far the verification of a model whose weights are on disk has come.
+        tried: whether transformers is asked to load it: see `load_quantized`.
     Raises:
         InputError: the plan keeps another distortion small than the subject's.
         ModelError: NaN or Inf.
@@ -53,7 +55,7 @@ def verify(
     steps = len(batches(*ids.shape))
     if subject.staged.weights.whole:
         with stages.stage("load checkpoint"):
-            model = load_quantized(folder)
+            model = load_quantized(folder, plan.engine, subject.trusted, tried, stages.note)
             model.to(ids.device)
         with stages.stage("verify", steps) as advance:
             compared = compared_with(subject, model, ids, advance)

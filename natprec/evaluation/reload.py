@@ -4,74 +4,109 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError, ModelError, NatprecError
+from natprec.evaluation.flows import STATES, round_as_written, weights_only
 from natprec.export.gguf import FILE_NAME
-from natprec.formats.activation_format import TOKEN, ActivationFormat
-from natprec.models.checkpoints import Kind, auto_class, model_kind
+from natprec.export.trial import unlike
+from natprec.formats import engine_profile
+from natprec.models.checkpoints import Kind, first_line, model_kind, weight_files
+from natprec.models.checksums import refuse_damaged
 from natprec.models.disk_names import DiskNames
+from natprec.models.encoders import drop_missing_pooler
 from natprec.models.experts import take_apart
 from natprec.models.loading import load_model
+from natprec.models.patterns import MARK, Groups
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
 from natprec.models.surroundings import quiet
-from natprec.sites import round_input, round_states
+from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.staged.blocks import StagedModel
 
-STATE_SCALES = (".k_scale", ".v_scale")
-"""Tensors of the cache, which are no part of a model."""
+UNPACKED = "transformers does not load such a checkpoint ({}), so natprec judges it by unpacking the codes itself"
 
 
-def load_quantized(folder: Path) -> nn.Module:
+def load_quantized(
+    folder: Path,
+    engine: str = "vllm",
+    trust_remote_code: bool = False,
+    tried: bool = True,
+    note: Callable[[str], None] = lambda line: None,
+) -> nn.Module:
     """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
     Plain transformers loads it, a GGUF file too; where transformers cannot (zero points or packed embeddings, from
     the `natprec` engine; experts of several formats), the codes are unpacked here with the compressed-tensors library.
-    So are all experts, which transformers would round to 16 bits once more.
+    So are all experts, which transformers would round to 16 bits once more, and what it turns out not to load. Where it
+    is the engine, it must load everything.
 
+    Args:
+        engine: whose rule rounds activations: transformers' own library where it is `transformers` that will run them.
+        trust_remote_code: run Python that comes with the checkpoint.
+        tried: whether transformers is asked at all, unless it is the engine.
+        note: told if it was asked and failed.
     Raises:
         InputError: the folder is no checkpoint.
-        ModelError: it cannot be loaded; says what transformers said.
+        ModelError: it is damaged, or cannot be loaded; says what transformers said.
     """
     if (folder / FILE_NAME).is_file():
         return load_model(str(folder / FILE_NAME)).model
-    scheme = _scheme(folder)
+    scheme, profile, trust = _scheme(folder), engine_profile(engine), trust_remote_code
+    why: str | None = None
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
-        if not _needs_unpacking(folder, scheme["config_groups"]):
-            return _plain(folder)
-        return _rounding(_unpacked(folder, scheme["config_groups"]), scheme)
+        if engine == "transformers":
+            return _plain(folder, scheme, trust)
+        model: nn.Module | None = None
+        if tried and not _needs_unpacking(folder, scheme):
+            try:
+                model = _plain(folder, weights_only(scheme), trust)
+            except Exception as error:  # whatever a model's own code raises
+                why = first_line(error)
+        model = model or _unpacked(folder, scheme["config_groups"], trust)
+        round_as_written(model, scheme, _tensor_files(folder), profile)
+    if why is not None:
+        note(UNPACKED.format(why))
+    return model
 
 
-def open_quantized(folder: Path, original: StagedModel, device: torch.device) -> StagedModel:
+def open_quantized(
+    folder: Path,
+    original: StagedModel,
+    device: torch.device,
+    engine: str = "vllm",
+    trust_remote_code: bool = False,
+) -> StagedModel:
     """The checkpoint's model with its codes left on disk: each weight is reconstructed when its stage runs.
 
     Args:
         original: the model that was quantized, whose distortion is taken.
+        engine: whose rule rounds activations as the model runs.
+        trust_remote_code: run Python that comes with the checkpoint.
     Raises:
         InputError: the folder is no checkpoint.
-        ModelError: it cannot be loaded.
+        ModelError: it is damaged, or cannot be loaded.
     """
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):
-        config, kind = _dense_config(folder)
-        model = empty_model(config, kind)
+        config, kind = _dense_config(folder, trust_remote_code)
+        model = empty_model(config, kind, trust_remote_code)
         model.tie_weights()
         take_apart(model)
         stored = Unpacked(folder, scheme["config_groups"], DiskNames(model))
         missing = _lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
+        round_as_written(model, scheme, _tensor_files(folder), engine_profile(engine))
         return StagedModel(model, torch.zeros(1, 1, dtype=torch.int64, device=device), original.distortion, weights)
 
 
 def _scheme(folder: Path) -> dict[str, Any]:
-    """The folder's quantization_config."""
+    """The folder's quantization_config; its files are whole."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
@@ -82,6 +117,7 @@ def _scheme(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{str(config_file)!r} describes no quantized checkpoint ({error!r}); quantize again"
         ) from error
+    refuse_damaged(weight_files(folder), ours=(folder / "plan.json").is_file())
     return scheme
 
 
@@ -89,38 +125,35 @@ def _scheme(folder: Path) -> dict[str, Any]:
 def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
+    except NatprecError:
+        raise
     except Exception as error:
         raise ModelError(f"checkpoint {str(folder)!r} cannot be loaded ({error}); quantize again") from error
 
 
-def _plain(folder: Path) -> nn.Module:
-    from transformers import AutoConfig
-
-    kind = model_kind(str(folder), AutoConfig.from_pretrained(folder))
-    model = auto_class(kind).from_pretrained(folder, dtype=torch.float32)
+def _plain(folder: Path, scheme: dict[str, Any], trust: bool) -> nn.Module:
+    """As transformers loads the folder if its `quantization_config` is this; it must load everything."""
+    Groups(scheme["config_groups"], _tensor_files(folder), str(folder))  # its patterns end in time
+    config = config_of(folder, trust)
+    config.quantization_config = scheme
+    kind = model_kind(str(folder), config)
+    model, report = model_of(folder, kind, trust, config=config, output_loading_info=True)
+    missing = report["missing_keys"]
+    if missing and kind == "encoder" and drop_missing_pooler(model, missing):
+        report = {**report, "missing_keys": ()}
+    wrong = unlike(report)
+    if wrong is not None:
+        raise ValueError(f"transformers has tensors {wrong}")
     model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses
-    return model.eval().requires_grad_(False)
+    dense: nn.Module = model.eval().requires_grad_(False)
+    return dense
 
 
-def _rounding(model: nn.Module, scheme: dict[str, Any]) -> nn.Module:
-    """The model with activations, keys and values rounded as a quantization_config says, by hooks."""
-
-    def described(arguments: dict[str, Any]) -> ActivationFormat:
-        return ActivationFormat(arguments["num_bits"], arguments["group_size"] or TOKEN)
-
-    for group in scheme["config_groups"].values():
-        if group["input_activations"]:
-            for name in group["targets"]:
-                round_input(model.get_submodule(name), described(group["input_activations"]))
-    if scheme.get("kv_cache_scheme"):
-        for module in model.modules():  # only those that compute attention will ask
-            round_states(module, described(scheme["kv_cache_scheme"]))
-    return model
-
-
-def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
-    """Whether plain transformers would refuse it."""
-    if any(not group["weights"]["symmetric"] for group in groups.values()):
+def _needs_unpacking(folder: Path, scheme: dict[str, Any]) -> bool:
+    """Whether plain transformers would refuse it, or match its regular expressions, for as long as they take."""
+    if f'"{MARK}' in json.dumps(scheme):
+        return True
+    if any(not group["weights"]["symmetric"] for group in scheme["config_groups"].values()):
         return True
     packed = [name.split(".") for name in _tensor_files(folder) if name.endswith(".weight_packed")]
     # embed_tokens, embed_in, word_embeddings; experts
@@ -128,8 +161,9 @@ def _needs_unpacking(folder: Path, groups: dict[str, Any]) -> bool:
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name → the file that holds it."""
-    return {name: file for file in sorted(folder.glob("*.safetensors")) for name in stored_names(file)}
+    """Tensor name → the file that holds it, without those that are carried along and no part of the model."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: file for file in files for name in stored_names(file, carried=False)}
 
 
 class Unpacked:
@@ -149,11 +183,14 @@ class Unpacked:
         modules: dict[str, dict[str, Path]] = {}
         self._packed: dict[str, tuple[dict[str, Any], str, dict[str, Path]]] = {}
         self._plain: dict[str, tuple[str, Path]] = {}
-        for key, file in _tensor_files(folder).items():
+        files = _tensor_files(folder)
+        known = Groups(groups, files, str(folder))
+        for key, file in files.items():
             module, _, leaf = key.rpartition(".")
             modules.setdefault(module, {})[leaf] = file
         for module, own in modules.items():
-            name, group = in_model.get(module, module), _group_of(module, groups)
+            name = in_model.get(module, module)
+            group = known.of(module) or known.of(name)  # one written for transformers has the model's names
             weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
             if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
                 self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one
@@ -181,31 +218,17 @@ class Unpacked:
         return dense
 
 
-def _group_of(module: str, groups: dict[str, Any]) -> dict[str, Any] | None:
-    """The scheme that names a module; single names before regular expressions."""
-    for group in groups.values():
-        if module in group["targets"]:
-            return group
-    for group in groups.values():
-        patterns = (target.removeprefix("re:") for target in group["targets"] if target.startswith("re:"))
-        if any(re.match(pattern, module) for pattern in patterns):
-            return group
-    return None
-
-
-def _dense_config(folder: Path) -> tuple[Any, Kind]:
+def _dense_config(folder: Path, trust: bool) -> tuple[Any, Kind]:
     """The configuration of the model as if it were not quantized, and its kind."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = config_of(folder, trust)
     del config.quantization_config
     return config, model_kind(str(folder), config)
 
 
-def _unpacked(folder: Path, groups: dict[str, Any]) -> nn.Module:
+def _unpacked(folder: Path, groups: dict[str, Any], trust: bool) -> nn.Module:
     """The dense model, filled by unpacking every module's tensors."""
-    config, kind = _dense_config(folder)
-    model = auto_class(kind).from_config(config, dtype=torch.float32)
+    config, kind = _dense_config(folder, trust)
+    model = unfilled_model(config, kind, trust)
     take_apart(model)
     stored = Unpacked(folder, groups, DiskNames(model))
     model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)
@@ -222,7 +245,7 @@ def _lacking(model: nn.Module, names: Collection[str]) -> set[str]:
     """
     wanted = set(model.state_dict())
     missing, tied = wanted - set(names), set(getattr(model, "all_tied_weights_keys", None) or {})
-    unexpected = {name for name in names if name not in wanted and not name.endswith(STATE_SCALES)}
+    unexpected = {name for name in names if name not in wanted and not name.endswith(tuple(STATES.values()))}
     if unexpected or missing - tied:
         raise ValueError(f"missing {sorted(missing - tied)[:3]}, unexpected {sorted(unexpected)[:3]}")
     return missing

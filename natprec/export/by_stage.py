@@ -21,6 +21,7 @@ from natprec.export.compressed_tensors import (
 )
 from natprec.files import write_bytes
 from natprec.formats import engine_profile
+from natprec.marks import KEY
 from natprec.models.disk_names import DiskNames
 from natprec.models.stored import read_stored, stored_names
 from natprec.progress import Advance
@@ -93,20 +94,21 @@ class Pieces:
         subject = self._subject
         tensors = checkpoint_tensors(
             subject.model, subject.sites, codes, self._profile, subject.storage_dtype, self._plan.rounded_inputs,
-            among=_own(subject.staged, stage), names=self._names,
+            among=_own(subject.staged, stage), names=self._names, dtypes=subject.staged.weights.dtypes,
         )  # fmt: skip
-        write_bytes(self.file(stage), save(tensors, {"format": "pt"}))
+        write_bytes(self.file(stage), save(tensors, {"format": "pt", KEY: "a stage"}))
 
     def join(self, out: Path) -> None:
         """Write the checkpoint into an existing folder, one shard after another."""
         subject, plan = self._subject, self._plan
         files = [self.file(stage) for stage in subject.staged.stages]
         tensors: dict[str, Tensor] = {name: read_stored(file, name) for file in files for name in stored_names(file)}
-        write_weights(out, tensors | cache_scales(plan.cache, subject.storage_dtype), SHARD_BYTES)
+        tensors |= cache_scales(plan.cache, subject.storage_dtype)
+        write_weights(out, tensors, SHARD_BYTES, subject.leftovers.read())
         formats = {name: choice.format for name, choice in plan.sites.items() if choice.format is not None}
         scheme = quantization_config(
             subject.sites, formats, self._profile, plan.rounded_inputs, plan.cache, self._names,
-            subject.staged.routing.routers,
+            [*subject.staged.routing.routers, *subject.leftovers.modules],
         )  # fmt: skip
         write_settings(out, subject.model, subject.tokenizer, scheme, subject.storage_dtype)
 

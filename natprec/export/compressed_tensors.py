@@ -8,6 +8,7 @@ Activations are described (`input_activations`, `kv_cache_scheme`); the engine r
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from natprec.formats import ActivationFormat, EngineProfile, NumberFormat
 from natprec.formats.number_format import CHANNEL
-from natprec.models.checkpoints import CHECKSUMS, tensor_checksum
+from natprec.models.checkpoints import CARRIED, CHECKSUMS, tensor_checksum
 from natprec.models.disk_names import DiskNames
 from natprec.quantizers import QuantizedTensor
 from natprec.sites import Site
@@ -39,6 +40,8 @@ def write_checkpoint(
     inputs: Mapping[str, ActivationFormat] | None = None,
     cache: CacheChoice | None = None,
     routers: Collection[str] = (),
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    carried: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights, configuration, generation configuration and tokenizer into an existing folder.
 
@@ -46,10 +49,12 @@ def write_checkpoint(
         routers: modules that are no sites, which engines must be told to leave alone.
         inputs: unit → format of its input, where that is rounded.
         cache: format of keys and values, where they are.
+        dtypes: of tensors that have another than `storage_dtype`.
+        carried: tensors that are no part of the model, written as they are.
     """
     inputs, names = inputs or {}, DiskNames(model)
-    tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs, names=names)
-    write_weights(folder, tensors | cache_scales(cache, storage_dtype), shard_bytes)
+    tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs, names=names, dtypes=dtypes)
+    write_weights(folder, tensors | cache_scales(cache, storage_dtype), shard_bytes, carried)
     formats = {name: value.format for name, value in quantized.items()}
     scheme = quantization_config(sites, formats, profile, inputs, cache, names, routers)
     write_settings(folder, model, tokenizer, scheme, storage_dtype)
@@ -64,11 +69,20 @@ def write_settings(
         "dtype": str(storage_dtype).removeprefix("torch."),
         "quantization_config": scheme,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(_as_json(config), indent=2, allow_nan=False) + "\n")
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _as_json(value: Any) -> Any:
+    """Numbers that JSON has no word for (Nemotron-H's limits are infinite) as transformers writes and reads them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def checkpoint_tensors(
@@ -80,27 +94,31 @@ def checkpoint_tensors(
     inputs: Mapping[str, ActivationFormat] | None = None,
     among: Collection[int] | None = None,
     names: DiskNames | None = None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> dict[str, Tensor]:
     """All tensors of the checkpoint by name; tied weights once.
 
     Args:
         names: the model's, if they are known.
         among: identities of parameters and buffers; only of these.
+        dtypes: of tensors that have another than `storage_dtype`.
     """
     names = names or DiskNames(model)
     replaced = {use + ".weight" for site in sites if site.name in quantized for use in site.uses}
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in replaced or id(tensor) in stored or (among is not None and id(tensor) not in among):
             continue
         stored.add(id(tensor))
-        dtype = storage_dtype if tensor.is_floating_point() else tensor.dtype
+        dtype = (dtypes or {}).get(name, storage_dtype) if tensor.is_floating_point() else tensor.dtype
         tensors[names.tensor(name)] = tensor.detach().cpu().to(dtype).contiguous()
     for site in sites:
         if site.name in quantized:
-            int8 = _is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
-            tensors |= _packed([names.module(use) for use in site.uses], quantized[site.name], int8, storage_dtype)
+            int8 = is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
+            owner_first = sorted(site.uses, key=lambda use: f"{use}.weight" in tied)  # loaders tie the others to it
+            tensors |= _packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
     return tensors
 
 
@@ -135,7 +153,7 @@ def _packed(uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dt
     return tensors
 
 
-def _is_int8(site: Site, fmt: NumberFormat, profile: EngineProfile, inputs: ActivationFormat | None) -> bool:
+def is_int8(site: Site, fmt: NumberFormat, profile: EngineProfile, inputs: ActivationFormat | None) -> bool:
     """Whether codes are stored one to a byte: embeddings of some engines, weights of W8A8."""
     if site.role == "embedding":
         return not profile.dense_embedding
@@ -159,8 +177,10 @@ def quantization_config(
     """
     from compressed_tensors.quantization import QuantizationConfig
 
-    def stored(name: str) -> str:
-        return name if names is None else names.module(name)
+    def stored(name: str, expert: bool = False) -> str:
+        if names is None or (profile.name == "transformers" and not expert):  # it looks for its own modules' names
+            return name
+        return names.module(name)
 
     targets: dict[tuple[NumberFormat, bool, ActivationFormat | None], list[str]] = {}
     ignore = [stored(name) for name in sorted(routers)]
@@ -168,13 +188,13 @@ def quantization_config(
     for site in sites:
         if site.name in formats:
             fmt, rounded = formats[site.name], (inputs or {}).get(site.unit)
-            key = (fmt, _is_int8(site, fmt, profile, rounded), rounded)
+            key = (fmt, is_int8(site, fmt, profile, rounded), rounded)
             found = targets.setdefault(key, [])
             if site.experts in whole:
-                pattern = _all_within(stored(site.name), site)
+                pattern = _all_within(stored(site.name, expert=True), site)
                 found.extend([pattern] if pattern not in found else [])
             else:
-                found.extend(map(stored, site.uses))
+                found.extend(stored(use, bool(site.experts)) for use in site.uses)
         else:
             ignore.extend(map(stored, site.uses))
     groups = {}
@@ -227,15 +247,26 @@ def _weight_arguments(fmt: NumberFormat) -> dict[str, Any]:
     }
 
 
-def write_weights(folder: Path, tensors: dict[str, Tensor], shard_bytes: int) -> None:
-    """One safetensors file, or shards and their index above a size."""
+def write_weights(
+    folder: Path, tensors: dict[str, Tensor], shard_bytes: int, carried: Mapping[str, Tensor] | None = None
+) -> None:
+    """One safetensors file, or shards and their index above a size.
+
+    Args:
+        carried: more tensors, which the file's metadata says are no part of the model.
+    """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
+    carried = carried or {}
+    tensors = {**carried, **tensors}
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for filename, names in split.filename_to_tensors.items():
         sums = json.dumps({name: tensor_checksum(tensors[name]) for name in sorted(names)})
         metadata = {"format": "pt", CHECKSUMS: sums}
+        own = sorted(carried.keys() & set(names))
+        if own:
+            metadata[CARRIED] = json.dumps(own)
         save_file({name: tensors[name] for name in names}, folder / filename, metadata=metadata)
         _order_metadata(folder / filename)
     if split.is_sharded:

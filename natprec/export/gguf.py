@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from natprec.export.gguf_architectures import architecture_of, interleaved
 from natprec.export.gguf_blocks import pack_blocks
@@ -71,8 +72,13 @@ def as_gguf(subject: Subject) -> Subject:
     for name, tensor in subject.model.state_dict().items():
         carried += 24 + len(names[name]) + 8 * tensor.dim() + ALIGNMENT // 2  # its line in the header, and padding
         if name not in sites:
-            others += tensor.numel() * (4 if tensor.dim() == 1 else 2)
+            others += tensor.numel() * (4 if _in_float32(subject, name, tensor) else 2)
     return replace(subject, other_bytes=others, carried_bytes=carried)
+
+
+def _in_float32(subject: Subject, name: str, tensor: Tensor) -> bool:
+    """Whether a tensor that is not quantized is stored so: vectors always, matrices where their checkpoint does."""
+    return tensor.dim() == 1 or subject.staged.weights.dtypes.get(name) in (torch.float32, torch.float64)
 
 
 def _described(folder: Path, subject: Subject) -> Any:
@@ -109,6 +115,6 @@ def _tensors(subject: Subject, quantized: Mapping[str, QuantizedTensor]) -> Iter
         if value is not None:
             kind, array = GGMLQuantizationType[value.format.name], pack_blocks(value)
         else:
-            kind = GGMLQuantizationType.F32 if tensor.dim() == 1 else sixteen
+            kind = GGMLQuantizationType.F32 if _in_float32(subject, name, tensor) else sixteen
             array = quantize(tensor.detach().float().cpu().numpy(), kind)
         yield names[name], np.ascontiguousarray(interleaved(array, known.heads(subject.model, name))), kind

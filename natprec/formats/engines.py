@@ -19,6 +19,7 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +46,7 @@ class EngineProfile:
         types: GGUF types, which every weight may have, whatever its role; such an engine loads GGUF files only.
         fuses: whether weights that share their input (q/k/v, gate/up) must have one format.
         experts: which weights of experts must have one format: all of a layer, or of the model; or each as it is.
+        ragged: whether it runs rows that are no multiple of the smallest group; kernels of vLLM and SGLang do not.
     """
 
     name: str
@@ -58,6 +60,7 @@ class EngineProfile:
     types: tuple[GGUFType, ...] = ()
     fuses: bool = True
     experts: Literal["each", "layer", "model"] = "each"
+    ragged: bool = False
 
     def runs(self, role: str, fmt: NumberFormat) -> bool:
         """Whether the engine runs this format for a role ('linear', 'head' or 'embedding')."""
@@ -86,6 +89,15 @@ class EngineProfile:
         if self.types:
             return self.types
         return tuple(NumberFormat(bits, group, symmetric) for bits, symmetric in self.linear for group in group_sizes)
+
+    def fitting(self, group_size: int, columns: Sequence[int]) -> int | None:
+        """The largest group size, no larger than one, that divides rows of all of these lengths; None: there is none.
+
+        Where no group does, it is `CHANNEL` if the engine runs such rows.
+        """
+        sizes = [group_size, *(size for size in reversed(GROUP_SIZES) if CHANNEL < size < group_size)]
+        found = (size for size in sizes if size == CHANNEL or not any(count % size for count in columns))
+        return next(found, CHANNEL if self.ragged else None)
 
     def stored_bytes(self, role: str, fmt: NumberFormat, rows: int, columns: int, uses: int = 1) -> int:
         """Bytes on disk of a weight of this role; `uses` is 2 for a tied embedding and head."""
@@ -120,6 +132,7 @@ PROFILES = {
             cache=_NARROW,
             float_cache=False,
             experts="model",
+            ragged=True,
         ),
         EngineProfile(
             "sglang",
@@ -135,6 +148,7 @@ PROFILES = {
             pairings=_ANY_PAIR,
             cache=_NARROW,
             float_cache=False,
+            ragged=True,
         ),
         EngineProfile("llama.cpp", linear=(), types=tuple(GGUF_TYPES.values()), fuses=False),
     )

@@ -39,6 +39,10 @@ class StoredWeight(nn.Module):
         """The activations as the product sees them."""
         return x
 
+    def dense(self, rows: slice = slice(None)) -> Tensor:
+        """Some rows, float32: for models that read a weight instead of calling its module; made anew each time."""
+        return self.values(rows).float()
+
     def product(self, x: Tensor) -> Tensor:
         """X (tokens, columns) times the weight, for few tokens."""
         raise NotImplementedError
@@ -112,6 +116,11 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features = weight.columns, weight.rows
         self.register_buffer("bias", bias)
 
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as `StoredWeight.dense` has it."""
+        return self.stored.dense()
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, columns) to (…, rows)."""
         y = self.stored.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
@@ -125,6 +134,11 @@ class QuantEmbedding(nn.Module):
         super().__init__()
         self.stored = weight
         self.factor = factor
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as `StoredWeight.dense` has it, without the factor."""
+        return self.stored.dense()
 
     def forward(self, ids: Tensor) -> Tensor:
         """(…) token numbers to (…, columns), float32."""
@@ -170,6 +184,22 @@ class Part(nn.Module):
             self.joined = joined
         else:
             object.__setattr__(self, "joined", joined)
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as `StoredWeight.dense` has it."""
+        return self.joined.linear.stored.dense(self._rows)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(rows,) of this part."""
+        bias = self.joined.linear.bias
+        return None if bias is None else bias[self._rows]
+
+    @property
+    def _rows(self) -> slice:
+        before = sum(self.joined.sizes[: self.index])
+        return slice(before, before + self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, columns) to (…, rows of this part)."""

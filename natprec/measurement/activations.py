@@ -48,8 +48,11 @@ class ActivationObserver:
 
     Attributes:
         sharding: of the sweep's sequences, in `parts` kinds of text; all processes have the same curve in the end.
-        values, gradients: sequence → (tokens, features).
-        tokens: of each sequence before any were left out.
+        values: sequence → of each tensor that the site was in it, one unless a module is called again, its
+            (tokens, features).
+        gradients: the same by the tensor's number, of those that gradients came to.
+        tokens: of a tensor, for each sequence, before any were left out.
+        seen: the tensors of the batch.
     """
 
     site: Site
@@ -58,9 +61,10 @@ class ActivationObserver:
     parts: int
     seed: int
     sequences: range = range(0)
-    values: dict[int, Tensor] = field(default_factory=dict)
-    gradients: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, list[Tensor]] = field(default_factory=dict)
+    gradients: dict[int, dict[int, Tensor]] = field(default_factory=dict)
     tokens: int = 0
+    seen: list[Tensor] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -84,15 +88,19 @@ class ActivationObserver:
     def _watched(self, tensor: Tensor, by_token: Callable[[Tensor], Tensor]) -> Tensor:
         """The same values as a tensor of its own, so that its gradient is that of this use alone."""
         own = tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
-        if self.sequences.start not in self.values:  # another use of the same tensor has not kept it yet
+        if self.sequences.start not in self.values:
+            self.seen.clear()
+        number = next((number for number, known in enumerate(self.seen) if known is tensor), len(self.seen))
+        if number == len(self.seen):  # another use of the same tensor has not kept it yet
+            self.seen.append(tensor)
             for sequence, kept in self._kept(by_token(tensor.detach())).items():
                 if not torch.isfinite(kept).all():
                     raise ModelError(
                         f"activation {self.site.name!r} is NaN or Inf in calibration sequence {sequence}, of the batch "
                         f"{self.sequences.start} to {self.sequences.stop - 1}; leave that text out, or mend the model"
                     )
-                self.values[sequence] = kept
-        own.register_hook(lambda gradient: self._add(self._kept(by_token(gradient))))
+                self.values.setdefault(sequence, []).append(kept)
+        own.register_hook(lambda gradient: self._add(number, self._kept(by_token(gradient))))
         return own
 
     def _kept(self, tensor: Tensor) -> dict[int, Tensor]:
@@ -112,11 +120,11 @@ class ActivationObserver:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + sequence)
         return torch.randperm(among, generator=draw)[:count]
 
-    def _add(self, gradients: dict[int, Tensor]) -> None:
-        """Gradients of one use; those of all uses add up."""
+    def _add(self, number: int, gradients: dict[int, Tensor]) -> None:
+        """Gradients of one use of a tensor; those of all its uses add up."""
         for sequence, gradient in gradients.items():
-            known = self.gradients.get(sequence)
-            self.gradients[sequence] = gradient if known is None else known.add_(gradient)
+            own = self.gradients.setdefault(sequence, {})
+            own[number] = own[number].add_(gradient) if number in own else gradient
 
     def curve(self, terms: int, columns: Tensor | None = None) -> Curve:
         """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over.
@@ -129,15 +137,17 @@ class ActivationObserver:
         energy = torch.zeros(self.total, dtype=torch.float64)
         largest = self._largest(1.0)
         after = largest if columns is None else self._largest(columns)
-        for sequence, gradient in self.gradients.items():
-            values = self.values[sequence]
-            standing = self.tokens / len(values)
+        for sequence, by_tensor in self.gradients.items():
+            several = self.values[sequence]
+            tokens, standing = self.tokens * len(several), self.tokens / len(several[0])
+            values = torch.cat(several)
+            gradient = torch.cat([by_tensor.get(number, torch.zeros_like(v)) for number, v in enumerate(several)])
             energy[sequence] = gradient.square().sum().double() * standing
             few = gradient[self._some(sequence, len(gradient), GRADIENT_TOKENS).to(gradient.device)]
             for index, fmt in enumerate(self.formats):
                 forward[sequence, index] = directional(values, gradient, fmt, largest, standing)
                 lost = (round_activations(few, fmt) - few).square().sum().double()
-                backward[sequence, index] = lost * self.tokens / len(few)
+                backward[sequence, index] = lost * tokens / len(few)
                 if columns is not None:
                     inner, outer = values / columns, gradient * columns
                     scaled[sequence, index] = directional(inner, outer, fmt, after, standing)
@@ -146,6 +156,7 @@ class ActivationObserver:
         left = torch.where(plain > 0, scaled.sum(0) / plain, torch.ones_like(plain))
         self.values.clear()
         self.gradients.clear()
+        self.seen.clear()
         return Curve(
             self.site,
             self.formats,
@@ -161,7 +172,7 @@ class ActivationObserver:
 
     def _largest(self, columns: Tensor | float) -> Tensor:
         """(features,): the largest magnitude of each over all text, of values divided by `columns`."""
-        found = [values.abs().amax(0) for values in self.values.values()]
+        found = [values.abs().amax(0) for several in self.values.values() for values in several]
         own = torch.stack(found).amax(0) if found else torch.full((self.site.elements,), -1.0)
         largest = self.sharding.workers.all_max(own)
         return torch.where(largest >= 0, largest, 1.0) / columns

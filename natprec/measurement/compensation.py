@@ -59,10 +59,10 @@ class Compensation:
         """Whether it is the first of a unit's sites, which share their inputs; the others' moments are its own."""
         return self.site.name == self.site.unit
 
-    def attach(self, model: nn.Module) -> RemovableHandle:
-        """Fit to what the site's module is given, the one whose rounding GPTQ compensates."""
-        module = model.get_submodule(self.site.name)
-        return module.register_forward_pre_hook(lambda _, args: self.fit(args[0].detach()))
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """Fit to what the site's modules are given, whose rounding GPTQ compensates."""
+        modules = [model.get_submodule(use) for use in self.site.uses]
+        return [each.register_forward_pre_hook(lambda _, args: self.fit(args[0].detach())) for each in modules]
 
     def fit(self, inputs: Tensor, sequences: Sequence[int] | None = None) -> None:
         """Account for inputs (…, columns) of y = x Wᵀ, unless another site gathers them.

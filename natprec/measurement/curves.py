@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ class Curve:
     """What was measured at one site.
 
     Attributes:
+        formats: candidates; none where no sample reached the site: its cost is unknown, and it stays at 16 bits.
         forward: (parts, units, formats) distortion in its unit, nats per token if it is KL, for errors of random
             sign; a part is one kind of text.
         backward: (units, formats) E‖∇ - Q(∇)‖², in squared units of the gradient.
@@ -45,6 +46,18 @@ class Curve:
     def few(self) -> bool:
         """Whether it is an expert that saw too few tokens to be measured by itself."""
         return self.tokens is not None and self.tokens < MIN_TOKENS
+
+    def unknown(self) -> Curve:
+        """The same without any candidate format."""
+        none = slice(0, 0)
+        return replace(
+            self,
+            formats=(),
+            forward=self.forward[..., none],
+            backward=self.backward[..., none],
+            shares=self.shares[none],
+            alignment=self.alignment[none],
+        )
 
     def kl(self, rounding: str = "rtn") -> np.ndarray:
         """(formats,) distortion: the largest over the kinds of text, so that a promise on one holds on all."""

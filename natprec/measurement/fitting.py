@@ -98,16 +98,22 @@ def judge_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge],
 
 
 def divided_columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:
-    """By what an activation's features are divided before GPTQ, if at all; those of values as their reader's."""
+    """By what an activation's features are divided before GPTQ, if at all; those of values as their reader's.
+
+    What produces values is a layer inside of the attention with as many outputs; others there (MLA's) produce none.
+    """
     inside = [
-        gauge for gauge in gauges.values() if site.kind == "value" and gauge.producer.startswith(site.uses[0] + ".")
+        gauge
+        for gauge in gauges.values()
+        if site.kind == "value" and gauge.producer.startswith(site.uses[0] + ".")
+        if gauge.produced == site.elements and gauge.producer in done
     ]
-    reader = done.get(inside[0].unit if inside else site.unit)
+    reader = done.get(inside[-1].unit if inside else site.unit)
     if reader is None or reader.compensation is None or reader.compensation.columns is None:
         return None
     columns = reader.compensation.columns
     if not inside:
         return columns
-    produced = columns.new_ones(inside[0].produced)
-    produced[inside[0].channels(len(columns)).to(columns.device)] = columns
+    produced = columns.new_ones(inside[-1].produced)
+    produced[inside[-1].channels(len(columns)).to(columns.device)] = columns
     return produced

@@ -25,7 +25,7 @@ from natprec.measurement.table import Header, Measurement
 from natprec.memory import keep_freed
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
-from natprec.sites import activation_formats
+from natprec.sites import activation_formats, uneven
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
@@ -79,8 +79,11 @@ def measure(
     workers = workers or Workers()
     own, others = shared_out(ids, parts, subject.staged.routed, config.rounding)
     sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
-    formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
+    profile = engine_profile(config.engine)
+    formats = subject.candidates(profile, config.group_size, config.sites)
     stages = stages or Stages(quiet=True)
+    if said := uneven(subject.sites, formats, None if profile.types else config.group_size):
+        stages.note(said)
     header = header_of(subject, ids, config, parts, data)
     fingerprint = {
         **header.identity(fmt for several in formats.values() for fmt in several),
@@ -123,7 +126,13 @@ def measure(
             sharding=sharding,
             fitted=fitted,
         )
-    idle = [name for name, curve in curves.items() if not curve.energy.any()]
+    unreached = [name for name, curve in curves.items() if not curve.formats]
+    if unreached:
+        stages.note(
+            f"{len(unreached)} of {len(curves)} sites stay at 16 bits, as no sample reached them or their weights are "
+            f"read without a call of their modules: {unreached[0]} …"
+        )
+    idle = [name for name, curve in curves.items() if curve.formats and not curve.energy.any()]
     if idle:
         stages.note(f"{len(idle)} of {len(curves)} sites have no effect here, so they stay wide: {idle[0]} …")
     few = [curve for curve in curves.values() if curve.few]
@@ -186,7 +195,8 @@ def _exactly(
     subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages, sharding: Sharding
 ) -> dict[str, Curve]:
     """Replace the forward curves by exact ones, site by site."""
-    left = [curve for curve in state.curves.values() if curve.site.name not in state.exact and not curve.few]
+    known = [curve for curve in state.curves.values() if curve.formats and not curve.few]
+    left = [curve for curve in known if curve.site.name not in state.exact]
     own = sharding.take(ids)
     steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.staged.routed))
     sharding.workers.stage = "exact"

@@ -82,6 +82,13 @@ class WeightObserver:
     peers: int = 1
     tokens: int = 0
     widened: bool = False
+    called: bool = False
+    hidden: bool = False
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing can be said of it: no token reached it, or what happens to it no hook sees (`hidden`)."""
+        return self.hidden or not (self.called or self.site.experts)
 
     @property
     def few(self) -> bool:
@@ -121,13 +128,16 @@ class WeightObserver:
             return [module.register_forward_hook(self._watch_lookup)]
         return [module.register_forward_hook(self._watch_product)]
 
-    def _watch_product(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        inputs = args[0].detach()
-        if output.requires_grad:
+    def _watch_product(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inputs, self.called = args[0].detach(), True
+        if torch.is_grad_enabled():
+            if not output.requires_grad:  # its inputs are the same in all stages, like those of relative positions
+                output = output.detach().requires_grad_()
             output.register_hook(lambda gradient: self.add_product(inputs, gradient))
+        return output
 
     def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        ids = args[0]
+        ids, self.called = args[0], True
         if len(ids) == 1 < len(self.sequences):  # positions: one lookup that all sequences of the batch share
             ids, output = ids.expand(len(self.sequences), -1), output.expand(len(self.sequences), -1, -1)
         leaf = output.detach().requires_grad_()
@@ -183,6 +193,7 @@ class WeightObserver:
             rows, inverse, counts = ids[index].long().unique(return_inverse=True, return_counts=True)
             own = gradient.new_zeros(len(rows), gradient.shape[-1], dtype=torch.float32)
             own.index_add_(0, inverse, gradient[index].float())
+            own[~self.weight[rows].any(1)] = 0.0  # every format holds zeros, where gradients of norms may be infinite
             other = torch.zeros_like(own)  # the gradient through the matrix product of a tied weight
             if sequence in self.pending:  # in the same stage: not squared yet
                 other = self.pending[sequence][rows]
@@ -195,19 +206,20 @@ class WeightObserver:
             self.lookups[sequence] = Lookup(rows, counts, own.square(), joint)
 
     def reached(self) -> Tensor:
-        """(4,), int64: whether gradients of the matrix product have come, of lookups, and wide ones; its tokens."""
-        known = [self.gathered is not None, bool(self.lookups), self.widened, self.tokens]
+        """(5,), int64: whether it was called, and gradients of the product have come, of lookups, wide ones; tokens."""
+        known = [self.called, self.gathered is not None, bool(self.lookups), self.widened, self.tokens]
         return torch.tensor(known, dtype=torch.int64)
 
     def complete(self, reached: Tensor) -> None:
         """What no sequence of this process reached is zero where those of another did: see `reached`."""
-        if reached[0] and self.gathered is None:
+        self.called = bool(reached[0])
+        if reached[1] and self.gathered is None:
             self.gathered = self._buffer()
         if self.gathered is not None and self.units == self.total:
             for unit in set(range(len(self.gathered))) - self.filled:
                 self.gathered[unit].zero_()
-        self.looked_up, self.widened = bool(reached[1]), bool(reached[2])
-        self.tokens = int(reached[3])
+        self.looked_up, self.widened = bool(reached[2]), bool(reached[3])
+        self.tokens = int(reached[4])
 
     def finish_product(self, terms: int) -> None:
         """Contract the gradients of the matrix product with the errors of every format."""
@@ -225,7 +237,10 @@ class WeightObserver:
             self.filled.clear()
 
     def curve(self, terms: int) -> Curve:
-        """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over."""
+        """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over.
+
+        What is unknown has no format: so it stays at 16 bits.
+        """
         self.finish_product(terms)
         units, columns = self.units, len(self.formats) + 1  # the last: stored unquantized
         gptq = self.compensation
@@ -243,11 +258,11 @@ class WeightObserver:
             energy += self.sharding.workers.all_sum(sums)[0].view(units, -1).mean(1)
         backward = rounding_distortion(self.samples.rows, self.samples.standing, self.formats, self.sharding)
         ones = torch.ones(columns - 1, dtype=torch.float64)
-        return Curve(
+        found = Curve(
             self.site,
             self.formats,
-            forward[:, :-1].reshape(self.parts, -1, columns - 1).numpy(),
-            backward.view(units, -1, columns - 1).mean(1).numpy(),
+            forward[:, :-1].reshape(self.parts, units // self.parts, columns - 1).numpy(),
+            backward.view(units, self.total // units, columns - 1).mean(1).numpy(),
             energy.numpy(),
             (ones if gptq is None or gptq.left is None else gptq.left).numpy(),
             forward[:, -1].reshape(self.parts, -1).numpy(),
@@ -255,6 +270,7 @@ class WeightObserver:
             scaled=gptq is not None and gptq.columns is not None,
             tokens=self.tokens if self.site.experts else None,
         )
+        return found.unknown() if self.unknown else found
 
     def nearest(self, terms: int) -> Tensor:
         """(formats,): distortion of rounding the matrix product's weight to nearest."""

@@ -53,7 +53,7 @@ def _checked(measurement: Measurement) -> Iterator[tuple[Site, Sequence[Format]]
     """A few weights, and where they were measured a few activations."""
     for weights in (True, False):
         found = [each for each in measurement.curves.values() if (each.site.kind == "weight") == weights]
-        curves = [curve for curve in found if curve.energy.any() and not curve.few]
+        curves = [curve for curve in found if curve.formats and curve.energy.any() and not curve.few]
         total = sum(curve.site.elements for curve in curves)
         for index in np.unique(np.linspace(0, len(curves) - 1, min(CHECK_SITES, len(curves))).round().astype(int)):
             curve = curves[index]

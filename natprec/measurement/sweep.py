@@ -85,7 +85,7 @@ def sweep(
     moments: dict[str, Tensor] = {}
 
     def compensation(site: Site) -> Compensation | None:
-        if rounding == "rtn" or not site.gptq:
+        if rounding == "rtn" or not site.gptq or not formats[site.name]:
             return None
         every = JUDGING if fitted is None else max(1, JUDGING * len(ids) // (len(ids) + len(fitted)))
         return Compensation(site, site_weight(staged.model, site), scale_dtype, moments, every)
@@ -94,8 +94,9 @@ def sweep(
     observers = {
         site.name: WeightObserver(
             site, site_weight(staged.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
-            ids=ids if len(site.uses) > 1 else None, compensation=compensation(site),
+            ids=ids if site.tied else None, compensation=compensation(site),
             peers=together[staged.routing.alike(site.name)] if site.experts else 1,
+            hidden=not staged.probe.read.isdisjoint(site.uses),
         )
         for site in sites
         if site.name not in state.curves
@@ -125,8 +126,8 @@ def sweep(
                 )  # fmt: skip
             fits = [each.compensation for each in observers.values() if each.compensation and each.site.stage == stage]
             fits = [each for each in fits if each.gathers]
-            with attached([each.attach(staged.model) for each in fits]):
-                more.show(stage, [each.site.name for each in fits])
+            with attached([hook for each in fits for hook in each.attach(staged.model)]):
+                more.show(stage, [use for each in fits for use in each.site.uses])
             if inputs:
                 inputs.pop()
             _contract(observers, workers, terms)

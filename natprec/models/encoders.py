@@ -65,16 +65,16 @@ def companions(where: str) -> dict[str, str]:
     names = ["modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"]
     # plain names only, as what is found is written to the same place of another folder
     names += [f"{module['path']}/config.json" for module in modules if re.fullmatch(r"\w+", module["path"])]
-    found = {name: _text(where, name) for name in names if modules}
+    found = {name: stored_text(where, name) for name in names if modules}
     return {name: text for name, text in found.items() if text is not None}
 
 
 def _json(where: str, file: str) -> Any:
-    text = _text(where, file)
+    text = stored_text(where, file)
     return None if text is None else json.loads(text)
 
 
-def _text(where: str, file: str) -> str | None:
+def stored_text(where: str, file: str) -> str | None:
     """A file of a model folder or hub repository; None where there is none."""
     from transformers.utils.hub import cached_file
 

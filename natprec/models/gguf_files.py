@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from natprec.errors import ModelError
+from natprec.models.bounds import refuse_counts, refuse_many_tensors
 
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the metadata's scalars, by type."""
+_INTEGERS = {4: "I", 5: "i", 10: "Q", 11: "q"}
 _STRING, _ARRAY = 8, 9
 
 
@@ -64,12 +66,16 @@ def _header(file: BinaryIO) -> tuple[list[tuple[str, int, int, int]], int]:
     version, count, pairs = struct.unpack("<IQQ", file.read(20))
     if version not in (2, 3):
         raise ValueError(f"version {version}")
+    refuse_many_tensors(max(count, pairs), Path(file.name))
     alignment, tensors = 32, []
     for _ in range(pairs):
         key = _text(file)
         (kind,) = struct.unpack("<I", file.read(4))
         if key == "general.alignment":
             (alignment,) = struct.unpack("<I", file.read(4))
+        elif kind in _INTEGERS:
+            (number,) = struct.unpack(f"<{_INTEGERS[kind]}", file.read(_WIDTHS[kind]))
+            refuse_counts({key: number}, file.name)
         else:
             _skip(file, kind)
     for _ in range(count):

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError, ModelError, NatprecError
+from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.checkpoints import (
     Kind,
-    auto_class,
     explained,
     first_line,
     local_path,
@@ -29,14 +30,16 @@ from natprec.models.checkpoints import (
 from natprec.models.encoders import companions, drop_missing_pooler, embedding_distortion
 from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
-from natprec.models.stored import count_elements, hollow_model
+from natprec.models.headers import FLOATS, read_headers
+from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
+from natprec.models.stored import Part, count_elements, hollow_model, placed
 from natprec.models.surroundings import quiet, usable_device
+from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-HALF = (torch.bfloat16, torch.float16)
 DIGEST_SAMPLE = 4096
 
 
@@ -49,12 +52,14 @@ class LoadedModel:
         model: every parameter float32 and finite.
         tokenizer: the one that came with it.
         storage_dtype: dtype of unquantized tensors and of scales in a checkpoint; see `choose_storage_dtype`.
-        source_bytes: bytes of its weight files; None if they were read from the hub.
+        source_bytes: bytes of its weight files.
         kind: 'causal' or 'encoder'.
         distortion: name of the distortion that suits it.
         companions: more files of its checkpoint, path → text, that a quantized one needs too.
         weights: where they are: in memory, or on disk until they are needed.
         gguf: the GGUF file that it was read from, if it was.
+        trusted: whether code that comes with it may run, wherever it is loaded again.
+        leftovers: what else is in its checkpoint.
     """
 
     name: str
@@ -67,6 +72,8 @@ class LoadedModel:
     companions: dict[str, str] = field(default_factory=dict)
     weights: Weights = field(default_factory=InMemory)
     gguf: Path | None = None
+    trusted: bool = False
+    leftovers: Leftovers = field(default_factory=Leftovers)
 
 
 def load_model(
@@ -86,28 +93,36 @@ def load_model(
     """
     target = usable_device(device)
     path = local_path(name)
-    if on_disk and path is None:
-        path = _downloaded(name)
-    gguf = path if path is not None and path.is_file() else None
+    local = path is not None
+    path = path or _downloaded(name)
+    gguf = path if path.is_file() else None
     if gguf:
         check_gguf(gguf)
-    files = [gguf] if gguf else weight_files(path) if path else []
-    where = str(path.parent if gguf else path) if path else name
-    with quiet(stderr=gguf is not None), explained(name, local=path is not None):
-        config, dtype = _load_config(name, where, gguf, trust_remote_code)
+    files = [gguf] if gguf else weight_files(path)
+    headers = {} if gguf else read_headers(files)
+    if not gguf:
+        refuse_quantized(name, path, headers)
+    where = str(path.parent if gguf else path)
+    with quiet(stderr=gguf is not None), explained(name, local):
+        config, dtype = _load_config(where, gguf, trust_remote_code)
         kind = model_kind(name, config)
         weights: Weights = InMemory()
+        parts: dict[str, list[Part]] = {}
+        unused: list[str] = []
         if on_disk:
             if gguf:
                 raise InputError(f"model {name!r} is a GGUF file, which is unpacked whole; use --weights memory")
-            model, weights, lacking = hollow_model(files, where, config, kind, target, trust_remote_code)
+            model, weights, stored = hollow_model(headers, where, config, kind, target, trust_remote_code)
+            parts, unused, lacking = stored.parts, stored.unused, stored.missing
         else:
             model, lacking = _load_weights(where, gguf, config, kind, trust_remote_code)
+            if not gguf:
+                parts, unused, _ = placed(headers, model)
             take_apart(model)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
-        distortion, others = "kl", {}
+        distortion, others = "kl", {} if gguf else code_files(where)
         if kind == "encoder":
-            distortion, others = embedding_distortion(name, where), companions(where)
+            distortion, others = embedding_distortion(name, where), others | companions(where)
     missing = sorted(lacking)
     if missing and not (kind == "encoder" and drop_missing_pooler(model, missing)):
         raise ModelError(
@@ -115,14 +130,35 @@ def load_model(
             "they would be random numbers: download the checkpoint again or use one saved with its head"
         )
     refuse_without_linear(model)
+    refuse_unmerged(name, unused)
     model.eval().requires_grad_(False)
-    storage_dtype = choose_storage_dtype(dtype, model, weights)
+    known = {own: FLOATS[headers[several[0][1]].dtype] for own, several in parts.items()
+             if headers[several[0][1]].dtype in FLOATS}  # fmt: skip
+    common, dtypes = stored_dtypes(model, known)
+    storage_dtype = choose_storage_dtype(common if common in HALF else dtype, model, weights)
+    weights.dtypes = exceptions(common, dtypes, storage_dtype)
+    leftovers = replace(
+        Leftovers() if gguf else find_leftovers(path, files, headers, unused, model), head=settle_head(model)
+    )
     if weights.whole:
         check_finite(model)
         with explained(name, local=True):
             model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
     source_bytes = sum(file.stat().st_size for file in files) or None
-    return LoadedModel(name, model, tokenizer, storage_dtype, source_bytes, kind, distortion, others, weights, gguf)
+    return LoadedModel(
+        name,
+        model,
+        tokenizer,
+        storage_dtype,
+        source_bytes,
+        kind,
+        distortion,
+        others,
+        weights,
+        gguf,
+        trusted=trust_remote_code,
+        leftovers=leftovers,
+    )
 
 
 def stored_elements(name: str) -> int | None:
@@ -177,20 +213,10 @@ def model_digest(model: nn.Module, weights: Weights) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_config(
-    name: str, where: str, gguf: Path | None, trust_remote_code: bool
-) -> tuple[PreTrainedConfig, torch.dtype | None]:
+def _load_config(where: str, gguf: Path | None, trust_remote_code: bool) -> tuple[PreTrainedConfig, torch.dtype | None]:
     """The checked config and the dtype it declares; loading in float32 overwrites the latter."""
-    from transformers import AutoConfig
-
     arguments = {"gguf_file": str(gguf)} if gguf else {}
-    config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **arguments)
-    quantized = getattr(config, "quantization_config", None)
-    if quantized and not gguf:
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else type(quantized).__name__
-        raise ModelError(
-            f"model {name!r} is already quantized ({method}); use the original checkpoint it was made from"
-        )
+    config = config_of(where, trust_remote_code, **arguments)
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return config, getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
@@ -209,16 +235,9 @@ def _load_weights(
         arguments["gguf_file"] = str(gguf)
         if hasattr(transformers, "GgufConfig"):  # newer versions leave some architectures packed otherwise
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded: Any = auto_class(kind).from_pretrained(
-        where,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        output_loading_info=True,
-        trust_remote_code=trust_remote_code,
-        **arguments,
+    model, report = model_of(
+        where, kind, trust_remote_code, config=config, use_safetensors=True, output_loading_info=True, **arguments
     )
-    model, report = loaded
     if gguf and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is dense now, and is saved as such
     return model, set(report["missing_keys"])
@@ -230,15 +249,15 @@ def _load_tokenizer(where: str, gguf: Path | None, config: PreTrainedConfig, tru
     A GGUF describes its tokenizer whole, so no class has to be looked up: AutoTokenizer would parse
     all metadata again (3 s) and arrive at the same object.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     try:
         if gguf:
             return PreTrainedTokenizerFast.from_pretrained(where, gguf_file=str(gguf))
-        return AutoTokenizer.from_pretrained(where, config=config, trust_remote_code=trust_remote_code)
+        return tokenizer_of(where, trust_remote_code, config)
+    except NatprecError:
+        raise
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise
         raise ModelError(
             f"no usable tokenizer in {where!r} ({first_line(error)}); "
             "add tokenizer.json and tokenizer_config.json of the model that it was made from"
@@ -246,8 +265,14 @@ def _load_tokenizer(where: str, gguf: Path | None, config: PreTrainedConfig, tru
 
 
 def _downloaded(name: str) -> Path:
-    """The files of a hub model, in the hub's cache."""
+    """The files of a hub model, in the hub's cache: first the small ones, then the weights that they name."""
     from huggingface_hub import snapshot_download
 
+    small = ["*.json", "*.txt", "*.model", "*.py", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*"]
     with explained(name, local=False):
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]))
+        folder = Path(snapshot_download(name, allow_patterns=small))
+        index, wanted = folder / "model.safetensors.index.json", ["model.safetensors"]
+        if index.is_file():
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # loading will name the damage
+                wanted = sorted({str(file) for file in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        return Path(snapshot_download(name, allow_patterns=small + wanted))

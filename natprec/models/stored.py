@@ -8,8 +8,8 @@ conversion, so that a block is loaded as `from_pretrained` would load it.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from natprec.errors import ModelError
-from natprec.models.checkpoints import Kind, auto_class
+from natprec.models.checkpoints import CARRIED, Kind
 from natprec.models.experts import Piece, pieces_of, take_apart
-from natprec.models.weights import OnDisk, Stored
+from natprec.models.headers import Header, read_headers
+from natprec.models.trust import unfilled_model
+from natprec.models.weights import OnDisk, Stored, wrong_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -28,48 +30,70 @@ Part = tuple[Path, str, str | None]
 """A stored tensor that makes up one of the model's, or a piece of it: file, key, pattern of its converter."""
 
 
+def placed(headers: Mapping[str, Header], model: Any) -> tuple[dict[str, list[Part]], list[str], dict[str, Any]]:
+    """Which stored tensors make up which of the model's, by transformers' own rules.
+
+    Returns:
+        Name in the model → its parts; names in the files that are part of nothing; converters by their patterns.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    parts: dict[str, list[Part]] = {}
+    unused = []
+    wanted = model.state_dict()
+    for key in sorted(headers, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, wanted)
+        if name not in wanted and key in wanted:
+            name, pattern = key, None
+        if name in wanted:
+            parts.setdefault(name, []).append((headers[key].file, key, pattern))
+        else:
+            unused.append(key)
+    return parts, unused, {pattern: rule for rule in converters for pattern in rule.source_patterns}
+
+
 class StoredTensors:
     """A model's parameters and buffers as they lie in its files.
 
     Attributes:
+        parts: name in the model → what makes it up.
         missing: names in the model that the files have nothing for.
+        unused: names in the files that the model has no place for.
     """
 
-    def __init__(self, files: Sequence[Path], model: Any) -> None:
-        """Find out what is where; `model` may be on the meta device and is tied as the files say."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    def __init__(self, headers: Mapping[str, Header], model: Any) -> None:
+        """Find out what is where; `model` may be on the meta device and is tied as the files say.
 
-        rules = get_model_conversion_mapping(model)
-        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        Raises:
+            ModelError: a tensor has another shape than the model's.
+        """
         self._model = model
-        self._converters = {pattern: rule for rule in converters for pattern in rule.source_patterns}
-        self._parts: dict[str, list[Part]] = {}
+        self.parts, self.unused, self._converters = placed(headers, model)
         wanted = model.state_dict()
-        where = {key: file for file in files for key in stored_names(file)}
-        for key in sorted(where, key=dot_natural_key):
-            name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, wanted)
-            if name not in wanted and key in wanted:
-                name, pattern = key, None
-            if name in wanted:
-                self._parts.setdefault(name, []).append((where[key], key, pattern))
-        self.missing = wanted.keys() - self._parts.keys()
+        for name, parts in self.parts.items():
+            shape = headers[parts[0][1]].shape
+            if len(parts) == 1 and parts[0][2] is None and shape != tuple(wanted[name].shape):
+                raise wrong_shape(name, shape, tuple(wanted[name].shape))
+        self.missing = wanted.keys() - self.parts.keys()
         self._tie()
 
     def _tie(self) -> None:
         """Tie the model's weights as `from_pretrained` would: also where the files hold one tensor twice."""
         for one, other in (getattr(self._model, "all_tied_weights_keys", None) or {}).items():
-            if {one, other} <= self._parts.keys() and torch.equal(self.tensor(one), self.tensor(other)):
+            if {one, other} <= self.parts.keys() and torch.equal(self.tensor(one), self.tensor(other)):
                 self.missing.add(one)
         self._model.tie_weights(missing_keys=self.missing, recompute_mapping=False)
         names: dict[int, list[str]] = {}
         for name, tensor in self._model.state_dict(keep_vars=True).items():
             names.setdefault(id(tensor), []).append(name)
         for same in names.values():
-            found = next((self._parts[name] for name in same if name in self._parts), None)
+            found = next((self.parts[name] for name in same if name in self.parts), None)
             if found is not None:
-                self._parts |= dict.fromkeys(same, found)
+                self.parts |= dict.fromkeys(same, found)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in its stored dtype: a view of its file, or put together from several.
@@ -77,7 +101,7 @@ class StoredTensors:
         Raises:
             ModelError: a file has gone or changed since it was opened.
         """
-        parts = self._parts[name]
+        parts = self.parts[name]
         if len(parts) == 1 and parts[0][2] is None:
             return read_stored(*parts[0][:2])
         return self._converted(name, parts)
@@ -88,7 +112,7 @@ class StoredTensors:
         Raises:
             ModelError: a file has gone or changed since it was opened.
         """
-        parts = self._parts[name]
+        parts = self.parts[name]
         if len(parts) == 1 and parts[0][2] is None:
             return read_stored(*parts[0][:2], row=number)
         by_pattern: dict[str | None, list[Part]] = {}
@@ -123,26 +147,27 @@ class StoredExperts:
 
 
 def hollow_model(
-    files: Sequence[Path], where: str, config: PreTrainedConfig, kind: Kind, device: torch.device, trust: bool
-) -> tuple[PreTrainedModel, OnDisk, set[str]]:
-    """The model of a checkpoint with its weights left on disk, and the names of tensors that the files lack."""
+    headers: Mapping[str, Header], where: str, config: PreTrainedConfig, kind: Kind, device: torch.device, trust: bool
+) -> tuple[PreTrainedModel, OnDisk, StoredTensors]:
+    """The model of a checkpoint with its weights left on disk, and what its files hold."""
     from transformers import GenerationConfig
 
     model = empty_model(config, kind, trust)
-    stored = StoredTensors(files, model)
+    stored = StoredTensors(headers, model)
     take_apart(model)
     weights = hollowed(model, StoredExperts(stored, pieces_of(model)), stored.missing, device)
     if (Path(where) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(where)
-    return model, weights, stored.missing
+    return model, weights, stored
 
 
-def empty_model(config: PreTrainedConfig, kind: Kind, trust: bool = False) -> PreTrainedModel:
+def empty_model(config: PreTrainedConfig, kind: Kind, trust: bool) -> PreTrainedModel:
     """A model whose parameters have no values yet."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        return auto_class(kind).from_config(config, dtype=torch.float32, trust_remote_code=trust)
+        model: PreTrainedModel = unfilled_model(config, kind, trust)
+        return model
 
 
 def hollowed(model: PreTrainedModel, stored: Stored, missing: Collection[str], device: torch.device) -> OnDisk:
@@ -156,20 +181,18 @@ def hollowed(model: PreTrainedModel, stored: Stored, missing: Collection[str], d
     return weights
 
 
-def stored_names(file: Path) -> list[str]:
-    """The keys of a safetensors file."""
+def stored_names(file: Path, carried: bool = True) -> list[str]:
+    """The keys of a safetensors file; or without those that natprec carried over into it."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
-        return list(opened.keys())
+        others = [] if carried else json.loads((opened.metadata() or {}).get(CARRIED, "[]"))
+        return [key for key in opened.keys() if key not in others]  # noqa: SIM118 - not a dict
 
 
 def count_elements(file: Path) -> int:
     """Numbers in a safetensors file; only its header is read."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        return sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118 - not a dict
+    return sum(header.elements for header in read_headers([file]).values())
 
 
 def read_stored(file: Path, key: str, row: int | None = None) -> Tensor:

@@ -28,9 +28,16 @@ class Stored(Protocol):
 
 
 class InMemory:
-    """All weights are there, always."""
+    """All weights are there, always.
+
+    Attributes:
+        dtypes: name → stored dtype of tensors that are an exception in their checkpoint: float32 among 16 bits.
+    """
 
     whole = True
+
+    def __init__(self) -> None:
+        self.dtypes: dict[str, torch.dtype] = {}
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
         """Nothing to do."""
@@ -46,7 +53,11 @@ class InMemory:
 
 
 class OnDisk:
-    """Weights are read when they are needed, and forgotten afterwards."""
+    """Weights are read when they are needed, and forgotten afterwards.
+
+    Attributes:
+        dtypes: as those of `InMemory`.
+    """
 
     whole = False
 
@@ -54,6 +65,7 @@ class OnDisk:
         """Make every parameter of a model on the meta device hollow; ties stay ties."""
         release_freed()
         self.stored = stored
+        self.dtypes: dict[str, torch.dtype] = {}
         self._names: dict[int, str] = {}
         self._held: Counter[int] = Counter()
         self._checked: set[int] = set()
@@ -118,10 +130,7 @@ class OnDisk:
         name = self._names[id(parameter)]
         value = self.stored.tensor(name).to(parameter.device, torch.float32, copy=True)
         if value.shape != parameter.shape:
-            raise ModelError(
-                f"tensor {name!r} has shape {tuple(value.shape)} on disk and {tuple(parameter.shape)} by the config; "
-                "the checkpoint is damaged: download it again"
-            )
+            raise wrong_shape(name, value.shape, parameter.shape)
         if id(parameter) not in self._checked:
             refuse_not_finite(name, value)
             self._checked.add(id(parameter))
@@ -129,6 +138,14 @@ class OnDisk:
 
 
 Weights = InMemory | OnDisk
+
+
+def wrong_shape(name: str, stored: Sequence[int], wanted: Sequence[int]) -> ModelError:
+    """The error for a tensor of another shape than the config says."""
+    return ModelError(
+        f"tensor {name!r} has shape {tuple(stored)} on disk and {tuple(wanted)} by the config; "
+        "the checkpoint is damaged: download it again"
+    )
 
 
 def refuse_not_finite(name: str, tensor: Tensor) -> None:

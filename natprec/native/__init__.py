@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from natprec.native.compiled import loaded
 
 FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC", "-fopenmp")
@@ -52,14 +52,8 @@ def variant(name: str) -> tuple[Any, str]:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None, "there is no C compiler (cc, or $CC)"
-    sources = b"".join(file.read_bytes() for file in sorted(FOLDER.glob("*.[ch]")))
-    digest = hashlib.sha256(sources + " ".join(flags).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "natprec"
-    built = cache / f"native-{digest}.so"
     try:
-        if not built.is_file():
-            _compile(compiler, flags, built)
-        opened = ctypes.CDLL(str(built))
+        opened = loaded(compiler, flags, FOLDER)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         return None, f"the C files were not compiled ({said[0] if said else type(error).__name__})"
@@ -95,16 +89,6 @@ def variant(name: str) -> tuple[Any, str]:
 def reads(x: Tensor) -> bool:
     """Whether the C files take tensors from where this one is."""
     return x.is_cpu and library()[0] is not None
-
-
-def _compile(compiler: str, flags: tuple[str, ...], built: Path) -> None:
-    """To a temporary name first: another process may be doing the same."""
-    built.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-        made = Path(folder) / built.name
-        command = [compiler, *flags, *map(str, sorted(FOLDER.glob("*.c"))), "-o", str(made), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        os.replace(made, built)
 
 
 def linear(x: Tensor, packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, step: int) -> Tensor:

@@ -24,14 +24,11 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
 
 from natprec.errors import InputError, WorkerError
 from natprec.parallel.launcher import launched, number
 from natprec.parallel.pulse import Pulse, first_line
-
-JOINING = timedelta(minutes=5)
-"""How long processes wait for each other at the start."""
+from natprec.parallel.store import JOINING, store_of
 
 WAITING = timedelta(days=7)
 """How long they wait in an exchange for one that lives: process 0 may write text for hours."""
@@ -206,9 +203,9 @@ def _meet(rank: int, size: int, device: str) -> Pulse:
     """Find the others, begin to watch them, and open the connections."""
     address, port = os.environ.get("MASTER_ADDR"), number("MASTER_PORT")
     try:
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=JOINING))
+        store = store_of(rank, size, str(address), port)
         pulse = Pulse(TCPStore(str(address), port, is_master=False, timeout=JOINING), rank, size)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise WorkerError(
             f"process {rank} of {size} did not meet the others at {address}:{port} ({first_line(error)}); "
             "start all of them, with a MASTER_ADDR that every host reaches"

@@ -107,7 +107,7 @@ def stage_moments(
             passage.back(stage, gradient, SEED, advance)
         else:
             with staged.gathering():
-                passage.show(stage, [site.name for site in members], advance)
+                passage.show(stage, [use for site in members for use in site.uses], advance)
     for sums in (moments.inputs, moments.outputs):
         sums.update({name: mirrored(upper) for name, upper in sums.items()})
     return moments
@@ -133,9 +133,15 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
 
         return hook
 
-    firsts = {site.unit: site.name for site in reversed(members)}
-    handles = [model.get_submodule(name).register_forward_pre_hook(input_hook(unit)) for unit, name in firsts.items()]
-    handles += [model.get_submodule(site.name).register_forward_hook(output_hook(site.name)) for site in layers]
+    firsts = {site.unit: site.uses for site in reversed(members)}
+    handles = [
+        model.get_submodule(use).register_forward_pre_hook(input_hook(unit))
+        for unit, uses in firsts.items()
+        for use in uses
+    ]
+    handles += [
+        model.get_submodule(use).register_forward_hook(output_hook(site.name)) for site in layers for use in site.uses
+    ]
     with attached(handles):
         yield
 

@@ -8,6 +8,7 @@ gathered too, by YAQA.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,17 @@ class StageRounder:
         self._staged, self._plan, self._dtype, self._gauges = staged, plan, storage_dtype, gauges
         self.sites = [site for site in sites if plan.sites[site.name].format is not None]
         self._quantized = {id(site_weight(staged.model, site)) for site in self.sites}
+        dtypes = staged.weights.dtypes
+        self._dtypes = {id(each): dtypes[name] for name, each in staged.model.named_parameters() if name in dtypes}
 
     def store_the_rest(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Round what is not quantized to the storage dtype."""
+        """Round what is not quantized to the dtype in which it is stored."""
         for parameter in parameters:
             if id(parameter) not in self._quantized:
-                parameter.data = parameter.data.to(self._dtype).to(parameter.dtype)
+                parameter.data = parameter.data.to(self._stored(parameter)).to(parameter.dtype)
+
+    def _stored(self, parameter: Tensor) -> torch.dtype:
+        return self._dtypes.get(id(parameter), self._dtype)
 
     def members(self, stage: int) -> list[Site]:
         """Sites of a stage whose inputs GPTQ can know."""
@@ -86,12 +92,13 @@ class StageRounder:
             raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
         gauge, fmt, model = self._gauges[unit], self._plan.sites[unit].format, self._staged.model
         assert fmt is not None
-        scale = fold(model, gauge, channel_scales(weights, inputs.cost, fmt, gauge), self._dtype)
+        producer: Any = model.get_submodule(gauge.producer)
+        scale = fold(model, gauge, channel_scales(weights, inputs.cost, fmt, gauge), self._stored(producer.weight))
         columns = scale[gauge.channels(weights[0].shape[1]).to(scale.device)]
         for weight in weights:
             weight.data = weight.data * columns
         moments.rescale_outputs(gauge.producer, scale)
-        self.store_the_rest(model.get_submodule(gauge.producer).parameters())
+        self.store_the_rest(producer.parameters())
         return inputs.scaled(columns)
 
     def _put(self, site: Site, inputs: InputOrder | None, errors: Tensor | None) -> QuantizedTensor:

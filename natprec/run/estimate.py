@@ -197,7 +197,7 @@ def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int) -> int:
     most = 0
     for stage in range(-1, len(staged.blocks) + 1):
         own = [site for site in subject.sites if stage in {staged.stage_of(use) for use in site.uses}]
-        products = [site for site in own if site.role != "embedding" or (len(site.uses) > 1 and stage >= 0)]
+        products = [site for site in own if site.role != "embedding" or (site.tied and stage >= 0)]
         needed = output if stage == len(staged.blocks) else 0
         if not staged.weights.whole:
             needed += 4 * sum(site.elements for site in own)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from natprec.config import QuantizeConfig
+from natprec.config import NOT_ROUNDED, QuantizeConfig
 from natprec.distortions import named
 from natprec.errors import InputError, ModelError
 from natprec.export import as_gguf
-from natprec.formats import Format, engine_profile
+from natprec.export.trial import refuse_unloadable
+from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
 from natprec.memory import available_bytes
+from natprec.models.checkpoints import local_path
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.progress import Stages
 from natprec.sites import Site, activation_formats
 from natprec.solver import Plan, solve
+from natprec.solver.assemble import cache_format
 from natprec.solver.units import check_flows
 from natprec.subject import Subject
 
@@ -45,6 +51,21 @@ def solve_for(config: QuantizeConfig, measurement: Measurement, eps_solved: floa
         eps_solved=eps_solved,
         **config.given("solve"),
     )
+
+
+def inputs(config: QuantizeConfig) -> dict[str, Path | None]:
+    """Option → the file or folder on this machine that it names.
+
+    Raises:
+        ModelError: the model is a path, and there is nothing.
+    """
+    texts = {"--data": config.data, "--eval-data": config.eval_data}
+    return {"--model": local_path(config.model), **{name: _on_disk(text) for name, text in texts.items()}}
+
+
+def _on_disk(text: str | None) -> Path | None:
+    path = None if text is None else Path(os.path.expanduser(text))
+    return path if path is not None and path.exists() else None
 
 
 def open_subject(config: QuantizeConfig, stages: Stages, rotation: int | None = None) -> Subject:
@@ -96,6 +117,12 @@ def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
         )
 
 
+def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
+    """Say what else the model's checkpoint holds, and what becomes of it."""
+    for sentence in subject.leftovers.sentences(gguf=bool(engine_profile(engine).types)):
+        stages.note(sentence)
+
+
 def for_engine(subject: Subject, engine: str) -> Subject:
     """The subject as an engine's kind of checkpoint counts it.
 
@@ -107,7 +134,18 @@ def for_engine(subject: Subject, engine: str) -> Subject:
             f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
             "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
         )
-    return as_gguf(subject) if engine_profile(engine).types else subject
+    refuse_unloadable(subject, engine)
+    if engine_profile(engine).types:
+        return as_gguf(subject)
+    return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
+
+
+def _wider_than_16_bits(subject: Subject, profile: EngineProfile) -> int:
+    """Bytes beyond 2 for each weight of the sites that the engine keeps, where their checkpoint has float32."""
+    kept = {role for role in ("linear", "head", "embedding") if not getattr(profile, role)}
+    dtypes = subject.staged.weights.dtypes
+    wide = [(site, dtypes.get(site.name + ".weight", torch.bfloat16)) for site in subject.sites if site.role in kept]
+    return sum((dtype.itemsize - 2) * site.elements for site, dtype in wide)
 
 
 def refuse_long(subject: Subject, length: int) -> None:
@@ -133,12 +171,17 @@ def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
 
     Raises:
         BudgetError: --bits or --max-size is below the cheapest plan.
-        InputError: the group size does not divide a layer.
+        InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
     """
     formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
+    if config.kv != NOT_ROUNDED:
+        cache_format(subject.activations, engine_profile(config.engine), config.kv)
     if config.bits is None and config.max_size is None:
         return
-    candidates: dict[Site, tuple[Format, ...]] = {site: formats[site.name] for site in subject.sites}
+    unreached = subject.unreached
+    candidates: dict[Site, tuple[Format, ...]] = {
+        site: () if site.name in unreached else formats[site.name] for site in subject.sites
+    }
     if config.sites == "all":
         candidates |= {site: activation_formats(site, config.group_size) for site in subject.activations}
     none, one = np.zeros(1), np.ones(1)

@@ -10,15 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from natprec.claims import beside, claimed
 from natprec.config import QuantizeConfig
-from natprec.files import claimed, clear_stale, refuse_existing
+from natprec.files import clear_stale, refuse_existing_file
 from natprec.formats import engine_profile
+from natprec.marks import discard, is_ours, refuse_inputs
 from natprec.measurement import Measurement
 from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
-from natprec.run.request import open_subject, too_large
+from natprec.run.request import inputs, open_subject, too_large
 from natprec.run.tokens import calibration_parts, calibration_tokens
 from natprec.subject import Subject
 
@@ -56,14 +58,15 @@ def measured_together(
     Raises:
         NatprecError: any input that cannot be used, at every process.
     """
-    state_file = out.with_name(out.name + ".partial")
+    refuse_inputs(out, inputs(config))
+    state_file = beside(out, ".partial")
     with contextlib.ExitStack() as held:
         if workers.first:
             clear_stale(out)
-            refuse_existing(out, overwrite)
+            refuse_existing_file(out, overwrite, is_ours, "measurement")
             held.enter_context(claimed(out))
             if not resume:
-                state_file.unlink(missing_ok=True)
+                discard(state_file)
         config = _weights_alike(config, workers)
         subject = open_subject(config, stages)
         ids = workers.from_first(calibration_tokens(config, subject, stages) if workers.first else None)
@@ -132,6 +135,6 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
     if folder.is_dir():
         for name in names:
             clear_stale(folder / name)
-            (folder / name).unlink(missing_ok=True)
+            discard(folder / name)
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -70,19 +70,25 @@ class Builder:
 
     def fill_the_rest(self, may_lack_pooler: bool) -> None:
         """Norms, biases of other modules, saved buffers: as float32."""
-        wanted = [name for name, tensor in self.model.state_dict().items() if tensor.is_meta]
+        uses: dict[int, list[str]] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if tensor.is_meta:
+                uses.setdefault(id(tensor), []).append(name)
+        wanted = {next((n for n in names if n in self.checkpoint.files), names[0]): names for names in uses.values()}
         missing = [name for name in wanted if name not in self.checkpoint.files]
         if missing and may_lack_pooler and drop_missing_pooler(self.model, missing):
-            wanted = [name for name in wanted if name not in missing]
-        for name in wanted:
-            parent, _, leaf = name.rpartition(".")
-            value = self.checkpoint.tensor(name)
+            wanted = {name: names for name, names in wanted.items() if name not in missing}
+        for stored, names in wanted.items():
+            value = self.checkpoint.tensor(stored)
             value = value.float() if value.is_floating_point() else value
-            owner = self.model.get_submodule(parent)
-            if leaf in owner._parameters:
-                owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-            else:
-                owner._buffers[leaf] = value
+            parameter = nn.Parameter(value, requires_grad=False)
+            for name in names:
+                parent, _, leaf = name.rpartition(".")
+                owner = self.model.get_submodule(parent)
+                if leaf in owner._parameters:
+                    owner._parameters[leaf] = parameter
+                else:
+                    owner._buffers[leaf] = value
 
     def _siblings(self, name: str) -> tuple[str, ...]:
         """Full names of the Linears that run with this one, itself first; empty if it runs alone."""
@@ -114,7 +120,12 @@ class Builder:
             _set(self.model, name, QuantLinear(stored, self._bias(name)))
 
     def _bias(self, name: str) -> Tensor | None:
-        return None if self.modules[name].bias is None else self.checkpoint.tensor(f"{name}.bias").float()
+        bias = self.modules[name].bias
+        if bias is None:
+            return None
+        uses = [use for use, module in self.modules.items() if getattr(module, "bias", None) is bias]
+        stored = next((use for use in uses if f"{use}.bias" in self.checkpoint.files), name)
+        return self.checkpoint.tensor(f"{stored}.bias").float()
 
     def _scheme(self, uses: tuple[str, ...]) -> Scheme | None:
         return next(filter(None, (self.checkpoint.scheme(use, self.modules[use]) for use in uses)), None)

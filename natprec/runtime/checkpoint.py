@@ -21,6 +21,7 @@ from natprec.formats import NumberFormat
 from natprec.formats.number_format import CHANNEL
 from natprec.models.checkpoints import CHECKSUMS, tensor_checksum, weight_files
 from natprec.models.disk_names import DiskNames
+from natprec.models.patterns import MARK, Targets
 from natprec.quantizers import QuantizedTensor
 
 
@@ -82,6 +83,12 @@ class Checkpoint:
         self._module = names.module
 
     @functools.cached_property
+    def _patterns(self) -> Targets:
+        """Of targets and of what is to be ignored."""
+        targets = [target for own, _ in self._schemes for target in own] + self._ignore
+        return Targets(targets, (name.rpartition(".")[0] for name in self.files), str(self.folder))
+
+    @functools.cached_property
     def _schemes(self) -> list[tuple[list[str], Scheme]]:
         return _schemes(self.groups, self.folder)
 
@@ -93,9 +100,15 @@ class Checkpoint:
         """
         from compressed_tensors.utils import is_match
 
-        stored = self._module(name)
-        found = (scheme for targets, scheme in self._schemes if is_match(stored, module, targets, self._ignore))
-        return next(found, None)
+        def meant(stored: str, targets: list[str]) -> bool:
+            plain = [target for target in targets if not target.startswith(MARK)]
+            return self._patterns.match(stored, targets) or is_match(stored, module, plain)
+
+        for stored in dict.fromkeys((self._module(name), name)):  # one written for transformers has the model's names
+            found = (scheme for targets, scheme in self._schemes if meant(stored, targets))
+            if not meant(stored, self._ignore) and (scheme := next(found, None)) is not None:
+                return scheme
+        return None
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, as it is stored.

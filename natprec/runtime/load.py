@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from natprec.kernels.kernel import Kernel
-from natprec.models.checkpoints import auto_class, explained, model_kind
+from natprec.models.checkpoints import explained, model_kind
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
+from natprec.models.stored import empty_model
 from natprec.models.surroundings import quiet, usable_device
+from natprec.models.trust import config_of, tokenizer_of
 from natprec.runtime.build import Builder, Chosen
 from natprec.runtime.checkpoint import Checkpoint
 from natprec.runtime.replaced import Replaced, replace
@@ -55,34 +57,36 @@ class Runnable:
         return self.model(*args, **kwargs)
 
 
-def load(folder: str | Path, *, device: str = "cpu", kernels: tuple[Kernel, ...] | None = None) -> Runnable:
+def load(
+    folder: str | Path, *, device: str = "cpu", kernels: tuple[Kernel, ...] | None = None,
+    trust_remote_code: bool = False,
+) -> Runnable:  # fmt: skip
     """Open a compressed-tensors checkpoint for running. Its codes are packed on the CPU, then moved.
 
     Args:
         folder: as `natprec quantize` or another quantizer wrote it.
         device: as torch spells it: 'cpu', 'cuda', 'cuda:1'.
         kernels: what may run a layer, the preferred first; else the device's own.
+        trust_remote_code: run Python that comes with the checkpoint; never asked interactively.
     Raises:
         InputError: no such checkpoint, or no such device.
         ModelError: a file or tensor is missing or damaged, or a layer needs a kernel that there is none of.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     folder, target = Path(folder), usable_device(device)
     checkpoint = Checkpoint(folder)
     with quiet(), explained(str(folder), local=True):
-        config = AutoConfig.from_pretrained(folder)
+        config = config_of(folder, trust_remote_code)
         del config.quantization_config
         kind = model_kind(str(folder), config)
-        with init_empty_weights(include_buffers=False):
-            model = auto_class(kind).from_config(config, dtype=torch.float32)
+        model = empty_model(config, kind, trust_remote_code)
         model.tie_weights()  # again: without weights each of them was registered apart
         take_apart(model)
         checkpoint.rename(DiskNames(model))
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
+        tokenizer = tokenizer_of(folder, trust_remote_code, config)
     builder = Builder(checkpoint, model, target.type, kernels)
     builder.replace_all()
     builder.fill_the_rest(may_lack_pooler=kind == "encoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,10 @@ def replace_norms(model: nn.Module) -> int:
 
 
 def read_norm(module: nn.Module) -> Norm | None:
-    """A norm's weight, in float32 (some models store it less one), and its eps; None if it is no such norm."""
+    """A norm's weight, in float32 (some models store it less one), and its eps; None if it is no such norm.
+
+    One that can be given more than what it norms (a gate) is none, whatever it makes of that alone.
+    """
     eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), None)
     weight = getattr(module, "weight", None)
     if (
@@ -31,6 +35,7 @@ def read_norm(module: nn.Module) -> Norm | None:
         or not isinstance(weight, Tensor)
         or weight.dim() != 1
         or next(module.children(), None)
+        or len(inspect.signature(module.forward).parameters) != 1
     ):
         return None
     x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0))

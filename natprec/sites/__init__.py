@@ -9,7 +9,15 @@ from natprec.sites.activation_sites import (
     round_states,
     rounded,
 )
-from natprec.sites.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_weight
+from natprec.sites.weight_sites import (
+    Site,
+    find_sites,
+    refuse_indivisible,
+    refuse_unblocked,
+    site_weight,
+    together,
+    uneven,
+)
 
 __all__ = [
     "Site",
@@ -24,4 +32,6 @@ __all__ = [
     "round_states",
     "rounded",
     "site_weight",
+    "together",
+    "uneven",
 ]

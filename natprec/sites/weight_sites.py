@@ -9,13 +9,14 @@ What routes tokens to experts is no site: see `natprec.staged.routing`.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import GGUFType, NumberFormat
+from natprec.formats import EngineProfile, GGUFType, NumberFormat
 from natprec.staged.blocks import StagedModel
 
 Kind = Literal["weight", "activation", "key", "value"]
@@ -32,7 +33,7 @@ class Site:
         role: how an engine uses it, which decides the formats that exist for it.
         shape: of a weight: (rows, columns) = (outputs, inputs); of a token's activation (1, features), of its
             keys or values (heads, head size).
-        uses: names of all modules that use the tensor; two for a tied embedding.
+        uses: names of all modules that use the tensor: two for a tied embedding, several for a shared Linear.
         unit: name of the first site of the unit that shares one format.
         stage: where its last use stands in the order of the backward sweep: -1 for the prefix, the
             block's index, or the number of blocks for the suffix.
@@ -52,6 +53,11 @@ class Site:
     def elements(self) -> int:
         """Number of weights, or of values per token."""
         return self.shape[0] * self.shape[1]
+
+    @property
+    def tied(self) -> bool:
+        """Whether it is an embedding that is also multiplied, by an output head."""
+        return self.role == "embedding" and len(self.uses) > 1
 
     @property
     def gptq(self) -> bool:
@@ -85,7 +91,7 @@ def find_sites(staged: StagedModel) -> list[Site]:
         raise ModelError(f"model {type(staged.model).__name__} has no Linear layer; natprec quantizes Linear weights")
     output_head = getattr(staged.model, "get_output_embeddings", lambda: None)()
     sites = []
-    units: dict[tuple[str, int | str], str] = {}
+    units: dict[tuple[str, int | str, int], str] = {}
     inputs_of = _inputs_of(staged)
     for names in owners.values():
         name, module = names[0], modules[names[0]]
@@ -94,7 +100,7 @@ def find_sites(staged: StagedModel) -> list[Site]:
             role = "head"
         unit = name
         if role == "linear" and name in inputs_of:
-            unit = units.setdefault((name.rpartition(".")[0], inputs_of[name]), name)
+            unit = units.setdefault((name.rpartition(".")[0], inputs_of[name], len(names)), name)
         rows, columns = module.weight.shape
         stage = min(staged.stage_of(use) for use in names)
         experts = staged.routing.containers.get(name, "")
@@ -105,6 +111,13 @@ def find_sites(staged: StagedModel) -> list[Site]:
 def site_weight(model: nn.Module, site: Site) -> Tensor:
     """The weight of a site, (rows, columns)."""
     return model.get_submodule(site.name).weight  # type: ignore[return-value]
+
+
+def together(site: Site, profile: EngineProfile) -> tuple[str, str]:
+    """What sites of one format have in common, for an engine."""
+    if site.experts and profile.experts != "each":
+        return "experts", site.experts if profile.experts == "layer" else ""
+    return "unit", site.unit if profile.fuses else site.name
 
 
 def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> None:
@@ -121,6 +134,31 @@ def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> 
                     f"group size {fmt.group_size} does not divide the {site.shape[1]} inputs of {site.name!r}; "
                     f"use --group-size {' or '.join(map(str, fits)) or 'channel'}"
                 )
+
+
+def uneven(sites: Sequence[Site], formats: Mapping[str, Sequence[NumberFormat]], group_size: int | None) -> str:
+    """What becomes of the sites that the group size does not divide, in one sentence; empty where there are none.
+
+    Args:
+        formats: site name → its candidates.
+        group_size: that was asked for; None: any that divide, as with GGUF types.
+    """
+    several: dict[str, list[Site]] = {}
+    for site in sites:
+        size = max((fmt.group_size for fmt in formats[site.name]), default=None)
+        if size is None or group_size not in (None, size):
+            what = "16 bits" if size is None else f"groups of {size}" if size > 0 else "one scale per row"
+            several.setdefault(what, []).append(site)
+    if not several:
+        return ""
+    have = [
+        f"{own[0].name!r} ({own[0].shape[1]} inputs){f' and {len(own) - 1} more' if own[1:] else ''} get {what}"
+        for what, own in several.items()
+    ]
+    return (
+        f"{'the smallest block' if group_size is None else f'group size {group_size}'} does not fit every weight: "
+        + ("; ".join(have))
+    )
 
 
 def refuse_unblocked(sites: list[Site], types: tuple[GGUFType, ...]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from natprec.config import NOT_ROUNDED
 from natprec.errors import InputError
-from natprec.formats import EngineProfile
+from natprec.formats import ActivationFormat, EngineProfile
+from natprec.sites import Site
 from natprec.solver.allocation import natural_precision
 from natprec.solver.plan import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, Plan
 from natprec.solver.units import Group, fewest_bits, kl_of, stored_bytes
@@ -124,16 +125,30 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
     if kv == NOT_ROUNDED:
         return None
     curves = [curve for curve in measurement.curves.values() if curve.site.role == "cache"]
-    if not curves:
-        why = "were not measured; measure with --sites all"
-        if measurement.header.sites == "all":
-            why = "were not found: this model does not call transformers' attention interface; leave --kv out"
-        raise InputError(f"keys and values {why}")
-    formats = [profile.cached(int(kv), curve.site.shape[1]) for curve in curves]
-    kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve, fmt in zip(curves, formats, strict=True))
-    if len(set(formats)) > 1:
-        raise InputError(
-            f"kv {kv!r}: heads of this model differ in size, and a checkpoint has one scheme; leave --kv out"
-        )
+    if not curves and measurement.header.sites != "all":
+        raise InputError("keys and values were not measured; measure with --sites all")
+    fmt = cache_format([curve.site for curve in curves], profile, kv)
+    kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve in curves)
     largest = {curve.site.name: curve.largest[rounding != "rtn"] for curve in curves}
-    return CacheChoice(formats[0], kl, largest)
+    return CacheChoice(fmt, kl, largest)
+
+
+def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> ActivationFormat:
+    """The one format of all keys and values at so many bits, below 16.
+
+    Raises:
+        InputError: there are none among the sites, or they differ in size.
+    """
+    sizes = {site.shape[1]: site.kind for site in sites if site.role == "cache"}
+    if not sizes:
+        raise InputError(
+            "keys and values were not found: this model does not call transformers' attention interface; leave --kv out"
+        )
+    formats = {profile.cached(int(kv), size) for size in sizes}
+    if len(formats) > 1:
+        heads = ", ".join(f"{kind}s of {size}" for size, kind in sizes.items())
+        raise InputError(
+            f"kv {kv!r}: heads of this model differ in size ({heads}), and a checkpoint for {profile.name} has one "
+            "scheme, whose scales are per head; leave --kv out, or use --engine vllm, whose scales are per tensor"
+        )
+    return formats.pop()

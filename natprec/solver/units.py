@@ -17,7 +17,7 @@ import numpy as np
 from natprec.config import AUTO, NOT_ROUNDED
 from natprec.errors import BudgetError, InputError
 from natprec.formats import ActivationFormat, EngineProfile, Format, NumberFormat
-from natprec.sites import Site
+from natprec.sites import together
 from natprec.solver.allocation import Unit, natural_precision
 from natprec.solver.plan import UNQUANTIZED_BITS
 
@@ -85,19 +85,12 @@ def groups_of(
     members: dict[tuple[str, str], list[Curve]] = {}
     for curve in measurement.weights.values():
         if weight_formats(curve, profile):
-            members.setdefault(_together(curve.site, profile), []).append(curve)
+            members.setdefault(together(curve.site, profile), []).append(curve)
     groups = []
     for curves in members.values():
         name = curves[0].site.unit if profile.fuses else curves[0].site.name
         groups.append(_group(name, curves, inputs.get(name), profile, rounding, activations, eps_bwd))
     return groups
-
-
-def _together(site: Site, profile: EngineProfile) -> tuple[str, str]:
-    """What sites of one format have in common, for an engine."""
-    if site.experts and profile.experts != "each":
-        return "experts", site.experts if profile.experts == "layer" else ""
-    return "unit", site.unit if profile.fuses else site.name
 
 
 def _group(

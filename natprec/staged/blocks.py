@@ -3,7 +3,8 @@
 The list of blocks is the `nn.ModuleList` with the most Linear weights whose members each receive
 the previous one's output; one probing forward verifies this. Prefix and suffix need no knowledge
 of the model's class: they are the model's own forward with the blocks passed through. A model
-without such a list is one suffix: the same code then works on the whole of it. Where weights lie on disk
+without such a list, or whose blocks share weights or hand on more than a hidden state, is one suffix: the same code
+then works on the whole of it. Where weights lie on disk
 (see `natprec.models.weights`), each stage holds its own while it runs.
 """
 
@@ -65,16 +66,21 @@ class StagedModel:
         self.weights = weights or InMemory()
         self.products = products
         name, self.blocks = _longest_list(model)
-        self.probe = probed(model, self.blocks, lambda: self.output(probe_ids))
-        if not self.probe.chained:
+        self.probe = probed(model, self.blocks, probe_ids.shape, lambda: self.output(probe_ids))
+        if not self.probe.chained or self._shared():
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
+        if self.probe.beside and self.blocks and not self._same(probe_ids):
+            self.blocks, self.block_names = [], []
         self.routing: Routing = find_routing(model, self.probe.rows, probe_ids.numel())
 
     @property
     def routed(self) -> bool:
-        """Whether some Linears are given tokens that a router has chosen."""
-        return bool(self.routing.containers)
+        """Whether some Linears are given tokens that a router has chosen, or other rows than those of each sequence.
+
+        Their inputs do not say which sequence they are of.
+        """
+        return bool(self.routing.containers) or self.probe.mixed
 
     def output(self, ids: Tensor) -> Tensor:
         """The whole model: (batch, time) token ids to (batch, terms, size), for example logits."""
@@ -180,6 +186,30 @@ class StagedModel:
         """The block that a module belongs to, if any."""
         return next((name for name in self.block_names if module_name.startswith(name + ".")), None)
 
+    def _shared(self) -> bool:
+        """Whether a weight of a block belongs to another block, or to what is around them, as well."""
+        seen = {id(parameter) for parameter in self._outside()}
+        for block in self.blocks:
+            own = {id(parameter) for parameter in block.parameters()}
+            if not seen.isdisjoint(own):
+                return True
+            seen |= own
+        return False
+
+    @torch.no_grad()
+    def _same(self, ids: Tensor) -> bool:
+        """Whether prefix, blocks and suffix compute what the model does, although blocks return more than they hand on.
+
+        The replaced forwards return None in its place, with which the model's own code may not be able to go on.
+        """
+        try:
+            hidden, contexts = self.prefix(ids)
+            for index, context in enumerate(contexts):
+                hidden = self.block(index, hidden, context)
+            return torch.equal(self.suffix(hidden, ids), self.output(ids))
+        except (TypeError, ValueError, AttributeError, IndexError):
+            return False
+
     @contextlib.contextmanager
     def _patched(self, replacement: Tensor | None) -> Iterator[_Patch]:
         """Pass the hidden state through every block; the first returns `replacement` if given, else the last stops."""
@@ -193,7 +223,8 @@ class StagedModel:
                     hidden_states = hidden_states if replacement is None else replacement
                 if replacement is None and index == len(self.blocks) - 1:
                     raise _DoneError
-                return (hidden_states,) if self.probe.returns_tuple else hidden_states
+                count = self.probe.returned[index]
+                return (hidden_states, *[None] * (count - 1)) if count else hidden_states
 
             return forward
 

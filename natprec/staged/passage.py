@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from natprec.files import write_bytes
+from natprec.marks import KEY
 from natprec.progress import Advance
 from natprec.staged.batches import batch_rows, batches
 from natprec.staged.blocks import Context, StagedModel
@@ -125,7 +126,7 @@ class Passage:
             OutputError: the disk is full.
         """
         assert self._kept is not None
-        metadata = {"key": self._key, "stage": str(self.stage)}
+        metadata = {KEY: "hidden states", "key": self._key, "stage": str(self.stage)}
         write_bytes(self._kept, save(self._tensors() | (self._twin._tensors() if self._twin else {}), metadata))
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -165,7 +165,7 @@ def test_a_fixed_scale_per_feature_serves_all_tokens() -> None:
 def test_fixed_scales_are_those_of_all_sequences() -> None:
     site = next(site for site in subject().activations if site.name.endswith("q_proj:input"))
     observer = observing.ActivationObserver(site, (ActivationFormat(4, CHANNEL),), Sharding.alone(4), 1, 0)
-    observer.values = {0: torch.tensor([[1.0, 2.0]]), 3: torch.tensor([[-4.0, 1.0]])}
+    observer.values = {0: [torch.tensor([[1.0, 2.0]])], 3: [torch.tensor([[-4.0, 1.0]])]}
     torch.testing.assert_close(observer._largest(2.0), torch.tensor([2.0, 1.0]))
     fixed = [fmt.name for fmt in activation_formats(site, None) if fmt.group_size == CHANNEL]
     assert fixed == ["a4-channel", "a8-channel"]

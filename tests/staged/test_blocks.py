@@ -71,6 +71,14 @@ def modernbert() -> Any:
     return ModernBertModel(ModernBertConfig(**SIZES, **ids, intermediate_size=64, local_attention=4))
 
 
+def deberta() -> Any:
+    """Its encoder takes two values of each layer, and gives it positions that all layers share."""
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+    return DebertaV2Model(DebertaV2Config(**SIZES, **relative, intermediate_size=64, max_relative_positions=16))
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: tiny_model(**SMALL),
     "gpt-neox": gpt_neox,
@@ -81,6 +89,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "roberta": roberta,
     "distilbert": distilbert,
     "modernbert": modernbert,
+    "deberta": deberta,
 }
 
 
@@ -139,7 +148,55 @@ def test_gemma_masks_differ_by_layer() -> None:
     assert not torch.equal(staged.block(0, hidden, contexts[1]), staged.block(0, hidden, contexts[0]))
 
 
-@pytest.mark.parametrize("body", [nn.Linear(16, 16), Parallel()], ids=["no list", "parallel list"])
+class Block(nn.Linear):
+    """Returns the hidden state and what it adds, in a tuple."""
+
+    def forward(self, hidden: Tensor, more: Any = None) -> Any:
+        added = super().forward(hidden)
+        return hidden + added + (0 if more is None else more), added
+
+
+class HandsOn(nn.Module):
+    """Each block is given all that the one before returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(16, 16) for _ in range(3))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        returned: Any = (hidden,)
+        for block in self.blocks:
+            returned = block(*returned)
+        return returned[0]  # type: ignore[no-any-return]
+
+
+class AddsUp(HandsOn):
+    """What blocks return besides is no other block's, but the model's own."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden, added = block(hidden)
+        return hidden + added  # type: ignore[no-any-return]
+
+
+class Shares(HandsOn):
+    """Two blocks have one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[2].weight = self.blocks[0].weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden = block(hidden)[0]
+        return hidden
+
+
+@pytest.mark.parametrize(
+    "body",
+    [nn.Linear(16, 16), Parallel(), HandsOn(), AddsUp(), Shares()],
+    ids=["no list", "parallel list", "hands on", "adds up", "shares"],
+)
 @torch.no_grad()
 def test_a_model_without_a_chain_is_one_suffix(body: nn.Module) -> None:
     model = Output(body)

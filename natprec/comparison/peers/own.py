@@ -44,7 +44,7 @@ def dense(job: Any, done: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The folder loaded as its engine sees it."""
     from natprec.evaluation.reload import load_quantized
 
-    for name, value in load_quantized(folder).state_dict().items():
+    for name, value in load_quantized(folder, job.trust_remote_code).state_dict().items():
         if not name.rpartition(".")[2].startswith("weight_"):  # scales and shapes stay beside the weights
             yield name, value
 

@@ -71,9 +71,9 @@ class Job:
         """The reference model, float32 unless told otherwise."""
         from transformers import AutoModel, AutoModelForCausalLM
 
-        arguments = {"dtype": torch.float32, "trust_remote_code": self.trust_remote_code, **arguments}
+        arguments = {"dtype": torch.float32, **arguments}
         family = AutoModelForCausalLM if self.kind == "causal" else AutoModel
-        return family.from_pretrained(self.model, **arguments).eval()
+        return family.from_pretrained(self.model, trust_remote_code=self.trust_remote_code, **arguments).eval()
 
     def tokenizer(self) -> Any:
         """The reference's tokenizer."""

@@ -1,0 +1,44 @@
+"""What the headers of safetensors files say: which tensors there are, of what type and shape; no tensor is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types of weights, as safetensors calls them."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: as safetensors calls it: 'BF16', 'F8_E4M3', 'U32'.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, Header]:
+    """All tensors of some files by name."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 - not a dict
+                part = opened.get_slice(key)
+                found[key] = Header(file, part.get_dtype(), tuple(part.get_shape()))
+    return found

@@ -1,0 +1,112 @@
+"""The one place where transformers is asked for what a checkpoint describes; each time it is told whether code may run.
+
+Where `trust_remote_code` is left out, transformers asks on standard input, which `yes | natprec …` answers. No other
+module of natprec calls `from_pretrained` or `from_config` of an Auto class (tests/models/test_trust.py reads them all).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from natprec.errors import ModelError
+from natprec.models.bounds import refuse_counts
+from natprec.models.checkpoints import Kind
+from natprec.models.encoders import stored_text
+
+CODE_IN = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+"""Files whose `auto_map` says which code a checkpoint brings with it."""
+
+
+def config_of(where: str | Path, trust: bool, **arguments: Any) -> Any:
+    """The configuration of a folder or hub id.
+
+    Raises:
+        ModelError: it has code of its own, which is not trusted, or more layers than any model.
+    """
+    from transformers import AutoConfig
+
+    if "gguf_file" not in arguments:
+        refuse_counts(json.loads(stored_text(str(where), "config.json") or "{}"), str(where))
+    with _trusted(where):
+        return AutoConfig.from_pretrained(where, trust_remote_code=trust, **arguments)
+
+
+def model_of(where: str | Path, kind: Kind, trust: bool, **arguments: Any) -> Any:
+    """The model with its weights, in float32; errors as of `config_of`."""
+    with _trusted(where):
+        return _family(kind).from_pretrained(where, dtype=torch.float32, trust_remote_code=trust, **arguments)
+
+
+def unfilled_model(config: Any, kind: Kind, trust: bool) -> Any:
+    """A model of this configuration with its first, random weights, in float32; errors as of `config_of`."""
+    with _trusted(config.name_or_path):
+        return _family(kind).from_config(config, dtype=torch.float32, trust_remote_code=trust)
+
+
+def tokenizer_of(where: str | Path, trust: bool, config: Any = None) -> Any:
+    """The tokenizer; errors as of `config_of`."""
+    from transformers import AutoTokenizer
+
+    with _trusted(where):
+        return AutoTokenizer.from_pretrained(where, config=config, trust_remote_code=trust)
+
+
+def code_files(where: str | Path) -> dict[str, str]:
+    """The Python files that a checkpoint's `auto_map` names, and those that they import from beside them: name → text.
+
+    Args:
+        where: a folder or hub id.
+    """
+    found: dict[str, str] = {}
+    wanted = [
+        "custom_generate/generate",
+        *(name for file in CODE_IN for name in _mapped(stored_text(str(where), file))),
+    ]
+    while wanted:
+        name = f"{wanted.pop()}.py"
+        text = None if name in found else stored_text(str(where), name)
+        if text is not None:
+            found[name] = text
+            folder = name.rpartition("/")[0]
+            imports = re.findall(r"^\s*(?:from|import)\s+\.(\w+)", text, re.MULTILINE)
+            wanted += [f"{folder}/{module}".removeprefix("/") for module in imports]
+    return found
+
+
+def _mapped(described: str | None) -> list[str]:
+    """Modules of `auto_map`, by plain names only, as what is found is written to the same place of another folder."""
+    try:
+        named = json.loads(described or "{}")["auto_map"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    found = list(named.values()) if isinstance(named, dict) else [named]
+    classes = [name for entry in found for name in (entry if isinstance(entry, list) else [entry])]
+    return [name.partition(".")[0] for name in classes if isinstance(name, str) and re.fullmatch(r"[\w-]+\.\w+", name)]
+
+
+def _family(kind: Kind) -> Any:
+    """The class of transformers that loads a kind of model; of an encoder its body, without a head."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModel
+
+
+@contextlib.contextmanager
+def _trusted(where: str | Path) -> Iterator[None]:
+    """Say in one sentence that code would have to run."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"cannot load model {str(where)!r}: it runs Python code of its own; read that code, then add "
+                "--trust-remote-code (from Python: trust_remote_code=True)"
+            ) from error
+        raise
