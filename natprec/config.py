@@ -125,10 +125,10 @@ class QuantizeConfig(Measured):
         check=positive,
     )
     data: str | None = option(
-        None, TEXT, "To measure on: .txt, .jsonl, .parquet, hub dataset; else a language model writes it."
+        None, TEXT, "To measure on: .txt, .jsonl, .csv, .parquet, hub dataset; else the model writes it."
     )
     eval_data: str | None = option(None, TEXT, "To judge on; else another part of --data.")
-    text_column: str | None = option(None, TEXT, "Column of a table that holds the text.")
+    text_column: str | None = option(None, TEXT, "Column that holds the text, or conversations.")
     tokens: int = option(8192, TEXT, "Calibration tokens.", check=positive)
     eval_tokens: int = option(4096, TEXT, "Held-out tokens.", check=positive)
     length: int = option(256, TEXT, "Tokens per sequence.", flag="--sequence-length", check=sequence)

@@ -169,6 +169,7 @@ def round_and_write(
     Args:
         kept: folder for the finished stages of a model whose weights are on disk.
     """
+    subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
     if len(experts) > 1:
         stages.note(
@@ -236,9 +237,9 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
 
 
 def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
-    for name, text in subject.companions.items():
+    for name, content in subject.companions.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_bytes(content)
     for file in subject.leftovers.files_for(gguf=bool(engine_profile(plan.engine).types)):
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from natprec.arithmetic import arithmetic
-from natprec.distortions import DISTORTIONS, Distortion, named
+from natprec.distortions import DISTORTIONS, Distortion, EmbeddingDistance, named
 from natprec.errors import InputError
 from natprec.files import folder_bytes
-from natprec.formats import EngineProfile, NumberFormat
+from natprec.formats import EngineProfile, NumberFormat, engine_profile
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
@@ -25,6 +25,7 @@ from natprec.models.loading import LoadedModel, choose_storage_dtype, model_dige
 from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
 from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, together
+from natprec.sites.library_rounding import refuse_rounded_otherwise
 from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 
@@ -40,7 +41,7 @@ class Subject:
         other_bytes: parameters and buffers that are no sites, as they will be stored.
         carried_bytes: tokenizer and configuration files of a checkpoint, and what is carried over as it is.
         kind: 'causal' (such a model can write text) or 'encoder'.
-        companions: more files of a checkpoint: path → text.
+        companions: more files of a checkpoint: path → content.
         gguf: the GGUF file that the model was read from, if it was.
         leftovers: what else is in the model's checkpoint.
         rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
@@ -57,7 +58,7 @@ class Subject:
     other_bytes: int
     carried_bytes: int
     kind: Kind = "causal"
-    companions: dict[str, str] = field(default_factory=dict)
+    companions: dict[str, bytes] = field(default_factory=dict)
     gguf: Path | None = None
     leftovers: Leftovers = field(default_factory=Leftovers)
     rotation: int | None = None
@@ -107,8 +108,11 @@ class Subject:
         model = loaded.model
         if distortion is not None and distortion.name in DISTORTIONS:
             _refuse_unsuitable(distortion, loaded)
+        distortion = distortion or named(loaded.distortion)
+        if isinstance(distortion, EmbeddingDistance) and loaded.head is not None:
+            distortion = EmbeddingDistance(distortion.pooling, loaded.head)
         dtype = arithmetic(products, next(model.parameters()).device)
-        staged = StagedModel(model, _probe_ids(model), distortion or named(loaded.distortion), loaded.weights, dtype)
+        staged = StagedModel(model, _probe_ids(model), distortion, loaded.weights, dtype)
         sites = find_sites(staged)
         return cls(
             name=loaded.name,
@@ -173,6 +177,15 @@ class Subject:
         for line in rotate(self.staged, self.sites, self.gauges, seed):
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
+
+    def refuse_rounded_otherwise(self, engine: str, inputs: bool, cache: bool) -> None:
+        """Refuse activations that an engine rounds otherwise than is planned: see `natprec.sites.library_rounding`.
+
+        Raises:
+            ModelError: names the first module.
+        """
+        if engine_profile(engine).full_range and (inputs or cache):
+            refuse_rounded_otherwise(self.staged, self.activations, _probe_ids(self.model), inputs, cache)
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"
@@ -242,7 +255,7 @@ def _other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch
                for t, dtype in tensors.values())  # fmt: skip
 
 
-def _carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, str]) -> int:
+def _carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, bytes]) -> int:
     """Measured by writing them once: code is written by transformers too, to the same place."""
     with tempfile.TemporaryDirectory(prefix="natprec-") as folder:
         if tokenizer is not None:
@@ -251,4 +264,4 @@ def _carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, st
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
         written = folder_bytes(Path(folder))
-        return written + sum(len(text.encode()) for name, text in companions.items() if not Path(folder, name).exists())
+        return written + sum(len(each) for name, each in companions.items() if not Path(folder, name).exists())

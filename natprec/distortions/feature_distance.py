@@ -59,17 +59,36 @@ class FeatureDistance(Distortion):
 class EmbeddingDistance(FeatureDistance):
     """‖e - e'‖² = 2 - 2 cos(e, e') of unit sentence embeddings; the default for encoders.
 
+    Of embeddings of any length it is relative: ‖e - e'‖² / ‖e‖².
+
     Args:
         pooling: 'mean' over the last hidden states of all tokens (windows have no padding), or 'cls',
             that of the first token.
+        head: from pooled vectors (batch, size) to embeddings; None: they get the length 1.
     """
 
-    def __init__(self, pooling: Pooling = "mean") -> None:
+    def __init__(self, pooling: Pooling = "mean", head: nn.Module | None = None) -> None:
         super().__init__(self._embed)
         self.pooling = pooling
+        self.head = head
         self.unit = "‖e - e'‖² per sequence"
         self.name = "embedding" if pooling == "mean" else f"embedding-{pooling}"
 
     def _embed(self, model: nn.Module, ids: Tensor) -> Tensor:
         hidden = model(input_ids=ids).last_hidden_state.float()
-        return functional.normalize(hidden.mean(1) if self.pooling == "mean" else hidden[:, 0], dim=-1)
+        pooled = hidden.mean(1) if self.pooling == "mean" else hidden[:, 0]
+        return functional.normalize(pooled, dim=-1) if self.head is None else self.head(pooled)
+
+    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+        """√2 ⟨u, e⟩ / ‖e‖ summed, the length taken as it is."""
+        return super().draw(output if self.head is None else output / _length(output), sequences, seed)
+
+    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+        """‖e - e'‖² / ‖e‖²: (batch, 1)."""
+        distance = super().between(reference, quantized, ids)
+        return distance if self.head is None else distance / _length(reference.double()).squeeze(-1).square()
+
+
+def _length(embeddings: Tensor) -> Tensor:
+    """(…, 1), without a gradient."""
+    return embeddings.detach().norm(dim=-1, keepdim=True).clamp_min(1e-12)

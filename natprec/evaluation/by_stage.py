@@ -11,7 +11,6 @@ from torch import Tensor
 from natprec.evaluation.reload import open_quantized
 from natprec.evaluation.verify import Comparison, compare
 from natprec.progress import Advance
-from natprec.rounding.flows import flows_rounded
 from natprec.solver import Plan
 from natprec.staged.passage import passed, state_key
 from natprec.subject import Subject
@@ -27,12 +26,11 @@ def compared_by_stage(
         ids: (sequences, time) token ids.
         kept: folder that holds how far both have come; a later call goes on there.
     """
-    quantized = open_quantized(folder, subject.staged, ids.device, subject.trusted)
+    quantized = open_quantized(folder, subject.staged, ids.device, plan.engine, subject.trusted)
     files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
     states = [None if kept is None else kept / f"{name}.safetensors" for name in ("original", "quantized")]
     keys = [state_key(subject.digest, data_digest(ids)), state_key(*files, data_digest(ids))]
     with contextlib.ExitStack() as held, torch.no_grad():
         reference = held.enter_context(passed(subject.staged, ids, advance, states[0], keys[0]))
-        held.enter_context(flows_rounded(quantized.model, subject.activations, plan))
         other = held.enter_context(passed(quantized, ids, advance, states[1], keys[1]))
         return compare(reference, other, ids, advance, subject.distortion)

@@ -68,7 +68,7 @@ def load_quantized(
             except Exception as error:  # whatever a model's own code raises
                 why = first_line(error)
         model = model or _unpacked(folder, scheme["config_groups"], trust)
-        round_as_written(model, scheme, _tensor_files(folder), profile)
+        round_as_written(model, scheme, _tensor_files(folder), profile, str(folder))
     if why is not None:
         note(UNPACKED.format(why))
     return model
@@ -101,7 +101,7 @@ def open_quantized(
         missing = _lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
-        round_as_written(model, scheme, _tensor_files(folder), engine_profile(engine))
+        round_as_written(model, scheme, _tensor_files(folder), engine_profile(engine), str(folder))
         return StagedModel(model, torch.zeros(1, 1, dtype=torch.int64, device=device), original.distortion, weights)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from natprec.formats import ActivationFormat, EngineProfile, NumberFormat
 from natprec.formats.number_format import CHANNEL
-from natprec.models.checkpoints import CARRIED, CHECKSUMS, tensor_checksum
+from natprec.models.checksums import CARRIED, CHECKSUMS, tensor_checksum
 from natprec.models.disk_names import DiskNames
 from natprec.quantizers import QuantizedTensor
 from natprec.sites import Site
@@ -124,7 +124,7 @@ def checkpoint_tensors(
 
 def cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """`k_scale` and `v_scale` of each attention module, where they are fixed."""
-    if cache is None or cache.format.arguments()["dynamic"]:
+    if cache is None or cache.format.dynamic:
         return {}
     scales = {}
     for name, largest in cache.largest.items():

@@ -11,6 +11,9 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
 - Rounded activations: vLLM multiplies W8A8 in CUTLASS with weights per channel, and W2-W7 with A8, W2 and W3 with A4
   in Humming (W4A8 may run as W4A16 without a word: vllm #38064). Its cache scheme is float8 with one scale per
   tensor. transformers rounds as the checkpoint says, in float arithmetic: it shows the quality of any pair.
+- What the largest magnitude of a token is scaled to: int8 kernels of vLLM (`dynamic_scaled_int8_quant_kernel`: absmax /
+  127), of SGLang (`_per_token_quant_int8`: absmax / 127) and natprec's own take the largest code; compressed-tensors,
+  which rounds in plain transformers, half of the range (`calculate_qparams`: 255 / 2).
 - Experts: vLLM and SGLang run those of a layer as two fused matrices of one scheme (gate, up and down: "All MoE
   projections need to have same quantization scheme"); transformers unpacks all experts of a model by one scheme
   (`get_experts_scheme`), and with another one in some layer it fails.
@@ -43,6 +46,8 @@ class EngineProfile:
         dense_embedding: whether embedding codes are packed; otherwise each takes a whole int8.
         pairings: products with rounded activations; a product with 16-bit ones exists for every weight.
         cache: bits of keys and values, below 16, that it keeps; 8 are float8 where `float_cache`.
+        full_range: whether compressed-tensors' own code rounds activations, by its rule of the scale, and no kernel by
+            its own: see `natprec.formats.activation_format`.
         types: GGUF types, which every weight may have, whatever its role; such an engine loads GGUF files only.
         fuses: whether weights that share their input (q/k/v, gate/up) must have one format.
         experts: which weights of experts must have one format: all of a layer, or of the model; or each as it is.
@@ -57,6 +62,7 @@ class EngineProfile:
     pairings: tuple[Pairing, ...] = ()
     cache: tuple[int, ...] = ()
     float_cache: bool = True
+    full_range: bool = False
     types: tuple[GGUFType, ...] = ()
     fuses: bool = True
     experts: Literal["each", "layer", "model"] = "each"
@@ -74,7 +80,7 @@ class EngineProfile:
 
     def multiplies(self, weight: NumberFormat, inputs: ActivationFormat) -> bool:
         """Whether the engine multiplies a Linear's weight with inputs rounded so."""
-        return any(pairing.covers(weight, inputs) for pairing in self.pairings)
+        return inputs.full_range == self.full_range and any(pairing.covers(weight, inputs) for pairing in self.pairings)
 
     def per_channel(self) -> tuple[NumberFormat, ...]:
         """Formats of weights that exist for products with rounded activations alone."""
@@ -82,7 +88,9 @@ class EngineProfile:
 
     def cached(self, bits: int, head_size: int) -> ActivationFormat:
         """The format of keys and values of so many bits."""
-        return FLOAT8 if bits == 8 and self.float_cache else ActivationFormat(bits, head_size)
+        if bits == 8 and self.float_cache:
+            return FLOAT8
+        return ActivationFormat(bits, head_size, full_range=self.full_range)
 
     def measured(self, group_sizes: tuple[int, ...]) -> tuple[NumberFormat, ...]:
         """The formats to measure, narrowest first: those of Linear weights, at each group size; or GGUF types."""
@@ -131,6 +139,7 @@ PROFILES = {
             pairings=_ANY_PAIR,
             cache=_NARROW,
             float_cache=False,
+            full_range=True,
             experts="model",
             ragged=True,
         ),

@@ -28,7 +28,7 @@ from natprec.formats.activation_format import ActivationFormat
 from natprec.hooks import attached
 from natprec.measurement.curves import Curve
 from natprec.measurement.sharding import Sharding
-from natprec.quantizers.activations import round_activations
+from natprec.quantizers.activations import fixed_scale, round_activations
 from natprec.sites import Site
 from natprec.staged.attention import AttentionHook
 from natprec.staged.blocks import StagedModel
@@ -186,7 +186,8 @@ def directional(
     Args:
         values, gradient: (tokens, features), each standing for `standing` tokens.
     """
-    error = round_activations(values, fmt, largest).sub_(values)
+    scale = None if fmt.dynamic or largest is None else fixed_scale(fmt, largest)
+    error = round_activations(values, fmt, scale).sub_(values)
     common, slope = error.mean(0), gradient.mean(0)
     together = (slope @ common).double() * len(error) * standing
     apart = torch.linalg.vecdot(error.sub_(common), gradient - slope).double()

@@ -27,6 +27,12 @@ CONTRACT_VALUES = 1 << 21
 EVERY = 4
 """One in so many rows tells how many directions the gradients have."""
 
+OUTWEIGHS = 1e4
+"""Times the median energy of the others' gradients: from there on a token's own says nothing of other rows."""
+
+SHORT = 1 / 8
+"""Of the median length of rows: nor does that of a token whose row is shorter."""
+
 ROWS_VALUES = 1 << 18
 """Weights rounded at a time where there are no gradients beside them."""
 
@@ -160,6 +166,9 @@ def lookup_values(
     holds unseen tokens (Good 1953: m = tokens seen once / tokens); each costs what a token seen once
     cost here, with the rounding errors of the unseen rows. Seen rows keep the share 1 - m. Where
     no token was seen once, one position counts as if, at the cost of an occurrence of the rarest.
+
+    A row of zeros (an untrained token, padding) is scaled up by the norm behind it, by 1/√eps: its squared gradient is
+    up to 10⁹ times the others', though where nothing is to be rounded. Such a token is no example of what others cost.
     """
     workers = sharding.workers
     counts = torch.zeros(weight.shape[0], dtype=torch.int64, device=weight.device)
@@ -173,12 +182,13 @@ def lookup_values(
     values = torch.zeros(sharding.total, len(formats) + 1, dtype=torch.float64)
     single = torch.zeros(columns, dtype=torch.float64, device=weight.device)
     rarest = counts[counts > 0].min()  # 1, unless the text repeats itself throughout
+    examples = _examples(lookups, counts == rarest, weight, sharding)
     if lookups:
         errors = squared_errors(weight[seen], formats, scale_dtype).view(-1, len(seen), columns)
     for sequence, lookup in lookups.items():
         at = position[lookup.rows]
         values[sequence] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * terms)
-        single += lookup.own[counts[lookup.rows] == rarest].sum(0)
+        single += lookup.own[examples[lookup.rows]].sum(0)
     singles = int((counts == rarest).sum())
     others = (counts == 0).nonzero().squeeze(1)
     chunks = others.split(max(1, ROWS_VALUES // columns)) if len(others) else ()
@@ -192,5 +202,17 @@ def lookup_values(
     tokens = int(counts.sum())
     mass = (singles if rarest == 1 else 1) / tokens
     unseen = mass * (tokens / (sharding.total * terms))  # positions per term of a sequence
-    per_occurrence = (typical / len(others)) @ (single / (singles * rarest.cpu())) / 2
+    per_occurrence = (typical / len(others)) @ (single / (int(examples.sum()) * rarest.cpu())) / 2
     return (1 - mass) * values + unseen * per_occurrence
+
+
+def _examples(lookups: dict[int, Lookup], rare: Tensor, weight: Tensor, sharding: Sharding) -> Tensor:
+    """(vocabulary,), which of the rare rows tell what a row that was not seen would cost: no outlier does."""
+    lengths = weight.norm(dim=1)
+    energy = torch.zeros(len(rare), dtype=torch.float64, device=rare.device)
+    for lookup in lookups.values():
+        energy.index_add_(0, lookup.rows, lookup.own.sum(1).double())
+    (energy,) = sharding.workers.all_sum(energy)
+    alike = rare & (lengths >= SHORT * lengths.median())
+    alike = alike if alike.any() else rare
+    return alike & (energy <= OUTWEIGHS * energy[alike].median())

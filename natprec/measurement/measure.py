@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
-from natprec.measurement.spot_check import spot_check
+from natprec.measurement.spot_check import not_believed, spot_check
 from natprec.measurement.sweep import sweep
 from natprec.measurement.table import Header, Measurement
 from natprec.memory import keep_freed
@@ -88,6 +89,7 @@ def measure(
     fingerprint = {
         **header.identity(fmt for several in formats.values() for fmt in several),
         "differentiated": len(own),
+        "full_range": profile.full_range,
     }
     state = load_state(state_file, fingerprint) if resume and state_file else None
 
@@ -118,7 +120,7 @@ def measure(
             rounding=config.rounding,
             parts=parts,
             gauges=subject.gauges if config.rounding != "rtn" and config.transforms != "none" else None,
-            activations={site: activation_formats(site, config.group_size) for site in flows},
+            activations={site: activation_formats(site, config.group_size, profile.full_range) for site in flows},
             advance=advance,
             state=state,
             save=save,
@@ -143,11 +145,21 @@ def measure(
             f"others of their layer do: {few[0].site.name} saw {few[0].tokens} …; more --tokens reach more"
         )
     if config.estimator == "exact":
-        exact = _exactly(subject, own, state, save, stages, sharding)
+        exact = _exactly(subject, own, state, save, stages, sharding, list(curves))
         curves = {name: exact[name] for name in curves}
     measurement = Measurement(header, curves)
     if config.estimator == "fisher":
         measurement = spot_check(subject, measurement, ids, stages, workers)
+        far = not_believed(measurement)
+        if far:
+            row = next(row for row in measurement.header.checks if row[0] == far[0])
+            stages.note(
+                f"the Fisher estimate is far from the exact value at {len(far)} of the checked sites, so these are "
+                f"measured exactly: {row[0]} as {row[1]} costs {row[3]:.3g}, not {row[2]:.3g} …; "
+                "--estimator exact measures all sites so"
+            )
+            exact = _exactly(subject, own, state, lambda now: None, stages, sharding, far)
+            measurement = replace(measurement, curves={name: exact[name] for name in curves})
     return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
 
 
@@ -192,11 +204,17 @@ def products_of(subject: Subject, sites: str) -> str:
 
 
 def _exactly(
-    subject: Subject, ids: Tensor, state: SweepState, save: Any, stages: Stages, sharding: Sharding
+    subject: Subject,
+    ids: Tensor,
+    state: SweepState,
+    save: Any,
+    stages: Stages,
+    sharding: Sharding,
+    names: Collection[str],
 ) -> dict[str, Curve]:
-    """Replace the forward curves by exact ones, site by site."""
+    """Replace the forward curves of these sites by exact ones, site by site."""
     known = [curve for curve in state.curves.values() if curve.formats and not curve.few]
-    left = [curve for curve in known if curve.site.name not in state.exact]
+    left = [curve for curve in known if curve.site.name in names and curve.site.name not in state.exact]
     own = sharding.take(ids)
     steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.staged.routed))
     sharding.workers.stage = "exact"

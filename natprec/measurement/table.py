@@ -28,7 +28,7 @@ from natprec.statistics import bootstrap_interval
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
-VERSION = 6
+VERSION = 7
 _ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 
 

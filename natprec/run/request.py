@@ -88,6 +88,7 @@ def open_subject(config: QuantizeConfig, stages: Stages, rotation: int | None = 
         if rotation is not None:
             subject = subject.rotated(rotation, stages.note)
         subject = for_engine(subject, config.engine)
+        subject.refuse_rounded_otherwise(config.engine, config.activations != NOT_ROUNDED, config.kv != NOT_ROUNDED)
     if on_disk and subject.staged.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")
     refuse_long(subject, config.length)
@@ -173,9 +174,10 @@ def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
         BudgetError: --bits or --max-size is below the cheapest plan.
         InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
     """
-    formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
+    profile = engine_profile(config.engine)
+    formats = subject.candidates(profile, config.group_size, config.sites)
     if config.kv != NOT_ROUNDED:
-        cache_format(subject.activations, engine_profile(config.engine), config.kv)
+        cache_format(subject.activations, profile, config.kv)
     if config.bits is None and config.max_size is None:
         return
     unreached = subject.unreached
@@ -183,7 +185,9 @@ def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
         site: () if site.name in unreached else formats[site.name] for site in subject.sites
     }
     if config.sites == "all":
-        candidates |= {site: activation_formats(site, config.group_size) for site in subject.activations}
+        candidates |= {
+            site: activation_formats(site, config.group_size, profile.full_range) for site in subject.activations
+        }
     none, one = np.zeros(1), np.ones(1)
     curves = {}
     for site, several in candidates.items():

@@ -74,6 +74,7 @@ def _tokens(
             seed=config.seed,
             text_column=config.text_column,
             progress=progress,
+            note=stages.note,
         ).to(device)
 
 

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import NumberFormat
+from natprec.formats import ActivationFormat, NumberFormat
+from natprec.formats.activation_format import described_format
 from natprec.formats.number_format import CHANNEL
-from natprec.models.checkpoints import CHECKSUMS, tensor_checksum, weight_files
+from natprec.models.checkpoints import weight_files
+from natprec.models.checksums import refuse_damaged
 from natprec.models.disk_names import DiskNames
 from natprec.models.patterns import MARK, Targets
+from natprec.models.stored import stored_names
 from natprec.quantizers import QuantizedTensor
 
 
@@ -39,14 +42,14 @@ class Scheme:
 
 
 class Checkpoint:
-    """A folder, opened; no tensor is read before it is asked for."""
+    """A folder whose bits are those that were written; a tensor is read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Read config.json and the headers of the weight files.
+        """Read config.json, and the weight files once.
 
         Raises:
             InputError: no compressed-tensors checkpoint.
-            ModelError: a weight file is missing or truncated.
+            ModelError: a weight file is missing, truncated or damaged.
         """
         self.folder = folder
         self.config = _read_config(folder)
@@ -61,16 +64,10 @@ class Checkpoint:
         self._module: Callable[[str], str] = str
         self._ignore: list[str] = list(self.config["quantization_config"].get("ignore") or [])
         self.files: dict[str, Path] = {}
-        self._checksums: dict[str, int] = {}
-        for file in weight_files(folder):
-            self._open(file)
-
-    def _open(self, file: Path) -> None:
-        from safetensors import safe_open
-
-        with safe_open(file, "pt") as opened:
-            self.files.update(dict.fromkeys(opened.keys(), file))
-            self._checksums.update(json.loads((opened.metadata() or {}).get(CHECKSUMS, "{}")))
+        files = weight_files(folder)
+        refuse_damaged(files, ours=(folder / "plan.json").is_file())
+        for file in files:
+            self.files.update(dict.fromkeys(stored_names(file), file))
 
     def rename(self, names: DiskNames) -> None:
         """From now on call tensors and modules as the model does."""
@@ -114,7 +111,7 @@ class Checkpoint:
         """One tensor, as it is stored.
 
         Raises:
-            ModelError: it is not there, or its bits are not those that were written.
+            ModelError: it is not there.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -126,12 +123,6 @@ class Checkpoint:
                 value: Tensor = opened.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"tensor {name!r} of {str(file)!r} cannot be read ({error}); download it again") from error
-        expected = self._checksums.get(key)
-        if expected is not None and tensor_checksum(value) != expected:
-            raise ModelError(
-                f"tensor {name!r} of {str(file)!r} is damaged: its CRC-32 is {tensor_checksum(value):08x}, "
-                f"{expected:08x} was written; download that file again"
-            )
         return value
 
     def quantized(self, uses: tuple[str, ...], scheme: Scheme, shape: tuple[int, int]) -> QuantizedTensor:
@@ -236,10 +227,9 @@ def _weight_format(weights: dict[str, Any]) -> NumberFormat:
 def _int8_inputs(inputs: dict[str, Any] | None) -> bool:
     if inputs is None:
         return False
-    found = (inputs["num_bits"], inputs["type"], inputs["symmetric"], inputs["strategy"], bool(inputs["dynamic"]))
-    if found != (8, "int", True, "token", True):
+    found = described_format(inputs)
+    if found != ActivationFormat(8):
         raise ValueError(
-            f"activations of {found[0]} bits, type {found[1]!r}, by {found[3]!r}; kernels exist for int8, symmetric, "
-            "dynamic, by token"
+            f"activations of {found.bits} bits ({found.name}); kernels exist for {ActivationFormat(8).name}"
         )
     return True

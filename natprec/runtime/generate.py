@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
+from natprec.models.chat import has_template, rendered
 from natprec.runtime.load import Runnable
 
 
@@ -89,15 +90,15 @@ def prompt_ids(runnable: Runnable, prompt: str) -> list[int]:
 
     Raises:
         InputError: the model writes no text, or there is nothing to read.
+        ModelError: the chat template fails, or exceeds its limits.
     """
     if runnable.kind != "causal":
         raise InputError("the checkpoint is an encoder, which writes no text; give one of a language model")
     tokenizer = runnable.tokenizer
     if not prompt:
         raise InputError("prompt '' is empty; give some text")
-    if getattr(tokenizer, "chat_template", None):
-        messages = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if has_template(tokenizer):
+        text = rendered(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
     return list(tokenizer(prompt).input_ids)
 

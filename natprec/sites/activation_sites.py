@@ -57,7 +57,7 @@ def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, ca
     return sorted(found, key=lambda site: site.stage)
 
 
-def activation_formats(site: Site, group_size: int | None) -> tuple[ActivationFormat, ...]:
+def activation_formats(site: Site, group_size: int | None, full_range: bool = False) -> tuple[ActivationFormat, ...]:
     """What is measured at a site: one scale per token, or per head of a key or value; float8 too in a cache.
 
     Inputs of Linears are also measured with fixed scales per feature, which no engine multiplies: what they cost beside
@@ -65,13 +65,14 @@ def activation_formats(site: Site, group_size: int | None) -> tuple[ActivationFo
 
     Args:
         group_size: of the weights; inputs of Linears are measured with that as well, where it divides them.
+        full_range: the engine's rule for scales.
     """
     if site.role == "cache":
-        return (*(ActivationFormat(bits, site.shape[1]) for bits in WIDTHS), FLOAT8)
-    formats = [ActivationFormat(bits) for bits in WIDTHS]
+        return (*(ActivationFormat(bits, site.shape[1], full_range=full_range) for bits in WIDTHS), FLOAT8)
+    formats = [ActivationFormat(bits, full_range=full_range) for bits in WIDTHS]
     if site.role == "linear":
         sizes = (CHANNEL,) if group_size is None or group_size <= 0 else (group_size, CHANNEL)
-        formats += [ActivationFormat(bits, size) for size in sizes for bits in GROUPED_WIDTHS]
+        formats += [ActivationFormat(bits, size, full_range=full_range) for size in sizes for bits in GROUPED_WIDTHS]
     return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
 
 
@@ -87,29 +88,35 @@ def round_input(module: nn.Module, fmt: ActivationFormat) -> Any:
 
 
 def round_states(
-    module: nn.Module, fmt: ActivationFormat, kinds: Sequence[str] = ("key", "value"), largest: Tensor | None = None
+    module: nn.Module, fmt: ActivationFormat, kinds: Sequence[str] = ("key", "value"), scale: Tensor | None = None
 ) -> AttentionHook:
     """The same for the keys or values, or both, of an attention module.
 
     Args:
-        largest: magnitude that a fixed scale is made for; default: that of each batch.
+        scale: the fixed one; default: found in each batch.
     """
 
     def hook(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return (
-            round_activations(key, fmt, largest) if "key" in kinds else key,
-            round_activations(value, fmt, largest) if "value" in kinds else value,
+            round_activations(key, fmt, scale) if "key" in kinds else key,
+            round_activations(value, fmt, scale) if "value" in kinds else value,
         )
 
     return AttentionHook(module, hook)
 
 
 def round_site(model: nn.Module, site: Site, fmt: ActivationFormat, largest: float | None = None) -> list[Any]:
-    """Round an activation wherever it is used; returns the hooks, to remove."""
+    """Round an activation wherever it is used; returns the hooks, to remove.
+
+    Args:
+        largest: magnitude that a fixed scale is made for; default: that of each batch.
+    """
     modules = [model.get_submodule(use) for use in site.uses]
     if site.role == "cache":
-        known = None if largest is None else torch.tensor(largest, device=next(model.parameters()).device)
-        return [round_states(module, fmt, (site.kind,), known) for module in modules]
+        scale = None
+        if not fmt.dynamic and largest is not None:
+            scale = fmt.scale(torch.tensor(largest, device=next(model.parameters()).device))
+        return [round_states(module, fmt, (site.kind,), scale) for module in modules]
     return [round_input(module, fmt) for module in modules]
 
 

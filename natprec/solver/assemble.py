@@ -14,7 +14,7 @@ from natprec.formats import ActivationFormat, EngineProfile
 from natprec.sites import Site
 from natprec.solver.allocation import natural_precision
 from natprec.solver.plan import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, Plan
-from natprec.solver.units import Group, fewest_bits, kl_of, stored_bytes
+from natprec.solver.units import Group, fewest_bits, kl_of, refuse_other_rule, stored_bytes
 from natprec.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
     if not curves and measurement.header.sites != "all":
         raise InputError("keys and values were not measured; measure with --sites all")
     fmt = cache_format([curve.site for curve in curves], profile, kv)
+    if not fmt.floating:
+        refuse_other_rule(curves, profile)
     kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve in curves)
     largest = {curve.site.name: curve.largest[rounding != "rtn"] for curve in curves}
     return CacheChoice(fmt, kl, largest)

@@ -8,7 +8,7 @@ the stored bits of its weight and the bits of its activation, and the same stair
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,8 @@ def groups_of(
     inputs = {curve.site.unit: curve for curve in measurement.curves.values() if curve.site.name.endswith(":input")}
     if activations != NOT_ROUNDED and not inputs:
         raise InputError("activations were not measured; measure again with --sites all, or leave --activations out")
+    if activations != NOT_ROUNDED:
+        refuse_other_rule(inputs.values(), profile)
     members: dict[tuple[str, str], list[Curve]] = {}
     for curve in measurement.weights.values():
         if weight_formats(curve, profile):
@@ -91,6 +93,22 @@ def groups_of(
         name = curves[0].site.unit if profile.fuses else curves[0].site.name
         groups.append(_group(name, curves, inputs.get(name), profile, rounding, activations, eps_bwd))
     return groups
+
+
+def refuse_other_rule(curves: Iterable[Curve], profile: EngineProfile) -> None:
+    """Refuse activations that were measured by the rule of scales of other engines.
+
+    Raises:
+        InputError: names the engine to measure for.
+    """
+    for curve in curves:
+        rules = {fmt.full_range for fmt in curve.formats if isinstance(fmt, ActivationFormat) and not fmt.floating}
+        if rules and profile.full_range not in rules:
+            whose = "plain transformers" if True in rules else "kernels"
+            raise InputError(
+                f"{curve.site.name!r} was measured with the scales of {whose}, which engine {profile.name!r} does not "
+                f"use; measure again with --engine {profile.name}"
+            )
 
 
 def _group(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from natprec.errors import InputError, ModelError
 from natprec.memory import give_back
 from natprec.models.surroundings import quiet
-from natprec.texts.sources import row_texts, source_rows, whole_text
+from natprec.texts.rows import Rows
+from natprec.texts.sources import source_rows, whole_text
 
 Split = Literal["calibration", "held-out"]
 Progress = Callable[[int, int], None]
@@ -44,6 +45,7 @@ def load_tokens(
     seed: int = 0,
     text_column: str | None = None,
     progress: Progress | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Tensor:
     """Windows of tokens, each beginning with bos where the tokenizer normally puts it, or between cls and sep.
 
@@ -53,7 +55,7 @@ def load_tokens(
 
     Args:
         tokenizer: of transformers.
-        source: a .jsonl, .json, .parquet or text file, a hub dataset as `id[:config[:split]]`, or None:
+        source: a .jsonl, .json, .csv, .tsv, .parquet or text file, a hub dataset as `id[:config[:split]]`, or None:
             the model writes the text, with a seed of its own for each split.
         sequences: number of windows.
         length: tokens in each, bos included.
@@ -62,8 +64,9 @@ def load_tokens(
         model: writes the text without a source; with one, tokens are checked against its vocabulary.
         writes: whether the model can write text; encoders cannot.
         seed: for written text only.
-        text_column: by default the first of `text_sources.TEXT_COLUMNS` that the rows have.
+        text_column: by default what the rows have: text, conversations or instructions, see `natprec.texts.rows`.
         progress: called while text is streamed or written.
+        note: gets a line on rows that were left out.
     Returns:
         (sequences, length), int64, on the CPU.
     Raises:
@@ -83,7 +86,7 @@ def load_tokens(
         body = length - len(before) - len(after)
         if body < 1:
             raise InputError(f"{length} tokens leave no room for text between cls and sep; ask for 3 or more")
-        windows, candidates = _windows(tokenizer, source, sequences, body, split, shared, text_column, progress)
+        windows, candidates = _windows(tokenizer, source, sequences, body, split, shared, text_column, progress, note)
         give_back()  # what the tokenizer noted of each token: 190 MB for a megabyte of text in tokens of one byte
         if len(candidates) < sequences:
             part = f"the {split} part of {source!r}" if shared else repr(source)
@@ -156,6 +159,7 @@ def _windows(
     shared: bool,
     text_column: str | None,
     progress: Progress | None,
+    note: Callable[[str], None],
 ) -> tuple[Tensor, list[int]]:
     """All windows, (n, body), and the numbers of those that the split may use."""
     rows = source_rows(source)
@@ -168,14 +172,16 @@ def _windows(
     share = HELD_OUT if shared else 1
     wanted = POOL * sequences * share * body
     ids = []
-    for batch in _batches(row_texts(rows, text_column, source)):
+    reading = Rows(source, text_column, tokenizer)
+    for batch in _batches(reading.texts(rows)):
         ids += _encode(tokenizer, batch)
         if progress is not None:
             progress(min(len(ids), wanted), wanted)
         if len(ids) >= wanted:
             break
-    if not ids:
-        raise InputError(f"{source!r} is empty: no row has text; give a source with text")
+    left_out = reading.left_out()
+    if left_out is not None:
+        note(left_out)
     count = min(len(ids), wanted) // body
     chosen = [i for i in range(count) if not shared or (i % HELD_OUT == HELD_OUT - 1) == (split == "held-out")]
     return torch.tensor(ids[: count * body], dtype=torch.int64).view(-1, body), chosen

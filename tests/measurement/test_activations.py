@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from natprec.errors import ModelError
 from natprec.formats import NumberFormat
 from natprec.formats.activation_format import CHANNEL, FLOAT8, ActivationFormat, parse_activation_format
+from natprec.kernels.reference import quantize_tokens
 from natprec.measurement import Curve, Measurement
 from natprec.measurement import activations as observing
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import sweep
-from natprec.quantizers.activations import round_activations
+from natprec.quantizers.activations import fixed_scale, round_activations
 from natprec.sites import Site, activation_formats, rounded
 from natprec.subject import Subject
 from tests.arrange import encoder, subject, tokens
@@ -57,6 +59,7 @@ def test_an_encoder_keeps_no_cache() -> None:
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_keys_are_seen_after_the_rotary_embedding(implementation: str) -> None:
+    gc.collect()  # checkpoints that earlier tests loaded, whose cache is rounded as long as they live
     of = subject()
     of.model.set_attn_implementation(implementation)  # type: ignore[operator]
     site = next(site for site in of.activations if site.kind == "key")
@@ -157,9 +160,10 @@ def test_a_fixed_scale_per_feature_serves_all_tokens() -> None:
     fmt = parse_activation_format("a4-channel")
     assert (fmt, fmt.name, fmt.divides(7)) == (ActivationFormat(4, CHANNEL), "a4-channel", True)
     values = torch.tensor([[1.0, 100.0, 0.0], [-7.5, 3.0, 0.0]])
-    rounded_values = round_activations(values, fmt)  # steps of 1 and of 13.3
-    torch.testing.assert_close(rounded_values, torch.tensor([[1.0, 7 * 200 / 15, 0.0], [-8.0, 0.0, 0.0]]))
-    torch.testing.assert_close(round_activations(values[:1], fmt, values.abs().amax(0)), rounded_values[:1])
+    rounded_values = round_activations(values, fmt)  # steps of 1.07 and of 14.3
+    torch.testing.assert_close(rounded_values, torch.tensor([[7.5 / 7, 100.0, 0.0], [-7.5, 0.0, 0.0]]))
+    scale = fixed_scale(fmt, values.abs().amax(0))
+    torch.testing.assert_close(round_activations(values[:1], fmt, scale), rounded_values[:1])
 
 
 def test_fixed_scales_are_those_of_all_sequences() -> None:
@@ -179,12 +183,13 @@ def test_infinity_in_an_activation_names_site_and_sequence() -> None:
         swept(of, tokens(2, 8), of.activations)
 
 
-def test_the_grid_is_that_of_compressed_tensors() -> None:
+def test_the_full_range_is_that_of_compressed_tensors() -> None:
     from compressed_tensors.quantization import QuantizationArgs, fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
     values = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)) * 3
-    for fmt in (*(ActivationFormat(bits) for bits in range(2, 9)), ActivationFormat(4, 8), FLOAT8):
+    by_token = [ActivationFormat(bits, full_range=True) for bits in range(2, 9)]
+    for fmt in (*by_token, ActivationFormat(4, 8, full_range=True), FLOAT8):
         arguments = QuantizationArgs.model_validate(fmt.arguments())
         if fmt is FLOAT8:
             scale, zero = fmt.scale(values.abs().amax()), torch.zeros(1)
@@ -193,6 +198,14 @@ def test_the_grid_is_that_of_compressed_tensors() -> None:
             scale, zero = compute_dynamic_scales_and_zp(values, arguments, nn.Identity())
         expected = fake_quantize(values, scale, zero, arguments)
         torch.testing.assert_close(round_activations(values, fmt), expected)
+
+
+def test_int8_by_token_is_that_of_the_kernels() -> None:
+    """Bit by bit, as vLLM, SGLang and our own kernels have it: the largest magnitude becomes 127."""
+    values = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) * 3
+    values[5] = 0
+    codes, scale = quantize_tokens(values)
+    assert torch.equal(round_activations(values, ActivationFormat(8)), codes * scale.unsqueeze(-1))
 
 
 def test_a_measurement_of_all_sites_is_read_back(tmp_path: Any) -> None:

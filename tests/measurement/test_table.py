@@ -62,7 +62,7 @@ def test_other_version(saved: Path) -> None:
     with safe_open(saved, "np") as file:
         metadata = json.loads(file.metadata()["natprec"])
     save_file(load_file(saved), saved, {"natprec": json.dumps({**metadata, "version": 99})})
-    with pytest.raises(InputError, match="has version 99; this natprec reads 6: measure again"):
+    with pytest.raises(InputError, match="has version 99; this natprec reads 7: measure again"):
         Measurement.load(saved)
 
 

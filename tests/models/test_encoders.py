@@ -17,7 +17,7 @@ from natprec import pipeline
 from natprec.config import QuantizeConfig
 from natprec.errors import ModelError
 from natprec.evaluation.reload import load_quantized
-from natprec.models.encoders import companions, embedding_distortion
+from natprec.models.encoders import embedding_distortion
 from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.texts.windows import load_tokens
@@ -66,12 +66,6 @@ def test_what_sentence_transformers_needs_comes_along(
     assert (plan.distortion, verification.corrections) == ("embedding-cls", 1)
     for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
         assert (out / name).read_text() == (model / name).read_text()
-    outside = json.dumps([{"type": "s.Pooling", "path": "../model/1_Pooling"}])
-    (model / "modules.json").write_text(outside)
-    assert companions(str(model)).keys() == {"modules.json", "sentence_bert_config.json"}
-    modules = [{"type": "s.Pooling", "path": "1_Pooling"}, {"type": "s.Dense", "path": "2_Dense"}]
-    (model / "modules.json").write_text(json.dumps(modules))
-    assert companions(str(model)) == {}
 
 
 def test_windows_stand_between_cls_and_sep(encoder_tokenizer: Any, text_file: Path) -> None:

@@ -136,6 +136,10 @@ def test_what_cannot_be_solved_says_why() -> None:
         made.solve(eps=0.1, activations="6")
     with pytest.raises(InputError, match=r"kv '4': engine 'vllm' keeps keys and values at 8, 16 bits"):
         made.solve(eps=0.1, kv="4")
+    with pytest.raises(
+        InputError, match=r"'layer0:input' was measured with the scales of kernels.*--engine transformers"
+    ):
+        made.solve(eps=0.1, activations="8", engine="transformers")
     with pytest.raises(InputError, match="were not found"):
         made.solve(eps=0.1, kv="8")
     with pytest.raises(InputError, match="with a size give their bits"):
