@@ -21,11 +21,13 @@ from natprec.measurement.measure import measure as measure_subject
 from natprec.models.trust import tokenizer_of
 from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
+from natprec.records import OWN_TEXT, public_name
 from natprec.rounding.flows import round_flows
 from natprec.run.request import for_engine, refuse_long
 from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
+from natprec.texts.seen import source_digest
 from natprec.transforms import rotated_digest
 
 
@@ -52,7 +54,7 @@ class Quantized:
 def measure(
     model: Any,
     tokenizer: Any,
-    data: str | Tensor | None = None,
+    data: str | Path | Tensor | None = None,
     *,
     distortion: str | Distortion | None = None,
     **options: Any,
@@ -75,14 +77,15 @@ def measure(
     subject = subject.rotated(config.seed) if rotates else subject
     subject = for_engine(subject, config.engine)
     ids, parts = _calibration(subject, data, config)
-    return measure_subject(subject, ids, config, parts=parts, data=_label(data))
+    digest = None if data is None or isinstance(data, Tensor) else source_digest(str(data))
+    return measure_subject(subject, ids, config, parts=parts, data=_label(data), text_digest=digest)
 
 
 def apply(
     plan: Plan,
     model: Any,
     tokenizer: Any = None,
-    data: str | Tensor | None = None,
+    data: str | Path | Tensor | None = None,
     *,
     rounding: str | None = None,
     **options: Any,
@@ -124,7 +127,7 @@ def save(quantized: Quantized, out: str | Path, *, overwrite: bool = False) -> N
 def verify(
     folder: str | Path,
     model: Any,
-    data: str | Tensor | None = None,
+    data: str | Path | Tensor | None = None,
     tokenizer: Any = None,
     *,
     tokens: int = 4096,
@@ -142,6 +145,7 @@ def verify(
         distortion: needed only where it was one of your own.
         trust_remote_code: run Python that comes with the checkpoint.
     """
+    config = QuantizeConfig.of("verify", "", {"eval_tokens": tokens, "length": length, "seed": seed})
     path = Path(folder)
     plan = Plan.load(path / "plan.json")
     if tokenizer is None and not isinstance(data, Tensor):
@@ -149,11 +153,12 @@ def verify(
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
     subject = replace(subject, trusted=trust_remote_code)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
-    config = QuantizeConfig.of("verify", "", {"eval_tokens": tokens, "length": length, "seed": seed})
-    if isinstance(data, str):
-        config = replace(config, eval_data=data, data=data if judge.may_be_measured_on(path, data) else None)
     ids = _given(subject, data, length)
-    ids = held_out_tokens(config, subject, Stages(quiet=True)) if ids is None else ids
+    if ids is None:
+        source = None if data is None else str(data)
+        shared = source if source is not None and judge.may_be_measured_on(path, source) else None
+        config = replace(config, eval_data=source, data=shared)
+        ids = held_out_tokens(config, subject, Stages(quiet=True), judge.measured_on(path))
     result = judge.verify(
         path,
         subject,
@@ -181,22 +186,21 @@ def _own_tokenizer(folder: Path, trust: bool) -> Any:
         raise InputError(f"checkpoint {str(folder)!r} has no tokenizer; give one with tokenizer=") from error
 
 
-def _label(data: str | Tensor | None) -> str:
-    """What a measurement or a verification calls the text."""
-    return data if isinstance(data, str) else "given tokens" if data is not None else "written by the model"
+def _label(data: str | Path | Tensor | None) -> str:
+    """What the text is called."""
+    return "given tokens" if isinstance(data, Tensor) else OWN_TEXT if data is None else public_name(data)
 
 
-def _given(subject: Subject, data: str | Tensor | None, length: int) -> Tensor | None:
+def _given(subject: Subject, data: str | Path | Tensor | None, length: int) -> Tensor | None:
     """Token ids that were given as such, on the model's device; the model must have positions for them."""
     refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
     return data.to(next(subject.model.parameters()).device) if isinstance(data, Tensor) else None
 
 
-def _calibration(subject: Subject, data: str | Tensor | None, config: QuantizeConfig) -> tuple[Tensor, int]:
+def _calibration(subject: Subject, data: str | Path | Tensor | None, config: QuantizeConfig) -> tuple[Tensor, int]:
     """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
     ids = _given(subject, data, config.length)
     if ids is not None:
         return ids, 1
-    assert not isinstance(data, Tensor)
-    config = replace(config, data=data)
+    config = replace(config, data=None if data is None else str(data))
     return calibration_tokens(config, subject, Stages(quiet=True)), calibration_parts(config, subject)

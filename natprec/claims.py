@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import re
-import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ def claimed(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.seek(0)
             file.truncate()
-            file.write(f"{LOCKED}{os.getpid()} on {socket.gethostname()}")
+            file.write(f"{LOCKED}{os.getpid()}")
             file.flush()
         except BlockingIOError as error:
             raise OutputError(
@@ -76,4 +75,4 @@ def _is_lock(handle: int, content: str) -> bool:
     """Whether an open file is one that `claimed` made: empty or with its text, and under no other name."""
     status = os.fstat(handle)
     alone = stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
-    return alone and (status.st_size == 0 or re.match(rf"{LOCKED}\d+ on ", content) is not None)
+    return alone and (status.st_size == 0 or re.match(rf"{LOCKED}\d+( on |$)", content) is not None)

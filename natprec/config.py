@@ -7,7 +7,9 @@ A new option is a field, its name in `COMMANDS`, and its use. Nothing here impor
 
 from __future__ import annotations
 
+import operator
 from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from natprec.errors import InputError, unknown
@@ -19,6 +21,7 @@ from natprec.options import (
     option,
     options_of,
     positive,
+    seed,
     sequence,
     steps,
     tolerance,
@@ -91,7 +94,7 @@ class Measured:
         "weights, or all: inputs of Linears, residual stream, keys and values too.",
         choices=SITES,
     )
-    seed: int = option(0, METHOD, "Of random signs, sampled text and intervals.")
+    seed: int = option(0, METHOD, "Of random signs, sampled text and intervals.", check=seed)
 
     def entering(self) -> dict[str, Any]:
         """These options by name, whatever else the object holds."""
@@ -100,7 +103,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class QuantizeConfig(Measured):
-    """What the user asked for: the options of the command line, one to one, but for what concerns its output."""
+    """What the user asked for: the options of the command line, one to one, but for what concerns its output.
+
+    A Path serves as a name, too.
+    """
 
     model: str = option("", MODEL, "Hub id, folder, .gguf file, smollm2-135m or all-minilm-l6-v2.", required=True)
     _: KW_ONLY
@@ -155,6 +161,13 @@ class QuantizeConfig(Measured):
         "Of products that serve averages: bfloat16, float32, or auto: the faster one.",
         choices=ARITHMETIC,
     )
+
+    def __post_init__(self) -> None:
+        for name in ("model", "data", "eval_data"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
+        if hasattr(self.seed, "__index__"):  # numpy's whole numbers too, which no file of ours could hold
+            object.__setattr__(self, "seed", operator.index(self.seed))
 
     @classmethod
     def of(cls, command: str, model: str, options: dict[str, Any]) -> QuantizeConfig:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from natprec.errors import InputError, unknown
+from natprec.seeds import check_seed
 
 MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
 """The panels of --help."""
@@ -87,6 +88,11 @@ def steps(name: str, value: int) -> None:
     """Raises InputError for a negative number of steps."""
     if value < 0:
         raise InputError(f"{name} {value}: give a number of steps, or 0 for none")
+
+
+def seed(name: str, value: int) -> None:
+    """Raises InputError for what no generator here takes."""
+    check_seed(value)
 
 
 def sequence(name: str, value: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from natprec.claims import beside, claimed
 from natprec.config import QuantizeConfig
 from natprec.errors import BudgetError, NatprecError, VerdictError
-from natprec.evaluation.judge import promised, tightened, verify
+from natprec.evaluation.judge import MEASUREMENT, promised, tightened, verify
 from natprec.evaluation.reload import UNPACKED
 from natprec.evaluation.verify import Verification
 from natprec.export import write_checkpoint, write_gguf
@@ -29,6 +29,7 @@ from natprec.marks import refuse_inputs
 from natprec.measurement import Measurement
 from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
+from natprec.records import OWN_TEXT, public_name
 from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
 from natprec.rounding.refine import refine
 from natprec.run.request import (
@@ -44,10 +45,16 @@ from natprec.run.resumable import STAGES, forget, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
+from natprec.texts.seen import pieces_of
 
 
 def quantize(
-    config: QuantizeConfig, out: Path, *, overwrite: bool = False, resume: bool = False, stages: Stages | None = None
+    config: QuantizeConfig,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    stages: Stages | None = None,
 ) -> tuple[Measurement, Plan, Verification]:
     """Measure, solve, round, write and verify; one correction if the promise fails.
 
@@ -59,6 +66,7 @@ def quantize(
         VerdictError: the checkpoint is there, but could not be judged.
     """
     check(config)
+    out = Path(out)
     refuse_inputs(out, inputs(config))
     clear_stale(out)
     refuse_existing(out, overwrite)
@@ -72,7 +80,7 @@ def quantize(
     if why is not None:
         stages.note(UNPACKED.format(why))
     ids = calibration_tokens(config, subject, stages)
-    held_out = held_out_tokens(config, subject, stages)
+    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
     with claimed(out):
         measurement = measured(config, subject, ids, partial / "measurement.safetensors", resume, stages)
         try:
@@ -85,8 +93,7 @@ def quantize(
             plan, verdict = _round_and_prove(
                 config, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages, tried=why is None
             )
-            (folder / "natprec").mkdir()
-            measurement.save(folder / "natprec" / "measurement.safetensors")
+            measurement.save(folder / MEASUREMENT)
         forget(partial)
     if isinstance(verdict, NatprecError):
         source = config.eval_data or config.data
@@ -116,7 +123,7 @@ def _round_and_prove(
         The plan, and the verdict or why there is none: hours of work are not thrown away for that.
     """
     original = snapshot(subject.model)
-    judged = config.eval_data or config.data or "written by the model"
+    judged = public_name(config.eval_data or config.data or OWN_TEXT)
     verification: Verification | None = None
     for corrections in (0, 1):
         round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)

@@ -24,6 +24,8 @@ from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, s
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
 from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
+from natprec.records import public_name
+from natprec.seeds import check_seed
 from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, together
 from natprec.sites.library_rounding import refuse_rounded_otherwise
 from natprec.staged.blocks import StagedModel
@@ -37,6 +39,7 @@ class Subject:
     """A model with everything that measuring, rounding and writing need to know of it.
 
     Attributes:
+        name: as files that are passed on call it: see `natprec.records`.
         digest: identifies the weights; taken before anything changes them, and told of a rotation.
         other_bytes: parameters and buffers that are no sites, as they will be stored.
         carried_bytes: tokenizer and configuration files of a checkpoint, and what is carried over as it is.
@@ -115,7 +118,7 @@ class Subject:
         staged = StagedModel(model, _probe_ids(model), distortion, loaded.weights, dtype)
         sites = find_sites(staged)
         return cls(
-            name=loaded.name,
+            name=public_name(loaded.name),
             model=model,
             tokenizer=loaded.tokenizer,
             storage_dtype=loaded.storage_dtype,
@@ -174,6 +177,7 @@ class Subject:
                 f"transforms 'rotate': rotating {self.name!r} needs the whole model in memory, and its weights are on "
                 "disk; use --weights memory, or measure with --transforms auto"
             )
+        seed = check_seed(seed)
         for line in rotate(self.staged, self.sites, self.gauges, seed):
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)

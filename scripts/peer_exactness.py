@@ -79,7 +79,7 @@ def main() -> None:
     for name in options.methods.split(","):
         peer, settings = CASES[name]
         module = load(PEERS / f"{peer}.py")
-        job = worker.Job(name, str(PEERS / f"{peer}.py"), options.model, "", 4, 64, "float32", None, settings)
+        job = worker.Job(name, options.model, "", 4, 64, "float32", None, settings)
         model = job.load()
         ids = torch.randint(model.config.vocab_size, (8, 64), generator=torch.Generator().manual_seed(0))
         plain = copy.deepcopy(model)

@@ -11,7 +11,8 @@ import natprec
 ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
-    {"errors", "units", "statistics", "memory", "native"},
+    {"errors", "units", "statistics", "memory", "native", "records"},
+    {"seeds"},
     {"options"},
     {"config"},
     {"marks"},

@@ -115,7 +115,7 @@ def test_weights_on_disk_are_refused(request_: QuantizeConfig) -> None:
 def test_inspect_shows_the_rotated_model(request_: QuantizeConfig, untied: Path, tmp_path: Path) -> None:
     _, plan, _ = pipeline.quantize(replace(request_, rounding="rtn"), tmp_path / "out")
     plan.save(tmp_path / "plan.json")
-    shown = command("inspect", "--plan", tmp_path / "plan.json", "--data", request_.data, *SMALL)
+    shown = command("inspect", "--plan", tmp_path / "plan.json", "--model", untied, "--data", request_.data, *SMALL)
     assert shown.code == 0, shown.err
     assert "rotated the residual stream" in shown.err
 

@@ -33,6 +33,7 @@ def apply(
     from natprec.files import new_folder, refuse_existing
     from natprec.marks import refuse_inputs
     from natprec.progress import Stages
+    from natprec.records import public_name
     from natprec.run import resumable
     from natprec.run.request import check, inputs, open_subject, refuse_on_disk, tell_leftovers
     from natprec.run.tokens import calibration_tokens
@@ -69,6 +70,6 @@ def apply(
         resumable.forget(partial)
     size = judge.checkpoint_bytes(out)
     if as_json:
-        print_json({"out": str(out), "stored_bytes": size, "seconds": stages.seconds})
+        print_json({"out": public_name(out), "stored_bytes": size, "seconds": stages.seconds})
     else:
         print(f"{human_bytes(size)} written to {out}; next: natprec verify {out} --model {config.model}")

@@ -34,6 +34,7 @@ def generate(
     Nothing is decompressed at load: weights stay at their bits.
     """
     from natprec.commands.output import print_json
+    from natprec.records import without_places
     from natprec.runtime.generate import generate as run
     from natprec.runtime.load import load
     from natprec.units import human_bytes
@@ -54,7 +55,7 @@ def generate(
             "kernels": {name: chosen.kernel for name, chosen in runnable.kernels.items()},
         }
         if explain:
-            result["explanation"] = explanation(runnable)
+            result["explanation"] = [without_places(line) for line in explanation(runnable)]
         print_json(result)
         return
     print()

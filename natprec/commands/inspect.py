@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from natprec.commands.options import Json, Overwrite, configured, like, own
 from natprec.config import ROOM_KELVIN, QuantizeConfig
 from natprec.errors import InputError
 from natprec.options import METHOD, MODEL, OUTPUT, positive
 
+if TYPE_CHECKING:
+    from natprec.solver import Plan
+
 EXAMPLES = (
     "natprec inspect --model ./folder --data calib.txt",
-    "natprec inspect --plan plan.json --out inspected",
+    "natprec inspect --model ./folder --plan plan.json --out inspected",
 )
 
 WIDTH = 160
@@ -23,7 +26,9 @@ WIDTH = 160
 def inspect(
     config: QuantizeConfig,
     model: Annotated[str | None, like("model", "Hub id, folder, .gguf file or alias.")] = None,
-    plan: Annotated[Path | None, own("--plan", MODEL, "plan.json: its model in its formats.")] = None,
+    plan: Annotated[
+        Path | None, own("--plan", MODEL, "plan.json: the model in its formats; a folder is named by --model.")
+    ] = None,
     measurement: Annotated[
         Path | None, own("--measurement", MODEL, "File of natprec measure; else it is measured here, roughly.")
     ] = None,
@@ -57,13 +62,11 @@ def inspect(
     from natprec.run.tokens import given_tokens, held_out_tokens
     from natprec.solver import Plan
     from natprec.solver.units import EPS_BWD_SHOWN
+    from natprec.texts.seen import pieces_of
 
     planned = None if plan is None else Plan.load(plan)
-    if (model is None) == (planned is None):
-        raise InputError("give either --model or --plan, which names its model")
+    name = model or _planned_model(planned)
     positive("kelvin", kelvin)
-    name = model if planned is None else planned.model
-    assert name is not None
     config = replace(
         config, model=name, eps=eps, tokens=tokens, eval_tokens=tokens, length=length, rounding="rtn", sites="all",
         distortion=None if planned is None else planned.distortion,
@@ -82,7 +85,7 @@ def inspect(
     if known is not None and known.header.model_digest != subject.digest:
         raise InputError(f"measurement {str(measurement)!r} is of {known.header.model!r}, not of {name!r}")
     ids = given_tokens(config, subject, stages)
-    held_out = held_out_tokens(config, subject, stages)
+    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
     if known is None:
         known = measure(subject, ids, config, stages=stages)
     found = run(
@@ -92,14 +95,36 @@ def inspect(
     if strict:
         require_explicit(found)
     shown = found if site is None else keep_named(found, site)
-    value = {"model": name, "eps": eps, "eps_bwd": tolerance, "kelvin": kelvin, **to_json(shown)}
+    value = {
+        "model": subject.name,
+        "model_digest": subject.digest,
+        "eps": eps,
+        "eps_bwd": tolerance,
+        "kelvin": kelvin,
+        **to_json(shown),
+    }
     if out is not None:
         with new_folder(out, overwrite) as folder:
             write_json(folder / "inspection.json", value)
-            (folder / "graph.svg").write_text(svg(found, f"{name}: bits per unit"), encoding="utf-8")
+            (folder / "graph.svg").write_text(svg(found, f"{subject.name}: bits per unit"), encoding="utf-8")
     if as_json:
         print_json({**value, "seconds": stages.seconds})
         return
     Console(width=max(WIDTH, Console().width)).print(tables(shown), highlight=False)
     if out is not None:
         print(f"written to {out}")
+
+
+def _planned_model(plan: Plan | None) -> str:
+    """The model that a plan names, where the name is enough to find it.
+
+    Raises:
+        InputError: it is the name of a folder that is not here, or there is no plan.
+    """
+    from natprec.models.checkpoints import ALIASES
+
+    if plan is None:
+        raise InputError("give --model, or --plan with a plan of a hub model")
+    if "/" not in plan.model and plan.model not in ALIASES and not Path(plan.model).exists():
+        raise InputError(f"the plan is of {plan.model!r} and does not say where that lies; name it with --model")
+    return plan.model

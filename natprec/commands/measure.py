@@ -29,6 +29,7 @@ def measure(
     from natprec.parallel.launcher import refuse_many
     from natprec.parallel.workers import joined
     from natprec.progress import Stages
+    from natprec.records import public_name
     from natprec.run import resumable
     from natprec.run.request import check
 
@@ -46,7 +47,7 @@ def measure(
     if not workers.first:
         return
     summary = {
-        "out": str(out),
+        "out": public_name(out),
         "sites": len(measurement.curves),
         "few_tokens": {name: curve.tokens for name, curve in measurement.curves.items() if curve.few},
         "formats": sorted({fmt.name for curve in measurement.curves.values() for fmt in curve.formats}),

@@ -72,6 +72,7 @@ def quantize(
     from natprec.commands.dry_run import dry_run as show_dry_run
     from natprec.commands.output import print_json
     from natprec.progress import Stages
+    from natprec.records import public_name
     from natprec.run.request import check
     from natprec.run.summary import result_table
 
@@ -90,7 +91,7 @@ def quantize(
     found = asdict(verification)
     compared = recipe.compared(found) if recipe is not None else {}
     if as_json:
-        print_json({**found, "out": str(folder), "seconds": stages.seconds,
+        print_json({**found, "out": public_name(folder), "seconds": stages.seconds,
                      "few_tokens": plan.few_tokens, **({"expected": compared} if compared else {})})  # fmt: skip
     else:
         Console().print(result_table(measurement, plan, verification, stages.seconds))

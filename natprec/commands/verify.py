@@ -24,7 +24,7 @@ def verify(
 ) -> None:
     """Measure how far a checkpoint is from the original on held-out text. Exit code 3 if farther than eps.
 
-    Of a text that may be the one measured on, only the last fifth is taken, which measuring leaves out.
+    Of a text that may be the one measured on, by any name, only the last fifth is taken, which measuring leaves out.
     """
     from rich.console import Console
 
@@ -32,6 +32,7 @@ def verify(
     from natprec.commands.output import print_json
     from natprec.evaluation import judge
     from natprec.progress import Stages
+    from natprec.records import OWN_TEXT, public_name
     from natprec.run import resumable
     from natprec.run.request import check, open_subject
     from natprec.run.summary import verification_table
@@ -50,13 +51,13 @@ def verify(
     subject = open_subject(config, stages)
     # judged beside the original itself
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
-    ids = held_out_tokens(config, subject, stages)
+    ids = held_out_tokens(config, subject, stages, judge.measured_on(folder))
     partial = beside(folder, ".verify.partial")
     if not resume:
         resumable.forget(partial)
     verification = judge.verify(
         folder, subject, ids, plan, rounding=judge.recorded_rounding(folder),
-        data=text or "written by the model", stages=stages, seed=config.seed, kept=partial / resumable.STAGES,
+        data=public_name(text or OWN_TEXT), stages=stages, seed=config.seed, kept=partial / resumable.STAGES,
     )  # fmt: skip
     resumable.forget(partial)
     verification.save(folder / "verification.json")

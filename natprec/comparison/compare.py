@@ -29,10 +29,12 @@ from natprec.formats import NumberFormat
 from natprec.marks import KEY, is_ours, refuse_inputs
 from natprec.models.surroundings import quiet
 from natprec.progress import Stages
+from natprec.records import OWN_TEXT, public_name, without_places
 from natprec.run.request import inputs, open_subject
 from natprec.run.tokens import given_tokens, held_out_tokens
 from natprec.sites import refuse_indivisible
 from natprec.subject import Subject
+from natprec.texts.seen import pieces_of
 from natprec.texts.windows import data_digest
 from natprec.units import human_seconds
 
@@ -41,6 +43,10 @@ FIGURES = (
     "peak_bytes", *NAMES,
 )  # fmt: skip
 """Of each row beside `method`, `bits` and `status`; None where the method failed."""
+
+
+REFERENCE, CALIBRATION = "reference", "calibration.safetensors"
+"""Names in the folder of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ def compare(
     subject = open_subject(config, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
     refuse_indivisible(sites, (NumberFormat(4, config.group_size, True),))
-    ids, held_out = given_tokens(config, subject, stages), held_out_tokens(config, subject, stages)
+    ids = given_tokens(config, subject, stages)
+    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
     bench = _Bench(config, settings, folder, stages, subject, ids, held_out)
     bench.write_inputs()
     rows: list[dict[str, Any]] = []
@@ -101,9 +108,12 @@ def compare(
             rows.append(row)
             stages.note(f"{name} {row['bits']}: {_line(row)}")
     report = {
-        "model": config.model,
-        "data": config.data or "written by the model",
-        "eval_data": config.eval_data or config.data or "written by the model",
+        "model": subject.name,
+        "model_digest": subject.digest,
+        "data": public_name(config.data or OWN_TEXT),
+        "data_digest": data_digest(ids),
+        "eval_data": public_name(config.eval_data or config.data or OWN_TEXT),
+        "eval_data_digest": data_digest(held_out),
         "tokens": bench.ids.numel(),
         "eval_tokens": bench.held_out.numel(),
         "group_size": config.group_size,
@@ -126,7 +136,7 @@ def refuse_occupied(folder: Path, resume: bool) -> None:
         return
     if not folder.is_dir():
         raise OutputError(f"output {str(folder)!r} is a file; choose a folder")
-    if any(folder.iterdir()) and not (resume and is_ours(folder / "calibration.safetensors")):
+    if any(folder.iterdir()) and not (resume and is_ours(folder / CALIBRATION)):
         remedy = "choose another" if resume else "add --resume to go on with it, or choose another"
         raise OutputError(f"output {str(folder)!r} is not empty; {remedy}")
 
@@ -160,10 +170,10 @@ class _Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.stages.stage("write reference"), quiet():
             model: Any = self.subject.model
-            model.save_pretrained(self.folder / "reference")
-            self.subject.tokenizer.save_pretrained(self.folder / "reference")
-            file = self.folder / "calibration.safetensors"
-            save_file({"input_ids": self.ids.contiguous()}, file, {KEY: "calibration tokens of natprec compare"})
+            model.save_pretrained(self.folder / REFERENCE)
+            self.subject.tokenizer.save_pretrained(self.folder / REFERENCE)
+            marked = {KEY: "calibration tokens of natprec compare"}
+            save_file({"input_ids": self.ids.contiguous()}, self.folder / CALIBRATION, marked)
 
     def row(self, name: str, bits: int, target: int | None, resume: bool) -> dict[str, Any]:
         """One method at one width: run, judge, keep."""
@@ -194,7 +204,7 @@ class _Bench:
             figures = judge(self.subject, model, self.held_out, self.config.seed, inputs)
             size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
         except (ModelError, InputError) as error:
-            return {"status": str(error)}
+            return {"status": without_places(str(error))}
         return {**size, **figures, **proxies(self.subject, model, self.ids, method.rescales)}
 
     def _job(self, name: str, method: Method, bits: int, target: int | None) -> Job:
@@ -205,9 +215,8 @@ class _Bench:
         assert isinstance(self.config.group_size, int)
         return Job(
             method=name,
-            peer=str(method.file),
-            model=str((self.folder / "reference").absolute()),
-            calibration=str((self.folder / "calibration.safetensors").absolute()),
+            model=str(Path("..") / REFERENCE),
+            calibration=str(Path("..") / CALIBRATION),
             bits=bits,
             group_size=self.config.group_size,
             storage_dtype=str(self.subject.storage_dtype).removeprefix("torch."),

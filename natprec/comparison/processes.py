@@ -9,16 +9,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from natprec.comparison.methods import PEERS, Method
 from natprec.comparison.peers.worker import Job
 from natprec.files import write_json
+from natprec.records import public_name, without_places
 from natprec.units import human_seconds
 
 FIND = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+
+LAST_WORDS = 10.0
+"""Seconds for the end of a log, which a process that left the group might hold open."""
 
 
 def run_job(job: Job, method: Method, folder: Path, python: str, time_limit: float) -> dict[str, Any]:
@@ -31,30 +36,44 @@ def run_job(job: Job, method: Method, folder: Path, python: str, time_limit: flo
         What the worker reports; `status` is `ok` or the reason why it is not.
     """
     if not _has(python, method):
-        return {"status": f"not installed: {python} has no {method.module}; pip install {method.package}, or --python"}
+        name = public_name(python)
+        return {"status": f"not installed: {name} has no {method.module}; pip install {method.package}, or --python"}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_json(folder / "job.json", asdict(job))
     log = folder / "log.txt"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [python, str(PEERS / "worker.py"), str(folder)],
-            cwd=folder,
-            env=_environment(method),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(time_limit)
-        except subprocess.TimeoutExpired:
-            return {"status": f"stopped after {human_seconds(time_limit)}; raise --time-limit"}
-        finally:
-            _end(process)
-    if (folder / "result.json").is_file():
-        return json.loads((folder / "result.json").read_text())
-    return {"status": f"{_died(code)}; see {log}"}
+    process = subprocess.Popen(
+        [python, str(PEERS / "worker.py"), str(folder), str(method.file)],
+        cwd=folder,
+        env=_environment(method),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    writer = threading.Thread(target=_write_log, args=(process.stdout, log), daemon=True)
+    writer.start()
+    try:
+        code = process.wait(time_limit)
+    except subprocess.TimeoutExpired:
+        return {"status": f"stopped after {human_seconds(time_limit)}; raise --time-limit"}
+    finally:
+        _end(process)
+        writer.join(LAST_WORDS)
+    if not (folder / "result.json").is_file():
+        return {"status": f"{_died(code)}; see {folder.name}/{log.name}"}
+    result = json.loads((folder / "result.json").read_text())
+    result["status"] = without_places(result["status"])
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _write_log(lines: IO[bytes], log: Path) -> None:
+    """What a process says, line by line as it comes, without the places that it names."""
+    with log.open("w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(without_places(line.decode(errors="replace")))
+            file.flush()
 
 
 def _has(python: str, method: Method) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from natprec.seeds import derived
+
 
 class Distortion(ABC):
     """D(φ(x), φ(Q(x))), averaged over the terms of a sequence: its tokens, or the sequence as a whole.
@@ -66,4 +68,4 @@ class Distortion(ABC):
 
 def for_each(sequences: range, seed: int, random: Callable[[torch.Generator], Tensor]) -> Tensor:
     """What `random` draws for each sequence, stacked; on the CPU."""
-    return torch.stack([random(torch.Generator().manual_seed(seed * 1_000_003 + index)) for index in sequences])
+    return torch.stack([random(torch.Generator().manual_seed(derived(seed, index))) for index in sequences])

@@ -15,11 +15,14 @@ from natprec.evaluation.verify import Comparison, Verification, compare
 from natprec.files import folder_bytes
 from natprec.measurement import Measurement
 from natprec.progress import Advance, Stages
-from natprec.run.tokens import same_source
 from natprec.solver import Plan
 from natprec.staged.batches import batches
 from natprec.subject import Subject
+from natprec.texts.seen import NO_PIECES, Pieces, same_text
 from natprec.texts.windows import data_digest
+
+MEASUREMENT = Path("natprec") / "measurement.safetensors"
+"""Where a checkpoint keeps what it was solved from."""
 
 MARGIN = 0.85
 """Of what the correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""
@@ -119,9 +122,21 @@ def checkpoint_bytes(folder: Path) -> int:
 
 
 def may_be_measured_on(folder: Path, source: str) -> bool:
-    """Whether a checkpoint may have been measured on this text, so that only its held-out part may judge."""
-    file = folder / "natprec" / "measurement.safetensors"
-    return not file.is_file() or same_source(source, Measurement.load(file).header.data)
+    """Whether a checkpoint may have been measured on this text, so that only what measuring leaves out may judge.
+
+    It may where the measurement is not there, or does not tell: see `natprec.texts.seen` for what one text is.
+    """
+    file = folder / MEASUREMENT
+    if not file.is_file():
+        return True
+    found = Measurement.load(file)
+    return not len(found.pieces) or same_text(found.header.data, found.header.text_digest, source)
+
+
+def measured_on(folder: Path) -> Pieces:
+    """Of the text that a checkpoint was measured on, as far as that is known."""
+    file = folder / MEASUREMENT
+    return Measurement.load(file).pieces if file.is_file() else NO_PIECES
 
 
 def recorded_rounding(folder: Path) -> str:

@@ -63,17 +63,18 @@ class Verification:
     corrections: int = 0
     distortion: str = "kl"
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write verification.json."""
-        write_json(path, asdict(self))
+        write_json(Path(path), asdict(self))
 
     @classmethod
-    def load(cls, path: Path) -> Verification:
+    def load(cls, path: str | Path) -> Verification:
         """Read verification.json.
 
         Raises:
             InputError: missing or not one.
         """
+        path = Path(path)
         try:
             value = json.loads(path.read_text())
             return cls(**{**value, "kl_ci95": tuple(value["kl_ci95"])})

@@ -10,6 +10,7 @@ from rich.table import Table
 from natprec.inspection.inspect import Inspection
 from natprec.inspection.rows import SiteRow
 from natprec.ir import Boundary
+from natprec.records import without_places
 from natprec.run.summary import human_count
 from natprec.solver import Plan
 
@@ -20,7 +21,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
     return {
         "captured_by": capture.by,
         "export_failed_at": capture.culprit,
-        "export_error": capture.reason,
+        "export_error": capture.reason and without_places(capture.reason),
         "sites": [row.to_json() for row in inspection.sites],
         "boundaries": [boundary.to_json() for boundary in inspection.boundaries],
         "domains": [
@@ -30,7 +31,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
         "entropy_orders_b_star": inspection.correlation,
         "totals": totals(inspection.boundaries),
         "budget": None if inspection.plan is None else budget(inspection.plan),
-        "notes": inspection.notes,
+        "notes": [without_places(note) for note in inspection.notes],
     }
 
 

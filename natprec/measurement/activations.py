@@ -29,6 +29,7 @@ from natprec.hooks import attached
 from natprec.measurement.curves import Curve
 from natprec.measurement.sharding import Sharding
 from natprec.quantizers.activations import fixed_scale, round_activations
+from natprec.seeds import derived
 from natprec.sites import Site
 from natprec.staged.attention import AttentionHook
 from natprec.staged.blocks import StagedModel
@@ -117,7 +118,7 @@ class ActivationObserver:
 
     def _some(self, sequence: int, among: int, count: int) -> Tensor:
         """Indices of `count` tokens, drawn anew for each sequence."""
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + sequence)
+        draw = torch.Generator().manual_seed(derived(self.seed, sequence))
         return torch.randperm(among, generator=draw)[:count]
 
     def _add(self, number: int, gradients: dict[int, Tensor]) -> None:

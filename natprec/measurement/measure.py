@@ -30,6 +30,7 @@ from natprec.sites import activation_formats, uneven
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
+from natprec.texts.seen import pieces_of
 from natprec.texts.windows import data_digest
 
 DIFFERENTIATED = 2
@@ -48,6 +49,7 @@ def measure(
     *,
     parts: int = 1,
     data: str = "given tokens",
+    text_digest: str | None = None,
     stages: Stages | None = None,
     state_file: Path | None = None,
     resume: bool = False,
@@ -62,6 +64,7 @@ def measure(
             suppose; 'rtn': half the time. `transforms` 'rotate' is of a subject that was rotated.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
+        data: what the text is called; `text_digest`: of its file, see `natprec.texts.seen`.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
         workers: processes that call this with the same arguments and share the work; process 0 writes the state.
         options: where there is no `config`, those of it that `natprec measure` takes, by name.
@@ -85,7 +88,7 @@ def measure(
     stages = stages or Stages(quiet=True)
     if said := uneven(subject.sites, formats, None if profile.types else config.group_size):
         stages.note(said)
-    header = header_of(subject, ids, config, parts, data)
+    header = header_of(subject, ids, config, parts, data, text_digest)
     fingerprint = {
         **header.identity(fmt for several in formats.values() for fmt in several),
         "differentiated": len(own),
@@ -147,7 +150,7 @@ def measure(
     if config.estimator == "exact":
         exact = _exactly(subject, own, state, save, stages, sharding, list(curves))
         curves = {name: exact[name] for name in curves}
-    measurement = Measurement(header, curves)
+    measurement = Measurement(header, curves, pieces_of(ids))
     if config.estimator == "fisher":
         measurement = spot_check(subject, measurement, ids, stages, workers)
         far = not_believed(measurement)
@@ -163,13 +166,16 @@ def measure(
     return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
 
 
-def header_of(subject: Subject, ids: Tensor, config: QuantizeConfig, parts: int, data: str) -> Header:
+def header_of(
+    subject: Subject, ids: Tensor, config: QuantizeConfig, parts: int, data: str, text_digest: str | None = None
+) -> Header:
     """What a measurement of this subject on these tokens is of, before it is made."""
     return Header(
         model=subject.name,
         model_digest=subject.digest,
         data=data,
         data_digest=data_digest(ids),
+        text_digest=text_digest,
         sequences=ids.shape[0],
         length=ids.shape[1],
         parts=parts,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from natprec.seeds import derived
+
 ROWS = 8
 """Of each sequence's gradient, and of each use of a weight."""
 
@@ -20,7 +22,7 @@ class RowSamples:
 
     def add(self, seed: int, sequence: int, gradient: Tensor, among: Tensor) -> None:
         """Keep a few rows of a gradient, drawn from those named by `among`, for which they stand."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + sequence)
+        generator = torch.Generator().manual_seed(derived(seed, sequence))
         chosen = among[torch.randperm(len(among), generator=generator)[:ROWS].to(among.device)]
         standing = torch.full((len(chosen),), len(among) / max(1, len(chosen)), dtype=torch.float64)
         rows = gradient[chosen].cpu()

@@ -24,12 +24,14 @@ from natprec.formats.activation_format import parse_activation_format
 from natprec.measurement.curves import Curve
 from natprec.sites import Site
 from natprec.statistics import bootstrap_interval
+from natprec.texts.seen import NO_PIECES, Pieces
 
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
 VERSION = 7
 _ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
+_PIECES = "pieces"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class Header(Measured):
     """What was measured, on what, beside the options that enter a measurement.
 
     Attributes:
-        model: name as given by the user; `model_digest` identifies its weights.
+        model: its name, without the folder where it lay; `model_digest` identifies its weights.
+        data: name of the text; `text_digest`: of its file; None: it is none.
         data_digest: of the token ids; `sequences` × `length` tokens, of `parts` kinds of text.
         storage_dtype: of scales and of what stays unquantized: 'bfloat16', 'float16' or 'float32'.
         other_bytes: parameters that are no sites, in the storage dtype.
@@ -66,6 +69,7 @@ class Header(Measured):
     distortion: str = "kl"
     products: str = "float32"
     rotation: int | None = None
+    text_digest: str | None = None
 
     def identity(self, formats: Iterable[Format]) -> dict[str, Any]:
         """All that decides the numbers: of two measurements that agree in it, one can stand for the other."""
@@ -83,10 +87,15 @@ class Header(Measured):
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """Curves by site name, in the model's order, and what they belong to; equal to itself alone."""
+    """Curves by site name, in the model's order, and what they belong to; equal to itself alone.
+
+    Attributes:
+        pieces: hashes of the text that was measured on, so that none of it judges: see `natprec.texts.seen`.
+    """
 
     header: Header
     curves: dict[str, Curve]
+    pieces: Pieces = field(default_factory=NO_PIECES.copy)
 
     @property
     def weights(self) -> dict[str, Curve]:
@@ -104,22 +113,24 @@ class Measurement:
 
         return solve(self, **options)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the file, atomically.
 
         Raises:
             OutputError: it cannot be written.
         """
         arrays, sites = pack_curves(self.curves.values())
-        write_bytes(path, save(arrays, {"natprec": json.dumps({**asdict(self.header), "sites": sites})}))
+        arrays[_PIECES] = self.pieces
+        write_bytes(Path(path), save(arrays, {"natprec": json.dumps({**asdict(self.header), "sites": sites})}))
 
     @classmethod
-    def load(cls, path: Path) -> Measurement:
+    def load(cls, path: str | Path) -> Measurement:
         """Read the file.
 
         Raises:
             InputError: missing, cut off, no measurement, or of another version.
         """
+        path = Path(path)
         header, arrays = read_arrays(path, "measurement")
         version = header.get("version")
         if version != VERSION:
@@ -128,7 +139,7 @@ class Measurement:
             )
         sites = header.pop("sites")
         header["checks"] = [tuple(row) for row in header["checks"]]
-        return cls(Header(**header), unpack_curves(sites, arrays))
+        return cls(Header(**header), unpack_curves(sites, arrays), arrays.get(_PIECES, NO_PIECES))
 
 
 def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:

@@ -59,7 +59,7 @@ def tokenizer_of(where: str | Path, trust: bool, config: Any = None) -> Any:
 
 
 def code_files(where: str | Path) -> dict[str, bytes]:
-    """The Python files that a checkpoint's `auto_map` names, and those that they import from beside them: name → content.
+    """The Python files that a checkpoint's `auto_map` names, and those that these import: name → content.
 
     Args:
         where: a folder or hub id.

@@ -20,9 +20,11 @@ from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
+from natprec.records import OWN_TEXT, public_name
 from natprec.run.request import inputs, open_subject, too_large
 from natprec.run.tokens import calibration_parts, calibration_tokens
 from natprec.subject import Subject
+from natprec.texts.seen import source_digest
 
 STAGES = "stages"
 """Folder in that of a run where a model whose weights are on disk is rounded and judged a stage at a time."""
@@ -103,7 +105,8 @@ def run_measurement(
         ids,
         config,
         parts=calibration_parts(config, subject),
-        data=config.data or "written by the model",
+        data=public_name(config.data) if config.data else OWN_TEXT,
+        text_digest=source_digest(config.data) if config.data else None,
         stages=stages,
         state_file=state_file,
         resume=resume,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.progress import Stages
+from natprec.records import public_name
 from natprec.subject import Subject
+from natprec.texts.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.texts.windows import load_tokens
 
 
@@ -41,13 +41,20 @@ def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     return 1 if config.data is None or not subject.writes else 2
 
 
-def held_out_tokens(config: QuantizeConfig, subject: Subject, stages: Stages) -> Tensor:
-    """(sequences, length) tokens to judge on: another part of the text, or another text."""
-    return _tokens(config, subject, stages, config.eval_data or config.data, config.eval_tokens, "held-out")
+def held_out_tokens(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Tensor:
+    """(sequences, length) tokens to judge on: another part of the text, or another text, without what was `seen`."""
+    source = config.eval_data or config.data
+    return _tokens(config, subject, stages, source, config.eval_tokens, "held-out", seen)
 
 
 def _tokens(
-    config: QuantizeConfig, subject: Subject, stages: Stages, source: str | None, tokens: int, split: str
+    config: QuantizeConfig,
+    subject: Subject,
+    stages: Stages,
+    source: str | None,
+    tokens: int,
+    split: str,
+    seen: Pieces = NO_PIECES,
 ) -> Tensor:
     if source is None and subject.kind == "causal" and not subject.writes:
         raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
@@ -68,7 +75,8 @@ def _tokens(
             sequences=max(1, round(tokens / config.length)),
             length=config.length,
             split=split,  # type: ignore[arg-type]
-            shared=config.eval_data is None or same_source(config.eval_data, config.data),
+            shared=shares_text(config),
+            seen=seen,
             model=subject.model,
             writes=subject.writes,
             seed=config.seed,
@@ -78,8 +86,8 @@ def _tokens(
         ).to(device)
 
 
-def same_source(one: str, other: str | None) -> bool:
-    """Whether two names mean one text: equal, or paths of the same file."""
-    if other is None or one == other:
-        return one == other
-    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)
+def shares_text(config: QuantizeConfig) -> bool:
+    """Whether a run measures and judges on one text, under whatever names."""
+    if config.eval_data is None or config.data is None:
+        return config.eval_data is None
+    return same_text(public_name(config.data), source_digest(config.data), config.eval_data)

@@ -13,6 +13,7 @@ from torch import Tensor
 from natprec.errors import InputError
 from natprec.models.chat import has_template, rendered
 from natprec.runtime.load import Runnable
+from natprec.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def generate(
     Raises:
         InputError: an encoder, an empty prompt, or one that leaves no room in the context.
     """
+    draw = torch.Generator().manual_seed(check_seed(seed))
     ids = prompt_ids(runnable, prompt)
     limit = _room(runnable, len(ids), max_new_tokens)
-    draw = torch.Generator().manual_seed(seed)
     config = runnable.model.generation_config
     ends = _end_tokens(runnable)
     tokens: list[int] = []

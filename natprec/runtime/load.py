@@ -7,6 +7,7 @@ modules on packed codes, each with the kernel that the table gives it; no dense 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def load(
         kind = model_kind(str(folder), config)
         model = empty_model(config, kind, trust_remote_code)
         model.tie_weights()  # again: without weights each of them was registered apart
+        count = model.num_parameters()
         take_apart(model)
         checkpoint.rename(DiskNames(model))
         if (folder / "generation_config.json").is_file():
@@ -91,8 +93,19 @@ def load(
     builder.replace_all()
     builder.fill_the_rest(may_lack_pooler=kind == "encoder")
     model.eval().requires_grad_(False).to(target)
+    answers: Any = model
+    answers.tie_weights, answers.num_parameters = _tied, partial(_counted, count)
     replaced = Replaced() if target.type != "cpu" else replace(model, causal=kind == "causal")
     return Runnable(model, tokenizer, builder.chosen, kind, target, replaced)
+
+
+def _tied(*args: Any, **kwargs: Any) -> None:
+    """Instead of transformers' `tie_weights`, which looks for parameters: weights of one tensor are one module here."""
+
+
+def _counted(count: int, *args: Any, **kwargs: Any) -> int:
+    """Instead of transformers' `num_parameters`, which counts no codes."""
+    return count
 
 
 def _place(tensor: Tensor) -> int:

@@ -178,7 +178,7 @@ class Plan:
     cache: CacheChoice | None = None
     rotation: int | None = None
 
-    def apply(self, model: Any, tokenizer: Any = None, data: str | None = None, **options: Any) -> Any:
+    def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding.apply_plan`."""
         from natprec.api import apply
 
@@ -233,17 +233,18 @@ class Plan:
             "sites": {name: choice.to_json() for name, choice in self.sites.items()},
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write plan.json."""
-        write_json(path, self.to_json())
+        write_json(Path(path), self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: str | Path) -> Plan:
         """Read plan.json.
 
         Raises:
             InputError: missing, no JSON, or not a plan.
         """
+        path = Path(path)
         if not path.is_file():
             raise InputError(f"plan {str(path)!r} does not exist; write it with natprec solve --out {path}")
         try:

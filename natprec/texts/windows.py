@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from natprec.errors import InputError, ModelError
 from natprec.memory import give_back
 from natprec.models.surroundings import quiet
+from natprec.seeds import check_seed
 from natprec.texts.rows import Rows
+from natprec.texts.seen import NO_PIECES, Pieces, unseen
 from natprec.texts.sources import source_rows, whole_text
 
 Split = Literal["calibration", "held-out"]
@@ -46,6 +48,7 @@ def load_tokens(
     text_column: str | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,
+    seen: Pieces = NO_PIECES,
 ) -> Tensor:
     """Windows of tokens, each beginning with bos where the tokenizer normally puts it, or between cls and sep.
 
@@ -67,13 +70,14 @@ def load_tokens(
         text_column: by default what the rows have: text, conversations or instructions, see `natprec.texts.rows`.
         progress: called while text is streamed or written.
         note: gets a line on rows that were left out.
+        seen: of what was measured on; windows with a piece of it are left out.
     Returns:
         (sequences, length), int64, on the CPU.
     Raises:
         InputError: nothing to read, not enough of it, or not text.
         ModelError: the model's own predictions cannot be sampled.
     """
-    before, after = _frame(tokenizer)
+    seed, (before, after) = check_seed(seed), _frame(tokenizer)
     if sequences < 1 or length < 2:
         raise InputError(f"{sequences} sequences of {length} tokens are no data; ask for at least 1 of at least 2")
     if source is None:
@@ -88,8 +92,14 @@ def load_tokens(
             raise InputError(f"{length} tokens leave no room for text between cls and sep; ask for 3 or more")
         windows, candidates = _windows(tokenizer, source, sequences, body, split, shared, text_column, progress, note)
         give_back()  # what the tokenizer noted of each token: 190 MB for a megabyte of text in tokens of one byte
+        found, candidates = len(candidates), unseen(windows, candidates, seen)
+        part = f"the {split} part of {source!r}" if shared else repr(source)
+        if len(candidates) < sequences <= found:
+            raise InputError(
+                f"{found - len(candidates)} of {found} windows in {part} repeat text that was measured on, and "
+                f"{sequences} are needed; judge on another text with --eval-data"
+            )
         if len(candidates) < sequences:
-            part = f"the {split} part of {source!r}" if shared else repr(source)
             raise InputError(
                 f"{part} is too short: {len(candidates) * length} tokens in whole windows of {length} found, "
                 f"{sequences * length} needed; lower --tokens or give more text"

@@ -87,12 +87,14 @@ def test_a_plan_is_explicit_and_shows_its_budget(tmp_path: Path, tiny_folder: Pa
     assert natprec("measure", "--model", tiny_folder, "--data", text_file, *FEW, "--out", measured).code == 0
     assert natprec("solve", measured, "--bits", "4", "--out", plan).code == 0
     common = ("--data", text_file, *FEW, "--measurement", measured)
-    result = natprec("inspect", "--plan", plan, *common, "--strict", "--json")
+    result = natprec("inspect", "--plan", plan, "--model", tiny_folder, *common, "--strict", "--json")
     assert result.code == 0, result.err
     found = json.loads(result.out)
     assert found["budget"]["weights"] > 0
     assert {row["target_bits"] for row in found["boundaries"]} <= set(range(2, 9))
-    assert natprec("inspect", "--plan", plan, "--model", tiny_folder, *common).code == 2
+    result = natprec("inspect", "--plan", plan, *common)
+    assert result.code == 2
+    assert "name it with --model" in result.err, "a plan does not say where a folder lies"
     assert natprec("inspect", *common).code == 2
 
 
@@ -102,7 +104,19 @@ def test_a_joint_plan_hands_units_their_inputs_in_codes(tmp_path: Path, tiny_fol
     options = ("--sites", "all", "--out", measured)
     assert natprec("measure", "--model", tiny_folder, "--data", text_file, *FEW, *options).code == 0
     assert natprec("solve", measured, "--eps", "0.1", "--activations", "8", "--out", plan).code == 0
-    result = natprec("inspect", "--plan", plan, "--data", text_file, *FEW, "--measurement", measured, "--json")
+    result = natprec(
+        "inspect",
+        "--plan",
+        plan,
+        "--model",
+        tiny_folder,
+        "--data",
+        text_file,
+        *FEW,
+        "--measurement",
+        measured,
+        "--json",
+    )
     assert result.code == 0, result.err
     found = json.loads(result.out)
     entering = [row for row in found["boundaries"] if row["kind"] == "activation" and row["target_unit"]]

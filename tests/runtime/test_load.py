@@ -141,3 +141,35 @@ def test_int8_inputs(tmp_path: Path, tiny_tokenizer: Any) -> None:
 def rounded(x: torch.Tensor) -> torch.Tensor:
     codes, scale = quantize_tokens(x)
     return codes * scale.unsqueeze(-1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_what_lm_eval_calls(tied: bool, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Each method and attribute that HFLM (lm-eval 0.4.13) uses of a model that is given to it."""
+    made = subject(tiny_tokenizer, vocab_size=512, tie_word_embeddings=tied)
+    weights = sum(parameter.numel() for parameter in made.model.parameters())
+    runnable = load(written(tmp_path / "out", made, NumberFormat(4, 32), "vllm"))
+    model, ids = runnable.model, tokens(3, 12, 500)
+    before = model(ids).logits
+    assert isinstance(model, nn.Module)
+    assert model.eval() is model
+    model.tie_weights()
+    assert torch.equal(model(ids).logits, before)
+    assert model.device == torch.device("cpu")
+    assert model.dtype == torch.float32
+    assert model.num_parameters() == weights
+    assert model.config.vocab_size == 512
+    assert Path(model.name_or_path) == tmp_path / "out"
+    with torch.autocast("cpu", dtype=None, enabled=False):
+        options = {"use_cache": True, "do_sample": False, "pad_token_id": 1}
+        whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_length=20, **options)
+        padded = ids.clone()
+        padded[0, :5] = 1
+        mask = torch.ones_like(ids)
+        mask[0, :5] = 0
+        left = model.generate(input_ids=padded, attention_mask=mask, max_length=20, **options)
+        alone = model.generate(input_ids=ids[:1, 5:], attention_mask=mask[:1, 5:], max_length=15, **options)
+    assert torch.equal(whole[:, :12], ids)
+    assert torch.equal(left[1:], whole[1:])
+    assert torch.equal(left[0, 5 : 5 + alone.shape[1]], alone[0])

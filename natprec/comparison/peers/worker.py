@@ -1,9 +1,9 @@
 """One method's process: load the model, quantize, save, and leave the weights to be judged.
 
-    python worker.py JOB_FOLDER
+    python worker.py JOB_FOLDER PEER_FILE
 
-reads `job.json` and the files it names, writes `checkpoint/`, `dense.safetensors` and last, when all is
-well or the error is known, `result.json`. A process that dies leaves no result; the parent says how.
+starts in that folder, reads `job.json` and the files it names, writes `checkpoint/`, `dense.safetensors` and last,
+when all is well or the error is known, `result.json`. A process that dies leaves no result; the parent says how.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ class Job:
     """What the parent asks of a method; `job.json`.
 
     Attributes:
-        peer: path of the peer's file.
-        model: folder of the reference, float32.
-        calibration: safetensors file with `input_ids`, (sequences, length), int64.
+        model: folder of the reference, float32, seen from the job's folder.
+        calibration: safetensors file with `input_ids`, (sequences, length), int64; seen from there too.
         bits: of uniform methods, and on average over weights (scales not counted) of the others.
         storage_dtype: in which tensors that stay unquantized are stored: bfloat16 or float16.
         max_bytes: of the weight files, for methods that aim at a size.
@@ -44,7 +43,6 @@ class Job:
     """
 
     method: str
-    peer: str
     model: str
     calibration: str
     bits: int
@@ -82,12 +80,12 @@ class Job:
         return AutoTokenizer.from_pretrained(self.model, trust_remote_code=self.trust_remote_code)
 
 
-def run(folder: Path) -> dict[str, Any]:
-    """Carry out `folder/job.json`; the fields of `result.json`."""
+def run(folder: Path, peer_file: Path) -> dict[str, Any]:
+    """Carry out `folder/job.json` with a peer; the fields of `result.json`."""
     from safetensors.torch import save_file
 
     job = Job(**json.loads((folder / "job.json").read_text()))
-    peer = load_peer(Path(job.peer))
+    peer = load_peer(peer_file)
     for module in peer.PACKAGES.values():
         importlib.import_module(module)  # importing is not quantizing: outside the timed part
     model, ids = job.load(), job.ids()
@@ -180,7 +178,7 @@ def main() -> None:
     threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
     sys.path.pop(0)  # this folder: its files have the names of the packages that they use
     try:
-        result = run(folder)
+        result = run(folder, Path(sys.argv[2]))
     except Exception as error:
         traceback.print_exc()
         missing = isinstance(error, ModuleNotFoundError)
