@@ -100,7 +100,9 @@ def apply(
     Raises:
         InputError: the plan is of another model, or an option is unknown.
     """
-    config = QuantizeConfig.of("apply", "", {**options, "rounding": rounding or plan.rounding})
+    config = QuantizeConfig.of("apply", "", options)
+    config = replace(config, rounding=rounding or plan.rounding)
+    config.check_each()
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)

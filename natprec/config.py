@@ -13,19 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from natprec.errors import InputError, unknown
-from natprec.options import (
-    METHOD,
-    MODEL,
-    TARGET,
-    TEXT,
-    option,
-    options_of,
-    positive,
-    seed,
-    sequence,
-    steps,
-    tolerance,
-)
+from natprec.options import METHOD, MODEL, TARGET, TEXT, option, options_of, positive, seed, sequence, steps, tolerance
 
 ROUNDINGS = ("rtn", "gptq", "yaqa", "learned")
 """Round to nearest; each error made up for by later columns; and by later rows; GPTQ, then learned block by block."""

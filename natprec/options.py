@@ -15,7 +15,7 @@ MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "
 """The panels of --help."""
 
 Check = Callable[[str, Any], None]
-"""Given the option's name and a value that is not None; raises InputError."""
+"""Given the option's name and a value; raises InputError."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Option:
         check: refuses values out of range.
         parse: from the text on the command line, where the field's type is another; a recipe may give a number instead.
         text: the default as the command line shows it, where `parse` is given.
-        required: whether the command line needs it.
+        required: whether the command line needs it; optional: whether it may be None.
     """
 
     panel: str
@@ -40,6 +40,7 @@ class Option:
     parse: Callable[[str], Any] | None = None
     text: str | None = None
     required: bool = False
+    optional: bool = False
 
     def refuse(self, value: Any) -> None:
         """Refuse what the option cannot be.
@@ -48,16 +49,18 @@ class Option:
             InputError: an unknown name, with the nearest, or a number out of range.
         """
         name = self.flag.removeprefix("--")
-        if value is not None and self.choices and value not in self.choices:
+        if value is None and self.optional:
+            return
+        if self.choices and value not in self.choices:
             raise unknown(name, str(value), self.choices)
-        if value is not None and self.check is not None:
+        if self.check is not None:
             self.check(name, value)
 
 
 def option(default: Any, panel: str, text: str, **more: Any) -> Any:
     """A field of a configuration; `more` are attributes of `Option`. With `parse` the default is given as text."""
     parse = more.get("parse")
-    made = Option(panel, text, **more, text=default if parse else None)
+    made = Option(panel, text, **more, text=default if parse else None, optional=default is None)
     return dataclasses.field(default=parse(default) if parse else default, metadata={"option": made})
 
 
