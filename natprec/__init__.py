@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from natprec.distortions import Distortion, FeatureDistance
     from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
     from natprec.evaluation.verify import Verification
-    from natprec.formats import NumberFormat
+    from natprec.formats import Format
     from natprec.measurement import Curve, Measurement
     from natprec.pipeline import quantize
     from natprec.runtime.load import Runnable, load
-    from natprec.solver.plan import Choice, Plan
+    from natprec.solver.choices import Choice
+    from natprec.solver.plan import Plan
     from natprec.solver.solve import solve
 
 __all__ = [
@@ -36,11 +37,11 @@ __all__ = [
     "Curve",
     "Distortion",
     "FeatureDistance",
+    "Format",
     "InputError",
     "Measurement",
     "ModelError",
     "NatprecError",
-    "NumberFormat",
     "OutputError",
     "Plan",
     "QuantizeConfig",
@@ -62,11 +63,12 @@ _HOMES = {
     "natprec.distortions": ("Distortion", "FeatureDistance"),
     "natprec.errors": ("BudgetError", "InputError", "ModelError", "NatprecError", "OutputError"),
     "natprec.evaluation.verify": ("Verification",),
-    "natprec.formats": ("NumberFormat",),
+    "natprec.formats": ("Format",),
     "natprec.measurement": ("Curve", "Measurement"),
     "natprec.pipeline": ("quantize",),
     "natprec.runtime.load": ("Runnable", "load"),
-    "natprec.solver.plan": ("Choice", "Plan"),
+    "natprec.solver.choices": ("Choice",),
+    "natprec.solver.plan": ("Plan",),
     "natprec.solver.solve": ("solve",),
 }
 """Module → its names that are the package's; it is imported when one is first asked for, since torch takes seconds."""

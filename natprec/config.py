@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from natprec.errors import InputError, unknown
+from natprec.formats import CHANNEL
+from natprec.formats.engines import PROFILES
 from natprec.options import METHOD, MODEL, TARGET, TEXT, option, options_of, positive, seed, sequence, steps, tolerance
 
 ROUNDINGS = ("rtn", "gptq", "yaqa", "learned")
 """Round to nearest; each error made up for by later columns; and by later rows; GPTQ, then learned block by block."""
 
 DISTORTIONS = ("kl", "kl-top10", "loss", "embedding", "embedding-cls")
-ENGINES = ("vllm", "transformers", "sglang", "natprec", "llama.cpp")
 ESTIMATORS = ("fisher", "exact")
 ARITHMETIC = ("auto", "bfloat16", "float32")
 
@@ -38,9 +39,6 @@ AUTO, NOT_ROUNDED = "auto", "16"
 
 ROOM_KELVIN = 300.0
 """Temperature at which `natprec inspect` erases bits."""
-
-CHANNEL = -1
-"""Group size that stands for one scale per output channel (a whole row)."""
 
 Scope = Literal["model", "site"]
 
@@ -129,7 +127,7 @@ class QuantizeConfig(Measured):
     group_size: int | None = option(
         "64", METHOD, "32, 64, 128, channel, or auto: all that fit compete.", parse=parse_group_size
     )
-    engine: str = option("vllm", METHOD, f"What must run it: {', '.join(ENGINES)}.", choices=ENGINES)
+    engine: str = option("vllm", METHOD, f"What must run it: {', '.join(PROFILES)}.", choices=PROFILES)
     activations: str = option(
         NOT_ROUNDED,
         METHOD,

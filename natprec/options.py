@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Option:
     panel: str
     help: str
     flag: str = ""
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     check: Check | None = None
     parse: Callable[[str], Any] | None = None
     text: str | None = None

@@ -231,7 +231,7 @@ def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], f
     """Checkpoint and plan.json into an existing folder."""
     with stages.stage("write"):
         profile = engine_profile(plan.engine)
-        if profile.types:
+        if profile.container == "gguf":
             write_gguf(folder, subject, quantized)
         else:
             write_checkpoint(
@@ -247,7 +247,7 @@ def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
     for name, content in subject.companions.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    for file in subject.leftovers.files_for(gguf=bool(engine_profile(plan.engine).types)):
+    for file in subject.leftovers.files_for(gguf=engine_profile(plan.engine).container == "gguf"):
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     plan.save(folder / "plan.json")

@@ -16,7 +16,7 @@ from natprec.arithmetic import arithmetic
 from natprec.distortions import DISTORTIONS, Distortion, EmbeddingDistance, named
 from natprec.errors import InputError
 from natprec.files import folder_bytes
-from natprec.formats import EngineProfile, NumberFormat, engine_profile
+from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models.checkpoints import Kind, is_encoder
 from natprec.models.experts import take_apart
@@ -193,7 +193,7 @@ class Subject:
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"
-    ) -> dict[str, tuple[NumberFormat, ...]]:
+    ) -> dict[str, tuple[Format, ...]]:
         """Site name → formats to measure: one group size, or with None all that divide the site; or GGUF types.
 
         Sites whose rows the group size does not divide, and those that an engine runs together with them, have the
@@ -205,10 +205,11 @@ class Subject:
             InputError: the group size, or the blocks of all GGUF types, divide no Linear.
         """
         linears = [site for site in self.sites if site.role != "embedding"] or self.sites
-        if profile.types:  # their groups are their own
-            if not any(fmt.divides(site.shape[1]) for fmt in profile.types for site in linears):
-                refuse_unblocked(self.sites, profile.types)
-            return {site.name: tuple(t for t in profile.types if t.divides(site.shape[1])) for site in self.sites}
+        if profile.container == "gguf":  # their groups are their own
+            types = profile.measured(())
+            if not any(fmt.divides(site.shape[1]) for fmt in types for site in linears):
+                refuse_unblocked(self.sites, types)
+            return {site.name: tuple(fmt for fmt in types if fmt.divides(site.shape[1])) for site in self.sites}
         if group_size is None:
             formats = profile.measured(GROUP_SIZES)
             return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
@@ -219,7 +220,7 @@ class Subject:
         alike: dict[tuple[str, str], list[Site]] = {}
         for site in self.sites:
             alike.setdefault(together(site, profile), []).append(site)
-        found: dict[str, tuple[NumberFormat, ...]] = {}
+        found: dict[str, tuple[Format, ...]] = {}
         for members in alike.values():
             size = profile.fitting(group_size, [site.shape[1] for site in members])
             formats = asked if size == group_size else () if size is None else profile.measured((size,))
@@ -230,7 +231,7 @@ class Subject:
         return {site.name: found[site.name] for site in self.sites}
 
 
-def _is_smaller(fmt: NumberFormat, site: Site) -> bool:
+def _is_smaller(fmt: Format, site: Site) -> bool:
     return fmt.stored_bytes(*site.shape) < 2 * site.elements
 
 

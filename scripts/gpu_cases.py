@@ -9,7 +9,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.kernels import Epilogue, reference
 from natprec.kernels.traffic import Product
 from natprec.quantizers import QuantizedTensor
@@ -55,7 +55,7 @@ class Case:
         epilogue = EPILOGUES[self.layer]
         if self.coded and epilogue.gated:
             epilogue = replace(epilogue, output_scale=OUTPUT_SCALE)
-        return Product(self.tokens, rows, columns, NumberFormat(self.bits, GROUP), epilogue, self.coded)
+        return Product(self.tokens, rows, columns, integer(self.bits, GROUP), epilogue, self.coded)
 
 
 class Operands:

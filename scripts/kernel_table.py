@@ -15,7 +15,7 @@ import sys
 
 import torch
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.kernels import Epilogue
 from natprec.kernels.triton.ahead import ARCHITECTURES, Variant, compile_for
 from natprec.kernels.triton.tiles import tiles
@@ -45,7 +45,7 @@ def main() -> int:
         chosen.epilogues, chosen.architectures, chosen.bits, TOKENS.items(), (torch.float16, torch.int8)
     ):
         shared = phase != "prefill"
-        variant = Variant(NumberFormat(bits, 64, False), dtype, EPILOGUES[name], biased=name == "full", shared=shared)
+        variant = Variant(integer(bits, 64, False), dtype, EPILOGUES[name], biased=name == "full", shared=shared)
         built = compile_for(variant, tiles(tokens, ARCHITECTURES[arch].capability, bits, dtype == torch.int8)[0], arch)
         fits = built.programs >= 1 and built.shared <= ARCHITECTURES[arch].shared_per_program
         bad += bool(built.local) or not fits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.distortions import Distortion
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.measurement import Curve, Header, Measurement
 from natprec.sites import Site
 from natprec.subject import Subject
@@ -67,7 +67,7 @@ def header(**changes: Any) -> Header:
 def curve(
     name: str,
     kl: Sequence[float],
-    formats: Sequence[NumberFormat],
+    formats: Sequence[Format],
     *,
     shape: tuple[int, int] = (64, 128),
     unit: str | None = None,

@@ -13,12 +13,12 @@ ROOT = Path(natprec.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory", "native", "records"},
     {"seeds"},
+    {"formats"},
     {"options"},
     {"config"},
     {"marks"},
     {"arithmetic", "files", "hooks", "progress", "parallel"},
     {"claims"},
-    {"formats"},
     {"quantizers"},
     {"kernels"},
     {"information"},
@@ -126,7 +126,7 @@ def test_reader_of_imports() -> None:
 from __future__ import annotations
 import json
 from natprec import pipeline
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 if TYPE_CHECKING:
     from natprec.cli import main
 try:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import natprec as package
 from natprec.evaluation.judge import MARGIN, tightened
 from natprec.evaluation.reload import load_quantized, open_quantized
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement.measure import measure
 from natprec.models.loading import load_model
 from natprec.pipeline import round_and_write
@@ -163,7 +163,7 @@ def test_experts_stored_as_one_tensor_are_refused_for_transformers(
 
 
 def test_the_correction_counts_tokens_that_go_elsewhere() -> None:
-    formats = [NumberFormat(bits, 64) for bits in range(2, 9)]
+    formats = [integer(bits, 64) for bits in range(2, 9)]
     dense = curve("layer", [4.0**-bits for bits in range(2, 9)], formats)
     plans = [measurement([replace(dense, tokens=seen)]).solve(eps=0.01) for seen in (None, 500)]
     plain, routed = (replace(plan, kl_predicted=0.009, eps_solved=0.009) for plan in plans)

@@ -13,7 +13,7 @@ import pytest
 
 import natprec
 from natprec.evaluation.verify import Verification
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement import Measurement
 from natprec.records import OWN_TEXT
 from natprec.solver import Plan
@@ -54,7 +54,7 @@ def test_signatures_take_both() -> None:
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_records_are_saved_and_loaded(kind: Any, tmp_path: Path) -> None:
-    made = measurement([curve("a", np.geomspace(1, 1e-4, 3), [NumberFormat(bits, 32) for bits in (2, 4, 8)])])
+    made = measurement([curve("a", np.geomspace(1, 1e-4, 3), [integer(bits, 32) for bits in (2, 4, 8)])])
     made.save(kind(tmp_path / "m"))
     plan = Measurement.load(kind(tmp_path / "m")).solve(eps=0.1, engine="natprec")
     plan.save(kind(tmp_path / "plan.json"))

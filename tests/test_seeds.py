@@ -47,6 +47,7 @@ def test_functions_refuse_it(seed: Any, tmp_path: Path) -> None:
         ("verify", ".", "--model", "m"),
         ("compare", "--model", "m"),
         ("inspect", "--model", "m"),
+        ("generate", "m", "--prompt", "abc"),
     ],
 )
 @pytest.mark.parametrize("seed", ["-1", str(LIMIT)])

@@ -146,6 +146,15 @@ def test_an_embedding_row_of_zeros_costs_nothing() -> None:
     assert found.header.checks[0][2] < 10 * found.header.checks[0][3]
 
 
+def test_adapters_of_a_shared_block_are_no_experts() -> None:
+    """One of a list is used at each depth, and nothing chooses it."""
+    subject = tiny.made(tiny.zamba2)
+    assert not subject.staged.routing.containers
+    adapters = [site for site in subject.sites if "adapter" in site.name]
+    assert len(adapters) == 4
+    assert all(len(site.uses) == 2 for site in adapters)
+
+
 def test_a_group_size_that_fits_few_matrices_is_for_those_alone() -> None:
     subject = tiny.made(tiny.gemma3n)
     formats = subject.candidates(engine_profile("vllm"), 64)

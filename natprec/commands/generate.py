@@ -37,8 +37,10 @@ def generate(
     from natprec.records import without_places
     from natprec.runtime.generate import generate as run
     from natprec.runtime.load import load
+    from natprec.seeds import check_seed
     from natprec.units import human_bytes
 
+    check_seed(seed)
     runnable = load(folder, device=config.device, trust_remote_code=config.trust_remote_code)
     written = run(
         runnable, prompt, max_new_tokens=max_new_tokens, greedy=greedy, seed=seed,

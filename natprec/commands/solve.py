@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from natprec.commands.options import Json, Overwrite, configured, like, own
-from natprec.config import ENGINES, QuantizeConfig
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError
+from natprec.formats.engines import PROFILES
 from natprec.options import OUTPUT
 
 EXAMPLES = ("natprec solve folder.measurement --eps 0.01 --out plan.json",)
@@ -19,7 +20,7 @@ EXAMPLES = ("natprec solve folder.measurement --eps 0.01 --out plan.json",)
 def solve(
     config: QuantizeConfig,
     measurement: Annotated[Path, typer.Argument(help="File written by natprec measure.")],
-    engine: Annotated[str | None, like("engine", f"{', '.join(ENGINES)}; default: the one measured for.")] = None,
+    engine: Annotated[str | None, like("engine", f"{', '.join(PROFILES)}; default: the one measured for.")] = None,
     rounding: Annotated[str | None, like("rounding", "Default: the one measured or planned for.")] = None,
     out: Annotated[Path | None, own("--out", OUTPUT, "Write plan.json here.")] = None,
     overwrite: Overwrite = False,

@@ -25,7 +25,7 @@ from natprec.comparison.proxies import NAMES, correlations, proxies
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.marks import KEY, is_ours, refuse_inputs
 from natprec.models.surroundings import quiet
 from natprec.progress import Stages
@@ -89,7 +89,7 @@ def compare(
     refuse_occupied(folder, resume)
     subject = open_subject(config, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
-    refuse_indivisible(sites, (NumberFormat(4, config.group_size, True),))
+    refuse_indivisible(sites, (integer(4, config.group_size, True),))
     ids = given_tokens(config, subject, stages)
     held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
     bench = _Bench(config, settings, folder, stages, subject, ids, held_out)

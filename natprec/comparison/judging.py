@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from natprec.errors import ModelError
 from natprec.evaluation.judge import compared_with
-from natprec.formats.activation_format import ActivationFormat
+from natprec.formats import Format, activation
 from natprec.hooks import attached
 from natprec.sites import round_inputs
 from natprec.solver import Plan
@@ -57,11 +57,11 @@ def judged_model(subject: Subject, dense: Path) -> nn.Module:
     return model
 
 
-AS_THEY_ARE: Mapping[str, ActivationFormat] = {}
+AS_THEY_ARE: Mapping[str, Format] = {}
 """No input is rounded."""
 
 
-def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Mapping[str, ActivationFormat]:
+def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Mapping[str, Format]:
     """How a row's activations are rounded: as its plan says if it has one, else by token.
 
     Args:
@@ -72,7 +72,7 @@ def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Map
         return AS_THEY_ARE
     if plan is not None:
         return Plan.load(plan).rounded_inputs
-    return {site.unit: ActivationFormat(activations) for site in subject.activations if site.role == "linear"}
+    return {site.unit: activation(activations) for site in subject.activations if site.role == "linear"}
 
 
 def judge(
@@ -80,7 +80,7 @@ def judge(
     model: nn.Module,
     held_out: Tensor,
     seed: int,
-    inputs: Mapping[str, ActivationFormat] = AS_THEY_ARE,
+    inputs: Mapping[str, Format] = AS_THEY_ARE,
 ) -> dict[str, Any]:
     """KL (or the distortion that suits the model), perplexity and agreement on (sequences, length) held-out tokens.
 

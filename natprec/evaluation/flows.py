@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
-from natprec.formats import ActivationFormat, EngineProfile
-from natprec.formats.activation_format import described_format
+from natprec.formats import EngineProfile, Format
+from natprec.formats.compressed_tensors import activation_format
 from natprec.models.disk_names import DiskNames
 from natprec.models.patterns import Groups
 from natprec.models.stored import read_stored
@@ -45,18 +45,18 @@ def round_as_written(
     for name, module in model.named_modules():
         group = groups.of(names.module(name)) or groups.of(name) if isinstance(module, nn.Linear) else None
         if group is not None and group.get("input_activations"):
-            fmt = described_format(group["input_activations"], profile.full_range)
+            fmt = activation_format(group["input_activations"], profile.full_range)
             if not fmt.dynamic:
                 raise ModelError(f"inputs of {name!r} have fixed scales ({fmt.name}), which natprec does not read")
             hooks.append(round_input(module, fmt))
     if scheme.get("kv_cache_scheme"):
-        fmt = described_format(scheme["kv_cache_scheme"], profile.full_range)
+        fmt = activation_format(scheme["kv_cache_scheme"], profile.full_range)
         for name, module in model.named_modules():  # only those that compute attention will ask
             hooks += _states(names.module(name), module, fmt, files)
     return hooks
 
 
-def _states(name: str, module: nn.Module, fmt: ActivationFormat, files: Mapping[str, Path]) -> list[Any]:
+def _states(name: str, module: nn.Module, fmt: Format, files: Mapping[str, Path]) -> list[Any]:
     """Hooks for the keys and values of a module, which the checkpoint calls `name`."""
     if fmt.dynamic:
         return [round_states(module, fmt)]

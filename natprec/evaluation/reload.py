@@ -141,7 +141,7 @@ def _plain(folder: Path, scheme: dict[str, Any], trust: bool) -> nn.Module:
     missing = report["missing_keys"]
     if missing and kind == "encoder" and drop_missing_pooler(model, missing):
         report = {**report, "missing_keys": ()}
-    wrong = unlike(report)
+    wrong = unlike(report, empty_model(*_dense_config(folder, trust), trust))
     if wrong is not None:
         raise ValueError(f"transformers has tensors {wrong}")
     model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses

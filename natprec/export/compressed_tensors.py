@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.formats import ActivationFormat, EngineProfile, NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import EngineProfile, Format, PerTensor
+from natprec.formats.compressed_tensors import arguments
 from natprec.models.checksums import CARRIED, CHECKSUMS, tensor_checksum
 from natprec.models.disk_names import DiskNames
 from natprec.quantizers import QuantizedTensor
+from natprec.quantizers.activations import flowing_scale
 from natprec.sites import Site
-from natprec.solver.plan import CacheChoice
+from natprec.solver.choices import CacheChoice
 
 SHARD_BYTES = 5_000_000_000
 
@@ -37,7 +38,7 @@ def write_checkpoint(
     profile: EngineProfile,
     storage_dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
-    inputs: Mapping[str, ActivationFormat] | None = None,
+    inputs: Mapping[str, Format] | None = None,
     cache: CacheChoice | None = None,
     routers: Collection[str] = (),
     dtypes: Mapping[str, torch.dtype] | None = None,
@@ -91,7 +92,7 @@ def checkpoint_tensors(
     quantized: dict[str, QuantizedTensor],
     profile: EngineProfile,
     storage_dtype: torch.dtype,
-    inputs: Mapping[str, ActivationFormat] | None = None,
+    inputs: Mapping[str, Format] | None = None,
     among: Collection[int] | None = None,
     names: DiskNames | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
@@ -124,12 +125,12 @@ def checkpoint_tensors(
 
 def cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """`k_scale` and `v_scale` of each attention module, where they are fixed."""
-    if cache is None or cache.format.dynamic:
+    if cache is None or cache.format.scaling.granularity != PerTensor() or cache.format.scaling.dynamic:
         return {}
     scales = {}
     for name, largest in cache.largest.items():
         module, _, kind = name.rpartition(":")
-        scales[f"{module}.{kind[0]}_scale"] = cache.format.scale(torch.tensor([largest])).to(dtype)
+        scales[f"{module}.{kind[0]}_scale"] = flowing_scale(cache.format, torch.tensor([largest])).to(dtype)
     return scales
 
 
@@ -153,18 +154,18 @@ def _packed(uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dt
     return tensors
 
 
-def is_int8(site: Site, fmt: NumberFormat, profile: EngineProfile, inputs: ActivationFormat | None) -> bool:
+def is_int8(site: Site, fmt: Format, profile: EngineProfile, inputs: Format | None) -> bool:
     """Whether codes are stored one to a byte: embeddings of some engines, weights of W8A8."""
     if site.role == "embedding":
-        return not profile.dense_embedding
+        return not profile.packs_embeddings
     return inputs is not None and fmt in profile.per_channel()
 
 
 def quantization_config(
     sites: list[Site],
-    formats: Mapping[str, NumberFormat],
+    formats: Mapping[str, Format],
     profile: EngineProfile,
-    inputs: Mapping[str, ActivationFormat] | None = None,
+    inputs: Mapping[str, Format] | None = None,
     cache: CacheChoice | None = None,
     names: DiskNames | None = None,
     routers: Collection[str] = (),
@@ -182,7 +183,7 @@ def quantization_config(
             return name
         return names.module(name)
 
-    targets: dict[tuple[NumberFormat, bool, ActivationFormat | None], list[str]] = {}
+    targets: dict[tuple[Format, bool, Format | None], list[str]] = {}
     ignore = [stored(name) for name in sorted(routers)]
     whole = _whole_containers(sites, formats)
     for site in sites:
@@ -202,8 +203,8 @@ def quantization_config(
         groups[fmt.name + ("-int8" if int8 else "") + (f"-{rounded.name}" if rounded else "")] = {
             "targets": own,
             "format": "int-quantized" if int8 else "pack-quantized",
-            "weights": _weight_arguments(fmt),
-            "input_activations": rounded.arguments() if rounded else None,
+            "weights": arguments(fmt),
+            "input_activations": arguments(rounded) if rounded else None,
             "output_activations": None,
         }
     containers = {group["format"] for group in groups.values()}
@@ -215,14 +216,14 @@ def quantization_config(
         "config_groups": dict(sorted(groups.items())),
     }
     if cache is not None:
-        config["kv_cache_scheme"] = cache.format.arguments()
+        config["kv_cache_scheme"] = arguments(cache.format)
     QuantizationConfig.model_validate(config)
     return config
 
 
-def _whole_containers(sites: list[Site], formats: Mapping[str, NumberFormat]) -> set[str]:
+def _whole_containers(sites: list[Site], formats: Mapping[str, Format]) -> set[str]:
     """Modules all of whose experts have one format."""
-    found: dict[str, set[NumberFormat | None]] = {}
+    found: dict[str, set[Format | None]] = {}
     for site in sites:
         if site.experts:
             found.setdefault(site.experts, set()).add(formats.get(site.name))
@@ -233,18 +234,6 @@ def _all_within(stored: str, site: Site) -> str:
     """A target for all experts of a layer: engines ask for `experts.0.gate_proj` even where the file says `w1`."""
     depth = site.name.removeprefix(site.experts).count(".")
     return "re:" + re.escape(stored.rsplit(".", depth)[0]) + r"\.\d+\..*"
-
-
-def _weight_arguments(fmt: NumberFormat) -> dict[str, Any]:
-    """compressed-tensors' description of a format."""
-    return {
-        "num_bits": fmt.bits,
-        "type": "int",
-        "symmetric": fmt.symmetric,
-        "strategy": "channel" if fmt.group_size == CHANNEL else "group",
-        "group_size": None if fmt.group_size == CHANNEL else fmt.group_size,
-        "dynamic": False,
-    }
 
 
 def write_weights(

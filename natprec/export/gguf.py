@@ -37,7 +37,7 @@ def write_gguf(folder: Path, subject: Subject, quantized: Mapping[str, Quantized
     """Write `model.gguf` into an existing folder; the subject's model holds what the sites do not.
 
     Args:
-        quantized: site → codes on the grid of a `GGUFType`.
+        quantized: site → codes on the grid of a `Format`.
     Raises:
         ModelError: an architecture or tokenizer that has no known form in GGUF.
     """

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from natprec.formats import GGUFType
+from natprec.formats import Format
 from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.stored_grids import nested_codes
 
@@ -25,19 +25,18 @@ def pack_blocks(value: QuantizedTensor) -> Bytes:
     """(rows, bytes per row), uint8: as GGUF stores a weight.
 
     Args:
-        value: of a `GGUFType`; its grid is one that the type can store.
+        value: of a `Format`; its grid is one that the type can store.
     """
     fmt = value.format
-    assert isinstance(fmt, GGUFType)
     codes = value.codes.cpu().view(-1, fmt.block)
     unsigned = (codes.to(torch.int16) - fmt.code_range[0]).to(torch.uint8).numpy()
     parts = _k_parts(value, fmt, unsigned) if fmt.nested else _block_parts(value, fmt, codes, unsigned)
     blocks = np.concatenate(parts, axis=1)
-    assert blocks.shape[1] == fmt.block_bytes
+    assert blocks.shape[1] == fmt.stored_bytes(1, fmt.block)
     return blocks.reshape(len(value.codes), -1)
 
 
-def _block_parts(value: QuantizedTensor, fmt: GGUFType, codes: Tensor, unsigned: Bytes) -> list[Bytes]:
+def _block_parts(value: QuantizedTensor, fmt: Format, codes: Tensor, unsigned: Bytes) -> list[Bytes]:
     """Scale, offset, fifth bits, four low bits; or scale and whole bytes."""
     unused = 0.0 if fmt.bits == 8 or fmt.float_offset else -0.0  # as ggml has it where all codes are 0
     scale = _half(torch.where(codes.any(1, keepdim=True), value.scale.cpu().view(-1, 1), unused))
@@ -48,9 +47,10 @@ def _block_parts(value: QuantizedTensor, fmt: GGUFType, codes: Tensor, unsigned:
     return [scale, *offset, *high, _planar(unsigned & 15, 16, 4)]
 
 
-def _k_parts(value: QuantizedTensor, fmt: GGUFType, q: Bytes) -> list[Bytes]:
+def _k_parts(value: QuantizedTensor, fmt: Format, q: Bytes) -> list[Bytes]:
     """Each K type has an order, and a way of packing its scales, of its own."""
     step, codes = nested_codes(value.scale.cpu(), fmt)
+    assert fmt.group_size is not None
     groups = fmt.block // fmt.group_size
     scale = _half(step.view(-1, 1))
     integers = codes.view(-1, groups).to(torch.int16)

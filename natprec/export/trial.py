@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from natprec.errors import ModelError
 from natprec.export.compressed_tensors import is_int8, quantization_config
-from natprec.formats import NumberFormat, engine_profile
+from natprec.formats import Format, engine_profile
 from natprec.models.checkpoints import first_line
 from natprec.models.disk_names import DiskNames
 from natprec.models.surroundings import quiet
@@ -31,9 +31,9 @@ def refusal(subject: Subject, engine: str) -> str | None:
     if engine not in TRIED:
         return None
     profile, unreached = engine_profile(engine), subject.unreached
-    formats: dict[str, NumberFormat] = {}
+    candidates, formats = subject.candidates(profile, None), dict[str, Format]()
     for site in subject.sites:
-        fit = [fmt for fmt in subject.candidates(profile, None)[site.name] if profile.runs(site.role, fmt)]
+        fit = [fmt for fmt in candidates[site.name] if profile.runs(site.role, fmt)]
         if fit and site.name not in unreached:
             formats[site.name] = fit[0]
     why = _tried(subject, engine, formats)
@@ -54,14 +54,19 @@ def refuse_unloadable(subject: Subject, engine: str) -> None:
         )
 
 
-def unlike(report: Mapping[str, Collection[Any]]) -> str | None:
+def unlike(report: Mapping[str, Collection[Any]], dense: nn.Module) -> str | None:
     """What in a loading report of transformers says that this is not the model that was saved.
 
-    What the original's own files had beside the model is unexpected too and does no harm; a code or scale does.
+    What the original's own files had beside the model is unexpected too and does no harm; a code or scale does. Nor
+    does it when a buffer is missing that no file has, as each model makes it (the scale of Gemma's embeddings).
+
+    Args:
+        dense: a model of that class whose weights are not packed; it may be empty.
     """
+    made = {name for name, _ in dense.named_buffers()} - dense.state_dict().keys()
     lost = [name for name in map(str, report["unexpected_keys"]) if name.rpartition(".")[2].startswith("weight_")]
     found = {
-        "missing, so random": sorted(map(str, report["missing_keys"])),
+        "missing, so random": sorted(set(map(str, report["missing_keys"])) - made),
         "without a place": sorted(lost),
         "of another shape": sorted(map(str, report["mismatched_keys"])),
         "not readable": sorted(map(str, report.get("error_msgs", ()))),
@@ -70,7 +75,7 @@ def unlike(report: Mapping[str, Collection[Any]]) -> str | None:
     return "; ".join(parts) or None
 
 
-def _tried(subject: Subject, engine: str, formats: Mapping[str, NumberFormat]) -> str | None:
+def _tried(subject: Subject, engine: str, formats: Mapping[str, Format]) -> str | None:
     """Why the loading fails; dense if nothing has a format."""
     from loguru import logger
 
@@ -92,10 +97,10 @@ def _tried(subject: Subject, engine: str, formats: Mapping[str, NumberFormat]) -
         return first_line(error)
     finally:
         logger.enable("compressed_tensors")
-    return unlike(report)
+    return unlike(report, subject.model)
 
 
-def _empty(subject: Subject, engine: str, formats: Mapping[str, NumberFormat], names: DiskNames) -> dict[str, Tensor]:
+def _empty(subject: Subject, engine: str, formats: Mapping[str, Format], names: DiskNames) -> dict[str, Tensor]:
     """The tensors of the checkpoint, on the meta device."""
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -1,22 +1,42 @@
-"""What a b-bit tensor is: number formats, the bytes they store, the engines that run them."""
+"""Number formats: a codebook and a scaling each; the formats known by name; the engines that run them."""
 
-from natprec.formats.activation_format import ActivationFormat
+from natprec.formats.codebook import Codebook, Float, Integer, Table
 from natprec.formats.engines import EngineProfile, engine_names, engine_profile
-from natprec.formats.gguf import GGUF_TYPES, GGUFType
-from natprec.formats.naming import parse_format
-from natprec.formats.number_format import NumberFormat
-
-Format = NumberFormat | ActivationFormat
-"""What a site can be in: a weight, or what flows."""
+from natprec.formats.format import Format
+from natprec.formats.presets import CHANNEL, FP8_TENSOR, GGUF_TYPES, activation, integer, parse_activation, parse_format
+from natprec.formats.scaling import (
+    Granularity,
+    PerBlock,
+    PerChannel,
+    PerFeature,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    Scaling,
+)
 
 __all__ = [
+    "CHANNEL",
+    "FP8_TENSOR",
     "GGUF_TYPES",
-    "ActivationFormat",
+    "Codebook",
     "EngineProfile",
+    "Float",
     "Format",
-    "GGUFType",
-    "NumberFormat",
+    "Granularity",
+    "Integer",
+    "PerBlock",
+    "PerChannel",
+    "PerFeature",
+    "PerGroup",
+    "PerTensor",
+    "PerToken",
+    "Scaling",
+    "Table",
+    "activation",
     "engine_names",
     "engine_profile",
+    "integer",
+    "parse_activation",
     "parse_format",
 ]

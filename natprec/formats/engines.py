@@ -22,81 +22,74 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from natprec.errors import unknown
-from natprec.formats.activation_format import FLOAT8, ActivationFormat
-from natprec.formats.gguf import GGUF_TYPES, GGUFType
-from natprec.formats.number_format import CHANNEL, NumberFormat
-from natprec.formats.pairings import Pairing
+from natprec.formats.format import Format
+from natprec.formats.patterns import Integers, Listed, Pairing, Pattern
+from natprec.formats.presets import CHANNEL, FP8_TENSOR, GGUF_TYPES
+from natprec.formats.scaling import PerChannel, PerGroup, PerToken
 
 GROUP_SIZES = (32, 64, 128, CHANNEL)
+
+Role = Literal["linear", "head", "embedding", "stream", "cache"]
+"""How a tensor is used."""
 
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """The formats that an engine runs, by the way a weight is used.
+    """The formats that an engine runs, by the way a tensor is used.
 
     Attributes:
-        linear: (bits, symmetric) pairs for Linear weights.
-        embedding: the same for embeddings, tied or not; empty: they stay at 16 bits.
-        head: the same for an untied output head.
-        dense_embedding: whether embedding codes are packed; otherwise each takes a whole int8.
+        formats: role → patterns of formats: Linear weights, an untied output head, embeddings (tied or not), keys and
+            values. What is not named stays at 16 bits.
         pairings: products with rounded activations; a product with 16-bit ones exists for every weight.
-        cache: bits of keys and values, below 16, that it keeps; 8 are float8 where `float_cache`.
+        container: what the engine loads.
+        packs_embeddings: whether codes of embeddings are packed; otherwise each takes a whole int8.
         full_range: whether compressed-tensors' own code rounds activations, by its rule of the scale, and no kernel by
-            its own: see `natprec.formats.activation_format`.
-        types: GGUF types, which every weight may have, whatever its role; such an engine loads GGUF files only.
+            its own: see `natprec.formats.Scaling`.
         fuses: whether weights that share their input (q/k/v, gate/up) must have one format.
         experts: which weights of experts must have one format: all of a layer, or of the model; or each as it is.
         ragged: whether it runs rows that are no multiple of the smallest group; kernels of vLLM and SGLang do not.
     """
 
     name: str
-    linear: tuple[tuple[int, bool], ...]
-    embedding: tuple[tuple[int, bool], ...] = ()
-    head: tuple[tuple[int, bool], ...] = ()
-    dense_embedding: bool = True
+    formats: Mapping[Role, tuple[Pattern, ...]] = field(hash=False)
     pairings: tuple[Pairing, ...] = ()
-    cache: tuple[int, ...] = ()
-    float_cache: bool = True
+    container: Literal["compressed-tensors", "gguf"] = "compressed-tensors"
+    packs_embeddings: bool = True
     full_range: bool = False
-    types: tuple[GGUFType, ...] = ()
     fuses: bool = True
     experts: Literal["each", "layer", "model"] = "each"
     ragged: bool = False
 
-    def runs(self, role: str, fmt: NumberFormat) -> bool:
-        """Whether the engine runs this format for a role ('linear', 'head' or 'embedding')."""
-        if self.types or isinstance(fmt, GGUFType):
-            return fmt in self.types
-        return (fmt.bits, fmt.symmetric) in {
-            "linear": self.linear,
-            "head": self.head,
-            "embedding": self.embedding,
-        }[role]
+    def runs(self, role: Role, fmt: Format) -> bool:
+        """Whether the engine runs this format for a role."""
+        return any(pattern.covers(fmt) for pattern in self.formats.get(role, ()))
 
-    def multiplies(self, weight: NumberFormat, inputs: ActivationFormat) -> bool:
+    def multiplies(self, weight: Format, inputs: Format) -> bool:
         """Whether the engine multiplies a Linear's weight with inputs rounded so."""
-        return inputs.full_range == self.full_range and any(pairing.covers(weight, inputs) for pairing in self.pairings)
+        return any(pairing.covers(weight, inputs) for pairing in self.pairings)
 
-    def per_channel(self) -> tuple[NumberFormat, ...]:
+    def per_channel(self) -> tuple[Format, ...]:
         """Formats of weights that exist for products with rounded activations alone."""
-        return tuple(NumberFormat(bits, CHANNEL) for each in self.pairings if each.per_channel for bits in each.weights)
+        return tuple(fmt for each in self.pairings if each.channels_only for fmt in each.weights.at((CHANNEL,)))
 
-    def cached(self, bits: int, head_size: int) -> ActivationFormat:
+    @property
+    def cache_bits(self) -> tuple[int, ...]:
+        """Widths of keys and values, below 16, that the engine keeps."""
+        return tuple(fmt.bits for pattern in self.formats.get("cache", ()) for fmt in pattern.at((1,)))
+
+    def cached(self, bits: int, head_size: int) -> Format:
         """The format of keys and values of so many bits."""
-        if bits == 8 and self.float_cache:
-            return FLOAT8
-        return ActivationFormat(bits, head_size, full_range=self.full_range)
+        known = (fmt for pattern in self.formats["cache"] for fmt in pattern.at((head_size,)))
+        return next(fmt for fmt in known if fmt.bits == bits)
 
-    def measured(self, group_sizes: tuple[int, ...]) -> tuple[NumberFormat, ...]:
-        """The formats to measure, narrowest first: those of Linear weights, at each group size; or GGUF types."""
-        if self.types:
-            return self.types
-        return tuple(NumberFormat(bits, group, symmetric) for bits, symmetric in self.linear for group in group_sizes)
+    def measured(self, group_sizes: tuple[int, ...]) -> tuple[Format, ...]:
+        """The formats to measure, narrowest first: those of Linear weights, at each group size where they have one."""
+        return tuple(fmt for pattern in self.formats["linear"] for fmt in pattern.at(group_sizes))
 
     def fitting(self, group_size: int, columns: Sequence[int]) -> int | None:
         """The largest group size, no larger than one, that divides rows of all of these lengths; None: there is none.
@@ -107,59 +100,55 @@ class EngineProfile:
         found = (size for size in sizes if size == CHANNEL or not any(count % size for count in columns))
         return next(found, CHANNEL if self.ragged else None)
 
-    def stored_bytes(self, role: str, fmt: NumberFormat, rows: int, columns: int, uses: int = 1) -> int:
+    def stored_bytes(self, role: Role, fmt: Format, rows: int, columns: int, uses: int = 1) -> int:
         """Bytes on disk of a weight of this role; `uses` is 2 for a tied embedding and head."""
-        if role == "embedding" and not self.dense_embedding:
+        if role == "embedding" and not self.packs_embeddings:
             return rows * columns + uses * fmt.scale_bytes(rows, columns)
         return fmt.stored_bytes(rows, columns)
 
 
-_SYMMETRIC = tuple((bits, True) for bits in range(2, 9))
-_BOTH = tuple((bits, symmetric) for bits in range(2, 9) for symmetric in (True, False))
-_NARROW = tuple(range(3, 9))
-_ANY_PAIR = tuple(Pairing(bits, tuple(range(2, 9)), grouped=True) for bits in _NARROW)
+_ALL, _NARROW = tuple(range(2, 9)), tuple(range(3, 9))
+_SYMMETRIC = (Integers(_ALL),)
+_BOTH = (Integers(_ALL, zero=("none", "code")),)
+_FOUR_EIGHT = (Integers((4, 8)),)
+_GGUF = (Listed(tuple(GGUF_TYPES.values())),)
+_KEPT_BY_HEAD = (Integers(_NARROW, (PerGroup,), flowing=True),)
+_BY_TOKEN, _BY_TOKEN_OR_GROUP = (PerToken,), (PerToken, PerGroup)
+_ANY_PAIR = (Pairing(Integers(_ALL), Integers(_NARROW, _BY_TOKEN_OR_GROUP, flowing=True)),)
+_BY_HEAD_FULL = (replace(_KEPT_BY_HEAD[0], full_range=True),)
+_ANY_PAIR_FULL = (Pairing(Integers(_ALL), replace(_ANY_PAIR[0].inputs, full_range=True)),)
+_W8A8 = Pairing(Integers((8,), (PerChannel,)), Integers((8,), _BY_TOKEN, flowing=True))
 
 PROFILES = {
     profile.name: profile
     for profile in (
         EngineProfile(
             "vllm",
-            linear=_SYMMETRIC,
-            head=((4, True), (8, True)),
-            cache=(8,),
+            {"linear": _SYMMETRIC, "head": _FOUR_EIGHT, "cache": (Listed((FP8_TENSOR,)),)},
             experts="layer",
-            pairings=(Pairing(8, (2, 3, 4, 5, 6, 7)), Pairing(8, (8,), per_channel=True), Pairing(4, (2, 3))),
+            pairings=(
+                Pairing(Integers((2, 3, 4, 5, 6, 7)), Integers((8,), _BY_TOKEN, flowing=True)),
+                _W8A8,
+                Pairing(Integers((2, 3)), Integers((4,), _BY_TOKEN, flowing=True)),
+            ),
         ),
         EngineProfile(
             "transformers",
-            linear=_SYMMETRIC,
-            head=_SYMMETRIC,
-            embedding=((8, True),),
-            dense_embedding=False,
-            pairings=_ANY_PAIR,
-            cache=_NARROW,
-            float_cache=False,
+            {"linear": _SYMMETRIC, "head": _SYMMETRIC, "embedding": (Integers((8,)),), "cache": _BY_HEAD_FULL},
+            packs_embeddings=False,
+            pairings=_ANY_PAIR_FULL,
             full_range=True,
             experts="model",
             ragged=True,
         ),
-        EngineProfile(
-            "sglang",
-            linear=((4, True), (8, True)),
-            pairings=(Pairing(8, (8,), per_channel=True),),
-            experts="layer",
-        ),
+        EngineProfile("sglang", {"linear": _FOUR_EIGHT}, pairings=(_W8A8,), experts="layer"),
         EngineProfile(
             "natprec",
-            linear=_BOTH,
-            head=_BOTH,
-            embedding=_BOTH,
+            {"linear": _BOTH, "head": _BOTH, "embedding": _BOTH, "cache": _KEPT_BY_HEAD},
             pairings=_ANY_PAIR,
-            cache=_NARROW,
-            float_cache=False,
             ragged=True,
         ),
-        EngineProfile("llama.cpp", linear=(), types=tuple(GGUF_TYPES.values()), fuses=False),
+        EngineProfile("llama.cpp", {"linear": _GGUF, "head": _GGUF, "embedding": _GGUF}, container="gguf", fuses=False),
     )
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.information import Codebook
 from natprec.inspection.stars import Star
 from natprec.inspection.weights import WeightCodes, rounding_cost, weight_codes
@@ -118,10 +118,10 @@ def weight_rows(
     return rows, boundaries
 
 
-def _format_of(curve: Curve, width: int) -> NumberFormat | None:
+def _format_of(curve: Curve, width: int) -> Format | None:
     """The measured format of a width with the least distortion."""
     measured = zip(curve.kl(), curve.formats, strict=True)
-    of_width = [(kl, fmt) for kl, fmt in measured if isinstance(fmt, NumberFormat) and fmt.bits == width]
+    of_width = [(kl, fmt) for kl, fmt in measured if fmt.bits == width]
     return min(of_width)[1] if of_width else None
 
 

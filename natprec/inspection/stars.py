@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from natprec.ir import Gauge
 from natprec.ir.domains import attention_unit
 from natprec.measurement import Curve, Measurement
-from natprec.solver.plan import Plan, dual
+from natprec.solver.choices import dual
+from natprec.solver.plan import Plan
 from natprec.solver.units import backward_bits, fewest_bits
 from natprec.subject import Subject
 

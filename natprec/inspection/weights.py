@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.information import Codebook, LosslessGrid, landauer_joules, lossless_grid
 from natprec.information.codebook import half_histogram
 from natprec.information.entropy import miller_madow_bits
@@ -57,7 +57,7 @@ def weight_codes(weight: Tensor, dtype: torch.dtype) -> WeightCodes:
 
 
 def rounding_cost(
-    name: str, weight: Tensor, codes: WeightCodes, fmt: NumberFormat, scale_dtype: torch.dtype, kelvin: float
+    name: str, weight: Tensor, codes: WeightCodes, fmt: Format, scale_dtype: torch.dtype, kelvin: float
 ) -> Boundary:
     """What rounding a weight to nearest in a format erases."""
     rows = weight.detach().reshape(len(weight), -1)

@@ -33,7 +33,7 @@ class Triton(Kernel):
 
     def refuses(self, layer: Layer) -> str:
         """Groups that the layout's steps do not fill; everything where triton is not installed."""
-        if layer.format.bits < 2 or (layer.groups > 1 and layer.format.group_size % self.depth):
+        if layer.format.bits < 2 or (layer.groups > 1 and (layer.format.group_size or 0) % self.depth):
             return f"needs 2 to 8 bits in groups of a multiple of {self.depth}"
         return "" if importlib.util.find_spec("triton") else "triton is not installed"
 

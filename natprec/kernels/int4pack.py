@@ -29,9 +29,9 @@ def pack(weight: QuantizedTensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     rows, columns = weight.codes.shape
     fmt = weight.format
     codes = functional.pad(weight.codes, (0, -columns % GROUPS[-1])).int()
-    group = (
-        next(size for size in GROUPS if codes.shape[1] % size == 0) if weight.scale.shape[1] == 1 else fmt.group_size
-    )
+    group = columns // weight.scale.shape[1]
+    if group == columns:
+        group = next(size for size in GROUPS if codes.shape[1] % size == 0)
     scale = weight.scale.expand(rows, codes.shape[1] // group)
     if fmt.bits <= 4:
         nibbles = codes + 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.quantizers import QuantizedTensor
 
 Buffers = tuple[Tensor | None, ...]
@@ -29,7 +29,7 @@ class Layer:
         int8_inputs: activations are rounded to int8, one scale per token.
     """
 
-    format: NumberFormat
+    format: Format
     rows: int
     columns: int
     int8_inputs: bool = False

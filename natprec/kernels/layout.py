@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
+from natprec.formats import Format, integer
 from natprec.kernels.planes import plane_widths
 from natprec.quantizers import QuantizedTensor
 
@@ -50,7 +50,7 @@ class PlanarWeight:
         zero_point: the same, int8; None when symmetric.
     """
 
-    format: NumberFormat
+    format: Format
     rows: int
     columns: int
     depth: int
@@ -78,7 +78,7 @@ class PlanarWeight:
         depth: int,
     ) -> PlanarWeight:
         """From what a registered operation is given."""
-        fmt = NumberFormat(bits, group_size, zero_point is None)
+        fmt = integer(bits, group_size, zero_point is None)
         return cls(fmt, rows, columns, depth, tuple(planes), scale, zero_point)
 
     def some(self, rows: slice | Tensor) -> PlanarWeight:
@@ -95,7 +95,7 @@ def repack(
     packed: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
-    fmt: NumberFormat,
+    fmt: Format,
     columns: int,
     depth: int = DEPTH_OF_FLOATS,
 ) -> PlanarWeight:
@@ -123,7 +123,7 @@ def planar(weight: QuantizedTensor, depth: int = DEPTH_OF_FLOATS) -> PlanarWeigh
     fmt, (rows, columns) = weight.format, weight.codes.shape
     if fmt.bits < 2:
         raise InputError(f"{fmt.name} has no planar layout; its widths are 2 to 8 bits")
-    if (groups := weight.scale.shape[1]) > 1 and fmt.group_size % depth:
+    if (groups := weight.scale.shape[1]) > 1 and (fmt.group_size or 0) % depth:
         raise InputError(
             f"{fmt.name}: groups of a planar weight are multiples of {depth} columns; use the eager kernel"
         )
@@ -134,7 +134,7 @@ def planar(weight: QuantizedTensor, depth: int = DEPTH_OF_FLOATS) -> PlanarWeigh
     for width in plane_widths(fmt.bits):
         planes.append(_pack(codes >> low & (1 << width) - 1, width, depth))
         low += width
-    shape = (padded_rows, 1 if groups == 1 else math.ceil(tiles * TILE / fmt.group_size))
+    shape = (padded_rows, 1 if groups == 1 else math.ceil(tiles * TILE / (fmt.group_size or columns)))
     zero = None if weight.zero_point is None else _columns_first(weight.zero_point, *shape)
     return PlanarWeight(fmt, rows, columns, depth, tuple(planes), _columns_first(weight.scale, *shape), zero)
 

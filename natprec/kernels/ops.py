@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, integer
 from natprec.kernels import int4pack, planes, reference
 from natprec.quantizers import QuantizedTensor
 
@@ -24,7 +23,7 @@ LIBRARY = torch.library.Library("natprec", "FRAGMENT")
 def planes_weight(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int, columns: int) -> QuantizedTensor:
     """What a weight in planes stands for."""
     groups = scale.shape[1]
-    fmt = NumberFormat(bits, CHANNEL if groups == 1 else columns // groups, zero is None)
+    fmt = integer(bits, CHANNEL if groups == 1 else columns // groups, zero is None)
     return QuantizedTensor(fmt, planes.unpack(packed, bits, columns), scale.float(), zero)
 
 
@@ -41,14 +40,14 @@ def linear_int4(x: Tensor, packed: Tensor, scales: Tensor, shift: Tensor | None,
 
 def linear_int8(x: Tensor, codes: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     """Weights one to a byte, columns filled up; scale (rows,), shift (rows,): -zero · scale."""
-    weight = QuantizedTensor(NumberFormat(8, CHANNEL), codes[:, : x.shape[1]].contiguous(), scale.view(-1, 1), None)
+    weight = QuantizedTensor(integer(8, CHANNEL), codes[:, : x.shape[1]].contiguous(), scale.view(-1, 1), None)
     product = reference.linear(x, weight)
     return (product if shift is None else product + x.double().sum(1, keepdim=True) * shift.double()).to(x.dtype)
 
 
 def linear_int8_inputs(x: Tensor, codes: Tensor, prepared: Tensor, scale: Tensor) -> Tensor:
     """The same with activations rounded to int8, one scale per token; `prepared` is oneDNN's copy of the codes."""
-    weight = QuantizedTensor(NumberFormat(8, CHANNEL), codes, scale.view(-1, 1), None)
+    weight = QuantizedTensor(integer(8, CHANNEL), codes, scale.view(-1, 1), None)
     rounded, x_scale = reference.quantize_tokens(x)
     return reference.linear(rounded, weight, x_scale=x_scale).to(x.dtype)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.kernels.epilogue import Epilogue
 
 FLOAT, ACCUMULATOR, CODE = 2, 4, 1
@@ -27,7 +27,7 @@ class Product:
     tokens: int
     rows: int
     columns: int
-    format: NumberFormat
+    format: Format
     epilogue: Epilogue
     coded: bool = False
     biased: bool = False

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
-from natprec.formats.activation_format import ActivationFormat
+from natprec.formats import Format
 from natprec.hooks import attached
 from natprec.measurement.curves import Curve
 from natprec.measurement.sharding import Sharding
@@ -57,7 +57,7 @@ class ActivationObserver:
     """
 
     site: Site
-    formats: tuple[ActivationFormat, ...]
+    formats: tuple[Format, ...]
     sharding: Sharding
     parts: int
     seed: int
@@ -180,7 +180,7 @@ class ActivationObserver:
 
 
 def directional(
-    values: Tensor, gradient: Tensor, fmt: ActivationFormat, largest: Tensor | None = None, standing: float = 1.0
+    values: Tensor, gradient: Tensor, fmt: Format, largest: Tensor | None = None, standing: float = 1.0
 ) -> Tensor:
     """(Σ_t g_t · δ_t)² of a sequence, float64: T ḡ · δ̄ of the means, squared, and the deviations token by token.
 

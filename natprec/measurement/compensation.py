@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.quantizers.gptq import Judged, gptq_shares, judged_rows
 from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.second_moments import add_products, mirrored
@@ -95,7 +95,7 @@ class Compensation:
         return Judged(self.weight[rows].float(), torch.stack(self.judging))
 
 
-def deciding_format(formats: Sequence[NumberFormat], columns: int) -> int:
+def deciding_format(formats: Sequence[Format], columns: int) -> int:
     """The place of the format at which it is decided whether to rescale: of the nearest width the smallest groups."""
     distance = [(abs(fmt.bits - DECIDING_BITS), -fmt.groups(columns)) for fmt in formats]
     return distance.index(min(distance))
@@ -103,7 +103,7 @@ def deciding_format(formats: Sequence[NumberFormat], columns: int) -> int:
 
 def decide(
     members: Sequence[Compensation],
-    formats: Sequence[NumberFormat],
+    formats: Sequence[Format],
     nearest: Sequence[Tensor],
     gauge: Gauge | None,
 ) -> None:

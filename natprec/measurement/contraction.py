@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.measurement.sharding import Sharding
 from natprec.quantizers import rounding_errors, squared_errors
 
@@ -55,7 +55,7 @@ class Product:
 def contract(
     gathered: Tensor,
     weight: Tensor,
-    formats: Sequence[NumberFormat],
+    formats: Sequence[Format],
     scale_dtype: torch.dtype,
     *,
     squared: bool,
@@ -124,7 +124,7 @@ def _log_chi_square(degrees: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding_distortion(
-    sampled: dict[int, Tensor], standing: dict[int, Tensor], formats: Sequence[NumberFormat], sharding: Sharding
+    sampled: dict[int, Tensor], standing: dict[int, Tensor], formats: Sequence[Format], sharding: Sharding
 ) -> Tensor:
     """‖∇ - Q(∇)‖² of each sequence's gradient, from a sample of its rows (T3): (sequences, formats).
 
@@ -155,7 +155,7 @@ class Lookup:
 def lookup_values(
     lookups: dict[int, Lookup],
     weight: Tensor,
-    formats: Sequence[NumberFormat],
+    formats: Sequence[Format],
     scale_dtype: torch.dtype,
     terms: int,
     sharding: Sharding,

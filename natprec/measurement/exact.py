@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natprec.formats import ActivationFormat, Format
+from natprec.formats import Format
 from natprec.measurement.forward import forward_blocks
 from natprec.progress import Advance
 from natprec.quantizers import quantize
@@ -37,7 +37,7 @@ def replaced(model: nn.Module, site: Site, value: Tensor) -> Iterator[None]:
 @contextlib.contextmanager
 def quantized_site(model: nn.Module, site: Site, fmt: Format, scale_dtype: torch.dtype) -> Iterator[None]:
     """A site of any kind under a format, alone, within the block."""
-    if isinstance(fmt, ActivationFormat):
+    if site.kind != "weight":
         with rounded(model, site, fmt):
             yield
     else:

@@ -86,7 +86,7 @@ def measure(
     profile = engine_profile(config.engine)
     formats = subject.candidates(profile, config.group_size, config.sites)
     stages = stages or Stages(quiet=True)
-    if said := uneven(subject.sites, formats, None if profile.types else config.group_size):
+    if said := uneven(subject.sites, formats, None if profile.container == "gguf" else config.group_size):
         stages.note(said)
     header = header_of(subject, ids, config, parts, data, text_digest)
     fingerprint = {

@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.measurement.compensation import Compensation
 from natprec.measurement.contraction import Lookup, contract, lookup_values, rounding_distortion
 from natprec.measurement.curves import Curve
@@ -60,7 +60,7 @@ class WeightObserver:
 
     site: Site
     weight: Tensor
-    formats: tuple[NumberFormat, ...]
+    formats: tuple[Format, ...]
     sharding: Sharding
     parts: int
     scale_dtype: torch.dtype

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from natprec.formats import ActivationFormat, NumberFormat
+from natprec.formats import Format
 from natprec.hooks import attached
 from natprec.measurement.activations import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
@@ -42,7 +42,7 @@ from natprec.transforms import Gauge
 def sweep(
     staged: StagedModel,
     sites: Sequence[Site],
-    formats: dict[str, tuple[NumberFormat, ...]],
+    formats: dict[str, tuple[Format, ...]],
     ids: Tensor,
     *,
     scale_dtype: torch.dtype,
@@ -50,7 +50,7 @@ def sweep(
     rounding: str = "rtn",
     parts: int = 1,
     gauges: Mapping[str, Gauge] | None = None,
-    activations: Mapping[Site, tuple[ActivationFormat, ...]] | None = None,
+    activations: Mapping[Site, tuple[Format, ...]] | None = None,
     advance: Advance = lambda stage: None,
     state: SweepState | None = None,
     save: Callable[[SweepState], None] = lambda state: None,

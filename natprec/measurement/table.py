@@ -19,8 +19,7 @@ from safetensors.numpy import save
 from natprec.config import Measured
 from natprec.errors import InputError
 from natprec.files import write_bytes
-from natprec.formats import Format, parse_format
-from natprec.formats.activation_format import parse_activation_format
+from natprec.formats import Format, parse_activation, parse_format
 from natprec.measurement.curves import Curve
 from natprec.sites import Site
 from natprec.statistics import bootstrap_interval
@@ -159,7 +158,7 @@ def unpack_curves(sites: list[dict[str, Any]], arrays: dict[str, np.ndarray]) ->
     """The inverse of `pack_curves`."""
     curves = {}
     for description in sites:
-        parse = parse_format if description["kind"] == "weight" else parse_activation_format
+        parse = parse_format if description["kind"] == "weight" else parse_activation
         formats: tuple[Format, ...] = tuple(parse(name) for name in description["formats"])
         site = Site.from_json(
             {key: value for key, value in description.items() if key not in ("formats", "scaled", "largest", "tokens")}

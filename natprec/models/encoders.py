@@ -174,9 +174,11 @@ def stored_text(where: str, file: str) -> str | None:
 
 
 def _file(where: str, file: str) -> Path | None:
-    """A file of a model folder or hub repository; None where there is none."""
+    """A file of a model folder or hub repository; None where there is none, or a folder that is gone."""
     from transformers.utils.hub import cached_file
 
+    if where[:1] in ("/", ".", "~") and not Path(where).is_dir():
+        return None
     path = cached_file(
         where, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )

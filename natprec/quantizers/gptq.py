@@ -16,7 +16,7 @@ from torch import Tensor
 
 from natprec import native
 from natprec.arithmetic import product
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.integer import QuantizedTensor, choose_grid, squared_errors
 
@@ -30,7 +30,7 @@ WORK = 1 << 22
 """Weights, times formats, rounded at a time."""
 
 
-def gptq(weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: torch.dtype) -> QuantizedTensor:
+def gptq(weight: Tensor, inputs: InputOrder, fmt: Format, scale_dtype: torch.dtype) -> QuantizedTensor:
     """Round a weight for least output error.
 
     Args:
@@ -67,7 +67,7 @@ class Judged:
         """Of errors (…, rows, columns): (…,)."""
         return torch.einsum("...rc,src->...sr", errors, self.gradients).square().sum((-1, -2))
 
-    def nearest_losses(self, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
+    def nearest_losses(self, formats: Sequence[Format], scale_dtype: torch.dtype) -> Tensor:
         """Of rounding to nearest: (formats,)."""
         return squared_errors(self.weight, formats, scale_dtype)[:-1] @ self.gradients.square().sum(0).flatten()
 
@@ -80,7 +80,7 @@ def judged_rows(count: int) -> Tensor:
 def gptq_shares(
     weights: Sequence[Judged],
     inputs: InputOrder,
-    formats: Sequence[NumberFormat],
+    formats: Sequence[Format],
     scale_dtype: torch.dtype,
     scalings: Sequence[Tensor | None] = (None,),
 ) -> Tensor:
@@ -109,9 +109,7 @@ def gptq_shares(
     return torch.where(nearest > 0, losses / nearest, 1.0).cpu().double()
 
 
-def _found_grid(
-    weight: Tensor, inputs: InputOrder, factor: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype
-) -> Grid:
+def _found_grid(weight: Tensor, inputs: InputOrder, factor: Tensor, fmt: Format, scale_dtype: torch.dtype) -> Grid:
     """The grid that GPTQ chooses for columns multiplied by `factor`, as one of the columns as they are."""
     grid = Grid.of(*weighted_grid(weight * factor, inputs.scaled(factor), fmt, scale_dtype), fmt, inputs.order)
     ordered = factor[inputs.order].unsqueeze(1)
@@ -119,7 +117,7 @@ def _found_grid(
 
 
 def weighted_grid(
-    weight: Tensor, inputs: InputOrder, fmt: NumberFormat, scale_dtype: torch.dtype
+    weight: Tensor, inputs: InputOrder, fmt: Format, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Scales and offsets of the groups, where an error counts by the power of its input."""
     groups = fmt.groups(weight.shape[1])
@@ -137,7 +135,7 @@ class Grid:
     high: Tensor
 
     @classmethod
-    def of(cls, scale: Tensor, offset: Tensor | None, fmt: NumberFormat, order: Tensor) -> Grid:
+    def of(cls, scale: Tensor, offset: Tensor | None, fmt: Format, order: Tensor) -> Grid:
         """Of the rows of `scale`, with their groups' columns in rounding order."""
         group = order // (len(order) // scale.shape[1])
         low, high = (torch.full((len(scale),), float(end), device=scale.device) for end in fmt.code_range)

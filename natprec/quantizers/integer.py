@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from natprec import native
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.quantizers.stored_grids import nested_grid, stored_grid
 
 SHRINK = {1: (0.4, 0.6), 2: (0.75, 0.95)}
@@ -40,14 +40,14 @@ class QuantizedTensor:
         offset: (rows, groups), float32: the value of code 0, where the format stores that instead.
     """
 
-    format: NumberFormat
+    format: Format
     codes: Tensor
     scale: Tensor
     zero_point: Tensor | None
     offset: Tensor | None = None
 
     @classmethod
-    def of(cls, fmt: NumberFormat, codes: Tensor, scale: Tensor, offset: Tensor | None) -> QuantizedTensor:
+    def of(cls, fmt: Format, codes: Tensor, scale: Tensor, offset: Tensor | None) -> QuantizedTensor:
         """Codes on a grid that the format can store; its offset becomes a zero point where that is what it stores."""
         if fmt.float_offset or offset is None:
             return cls(fmt, codes, scale, None, offset)
@@ -91,7 +91,7 @@ class QuantizedTensor:
         return QuantizedTensor(self.format, self.codes.to(device), self.scale.to(device), zero, offset)
 
 
-def quantize(weight: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> QuantizedTensor:
+def quantize(weight: Tensor, fmt: Format, scale_dtype: torch.dtype) -> QuantizedTensor:
     """Round a weight to the nearest code, group by group.
 
     Args:
@@ -112,7 +112,7 @@ def quantize(weight: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype) -> Qua
     )
 
 
-def rounding_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
+def rounding_errors(weight: Tensor, formats: Sequence[Format], scale_dtype: torch.dtype) -> Tensor:
     """Q_b(w) - w of every weight under every format, and last that of storing it unquantized.
 
     Returns:
@@ -130,13 +130,13 @@ def rounding_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype
     return errors
 
 
-def squared_errors(weight: Tensor, formats: Sequence[NumberFormat], scale_dtype: torch.dtype) -> Tensor:
+def squared_errors(weight: Tensor, formats: Sequence[Format], scale_dtype: torch.dtype) -> Tensor:
     """(Q_b(w) - w)**2: see `rounding_errors`."""
     return rounding_errors(weight, formats, scale_dtype).square_()
 
 
 def choose_grid(
-    grouped: Tensor, fmt: NumberFormat, scale_dtype: torch.dtype, power: Tensor | None = None
+    grouped: Tensor, fmt: Format, scale_dtype: torch.dtype, power: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The grid of each group with the least squared error among those tried.
 
@@ -166,7 +166,7 @@ def choose_grid(
 
 
 def _grid(
-    grouped: Tensor, fmt: NumberFormat, scale: Tensor, low: Tensor, scale_dtype: torch.dtype
+    grouped: Tensor, fmt: Format, scale: Tensor, low: Tensor, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """A trial grid as it is stored; at 1 and 2 bits the least-squares one for its codes."""
     scale, offset = stored_grid(scale, None if fmt.symmetric else low, fmt, scale_dtype)
@@ -194,17 +194,13 @@ def _line(codes: Tensor, grouped: Tensor, scale: Tensor, offset: Tensor) -> tupl
     return torch.where(better, slope, scale), torch.where(better, mean - slope * mean_code, offset)
 
 
-def _squared_error(
-    grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None, power: Tensor | None
-) -> Tensor:
+def _squared_error(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, power: Tensor | None) -> Tensor:
     """Of each group, (rows, groups)."""
     error = _errors(grouped, fmt, scale, offset)
     return torch.linalg.vecdot(error, error if power is None else error * power)
 
 
-def _errors(
-    grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None, out: Tensor | None = None
-) -> Tensor:
+def _errors(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Nearest value less weight, of the shape of `grouped`; into `out`, contiguous, of so many elements."""
     if native.reads(grouped):
         return native.grid_errors(grouped, scale, offset, *fmt.code_range, out)
@@ -212,7 +208,7 @@ def _errors(
     return torch.sub(values, grouped, out=None if out is None else out.view(grouped.shape))
 
 
-def round_to_grid(grouped: Tensor, fmt: NumberFormat, scale: Tensor, offset: Tensor | None) -> Tensor:
+def round_to_grid(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None) -> Tensor:
     """Nearest codes (rows, groups, group size), as float32 integers within the code range."""
     codes = (
         grouped / scale.unsqueeze(-1) if offset is None else (grouped - offset.unsqueeze(-1)).div_(scale.unsqueeze(-1))
@@ -226,7 +222,7 @@ def _reconstruct(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     return codes if offset is None else codes.add_(offset.unsqueeze(-1))
 
 
-def _spanning_scale(low: Tensor, high: Tensor, fmt: NumberFormat) -> Tensor:
+def _spanning_scale(low: Tensor, high: Tensor, fmt: Format) -> Tensor:
     """The scale whose grid covers [low, high]; negative where the positive side reaches further."""
     if not fmt.symmetric:
         return (high - low) / (2**fmt.bits - 1)
@@ -236,7 +232,7 @@ def _spanning_scale(low: Tensor, high: Tensor, fmt: NumberFormat) -> Tensor:
     return torch.where(high > -low, -scale, scale) if -smallest != largest else scale
 
 
-def _grouped_rows(weight: Tensor, fmt: NumberFormat) -> Iterator[Tensor]:
+def _grouped_rows(weight: Tensor, fmt: Format) -> Iterator[Tensor]:
     """Chunks of whole rows as (rows, groups, group size), float32."""
     columns = weight.shape[1]
     step = max(1, CHUNK // columns)

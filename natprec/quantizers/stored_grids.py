@@ -11,15 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from natprec.formats import GGUFType, NumberFormat
+from natprec.formats import Format, Integer
 
 TINY = 2.0**-24
 """The smallest float16: a GGUF scale is never 0, so that codes are defined; ggml may decode it to 0."""
 
 
-def stored_grid(
-    scale: Tensor, low: Tensor | None, fmt: NumberFormat, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
+def stored_grid(scale: Tensor, low: Tensor | None, fmt: Format, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Rounded to what the format stores; nested scales are left to `nested_grid`.
 
     Args:
@@ -31,7 +29,7 @@ def stored_grid(
     """
     if fmt.nested:
         return torch.where(scale == 0, TINY, scale), None if low is None else low.clamp(max=0)
-    if isinstance(fmt, GGUFType):
+    if fmt.scaling.dtype == "float16":
         scale = scale.half().float()
         return torch.where(scale == 0, TINY, scale), None if low is None else low.half().float()
     scale = scale.to(dtype).to(torch.float32)
@@ -43,13 +41,13 @@ def stored_grid(
     return scale, zero.mul_(scale).neg_()
 
 
-def nested_grid(scale: Tensor, offset: Tensor | None, fmt: NumberFormat) -> tuple[Tensor, Tensor | None]:
+def nested_grid(scale: Tensor, offset: Tensor | None, fmt: Format) -> tuple[Tensor, Tensor | None]:
     """The same with each scale and offset as an integer times a float16 of its super-block; others are left alone.
 
     Args:
         scale, offset: (rows, groups), as `stored_grid` returns them.
     """
-    if not isinstance(fmt, GGUFType) or not fmt.nested:
+    if not fmt.nested:
         return scale, offset
     step, codes = nested_codes(scale, fmt)
     scale = (torch.where(codes == 0, 1, codes) * step).flatten(1)
@@ -59,7 +57,7 @@ def nested_grid(scale: Tensor, offset: Tensor | None, fmt: NumberFormat) -> tupl
     return scale, -(codes * step).flatten(1)
 
 
-def nested_codes(values: Tensor, fmt: GGUFType) -> tuple[Tensor, Tensor]:
+def nested_codes(values: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """Quantize scales, or offsets without their sign; the largest gets the code that is farthest from 0.
 
     Args:
@@ -67,8 +65,10 @@ def nested_codes(values: Tensor, fmt: GGUFType) -> tuple[Tensor, Tensor]:
     Returns:
         (rows, super-blocks, 1), float32 that float16 holds exactly, and (rows, super-blocks, groups of one), integers.
     """
-    assert fmt.scale_codes is not None
-    smallest, largest = fmt.scale_codes
+    codebook = fmt.scaling.dtype
+    assert isinstance(codebook, Integer)
+    assert fmt.group_size is not None
+    smallest, largest = codebook.smallest, codebook.largest
     blocks = values.view(len(values), -1, fmt.block // fmt.group_size)
     far = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
     step = (far / (smallest or largest)).half().float()

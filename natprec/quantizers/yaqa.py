@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.quantizers.gptq import Grid, weighted_grid
 from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.integer import QuantizedTensor
@@ -37,7 +37,7 @@ def output_order(moments: Tensor) -> InputOrder:
 
 
 def yaqa(
-    weight: Tensor, inputs: InputOrder, outputs: InputOrder, fmt: NumberFormat, scale_dtype: torch.dtype
+    weight: Tensor, inputs: InputOrder, outputs: InputOrder, fmt: Format, scale_dtype: torch.dtype
 ) -> QuantizedTensor:
     """Round a weight for least tr(S D H Dᵀ); grids are those of GPTQ.
 

@@ -112,7 +112,7 @@ def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
         raise InputError(
             f"refine {refine}: that needs the whole model in memory; leave it out, or use --weights memory"
         )
-    if engine_profile(engine).types:
+    if engine_profile(engine).container == "gguf":
         raise InputError(
             f"engine {engine!r}: a GGUF file is written from memory; use --weights memory, or another engine"
         )
@@ -120,7 +120,7 @@ def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
 
 def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
     """Say what else the model's checkpoint holds, and what becomes of it."""
-    for sentence in subject.leftovers.sentences(gguf=bool(engine_profile(engine).types)):
+    for sentence in subject.leftovers.sentences(gguf=engine_profile(engine).container == "gguf"):
         stages.note(sentence)
 
 
@@ -136,16 +136,16 @@ def for_engine(subject: Subject, engine: str) -> Subject:
             "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
         )
     refuse_unloadable(subject, engine)
-    if engine_profile(engine).types:
+    if engine_profile(engine).container == "gguf":
         return as_gguf(subject)
     return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
 
 
 def _wider_than_16_bits(subject: Subject, profile: EngineProfile) -> int:
     """Bytes beyond 2 for each weight of the sites that the engine keeps, where their checkpoint has float32."""
-    kept = {role for role in ("linear", "head", "embedding") if not getattr(profile, role)}
+    kept = [site for site in subject.sites if site.role not in profile.formats]
     dtypes = subject.staged.weights.dtypes
-    wide = [(site, dtypes.get(site.name + ".weight", torch.bfloat16)) for site in subject.sites if site.role in kept]
+    wide = [(site, dtypes.get(site.name + ".weight", torch.bfloat16)) for site in kept]
     return sum((dtype.itemsize - 2) * site.elements for site, dtype in wide)
 
 

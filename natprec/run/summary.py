@@ -17,7 +17,7 @@ from natprec.evaluation.judge import promised
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
 from natprec.solver import Plan
-from natprec.solver.plan import UNQUANTIZED_BITS
+from natprec.solver.choices import UNQUANTIZED_BITS
 from natprec.staged.routing import MIN_TOKENS
 from natprec.units import human_bytes, human_seconds
 

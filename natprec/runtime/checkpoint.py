@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import ActivationFormat, NumberFormat
-from natprec.formats.activation_format import described_format
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import Format, Integer, activation
+from natprec.formats.compressed_tensors import activation_format, weight_format
 from natprec.models.checkpoints import weight_files
 from natprec.models.checksums import refuse_damaged
 from natprec.models.disk_names import DiskNames
@@ -37,7 +36,7 @@ class Scheme:
         int8_inputs: activations are rounded to int8, one scale per token.
     """
 
-    format: NumberFormat
+    format: Format
     int8_inputs: bool = False
 
 
@@ -152,7 +151,7 @@ class Checkpoint:
             )
         return QuantizedTensor(fmt, codes, scale, zero)
 
-    def _codes(self, owner: str, fmt: NumberFormat, shape: tuple[int, int]) -> Tensor:
+    def _codes(self, owner: str, fmt: Format, shape: tuple[int, int]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
         packed = f"{owner}.weight_packed"
@@ -164,7 +163,7 @@ class Checkpoint:
         self._expect(packed, words, (shape[0], -(-shape[1] * fmt.bits // 32)), torch.int32)
         return unpack_from_int32(words, fmt.bits, torch.Size(shape)).contiguous()
 
-    def _zero_point(self, owner: str, fmt: NumberFormat, shape: tuple[int, int]) -> Tensor:
+    def _zero_point(self, owner: str, fmt: Format, shape: tuple[int, int]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
         name = f"{owner}.weight_zero_point"
@@ -214,22 +213,17 @@ def _schemes(groups: dict[str, dict[str, Any]], folder: Path) -> list[tuple[list
     return sorted(schemes, key=lambda entry: rank[all("." in t and not t.startswith("re:") for t in entry[0])])
 
 
-def _weight_format(weights: dict[str, Any]) -> NumberFormat:
-    kind, strategy = weights["type"], weights["strategy"]
-    if kind != "int" or not 2 <= weights["num_bits"] <= 8 or weights.get("dynamic"):
-        raise ValueError(f"weights of {weights['num_bits']} bits, type {kind!r}; kernels exist for int, 2 to 8 bits")
-    if strategy not in ("group", "channel", "tensor"):
-        raise ValueError(f"weight scales by {strategy!r}; kernels exist for group, channel and tensor")
-    return NumberFormat(weights["num_bits"], weights["group_size"] if strategy == "group" else CHANNEL,
-                        bool(weights["symmetric"]))  # fmt: skip
+def _weight_format(described: dict[str, Any]) -> Format:
+    fmt = weight_format(described)
+    if not isinstance(fmt.codebook, Integer) or fmt.bits < 2:
+        raise ValueError(f"weights in {fmt.name}; kernels exist for integers of 2 to 8 bits")
+    return fmt
 
 
-def _int8_inputs(inputs: dict[str, Any] | None) -> bool:
-    if inputs is None:
+def _int8_inputs(described: dict[str, Any] | None) -> bool:
+    if described is None:
         return False
-    found = described_format(inputs)
-    if found != ActivationFormat(8):
-        raise ValueError(
-            f"activations of {found.bits} bits ({found.name}); kernels exist for {ActivationFormat(8).name}"
-        )
+    fmt = activation_format(described)
+    if fmt != activation(8):
+        raise ValueError(f"activations in {fmt.name}; kernels exist for {activation(8).name}")
     return True

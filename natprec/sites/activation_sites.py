@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.formats.activation_format import CHANNEL, FLOAT8, ActivationFormat
+from natprec.formats import CHANNEL, FP8_TENSOR, Format, Granularity, PerFeature, PerGroup, PerToken, activation
 from natprec.hooks import attached
-from natprec.quantizers.activations import round_activations
+from natprec.quantizers.activations import flowing_scale, round_activations
 from natprec.sites.weight_sites import Site
 from natprec.staged.attention import AttentionHook
 from natprec.staged.blocks import StagedModel
@@ -57,7 +57,7 @@ def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, ca
     return sorted(found, key=lambda site: site.stage)
 
 
-def activation_formats(site: Site, group_size: int | None, full_range: bool = False) -> tuple[ActivationFormat, ...]:
+def activation_formats(site: Site, group_size: int | None, full_range: bool = False) -> tuple[Format, ...]:
     """What is measured at a site: one scale per token, or per head of a key or value; float8 too in a cache.
 
     Inputs of Linears are also measured with fixed scales per feature, which no engine multiplies: what they cost beside
@@ -68,15 +68,15 @@ def activation_formats(site: Site, group_size: int | None, full_range: bool = Fa
         full_range: the engine's rule for scales.
     """
     if site.role == "cache":
-        return (*(ActivationFormat(bits, site.shape[1], full_range=full_range) for bits in WIDTHS), FLOAT8)
-    formats = [ActivationFormat(bits, full_range=full_range) for bits in WIDTHS]
+        return (*(activation(bits, PerGroup(site.shape[1]), full_range) for bits in WIDTHS), FP8_TENSOR)
+    formats = [activation(bits, PerToken(), full_range) for bits in WIDTHS]
     if site.role == "linear":
-        sizes = (CHANNEL,) if group_size is None or group_size <= 0 else (group_size, CHANNEL)
-        formats += [ActivationFormat(bits, size, full_range=full_range) for size in sizes for bits in GROUPED_WIDTHS]
+        by: list[Granularity] = [] if group_size is None or group_size == CHANNEL else [PerGroup(group_size)]
+        formats += [activation(bits, each, full_range) for each in (*by, PerFeature()) for bits in GROUPED_WIDTHS]
     return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
 
 
-def round_input(module: nn.Module, fmt: ActivationFormat) -> Any:
+def round_input(module: nn.Module, fmt: Format) -> Any:
     """From now on a module computes with its first argument rounded; returns what `remove()` undoes it."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -88,7 +88,7 @@ def round_input(module: nn.Module, fmt: ActivationFormat) -> Any:
 
 
 def round_states(
-    module: nn.Module, fmt: ActivationFormat, kinds: Sequence[str] = ("key", "value"), scale: Tensor | None = None
+    module: nn.Module, fmt: Format, kinds: Sequence[str] = ("key", "value"), scale: Tensor | None = None
 ) -> AttentionHook:
     """The same for the keys or values, or both, of an attention module.
 
@@ -105,7 +105,7 @@ def round_states(
     return AttentionHook(module, hook)
 
 
-def round_site(model: nn.Module, site: Site, fmt: ActivationFormat, largest: float | None = None) -> list[Any]:
+def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | None = None) -> list[Any]:
     """Round an activation wherever it is used; returns the hooks, to remove.
 
     Args:
@@ -115,12 +115,12 @@ def round_site(model: nn.Module, site: Site, fmt: ActivationFormat, largest: flo
     if site.role == "cache":
         scale = None
         if not fmt.dynamic and largest is not None:
-            scale = fmt.scale(torch.tensor(largest, device=next(model.parameters()).device))
+            scale = flowing_scale(fmt, torch.tensor(largest, device=next(model.parameters()).device))
         return [round_states(module, fmt, (site.kind,), scale) for module in modules]
     return [round_input(module, fmt) for module in modules]
 
 
-def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, ActivationFormat]) -> list[Any]:
+def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, Format]) -> list[Any]:
     """Round what Linears read, by the unit that they belong to; returns the hooks, to remove.
 
     Args:
@@ -132,7 +132,7 @@ def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, A
 
 
 @contextlib.contextmanager
-def rounded(model: nn.Module, site: Site, fmt: ActivationFormat) -> Iterator[None]:
+def rounded(model: nn.Module, site: Site, fmt: Format) -> Iterator[None]:
     """Within the block every use of the activation computes with its rounded values."""
     with attached(round_site(model, site, fmt)):
         yield

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import EngineProfile, GGUFType, NumberFormat
+from natprec.formats import CHANNEL, EngineProfile, Format
 from natprec.staged.blocks import StagedModel
 
 Kind = Literal["weight", "activation", "key", "value"]
@@ -120,7 +120,7 @@ def together(site: Site, profile: EngineProfile) -> tuple[str, str]:
     return "unit", site.unit if profile.fuses else site.name
 
 
-def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> None:
+def refuse_indivisible(sites: list[Site], formats: tuple[Format, ...]) -> None:
     """Name the first layer that a group size does not divide, before anything is measured.
 
     Raises:
@@ -136,7 +136,7 @@ def refuse_indivisible(sites: list[Site], formats: tuple[NumberFormat, ...]) -> 
                 )
 
 
-def uneven(sites: Sequence[Site], formats: Mapping[str, Sequence[NumberFormat]], group_size: int | None) -> str:
+def uneven(sites: Sequence[Site], formats: Mapping[str, Sequence[Format]], group_size: int | None) -> str:
     """What becomes of the sites that the group size does not divide, in one sentence; empty where there are none.
 
     Args:
@@ -145,7 +145,7 @@ def uneven(sites: Sequence[Site], formats: Mapping[str, Sequence[NumberFormat]],
     """
     several: dict[str, list[Site]] = {}
     for site in sites:
-        size = max((fmt.group_size for fmt in formats[site.name]), default=None)
+        size = max((fmt.group_size or CHANNEL for fmt in formats[site.name]), default=None)
         if size is None or group_size not in (None, size):
             what = "16 bits" if size is None else f"groups of {size}" if size > 0 else "one scale per row"
             several.setdefault(what, []).append(site)
@@ -161,7 +161,7 @@ def uneven(sites: Sequence[Site], formats: Mapping[str, Sequence[NumberFormat]],
     )
 
 
-def refuse_unblocked(sites: list[Site], types: tuple[GGUFType, ...]) -> None:
+def refuse_unblocked(sites: list[Site], types: tuple[Format, ...]) -> None:
     """Name the first layer whose rows are whole blocks of no GGUF type, before anything is measured.
 
     Raises:

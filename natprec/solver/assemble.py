@@ -10,10 +10,11 @@ import numpy as np
 
 from natprec.config import NOT_ROUNDED
 from natprec.errors import InputError
-from natprec.formats import ActivationFormat, EngineProfile
+from natprec.formats import EngineProfile, Format
 from natprec.sites import Site
 from natprec.solver.allocation import natural_precision
-from natprec.solver.plan import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, Plan
+from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
+from natprec.solver.plan import Plan
 from natprec.solver.units import Group, fewest_bits, kl_of, refuse_other_rule, stored_bytes
 from natprec.statistics import bootstrap_interval
 
@@ -135,7 +136,7 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
     return CacheChoice(fmt, kl, largest)
 
 
-def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> ActivationFormat:
+def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> Format:
     """The one format of all keys and values at so many bits, below 16.
 
     Raises:

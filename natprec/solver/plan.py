@@ -9,128 +9,12 @@ from typing import Any
 
 from natprec.errors import InputError
 from natprec.files import write_json
-from natprec.formats import GGUF_TYPES, ActivationFormat, GGUFType, NumberFormat
-from natprec.formats.activation_format import parse_activation_format
+from natprec.formats import Format
+from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.staged.routing import MIN_TOKENS
 
-UNQUANTIZED_BITS = 16
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One site's format in a plan.
-
-    Attributes:
-        format: None where the engine keeps the site at 16 bits.
-        natural_bits: b*(eps_v), the width at which the site keeps its own share of the tolerance;
-            None where no measured width does.
-        kl: predicted distortion of this site alone, by default KL in nats per token.
-        stored_bytes: on disk.
-        scaled: whether the columns are rescaled before they are rounded (T10).
-        backward_bits: b* of the backward flow, at the plan's `eps_bwd` or else 0.01; None where no measured width
-            keeps it. What keeps both tolerances is the larger of this and `natural_bits` (T4).
-        tokens: of an expert, those that it was measured on; None where the text is not divided.
-    """
-
-    format: NumberFormat | None
-    natural_bits: int | None
-    kl: float
-    stored_bytes: int
-    elements: int
-    unit: str
-    scaled: bool = False
-    backward_bits: int | None = None
-    tokens: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """`bits`, `group_size`, `symmetric` and GGUF's `type` first: what scripts read."""
-        fmt = self.format
-        return {
-            "bits": fmt.bits if fmt else UNQUANTIZED_BITS,
-            "group_size": fmt.group_size if fmt else None,
-            "symmetric": fmt.symmetric if fmt else None,
-            "type": fmt.name if isinstance(fmt, GGUFType) else None,
-            "natural_bits": self.natural_bits,
-            "backward_bits": self.backward_bits,
-            "dual_bits": dual(self.natural_bits, self.backward_bits),
-            "kl": self.kl,
-            "stored_bytes": self.stored_bytes,
-            "elements": self.elements,
-            "unit": self.unit,
-            "scaled": self.scaled,
-            "tokens": self.tokens,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Choice:
-        """The inverse of `to_json`."""
-        fmt: NumberFormat | None = None
-        if value["type"] is not None:
-            fmt = GGUF_TYPES[value["type"]]
-        elif value["group_size"] is not None:
-            fmt = NumberFormat(value["bits"], value["group_size"], value["symmetric"])
-        names = ("natural_bits", "kl", "stored_bytes", "elements", "unit", "scaled", "backward_bits", "tokens")
-        return cls(fmt, *(value[name] for name in names))
-
-
-def dual(forward: int | None, backward: int | None) -> int | None:
-    """The fewest bits that keep both tolerances (T4)."""
-    return None if forward is None or backward is None else max(forward, backward)
-
-
-@dataclass(frozen=True)
-class InputChoice:
-    """The format in which a unit's input meets its weights; attributes as those of `Choice`, None: 16 bits."""
-
-    format: ActivationFormat | None
-    natural_bits: int | None
-    kl: float
-    backward_bits: int | None = None
-
-    @property
-    def bits(self) -> int:
-        """Of an activation."""
-        return self.format.bits if self.format else UNQUANTIZED_BITS
-
-    def to_json(self) -> dict[str, Any]:
-        """`bits` first, as for weights."""
-        return {
-            "bits": self.bits,
-            "format": self.format.name if self.format else None,
-            "natural_bits": self.natural_bits,
-            "backward_bits": self.backward_bits,
-            "dual_bits": dual(self.natural_bits, self.backward_bits),
-            "kl": self.kl,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> InputChoice:
-        """The inverse of `to_json`."""
-        fmt = None if value["format"] is None else parse_activation_format(value["format"])
-        return cls(fmt, value["natural_bits"], value["kl"], value["backward_bits"])
-
-
-@dataclass(frozen=True)
-class CacheChoice:
-    """The format of all keys and values.
-
-    Attributes:
-        kl: predicted distortion of all of them together.
-        largest: site → the largest magnitude measured, for formats with a fixed scale.
-    """
-
-    format: ActivationFormat
-    kl: float
-    largest: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """`bits` first, as for weights."""
-        return {"bits": self.format.bits, "format": self.format.name, "kl": self.kl, "largest": self.largest}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> CacheChoice:
-        """The inverse of `to_json`."""
-        return cls(parse_activation_format(value["format"]), value["kl"], value["largest"])
+VERSION = 1
+"""Of plan.json: 1 since formats have names; a file without `version` is of version 0."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +81,7 @@ class Plan:
             )
 
     @property
-    def rounded_inputs(self) -> dict[str, ActivationFormat]:
+    def rounded_inputs(self) -> dict[str, Format]:
         """Unit → format of its input, where that is rounded."""
         return {unit: choice.format for unit, choice in self.inputs.items() if choice.format is not None}
 
@@ -227,6 +111,7 @@ class Plan:
         value = {each.name: getattr(self, each.name) for each in fields(self)}
         del value["sites"]  # the longest last
         return {
+            "version": VERSION,
             **value,
             "cache": self.cache.to_json() if self.cache else None,
             "inputs": {name: choice.to_json() for name, choice in self.inputs.items()},
@@ -249,10 +134,19 @@ class Plan:
             raise InputError(f"plan {str(path)!r} does not exist; write it with natprec solve --out {path}")
         try:
             value = json.loads(path.read_text())
-            sites = {name: Choice.from_json(choice) for name, choice in value.pop("sites").items()}
+            version, sites = value.pop("version", 0), value.pop("sites")
+            if version not in (0, VERSION):
+                raise InputError(
+                    f"plan {str(path)!r} is of version {version!r}, this natprec reads versions 0 and {VERSION}; "
+                    "use the natprec that wrote it, or solve again"
+                )
+            sites = upgraded(sites) if version == 0 else sites
+            sites = {name: Choice.from_json(choice) for name, choice in sites.items()}
             value["inputs"] = {name: InputChoice.from_json(choice) for name, choice in value["inputs"].items()}
             value["cache"] = value["cache"] and CacheChoice.from_json(value["cache"])
             value["kl_predicted_ci95"] = tuple(value["kl_predicted_ci95"])
             return cls(**value, sites=sites)
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"plan {str(path)!r} cannot be read ({error!r}); solve again") from error

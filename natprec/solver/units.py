@@ -16,10 +16,10 @@ import numpy as np
 
 from natprec.config import AUTO, NOT_ROUNDED
 from natprec.errors import BudgetError, InputError
-from natprec.formats import ActivationFormat, EngineProfile, Format, NumberFormat
+from natprec.formats import EngineProfile, Format
 from natprec.sites import together
 from natprec.solver.allocation import Unit, natural_precision
-from natprec.solver.plan import UNQUANTIZED_BITS
+from natprec.solver.choices import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
     from natprec.measurement import Curve, Measurement
@@ -32,8 +32,8 @@ EPS_BWD_SHOWN = 0.01
 class Pair:
     """Operands of a matrix product; `inputs` is None where activations stay at 16 bits."""
 
-    weight: NumberFormat
-    inputs: ActivationFormat | None = None
+    weight: Format
+    inputs: Format | None = None
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ class Group:
     curves: tuple[Curve, ...]
     pairs: tuple[Pair, ...]
     inputs: Curve | None
-    formats: tuple[NumberFormat, ...]
+    formats: tuple[Format, ...]
     alone: Unit
     backward: dict[str, int | None]
 
@@ -102,7 +102,7 @@ def refuse_other_rule(curves: Iterable[Curve], profile: EngineProfile) -> None:
         InputError: names the engine to measure for.
     """
     for curve in curves:
-        rules = {fmt.full_range for fmt in curve.formats if isinstance(fmt, ActivationFormat) and not fmt.floating}
+        rules = {fmt.full_range for fmt in curve.formats if not fmt.floating}
         if rules and profile.full_range not in rules:
             whose = "plain transformers" if True in rules else "kernels"
             raise InputError(
@@ -152,7 +152,7 @@ def _group(
 
 
 def _pairs(
-    formats: Sequence[NumberFormat],
+    formats: Sequence[Format],
     flowing: Curve | None,
     profile: EngineProfile,
     activations: str,
@@ -165,7 +165,7 @@ def _pairs(
     pairs = [
         Pair(fmt, inputs)
         for inputs in flowing.formats
-        if isinstance(inputs, ActivationFormat) and (eps_bwd is None or keeps_gradient(flowing, inputs, eps_bwd))
+        if eps_bwd is None or keeps_gradient(flowing, inputs, eps_bwd)
         for fmt in formats
         if profile.multiplies(fmt, inputs)
     ]
@@ -174,9 +174,9 @@ def _pairs(
     return [pair for pair in pairs if pair.input_bits == int(activations)]
 
 
-def weight_formats(curve: Curve, profile: EngineProfile) -> list[NumberFormat]:
+def weight_formats(curve: Curve, profile: EngineProfile) -> list[Format]:
     """What was measured of a weight and the engine runs."""
-    return [fmt for fmt in curve.formats if isinstance(fmt, NumberFormat) and profile.runs(curve.site.role, fmt)]
+    return [fmt for fmt in curve.formats if profile.runs(curve.site.role, fmt)]
 
 
 def kl_of(curve: Curve, formats: Sequence[Format | None], rounding: str) -> np.ndarray:
@@ -186,7 +186,7 @@ def kl_of(curve: Curve, formats: Sequence[Format | None], rounding: str) -> np.n
     return np.array([0.0 if fmt is None else values[place[fmt]] for fmt in formats])
 
 
-def stored_bytes(curve: Curve, fmt: NumberFormat, profile: EngineProfile) -> int:
+def stored_bytes(curve: Curve, fmt: Format, profile: EngineProfile) -> int:
     """Of one weight on disk."""
     site = curve.site
     return profile.stored_bytes(site.role, fmt, *site.shape, uses=len(site.uses))
@@ -222,13 +222,13 @@ def check_flows(profile: EngineProfile, activations: str, kv: str) -> None:
     Raises:
         InputError: says what it can.
     """
-    known = sorted({pairing.inputs for pairing in profile.pairings})
+    known = sorted({bits for pairing in profile.pairings for bits in pairing.inputs.bits})
     if activations not in (NOT_ROUNDED, *map(str, known), *([AUTO] if known else [])):
         widths = ", ".join(map(str, (*known, UNQUANTIZED_BITS)))
         raise InputError(
             f"activations {activations!r}: engine {profile.name!r} multiplies with {widths} bits; give one of them"
             + (" or auto" if known else "")
         )
-    if kv not in (NOT_ROUNDED, *map(str, profile.cache)):
-        widths = ", ".join(map(str, (*profile.cache, UNQUANTIZED_BITS)))
+    if kv not in (NOT_ROUNDED, *map(str, profile.cache_bits)):
+        widths = ", ".join(map(str, (*profile.cache_bits, UNQUANTIZED_BITS)))
         raise InputError(f"kv {kv!r}: engine {profile.name!r} keeps keys and values at {widths} bits; give one of them")

@@ -1,9 +1,9 @@
 """Which Linears are experts, and what routes tokens to them: found by structure, and by what one forward showed.
 
 Experts are the members of a list that are built alike and are not given the same number of tokens, or all fewer than
-there are; or what `natprec.models.experts` has taken apart. A router stands beside them: the only matrix in a child
-of the module that owns the experts, with a row for each of them (it chooses) or a single row (it weighs an expert that
-all tokens see). Both decide where tokens go or how much they count, are small, and are read by engines at 16 bits.
+there are, where something routes; or what `natprec.models.experts` has taken apart. A router stands beside them: the
+only matrix in a child of the module that owns the experts, with a row for each of them (it chooses) or a single row (it
+weighs an expert that all tokens see). Both decide where tokens go or how much they count, are small, and are read by engines at 16 bits.
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ def find_routing(model: nn.Module, rows: Mapping[str, int], tokens: int) -> Rout
             members = [f"{name}.{number}" for number in range(len(module))]
         else:
             continue
+        own = set(_routers(model, name, len(members)))
+        if not own and not isinstance(module, LinearExperts):
+            continue  # one for each depth at which a shared block is used (Zamba2's adapters)
         for member in members:
             containers |= {f"{member}.{leaf}": name for leaf in _linears(model.get_submodule(member))}
-        routers |= set(_routers(model, name, len(members)))
+        routers |= own
     return Routing(containers, frozenset(routers))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.transforms.gauges import Gauge
 
 STEPS = 40
@@ -28,7 +28,7 @@ ROWS = 256
 """Rows, about, whose largest weights are looked at."""
 
 
-def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: NumberFormat, gauge: Gauge) -> Tensor:
+def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: Format, gauge: Gauge) -> Tensor:
     """The factors s of a gauge's channels.
 
     Args:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from natprec.comparison.judging import judge, judged_model, rounded_inputs, sizes
 from natprec.errors import ModelError
-from natprec.formats.activation_format import ActivationFormat
+from natprec.formats import activation
 from natprec.subject import Subject
 from tests.conftest import tiny_model
 from tests.solver.test_units import three_layers
@@ -59,7 +59,7 @@ def test_a_plan_says_how_its_own_activations_are_rounded(subject: Subject, tmp_p
     assert rounded_inputs(subject, 8, tmp_path / "plan.json") == plan.rounded_inputs != {}
     assert rounded_inputs(subject, 16, tmp_path / "plan.json") == {}
     by_token = rounded_inputs(subject, 8, None)
-    assert set(by_token.values()) == {ActivationFormat(8)}
+    assert set(by_token.values()) == {activation(8)}
     assert set(by_token) == {site.unit for site in subject.activations if site.role == "linear"}
 
 

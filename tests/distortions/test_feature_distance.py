@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.distortions import EmbeddingDistance, FeatureDistance
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.sweep import sweep
@@ -20,7 +20,7 @@ from natprec.subject import Subject
 from tests.arrange import encoder, tokens
 
 LENGTH = 16
-FORMATS = tuple(NumberFormat(bits, 32) for bits in (4, 6, 8))
+FORMATS = tuple(integer(bits, 32) for bits in (4, 6, 8))
 NAME = "encoder.layer.0.attention.self.value"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from natprec import pipeline
 from natprec.evaluation.reload import load_quantized, open_quantized
 from natprec.formats import engine_profile
-from natprec.formats.activation_format import described_format
+from natprec.formats.compressed_tensors import activation_format
 from natprec.hooks import attached
 from natprec.measurement.measure import measure
 from natprec.progress import Stages
@@ -120,11 +120,11 @@ def test_what_was_planned_is_what_is_written(case: Case) -> None:
         if group is None or planned is None:
             continue
         assert (group["weights"]["num_bits"], group["weights"]["symmetric"]) == (planned.bits, planned.symmetric)
-        inputs = group["input_activations"] and described_format(group["input_activations"], full_range)
+        inputs = group["input_activations"] and activation_format(group["input_activations"], full_range)
         assert inputs == plan.rounded_inputs.get(site.unit), site.name
     assert plan.rounded_inputs
     cache = config.get("kv_cache_scheme")
-    assert (cache and described_format(cache, full_range)) == (plan.cache and plan.cache.format)
+    assert (cache and activation_format(cache, full_range)) == (plan.cache and plan.cache.format)
     if plan.cache is not None and not plan.cache.format.dynamic:
         stored = load_file(case.folder / "model.safetensors")
         for name, largest in plan.cache.largest.items():

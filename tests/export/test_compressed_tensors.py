@@ -17,8 +17,7 @@ from natprec.evaluation.reload import load_quantized
 from natprec.export import write_checkpoint
 from natprec.export.compressed_tensors import write_weights
 from natprec.files import folder_bytes
-from natprec.formats import NumberFormat, engine_profile
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.quantizers import QuantizedTensor
@@ -98,13 +97,13 @@ def test_an_encoder_comes_back_with_its_biases(engine: str, tmp_path: Path) -> N
 def test_every_width_survives(bits: int, symmetric: bool, tmp_path: Path) -> None:
     made = subject()
     plan = plan_of(made, "natprec" if not symmetric else "vllm")
-    fmt = NumberFormat(bits, 32, symmetric)
+    fmt = integer(bits, 32, symmetric)
     model, quantized = written(tmp_path, made, with_format(plan, fmt))
     assert {value.format for value in quantized.values()} == {fmt}
     assert_same(load_quantized(tmp_path), model)
 
 
-def with_format(plan: Plan, fmt: NumberFormat) -> Plan:
+def with_format(plan: Plan, fmt: Format) -> Plan:
     """The plan with one format wherever it has any."""
     return replace(plan, sites={n: replace(c, format=fmt if c.format else None) for n, c in plan.sites.items()})
 
@@ -112,7 +111,7 @@ def with_format(plan: Plan, fmt: NumberFormat) -> Plan:
 def test_layer_of_eight_outputs_with_4_bit_zero_points(tmp_path: Path) -> None:
     """One int32 holds all zero points of a column: a router of eight experts, one narrow key head."""
     made = subject(num_attention_heads=8, num_key_value_heads=1, head_dim=8, hidden_size=64)
-    model, quantized = written(tmp_path, made, with_format(plan_of(made, "natprec"), NumberFormat(4, 32, False)))
+    model, quantized = written(tmp_path, made, with_format(plan_of(made, "natprec"), integer(4, 32, False)))
     assert quantized["model.layers.0.self_attn.k_proj"].codes.shape == (8, 64)
     assert_same(load_quantized(tmp_path), model)
 

@@ -139,7 +139,8 @@ def test_refused_before_measuring(tiny_tokenizer: Any) -> None:
     with pytest.raises(ModelError, match="with biases"):
         for_engine(Subject.in_memory(tiny_model(attention_bias=True), tiny_tokenizer), "llama.cpp")
     narrow = for_engine(
-        Subject.in_memory(tiny_model(hidden_size=48, num_attention_heads=2), tiny_tokenizer), "llama.cpp"
+        Subject.in_memory(tiny_model(hidden_size=48, intermediate_size=80, num_attention_heads=2), tiny_tokenizer),
+        "llama.cpp",
     )
     with pytest.raises(InputError, match=r"the 48 inputs of 'model.embed_tokens' are no multiple of 32"):
         measure(narrow, tokens(2, 8), engine="llama.cpp")

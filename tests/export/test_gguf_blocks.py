@@ -10,7 +10,7 @@ from gguf import quantize as quantize_by_ggml
 from torch import Tensor
 
 from natprec.export.gguf_blocks import pack_blocks
-from natprec.formats import GGUF_TYPES, GGUFType
+from natprec.formats import GGUF_TYPES, Format
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import gptq
 from natprec.quantizers.input_order import InputOrder
@@ -32,24 +32,24 @@ def weight(rows: int = 24, columns: int = 512, seed: int = 0) -> Tensor:
     return values
 
 
-def unpacked(blocks: np.ndarray, fmt: GGUFType) -> Tensor:
+def unpacked(blocks: np.ndarray, fmt: Format) -> Tensor:
     return torch.from_numpy(dequantize(blocks, GGMLQuantizationType[fmt.name]))
 
 
 @pytest.mark.parametrize("fmt", TYPES, ids=lambda fmt: fmt.name)
-def test_sizes_are_ggmls(fmt: GGUFType) -> None:
-    assert GGML_QUANT_SIZES[GGMLQuantizationType[fmt.name]] == (fmt.block, fmt.block_bytes)
+def test_sizes_are_ggmls(fmt: Format) -> None:
+    assert GGML_QUANT_SIZES[GGMLQuantizationType[fmt.name]] == (fmt.block, fmt.stored_bytes(1, fmt.block))
     assert pack_blocks(quantize(weight(), fmt, torch.bfloat16)).nbytes == fmt.stored_bytes(24, 512)
 
 
 @pytest.mark.parametrize("fmt", TYPES, ids=lambda fmt: fmt.name)
-def test_ggml_unpacks_what_we_reconstruct(fmt: GGUFType) -> None:
+def test_ggml_unpacks_what_we_reconstruct(fmt: Format) -> None:
     value = quantize(weight(), fmt, torch.bfloat16)
     assert torch.equal(unpacked(pack_blocks(value), fmt), value.dequantize())
 
 
 @pytest.mark.parametrize("fmt", TYPES, ids=lambda fmt: fmt.name)
-def test_every_code_and_scale_survives(fmt: GGUFType) -> None:
+def test_every_code_and_scale_survives(fmt: Format) -> None:
     """Random ones, not those that a weight happens to need."""
     draw = torch.Generator().manual_seed(1)
     low, high = fmt.code_range
@@ -61,7 +61,7 @@ def test_every_code_and_scale_survives(fmt: GGUFType) -> None:
 
 
 @pytest.mark.parametrize("fmt", TYPES, ids=lambda fmt: fmt.name)
-def test_gptq_stays_on_the_grid(fmt: GGUFType) -> None:
+def test_gptq_stays_on_the_grid(fmt: Format) -> None:
     inputs = torch.randn(1000, 512, generator=torch.Generator().manual_seed(2)) @ torch.randn(512, 512)
     value = gptq(weight(), InputOrder.of(inputs.T @ inputs), fmt, torch.bfloat16)
     assert torch.equal(unpacked(pack_blocks(value), fmt), value.dequantize())
@@ -71,7 +71,7 @@ def test_gptq_stays_on_the_grid(fmt: GGUFType) -> None:
 
 
 @pytest.mark.parametrize("fmt", NESTED, ids=lambda fmt: fmt.name)
-def test_storing_a_stored_grid_changes_nothing(fmt: GGUFType) -> None:
+def test_storing_a_stored_grid_changes_nothing(fmt: Format) -> None:
     value = quantize(weight(), fmt, torch.bfloat16)
     again = nested_grid(value.scale, value.offset, fmt)
     assert torch.equal(again[0], value.scale)
@@ -79,14 +79,14 @@ def test_storing_a_stored_grid_changes_nothing(fmt: GGUFType) -> None:
 
 
 @pytest.mark.parametrize("fmt", PLAIN, ids=lambda fmt: fmt.name)
-def test_a_weight_from_ggml_comes_back_in_the_same_bytes(fmt: GGUFType) -> None:
+def test_a_weight_from_ggml_comes_back_in_the_same_bytes(fmt: Format) -> None:
     theirs = quantize_by_ggml(weight().numpy(), GGMLQuantizationType[fmt.name])
     ours = pack_blocks(quantize(unpacked(theirs, fmt), fmt, torch.bfloat16))
     assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("fmt", PLAIN, ids=lambda fmt: fmt.name)
-def test_error_is_about_that_of_ggml(fmt: GGUFType) -> None:
+def test_error_is_about_that_of_ggml(fmt: Format) -> None:
     theirs = unpacked(quantize_by_ggml(weight().numpy(), GGMLQuantizationType[fmt.name]), fmt)
     ours = quantize(weight(), fmt, torch.bfloat16).dequantize()
     error, reference = (ours - weight()).square().sum(1), (theirs - weight()).square().sum(1)

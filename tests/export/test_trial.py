@@ -31,6 +31,15 @@ def model_of(family: str, **changes: Any) -> Any:
     return experts(family, **{**SIZES[family], **changes})
 
 
+def gemma3() -> Any:
+    """The scale of its embeddings is a buffer that no file has."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.Gemma3TextConfig(**sizes, num_key_value_heads=2, head_dim=8, vocab_size=96, pad_token_id=0)
+    return transformers.Gemma3ForCausalLM(config)
+
+
 def nemotron(**changes: Any) -> Any:
     """Its files call `backbone` what its modules call `model`; some of its limits are infinite."""
     return experts(
@@ -62,7 +71,7 @@ def test_packed_weights_that_transformers_cannot_make_ready_are_known_beforehand
 
 
 def test_what_transformers_loads_passes_the_trial() -> None:
-    models = [model_of("Bloom"), model_of("GPTNeoX"), model_of("Qwen3Moe"), tiny_model(), tiny_encoder()]
+    models = [*map(model_of, ("Bloom", "GPTNeoX", "Qwen3Moe")), gemma3(), tiny_model(), tiny_encoder()]
     for model in models:
         assert refusal(Subject.in_memory(model, None), "transformers") is None
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from natprec.errors import InputError
 from natprec.export import checkpoint_tensors
-from natprec.formats import NumberFormat, engine_names, engine_profile
+from natprec.formats import CHANNEL, Float, Format, engine_names, engine_profile, integer, parse_format
+from natprec.formats.compressed_tensors import arguments
 from natprec.formats.engines import GROUP_SIZES
 from natprec.quantizers import quantize
 from natprec.sites import Site
@@ -27,7 +28,19 @@ def test_measured_formats_run_and_are_unique(name: str) -> None:
 @pytest.mark.parametrize("name", engine_names())
 def test_every_format_of_an_embedding_or_head_is_measured(name: str) -> None:
     profile = engine_profile(name)
-    assert set(profile.embedding) | set(profile.head) <= set(profile.linear)
+    for role in ("embedding", "head"):
+        for pattern in profile.formats.get(role, ()):
+            assert set(pattern.at(GROUP_SIZES)) <= set(profile.measured(GROUP_SIZES))
+
+
+@pytest.mark.parametrize("name", engine_names())
+def test_a_float_format_is_no_integer_of_the_same_width(name: str) -> None:
+    """Before, (bits, symmetric) was the format: float8 passed for int8 in four engines, a plan and a checkpoint."""
+    profile, disguised = engine_profile(name), Format("int8-channel", Float(4, 3), integer(8, CHANNEL).scaling)
+    for role in ("linear", "head", "embedding"):
+        assert not profile.runs(role, disguised)
+    assert arguments(disguised)["type"] == "float"
+    assert disguised != parse_format(disguised.name)
 
 
 def test_unknown_engine_suggests() -> None:
@@ -38,7 +51,7 @@ def test_unknown_engine_suggests() -> None:
 @pytest.mark.parametrize("uses", [("emb",), ("emb", "head")])
 @pytest.mark.parametrize("engine", ["transformers", "natprec"])
 def test_bytes_of_an_embedding_are_those_written(engine: str, uses: tuple[str, ...]) -> None:
-    profile, fmt = engine_profile(engine), NumberFormat(8, 32)
+    profile, fmt = engine_profile(engine), integer(8, 32)
     model = nn.ModuleDict({"emb": nn.Embedding(50, 64), "head": nn.Linear(64, 50, bias=False)})
     model["head"].weight = model["emb"].weight
     if uses == ("emb",):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.information import lossless_grid
 from natprec.models.loading import load_model
 from natprec.quantizers import quantize
@@ -20,7 +20,7 @@ def test_what_was_quantized_is_found_again(
     bits: int, group: int, symmetric: bool, seed: int, dtype: torch.dtype
 ) -> None:
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(seed))
-    made = quantize(weight, NumberFormat(bits, group, symmetric), dtype).dequantize()
+    made = quantize(weight, integer(bits, group, symmetric), dtype).dequantize()
     grid = lossless_grid(made)
     assert grid is not None
     assert grid.group_size >= group
@@ -48,9 +48,7 @@ def test_a_float_offset_is_told_from_an_integer_zero_point() -> None:
 
 
 def test_one_weight_off_the_grid_is_enough() -> None:
-    weight = quantize(
-        torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), NumberFormat(4, 32), torch.float16
-    )
+    weight = quantize(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), integer(4, 32), torch.float16)
     values = weight.dequantize()
     assert lossless_grid(values) is not None
     values[3, 40] += 1e-6

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.ir import Gauge, assign_domains, capture, find_edges, find_units
 from natprec.ir.domains import place_of
 from natprec.ir.graph import Capture, weight_of
@@ -44,7 +44,7 @@ def test_language_models(name: str, request: pytest.FixtureRequest) -> None:
     graph = capture(load_model(name).model, inputs)
     assert_placed(graph, inputs)
     blocks = ("layers.0.", "layers.29.", "layer.0.", "layer.5.", "pooler")  # the specification is slow
-    weights = quantized(graph, NumberFormat(4, 32, False), blocks)
+    weights = quantized(graph, integer(4, 32, False), blocks)
     scales = {unit: step for unit, step in steps(graph, inputs).items() if any(block in unit for block in blocks)}
     assert scales
     assert_equal(lower(graph, weights, scales), lower(graph, weights, scales, fuse=False), inputs)
@@ -63,7 +63,7 @@ def test_a_convolutional_network() -> None:
     relus = [node for node in graph.nodes if "hardtanh" in node.name]
     assert len(relus) == 35
     assert all(node in units for node in relus)  # convolution, norm and ReLU6 are one unit
-    weights, scales = quantized(graph, NumberFormat(8, 32)), steps(graph, inputs)
+    weights, scales = quantized(graph, integer(8, 32)), steps(graph, inputs)
     fused, plain = lower(graph, weights, scales), lower(graph, weights, scales, fuse=False)
     assert_equal(fused, plain, inputs)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
+from natprec.formats import Format, integer
 from natprec.ir import Capture, capture, find_units
 from natprec.ir.graph import weight_of
 from natprec.ir.lower import Lowered, lower
@@ -20,11 +20,9 @@ from tests.conftest import tiny_encoder, tiny_model
 IDS = torch.arange(24)[None]
 
 
-def quantized(
-    graph: Capture, fmt: NumberFormat | None = None, inside: tuple[str, ...] = ("",)
-) -> dict[str, QuantizedTensor]:
+def quantized(graph: Capture, fmt: Format | None = None, inside: tuple[str, ...] = ("",)) -> dict[str, QuantizedTensor]:
     """All Linear weights of a graph, or those whose names hold one of some words, in one format."""
-    fmt = fmt or NumberFormat(4, 32, False)
+    fmt = fmt or integer(4, 32, False)
     every = [weight_of(node) for node in graph.nodes if operator(node) == "linear"]
     names = [name for name in every if any(word in str(name) for word in inside)]
     return {

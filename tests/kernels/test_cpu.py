@@ -11,8 +11,7 @@ from torch import Tensor
 
 from natprec import native
 from natprec.errors import ModelError
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, integer
 from natprec.kernels import int8, reference
 from natprec.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes, fast_dtype, step_of
 from natprec.kernels.dispatch import choose
@@ -31,7 +30,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def weights(bits: int) -> list[QuantizedTensor]:
     """One of each group size and shape that fit, both kinds; 48 is a size that no kernel but the last takes."""
     return [
-        quantize(drawn(*shape) + 0.1, NumberFormat(bits, group, symmetric), torch.bfloat16)
+        quantize(drawn(*shape) + 0.1, integer(bits, group, symmetric), torch.bfloat16)
         for group, symmetric, shape in itertools.product((32, 64, 128, 48, CHANNEL), (True, False), SHAPES)
         if group == CHANNEL or shape[1] % group == 0
     ]
@@ -123,7 +122,7 @@ def test_variants_agree_on_scales_of_every_dtype_and_on_16_bit_weights(variant: 
         for group in (CHANNEL, 32, 128):
             if group != CHANNEL and columns % group:
                 continue
-            made = quantize(weight, NumberFormat(5, group, False), torch.float16)
+            made = quantize(weight, integer(5, group, False), torch.float16)
             made = replace(made, scale=made.scale.to(dtype).float())
             found = QuantizedWeight(made, Layer(made.format, rows, columns), Planes(), dtype)(x)
             assert ((found - reference.linear(x, made)).abs() <= bound(Planes(), x, made)).all()
@@ -131,7 +130,7 @@ def test_variants_agree_on_scales_of_every_dtype_and_on_16_bit_weights(variant: 
 
 @pytest.mark.parametrize("kernel", [Planes(), Int4Pack(), Int8Pack()], ids=lambda kernel: kernel.name)
 def test_the_bound_catches_one_wrong_code_and_one_wrong_scale(kernel: Kernel) -> None:
-    weight = quantize(drawn(64, 256) + 0.1, NumberFormat(6, CHANNEL, False), torch.bfloat16)
+    weight = quantize(drawn(64, 256) + 0.1, integer(6, CHANNEL, False), torch.bfloat16)
     if kernel.refuses(Layer(weight.format, 64, 256)):
         pytest.skip(kernel.refuses(Layer(weight.format, 64, 256)))
     x = inputs(1, 256)
@@ -151,7 +150,7 @@ def test_the_bound_catches_one_wrong_code_and_one_wrong_scale(kernel: Kernel) ->
 
 @pytest.mark.parametrize("kernel", [Planes(), Int4Pack(), Int8Pack(), Dequantize()], ids=lambda kernel: kernel.name)
 def test_int8_inputs_are_rounded_before_kernels_that_take_floats(kernel: Kernel) -> None:
-    weight = quantize(drawn(65, 256), NumberFormat(8, CHANNEL), torch.bfloat16)
+    weight = quantize(drawn(65, 256), integer(8, CHANNEL), torch.bfloat16)
     if kernel.refuses(Layer(weight.format, 65, 256)):
         pytest.skip(kernel.refuses(Layer(weight.format, 65, 256)))
     for tokens in (1, 40):
@@ -164,7 +163,7 @@ def test_int8_inputs_are_rounded_before_kernels_that_take_floats(kernel: Kernel)
 
 
 def test_int8_products_are_used_only_where_they_are_exact() -> None:
-    weight = quantize(drawn(65, 256), NumberFormat(8, CHANNEL), torch.bfloat16)
+    weight = quantize(drawn(65, 256), integer(8, CHANNEL), torch.bfloat16)
     layer = Layer(weight.format, 65, 256, int8_inputs=True)
     assert bool(Int8Inputs().refuses(layer)) == (not int8.products_are_exact())
     module = QuantizedWeight(weight, layer, Int8Inputs(), torch.bfloat16)
@@ -190,17 +189,17 @@ def test_tokens_are_rounded_as_the_specification_does(variant: str, monkeypatch:
 
 
 def test_the_table_says_why() -> None:
-    grouped = Layer(NumberFormat(5, 64), 64, 128)
+    grouped = Layer(integer(5, 64), 64, 128)
     kernel, why = choose(grouped, kernels=(Int8Inputs(), Int8Pack(), Int4Pack()))
     assert kernel.name == "int4pack"
     assert why == "not int8-inputs: activations are floats; not int8pack: needs one scale per channel"
     with pytest.raises(ModelError, match=r"64 × 128 in int5-g64.*run the checkpoint on cpu"):
         choose(grouped, "tpu")
-    assert choose(Layer(NumberFormat(5, 48), 64, 96))[0].name == "dequantize"
+    assert choose(Layer(integer(5, 48), 64, 96))[0].name == "dequantize"
 
 
 def test_operations_have_shapes_without_values_and_a_reference_of_their_own() -> None:
-    weight = quantize(drawn(65, 256) + 0.1, NumberFormat(5, 64, False), torch.bfloat16)
+    weight = quantize(drawn(65, 256) + 0.1, integer(5, 64, False), torch.bfloat16)
     x = inputs(2, 256)
     expected = reference.linear(x, weight)
     for kernel in (Dequantize(), Int4Pack()):

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, integer
 from natprec.kernels import reference
 from natprec.kernels.cuda import Triton, TritonInt8, linear_half
 from natprec.kernels.dispatch import KERNELS, choose
@@ -85,7 +84,7 @@ def test_many_tokens_meet_dense_blocks(bits: int, monkeypatch: pytest.MonkeyPatc
 def test_dense_blocks_hold_the_largest_and_the_smallest_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Triton, "many", 8)
     for scale in (1e-37, 1e-20, 1e20, 1e35):
-        weight = quantize(drawn(40, 128), NumberFormat(4, 64), torch.bfloat16)
+        weight = quantize(drawn(40, 128), integer(4, 64), torch.bfloat16)
         weight = replace(weight, scale=(weight.scale * scale).bfloat16())
         x = inputs(8, 128).half().float()
         error = (stored(weight, Triton())(x) - reference.linear(x, weight)).abs()
@@ -96,14 +95,14 @@ def test_dense_blocks_hold_the_largest_and_the_smallest_scales(monkeypatch: pyte
 
 def test_few_bits_are_dense_without_an_error() -> None:
     """A scale of bfloat16 times 4 bits fits into float16, since the unit is a power of two."""
-    weight = quantize(drawn(40, 128), NumberFormat(4, 64), torch.bfloat16)
+    weight = quantize(drawn(40, 128), integer(4, 64), torch.bfloat16)
     packed = planar(weight)
     unit = unit_of(packed.scale, 4)
     assert torch.equal(planar_values(packed, unit, 0, 40) / unit, reference.dequantize(weight).float())
 
 
 def test_values_of_rows_that_no_tile_begins_with_are_refused() -> None:
-    weight = planar(quantize(drawn(300, 128), NumberFormat(4, 64), torch.float16))
+    weight = planar(quantize(drawn(300, 128), integer(4, 64), torch.float16))
     unit = torch.ones(())
     assert planar_values(weight, unit, 128, 300).shape == (172, 128)
     for begin, end in ((1, 300), (0, 301), (128, 128), (-128, 5)):
@@ -134,7 +133,7 @@ def test_int8_inputs_meet_codes(bits: int) -> None:
 
 
 def test_the_bound_catches_one_wrong_code_and_one_wrong_scale() -> None:
-    weight = quantize(drawn(64, 256) + 0.1, NumberFormat(6, CHANNEL, False), torch.bfloat16)
+    weight = quantize(drawn(64, 256) + 0.1, integer(6, CHANNEL, False), torch.bfloat16)
     code, scale = weight.codes.clone(), weight.scale.clone()
     code[3, 5] ^= 8
     scale[3] *= 1.02
@@ -144,18 +143,18 @@ def test_the_bound_catches_one_wrong_code_and_one_wrong_scale() -> None:
 
 
 def test_a_token_of_zeros_stays_one() -> None:
-    weight = quantize(drawn(8, 64), NumberFormat(4, 32), torch.bfloat16)
+    weight = quantize(drawn(8, 64), integer(4, 32), torch.bfloat16)
     for kernel, int8_inputs in ((Triton(), False), (TritonInt8(), True)):
         assert not stored(weight, kernel, int8_inputs)(torch.zeros(2, 64)).any()
 
 
 def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    floats, codes = (Layer(NumberFormat(4, 64), 8, 128, int8_inputs=rounded) for rounded in (False, True))
+    floats, codes = (Layer(integer(4, 64), 8, 128, int8_inputs=rounded) for rounded in (False, True))
     assert [kernel.name for kernel in KERNELS["cuda"]] == ["triton-int8", "triton", "dequantize"]
     assert choose(floats, "cuda")[0].name == "triton"
     assert choose(codes, "cuda")[0].name == "triton-int8"
-    assert choose(replace(codes, format=NumberFormat(4, 48)), "cuda")[0].name == "triton"
-    kernel, why = choose(replace(floats, format=NumberFormat(4, 8)), "cuda")
+    assert choose(replace(codes, format=integer(4, 48)), "cuda")[0].name == "triton"
+    kernel, why = choose(replace(floats, format=integer(4, 8)), "cuda")
     assert kernel.name == "dequantize"
     assert "not triton: needs 2 to 8 bits in groups of a multiple of 16" in why
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -167,7 +166,7 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kernel", KERNELS["cuda"], ids=lambda kernel: kernel.name)
 def test_a_moved_module_leaves_nothing_behind(kernel: Triton) -> None:
     """To a device without values: an operand that stayed on the CPU would be refused there."""
-    weight = quantize(drawn(40, 128), NumberFormat(5, 64, False), torch.bfloat16)
+    weight = quantize(drawn(40, 128), integer(5, 64, False), torch.bfloat16)
     module = QuantizedWeight(weight, Layer(weight.format, 40, 128, kernel.rounds_inputs), kernel, torch.bfloat16)
     module(torch.zeros(3, 128))
     module.to("meta")

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, integer
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, ROWS, TILE, planar, repack, unpack
 from natprec.quantizers import QuantizedTensor
 
 
-def made(fmt: NumberFormat, rows: int, columns: int, seed: int = 0) -> QuantizedTensor:
+def made(fmt: Format, rows: int, columns: int, seed: int = 0) -> QuantizedTensor:
     draw = torch.Generator().manual_seed(seed)
     low, high = fmt.code_range
     groups = fmt.groups(columns)
@@ -41,7 +40,7 @@ def test_from_the_checkpoints_words_and_back(
     bits: int, group: int, groups: int, rows: int, symmetric: bool, depth: int, ragged: int
 ) -> None:
     columns = ragged if group == CHANNEL else group * groups
-    fmt = NumberFormat(bits, group, symmetric)
+    fmt = integer(bits, group, symmetric)
     weight = made(fmt, rows, columns)
     dense = pack_to_int32(weight.codes, bits)
     stored = repack(dense, weight.scale, weight.zero_point, fmt, columns, depth)
@@ -57,7 +56,7 @@ def test_from_the_checkpoints_words_and_back(
 
 def test_a_word_holds_neighbours_and_steps() -> None:
     """4 bits: in each half of a word 4 steps of 16 columns, or in each byte 2 steps of 32."""
-    weight = made(NumberFormat(4, CHANNEL), 3, 2 * TILE)
+    weight = made(integer(4, CHANNEL), 3, 2 * TILE)
     halves, bytes_ = (planar(weight, depth).planes[0] for depth in (DEPTH_OF_FLOATS, DEPTH_OF_CODES))
     assert halves.shape == bytes_.shape == (2, 4, ROWS, 8)
     for tile, run, n, i in ((0, 0, 0, 0), (0, 3, 2, 5), (1, 1, 1, 7)):
@@ -72,12 +71,12 @@ def test_a_word_holds_neighbours_and_steps() -> None:
 
 def test_scales_reach_over_the_padding() -> None:
     """The last tile of 3 groups of 96 columns is part empty; the kernel reads a scale for all of it."""
-    assert planar(made(NumberFormat(4, 96), 2, 288)).scale.shape == (6, ROWS)
-    assert planar(made(NumberFormat(4, 96), 2, 96)).scale.shape == (1, ROWS)
+    assert planar(made(integer(4, 96), 2, 288)).scale.shape == (6, ROWS)
+    assert planar(made(integer(4, 96), 2, 96)).scale.shape == (1, ROWS)
 
 
 def test_what_has_no_planar_layout_says_so() -> None:
     with pytest.raises(InputError, match="int1-channel has no planar layout"):
-        planar(made(NumberFormat(1, CHANNEL), 2, 128))
+        planar(made(integer(1, CHANNEL), 2, 128))
     with pytest.raises(InputError, match="multiples of 32"):
-        planar(made(NumberFormat(4, 16), 2, 128), DEPTH_OF_CODES)
+        planar(made(integer(4, 16), 2, 128), DEPTH_OF_CODES)

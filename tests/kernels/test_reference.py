@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, integer
 from natprec.kernels import Epilogue
 from natprec.kernels.reference import dequantize, linear, quantize_tokens
 from natprec.quantizers import quantize
@@ -24,7 +23,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("group", [16, CHANNEL])
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_it_is_the_exact_sum(bits: int, group: int, symmetric: bool) -> None:
-    weight = quantize(drawn(3, 32) + 0.2, NumberFormat(bits, group, symmetric), torch.float16)
+    weight = quantize(drawn(3, 32) + 0.2, integer(bits, group, symmetric), torch.float16)
     x = drawn(2, 32, seed=1)
     for row, token in ((0, 0), (2, 1)):
         total = Fraction(0)
@@ -38,12 +37,12 @@ def test_it_is_the_exact_sum(bits: int, group: int, symmetric: bool) -> None:
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_the_weight_is_the_quantizers(bits: int) -> None:
-    weight = quantize(drawn(8, 64), NumberFormat(bits, 32, False), torch.bfloat16)
+    weight = quantize(drawn(8, 64), integer(bits, 32, False), torch.bfloat16)
     assert torch.equal(dequantize(weight).float(), weight.dequantize())
 
 
 def test_codes_of_activations_stand_for_code_times_scale() -> None:
-    weight = quantize(drawn(8, 64), NumberFormat(4, 32), torch.bfloat16)
+    weight = quantize(drawn(8, 64), integer(4, 32), torch.bfloat16)
     codes, scale = quantize_tokens(drawn(5, 64, seed=1))
     values = linear(codes.double() * scale[:, None].double(), weight)
     assert (linear(codes, weight, x_scale=scale) - values).abs().max() < 1e-12
@@ -52,7 +51,7 @@ def test_codes_of_activations_stand_for_code_times_scale() -> None:
 
 
 def test_the_epilogue_comes_last() -> None:
-    weight = quantize(drawn(8, 64), NumberFormat(4, 32), torch.bfloat16)
+    weight = quantize(drawn(8, 64), integer(4, 32), torch.bfloat16)
     x, bias, up = drawn(5, 64, seed=1), drawn(8, seed=2), drawn(5, 8, seed=3)
     epilogue = Epilogue("silu", gated=True, output_scale=0.05)
     codes = linear(x, weight, bias=bias, epilogue=epilogue, multiplier=up)
@@ -68,7 +67,7 @@ def test_tokens_fill_the_range_of_their_codes() -> None:
 
 
 def test_codes_and_only_codes_have_a_scale() -> None:
-    weight = quantize(drawn(4, 32), NumberFormat(4, 32), torch.bfloat16)
+    weight = quantize(drawn(4, 32), integer(4, 32), torch.bfloat16)
     with pytest.raises(InputError, match="without a scale"):
         linear(torch.zeros(1, 32, dtype=torch.int8), weight)
     with pytest.raises(InputError, match="with a scale"):

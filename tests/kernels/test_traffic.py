@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.kernels import Epilogue
 from natprec.kernels.traffic import H100, Product, modelled_seconds
 
@@ -29,7 +29,7 @@ class Traffic(TorchDispatchMode):
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda epilogue: epilogue.name)
 @pytest.mark.parametrize("shape", [(1, 64, 128), (512, 96, 64)])
 def test_the_accumulator_is_stored_and_loaded_once(epilogue: Epilogue, shape: tuple[int, int, int]) -> None:
-    product = Product(*shape, NumberFormat(4, 64), epilogue)
+    product = Product(*shape, integer(4, 64), epilogue)
     tokens, rows, columns = shape
     assert product.bytes_moved(fused=False) - product.bytes_moved(fused=True) == 8 * tokens * rows
     with Traffic() as product_alone:
@@ -45,12 +45,12 @@ def test_the_accumulator_is_stored_and_loaded_once(epilogue: Epilogue, shape: tu
 
 def test_what_is_read_is_what_is_stored() -> None:
     """W4A16, 4096 × 4096, one token: 8 MiB of codes, 512 KiB of scales, 8 KiB of inputs, 8 KiB of outputs."""
-    product = Product(1, 4096, 4096, NumberFormat(4, 64), Epilogue())
+    product = Product(1, 4096, 4096, integer(4, 64), Epilogue())
     assert product.bytes_moved(fused=True) == (8 << 20) + (512 << 10) + 2 * (8 << 10)
 
 
 def test_decode_is_bound_by_bytes_and_prefill_by_operations() -> None:
-    few, many = (Product(tokens, 4096, 4096, NumberFormat(4, 64), Epilogue()) for tokens in (1, 8192))
+    few, many = (Product(tokens, 4096, 4096, integer(4, 64), Epilogue()) for tokens in (1, 8192))
     assert modelled_seconds(few, H100, True) == few.bytes_moved(True) / H100.bandwidth
     assert modelled_seconds(many, H100, True) == many.operations() / H100.float_operations
     assert modelled_seconds(few, H100, False) >= modelled_seconds(few, H100, True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from natprec.errors import ModelError
-from natprec.formats import NumberFormat
-from natprec.formats.activation_format import CHANNEL, FLOAT8, ActivationFormat, parse_activation_format
+from natprec.formats import FP8_TENSOR, Format, PerFeature, PerToken, activation, integer, parse_activation
+from natprec.formats.compressed_tensors import arguments
 from natprec.kernels.reference import quantize_tokens
 from natprec.measurement import Curve, Measurement
 from natprec.measurement import activations as observing
@@ -22,12 +22,12 @@ from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import sweep
-from natprec.quantizers.activations import fixed_scale, round_activations
+from natprec.quantizers.activations import fixed_scale, flowing_scale, round_activations
 from natprec.sites import Site, activation_formats, rounded
 from natprec.subject import Subject
 from tests.arrange import encoder, subject, tokens
 
-WEIGHTS = (NumberFormat(4, 32),)
+WEIGHTS = (integer(4, 32),)
 
 
 def swept(of: Subject, ids: Tensor, wanted: list[Site], group_size: int | None = None) -> dict[str, Curve]:
@@ -65,7 +65,7 @@ def test_keys_are_seen_after_the_rotary_embedding(implementation: str) -> None:
     site = next(site for site in of.activations if site.kind == "key")
     ids = tokens(1, 8)
     cache = of.model(input_ids=ids, use_cache=True).past_key_values
-    with torch.no_grad(), rounded(of.model, site, ActivationFormat(3, 8)):
+    with torch.no_grad(), rounded(of.model, site, activation(3, 8)):
         changed = of.model(input_ids=ids).logits
         quantized = of.model(input_ids=ids, use_cache=True).past_key_values
     assert torch.equal(cache.layers[0].keys, quantized.layers[0].keys)  # the cache is filled before
@@ -113,7 +113,7 @@ def test_what_is_rounded_is_what_the_gradient_belongs_to() -> None:
     of.staged.distortion.draw(of.staged.output(ids), range(1), 0).backward()
     handle.remove()
     for index, fmt in enumerate(curve.formats):
-        assert isinstance(fmt, ActivationFormat)
+        assert isinstance(fmt, Format)
         error = round_activations(kept[0].detach(), fmt) - kept[0].detach()
         slope, common = kept[0].grad.mean(1), error.mean(1)  # type: ignore[union-attr]
         apart = ((error - common[:, None]) * (kept[0].grad - slope[:, None])).sum(-1).square().sum()  # type: ignore
@@ -150,15 +150,15 @@ def test_tokens_are_left_out_where_memory_is_short(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_constant_activation_costs_nothing_at_zero() -> None:
-    for fmt in (ActivationFormat(4), ActivationFormat(4, 4), ActivationFormat(4, CHANNEL), FLOAT8):
+    for fmt in (activation(4), activation(4, 4), activation(4, PerFeature()), FP8_TENSOR):
         assert torch.equal(round_activations(torch.zeros(3, 8), fmt), torch.zeros(3, 8))
     constant = torch.full((2, 8), 1.5)
-    assert torch.isfinite(round_activations(constant, ActivationFormat(8))).all()
+    assert torch.isfinite(round_activations(constant, activation(8))).all()
 
 
 def test_a_fixed_scale_per_feature_serves_all_tokens() -> None:
-    fmt = parse_activation_format("a4-channel")
-    assert (fmt, fmt.name, fmt.divides(7)) == (ActivationFormat(4, CHANNEL), "a4-channel", True)
+    fmt = parse_activation("a4-channel")
+    assert (fmt, fmt.name, fmt.divides(7)) == (activation(4, PerFeature()), "a4-channel", True)
     values = torch.tensor([[1.0, 100.0, 0.0], [-7.5, 3.0, 0.0]])
     rounded_values = round_activations(values, fmt)  # steps of 1.07 and of 14.3
     torch.testing.assert_close(rounded_values, torch.tensor([[7.5 / 7, 100.0, 0.0], [-7.5, 0.0, 0.0]]))
@@ -168,10 +168,10 @@ def test_a_fixed_scale_per_feature_serves_all_tokens() -> None:
 
 def test_fixed_scales_are_those_of_all_sequences() -> None:
     site = next(site for site in subject().activations if site.name.endswith("q_proj:input"))
-    observer = observing.ActivationObserver(site, (ActivationFormat(4, CHANNEL),), Sharding.alone(4), 1, 0)
+    observer = observing.ActivationObserver(site, (activation(4, PerFeature()),), Sharding.alone(4), 1, 0)
     observer.values = {0: [torch.tensor([[1.0, 2.0]])], 3: [torch.tensor([[-4.0, 1.0]])]}
     torch.testing.assert_close(observer._largest(2.0), torch.tensor([2.0, 1.0]))
-    fixed = [fmt.name for fmt in activation_formats(site, None) if fmt.group_size == CHANNEL]
+    fixed = [fmt.name for fmt in activation_formats(site, None) if fmt.scaling.granularity == PerFeature()]
     assert fixed == ["a4-channel", "a8-channel"]
 
 
@@ -188,15 +188,15 @@ def test_the_full_range_is_that_of_compressed_tensors() -> None:
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
     values = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)) * 3
-    by_token = [ActivationFormat(bits, full_range=True) for bits in range(2, 9)]
-    for fmt in (*by_token, ActivationFormat(4, 8, full_range=True), FLOAT8):
-        arguments = QuantizationArgs.model_validate(fmt.arguments())
-        if fmt is FLOAT8:
-            scale, zero = fmt.scale(values.abs().amax()), torch.zeros(1)
+    by_token = [activation(bits, PerToken(), True) for bits in range(2, 9)]
+    for fmt in (*by_token, activation(4, 8, True), FP8_TENSOR):
+        described = QuantizationArgs.model_validate(arguments(fmt))
+        if fmt is FP8_TENSOR:
+            scale, zero = flowing_scale(fmt, values.abs().amax()), torch.zeros(1)
             assert 112 < values.abs().amax() / scale <= 224
         else:
-            scale, zero = compute_dynamic_scales_and_zp(values, arguments, nn.Identity())
-        expected = fake_quantize(values, scale, zero, arguments)
+            scale, zero = compute_dynamic_scales_and_zp(values, described, nn.Identity())
+        expected = fake_quantize(values, scale, zero, described)
         torch.testing.assert_close(round_activations(values, fmt), expected)
 
 
@@ -205,7 +205,7 @@ def test_int8_by_token_is_that_of_the_kernels() -> None:
     values = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) * 3
     values[5] = 0
     codes, scale = quantize_tokens(values)
-    assert torch.equal(round_activations(values, ActivationFormat(8)), codes * scale.unsqueeze(-1))
+    assert torch.equal(round_activations(values, activation(8)), codes * scale.unsqueeze(-1))
 
 
 def test_a_measurement_of_all_sites_is_read_back(tmp_path: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from natprec.evaluation.divergence import forward_kl
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement import Measurement
 from natprec.measurement.compensation import JUDGING, Compensation, deciding_format
 from natprec.measurement.measure import DIFFERENTIATED, MANY, measure, shared_out
@@ -60,7 +60,7 @@ def test_a_unit_is_rescaled_where_that_leaves_less() -> None:
 def test_a_weight_that_a_format_holds_exactly_keeps_its_grid() -> None:
     """A share of no distortion is none, but rescaled columns would have one."""
     made = uneven()
-    fmt = NumberFormat(5, 32)  # not the width at which it is decided
+    fmt = integer(5, 32)  # not the width at which it is decided
     for name in "qkv":
         weight = made.model.get_submodule(QUERY.replace("q_proj", f"{name}_proj")).weight
         weight.data = quantize(weight, fmt, made.storage_dtype).dequantize()
@@ -94,7 +94,7 @@ def test_a_plan_for_rounding_to_nearest_rescales_nothing() -> None:
 
 
 def test_decided_at_the_width_next_to_four_and_its_smallest_groups() -> None:
-    formats = [NumberFormat(8, 32), NumberFormat(5, 64), NumberFormat(5, 32), NumberFormat(2, 32)]
+    formats = [integer(8, 32), integer(5, 64), integer(5, 32), integer(2, 32)]
     assert deciding_format(formats, 64) == 2
 
 

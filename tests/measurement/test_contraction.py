@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement.contraction import Product, contract
 from natprec.quantizers import rounding_errors
 
-FORMATS = tuple(NumberFormat(bits, 32) for bits in (3, 4, 5, 6))
+FORMATS = tuple(integer(bits, 32) for bits in (3, 4, 5, 6))
 GRADIENTS, ROWS, COLUMNS = 32, 96, 64
 
 

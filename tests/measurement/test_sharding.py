@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement import Curve
 from natprec.measurement.measure import measure
 from natprec.measurement.observers import WeightObserver
@@ -29,7 +29,7 @@ from natprec.staged.batches import batches
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
 
-FORMATS = tuple(NumberFormat(bits, 32) for bits in (2, 4, 8))
+FORMATS = tuple(integer(bits, 32) for bits in (2, 4, 8))
 LENGTH, SEQUENCES = 16, 12
 TOLERANCE = 1e-6  # issue 6 asks for 1e-5
 KINDS = ("forward", "backward", "energy", "shares", "kept", "alignment")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement.curves import Curve
 from natprec.measurement.measure import measure
 from natprec.measurement.spot_check import _checked, not_believed
@@ -18,7 +18,7 @@ from natprec.progress import Stages
 from natprec.subject import Subject
 from tests.arrange import curve, measurement, subject, tokens
 
-FORMATS = tuple(NumberFormat(bits, 32) for bits in (2, 4, 8))
+FORMATS = tuple(integer(bits, 32) for bits in (2, 4, 8))
 DEAD = 90
 """A token whose embedding was never trained; the text has it once."""
 

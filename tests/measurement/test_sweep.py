@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from natprec.distortions import OutputKL
-from natprec.formats import NumberFormat
+from natprec.formats import Format, integer
 from natprec.measurement import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.observers import WeightObserver
@@ -25,13 +25,13 @@ from natprec.staged.batches import batch_count
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
 
-FORMATS = tuple(NumberFormat(bits, 32, symmetric) for bits in (2, 4, 8) for symmetric in (True, False))
-WIDTHS = tuple(NumberFormat(bits, 32) for bits in range(2, 9))
+FORMATS = tuple(integer(bits, 32, symmetric) for bits in (2, 4, 8) for symmetric in (True, False))
+WIDTHS = tuple(integer(bits, 32) for bits in range(2, 9))
 LENGTH = 16
 SEED = 5
 
 
-def swept(made: Subject, ids: Tensor, formats: tuple[NumberFormat, ...] = FORMATS, **options: Any) -> dict[str, Curve]:
+def swept(made: Subject, ids: Tensor, formats: tuple[Format, ...] = FORMATS, **options: Any) -> dict[str, Curve]:
     options = {"scale_dtype": made.storage_dtype, "seed": SEED, **options}
     return sweep(made.staged, made.sites, {site.name: formats for site in made.sites}, ids, **options)
 
@@ -49,7 +49,7 @@ def gradients(made: Subject, ids: Tensor, name: str) -> Tensor:
         weight.requires_grad_(False)
 
 
-def squared_error(made: Subject, weight: Tensor, fmt: NumberFormat) -> Tensor:
+def squared_error(made: Subject, weight: Tensor, fmt: Format) -> Tensor:
     return (quantize(weight, fmt, made.storage_dtype).dequantize() - weight).square()
 
 
@@ -114,7 +114,7 @@ def test_unseen_rows_are_not_free(tied: bool) -> None:
         made.model.model.embed_tokens.weight[:10] = 2.0 ** -torch.arange(10.0)[:, None]
     ids = torch.cat([tokens(2, LENGTH, vocabulary=9), torch.full((2, LENGTH), 3)])
     ids[3, 4] = 9  # seen once
-    symmetric = tuple(NumberFormat(bits, 32) for bits in (2, 4, 8))
+    symmetric = tuple(integer(bits, 32) for bits in (2, 4, 8))
     curve = swept(made, ids, symmetric)["model.embed_tokens"]
     weight = site_weight(made.model, made.sites[0])
     own = gradients(made, ids, "model.embed_tokens").double().square()
@@ -281,7 +281,7 @@ def test_exact_is_the_kl_of_the_replaced_model() -> None:
     from natprec.evaluation.divergence import forward_kl
 
     made, ids = subject(), tokens(5, LENGTH)
-    formats = (NumberFormat(3, 32),)
+    formats = (integer(3, 32),)
     reference = made.staged.output(ids)
     for site, values in exact_curves(made.staged, [(site, formats) for site in made.sites], ids, made.storage_dtype):
         weight = site_weight(made.model, site)

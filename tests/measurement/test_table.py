@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from natprec.errors import InputError, OutputError
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement import Measurement
 from tests.arrange import curve, measurement
 
-FORMATS = (NumberFormat(4, 64), NumberFormat(8, 64, False))
+FORMATS = (integer(4, 64), integer(8, 64, False))
 
 
 def made_up() -> Measurement:

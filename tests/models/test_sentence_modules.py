@@ -18,7 +18,7 @@ from natprec import pipeline
 from natprec.config import QuantizeConfig
 from natprec.distortions import EmbeddingDistance
 from natprec.errors import ModelError
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.sweep import sweep
 from natprec.models.encoders import companions
@@ -120,7 +120,7 @@ def test_pooling_and_normalize_alone_are_what_they_were(tmp_path: Path, encoder_
 def test_the_sweep_agrees_with_the_definition(tmp_path: Path, encoder_folder: Path, kinds: list[str]) -> None:
     """Also where the layers behind the pooling scale vectors down or up: a gradient that misses them would show."""
     made = Subject.of(load_model(str(sentence_folder(tmp_path / "m", encoder_folder, kinds))))
-    ids, formats = tokens(64, 16), tuple(NumberFormat(bits, 32) for bits in (6, 8))
+    ids, formats = tokens(64, 16), tuple(integer(bits, 32) for bits in (6, 8))
     sites = [site for site in made.sites if site.role == "linear" and "pooler" not in site.name]
     curves = sweep(made.staged, sites, {site.name: formats for site in sites}, ids,
                    scale_dtype=made.storage_dtype, seed=5)  # fmt: skip

@@ -8,18 +8,14 @@ from torch import Tensor
 
 from natprec import native
 from natprec.errors import ModelError
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, integer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import SHARE_ROWS, Judged, gptq, gptq_shares, judged_rows
 from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.integer import choose_grid, round_to_grid
 
 FORMATS = [
-    NumberFormat(bits, group, symmetric)
-    for bits in (2, 3, 4, 8)
-    for group in (32, CHANNEL)
-    for symmetric in (True, False)
+    integer(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, CHANNEL) for symmetric in (True, False)
 ]
 
 
@@ -39,7 +35,7 @@ def output_error(value: QuantizedTensor, original: Tensor, seen: Tensor) -> floa
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-def test_less_output_error_than_nearest(fmt: NumberFormat) -> None:
+def test_less_output_error_than_nearest(fmt: Format) -> None:
     original, seen = weight(), inputs()
     before = original.clone()
     rounded = gptq(original, InputOrder.of(seen.T @ seen), fmt, torch.bfloat16)
@@ -50,7 +46,7 @@ def test_less_output_error_than_nearest(fmt: NumberFormat) -> None:
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 @pytest.mark.parametrize("factor", [1.0, 1e-6, 1e6])
-def test_unrelated_inputs_give_the_nearest_codes(fmt: NumberFormat, factor: float) -> None:
+def test_unrelated_inputs_give_the_nearest_codes(fmt: Format, factor: float) -> None:
     """On the grid that is best where all inputs count alike."""
     rounded = gptq(weight(), InputOrder.of(factor * torch.eye(160)), fmt, torch.bfloat16)
     grouped = weight().reshape(48, fmt.groups(160), -1)
@@ -63,7 +59,7 @@ def test_unrelated_inputs_give_the_nearest_codes(fmt: NumberFormat, factor: floa
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-def test_result_is_on_its_grid(fmt: NumberFormat) -> None:
+def test_result_is_on_its_grid(fmt: Format) -> None:
     seen = inputs()
     rounded = gptq(weight(), InputOrder.of(seen.T @ seen), fmt, torch.float16)
     low, high = fmt.code_range
@@ -76,7 +72,7 @@ def test_result_is_on_its_grid(fmt: NumberFormat) -> None:
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-def test_inputs_that_are_always_zero(fmt: NumberFormat) -> None:
+def test_inputs_that_are_always_zero(fmt: Format) -> None:
     seen = inputs()
     seen[:, [0, 5, 31, 159]] = 0
     rounded = gptq(weight(), InputOrder.of(seen.T @ seen), fmt, torch.bfloat16)
@@ -85,15 +81,15 @@ def test_inputs_that_are_always_zero(fmt: NumberFormat) -> None:
 
 
 def test_no_input_at_all_is_rounding_to_nearest() -> None:
-    fmt = NumberFormat(4, 32)
+    fmt = integer(4, 32)
     rounded = gptq(weight(), InputOrder.of(torch.zeros(160, 160)), fmt, torch.bfloat16)
     assert torch.equal(rounded.codes, quantize(weight(), fmt, torch.bfloat16).codes)
 
 
 def test_fewer_tokens_than_columns() -> None:
     seen = inputs(count=5)
-    rounded = gptq(weight(), InputOrder.of(seen.T @ seen), NumberFormat(4, 32), torch.bfloat16)
-    nearest = quantize(weight(), NumberFormat(4, 32), torch.bfloat16)
+    rounded = gptq(weight(), InputOrder.of(seen.T @ seen), integer(4, 32), torch.bfloat16)
+    nearest = quantize(weight(), integer(4, 32), torch.bfloat16)
     assert output_error(rounded, weight(), seen) < output_error(nearest, weight(), seen)
 
 
@@ -104,13 +100,13 @@ def test_hessian_that_is_not_finite(bad: float, place: tuple[int, int]) -> None:
     hessian = seen.T @ seen
     hessian[place] = hessian[place[::-1]] = bad
     with pytest.raises(ModelError, match=r"NaN or Inf.*--rounding rtn"):
-        gptq(weight(), InputOrder.of(hessian), NumberFormat(4, 32), torch.bfloat16)
+        gptq(weight(), InputOrder.of(hessian), integer(4, 32), torch.bfloat16)
 
 
 @pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
 @pytest.mark.parametrize("rows", [1, 48, 64, 200])
-@pytest.mark.parametrize("fmt", [NumberFormat(2, 32), NumberFormat(4, 32, False), NumberFormat(8, CHANNEL)], ids=str)
-def test_columns_in_c_are_those_by_torch(fmt: NumberFormat, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fmt", [integer(2, 32), integer(4, 32, False), integer(8, CHANNEL)], ids=str)
+def test_columns_in_c_are_those_by_torch(fmt: Format, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum in another order may move a weight that lies near the middle between two codes, no more."""
     order, original = InputOrder.of(inputs().T @ inputs()), weight(rows)
     found = gptq(original, order, fmt, torch.bfloat16)
@@ -138,7 +134,7 @@ def expected_share(error: Tensor, nearest: Tensor, gradient: Tensor) -> float:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_shares_are_what_the_rounded_weights_show(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the very weights that GPTQ returns; two weights, several formats at once."""
-    formats = [NumberFormat(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, CHANNEL)]
+    formats = [integer(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, CHANNEL)]
     original, moments, gradient = weight(), inputs().T @ inputs(), gradients()
     fitted = InputOrder.of(moments)
     monkeypatch.setattr("natprec.quantizers.gptq.WORK", 160 * (48 + 80) * 3)
@@ -154,7 +150,7 @@ def test_shares_are_what_the_rounded_weights_show(symmetric: bool, monkeypatch: 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_shares_of_rescaled_columns_are_those_of_rescaled_weights(symmetric: bool) -> None:
     """Beside those of columns as they are; against GPTQ really run on weight times factor, inputs over factor."""
-    formats = [NumberFormat(bits, 32, symmetric) for bits in (3, 4)]
+    formats = [integer(bits, 32, symmetric) for bits in (3, 4)]
     original, moments, gradient, factor = weight(), inputs().T @ inputs(), gradients(), torch.linspace(0.3, 4, 160)
     fitted, judged = InputOrder.of(moments), Judged(original, gradient)
     shares = gptq_shares([judged], fitted, formats, torch.bfloat16, [None, factor])
@@ -167,7 +163,7 @@ def test_shares_of_rescaled_columns_are_those_of_rescaled_weights(symmetric: boo
 
 
 def test_a_sample_of_rows_shows_the_share() -> None:
-    original, moments, gradient, fmt = weight(640), inputs().T @ inputs(), gradients(640), [NumberFormat(4, 32)]
+    original, moments, gradient, fmt = weight(640), inputs().T @ inputs(), gradients(640), [integer(4, 32)]
     rows = judged_rows(640)
     assert len(rows) == SHARE_ROWS < 640
     sampled, whole = (

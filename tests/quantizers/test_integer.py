@@ -14,8 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, integer
 from natprec.quantizers import QuantizedTensor, quantize, squared_errors
 
 GROUPS = (32, 64, CHANNEL)
@@ -43,7 +42,7 @@ def step(value: QuantizedTensor) -> Tensor:
 )
 def test_pack_then_unpack_is_identity(bits: int, rows: int, columns: int, dim: Any, seed: int) -> None:
     assume(dim == 1 or bits != 4 or rows > 8)  # compressed-tensors 0.20 cannot unpack a single word along dim 0
-    low, high = NumberFormat(bits, CHANNEL).code_range
+    low, high = integer(bits, CHANNEL).code_range
     draw = torch.Generator().manual_seed(seed)
     codes = torch.randint(low, high + 1, (rows, columns), generator=draw, dtype=torch.int8)
     packed = pack_to_int32(codes, bits, packed_dim=dim)
@@ -65,7 +64,7 @@ def test_error_is_at_most_half_a_step(
     bits: int, group: int, symmetric: bool, dtype: torch.dtype, exponent: int, shift: float, seed: int
 ) -> None:
     weight = weights(6, 64, seed, 2.0**exponent, shift)
-    value = quantize(weight, NumberFormat(bits, group, symmetric), dtype)
+    value = quantize(weight, integer(bits, group, symmetric), dtype)
     error = (value.dequantize() - weight).abs()
     info = torch.finfo(dtype)
     # rounding the scale moves the grid's far end, 2**bits steps away
@@ -85,7 +84,7 @@ def test_error_is_at_most_half_a_step(
 def test_codes_and_scales_are_storable(
     bits: int, group: int, symmetric: bool, dtype: torch.dtype, seed: int, shift: float
 ) -> None:
-    fmt = NumberFormat(bits, group, symmetric)
+    fmt = integer(bits, group, symmetric)
     value = quantize(weights(5, 64, seed, shift=shift), fmt, dtype)
     low, high = fmt.code_range
     assert value.codes.dtype == torch.int8
@@ -101,7 +100,7 @@ def test_codes_and_scales_are_storable(
 @settings(max_examples=60, deadline=None)
 @given(bits=st.integers(3, 8), group=st.sampled_from(GROUPS), seed=st.integers(0, 999), shift=st.floats(-2, 2))
 def test_symmetric_quantization_is_idempotent(bits: int, group: int, seed: int, shift: float) -> None:
-    fmt = NumberFormat(bits, group)
+    fmt = integer(bits, group)
     once = quantize(weights(6, 64, seed, shift=shift), fmt, torch.bfloat16).dequantize()
     assert torch.equal(quantize(once, fmt, torch.bfloat16).dequantize(), once)
 
@@ -110,7 +109,7 @@ def test_symmetric_quantization_is_idempotent(bits: int, group: int, seed: int, 
     ("bits", "symmetric"), [(1, True), (1, False), (2, True), (2, False), *itertools.product(range(3, 9), [False])]
 )
 def test_quantizing_again_costs_less_than_the_first_time(bits: int, symmetric: bool) -> None:
-    fmt = NumberFormat(bits, 32, symmetric)
+    fmt = integer(bits, 32, symmetric)
     weight = weights(64, 256)
     once = quantize(weight, fmt, torch.bfloat16).dequantize()
     twice = quantize(once, fmt, torch.bfloat16).dequantize()
@@ -121,7 +120,7 @@ def test_quantizing_again_costs_less_than_the_first_time(bits: int, symmetric: b
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("shift", [0.0, 2.0])
 def test_error_never_rises_with_width(symmetric: bool, group: int, shift: float) -> None:
-    formats = [NumberFormat(bits, group, symmetric) for bits in range(1, 9)]
+    formats = [integer(bits, group, symmetric) for bits in range(1, 9)]
     errors = squared_errors(weights(64, 256, shift=shift), formats, torch.bfloat16).mean(1)[:-1].tolist()
     assert all(wide < narrow for narrow, wide in itertools.pairwise(errors))
 
@@ -129,7 +128,7 @@ def test_error_never_rises_with_width(symmetric: bool, group: int, shift: float)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_constant_groups(bits: int, symmetric: bool) -> None:
-    fmt = NumberFormat(bits, 32, symmetric)
+    fmt = integer(bits, 32, symmetric)
     constants = torch.tensor([0.0, 1.5, -1.5, 2.0**-10, -768.0])
     value = quantize(constants[:, None].expand(-1, 64), fmt, torch.bfloat16).dequantize()
     assert torch.isfinite(value).all()
@@ -144,7 +143,7 @@ def test_constant_groups(bits: int, symmetric: bool) -> None:
 def test_tiny_groups_stay_finite(bits: int, symmetric: bool) -> None:
     """Scales that a float16 cannot hold."""
     weight = weights(4, 64, size=1e-9)
-    value = quantize(weight, NumberFormat(bits, 32, symmetric), torch.float16).dequantize()
+    value = quantize(weight, integer(bits, 32, symmetric), torch.float16).dequantize()
     assert torch.isfinite(value).all()
     assert (value.abs() <= 1e-6).all()
 
@@ -153,7 +152,7 @@ def test_tiny_groups_stay_finite(bits: int, symmetric: bool) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_dequantize_is_what_compressed_tensors_reconstructs(bits: int, symmetric: bool, group: int) -> None:
-    value = quantize(weights(37, 64, shift=0.3), NumberFormat(bits, group, symmetric), torch.bfloat16)
+    value = quantize(weights(37, 64, shift=0.3), integer(bits, group, symmetric), torch.bfloat16)
     strategy = {"strategy": "channel"} if group == CHANNEL else {"strategy": "group", "group_size": group}
     scheme = QuantizationScheme.model_validate(
         {"targets": ["a"], "weights": {"num_bits": bits, "symmetric": symmetric, **strategy}}
@@ -174,16 +173,16 @@ def test_dequantize_is_what_compressed_tensors_reconstructs(bits: int, symmetric
 def test_longer_side_gets_the_extra_code(bits: int) -> None:
     """The extra code is negative: a negative scale turns it to the positive side."""
     row = torch.linspace(-0.5, 1.0, 32)
-    value = quantize(torch.stack([row, -row]), NumberFormat(bits, 32), torch.bfloat16)
+    value = quantize(torch.stack([row, -row]), integer(bits, 32), torch.bfloat16)
     assert value.scale[0] < 0 < value.scale[1]
     assert torch.equal(value.codes[0], value.codes[1])
     if bits > 2:
-        assert value.codes[0, -1] == NumberFormat(bits, 32).code_range[0]
+        assert value.codes[0, -1] == integer(bits, 32).code_range[0]
         assert value.dequantize()[0, -1] == 1.0
 
 
-@pytest.mark.parametrize("fmt", [NumberFormat(b, g, s) for b in (2, 4) for g in GROUPS for s in (True, False)])
-def test_squared_errors_are_those_of_quantize(fmt: NumberFormat) -> None:
+@pytest.mark.parametrize("fmt", [integer(b, g, s) for b in (2, 4) for g in GROUPS for s in (True, False)])
+def test_squared_errors_are_those_of_quantize(fmt: Format) -> None:
     """Also where the weight is handled in several chunks."""
     weight = weights(1200, 256)
     errors = squared_errors(weight, [fmt], torch.bfloat16)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format, integer
 from natprec.quantizers.gptq import gptq
 from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.yaqa import DAMPING, output_order, yaqa
@@ -31,13 +31,13 @@ def loss(errors: Tensor, inputs: Tensor, outputs: Tensor) -> float:
 @pytest.mark.parametrize(
     ("shape", "fmt"),
     [
-        ((96, 128), NumberFormat(3, 32)),
-        ((100, 90), NumberFormat(3, -1, symmetric=False)),  # neither a whole number of tiles
-        ((8, 64), NumberFormat(2, 64)),  # one tile
-        ((192, 64), NumberFormat(4, 64)),
+        ((96, 128), integer(3, 32)),
+        ((100, 90), integer(3, -1, symmetric=False)),  # neither a whole number of tiles
+        ((8, 64), integer(2, 64)),  # one tile
+        ((192, 64), integer(4, 64)),
     ],
 )
-def test_its_own_loss_is_less_than_gptqs(shape: tuple[int, int], fmt: NumberFormat) -> None:
+def test_its_own_loss_is_less_than_gptqs(shape: tuple[int, int], fmt: Format) -> None:
     rows, columns = shape
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     inputs, outputs = moments(columns, 1), moments(rows, 2)
@@ -58,7 +58,7 @@ def test_outputs_that_have_nothing_in_common_leave_gptq(shape: tuple[int, int]) 
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     order = InputOrder.of(moments(shape[1], 4))
     outputs = output_order(torch.diag(torch.linspace(1, 5, shape[0])))
-    fmt = NumberFormat(3, 32)
+    fmt = integer(3, 32)
     assert torch.equal(
         yaqa(weight, order, outputs, fmt, torch.float32).codes, gptq(weight, order, fmt, torch.float32).codes
     )
@@ -69,7 +69,7 @@ def test_each_weight_is_rounded_from_what_the_earlier_ones_left() -> None:
     rows, columns = 40, 64
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(5))
     inputs, outputs = moments(columns, 6, 0.3), moments(rows, 7, 0.3)
-    fmt = NumberFormat(4, 64)
+    fmt = integer(4, 64)
     order, down = InputOrder.of(inputs), output_order(outputs)
     found = yaqa(weight, order, down, fmt, torch.float32)
     h = inputs.double() + 0.01 * inputs.diagonal().mean() * torch.eye(columns)

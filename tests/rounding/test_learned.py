@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
-from natprec.formats.gguf import GGUF_TYPES
+from natprec.formats import GGUF_TYPES, integer
 from natprec.measurement.measure import measure
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import apply_plan, learned, restore, snapshot
@@ -20,7 +19,7 @@ from natprec.subject import Subject
 from tests.arrange import encoder, subject, tokens
 
 IDS = tokens(16, 32)
-THREE = NumberFormat(3, 32)
+THREE = integer(3, 32)
 
 
 def improved(made: Subject, fmt: Any = THREE, **options: Any) -> tuple[dict[str, QuantizedTensor], ...]:
@@ -61,7 +60,7 @@ def test_a_block_comes_nearer_on_other_text(make: Any) -> None:
 
 @pytest.mark.parametrize(
     "fmt",
-    [THREE, NumberFormat(2, 16, symmetric=False), NumberFormat(4, -1), GGUF_TYPES["Q4_0"], GGUF_TYPES["Q4_1"]],
+    [THREE, integer(2, 16, symmetric=False), integer(4, -1), GGUF_TYPES["Q4_0"], GGUF_TYPES["Q4_1"]],
     ids=lambda fmt: fmt.name,
 )
 def test_codes_and_scales_are_what_the_format_stores(fmt: Any) -> None:

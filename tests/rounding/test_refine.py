@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format, integer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import refine as module
 from natprec.rounding import restore, snapshot
@@ -18,10 +18,10 @@ from natprec.subject import Subject
 from tests.arrange import encoder, subject, tokens
 
 IDS = tokens(16, 24)
-THREE = NumberFormat(3, 32)
+THREE = integer(3, 32)
 
 
-def rounded(made: Subject, fmt: NumberFormat = THREE) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+def rounded(made: Subject, fmt: Format = THREE) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
     """All sites to nearest at one width, and the original weights."""
     original = snapshot(made.model)
     codes = {site.name: quantize(site_weight(made.model, site), fmt, torch.float16) for site in made.sites}
@@ -56,7 +56,7 @@ def test_the_distortion_falls_on_other_text(make: Any) -> None:
 
 def test_only_scales_move_and_the_model_holds_them() -> None:
     made = subject()
-    codes, original = rounded(made, NumberFormat(3, 32, symmetric=False))
+    codes, original = rounded(made, integer(3, 32, symmetric=False))
     steps: list[str] = []
     result = refined(made, codes, original, advance=steps.append)
     assert len(steps) == 20

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.runtime.load import Runnable
 from natprec.subject import Subject
 from tests.arrange import tokens
@@ -74,7 +74,7 @@ def mixtral() -> Any:
     return MixtralForCausalLM(MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4))
 
 
-def saved(folder: Path, model: Any, tokenizer: Any, fmt: NumberFormat, engine: str = "natprec") -> Path:
+def saved(folder: Path, model: Any, tokenizer: Any, fmt: Format, engine: str = "natprec") -> Path:
     """Quantized, with weights large enough to matter."""
     with torch.no_grad():
         for module in model.modules():

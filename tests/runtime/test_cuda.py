@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, integer
 from tests.arrange import subject
 from tests.run_command import natprec as command
 from tests.runtime.test_load import written
@@ -43,10 +42,10 @@ def interpreted(folder: Path, device: str, *many: str) -> dict[str, Any]:
 
 @WHERE
 @pytest.mark.parametrize(
-    ("engine", "fmt"), [("vllm", NumberFormat(3, 32)), ("natprec", NumberFormat(5, 32, False))], ids=["W3", "W5"]
+    ("engine", "fmt"), [("vllm", integer(3, 32)), ("natprec", integer(5, 32, False))], ids=["W3", "W5"]
 )
 def test_triton_computes_what_the_dense_weights_do(
-    engine: str, fmt: NumberFormat, device: str, tmp_path: Path, tiny_tokenizer: Any
+    engine: str, fmt: Format, device: str, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     """Linears of both profiles; natprec's has a quantized embedding and head too."""
     pytest.importorskip("triton")
@@ -61,7 +60,7 @@ def test_triton_computes_what_the_dense_weights_do(
 @WHERE
 def test_many_tokens_meet_dense_weights(device: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     pytest.importorskip("triton")
-    fmt = NumberFormat(6, 32, False)
+    fmt = integer(6, 32, False)
     found = interpreted(written(tmp_path / "out", subject(tiny_tokenizer), fmt, "natprec"), device, "48")
     assert found["kernels"] == ["triton"]
     assert found["launched"] == [1] * 9
@@ -72,7 +71,7 @@ def test_many_tokens_meet_dense_weights(device: str, tmp_path: Path, tiny_tokeni
 @WHERE
 def test_int8_inputs_run_on_codes(device: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     pytest.importorskip("triton")
-    folder = written(tmp_path / "out", subject(tiny_tokenizer), NumberFormat(8, CHANNEL), "vllm")
+    folder = written(tmp_path / "out", subject(tiny_tokenizer), integer(8, CHANNEL), "vllm")
     config = json.loads((folder / "config.json").read_text())
     for group in config["quantization_config"]["config_groups"].values():
         group["input_activations"] = {
@@ -86,7 +85,7 @@ def test_int8_inputs_run_on_codes(device: str, tmp_path: Path, tiny_tokenizer: A
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_without_a_gpu_the_command_says_so(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    folder = written(tmp_path / "out", subject(tiny_tokenizer, vocab_size=512), NumberFormat(4, 32), "vllm")
+    folder = written(tmp_path / "out", subject(tiny_tokenizer, vocab_size=512), integer(4, 32), "vllm")
     for device in ("cuda", "cuda:1", "gpu"):
         refused = command("generate", folder, "--prompt", "some words", "--device", device)
         assert refused.code == 2

@@ -15,7 +15,7 @@ from torch import Tensor
 from natprec import native
 from natprec.commands.generate import explanation
 from natprec.evaluation.reload import load_quantized
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.kernels.block import Block, Norm
 from natprec.runtime import blocks, stack
 from natprec.runtime.blocks import LeanBlock
@@ -59,7 +59,7 @@ def test_other_structures_stay_plain(
 ) -> None:
     """And compute what their dense weights do; norms are replaced where they are known."""
     model = made()
-    folder = saved(tmp_path / "out", model, tiny_tokenizer, NumberFormat(5, 32))
+    folder = saved(tmp_path / "out", model, tiny_tokenizer, integer(5, 32))
     runnable = load(folder)
     for said in runnable.replaced.blocks.values():
         assert said
@@ -75,7 +75,7 @@ def test_other_structures_stay_plain(
 
 @pytest.fixture
 def runnable(tmp_path: Path, tiny_tokenizer: Any, in_float32: None) -> Runnable:
-    return load(saved(tmp_path / "out", qwen2(), tiny_tokenizer, NumberFormat(5, 32)))
+    return load(saved(tmp_path / "out", qwen2(), tiny_tokenizer, integer(5, 32)))
 
 
 def broken(block: Block, how: str) -> Block:
@@ -95,7 +95,7 @@ def broken(block: Block, how: str) -> Block:
 def test_a_block_that_computes_something_else_stays_plain(
     how: str, tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = saved(tmp_path / "out", qwen2(), tiny_tokenizer, NumberFormat(5, 32))
+    folder = saved(tmp_path / "out", qwen2(), tiny_tokenizer, integer(5, 32))
     read = blocks.read_block
     monkeypatch.setattr(blocks, "read_block", lambda layer: broken(read(layer), how))
     found = load(folder)
@@ -107,7 +107,7 @@ def test_a_block_that_computes_something_else_stays_plain(
 def test_a_loop_that_gives_other_bits_stays_plain(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = saved(tmp_path / "out", qwen2(), tiny_tokenizer, NumberFormat(5, 32))
+    folder = saved(tmp_path / "out", qwen2(), tiny_tokenizer, integer(5, 32))
     step = stack.Stack.step
     monkeypatch.setattr(stack.Stack, "step", lambda self, ids, layers: step(self, ids, layers) * (1 + 1e-6))
     found = load(folder)

@@ -11,7 +11,7 @@ import torch
 
 from natprec.errors import InputError
 from natprec.evaluation.reload import load_quantized
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.runtime.generate import generate, prompt_ids
 from natprec.runtime.load import Runnable, load
 from tests.arrange import encoder, subject
@@ -22,7 +22,7 @@ from tests.runtime.test_load import written
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     made = subject(tiny_tokenizer, vocab_size=512, max_position_embeddings=64)
-    return written(tmp_path_factory.mktemp("generate") / "out", made, NumberFormat(4, 32), "vllm")
+    return written(tmp_path_factory.mktemp("generate") / "out", made, integer(4, 32), "vllm")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_prompts_that_cannot_be_used(runnable: Runnable, tmp_path: Path, encoder
 
     made = replace(encoder(), tokenizer=encoder_tokenizer)
     with pytest.raises(InputError, match="an encoder, which writes no text"):
-        generate(load(written(tmp_path / "out", made, NumberFormat(4, 32), "vllm")), "word")
+        generate(load(written(tmp_path / "out", made, integer(4, 32), "vllm")), "word")
 
 
 def test_the_command(folder: Path) -> None:

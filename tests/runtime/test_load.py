@@ -14,8 +14,7 @@ from torch import nn
 from natprec import native
 from natprec.evaluation.reload import load_quantized
 from natprec.export import write_checkpoint
-from natprec.formats import NumberFormat, engine_profile
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.kernels.dispatch import KERNELS
 from natprec.kernels.linear import Joined
 from natprec.kernels.reference import quantize_tokens
@@ -37,13 +36,13 @@ def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
     return cast(torch.dtype, request.param)
 
 
-def written(folder: Path, made: Subject, fmt: NumberFormat, engine: str) -> Path:
+def written(folder: Path, made: Subject, fmt: Format, engine: str) -> Path:
     """A checkpoint with this format wherever the engine has it; its embedding at the widest that it has."""
     profile = engine_profile(engine)
     folder.mkdir()
     quantized = {}
     for site in made.sites:
-        fits = fmt if profile.runs(site.role, fmt) else replace(fmt, bits=8)
+        fits = fmt if profile.runs(site.role, fmt) else integer(8, fmt.group_size, fmt.symmetric)
         if profile.runs(site.role, fits):
             quantized[site.name] = quantize(site_weight(made.model, site), fits, made.storage_dtype)
     write_checkpoint(folder, made.model, made.tokenizer, made.sites, quantized, profile, made.storage_dtype)
@@ -52,23 +51,23 @@ def written(folder: Path, made: Subject, fmt: NumberFormat, engine: str) -> Path
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, tiny_tokenizer: Any) -> Path:
-    return written(tmp_path / "out", subject(tiny_tokenizer, vocab_size=512), NumberFormat(4, 32), "vllm")
+    return written(tmp_path / "out", subject(tiny_tokenizer, vocab_size=512), integer(4, 32), "vllm")
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     ("engine", "fmt"),
     [
-        ("vllm", NumberFormat(3, 32)),
-        ("vllm", NumberFormat(4, CHANNEL)),
-        ("transformers", NumberFormat(5, 32)),
-        ("natprec", NumberFormat(4, 32, False)),
-        ("natprec", NumberFormat(6, CHANNEL, False)),
+        ("vllm", integer(3, 32)),
+        ("vllm", integer(4, CHANNEL)),
+        ("transformers", integer(5, 32)),
+        ("natprec", integer(4, 32, False)),
+        ("natprec", integer(6, CHANNEL, False)),
     ],
 )
 @torch.inference_mode()
 def test_it_computes_what_the_dense_weights_do(
-    engine: str, fmt: NumberFormat, tied: bool, tmp_path: Path, tiny_tokenizer: Any, dense: torch.dtype
+    engine: str, fmt: Format, tied: bool, tmp_path: Path, tiny_tokenizer: Any, dense: torch.dtype
 ) -> None:
     folder = written(tmp_path / "out", subject(tiny_tokenizer, tie_word_embeddings=tied), fmt, engine)
     expected = load_quantized(folder)(input_ids=IDS).logits
@@ -112,7 +111,7 @@ def test_linears_with_one_input_are_one_product(checkpoint: Path) -> None:
 def test_an_encoder_runs_too(tmp_path: Path, encoder_tokenizer: Any, dense: torch.dtype) -> None:
     made = encoder()
     made = replace(made, tokenizer=encoder_tokenizer)
-    folder = written(tmp_path / "out", made, NumberFormat(4, 32), "transformers")
+    folder = written(tmp_path / "out", made, integer(4, 32), "transformers")
     expected = load_quantized(folder)(input_ids=IDS).last_hidden_state
     found = load(folder)(input_ids=IDS).last_hidden_state
     bound = EXACT if dense == torch.float32 else ROUNDED
@@ -122,7 +121,7 @@ def test_an_encoder_runs_too(tmp_path: Path, encoder_tokenizer: Any, dense: torc
 @torch.inference_mode()
 def test_int8_inputs(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """As other quantizers write it: activations in int8, by token; the reference rounds them so before each Linear."""
-    folder = written(tmp_path / "out", subject(tiny_tokenizer), NumberFormat(8, CHANNEL), "vllm")
+    folder = written(tmp_path / "out", subject(tiny_tokenizer), integer(8, CHANNEL), "vllm")
     config = json.loads((folder / "config.json").read_text())
     inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
     expected = load_quantized(folder)
@@ -149,7 +148,7 @@ def test_what_lm_eval_calls(tied: bool, tmp_path: Path, tiny_tokenizer: Any) -> 
     """Each method and attribute that HFLM (lm-eval 0.4.13) uses of a model that is given to it."""
     made = subject(tiny_tokenizer, vocab_size=512, tie_word_embeddings=tied)
     weights = sum(parameter.numel() for parameter in made.model.parameters())
-    runnable = load(written(tmp_path / "out", made, NumberFormat(4, 32), "vllm"))
+    runnable = load(written(tmp_path / "out", made, integer(4, 32), "vllm"))
     model, ids = runnable.model, tokens(3, 12, 500)
     before = model(ids).logits
     assert isinstance(model, nn.Module)

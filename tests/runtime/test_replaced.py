@@ -12,8 +12,7 @@ import torch
 
 from natprec import native
 from natprec.export import write_checkpoint
-from natprec.formats import NumberFormat, engine_profile
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.quantizers import quantize
 from natprec.runtime.load import load
 from natprec.sites import site_weight
@@ -41,11 +40,11 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("made", [qwen2, qwen3, lambda: subject(vocab_size=512).model], ids=["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize(
     "fmt",
-    [NumberFormat(bits, 32, symmetric) for bits, symmetric in ((2, True), (3, False), (5, True), (8, False))],
+    [integer(bits, 32, symmetric) for bits, symmetric in ((2, True), (3, False), (5, True), (8, False))],
     ids=str,
 )
 def test_a_token_and_many_are_what_the_plain_modules_compute(
-    made: Callable[[], Any], fmt: NumberFormat, tmp_path: Path, tiny_tokenizer: Any
+    made: Callable[[], Any], fmt: Format, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     runnable = load(saved(tmp_path / "out", made(), tiny_tokenizer, fmt))
     assert set(runnable.replaced.blocks.values()) == {""}
@@ -62,7 +61,7 @@ def test_weights_that_are_not_quantized_and_linears_that_are_not_joined(tmp_path
     folder = tmp_path / "out"
     quantized = {
         site.name: quantize(
-            site_weight(made.model, site), NumberFormat(formats[site.name.rpartition(".")[2]], 32), torch.bfloat16
+            site_weight(made.model, site), integer(formats[site.name.rpartition(".")[2]], 32), torch.bfloat16
         )
         for site in kept
     }
@@ -81,7 +80,7 @@ def test_int8_inputs(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """Codes and sums are whole numbers, so tokens agree but for the order of a norm's or a softmax's sum, up to the
     first whose activation lies so near to a half that it rounds otherwise. That one moves it, and those that see it, by
     about a step (up to 0.011 in 120 such models; a quarter of the tokens was always within 2e-5)."""
-    for fmt in (NumberFormat(8, CHANNEL), NumberFormat(4, 32)):
+    for fmt in (integer(8, CHANNEL), integer(4, 32)):
         folder = saved(tmp_path / fmt.name, qwen2(), tiny_tokenizer, fmt, "vllm")
         config = json.loads((folder / "config.json").read_text())
         for group in config["quantization_config"]["config_groups"].values():
@@ -98,7 +97,7 @@ def test_int8_inputs(tmp_path: Path, tiny_tokenizer: Any) -> None:
 @pytest.mark.usefixtures("in_float32")
 def test_a_sliding_window_is_kept(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """24 tokens through a window of 8: whatever is replaced, tokens see the last 8."""
-    runnable = load(saved(tmp_path / "out", mistral(), tiny_tokenizer, NumberFormat(5, 32)))
+    runnable = load(saved(tmp_path / "out", mistral(), tiny_tokenizer, integer(5, 32)))
     assert error(runnable) < TIGHT
     changed = IDS.clone()
     changed[0, 0] += 1

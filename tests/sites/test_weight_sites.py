@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, integer
 from natprec.sites import Site, find_sites, refuse_indivisible, site_weight
 from natprec.staged.blocks import StagedModel
 from tests.arrange import SMALL, tokens
@@ -107,9 +106,9 @@ def test_indivisible_group_names_the_layer_and_what_divides(columns: int, advice
     fine = Site("fine", "weight", "linear", (8, 256), ("fine",), "fine", 0)
     bad = Site("layers.3.odd", "weight", "linear", (8, columns), ("layers.3.odd",), "layers.3.odd", 0)
     with pytest.raises(InputError, match=rf"group size 128 .* {columns} inputs of 'layers.3.odd'.*{advice}"):
-        refuse_indivisible([fine, bad], (NumberFormat(4, 128),))
-    refuse_indivisible([fine, bad], (NumberFormat(4, CHANNEL),))
-    refuse_indivisible([fine], (NumberFormat(4, 128),))
+        refuse_indivisible([fine, bad], (integer(4, 128),))
+    refuse_indivisible([fine, bad], (integer(4, CHANNEL),))
+    refuse_indivisible([fine], (integer(4, 128),))
 
 
 def test_finding_sites_leaves_the_model_alone() -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from natprec.errors import BudgetError, InputError
-from natprec.formats import NumberFormat, engine_profile
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.measurement import Measurement
 from natprec.solver import Plan, solve
 from natprec.solver.allocation import natural_precision, staircase
@@ -20,12 +19,10 @@ from natprec.solver.solve import HEADROOM
 from natprec.solver.units import groups_of
 from tests.arrange import curve, measurement
 
-FORMATS = tuple(NumberFormat(bits, 64) for bits in range(2, 9))
+FORMATS = tuple(integer(bits, 64) for bits in range(2, 9))
 
 
-def made_up(
-    sites: int = 8, formats: tuple[NumberFormat, ...] = FORMATS, seed: int = 0, **changes: object
-) -> Measurement:
+def made_up(sites: int = 8, formats: tuple[Format, ...] = FORMATS, seed: int = 0, **changes: object) -> Measurement:
     """Curves of about 4^-b with noise, of sites of several sizes; q, k and v in one unit."""
     draw = np.random.default_rng(seed)
     curves = []
@@ -190,7 +187,7 @@ def test_a_site_costs_what_it_costs_on_its_worst_text() -> None:
 
 
 def test_twenty_solves_of_200_sites_take_less_than_a_second() -> None:
-    formats = tuple(NumberFormat(bits, group) for bits in range(2, 9) for group in (32, 64, CHANNEL))
+    formats = tuple(integer(bits, group) for bits in range(2, 9) for group in (32, 64, CHANNEL))
     assert len(formats) == 21
     made = made_up(sites=200, formats=formats)
     seconds = []

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.solver import solve
 from natprec.solver.allocation import Unit
 from natprec.solver.uniform import best_uniform, total
 from tests.arrange import curve, measurement
 
-FORMATS = [NumberFormat(bits, 64) for bits in (2, 3, 4)]
+FORMATS = [integer(bits, 64) for bits in (2, 3, 4)]
 
 
 def unit(name: str, kl: list[float], elements: int = 64) -> Unit:
@@ -23,7 +23,7 @@ def unit(name: str, kl: list[float], elements: int = 64) -> Unit:
 
 def test_the_best_single_format_of_no_more_bytes() -> None:
     units = [unit("a", [9, 3, 1]), unit("b", [8, 2, 1]), unit("embedding", [0.5], elements=8)]
-    formats = [FORMATS, FORMATS, [NumberFormat(8, 64)]]
+    formats = [FORMATS, FORMATS, [integer(8, 64)]]
     found = best_uniform(units, formats, [2, 0, 0])
     assert found == (FORMATS[1], [1, 1, 0])
     assert total(units, found[1], "kl") == 5.5

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 
 from natprec.errors import BudgetError, InputError
-from natprec.formats import ActivationFormat, NumberFormat, engine_profile
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, activation, engine_profile, integer
 from natprec.measurement import Curve, Measurement
 from natprec.sites import Site
 from natprec.solver import Plan
 from natprec.solver.units import backward_bits
 from tests.arrange import curve, measurement
 
-WEIGHTS = [*(NumberFormat(bits, 64) for bits in range(2, 9)), NumberFormat(8, CHANNEL)]
-INPUTS = [ActivationFormat(bits) for bits in (3, 4, 5, 6, 7, 8)]
+WEIGHTS = [*(integer(bits, 64) for bits in range(2, 9)), integer(8, CHANNEL)]
+INPUTS = [activation(bits) for bits in (3, 4, 5, 6, 7, 8)]
 
 
 def falling(first: float, bits: list[Any]) -> list[float]:
@@ -66,12 +65,12 @@ def test_experts_that_an_engine_runs_together_are_one_unit(engine: str, expected
 
 def test_only_pairs_of_the_engine() -> None:
     profile = engine_profile("vllm")
-    a8, a4 = ActivationFormat(8), ActivationFormat(4)
-    assert profile.multiplies(NumberFormat(3, 64), a8)
-    assert not profile.multiplies(NumberFormat(8, 64), a8), "CUTLASS wants weights per channel"
-    assert profile.multiplies(NumberFormat(8, CHANNEL), a8)
-    assert not profile.multiplies(NumberFormat(4, 64), a4), "Humming: W <= A, and 4 bits are Marlin's"
-    assert not profile.multiplies(NumberFormat(3, 64), ActivationFormat(8, 64))
+    a8, a4 = activation(8), activation(4)
+    assert profile.multiplies(integer(3, 64), a8)
+    assert not profile.multiplies(integer(8, 64), a8), "CUTLASS wants weights per channel"
+    assert profile.multiplies(integer(8, CHANNEL), a8)
+    assert not profile.multiplies(integer(4, 64), a4), "Humming: W <= A, and 4 bits are Marlin's"
+    assert not profile.multiplies(integer(3, 64), activation(8, 64))
     plan = three_layers().solve(eps=0.5, activations="8")
     assert {choice.bits for choice in plan.inputs.values()} == {8}
     for name, choice in plan.sites.items():
@@ -101,13 +100,13 @@ def test_auto_meets_brute_force() -> None:
         weights, inputs = made.curves[f"layer{index}"], made.curves[f"layer{index}:input"]
         own = []
         for fmt, kl in zip(weights.formats, weights.kl("gptq"), strict=True):
-            assert isinstance(fmt, NumberFormat)
+            assert isinstance(fmt, Format)
             bits = 8 * fmt.stored_bytes(64, 128) / (64 * 128)
             own.append((bits + 16, kl))
             own += [
                 (bits + flow.bits, kl + cost)
                 for flow, cost in zip(inputs.formats, inputs.kl("gptq"), strict=True)
-                if isinstance(flow, ActivationFormat) and profile.multiplies(fmt, flow)
+                if isinstance(flow, Format) and profile.multiplies(fmt, flow)
             ]
         options.append(own)
     best = min(sum(p[0] for p in picked) for picked in itertools.product(*options) if sum(p[1] for p in picked) <= eps)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.quantizers import quantize
 from natprec.quantizers.gptq import Judged, gptq_shares
 from natprec.quantizers.input_order import InputOrder
 from natprec.transforms import Gauge, channel_scales
 
-FOUR = NumberFormat(4, 32)
+FOUR = integer(4, 32)
 PLAIN = Gauge("unit", "norm", produced=64)
 
 

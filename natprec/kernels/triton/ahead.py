@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format
 from natprec.kernels.epilogue import Epilogue
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar
 from natprec.kernels.triton.dense_kernel import planar_values
@@ -60,7 +60,7 @@ SIZE = 4096
 class Variant:
     """What a product is compiled for, its shape apart."""
 
-    format: NumberFormat
+    format: Format
     x_dtype: torch.dtype = torch.float16
     epilogue: Epilogue = Epilogue()  # noqa: RUF009  a frozen value
     biased: bool = False
@@ -110,7 +110,7 @@ def compile_for(variant: Variant, tile: Tile, architecture: str) -> Compiled:
     return _compile(planar_linear, values, fixed, tile, architecture)
 
 
-def compile_values(fmt: NumberFormat, architecture: str) -> Compiled:
+def compile_values(fmt: Format, architecture: str) -> Compiled:
     """Compile the kernel that writes a weight's values."""
     _, weight = _arguments(Variant(fmt))
     out, unit = torch.empty(SIZE, SIZE, dtype=torch.float16, device="meta"), torch.empty((), device="meta")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
+from natprec.formats import CHANNEL
 from natprec.kernels import reference
 from natprec.kernels.layout import DEPTH_OF_FLOATS, ROWS, PlanarWeight, unpack
 from natprec.kernels.triton import launcher
@@ -74,7 +75,8 @@ def planar_values(weight: PlanarWeight, unit: Tensor, begin: int, end: int) -> T
     if weight.depth != DEPTH_OF_FLOATS:
         raise InputError(f"the weight is of depth {weight.depth}; values are written from depth {DEPTH_OF_FLOATS}")
     return torch.ops.natprec.planar_values(
-        list(weight.planes), weight.scale, weight.zero_point, unit, weight.format.bits, weight.format.group_size,
+        list(weight.planes), weight.scale, weight.zero_point, unit, weight.format.bits,
+        weight.format.group_size or CHANNEL,
         weight.rows, weight.columns, begin, end,
     )  # fmt: skip
 

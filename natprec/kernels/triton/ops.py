@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
+from natprec.formats import CHANNEL
 from natprec.kernels import reference
 from natprec.kernels.epilogue import Epilogue
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, unpack
@@ -71,7 +72,7 @@ def planar_linear(
         weight.scale,
         weight.zero_point,
         fmt.bits,
-        fmt.group_size,
+        fmt.group_size or CHANNEL,
         weight.rows,
         x_scale,
         bias,

@@ -12,8 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, integer
 from natprec.kernels import Epilogue, reference
 from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, ROWS, PlanarWeight, planar
 from natprec.kernels.triton import launch
@@ -44,7 +43,7 @@ class Case:
         inputs = "A8" if self.coded else str(self.dtype).removeprefix("torch.")
         shape = f"{self.tokens}x{self.rows}x{self.columns}"
         side = "left" if self.left else "right"
-        fmt = NumberFormat(self.bits, self.group, self.symmetric).name
+        fmt = integer(self.bits, self.group, self.symmetric).name
         shared = f" by {self.programs}" if self.programs > 1 else ""
         return f"{fmt} {inputs} {self.epilogue.name}{' bias' if self.biased else ''} {shape} {side}{shared}"
 
@@ -87,7 +86,7 @@ MANY = Case(4, epilogue=Epilogue("silu", residual=True, output_scale=0.01), toke
 """98,304 int8 outputs."""
 
 
-def made(fmt: NumberFormat, rows: int, columns: int, draw: torch.Generator) -> QuantizedTensor:
+def made(fmt: Format, rows: int, columns: int, draw: torch.Generator) -> QuantizedTensor:
     """Codes, zero points and scales of both signs, all random."""
     low, high = fmt.code_range
     groups = fmt.groups(columns)
@@ -115,7 +114,7 @@ def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None)
         tile: None is one that the interpreter is fast with.
     """
     draw = torch.Generator().manual_seed(case.bits + 10 * case.coded)
-    fmt = NumberFormat(case.bits, case.group, case.symmetric)
+    fmt = integer(case.bits, case.group, case.symmetric)
     weight = made(fmt, case.rows, case.columns, draw)
     x = torch.randn(case.tokens, case.columns, generator=draw).to(case.dtype)
     x, x_scale = reference.quantize_tokens(x) if case.coded else (x, None)
@@ -174,7 +173,7 @@ class Values:
 
     @property
     def name(self) -> str:
-        fmt = NumberFormat(self.bits, self.group, self.symmetric).name
+        fmt = integer(self.bits, self.group, self.symmetric).name
         return f"{fmt} {self.begin}:{self.rows - self.less} of {self.rows}x{self.columns}"
 
 
@@ -189,7 +188,7 @@ VALUES = [
 
 def run_values(case: Values, place: Callable[[Tensor], Tensor]) -> dict[str, object]:
     """Write values of a weight, compare with the specification, look at what lies round them."""
-    fmt = NumberFormat(case.bits, case.group, case.symmetric)
+    fmt = integer(case.bits, case.group, case.symmetric)
     weight = made(fmt, case.rows, case.columns, torch.Generator().manual_seed(case.bits))
     expected = (reference.dequantize(weight) * 1024.0).half()[case.begin : case.rows - case.less]
     stored = at(planar(weight), place)

@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL
 from natprec.kernels import Epilogue
 from natprec.kernels.triton import codes, dense_kernel, fused, kernel, launch, split
 from tests.kernels.triton.cases import CASES, EPILOGUES, MANY, VALUES, Case, Values, run, run_values

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton", minversion="3.9", reason="older ones shuffle joined steps through shared memory")
 
-from natprec.formats import NumberFormat
+from natprec.formats import Format, integer
 from natprec.kernels import Epilogue
 from natprec.kernels.triton.ahead import ARCHITECTURES, Compiled, Variant, compile_for, compile_values
 from natprec.kernels.triton.tiles import DECODE, DECODE_CODES, SOME_TOKENS, Tile, tiles
@@ -34,7 +34,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def full(bits: int, coded: bool = False) -> Variant:
     """With zero points, bias and everything that an epilogue can hold."""
-    return Variant(NumberFormat(bits, 64, False), torch.int8 if coded else torch.float16, FULL, biased=True)
+    return Variant(integer(bits, 64, False), torch.int8 if coded else torch.float16, FULL, biased=True)
 
 
 def faults(compiled: Compiled, architecture: str) -> list[str]:
@@ -51,7 +51,7 @@ def faults(compiled: Compiled, architecture: str) -> list[str]:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_as_small_as_the_first_planar_kernel(bits: int) -> None:
     """That one, W4A16 with 16 x 64 x 128 tiles on sm_90: 54 registers, 16,896 bytes, 9 programs a multiprocessor."""
-    compiled = compile_for(Variant(NumberFormat(bits, 64)), Tile(16, 64, join=2, registers=54), "sm_90a")
+    compiled = compile_for(Variant(integer(bits, 64)), Tile(16, 64, join=2, registers=54), "sm_90a")
     assert faults(compiled, "sm_90a") == []
     assert compiled.registers <= 54
     assert compiled.programs >= 9
@@ -105,16 +105,16 @@ def test_few_tokens_of_codes() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_four_steps_in_one_dot_are_loaded_16_bytes_at_a_time(bits: int) -> None:
-    compiled = compile_for(Variant(NumberFormat(bits, 64), shared=True), DECODE[1], "sm_90a")
+    compiled = compile_for(Variant(integer(bits, 64), shared=True), DECODE[1], "sm_90a")
     assert faults(compiled, "sm_90a") == []
     assert compiled.count("LDGSTS") == compiled.count(r"LDGSTS.*\.128") > 0
 
 
 @pytest.mark.parametrize(
-    ("architecture", "fmt"), [("sm_80", NumberFormat(3, 64, False)), ("sm_90a", NumberFormat(4, 64)),
-                              ("sm_90a", NumberFormat(7, 32, False)), ("sm_120a", NumberFormat(8, 128))]
+    ("architecture", "fmt"), [("sm_80", integer(3, 64, False)), ("sm_90a", integer(4, 64)),
+                              ("sm_90a", integer(7, 32, False)), ("sm_120a", integer(8, 128))]
 )  # fmt: skip
-def test_values_are_read_and_written_16_bytes_at_a_time(architecture: str, fmt: NumberFormat) -> None:
+def test_values_are_read_and_written_16_bytes_at_a_time(architecture: str, fmt: Format) -> None:
     compiled = compile_values(fmt, architecture)
     assert compiled.local == 0
     assert compiled.programs >= 4

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.kernels.triton.ahead import Variant, compile_for, compile_values
 from natprec.kernels.triton.tiles import DECODE, DECODE_CODES
 
@@ -17,7 +17,7 @@ from natprec.kernels.triton.tiles import DECODE, DECODE_CODES
 @pytest.mark.parametrize("bits", [3, 4, 7, 8])  # two planes, one, three, and one of whole bytes
 def test_both_kernels_compile(bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    fmt = NumberFormat(bits, 64, False)
+    fmt = integer(bits, 64, False)
     built = [
         compile_for(Variant(fmt), DECODE[0], "sm_90a"),
         compile_for(Variant(fmt, torch.int8), DECODE_CODES[0], "sm_90a"),

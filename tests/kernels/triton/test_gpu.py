@@ -12,8 +12,7 @@ if not torch.cuda.is_available():
     pytest.skip("there is no GPU; the interpreter runs the same cases", allow_module_level=True)
 pytest.importorskip("triton")
 
-from natprec.formats import NumberFormat
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, integer
 from natprec.kernels import Epilogue, reference
 from natprec.kernels.layout import planar
 from natprec.kernels.triton import dense
@@ -57,7 +56,7 @@ def test_many_tokens_meet_dense_weights(bits: int, group: int, block: int, monke
     """cuBLAS, summing in float32: what is left is the rounding of each weight; row by row, in blocks and in one."""
     monkeypatch.setattr(dense, "DENSE", block)
     columns = 1217 if group == CHANNEL else 1216
-    weight = made(NumberFormat(bits, group, False), 1100, columns, torch.Generator().manual_seed(bits))
+    weight = made(integer(bits, group, False), 1100, columns, torch.Generator().manual_seed(bits))
     x = torch.randn(1200, columns, generator=torch.Generator().manual_seed(0)).half()
     expected, unit = reference.linear(x, weight), dense.unit_of(weight.scale, bits)
     found = dense.dense_product(placed(x), at(planar(weight), placed), placed(unit)).cpu() / unit
@@ -66,7 +65,7 @@ def test_many_tokens_meet_dense_weights(bits: int, group: int, block: int, monke
 
 def test_graphs_have_counters_of_their_own() -> None:
     """Two graphs of shared columns, captured one after the other; the second is replayed first."""
-    weight = planar(made(NumberFormat(4, 64), 512, 4096, torch.Generator().manual_seed(0)))
+    weight = planar(made(integer(4, 64), 512, 4096, torch.Generator().manual_seed(0)))
     placed_weight = at(weight, placed)
     x = torch.randn(1, 4096, device="cuda").half()
     outs = [torch.full((1, 512), torch.nan, device="cuda") for _ in range(3)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from natprec.errors import InputError
-from natprec.formats import NumberFormat
+from natprec.formats import integer
 from natprec.kernels import Epilogue, reference
 from natprec.kernels.layout import DEPTH_OF_CODES, TILE, planar
 from natprec.kernels.triton.ops import planar_linear, use_interpreter
@@ -30,7 +30,7 @@ from natprec.kernels.triton.tiles import (
 from natprec.quantizers import quantize
 
 WEIGHT = quantize(
-    torch.randn(40, 192, generator=torch.Generator().manual_seed(0)), NumberFormat(3, 64, False), torch.float16
+    torch.randn(40, 192, generator=torch.Generator().manual_seed(0)), integer(3, 64, False), torch.float16
 )
 X = torch.randn(5, 192, generator=torch.Generator().manual_seed(1)).half()
 

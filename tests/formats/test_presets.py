@@ -12,19 +12,18 @@ from torch import nn
 
 from natprec.errors import InputError
 from natprec.export import checkpoint_tensors
-from natprec.formats import NumberFormat, engine_profile, parse_format
-from natprec.formats.number_format import CHANNEL
+from natprec.formats import CHANNEL, Format, engine_profile, integer, parse_format
 from natprec.quantizers import quantize
 from natprec.sites import Site
 
 FORMATS = [
-    NumberFormat(bits, group, symmetric)
+    integer(bits, group, symmetric)
     for bits, group, symmetric in itertools.product(range(1, 9), (1, 32, 64, 128, CHANNEL), (True, False))
 ]
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
-def test_name_round_trips(fmt: NumberFormat) -> None:
+def test_name_round_trips(fmt: Format) -> None:
     assert parse_format(fmt.name) == fmt
 
 
@@ -41,10 +40,10 @@ def test_other_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize(("bits", "group"), [(0, 64), (9, 64), (4, 0), (4, -2)])
 def test_impossible_formats_are_refused(bits: int, group: int) -> None:
     with pytest.raises(InputError):
-        NumberFormat(bits, group)
+        integer(bits, group)
 
 
-def packed_bytes(fmt: NumberFormat, rows: int, columns: int) -> int:
+def packed_bytes(fmt: Format, rows: int, columns: int) -> int:
     """What the export stores for one Linear, without its 16-byte shape."""
     model = nn.ModuleDict({"a": nn.Linear(columns, rows, bias=False)})
     site = Site("a", "weight", "linear", (rows, columns), ("a",), "a", 0)
@@ -67,14 +66,14 @@ def packed_bytes(fmt: NumberFormat, rows: int, columns: int) -> int:
 def test_stored_bytes_are_those_of_the_packed_tensors(
     bits: int, group: int, symmetric: bool, rows: int, width: int, ragged: int
 ) -> None:
-    fmt = NumberFormat(bits, group, symmetric)
+    fmt = integer(bits, group, symmetric)
     columns = ragged if group == CHANNEL else group * width
     assert fmt.stored_bytes(rows, columns) == packed_bytes(fmt, rows, columns)
 
 
 def test_division_into_groups() -> None:
-    assert NumberFormat(4, 64).divides(192)
-    assert not NumberFormat(4, 64).divides(96)
-    assert NumberFormat(4, CHANNEL).divides(7)
-    assert NumberFormat(4, 64).groups(192) == 3
-    assert NumberFormat(4, CHANNEL).groups(7) == 1
+    assert integer(4, 64).divides(192)
+    assert not integer(4, 64).divides(96)
+    assert integer(4, CHANNEL).divides(7)
+    assert integer(4, 64).groups(192) == 3
+    assert integer(4, CHANNEL).groups(7) == 1
