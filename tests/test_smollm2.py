@@ -16,9 +16,9 @@ import torch
 
 import natprec
 from natprec import pipeline
+from natprec.config import QuantizeConfig
 from natprec.evaluation.reload import load_quantized
 from natprec.evaluation.verify import Verification
-from natprec.run.request import Request
 from natprec.solver import Plan
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2"
@@ -41,7 +41,7 @@ def quantized(smollm2: str, pytestconfig: pytest.Config) -> Path:
     out = kept / digest.hexdigest()[:16]
     if not (out / "verification.json").is_file():
         shutil.rmtree(kept)  # runs of older code
-        request = Request(smollm2, eps=EPS, data=texts[0], eval_data=texts[1], tokens=TOKENS, eval_tokens=TOKENS)
+        request = QuantizeConfig(smollm2, eps=EPS, data=texts[0], eval_data=texts[1], tokens=TOKENS, eval_tokens=TOKENS)
         pipeline.quantize(request, out)
     return out
 

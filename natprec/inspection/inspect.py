@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from natprec.config import ROOM_KELVIN
 from natprec.errors import BoundError, unknown
 from natprec.formats import Format
-from natprec.information.landauer import ROOM_KELVIN
 from natprec.inspection.lowered import LoweredBlock
 from natprec.inspection.rows import SiteRow, activation_rows, activation_values, shown_format, weight_rows
 from natprec.inspection.stars import planned_bits, planned_widths, stars, unit_widths
