@@ -21,9 +21,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from natprec import native
+from natprec.config import ARITHMETIC
 from natprec.errors import unknown
-
-ARITHMETIC = ("auto", "bfloat16", "float32")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.evaluation.reload import load_quantized
 from natprec.formats import engine_profile
@@ -17,7 +18,7 @@ from natprec.hooks import attached
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_and_write
 from natprec.progress import Stages
-from natprec.run.request import Request, refuse_impossible_size
+from natprec.run.request import refuse_impossible_size
 from natprec.runtime.load import load
 from natprec.sites import uneven
 from natprec.solver import solve
@@ -114,7 +115,7 @@ def test_an_input_that_is_several_tensors_is_measured_in_all_of_them() -> None:
 
 def test_keys_and_values_that_one_scheme_cannot_describe_are_refused_before_measuring() -> None:
     subject = tiny.made(tiny.deepseek)
-    request = Request("small", eps=0.05, group_size=32, sites="all", kv="8", engine="natprec")
+    request = QuantizeConfig("small", eps=0.05, group_size=32, sites="all", kv="8", engine="natprec")
     with pytest.raises(InputError, match=r"keys of 24, values of 16.*leave --kv out"):
         refuse_impossible_size(request, subject)
     refuse_impossible_size(replace(request, engine="vllm"), subject)
