@@ -96,11 +96,31 @@ def test_the_python_example_is_the_packages_own() -> None:
         assert " ".join(line.split()) in own, "tests/test_api.py runs it from there"
 
 
+def anchor(title: str) -> str:
+    """Where a link to a heading leads, as GitHub makes it of the title."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_the_log_has_an_index_of_all_entries() -> None:
+    """Each entry is in it under its title, its mark included; no line leads elsewhere."""
+    index, _, entries = (ROOT / "LOG.md").read_text(encoding="utf-8").partition("\n## 2")
+    titles = re.findall(r"^## (\d{4}-\d\d-\d\d: .*)$", "## 2" + entries, re.MULTILINE)
+    listed = re.findall(r"^- (\d{4}-\d\d-\d\d): \[(.*)\]\(#(.*)\)$", index, re.MULTILINE)
+    assert {f"{date}: {title}" for date, title, _ in listed} == set(titles)
+    assert [target for date, title, target in listed if target != anchor(f"{date}: {title}")] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     file = ROOT / page
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (file.parent / target).exists(), target
+    for target, place in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", file.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        found = (file.parent / target) if target else file
+        assert found.exists(), target
+        if place:
+            titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert place in map(anchor, titles), f"{target}#{place}"
 
 
 @pytest.mark.parametrize("page", PAGES)
