@@ -124,6 +124,14 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_sources_that_documents_name_exist(page: str) -> None:
+    """Those of the repository; folders of natprec's output have others under the same name."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:natprec|scripts|tests|docs|recipes)/[\w/.-]+\.(?:py|toml|md))", text))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_options_in_the_documents_exist(page: str) -> None:
     """Of natprec's commands and of the scripts; those of other programs are few, and listed here."""
     others = {"--no-deps", "--extra-index-url"}
