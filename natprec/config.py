@@ -20,7 +20,15 @@ from natprec.options import METHOD, MODEL, TARGET, TEXT, option, options_of, pos
 ROUNDINGS = ("rtn", "gptq", "yaqa", "learned")
 """Round to nearest; each error made up for by later columns; and by later rows; GPTQ, then learned block by block."""
 
-DISTORTIONS = ("kl", "kl-top10", "loss", "embedding", "embedding-cls")
+DISTORTIONS = {
+    "kl": "next_token:KL",
+    "kl-top10": "next_token:KL_TOP10",
+    "loss": "next_token:LOSS",
+    "embedding": "feature_distance:EMBEDDING",
+    "embedding-cls": "feature_distance:EMBEDDING_CLS",
+}
+"""What a tolerance can be of, and where `natprec.distortions` has it."""
+
 ESTIMATORS = ("fisher", "exact")
 ARITHMETIC = ("auto", "bfloat16", "float32")
 
@@ -135,9 +143,7 @@ class QuantizeConfig(Measured):
         parse=str,
     )
     kv: str = option(NOT_ROUNDED, METHOD, "Bits of keys and values in the cache: 16, or 8 (float8 in vllm).", parse=str)
-    distortion: str | None = option(
-        None, METHOD, "What eps is of: kl, kl-top10, loss; embedding, embedding-cls.", choices=DISTORTIONS
-    )
+    distortion: str | None = option(None, METHOD, f"What eps is of: {', '.join(DISTORTIONS)}.", choices=DISTORTIONS)
     refine: int = option(
         0, METHOD, "Steps of gradient descent on the scales after rounding; 30 are plenty. Slow.", check=steps
     )

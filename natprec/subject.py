@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from natprec.arithmetic import arithmetic
-from natprec.distortions import DISTORTIONS, Distortion, EmbeddingDistance, named
+from natprec.config import DISTORTIONS
+from natprec.distortions import Distortion, EmbeddingDistance, named
 from natprec.errors import InputError
 from natprec.files import folder_bytes
 from natprec.formats import EngineProfile, Format, engine_profile

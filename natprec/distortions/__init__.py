@@ -1,12 +1,11 @@
 """Distortions (T1): how far a quantized model's output is from the original's, and its curvature at zero."""
 
 from natprec.distortions.base import Distortion
-from natprec.distortions.choice import DISTORTIONS, named
+from natprec.distortions.choice import named
 from natprec.distortions.feature_distance import EmbeddingDistance, FeatureDistance
 from natprec.distortions.next_token import LossIncrease, OutputKL, TopKKL
 
 __all__ = [
-    "DISTORTIONS",
     "Distortion",
     "EmbeddingDistance",
     "FeatureDistance",

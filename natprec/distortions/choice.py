@@ -1,16 +1,12 @@
-"""The distortions by name."""
+"""The distortions by name: what the configuration lists, found in the modules of this folder when asked for."""
 
 from __future__ import annotations
 
-from natprec.distortions.base import Distortion
-from natprec.distortions.feature_distance import EmbeddingDistance
-from natprec.distortions.next_token import LossIncrease, OutputKL, TopKKL
-from natprec.errors import unknown
+import importlib
 
-DISTORTIONS: dict[str, Distortion] = {
-    made.name: made
-    for made in (OutputKL(), TopKKL(), LossIncrease(), EmbeddingDistance("mean"), EmbeddingDistance("cls"))
-}
+from natprec.config import DISTORTIONS
+from natprec.distortions.base import Distortion
+from natprec.errors import unknown
 
 
 def named(name: str) -> Distortion:
@@ -21,4 +17,6 @@ def named(name: str) -> Distortion:
     """
     if name not in DISTORTIONS:
         raise unknown("distortion", name, DISTORTIONS)
-    return DISTORTIONS[name]
+    module, _, value = DISTORTIONS[name].partition(":")
+    found: Distortion = getattr(importlib.import_module(f"natprec.distortions.{module}"), value)
+    return found

@@ -92,3 +92,7 @@ class EmbeddingDistance(FeatureDistance):
 def _length(embeddings: Tensor) -> Tensor:
     """(…, 1), without a gradient."""
     return embeddings.detach().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+EMBEDDING, EMBEDDING_CLS = EmbeddingDistance("mean"), EmbeddingDistance("cls")
+"""Of pooled hidden states, and of those of the first token."""

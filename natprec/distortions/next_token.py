@@ -129,3 +129,7 @@ class LossIncrease(OutputKL):
     def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
         """The loss itself: the original's is a constant."""
         return token_losses(quantized, ids).mean()
+
+
+KL, KL_TOP10, LOSS = OutputKL(), TopKKL(), LossIncrease()
+"""Of all tokens, of the likeliest ten, and of the text's own next token."""

@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from natprec.distortions import DISTORTIONS
+from natprec.config import DISTORTIONS
+from natprec.distortions import named
 from natprec.evaluation.judge import promised
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
@@ -131,8 +132,10 @@ def _stored(forecast: int, on_disk: int | None, before: int) -> str:
 
 def _words(plan: Plan) -> tuple[str, str, str]:
     """What the plan's distortion is called, its unit, and what it is averaged over."""
-    found = DISTORTIONS.get(plan.distortion)
-    return (found.label, found.unit, found.term) if found else (plan.distortion, "", "terms")
+    if plan.distortion not in DISTORTIONS:  # one of the user's own
+        return plan.distortion, "", "terms"
+    found = named(plan.distortion)
+    return found.label, found.unit, found.term
 
 
 def _add_predicted(rows: Table, plan: Plan) -> None:

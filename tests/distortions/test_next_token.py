@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from natprec.distortions import DISTORTIONS, Distortion, LossIncrease, OutputKL, TopKKL, named
+from natprec.config import DISTORTIONS
+from natprec.distortions import Distortion, LossIncrease, OutputKL, TopKKL, named
 from natprec.errors import InputError
 from natprec.evaluation.divergence import forward_kl, token_losses
 from tests.arrange import subject, tokens
