@@ -26,7 +26,7 @@ from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
 from natprec.records import public_name
 from natprec.seeds import check_seed
-from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, together
+from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
 from natprec.sites.library_rounding import refuse_rounded_otherwise
 from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
@@ -253,7 +253,7 @@ def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
 
 
 def _other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch.dtype]) -> int:
-    in_sites = {id(model.get_submodule(site.name).weight) for site in sites}
+    in_sites = {id(site_layer(model, site).weight) for site in sites}
     named = model.state_dict(keep_vars=True).items()
     tensors = {id(t): (t, dtypes.get(name)) for name, t in named if id(t) not in in_sites}
     return sum(t.numel() * (dtype.itemsize if dtype else 2 if t.is_floating_point() else t.element_size())

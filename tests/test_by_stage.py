@@ -49,7 +49,7 @@ def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq"
     """A checkpoint by way of the whole model, and how it is judged."""
     folder.mkdir()
     pipeline.round_and_write(subject, plan, IDS, rounding, folder, folder / "none", QUIET)
-    fresh = opened(Path(subject.name), on_disk=False)
+    fresh = opened(folder.parent / "m", on_disk=False)
     return judge.verify(folder, fresh, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
 
 
@@ -70,12 +70,15 @@ def files(folder: Path) -> dict[str, bytes]:
         ("llama", "vllm", "gptq"),
         ("llama", "transformers", "rtn"),
         ("gpt-neox", "natprec", "gptq"),
+        ("gpt2", "natprec", "gptq"),
         ("gemma3", "natprec", "gptq"),
         ("opt", "transformers", "gptq"),
         ("roberta", "natprec", "rtn"),
         ("gpt-neox", "natprec", "yaqa"),
         ("roberta", "vllm", "yaqa"),
+        ("gpt2", "natprec", "yaqa"),
         ("llama", "natprec", "learned"),
+        ("gpt2", "natprec", "learned"),
         ("roberta", "vllm", "learned"),
     ],
 )

@@ -26,7 +26,7 @@ from tests import structures as tiny
 from tests.arrange import tokens
 
 FAMILIES = [
-    tiny.deberta, tiny.mpnet, tiny.albert, tiny.zamba2, tiny.qwen3_next, tiny.mamba2, tiny.mamba, tiny.jamba,
+    tiny.gpt2, tiny.deberta, tiny.mpnet, tiny.albert, tiny.zamba2, tiny.qwen3_next, tiny.mamba2, tiny.mamba, tiny.jamba,
     tiny.gemma3n, tiny.deepseek,
 ]  # fmt: skip
 IDS = tokens(8, 16)

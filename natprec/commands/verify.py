@@ -63,7 +63,7 @@ def verify(
     request = Request(
         model, eps=1.0, data=shared, eval_data=eval_data, text_column=text_column, eval_tokens=eval_tokens,
         tokens=eval_tokens, length=sequence_length, seed=seed, device=device, trust_remote_code=trust_remote_code,
-        distortion=plan.distortion, weights=weights,
+        distortion=plan.distortion, weights=weights, engine=plan.engine,
     )  # fmt: skip
     request.check()
     stages = Stages()

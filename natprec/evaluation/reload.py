@@ -21,6 +21,7 @@ from natprec.models.checksums import refuse_damaged
 from natprec.models.disk_names import DiskNames
 from natprec.models.encoders import drop_missing_pooler
 from natprec.models.experts import take_apart
+from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
 from natprec.models.patterns import MARK, Groups
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
@@ -97,7 +98,7 @@ def open_quantized(
         model = empty_model(config, kind, trust_remote_code)
         model.tie_weights()
         take_apart(model)
-        stored = Unpacked(folder, scheme["config_groups"], DiskNames(model))
+        stored = Unpacked(folder, scheme["config_groups"], model)
         missing = _lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
@@ -173,13 +174,13 @@ class Unpacked:
         names: of the tensors, in the model.
     """
 
-    def __init__(self, folder: Path, groups: dict[str, Any], names: DiskNames) -> None:
+    def __init__(self, folder: Path, groups: dict[str, Any], model: nn.Module) -> None:
         """Read the headers.
 
         Args:
-            names: of the model that is to be filled.
+            model: that is to be filled, whose layers say in which form their weights are wanted.
         """
-        in_model = names.in_model
+        self._model, in_model = model, DiskNames(model).in_model
         modules: dict[str, dict[str, Path]] = {}
         self._packed: dict[str, tuple[dict[str, Any], str, dict[str, Path]]] = {}
         self._plain: dict[str, tuple[str, Path]] = {}
@@ -215,7 +216,8 @@ class Unpacked:
             own["weight_zero_point"] = zero.T.clone(memory_format=torch.contiguous_format).T
         compressor = BaseCompressor.get_value_from_registry(group["format"])
         dense: torch.Tensor = compressor.decompress(own, QuantizationScheme.model_validate(group))["weight"]
-        return dense
+        layer = known_layer(self._model.get_submodule(name.removesuffix(".weight")))
+        return layer.kind.stored(dense)
 
 
 def _dense_config(folder: Path, trust: bool) -> tuple[Any, Kind]:
@@ -230,7 +232,7 @@ def _unpacked(folder: Path, groups: dict[str, Any], trust: bool) -> nn.Module:
     config, kind = _dense_config(folder, trust)
     model = unfilled_model(config, kind, trust)
     take_apart(model)
-    stored = Unpacked(folder, groups, DiskNames(model))
+    stored = Unpacked(folder, groups, model)
     model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)
     model.tie_weights()
     _lacking(model, stored.names)

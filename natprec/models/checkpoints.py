@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 
 from natprec.errors import ModelError, NatprecError
 from natprec.models.bounds import refuse_many_tensors
+from natprec.models.layers import multiplies
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -179,9 +179,9 @@ def _sees_the_future(config: PreTrainedConfig) -> bool:
 
 
 def refuse_without_linear(model: PreTrainedModel) -> None:
-    """A head alone is not worth the work (GPT-2: its matrices are Conv1D)."""
+    """A head alone is not worth the work."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if not any(isinstance(module, nn.Linear) and module is not head for module in model.modules()):
+    if not any(multiplies(module) and module is not head for module in model.modules()):
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise ModelError(
             f"model {type(model).__name__} has no Linear layer besides its head (layers: {', '.join(kinds)}); "

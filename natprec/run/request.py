@@ -16,6 +16,7 @@ from natprec.errors import InputError, ModelError, unknown
 from natprec.export import as_gguf
 from natprec.export.trial import refuse_unloadable
 from natprec.formats import EngineProfile, Format, engine_profile
+from natprec.formats.engines import PROFILES
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.measure import ESTIMATORS, SITES
 from natprec.memory import available_bytes
@@ -25,7 +26,7 @@ from natprec.models.loading import load_model, stored_elements
 from natprec.progress import Stages
 from natprec.quantizers.roundings import refuse_unknown_rounding
 from natprec.seeds import check_seed
-from natprec.sites import Site, activation_formats
+from natprec.sites import Site, activation_formats, site_layer
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
 from natprec.solver.solve import Scope, check_eps, check_positive
@@ -208,6 +209,7 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     Raises:
         ModelError: the engine loads no checkpoint of such a model.
     """
+    _refuse_unread_layers(subject, engine_profile(engine))
     if engine_profile(engine).experts == "model" and not DiskNames(subject.model).merged:
         raise ModelError(
             f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
@@ -217,6 +219,18 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     if engine_profile(engine).container == "gguf":
         return as_gguf(subject)
     return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
+
+
+def _refuse_unread_layers(subject: Subject, profile: EngineProfile) -> None:
+    """Refuse a layer whose codes the engine does not read: it would fail, or read them the wrong way round."""
+    for site in subject.sites:
+        kind = site_layer(subject.model, site).kind.name
+        if kind not in profile.layers:
+            able = [name for name, each in PROFILES.items() if kind in each.layers]
+            raise ModelError(
+                f"{site.name!r} is a {kind}, and {profile.name} is not known to read packed codes of any layers but "
+                f"{' and '.join(profile.layers)}; use --engine {' or '.join(able)}"
+            )
 
 
 def _wider_than_16_bits(subject: Subject, profile: EngineProfile) -> int:

@@ -284,9 +284,9 @@ def test_gpt_neox_is_causal_though_is_decoder_is_false(folder: Path) -> None:
 def test_model_without_linear_layers(folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=0, n_head=2, bos_token_id=0, eos_token_id=1)
     GPT2LMHeadModel(config).save_pretrained(folder)
-    refusal(folder, "GPT2LMHeadModel", "no Linear layer", "Conv1D")
+    refusal(folder, "GPT2LMHeadModel", "no Linear layer", "Embedding", "LayerNorm")
 
 
 def test_code_of_a_checkpoint_does_not_run_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
