@@ -219,7 +219,7 @@ def _held_out(
             shared=source is not None and judge.may_be_measured_on(folder, source),
             seen=judge.measured_on(folder),
             model=subject.model,
-            writes=subject.kind == "causal",
+            writes=subject.task.predicts,
             seed=seed,
         )
     return data.to(next(subject.model.parameters()).device)

@@ -18,10 +18,11 @@ from natprec.errors import InputError
 from natprec.files import folder_bytes
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import GROUP_SIZES
-from natprec.models.checkpoints import Kind, is_encoder
+from natprec.models.checkpoints import is_encoder
 from natprec.models.experts import take_apart
 from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
+from natprec.models.tasks import CAUSAL, ENCODER, Task
 from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
 from natprec.records import public_name
@@ -43,7 +44,7 @@ class Subject:
         digest: identifies the weights; taken before anything changes them, and told of a rotation.
         other_bytes: parameters and buffers that are no sites, as they will be stored.
         carried_bytes: tokenizer and configuration files of a checkpoint, and what is carried over as it is.
-        kind: 'causal' (such a model can write text) or 'encoder'.
+        task: what the model is for.
         companions: more files of a checkpoint: path → content.
         gguf: the GGUF file that the model was read from, if it was.
         leftovers: what else is in the model's checkpoint.
@@ -60,7 +61,7 @@ class Subject:
     digest: str
     other_bytes: int
     carried_bytes: int
-    kind: Kind = "causal"
+    task: Task = CAUSAL
     companions: dict[str, bytes] = field(default_factory=dict)
     gguf: Path | None = None
     leftovers: Leftovers = field(default_factory=Leftovers)
@@ -75,7 +76,7 @@ class Subject:
     @property
     def writes(self) -> bool:
         """Whether it can write text: a language model whose weights are in memory."""
-        return self.kind == "causal" and self.staged.weights.whole
+        return self.task.predicts and self.staged.weights.whole
 
     @cached_property
     def gauges(self) -> dict[str, Gauge]:
@@ -85,7 +86,7 @@ class Subject:
     @cached_property
     def activations(self) -> list[Site]:
         """Sites that are no weights: found when first asked for."""
-        return find_activations(self.staged, self.sites, _probe_ids(self.model), self.kind == "causal")
+        return find_activations(self.staged, self.sites, _probe_ids(self.model), self.task.predicts)
 
     @property
     def unreached(self) -> set[str]:
@@ -127,7 +128,7 @@ class Subject:
             digest=model_digest(model, loaded.weights),
             other_bytes=_other_bytes(model, sites, loaded.weights.dtypes),
             carried_bytes=_carried_bytes(model, loaded.tokenizer, loaded.companions) + loaded.leftovers.nbytes,
-            kind=loaded.kind,
+            task=loaded.task,
             companions=loaded.companions,
             gguf=loaded.gguf,
             leftovers=loaded.leftovers,
@@ -147,8 +148,8 @@ class Subject:
 
         Of an encoder the body is taken, without a head; unless told otherwise its embeddings are means.
         """
-        kind: Kind = "encoder" if is_encoder(model.config, [type(model).__name__]) else "causal"
-        model = model.base_model if kind == "encoder" else model
+        task = ENCODER if is_encoder(model.config, [type(model).__name__]) else CAUSAL
+        model = model.base_model if task == ENCODER else model
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
         common, dtypes = stored_dtypes(model, {key: value.dtype for key, value in model.state_dict().items()})
@@ -156,12 +157,12 @@ class Subject:
         take_apart(model)
         settle_head(model)
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
-        weights, suits = InMemory(), "kl" if kind == "causal" else "embedding"
+        weights = InMemory()
         dtype = choose_storage_dtype(common if common in HALF else declared, model, weights)
         weights.dtypes = exceptions(common, stored_dtypes(model, dtypes)[1], dtype)
         place = getattr(model, "name_or_path", "")
         code = code_files(place) if place else {}
-        loaded = LoadedModel(label, model, tokenizer, dtype, None, kind, suits, code, weights)
+        loaded = LoadedModel(label, model, tokenizer, dtype, None, task, task.distortion, code, weights)
         return cls.of(loaded, distortion, products)
 
     def rotated(self, seed: int, note: Callable[[str], None] = lambda line: None) -> Subject:
@@ -244,10 +245,9 @@ def _probe_ids(model: nn.Module) -> torch.Tensor:
 
 def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
     """A distortion reads either next-token logits or the hidden states of an encoder."""
-    if distortion.predicts != (loaded.kind == "causal"):
-        what = "a causal language model" if loaded.kind == "causal" else "an encoder"
+    if distortion.predicts != loaded.task.predicts:
         raise InputError(
-            f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {what}; "
+            f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {loaded.task.noun}; "
             f"leave it out for {loaded.distortion!r}"
         )
 

@@ -52,9 +52,7 @@ def test_what_is_written_is_what_runs(
     build: Callable[[], Any], tmp_path: Path, tiny_tokenizer: Any, encoder_tokenizer: Any
 ) -> None:
     subject = tiny.made(build)
-    subject = Subject.in_memory(
-        subject.model, tiny_tokenizer if subject.kind == "causal" else encoder_tokenizer, "small"
-    )
+    subject = Subject.in_memory(subject.model, tiny_tokenizer if subject.task.predicts else encoder_tokenizer, "small")
     plan = solve(measure(subject, IDS, engine="natprec", group_size=32), 0.05)
     assert all(choice.kl >= 0 for choice in plan.sites.values())
     (tmp_path / "out").mkdir()

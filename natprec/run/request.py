@@ -23,6 +23,7 @@ from natprec.memory import available_bytes
 from natprec.models.checkpoints import local_path
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
+from natprec.models.tasks import ENCODER
 from natprec.progress import Stages
 from natprec.quantizers.roundings import refuse_unknown_rounding
 from natprec.seeds import check_seed
@@ -250,7 +251,7 @@ def refuse_long(subject: Subject, length: int) -> None:
     config: Any = getattr(subject.model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(config, "max_position_embeddings", None)
-    if subject.kind == "encoder" and limit:  # some (RoBERTa's) have positions that no token gets
+    if subject.task == ENCODER and limit:  # some (RoBERTa's) have positions that no token gets
         limit = min(limit, getattr(subject.tokenizer, "model_max_length", limit))
     if isinstance(limit, int) and length > limit > 0:
         raise InputError(
