@@ -70,6 +70,15 @@ def test_from_text_to_a_token(folder: Path, tmp_path: Path, text_file: Path) -> 
         assert tuple(stored[f"transformer.h.1.{name}.weight_shape"].tolist()) == shape
     said = natprec("generate", out, "--prompt", "abc", "--max-new-tokens", "4", "--json")
     assert said.code == 0, said.err
+    seen = natprec(
+        "inspect", "--model", folder, "--plan", out / "plan.json", "--engine", "natprec", "--data", text_file,
+        "--lower", "--tokens", "256", "--sequence-length", "64", "--group-size", "32", "--json",
+    )  # fmt: skip
+    assert seen.code == 0, seen.err
+    graph = json.loads(seen.out)
+    assert {f"transformer.h.0.{name}" for name in CONV1D} == graph["lowered"]["calls"].keys()
+    assert graph["lowered"]["kernels"] < 0.1 * graph["lowered"]["rounding"]
+    assert {f"transformer.h.1.{name}.weight" for name in CONV1D} < {each["source"] for each in graph["boundaries"]}
     assert natprec("verify", out, "--model", folder, "--eval-data", text_file, "--eval-tokens", "512").code == 0
 
 
