@@ -19,15 +19,16 @@ from natprec.errors import InputError
 from natprec.files import folder_bytes
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import GROUP_SIZES
-from natprec.models.checkpoints import Kind, is_encoder
+from natprec.models.checkpoints import is_encoder
 from natprec.models.experts import take_apart
 from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
+from natprec.models.tasks import CAUSAL, ENCODER, Task
 from natprec.models.trust import code_files
 from natprec.models.weights import InMemory
 from natprec.records import public_name
 from natprec.seeds import check_seed
-from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, together
+from natprec.sites import Site, find_activations, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
 from natprec.sites.library_rounding import refuse_rounded_otherwise
 from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
@@ -44,7 +45,7 @@ class Subject:
         digest: identifies the weights; taken before anything changes them, and told of a rotation.
         other_bytes: parameters and buffers that are no sites, as they will be stored.
         carried_bytes: tokenizer and configuration files of a checkpoint, and what is carried over as it is.
-        kind: 'causal' (such a model can write text) or 'encoder'.
+        task: what the model is for.
         companions: more files of a checkpoint: path → content.
         gguf: the GGUF file that the model was read from, if it was.
         leftovers: what else is in the model's checkpoint.
@@ -61,7 +62,7 @@ class Subject:
     digest: str
     other_bytes: int
     carried_bytes: int
-    kind: Kind = "causal"
+    task: Task = CAUSAL
     companions: dict[str, bytes] = field(default_factory=dict)
     gguf: Path | None = None
     leftovers: Leftovers = field(default_factory=Leftovers)
@@ -76,7 +77,7 @@ class Subject:
     @property
     def writes(self) -> bool:
         """Whether it can write text: a language model whose weights are in memory."""
-        return self.kind == "causal" and self.staged.weights.whole
+        return self.task.predicts and self.staged.weights.whole
 
     @cached_property
     def gauges(self) -> dict[str, Gauge]:
@@ -86,7 +87,7 @@ class Subject:
     @cached_property
     def activations(self) -> list[Site]:
         """Sites that are no weights: found when first asked for."""
-        return find_activations(self.staged, self.sites, _probe_ids(self.model), self.kind == "causal")
+        return find_activations(self.staged, self.sites, _probe_ids(self.model), self.task.predicts)
 
     @property
     def unreached(self) -> set[str]:
@@ -128,7 +129,7 @@ class Subject:
             digest=model_digest(model, loaded.weights),
             other_bytes=_other_bytes(model, sites, loaded.weights.dtypes),
             carried_bytes=_carried_bytes(model, loaded.tokenizer, loaded.companions) + loaded.leftovers.nbytes,
-            kind=loaded.kind,
+            task=loaded.task,
             companions=loaded.companions,
             gguf=loaded.gguf,
             leftovers=loaded.leftovers,
@@ -148,8 +149,8 @@ class Subject:
 
         Of an encoder the body is taken, without a head; unless told otherwise its embeddings are means.
         """
-        kind: Kind = "encoder" if is_encoder(model.config, [type(model).__name__]) else "causal"
-        model = model.base_model if kind == "encoder" else model
+        task = ENCODER if is_encoder(model.config, [type(model).__name__]) else CAUSAL
+        model = model.base_model if task == ENCODER else model
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
         common, dtypes = stored_dtypes(model, {key: value.dtype for key, value in model.state_dict().items()})
@@ -157,12 +158,12 @@ class Subject:
         take_apart(model)
         settle_head(model)
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
-        weights, suits = InMemory(), "kl" if kind == "causal" else "embedding"
+        weights = InMemory()
         dtype = choose_storage_dtype(common if common in HALF else declared, model, weights)
         weights.dtypes = exceptions(common, stored_dtypes(model, dtypes)[1], dtype)
         place = getattr(model, "name_or_path", "")
         code = code_files(place) if place else {}
-        loaded = LoadedModel(label, model, tokenizer, dtype, None, kind, suits, code, weights)
+        loaded = LoadedModel(label, model, tokenizer, dtype, None, task, task.distortion, code, weights)
         return cls.of(loaded, distortion, products)
 
     def rotated(self, seed: int, note: Callable[[str], None] = lambda line: None) -> Subject:
@@ -245,16 +246,15 @@ def _probe_ids(model: nn.Module) -> torch.Tensor:
 
 def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
     """A distortion reads either next-token logits or the hidden states of an encoder."""
-    if distortion.predicts != (loaded.kind == "causal"):
-        what = "a causal language model" if loaded.kind == "causal" else "an encoder"
+    if distortion.predicts != loaded.task.predicts:
         raise InputError(
-            f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {what}; "
+            f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {loaded.task.noun}; "
             f"leave it out for {loaded.distortion!r}"
         )
 
 
 def _other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch.dtype]) -> int:
-    in_sites = {id(model.get_submodule(site.name).weight) for site in sites}
+    in_sites = {id(site_layer(model, site).weight) for site in sites}
     named = model.state_dict(keep_vars=True).items()
     tensors = {id(t): (t, dtypes.get(name)) for name, t in named if id(t) not in in_sites}
     return sum(t.numel() * (dtype.itemsize if dtype else 2 if t.is_floating_point() else t.element_size())

@@ -26,6 +26,7 @@ from llama_cpp_check import LlamaCpp
 import natprec
 from natprec.evaluation.reload import load_quantized
 from natprec.models.loading import load_model
+from natprec.models.tasks import CAUSAL
 from natprec.runtime.generate import generate, prompt_ids
 from natprec.runtime.load import Runnable
 
@@ -122,7 +123,7 @@ def main() -> None:
     runs = {"natprec": quantized}
     for name, model in (("bfloat16", bfloat16), ("float32", original.model)):
         model.generation_config = quantized.model.generation_config
-        runs[name] = Runnable(model.eval(), quantized.tokenizer, {}, "causal", torch.device("cpu"))
+        runs[name] = Runnable(model.eval(), quantized.tokenizer, {}, CAUSAL, torch.device("cpu"))
     ids = (quantized.tokenizer(" ".join(PROMPTS)).input_ids * LONG)[:LONG]
     rates: dict[str, dict[str, list[float]]] = {"decode": {}, "prefill": {}}
     clock = time.process_time if options.cpu_seconds else time.perf_counter
@@ -138,7 +139,7 @@ def main() -> None:
             for kind, rate in zip(("decode", "prefill"), engine(), strict=True):
                 rates[kind].setdefault("llama.cpp", []).append(rate)
     speed = {kind: {name: statistics.median(each) for name, each in found.items()} for kind, found in rates.items()}
-    reference = Runnable(load_quantized(options.folder), quantized.tokenizer, {}, "causal", torch.device("cpu"))
+    reference = Runnable(load_quantized(options.folder), quantized.tokenizer, {}, CAUSAL, torch.device("cpu"))
     reference.model.generation_config = quantized.model.generation_config
     report = {
         "threads": options.threads,

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
@@ -32,6 +33,7 @@ from natprec.measurement.compensation import JUDGING
 from natprec.measurement.measure import shared_out
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.sharding import Sharding
+from natprec.models.layers import known_layer
 from natprec.parallel.workers import Workers
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.sites import Site
@@ -93,12 +95,12 @@ def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
     gathered = work = 0.0
     for name, (rows, columns, unit) in LLAMA_8B.items():
         site = Site(name, "weight", "linear", (rows, columns), (name,), unit, 0)
-        weight = torch.empty(rows, columns, device="meta")
-        observer = WeightObserver(site, weight, formats, sharding, 1, torch.bfloat16, 0, {})
+        layer = known_layer(nn.Linear(columns, rows, device="meta"))
+        observer = WeightObserver(site, layer, formats, sharding, 1, torch.bfloat16, 0, {})
         units = sum(len(sharding.pool(observer.units, rank)) for rank in range(processes))
-        gathered += 4 * units * weight.numel()
+        gathered += 4 * units * site.elements
         passes = FORWARD * tokens + BACK * back * length
-        work += 2 * passes * weight.numel() + 4 * (len(formats) + 1) * observer.units * weight.numel()
+        work += 2 * passes * site.elements + 4 * (len(formats) + 1) * observer.units * site.elements
     moments = sum({unit: columns**2 for _, columns, unit in LLAMA_8B.values()}.values())
     judged = sum(min(rows, SHARE_ROWS) * columns for rows, columns, _ in LLAMA_8B.values()) * sequences // JUDGING
     work += tokens * moments

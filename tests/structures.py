@@ -45,6 +45,17 @@ def albert() -> Any:
     return transformers.AlbertModel(transformers.AlbertConfig(**sizes, embedding_size=32))
 
 
+def gpt2() -> Any:
+    """Matrices that are stored the other way round (Conv1D), queries, keys and values in one."""
+    import transformers
+
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=1
+        )
+    )
+
+
 def zamba2(**changes: Any) -> Any:
     """A block that two layers share, and small matrices of each of them."""
     import transformers

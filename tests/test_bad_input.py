@@ -181,7 +181,7 @@ def without_linear(folder: Path) -> str:
 
     for file in (folder / "model.safetensors", folder / "config.json"):
         file.unlink()
-    GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=64, n_layer=1, n_head=4)).save_pretrained(folder)
+    GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=64, n_layer=0, n_head=4)).save_pretrained(folder)
     return "no Linear layer"
 
 

@@ -27,7 +27,7 @@ from tests import structures as tiny
 from tests.arrange import tokens
 
 FAMILIES = [
-    tiny.deberta, tiny.mpnet, tiny.albert, tiny.zamba2, tiny.qwen3_next, tiny.mamba2, tiny.mamba, tiny.jamba,
+    tiny.gpt2, tiny.deberta, tiny.mpnet, tiny.albert, tiny.zamba2, tiny.qwen3_next, tiny.mamba2, tiny.mamba, tiny.jamba,
     tiny.gemma3n, tiny.deepseek,
 ]  # fmt: skip
 IDS = tokens(8, 16)
@@ -53,9 +53,7 @@ def test_what_is_written_is_what_runs(
     build: Callable[[], Any], tmp_path: Path, tiny_tokenizer: Any, encoder_tokenizer: Any
 ) -> None:
     subject = tiny.made(build)
-    subject = Subject.in_memory(
-        subject.model, tiny_tokenizer if subject.kind == "causal" else encoder_tokenizer, "small"
-    )
+    subject = Subject.in_memory(subject.model, tiny_tokenizer if subject.task.predicts else encoder_tokenizer, "small")
     plan = solve(measure(subject, IDS, engine="natprec", group_size=32), 0.05)
     assert all(choice.kl >= 0 for choice in plan.sites.values())
     (tmp_path / "out").mkdir()

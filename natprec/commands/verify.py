@@ -45,7 +45,7 @@ def verify(
     plan = Plan.load(folder / "plan.json")
     text = config.eval_data
     shared = text if text and judge.may_be_measured_on(folder, text) else None
-    config = replace(config, data=shared, tokens=config.eval_tokens, distortion=plan.distortion)
+    config = replace(config, data=shared, tokens=config.eval_tokens, distortion=plan.distortion, engine=plan.engine)
     check(config, solved=False)
     stages = Stages()
     subject = open_subject(config, stages)

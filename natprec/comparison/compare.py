@@ -223,7 +223,7 @@ class _Bench:
             max_bytes=target if method.own else None,
             settings=settings,
             trust_remote_code=self.config.trust_remote_code,
-            kind=self.subject.kind,
+            kind=self.subject.task.name,
             activations=self.settings.activations,
         )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.hooks import attached
+from natprec.models.layers import known_layer
 from natprec.statistics import bootstrap_correlation, rank_correlation
 from natprec.subject import Subject
 
@@ -39,11 +40,10 @@ def proxies(subject: Subject, model: nn.Module, ids: Tensor, rescales: bool) -> 
     errors = {}
     hooks = []
     for name in names:
-        layer: Any = subject.model.get_submodule(name)
-        rounded: Any = model.get_submodule(name)
-        weight, other = layer.weight.detach(), rounded.weight.detach()
+        layer, rounded = known_layer(subject.model.get_submodule(name)), known_layer(model.get_submodule(name))
+        weight, other = layer.matrix.detach(), rounded.matrix.detach()
         errors[name] = (without_scales(other, weight) if rescales else other) - weight
-        hooks.append(layer.register_forward_hook(_gather(sums[name], weight, errors[name])))
+        hooks.append(layer.module.register_forward_hook(_gather(sums[name], weight, errors[name])))
     with attached(hooks):
         for row in ids[: max(1, PROXY_TOKENS // ids.shape[1])].split(1):
             subject.staged.output(row)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.distortions.base import Distortion, for_each
+from natprec.models.tasks import ENCODER
 
 Pooling = Literal["mean", "cls"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -75,7 +76,7 @@ class EmbeddingDistance(FeatureDistance):
         self.name = "embedding" if pooling == "mean" else f"embedding-{pooling}"
 
     def _embed(self, model: nn.Module, ids: Tensor) -> Tensor:
-        hidden = model(input_ids=ids).last_hidden_state.float()
+        hidden = model(**ENCODER.inputs(ids)).last_hidden_state.float()
         pooled = hidden.mean(1) if self.pooling == "mean" else hidden[:, 0]
         return functional.normalize(pooled, dim=-1) if self.head is None else self.head(pooled)
 

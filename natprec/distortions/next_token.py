@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from natprec.distortions.base import Distortion, for_each
 from natprec.evaluation.divergence import few_tokens, forward_kl, token_losses
+from natprec.models.tasks import CAUSAL
 
 SIGNS = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1) * 2.0 - 1
 """(256, 8), the signs that a byte of coins says."""
@@ -33,7 +34,7 @@ class OutputKL(Distortion):
 
     def output(self, model: nn.Module, ids: Tensor) -> Tensor:
         """Logits of the next token: (batch, time, vocabulary)."""
-        return model(input_ids=ids, use_cache=False).logits
+        return model(**CAUSAL.inputs(ids)).logits
 
     def terms(self, length: int) -> int:
         """Every token has a prediction."""

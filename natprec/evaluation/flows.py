@@ -16,6 +16,7 @@ from natprec.errors import ModelError
 from natprec.formats import EngineProfile, Format
 from natprec.formats.compressed_tensors import activation_format
 from natprec.models.disk_names import DiskNames
+from natprec.models.layers import multiplies
 from natprec.models.patterns import Groups
 from natprec.models.stored import read_stored
 from natprec.sites import round_input, round_states
@@ -43,7 +44,7 @@ def round_as_written(
     groups = Groups(scheme["config_groups"], files, where)
     hooks: list[Any] = []
     for name, module in model.named_modules():
-        group = groups.of(names.module(name)) or groups.of(name) if isinstance(module, nn.Linear) else None
+        group = groups.of(names.module(name)) or groups.of(name) if multiplies(module) else None
         if group is not None and group.get("input_activations"):
             fmt = activation_format(group["input_activations"], profile.full_range)
             if not fmt.dynamic:

@@ -16,15 +16,17 @@ from natprec.evaluation.flows import STATES, round_as_written, weights_only
 from natprec.export.gguf import FILE_NAME
 from natprec.export.trial import unlike
 from natprec.formats import engine_profile
-from natprec.models.checkpoints import Kind, first_line, model_kind, weight_files
+from natprec.models.checkpoints import first_line, task_of, weight_files
 from natprec.models.checksums import refuse_damaged
 from natprec.models.disk_names import DiskNames
 from natprec.models.encoders import drop_missing_pooler
 from natprec.models.experts import take_apart
+from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
 from natprec.models.patterns import MARK, Groups
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
 from natprec.models.surroundings import quiet
+from natprec.models.tasks import ENCODER, Task
 from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.staged.blocks import StagedModel
 
@@ -93,11 +95,11 @@ def open_quantized(
     """
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):
-        config, kind = _dense_config(folder, trust_remote_code)
-        model = empty_model(config, kind, trust_remote_code)
+        config, task = _dense_config(folder, trust_remote_code)
+        model = empty_model(config, task, trust_remote_code)
         model.tie_weights()
         take_apart(model)
-        stored = Unpacked(folder, scheme["config_groups"], DiskNames(model))
+        stored = Unpacked(folder, scheme["config_groups"], model)
         missing = _lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
@@ -136,10 +138,10 @@ def _plain(folder: Path, scheme: dict[str, Any], trust: bool) -> nn.Module:
     Groups(scheme["config_groups"], _tensor_files(folder), str(folder))  # its patterns end in time
     config = config_of(folder, trust)
     config.quantization_config = scheme
-    kind = model_kind(str(folder), config)
-    model, report = model_of(folder, kind, trust, config=config, output_loading_info=True)
+    task = task_of(str(folder), config)
+    model, report = model_of(folder, task, trust, config=config, output_loading_info=True)
     missing = report["missing_keys"]
-    if missing and kind == "encoder" and drop_missing_pooler(model, missing):
+    if missing and task == ENCODER and drop_missing_pooler(model, missing):
         report = {**report, "missing_keys": ()}
     wrong = unlike(report, empty_model(*_dense_config(folder, trust), trust))
     if wrong is not None:
@@ -173,13 +175,13 @@ class Unpacked:
         names: of the tensors, in the model.
     """
 
-    def __init__(self, folder: Path, groups: dict[str, Any], names: DiskNames) -> None:
+    def __init__(self, folder: Path, groups: dict[str, Any], model: nn.Module) -> None:
         """Read the headers.
 
         Args:
-            names: of the model that is to be filled.
+            model: that is to be filled, whose layers say in which form their weights are wanted.
         """
-        in_model = names.in_model
+        self._model, in_model = model, DiskNames(model).in_model
         modules: dict[str, dict[str, Path]] = {}
         self._packed: dict[str, tuple[dict[str, Any], str, dict[str, Path]]] = {}
         self._plain: dict[str, tuple[str, Path]] = {}
@@ -215,22 +217,23 @@ class Unpacked:
             own["weight_zero_point"] = zero.T.clone(memory_format=torch.contiguous_format).T
         compressor = BaseCompressor.get_value_from_registry(group["format"])
         dense: torch.Tensor = compressor.decompress(own, QuantizationScheme.model_validate(group))["weight"]
-        return dense
+        layer = known_layer(self._model.get_submodule(name.removesuffix(".weight")))
+        return layer.kind.stored(dense)
 
 
-def _dense_config(folder: Path, trust: bool) -> tuple[Any, Kind]:
-    """The configuration of the model as if it were not quantized, and its kind."""
+def _dense_config(folder: Path, trust: bool) -> tuple[Any, Task]:
+    """The configuration of the model as if it were not quantized, and its task."""
     config = config_of(folder, trust)
     del config.quantization_config
-    return config, model_kind(str(folder), config)
+    return config, task_of(str(folder), config)
 
 
 def _unpacked(folder: Path, groups: dict[str, Any], trust: bool) -> nn.Module:
     """The dense model, filled by unpacking every module's tensors."""
-    config, kind = _dense_config(folder, trust)
-    model = unfilled_model(config, kind, trust)
+    config, task = _dense_config(folder, trust)
+    model = unfilled_model(config, task, trust)
     take_apart(model)
-    stored = Unpacked(folder, groups, DiskNames(model))
+    stored = Unpacked(folder, groups, model)
     model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)
     model.tie_weights()
     _lacking(model, stored.names)

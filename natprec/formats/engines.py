@@ -52,6 +52,7 @@ class EngineProfile:
             its own: see `natprec.formats.Scaling`.
         fuses: whether weights that share their input (q/k/v, gate/up) must have one format.
         experts: which weights of experts must have one format: all of a layer, or of the model; or each as it is.
+        layers: kinds of layers (see `natprec.models.layers`) whose codes it reads.
         ragged: whether it runs rows that are no multiple of the smallest group; kernels of vLLM and SGLang do not.
     """
 
@@ -63,6 +64,7 @@ class EngineProfile:
     full_range: bool = False
     fuses: bool = True
     experts: Literal["each", "layer", "model"] = "each"
+    layers: tuple[str, ...] = ("Linear", "Embedding")
     ragged: bool = False
 
     def runs(self, role: Role, fmt: Format) -> bool:
@@ -146,6 +148,7 @@ PROFILES = {
             "natprec",
             {"linear": _BOTH, "head": _BOTH, "embedding": _BOTH, "cache": _KEPT_BY_HEAD},
             pairings=_ANY_PAIR,
+            layers=("Linear", "Embedding", "Conv1D"),
             ragged=True,
         ),
         EngineProfile("llama.cpp", {"linear": _GGUF, "head": _GGUF, "embedding": _GGUF}, container="gguf", fuses=False),

@@ -6,7 +6,6 @@ model → graph → b* of its sites → domains → codes that occur → boundar
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -76,7 +75,7 @@ def inspect(
     """
     stages = stages or Stages(quiet=True)
     with stages.stage("capture the graph"):
-        graph = capture(subject.model, model_inputs(subject, ids[:1]))
+        graph = capture(subject.model, subject.task.inputs(ids[:1]))
     units = {
         unit if operator(node) == ATTENTION else module_path(node): unit
         for node, unit in find_units(graph).items()
@@ -90,7 +89,7 @@ def inspect(
     nodes = {edge.value for edge in edges} | set(values.values())
     with stages.stage("count codes", len(ids) + len(held_out)) as advance:
         books, others = (
-            codebooks(graph, [model_inputs(subject, row[None]) for row in text], nodes, subject.storage_dtype, advance)
+            codebooks(graph, [subject.task.inputs(row[None]) for row in text], nodes, subject.storage_dtype, advance)
             for text in (ids, held_out)
         )
     flow(graph, {node: book.entropy_bits for node, book in books.items()}, _vocabulary(subject))
@@ -113,11 +112,6 @@ def inspect(
     return Inspection(
         graph, rows, domains, rounded + boundaries, _correlation(rows), members, drawn, plan, notes, formats
     )
-
-
-def model_inputs(subject: Subject, ids: Tensor) -> dict[str, Any]:
-    """What the model's forward is called with."""
-    return {"input_ids": ids, "use_cache": False} if subject.kind == "causal" else {"input_ids": ids}
 
 
 def _vocabulary(subject: Subject) -> int:

@@ -20,6 +20,7 @@ from natprec.errors import InputError, ModelError, unknown
 from natprec.formats import Format
 from natprec.ir import capture
 from natprec.ir.lower import KernelCall, Lowered, lower
+from natprec.models.layers import known_layer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.staged.blocks import Context
 from natprec.subject import Subject
@@ -81,9 +82,9 @@ def lowered_block(subject: Subject, ids: Tensor, formats: Mapping[str, Format | 
     original = alone(hidden)
     codes: dict[str, QuantizedTensor] = {}
     for inside, (_, fmt) in own.items():
-        module: Any = alone.get_submodule(f"block{inside}")
-        codes[f"block{inside}"] = quantize(module.weight, fmt, subject.storage_dtype)
-        module.weight.data = codes[f"block{inside}"].dequantize()
+        layer = known_layer(alone.get_submodule(f"block{inside}"))
+        codes[f"block{inside}"] = quantize(layer.matrix, fmt, subject.storage_dtype)
+        layer.put(codes[f"block{inside}"].dequantize())
     dense = alone(hidden)
     graph = capture(alone, {"hidden": hidden})
     if graph.by != "torch.export":

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from natprec.errors import InputError, unknown
 from natprec.ir.domains import find_units
 from natprec.ir.graph import Capture, weight_of
-from natprec.ir.operators import operands, operator
+from natprec.ir.operators import PRODUCTS, operands, operator
 from natprec.kernels import Epilogue, reference
 from natprec.kernels.dispatch import choose
 from natprec.kernels.epilogue import round_to_codes
@@ -135,7 +135,7 @@ def lower(
     Raises:
         InputError: a name that no Linear or unit has.
     """
-    every = {node: name for node in capture.nodes if operator(node) == "linear" and (name := weight_of(node))}
+    every = {node: name for node in capture.nodes if operator(node) in PRODUCTS and (name := weight_of(node))}
     units = find_units(capture)
     _refuse_unknown("Linear", weights, every.values())
     _refuse_unknown("unit", scales, (units[node] for node in every))
@@ -164,7 +164,8 @@ def lower(
                     codes[source, unit] = graph.call_function(round_to_codes, (x, step))
                     codes[source, unit].meta[CODES] = unit
                 x = codes[source, unit]
-        bias = linear.args[2] if len(linear.args) > 2 else None
+        place = PRODUCTS[operator(linear)]
+        bias = linear.args[place] if len(linear.args) > place else None
         values = _attribute(capture, bias) if isinstance(bias, fx.Node) else None
         name = f"quantized_{len(done)}"
         calls[name] = call(weights[group.weight], values, group.epilogue, step)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-WEIGHTED = {"linear": 1, "conv1d": 1, "conv2d": 1, "conv3d": 1, "embedding": 0}
-"""Operators that meet a weight → the argument that it is."""
+WEIGHTED = {"linear": 1, "addmm": 2, "conv1d": 1, "conv2d": 1, "conv3d": 1, "embedding": 0}
+"""Operators that meet a weight → the argument that it is; `addmm` is the call of transformers' Conv1D (GPT-2)."""
+
+PRODUCTS = {"linear": 2, "addmm": 0}
+"""Operators that multiply each token with a matrix → the argument that is their bias."""
 
 ATTENTION = "scaled_dot_product_attention"
 

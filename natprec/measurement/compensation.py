@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from natprec.formats import Format
+from natprec.models.layers import Layer
 from natprec.quantizers.gptq import Judged, gptq_shares, judged_rows
 from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.second_moments import add_products, mirrored
@@ -46,13 +47,18 @@ class Compensation:
     """
 
     site: Site
-    weight: Tensor
+    layer: Layer
     scale_dtype: torch.dtype
     fitted: dict[str, Tensor]
     every: int = JUDGING
     judging: list[Tensor] = field(default_factory=list)
     columns: Tensor | None = None
     left: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as it is now."""
+        return self.layer.matrix
 
     @property
     def gathers(self) -> bool:
@@ -91,8 +97,9 @@ class Compensation:
 
     def judged(self) -> Judged:
         """Rows of the weight with what their errors count."""
-        rows = judged_rows(len(self.weight)).to(self.weight.device)
-        return Judged(self.weight[rows].float(), torch.stack(self.judging))
+        weight = self.weight
+        rows = judged_rows(len(weight)).to(weight.device)
+        return Judged(weight[rows].float(), torch.stack(self.judging))
 
 
 def deciding_format(formats: Sequence[Format], columns: int) -> int:

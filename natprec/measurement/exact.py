@@ -17,7 +17,7 @@ from natprec.formats import Format
 from natprec.measurement.forward import forward_blocks
 from natprec.progress import Advance
 from natprec.quantizers import quantize
-from natprec.sites import Site, rounded, site_weight
+from natprec.sites import Site, rounded, site_layer, site_weight
 from natprec.staged.batches import batch_rows, batches
 from natprec.staged.blocks import StagedModel
 
@@ -25,13 +25,13 @@ from natprec.staged.blocks import StagedModel
 @contextlib.contextmanager
 def replaced(model: nn.Module, site: Site, value: Tensor) -> Iterator[None]:
     """The site's weight is `value` within the block; all uses of a tied weight see it."""
-    weight = site_weight(model, site)
-    original = weight.data
-    weight.data = value.to(original.dtype)
+    layer = site_layer(model, site)
+    original = layer.weight.data
+    layer.put(value)
     try:
         yield
     finally:
-        weight.data = original
+        layer.weight.data = original
 
 
 @contextlib.contextmanager

@@ -69,6 +69,6 @@ def _raised(curve: Curve, known: list[Curve], observer: WeightObserver, terms: i
 
 def _errors(observer: WeightObserver) -> torch.Tensor:
     """(formats + 1,), float64: the squared rounding errors of a weight; last: stored unquantized."""
-    rows = max(1, ROWS_VALUES // observer.weight.shape[1])
+    rows = max(1, ROWS_VALUES // observer.site.shape[1])
     parts = [squared_errors(part, observer.formats, observer.scale_dtype) for part in observer.weight.split(rows)]
     return torch.stack([part.sum(1).double().cpu() for part in parts]).sum(0)

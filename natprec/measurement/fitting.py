@@ -27,7 +27,7 @@ def to_fit(done: Mapping[str, WeightObserver], workers: Workers) -> dict[str, We
     for observer in done.values():
         if observer.compensation is not None:
             members.setdefault(observer.site.unit, []).append(observer.compensation)
-    owners = workers.assign({unit: len(own) * own[0].weight.shape[1] ** 2 for unit, own in members.items()})
+    owners = workers.assign({unit: len(own) * own[0].site.shape[1] ** 2 for unit, own in members.items()})
     if workers.size > 1 and members:
         counts = workers.all_sum(*(_had(own, workers) for own in members.values()))
         for (unit, own), had in zip(members.items(), counts, strict=True):
@@ -51,13 +51,13 @@ def _add_up(members: list[Compensation], had: Tensor, owner: int, workers: Worke
         had: what each process has of them, see `_had`.
         wire: a dtype in which the gradients are exact.
     """
-    fitted, unit, size = members[0].fitted, members[0].site.unit, members[0].weight.shape[1]
+    fitted, unit, size = members[0].fitted, members[0].site.unit, members[0].site.shape[1]
     if had[:, 0].any():
-        nothing = torch.zeros(size, size, dtype=torch.float64, device=members[0].weight.device)
+        nothing = torch.zeros(size, size, dtype=torch.float64, device=members[0].layer.weight.device)
         workers.sum_at(owner, fitted.setdefault(unit, nothing))
     for each, judging in zip(members, had[:, 1:].T.tolist(), strict=True):
-        shape = (len(judged_rows(len(each.weight))), size)
-        own = torch.stack(each.judging) if each.judging else each.weight.new_zeros(0, *shape, dtype=torch.float32)
+        shape = (len(judged_rows(each.site.shape[0])), size)
+        own = torch.stack(each.judging) if each.judging else each.layer.weight.new_zeros(0, *shape, dtype=torch.float32)
         pieces = [own if rank == owner else own[:0] for rank in range(workers.size)]
         found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging], wire)
         each.judging = list(torch.cat(found))
@@ -72,7 +72,7 @@ def spread(done: Mapping[str, WeightObserver], workers: Workers) -> None:
         return
     rows = []
     for name, each in known.items():
-        row = torch.zeros(1 + len(done[name].formats) + each.weight.shape[1], dtype=torch.float64)
+        row = torch.zeros(1 + len(done[name].formats) + each.site.shape[1], dtype=torch.float64)
         if each.left is not None:
             row[0] = each.columns is not None
             row[1 : 1 + len(each.left)] = each.left
@@ -80,8 +80,8 @@ def spread(done: Mapping[str, WeightObserver], workers: Workers) -> None:
             row[1 + len(done[name].formats) :] = each.columns
         rows.append(row)
     for (name, each), row in zip(known.items(), workers.all_sum(*rows), strict=True):
-        rescaled, each.left, columns = row.split([1, len(done[name].formats), each.weight.shape[1]])
-        each.columns = columns.to(each.weight) if rescaled else None
+        rescaled, each.left, columns = row.split([1, len(done[name].formats), each.site.shape[1]])
+        each.columns = columns.to(each.layer.weight) if rescaled else None
 
 
 def judge_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:

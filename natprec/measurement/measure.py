@@ -104,7 +104,7 @@ def measure(
     begun = json.dumps([fingerprint, state.stage, sorted(state.curves), sorted(state.exact)])
     workers.refuse_difference("model, text, options or state", hashlib.sha256(begun.encode()).digest())
     flows = subject.activations if config.sites == "all" else []
-    if flows and not any(site.kind == "key" for site in flows) and subject.kind == "causal":
+    if flows and not any(site.kind == "key" for site in flows) and subject.task.predicts:
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
     fitted = others if config.rounding != "rtn" else None
     steps = batch_count(subject.staged, len(sharding.own), ids.shape[1], state.stage)

@@ -28,6 +28,7 @@ from natprec.measurement.contraction import Lookup, contract, lookup_values, rou
 from natprec.measurement.curves import Curve
 from natprec.measurement.row_samples import RowSamples
 from natprec.measurement.sharding import Sharding
+from natprec.models.layers import Layer, known_layer
 from natprec.sites import Site
 from natprec.staged.routing import MIN_TOKENS
 
@@ -59,7 +60,7 @@ class WeightObserver:
     """
 
     site: Site
-    weight: Tensor
+    layer: Layer
     formats: tuple[Format, ...]
     sharding: Sharding
     parts: int
@@ -84,6 +85,11 @@ class WeightObserver:
     widened: bool = False
     called: bool = False
     hidden: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as it is now."""
+        return self.layer.matrix
 
     @property
     def unknown(self) -> bool:
@@ -111,12 +117,12 @@ class WeightObserver:
     @cached_property
     def units(self) -> int:
         """Pools of sequences: see `pools`."""
-        return pools(self.total, self.parts, self.weight.numel() * self.peers)
+        return pools(self.total, self.parts, self.site.elements * self.peers)
 
     @property
     def buffer(self) -> torch.Size:
         """Shape of `gathered`, and of what can be reused for it: (own units, rows, columns)."""
-        return torch.Size((len(self.sharding.pool(self.units)), *self.weight.shape))
+        return torch.Size((len(self.sharding.pool(self.units)), *self.site.shape))
 
     def _unit(self, sequence: int) -> int:
         """Where in `gathered` a sequence is."""
@@ -124,7 +130,7 @@ class WeightObserver:
 
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Watch one use of the weight."""
-        if isinstance(module, nn.Embedding):
+        if known_layer(module).kind.looks_up:
             return [module.register_forward_hook(self._watch_lookup)]
         return [module.register_forward_hook(self._watch_product)]
 
@@ -169,7 +175,7 @@ class WeightObserver:
     def _buffer(self) -> Tensor:
         """A buffer; of units that are not sums `complete` sets those to zero that nothing has filled."""
         ready = self.spare.get(self.buffer)
-        buffer = ready.pop() if ready else torch.empty(self.buffer, device=self.weight.device)
+        buffer = ready.pop() if ready else torch.empty(self.buffer, device=self.layer.weight.device)
         return buffer.zero_() if self.units < self.total else buffer
 
     def flush(self) -> None:

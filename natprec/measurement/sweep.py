@@ -32,7 +32,7 @@ from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
 from natprec.parallel.workers import Workers
 from natprec.progress import Advance
-from natprec.sites import Site, site_weight
+from natprec.sites import Site, site_layer
 from natprec.staged.batches import batch_rows, batches
 from natprec.staged.blocks import Context, StagedModel
 from natprec.staged.differentiation import Gathering, differentiate
@@ -88,12 +88,12 @@ def sweep(
         if rounding == "rtn" or not site.gptq or not formats[site.name]:
             return None
         every = JUDGING if fitted is None else max(1, JUDGING * len(ids) // (len(ids) + len(fitted)))
-        return Compensation(site, site_weight(staged.model, site), scale_dtype, moments, every)
+        return Compensation(site, site_layer(staged.model, site), scale_dtype, moments, every)
 
     together = Counter(staged.routing.alike(site.name) for site in sites if site.experts)
     observers = {
         site.name: WeightObserver(
-            site, site_weight(staged.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
+            site, site_layer(staged.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
             ids=ids if site.tied else None, compensation=compensation(site),
             peers=together[staged.routing.alike(site.name)] if site.experts else 1,
             hidden=not staged.probe.read.isdisjoint(site.uses),

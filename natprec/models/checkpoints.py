@@ -9,19 +9,17 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from natprec.errors import ModelError, NatprecError
 from natprec.models.bounds import refuse_many_tensors
+from natprec.models.layers import multiplies
+from natprec.models.tasks import CAUSAL, ENCODER, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-Kind = Literal["causal", "encoder"]
-"""'causal' predicts the next token; 'encoder' turns text into vectors, and each token sees all others."""
 
 LONGEST_HEADER = 100_000_000
 """Bytes, beyond which safetensors itself refuses."""
@@ -122,7 +120,7 @@ def _first_cut_tensor(file: Path) -> str | None:
     return None
 
 
-def model_kind(name: str, config: PreTrainedConfig) -> Kind:
+def task_of(name: str, config: PreTrainedConfig) -> Task:
     """Whether a checkpoint is a causal language model or a text encoder: go by what it says it is.
 
     Encoders load as causal models without complaint, with a random head.
@@ -136,7 +134,7 @@ def model_kind(name: str, config: PreTrainedConfig) -> Kind:
     causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     found = list(getattr(config, "architectures", None) or [])
     if not own_code and is_encoder(config, found):
-        return "encoder"
+        return ENCODER
     reason = ""
     if getattr(config, "is_encoder_decoder", False):
         reason = "is an encoder-decoder"
@@ -145,7 +143,7 @@ def model_kind(name: str, config: PreTrainedConfig) -> Kind:
     elif _sees_the_future(config) and hasattr(config, "is_decoder"):
         reason = "has a head that predicts the next token, but is_decoder is false: tokens see the future"
     if not reason:
-        return "causal"
+        return CAUSAL
     what = ", ".join(found) or config.model_type
     raise ModelError(
         f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token or one that embeds text"
@@ -179,9 +177,9 @@ def _sees_the_future(config: PreTrainedConfig) -> bool:
 
 
 def refuse_without_linear(model: PreTrainedModel) -> None:
-    """A head alone is not worth the work (GPT-2: its matrices are Conv1D)."""
+    """A head alone is not worth the work."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if not any(isinstance(module, nn.Linear) and module is not head for module in model.modules()):
+    if not any(multiplies(module) and module is not head for module in model.modules()):
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise ModelError(
             f"model {type(model).__name__} has no Linear layer besides its head (layers: {', '.join(kinds)}); "

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from natprec.errors import InputError, ModelError, NatprecError
 from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.checkpoints import (
-    Kind,
     explained,
     first_line,
     local_path,
-    model_kind,
     refuse_without_linear,
+    task_of,
     weight_files,
 )
 from natprec.models.encoders import after_pooling, companions, drop_missing_pooler, embedding_distortion
@@ -34,6 +33,7 @@ from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
 from natprec.models.stored import Part, count_elements, hollow_model, placed
 from natprec.models.surroundings import quiet, usable_device
+from natprec.models.tasks import CAUSAL, ENCODER, Task
 from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
 
@@ -53,8 +53,8 @@ class LoadedModel:
         tokenizer: the one that came with it.
         storage_dtype: dtype of unquantized tensors and of scales in a checkpoint; see `choose_storage_dtype`.
         source_bytes: bytes of its weight files.
-        kind: 'causal' or 'encoder'.
-        distortion: name of the distortion that suits it.
+        task: what it is for.
+        distortion: name of the distortion that suits it, the task's unless its files say how vectors are pooled.
         companions: more files of its checkpoint, path → content, that a quantized one needs too.
         head: what makes embeddings of an encoder's pooled vectors; None: they get the length 1.
         weights: where they are: in memory, or on disk until they are needed.
@@ -68,7 +68,7 @@ class LoadedModel:
     tokenizer: Any
     storage_dtype: torch.dtype
     source_bytes: int | None
-    kind: Kind = "causal"
+    task: Task = CAUSAL
     distortion: str = "kl"
     companions: dict[str, bytes] = field(default_factory=dict)
     weights: Weights = field(default_factory=InMemory)
@@ -107,28 +107,28 @@ def load_model(
     where = str(path.parent if gguf else path)
     with quiet(stderr=gguf is not None), explained(name, local):
         config, dtype = _load_config(where, gguf, trust_remote_code)
-        kind = model_kind(name, config)
+        task = task_of(name, config)
         weights: Weights = InMemory()
         parts: dict[str, list[Part]] = {}
         unused: list[str] = []
         if on_disk:
             if gguf:
                 raise InputError(f"model {name!r} is a GGUF file, which is unpacked whole; use --weights memory")
-            model, weights, stored = hollow_model(headers, where, config, kind, target, trust_remote_code)
+            model, weights, stored = hollow_model(headers, where, config, task, target, trust_remote_code)
             parts, unused, lacking = stored.parts, stored.unused, stored.missing
         else:
-            model, lacking = _load_weights(where, gguf, config, kind, trust_remote_code)
+            model, lacking = _load_weights(where, gguf, config, task, trust_remote_code)
             if not gguf:
                 parts, unused, _ = placed(headers, model)
             take_apart(model)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
-        distortion, head = "kl", None
+        distortion, head = task.distortion, None
         others = {} if gguf else code_files(where) | companions(name, where)
-        if kind == "encoder":
+        if task == ENCODER:
             distortion, head = embedding_distortion(name, where), after_pooling(name, where)
             head = None if head is None else head.to(target)
     missing = sorted(lacking)
-    if missing and not (kind == "encoder" and drop_missing_pooler(model, missing)):
+    if missing and not (task == ENCODER and drop_missing_pooler(model, missing)):
         raise ModelError(
             f"model {name!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; "
             "they would be random numbers: download the checkpoint again or use one saved with its head"
@@ -155,7 +155,7 @@ def load_model(
         tokenizer,
         storage_dtype,
         source_bytes,
-        kind,
+        task,
         distortion,
         others,
         weights,
@@ -227,7 +227,7 @@ def _load_config(where: str, gguf: Path | None, trust_remote_code: bool) -> tupl
 
 
 def _load_weights(
-    where: str, gguf: Path | None, config: PreTrainedConfig, kind: Kind, trust_remote_code: bool
+    where: str, gguf: Path | None, config: PreTrainedConfig, task: Task, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model in float32 and the names of tensors that the checkpoint lacks.
 
@@ -241,7 +241,7 @@ def _load_weights(
         if hasattr(transformers, "GgufConfig"):  # newer versions leave some architectures packed otherwise
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, report = model_of(
-        where, kind, trust_remote_code, config=config, use_safetensors=True, output_loading_info=True, **arguments
+        where, task, trust_remote_code, config=config, use_safetensors=True, output_loading_info=True, **arguments
     )
     if gguf and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is dense now, and is saved as such

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from natprec.errors import ModelError
-from natprec.models.checkpoints import Kind
 from natprec.models.checksums import CARRIED
 from natprec.models.experts import Piece, pieces_of, take_apart
 from natprec.models.headers import Header, read_headers
+from natprec.models.tasks import Task
 from natprec.models.trust import unfilled_model
 from natprec.models.weights import OnDisk, Stored, wrong_shape
 
@@ -148,12 +148,12 @@ class StoredExperts:
 
 
 def hollow_model(
-    headers: Mapping[str, Header], where: str, config: PreTrainedConfig, kind: Kind, device: torch.device, trust: bool
+    headers: Mapping[str, Header], where: str, config: PreTrainedConfig, task: Task, device: torch.device, trust: bool
 ) -> tuple[PreTrainedModel, OnDisk, StoredTensors]:
     """The model of a checkpoint with its weights left on disk, and what its files hold."""
     from transformers import GenerationConfig
 
-    model = empty_model(config, kind, trust)
+    model = empty_model(config, task, trust)
     stored = StoredTensors(headers, model)
     take_apart(model)
     weights = hollowed(model, StoredExperts(stored, pieces_of(model)), stored.missing, device)
@@ -162,12 +162,12 @@ def hollow_model(
     return model, weights, stored
 
 
-def empty_model(config: PreTrainedConfig, kind: Kind, trust: bool) -> PreTrainedModel:
+def empty_model(config: PreTrainedConfig, task: Task, trust: bool) -> PreTrainedModel:
     """A model whose parameters have no values yet."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = unfilled_model(config, kind, trust)
+        model: PreTrainedModel = unfilled_model(config, task, trust)
         return model
 
 

@@ -17,8 +17,8 @@ import torch
 
 from natprec.errors import ModelError
 from natprec.models.bounds import refuse_counts
-from natprec.models.checkpoints import Kind
 from natprec.models.encoders import stored_text
+from natprec.models.tasks import Task
 
 CODE_IN = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 """Files whose `auto_map` says which code a checkpoint brings with it."""
@@ -38,16 +38,16 @@ def config_of(where: str | Path, trust: bool, **arguments: Any) -> Any:
         return AutoConfig.from_pretrained(where, trust_remote_code=trust, **arguments)
 
 
-def model_of(where: str | Path, kind: Kind, trust: bool, **arguments: Any) -> Any:
+def model_of(where: str | Path, task: Task, trust: bool, **arguments: Any) -> Any:
     """The model with its weights, in float32; errors as of `config_of`."""
     with _trusted(where):
-        return _family(kind).from_pretrained(where, dtype=torch.float32, trust_remote_code=trust, **arguments)
+        return task.loader.from_pretrained(where, dtype=torch.float32, trust_remote_code=trust, **arguments)
 
 
-def unfilled_model(config: Any, kind: Kind, trust: bool) -> Any:
+def unfilled_model(config: Any, task: Task, trust: bool) -> Any:
     """A model of this configuration with its first, random weights, in float32; errors as of `config_of`."""
     with _trusted(config.name_or_path):
-        return _family(kind).from_config(config, dtype=torch.float32, trust_remote_code=trust)
+        return task.loader.from_config(config, dtype=torch.float32, trust_remote_code=trust)
 
 
 def tokenizer_of(where: str | Path, trust: bool, config: Any = None) -> Any:
@@ -89,13 +89,6 @@ def _mapped(described: str | None) -> list[str]:
     found = list(named.values()) if isinstance(named, dict) else [named]
     classes = [name for entry in found for name in (entry if isinstance(entry, list) else [entry])]
     return [name.partition(".")[0] for name in classes if isinstance(name, str) and re.fullmatch(r"[\w-]+\.\w+", name)]
-
-
-def _family(kind: Kind) -> Any:
-    """The class of transformers that loads a kind of model; of an encoder its body, without a head."""
-    import transformers
-
-    return transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModel
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from natprec.models.layers import Layer, known_layer
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.moments import Gradients
@@ -84,14 +85,14 @@ class Learner:
         """
         if not codes or not 0 <= stage < len(self._staged.blocks):
             return codes
-        weights = {name: self._parameter(name) for name in codes}
+        layers = {name: known_layer(self._staged.model.get_submodule(name)) for name in codes}
         before = self._loss(stage)
         for path, advance in zip(PATHS, (self._advance, lambda _: None), strict=True):
-            found = self._learned(stage, codes, unrounded, weights, path, advance)
+            found = self._learned(stage, codes, unrounded, layers, path, advance)
             if self._loss(stage) < before:
                 return found
-            for name, parameter in weights.items():
-                parameter.data = codes[name].dequantize()
+            for name, layer in layers.items():
+                layer.put(codes[name].dequantize())
         return codes
 
     def _learned(
@@ -99,26 +100,23 @@ class Learner:
         stage: int,
         codes: Mapping[str, QuantizedTensor],
         unrounded: Mapping[str, Tensor],
-        weights: Mapping[str, nn.Parameter],
+        layers: Mapping[str, Layer],
         path: float,
         advance: Advance,
     ) -> dict[str, QuantizedTensor]:
         """After `STEPS` steps from `codes`, better or not; the weights are those of the result."""
         draw = torch.Generator().manual_seed(self._seed)
-        positions = {name: _Position(unrounded[name], codes[name], self._dtype) for name in weights}
+        positions = {name: _Position(unrounded[name], codes[name], self._dtype) for name in layers}
         now, order = dict(codes), list[int]()
         for step in range(STEPS):
             order = order or torch.randperm(len(self._importance), generator=draw).tolist()
-            gradients = self._descend(stage, order.pop(), weights)
+            gradients = self._descend(stage, order.pop(), layers)
             left = 1 - step / STEPS
             for name, gradient in gradients.items():
                 now[name] = positions[name].move(gradient, now[name], 2 * path / STEPS * left, RATE * left)
-                weights[name].data = now[name].dequantize()
+                layers[name].put(now[name].dequantize())
             advance(f"{self._staged.block_names[stage]} step {step + 1}")
         return now
-
-    def _parameter(self, name: str) -> nn.Parameter:
-        return self._staged.model.get_submodule(name).weight  # type: ignore[return-value]
 
     @torch.no_grad()
     def _loss(self, stage: int) -> float:
@@ -133,17 +131,18 @@ class Learner:
         return ((output.float() - self._original.state(number)).square() * self._importance[number]).mean()
 
     @torch.enable_grad()
-    def _descend(self, stage: int, number: int, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    def _descend(self, stage: int, number: int, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
         """Name → gradient of a batch's loss, of the weights that it depends on."""
-        for parameter in weights.values():
-            parameter.requires_grad_(True)
+        for layer in layers.values():
+            layer.weight.requires_grad_(True)
         try:
             self._batch_loss(stage, number).backward()
-            return {name: each.grad for name, each in weights.items() if each.grad is not None}
+            found = {name: layer.gradient for name, layer in layers.items()}
+            return {name: gradient for name, gradient in found.items() if gradient is not None}
         finally:
-            for parameter in weights.values():
-                parameter.grad = None
-                parameter.requires_grad_(False)
+            for layer in layers.values():
+                layer.weight.grad = None
+                layer.weight.requires_grad_(False)
 
 
 def token_importance(gradient: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.apply import restore, snapshot
-from natprec.sites import Site, site_weight
+from natprec.sites import Site, site_layer
 from natprec.staged.blocks import StagedModel
 
 SEQUENCES = 6
@@ -69,27 +69,27 @@ def refine(
     """
     judges = torch.arange(len(ids)) % HELD_BACK == HELD_BACK - 1
     judging, learning = (ids[judges], ids[~judges]) if judges.any() else (ids, ids)
-    weights = {site.name: site_weight(staged.model, site) for site in sites if site.name in codes}
+    layers = {site.name: site_layer(staged.model, site) for site in sites if site.name in codes}
     rounded = snapshot(staged.model)
     judge, teacher = (_Original(staged, original, some) for some in (judging, learning))
     before = judge.distortion()
-    moves = {name: torch.zeros_like(codes[name].scale, requires_grad=True) for name in weights}
+    moves = {name: torch.zeros_like(codes[name].scale, requires_grad=True) for name in layers}
     optimizer = torch.optim.Adam(moves.values(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     draw = torch.Generator().manual_seed(seed)
     result = codes
     for step in range(steps):
         chosen = torch.randperm(len(learning), generator=draw)[:SEQUENCES]
-        teacher.descend(chosen.tolist(), list(weights.values()))
-        for name, weight in weights.items():
-            if weight.grad is not None:  # else the output does not depend on it
-                moves[name].grad = codes[name].scale_slope(weight.grad)
-            weight.grad = None
+        teacher.descend(chosen.tolist(), [layer.weight for layer in layers.values()])
+        for name, layer in layers.items():
+            if layer.gradient is not None:  # else the output does not depend on it
+                moves[name].grad = codes[name].scale_slope(layer.gradient)
+            layer.weight.grad = None
         optimizer.step()
         schedule.step()
         result = {name: codes[name].scaled(1 + move.detach(), dtype) for name, move in moves.items()}
-        for name, weight in weights.items():
-            weight.data = result[name].dequantize().to(weight.dtype)
+        for name, layer in layers.items():
+            layer.put(result[name].dequantize())
         advance(f"step {step + 1}")
     after = judge.distortion()
     if after < before:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natprec.models.layers import Layer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import gptq
 from natprec.quantizers.input_order import InputOrder
 from natprec.quantizers.yaqa import output_order, yaqa
 from natprec.rounding.moments import Moments
-from natprec.sites import Site, site_weight
+from natprec.sites import Site, site_layer, site_weight
 from natprec.solver import Plan
 from natprec.staged.blocks import StagedModel
 from natprec.transforms import Gauge, channel_scales, fold
@@ -42,7 +43,7 @@ class StageRounder:
         """Arguments as for `apply_plan`."""
         self._staged, self._plan, self._dtype, self._gauges = staged, plan, storage_dtype, gauges
         self.sites = [site for site in sites if plan.sites[site.name].format is not None]
-        self._quantized = {id(site_weight(staged.model, site)) for site in self.sites}
+        self._quantized = {id(site_layer(staged.model, site).weight) for site in self.sites}
         dtypes = staged.weights.dtypes
         self._dtypes = {id(each): dtypes[name] for name, each in staged.model.named_parameters() if name in dtypes}
 
@@ -80,30 +81,32 @@ class StageRounder:
         inputs = {unit: InputOrder.of(moment) for unit, moment in moments.inputs.items()}
         scaled = [site.unit for site in members if self._plan.sites[site.name].scaled and site.unit in inputs]
         for unit in dict.fromkeys(scaled):
-            weights = [site_weight(self._staged.model, site) for site in members if site.unit == unit]
-            inputs[unit] = self._rescale(unit, weights, inputs[unit], moments)
-        unrounded = {site.name: site_weight(self._staged.model, site).data for site in members}
+            layers = [site_layer(self._staged.model, site) for site in members if site.unit == unit]
+            inputs[unit] = self._rescale(unit, layers, inputs[unit], moments)
+        unrounded = {site.name: site_weight(self._staged.model, site).detach() for site in members}
         codes = {site.name: self._put(site, inputs.get(site.unit), moments.outputs.get(site.name)) for site in members}
         return codes, unrounded
 
-    def _rescale(self, unit: str, weights: list[Tensor], inputs: InputOrder, moments: Moments) -> InputOrder:
+    def _rescale(self, unit: str, layers: list[Layer], inputs: InputOrder, moments: Moments) -> InputOrder:
         """Multiply the columns of a unit, divide what produces its inputs; returns what its inputs are then."""
         if self._gauges is None:
             raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
         gauge, fmt, model = self._gauges[unit], self._plan.sites[unit].format, self._staged.model
         assert fmt is not None
         producer: Any = model.get_submodule(gauge.producer)
-        scale = fold(model, gauge, channel_scales(weights, inputs.cost, fmt, gauge), self._stored(producer.weight))
-        columns = scale[gauge.channels(weights[0].shape[1]).to(scale.device)]
-        for weight in weights:
-            weight.data = weight.data * columns
+        wanted = channel_scales([layer.matrix for layer in layers], inputs.cost, fmt, gauge)
+        scale = fold(model, gauge, wanted, self._stored(producer.weight))
+        columns = scale[gauge.channels(layers[0].shape[1]).to(scale.device)]
+        for layer in layers:
+            layer.put(layer.matrix * columns)
         moments.rescale_outputs(gauge.producer, scale)
         self.store_the_rest(producer.parameters())
         return inputs.scaled(columns)
 
     def _put(self, site: Site, inputs: InputOrder | None, errors: Tensor | None) -> QuantizedTensor:
         fmt = self._plan.sites[site.name].format
-        weight = site_weight(self._staged.model, site)
+        layer = site_layer(self._staged.model, site)
+        weight = layer.matrix
         assert fmt is not None
         if inputs is None:
             value = quantize(weight, fmt, self._dtype)
@@ -111,5 +114,5 @@ class StageRounder:
             value = gptq(weight, inputs, fmt, self._dtype)
         else:
             value = yaqa(weight, inputs, output_order(errors), fmt, self._dtype)
-        weight.data = value.dequantize().to(weight.dtype)
+        layer.put(value.dequantize())
         return value

@@ -16,13 +16,15 @@ from natprec.errors import InputError, ModelError
 from natprec.export import as_gguf
 from natprec.export.trial import refuse_unloadable
 from natprec.formats import EngineProfile, Format, engine_profile
+from natprec.formats.engines import PROFILES
 from natprec.measurement import Curve, Header, Measurement
 from natprec.memory import available_bytes
 from natprec.models.checkpoints import local_path
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
+from natprec.models.tasks import ENCODER
 from natprec.progress import Stages
-from natprec.sites import Site, activation_formats
+from natprec.sites import Site, activation_formats, site_layer
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
 from natprec.solver.units import check_flows
@@ -130,6 +132,7 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     Raises:
         ModelError: the engine loads no checkpoint of such a model.
     """
+    _refuse_unread_layers(subject, engine_profile(engine))
     if engine_profile(engine).experts == "model" and not DiskNames(subject.model).merged:
         raise ModelError(
             f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
@@ -139,6 +142,18 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     if engine_profile(engine).container == "gguf":
         return as_gguf(subject)
     return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
+
+
+def _refuse_unread_layers(subject: Subject, profile: EngineProfile) -> None:
+    """Refuse a layer whose codes the engine does not read: it would fail, or read them the wrong way round."""
+    for site in subject.sites:
+        kind = site_layer(subject.model, site).kind.name
+        if kind not in profile.layers:
+            able = [name for name, each in PROFILES.items() if kind in each.layers]
+            raise ModelError(
+                f"{site.name!r} is a {kind}, and {profile.name} is not known to read packed codes of any layers but "
+                f"{' and '.join(profile.layers)}; use --engine {' or '.join(able)}"
+            )
 
 
 def _wider_than_16_bits(subject: Subject, profile: EngineProfile) -> int:
@@ -158,7 +173,7 @@ def refuse_long(subject: Subject, length: int) -> None:
     config: Any = getattr(subject.model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(config, "max_position_embeddings", None)
-    if subject.kind == "encoder" and limit:  # some (RoBERTa's) have positions that no token gets
+    if subject.task == ENCODER and limit:  # some (RoBERTa's) have positions that no token gets
         limit = min(limit, getattr(subject.tokenizer, "model_max_length", limit))
     if isinstance(limit, int) and length > limit > 0:
         raise InputError(

@@ -56,7 +56,7 @@ def _tokens(
     split: str,
     seen: Pieces = NO_PIECES,
 ) -> Tensor:
-    if source is None and subject.kind == "causal" and not subject.writes:
+    if source is None and subject.task.predicts and not subject.writes:
         raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
     steps = None if source else tokens
     with stages.stage(f"{split} text" if source else f"{split} text, written by the model", steps) as advance:

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from natprec.errors import ModelError
 from natprec.kernels.dispatch import choose
-from natprec.kernels.kernel import Kernel, Layer
+from natprec.kernels.kernel import Kernel
+from natprec.kernels.kernel import Layer as KernelLayer
 from natprec.kernels.linear import HalfWeight, Joined, Part, QuantEmbedding, QuantizedWeight, QuantLinear, StoredWeight
 from natprec.models.encoders import drop_missing_pooler
+from natprec.models.layers import Layer, layer_of
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.checkpoint import Checkpoint, Scheme
 
@@ -45,19 +47,20 @@ class Builder:
     ) -> None:
         self.checkpoint, self.model, self.device, self.kernels = checkpoint, model, device, kernels
         self.chosen: dict[str, Chosen] = {}
-        self.modules = {name: module for name, module in model.named_modules() if _is_replaced(module)}
+        layers = {name: layer_of(module) for name, module in model.named_modules()}
+        self.layers = {name: layer for name, layer in layers.items() if layer is not None and _is_replaced(layer)}
         self.uses: dict[int, list[str]] = {}
-        for name, module in self.modules.items():
-            self.uses.setdefault(id(module.weight), []).append(name)
+        for name, layer in self.layers.items():
+            self.uses.setdefault(id(layer.weight), []).append(name)
         self._halves: dict[int, HalfWeight] = {}
 
     def replace_all(self) -> None:
-        """Every Linear and embedding, siblings with one input together."""
+        """Every layer, siblings with one input together."""
         done: set[str] = set()
-        for name, module in self.modules.items():
+        for name, layer in self.layers.items():
             if name in done:
                 continue
-            uses = tuple(self.uses[id(module.weight)])
+            uses = tuple(self.uses[id(layer.weight)])
             siblings = self._siblings(name) if len(uses) == 1 else ()
             if siblings:
                 self._join(siblings)
@@ -95,11 +98,14 @@ class Builder:
         parent, _, leaf = name.rpartition(".")
         for leaves in TOGETHER:
             names = tuple(f"{parent}.{other}" for other in leaves)
-            if leaf != leaves[0] or any(type(self.modules.get(other)) is not nn.Linear for other in names):
+            if leaf != leaves[0] or not all(other in self.layers for other in names):
                 continue
-            alike = {(self._scheme((other,)), self.modules[other].in_features) for other in names}
-            shared = any(len(self.uses[id(self.modules[other].weight)]) > 1 for other in names)
-            biases = {self.modules[other].bias is None for other in names}
+            layers = [self.layers[other] for other in names]
+            if any(layer.kind.looks_up for layer in layers):
+                continue
+            alike = {(self._scheme((other,)), self.layers[other].shape[1]) for other in names}
+            shared = any(len(self.uses[id(layer.weight)]) > 1 for layer in layers)
+            biases = {layer.bias is None for layer in layers}
             if len(alike) == len(biases) == 1 and not shared:
                 return names
         return ()
@@ -108,37 +114,37 @@ class Builder:
         stored = self._stored(tuple((name,) for name in names))
         biases = [self._bias(name) for name in names]
         bias = None if biases[0] is None else torch.cat([each for each in biases if each is not None])
-        joined = Joined(QuantLinear(stored, bias), [self.modules[name].out_features for name in names])
+        joined = Joined(QuantLinear(stored, bias), [self.layers[name].shape[0] for name in names])
         for index, name in enumerate(names):
             _set(self.model, name, Part(joined, index))
 
     def _put(self, name: str, stored: StoredWeight) -> None:
-        module = self.modules[name]
-        if isinstance(module, nn.Embedding):
-            _set(self.model, name, QuantEmbedding(stored, float(getattr(module, "embed_scale", 1.0))))
+        layer = self.layers[name]
+        if layer.kind.looks_up:
+            _set(self.model, name, QuantEmbedding(stored, float(getattr(layer.module, "embed_scale", 1.0))))
         else:
             _set(self.model, name, QuantLinear(stored, self._bias(name)))
 
     def _bias(self, name: str) -> Tensor | None:
-        bias = self.modules[name].bias
+        bias = self.layers[name].bias
         if bias is None:
             return None
-        uses = [use for use, module in self.modules.items() if getattr(module, "bias", None) is bias]
+        uses = [use for use, layer in self.layers.items() if layer.bias is bias]
         stored = next((use for use in uses if f"{use}.bias" in self.checkpoint.files), name)
         return self.checkpoint.tensor(f"{stored}.bias").float()
 
     def _scheme(self, uses: tuple[str, ...]) -> Scheme | None:
-        return next(filter(None, (self.checkpoint.scheme(use, self.modules[use]) for use in uses)), None)
+        return next(filter(None, (self.checkpoint.scheme(use, self.layers[use].module) for use in uses)), None)
 
     def _stored(self, weights: tuple[tuple[str, ...], ...]) -> StoredWeight:
         """One weight, or several below each other; each given by the names of its uses."""
         scheme = self._scheme(weights[0])
         if scheme is None:
             return self._half(weights)
-        codes = [self.checkpoint.quantized(uses, scheme, tuple(self.modules[uses[0]].weight.shape)) for uses in weights]
+        codes = [self.checkpoint.quantized(uses, scheme, self.layers[uses[0]].shape) for uses in weights]
         weight = _below_each_other(codes)
         rows, columns = weight.codes.shape
-        layer = Layer(scheme.format, rows, columns, scheme.int8_inputs)
+        layer = KernelLayer(scheme.format, rows, columns, scheme.int8_inputs)
         kernel, why = choose(layer, self.device, self.kernels)
         for name in (use for uses in weights for use in uses):
             self.chosen[name] = Chosen(kernel.name, layer.name, why)
@@ -148,9 +154,9 @@ class Builder:
         found = []
         for uses in weights:
             owner = next((use for use in uses if f"{use}.weight" in self.checkpoint.files), uses[0])
-            found.append(self.checkpoint.tensor(f"{owner}.weight"))
+            found.append(self.layers[owner].kind.matrix(self.checkpoint.tensor(f"{owner}.weight")))
         weight = torch.cat(found) if len(found) > 1 else found[0]
-        expected = (sum(self.modules[uses[0]].weight.shape[0] for uses in weights), *found[0].shape[1:])
+        expected = (sum(self.layers[uses[0]].shape[0] for uses in weights), *found[0].shape[1:])
         if not weight.is_floating_point() or tuple(weight.shape) != expected:
             raise ModelError(
                 f"tensor '{weights[0][0]}.weight' is {weight.dtype} {tuple(weight.shape)} and no scheme of config.json "
@@ -180,13 +186,9 @@ def _exact_dtype(scale: Tensor) -> torch.dtype:
     return next((dtype for dtype in HALF if torch.equal(scale.to(dtype).float(), scale)), torch.float32)
 
 
-def _is_replaced(module: nn.Module) -> bool:
-    """Linears and embeddings whose forward is known: torch's own, or scaled by `embed_scale`."""
-    if isinstance(module, nn.Linear):
-        return type(module).forward is nn.Linear.forward
-    return isinstance(module, nn.Embedding) and (
-        type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
-    )
+def _is_replaced(layer: Layer) -> bool:
+    """Layers whose forward is known: that of their kind, or of an embedding scaled by `embed_scale`."""
+    return layer.own_forward or (layer.kind.looks_up and hasattr(layer.module, "embed_scale"))
 
 
 def _set(model: nn.Module, name: str, module: nn.Module) -> None:

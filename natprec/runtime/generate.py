@@ -93,8 +93,8 @@ def prompt_ids(runnable: Runnable, prompt: str) -> list[int]:
         InputError: the model writes no text, or there is nothing to read.
         ModelError: the chat template fails, or exceeds its limits.
     """
-    if runnable.kind != "causal":
-        raise InputError("the checkpoint is an encoder, which writes no text; give one of a language model")
+    if not runnable.task.predicts:
+        raise InputError(f"the checkpoint is {runnable.task.noun}, which writes no text; give one of a language model")
     tokenizer = runnable.tokenizer
     if not prompt:
         raise InputError("prompt '' is empty; give some text")

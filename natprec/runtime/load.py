@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from natprec.kernels.kernel import Kernel
-from natprec.models.checkpoints import explained, model_kind
+from natprec.models.checkpoints import explained, task_of
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
 from natprec.models.stored import empty_model
 from natprec.models.surroundings import quiet, usable_device
+from natprec.models.tasks import ENCODER, Task
 from natprec.models.trust import config_of, tokenizer_of
 from natprec.runtime.build import Builder, Chosen
 from natprec.runtime.checkpoint import Checkpoint
@@ -34,7 +35,7 @@ class Runnable:
         model: float32 activations, weights as codes.
         tokenizer: the one in the folder.
         kernels: module → what runs it.
-        kind: 'causal' or 'encoder'.
+        task: what it is for.
         device: where it computes, and where its inputs must be.
         replaced: what runs otherwise than as transformers' modules, on the CPU.
     """
@@ -42,7 +43,7 @@ class Runnable:
     model: Any
     tokenizer: Any
     kernels: dict[str, Chosen]
-    kind: str
+    task: Task
     device: torch.device
     replaced: Replaced = field(default_factory=Replaced)
 
@@ -80,8 +81,8 @@ def load(
     with quiet(), explained(str(folder), local=True):
         config = config_of(folder, trust_remote_code)
         del config.quantization_config
-        kind = model_kind(str(folder), config)
-        model = empty_model(config, kind, trust_remote_code)
+        task = task_of(str(folder), config)
+        model = empty_model(config, task, trust_remote_code)
         model.tie_weights()  # again: without weights each of them was registered apart
         count = model.num_parameters()
         take_apart(model)
@@ -91,12 +92,12 @@ def load(
         tokenizer = tokenizer_of(folder, trust_remote_code, config)
     builder = Builder(checkpoint, model, target.type, kernels)
     builder.replace_all()
-    builder.fill_the_rest(may_lack_pooler=kind == "encoder")
+    builder.fill_the_rest(may_lack_pooler=task == ENCODER)
     model.eval().requires_grad_(False).to(target)
     answers: Any = model
     answers.tie_weights, answers.num_parameters = _tied, partial(_counted, count)
-    replaced = Replaced() if target.type != "cpu" else replace(model, causal=kind == "causal")
-    return Runnable(model, tokenizer, builder.chosen, kind, target, replaced)
+    replaced = Replaced() if target.type != "cpu" else replace(model, causal=task.predicts)
+    return Runnable(model, tokenizer, builder.chosen, task, target, replaced)
 
 
 def _tied(*args: Any, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from natprec.formats import CHANNEL, FP8_TENSOR, Format, Granularity, PerFeature, PerGroup, PerToken, activation
 from natprec.hooks import attached
+from natprec.models.layers import multiplies
 from natprec.quantizers.activations import flowing_scale, round_activations
 from natprec.sites.weight_sites import Site
 from natprec.staged.attention import AttentionHook
@@ -80,7 +81,7 @@ def round_input(module: nn.Module, fmt: Format) -> Any:
     """From now on a module computes with its first argument rounded; returns what `remove()` undoes it."""
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not isinstance(module, nn.Linear) and "forward" in vars(module):  # a block that is only passed through
+        if not multiplies(module) and "forward" in vars(module):  # a block that is only passed through
             return args
         return (round_activations(args[0], fmt), *args[1:])
 

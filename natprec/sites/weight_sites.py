@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
 from natprec.formats import CHANNEL, EngineProfile, Format
+from natprec.models.layers import Layer, known_layer, layer_of, multiplies
 from natprec.staged.blocks import StagedModel
 
 Kind = Literal["weight", "activation", "key", "value"]
@@ -75,7 +76,7 @@ class Site:
 
 
 def find_sites(staged: StagedModel) -> list[Site]:
-    """Every Linear and embedding weight, in the order in which the model runs them.
+    """The weight of every layer (see `natprec.models.layers`), in the order in which the model runs them.
 
     Raises:
         ModelError: the model has no Linear layer.
@@ -85,32 +86,36 @@ def find_sites(staged: StagedModel) -> list[Site]:
     for name in [*staged.probe.order, *_never_called(staged)]:
         if name in staged.routing.routers:
             continue
-        if isinstance(modules[name], nn.Linear) or _looked_up(modules[name]):
+        if multiplies(modules[name]) or _looked_up(modules[name]):
             owners.setdefault(id(modules[name].weight), []).append(name)
-    if not any(isinstance(modules[names[0]], nn.Linear) or len(names) > 1 for names in owners.values()):
+    if not any(multiplies(modules[names[0]]) or len(names) > 1 for names in owners.values()):
         raise ModelError(f"model {type(staged.model).__name__} has no Linear layer; natprec quantizes Linear weights")
     output_head = getattr(staged.model, "get_output_embeddings", lambda: None)()
     sites = []
     units: dict[tuple[str, int | str, int], str] = {}
     inputs_of = _inputs_of(staged)
     for names in owners.values():
-        name, module = names[0], modules[names[0]]
-        role: Role = "embedding" if isinstance(module, nn.Embedding) else "linear"
-        if module is output_head:
+        name, layer = names[0], known_layer(modules[names[0]])
+        role: Role = "embedding" if layer.kind.looks_up else "linear"
+        if layer.module is output_head:
             role = "head"
         unit = name
         if role == "linear" and name in inputs_of:
             unit = units.setdefault((name.rpartition(".")[0], inputs_of[name], len(names)), name)
-        rows, columns = module.weight.shape
         stage = min(staged.stage_of(use) for use in names)
         experts = staged.routing.containers.get(name, "")
-        sites.append(Site(name, "weight", role, (rows, columns), tuple(names), unit, stage, experts))
+        sites.append(Site(name, "weight", role, layer.shape, tuple(names), unit, stage, experts))
     return sites
 
 
+def site_layer(model: nn.Module, site: Site) -> Layer:
+    """The module that owns a site's weight."""
+    return known_layer(model.get_submodule(site.name))
+
+
 def site_weight(model: nn.Module, site: Site) -> Tensor:
-    """The weight of a site, (rows, columns)."""
-    return model.get_submodule(site.name).weight  # type: ignore[return-value]
+    """The weight of a site, (rows, columns); to change it, `put` another into its layer."""
+    return site_layer(model, site).matrix
 
 
 def together(site: Site, profile: EngineProfile) -> tuple[str, str]:
@@ -192,13 +197,14 @@ def _inputs_of(staged: StagedModel) -> dict[str, int | str]:
 
 def _looked_up(module: nn.Module) -> bool:
     """Whether it is an embedding that takes ids alone: OPT's positions take a mask, which no engine's code hands on."""
-    return isinstance(module, nn.Embedding) and len(inspect.signature(module.forward).parameters) == 1
+    layer = layer_of(module)
+    return layer is not None and layer.kind.looks_up and len(inspect.signature(module.forward).parameters) == 1
 
 
 def _never_called(staged: StagedModel) -> list[str]:
-    """Linear layers that the probing forward did not reach (experts, unused branches)."""
+    """Layers with a product that the probing forward did not reach (experts, unused branches)."""
     return [
         name
         for name, module in staged.model.named_modules()
-        if isinstance(module, nn.Linear) and name not in staged.probe.input_of
+        if multiplies(module) and name not in staged.probe.input_of
     ]

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from natprec.arithmetic import products_in
 from natprec.distortions import Distortion, OutputKL
 from natprec.hooks import attached
+from natprec.models.layers import layer_of, multiplies
 from natprec.models.weights import InMemory, Weights
-from natprec.staged.probe import LARGE, probed
+from natprec.staged.probe import probed
 from natprec.staged.routing import Routing, find_routing
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
@@ -119,8 +120,7 @@ class StagedModel:
         return [
             parameter
             for name, module in self.model.named_modules()
-            if id(module) not in inside
-            and (stage is None or not isinstance(module, LARGE) or self.stage_of(name) == stage)
+            if id(module) not in inside and (stage is None or layer_of(module) is None or self.stage_of(name) == stage)
             for parameter in module.parameters(recurse=False)
         ]
 
@@ -241,7 +241,8 @@ def _longest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
     """The `nn.ModuleList` that holds the most Linear weights, and its name."""
 
     def weights(blocks: nn.ModuleList) -> int:
-        return sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear))
+        layers = (layer_of(module) for module in blocks.modules() if multiplies(module))
+        return sum(layer.weight.numel() for layer in layers if layer is not None)
 
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:

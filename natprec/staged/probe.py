@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from natprec.hooks import attached
-
-LARGE = (nn.Linear, nn.Embedding)
-"""Modules with a weight of the size of the vocabulary, if they are in no block."""
+from natprec.models.layers import layer_of, multiplies
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def probed(model: nn.Module, blocks: list[nn.Module], shape: torch.Size, run: Ca
                 order.append(name)
                 known = next((i for i, tensor in enumerate(seen) if tensor is args[0]), None)
                 inputs[name] = len(seen) if known is None else known
-                if isinstance(module, nn.Linear):
+                if multiplies(module):
                     rows[name] = args[0].shape[:-1].numel()
                     mixed.append(args[0].shape[:-1] not in (shape, shape[:1], torch.Size([shape.numel()])))
                 seen.append(args[0])
@@ -83,13 +81,10 @@ def probed(model: nn.Module, blocks: list[nn.Module], shape: torch.Size, run: Ca
         beside.extend(value for value in values[1:] if value is not None and id(value) not in given)
         returned.append(len(output) if isinstance(output, tuple) else 0)
 
-    handles = [
-        module.register_forward_pre_hook(watch(name))
-        for name, module in model.named_modules()
-        if isinstance(module, LARGE)
-    ]
+    layers = {name: module for name, module in model.named_modules() if layer_of(module) is not None}
+    handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
     handles += [block.register_forward_hook(link, with_kwargs=True) for block in blocks]
-    reads = _Reads({name: module for name, module in model.named_modules() if isinstance(module, LARGE)})
+    reads = _Reads(layers)
     with attached([*handles, *reads.handles()]), reads:
         run()
     return Probe(

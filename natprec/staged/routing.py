@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from natprec.models.experts import LinearExperts
+from natprec.models.layers import layer_of, multiplies
 
 MIN_TOKENS = 128
 """An expert that saw fewer is not measured by itself: the mean of n squares is off by √(2/n), here 1/8, as much as the
@@ -65,7 +66,8 @@ def find_routing(model: nn.Module, rows: Mapping[str, int], tokens: int) -> Rout
 
 def _linears(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name → shape, of those inside."""
-    return {name: tuple(each.weight.shape) for name, each in module.named_modules() if isinstance(each, nn.Linear)}
+    layers = {name: layer_of(each) for name, each in module.named_modules() if multiplies(each)}
+    return {name: each.shape for name, each in layers.items() if each is not None}
 
 
 def _routed(name: str, members: nn.ModuleList, rows: Mapping[str, int], tokens: int) -> bool:

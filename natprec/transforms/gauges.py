@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from natprec.sites import Site, site_weight
+from natprec.models.layers import change_outputs, layer_of, multiplies
+from natprec.sites import Site, site_layer
 from natprec.staged.blocks import StagedModel
 
 HEADS = (256, 192, 160, 128, 96, 80, 64, 48, 32, 16, 8)
@@ -96,8 +97,7 @@ def fold(model: nn.Module, gauge: Gauge, scale: Tensor, dtype: torch.dtype = tor
     if weight.dim() == 1:
         stored = (weight.data / scale).to(dtype).to(weight.dtype)
         scale = torch.where(stored * weight.data > 0, weight.data / stored, torch.ones_like(scale))
-    for parameter in producer.parameters(recurse=False):
-        parameter.data = parameter.data / scale.view(-1, *[1] * (parameter.dim() - 1))
+    change_outputs(producer, lambda outputs: outputs / scale.view(-1, *[1] * (outputs.dim() - 1)))
     return scale
 
 
@@ -107,9 +107,7 @@ def _units(staged: StagedModel, sites: Sequence[Site], index: int) -> dict[str, 
     An expert that was not reached reads what the others read.
     """
     name, reached, routing = staged.block_names[index], staged.probe.input_of, staged.routing
-    layers = [
-        f"{name}.{child}" for child, module in staged.blocks[index].named_modules() if isinstance(module, nn.Linear)
-    ]
+    layers = [f"{name}.{child}" for child, module in staged.blocks[index].named_modules() if multiplies(module)]
     like = {routing.alike(layer) for layer in reached if layer in routing.containers}
     if not all(each in reached or (each in routing.containers and routing.alike(each) in like) for each in layers):
         return {}
@@ -122,8 +120,11 @@ def _units(staged: StagedModel, sites: Sequence[Site], index: int) -> dict[str, 
 
 def _candidates(block: nn.Module, columns: int) -> Iterator[tuple[str, int, int]]:
     """Norms, then layers with as many outputs, then layers with fewer, which are heads of some size."""
-    weights = {name: getattr(module, "weight", None) for name, module in block.named_modules()}
-    produced = {name: weight.shape for name, weight in weights.items() if isinstance(weight, Tensor)}
+    produced: dict[str, tuple[int, ...]] = {}
+    for name, module in block.named_modules():
+        layer, weight = layer_of(module), getattr(module, "weight", None)
+        if layer is not None or isinstance(weight, Tensor):
+            produced[name] = tuple(weight.shape) if layer is None else layer.shape  # type: ignore[union-attr]
     for name in sorted(produced, key=lambda name: len(produced[name])):
         if produced[name][0] == columns:
             yield name, columns, 0
@@ -143,8 +144,8 @@ def rescaled(model: nn.Module, gauge: Gauge, members: Sequence[Site]) -> Iterato
     columns = scale[gauge.channels(members[0].shape[1])]
     try:
         for site in members:
-            weight = site_weight(model, site)
-            weight.data = weight.data * columns
+            layer = site_layer(model, site)
+            layer.put(layer.matrix.detach() * columns)
         fold(model, gauge, scale)
         yield
     finally:

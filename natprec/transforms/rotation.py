@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError
 from natprec.hooks import attached
-from natprec.sites import Site
+from natprec.models.layers import change_outputs
+from natprec.sites import Site, site_layer
 from natprec.staged.blocks import StagedModel
 from natprec.transforms.gauges import HEADS, Gauge
 from natprec.transforms.hadamard import Rotation
@@ -108,12 +110,9 @@ def turn_heads(
     """Turn rows and biases of what produces a unit's input, and the unit's columns."""
     for unit, size in heads.items():
         rotation = Rotation(size, seed)
-        for parameter in model.get_submodule(gauges[unit].producer).parameters(recurse=False):
-            parameter.data = rotation.turn(parameter.data, 0)
-        for site in sites:
-            if site.unit == unit:
-                weight: Tensor = model.get_submodule(site.name).weight  # type: ignore[assignment]
-                weight.data = rotation.turn(weight.data, 1)
+        change_outputs(model.get_submodule(gauges[unit].producer), partial(rotation.turn, dim=0))
+        for layer in (site_layer(model, site) for site in sites if site.unit == unit):
+            layer.put(rotation.turn(layer.matrix.detach(), 1))
 
 
 def _proved(staged: StagedModel, ids: Tensor, before: Tensor, turn: Callable[[], None]) -> float:

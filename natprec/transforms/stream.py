@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError
-from natprec.sites import Site, site_weight
+from natprec.models.layers import change_outputs, known_layer, layer_of, multiplies
+from natprec.sites import Site, site_layer
 from natprec.staged.blocks import StagedModel
 from natprec.transforms.gauges import Gauge, rescaled
 from natprec.transforms.hadamard import Rotation
@@ -69,12 +71,10 @@ def find_stream(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str,
     folded = _block_norms(staged, sites, gauges, size)
     inside = {id(module) for block in staged.blocks for module in block.modules()}
     outside = {name: module for name, module in model.named_modules() if id(module) not in inside}
-    embeddings = tuple(
-        name for name, module in outside.items() if isinstance(module, nn.Embedding) and module.embedding_dim == size
-    )
+    embeddings = tuple(name for name, module in outside.items() if _looks_up(module, size))
     norms = [name for name, module in outside.items() if _is_norm(module, size)]
     tied = any(outside[name].weight is head.weight for name in embeddings)
-    head_site = next((site for site in sites if site_weight(model, site) is head.weight), None)
+    head_site = next((site for site in sites if site_layer(model, site).weight is head.weight), None)
     for name in norms:
         if not tied and head_site is not None and _feeds(staged, name, head_site, ids):
             folded[name] = (head_site.name,)
@@ -98,7 +98,7 @@ def find_stream(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str,
         f"{block_name}.{name}"
         for block_name, block in zip(staged.block_names, staged.blocks, strict=True)
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == size and f"{block_name}.{name}" not in readers
+        if multiplies(module) and known_layer(module).shape[0] == size and f"{block_name}.{name}" not in readers
     )
     return Stream(size, folded, embeddings, writers)
 
@@ -110,15 +110,14 @@ def turn_stream(model: nn.Module, stream: Stream, seed: int) -> None:
     for norm, readers in stream.folded.items():
         scale = _weight(model.get_submodule(norm)).data
         for name in readers:
-            weight = _weight(model.get_submodule(name))
-            weight.data = rotation.turn(weight.data * scale, 1)
+            layer = known_layer(model.get_submodule(name))
+            layer.put(rotation.turn(layer.matrix.detach() * scale, 1))
         _weight(model.get_submodule(norm)).data = torch.ones_like(scale)
     for name in stream.embeddings:
-        weight = _weight(model.get_submodule(name))
-        weight.data = rotation.turn(weight.data, 1)
+        layer = known_layer(model.get_submodule(name))
+        layer.put(rotation.turn(layer.matrix.detach(), 1))
     for name in stream.writers:
-        for parameter in model.get_submodule(name).parameters(recurse=False):
-            parameter.data = rotation.turn(parameter.data, 0)
+        change_outputs(model.get_submodule(name), partial(rotation.turn, dim=0))
 
 
 def _block_norms(
@@ -148,6 +147,11 @@ def _block_norms(
 
 def _weight(module: nn.Module) -> Tensor:
     return module.weight  # type: ignore[return-value]
+
+
+def _looks_up(module: nn.Module, size: int) -> bool:
+    layer = layer_of(module)
+    return layer is not None and layer.kind.looks_up and layer.shape[1] == size
 
 
 def _is_norm(module: nn.Module, size: int) -> bool:

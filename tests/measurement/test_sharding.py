@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from natprec.errors import InputError
 from natprec.formats import integer
@@ -23,6 +23,7 @@ from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import _contract, sweep
 from natprec.measurement.table import Measurement
+from natprec.models.layers import known_layer
 from natprec.parallel.workers import Workers
 from natprec.sites import Site, activation_formats
 from natprec.staged.batches import batches
@@ -211,7 +212,8 @@ def test_measuring_and_checking(estimator: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_site_that_one_worker_never_reaches(dtype: torch.dtype, uses: int) -> None:
     """As an expert that none of a worker's tokens were sent to; what travels is exact, sums of two products too."""
-    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    layer = known_layer(nn.Linear(32, 24, bias=False).requires_grad_(False))
+    layer.put(torch.randn(24, 32, generator=torch.Generator().manual_seed(0)))
     site = Site("expert", "weight", "linear", (24, 32), ("expert",), "expert", 0)
     draw = torch.Generator().manual_seed(1)
     inputs, gradient = (torch.randn(4, LENGTH, size, generator=draw).to(dtype) for size in (32, 24))
@@ -219,7 +221,7 @@ def test_a_site_that_one_worker_never_reaches(dtype: torch.dtype, uses: int) -> 
 
     def observed(workers: Workers) -> Curve:
         sharding = Sharding.of([range(2), range(2, 4)], workers)
-        observer = WeightObserver(site, weight, FORMATS, sharding, 1, torch.bfloat16, 0, {})
+        observer = WeightObserver(site, layer, FORMATS, sharding, 1, torch.bfloat16, 0, {})
         observer.spare[observer.buffer] = [torch.full(observer.buffer, torch.nan)]  # of another site
         if sharding.own.start == 0:
             observer.sequences = sharding.own

@@ -20,7 +20,7 @@ from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import sweep
 from natprec.quantizers import quantize
-from natprec.sites import find_sites, site_weight
+from natprec.sites import find_sites, site_layer, site_weight
 from natprec.staged.batches import batch_count
 from natprec.subject import Subject
 from tests.arrange import subject, tokens
@@ -320,5 +320,5 @@ def test_units_divide_each_kind_of_text(
     made = subject()
     site = made.sites[1]
     shared = Sharding.alone(total)
-    observer = WeightObserver(site, site_weight(made.model, site), FORMATS, shared, parts, torch.bfloat16, 0, {})
+    observer = WeightObserver(site, site_layer(made.model, site), FORMATS, shared, parts, torch.bfloat16, 0, {})
     assert observer.units == units

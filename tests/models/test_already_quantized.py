@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from natprec.errors import ModelError
 from natprec.models.loading import load_model
+from natprec.models.tasks import CAUSAL
 from tests.run_command import SMALL, natprec
 
 UP = "model.layers.0.mlp.up_proj"
@@ -79,7 +80,7 @@ def test_a_file_beside_it(folder: Path, file: str, content: Any, word: str) -> N
 
 def test_a_description_of_nothing(folder: Path) -> None:
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": None}}))
-    assert load_model(str(folder)).kind == "causal"
+    assert load_model(str(folder)).task == CAUSAL
 
 
 @pytest.mark.parametrize(

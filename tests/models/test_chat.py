@@ -14,6 +14,7 @@ import pytest
 from natprec.errors import ModelError
 from natprec.models import chat
 from natprec.models.chat import RefusedError, rendered
+from natprec.models.tasks import CAUSAL
 from natprec.runtime.generate import prompt_ids
 
 TURNS = [{"role": "user", "content": "hello"}]
@@ -80,7 +81,7 @@ def test_other_threads_render_too(tiny_tokenizer: Any) -> None:
 
 def test_generate_refuses_a_hostile_template(tiny_tokenizer: Any) -> None:
     class Runnable:
-        kind = "causal"
+        task = CAUSAL
         tokenizer = with_template(tiny_tokenizer, "{{ a.b.c }}")
 
     with pytest.raises(ModelError, match=r"chat template fails \('a' is undefined\)"):

@@ -15,6 +15,7 @@ from natprec.errors import InputError, ModelError
 from natprec.models import checkpoints
 from natprec.models import loading as models
 from natprec.models.loading import check_finite, choose_storage_dtype, load_model
+from natprec.models.tasks import CAUSAL, ENCODER, Task
 from natprec.models.weights import InMemory
 from tests.conftest import tiny_encoder, tiny_model
 
@@ -216,37 +217,37 @@ def test_encoder_with_a_head_for_something_else(folder: Path, architecture: str,
 
 
 @pytest.mark.parametrize(
-    ("model_type", "architectures", "kind"),
+    ("model_type", "architectures", "task"),
     [
-        ("bert", ["BertModel"], "encoder"),
-        ("bert", ["BertForMaskedLM"], "encoder"),
-        ("bert", ["BertForPreTraining"], "encoder"),
-        ("bert", None, "encoder"),
-        ("distilbert", ["DistilBertModel"], "encoder"),
-        ("mpnet", ["MPNetForMaskedLM"], "encoder"),
-        ("xlm-roberta", ["XLMRobertaModel"], "encoder"),
-        ("modernbert", ["ModernBertForMaskedLM"], "encoder"),
-        ("llama", ["LlamaForCausalLM"], "causal"),
-        ("llama", None, "causal"),
-        ("gpt_neox", ["GPTNeoXForCausalLM"], "causal"),
+        ("bert", ["BertModel"], ENCODER),
+        ("bert", ["BertForMaskedLM"], ENCODER),
+        ("bert", ["BertForPreTraining"], ENCODER),
+        ("bert", None, ENCODER),
+        ("distilbert", ["DistilBertModel"], ENCODER),
+        ("mpnet", ["MPNetForMaskedLM"], ENCODER),
+        ("xlm-roberta", ["XLMRobertaModel"], ENCODER),
+        ("modernbert", ["ModernBertForMaskedLM"], ENCODER),
+        ("llama", ["LlamaForCausalLM"], CAUSAL),
+        ("llama", None, CAUSAL),
+        ("gpt_neox", ["GPTNeoXForCausalLM"], CAUSAL),
     ],
 )
-def test_kind_of_a_model(model_type: str, architectures: list[str] | None, kind: str) -> None:
+def test_task_of_a_model(model_type: str, architectures: list[str] | None, task: Task) -> None:
     from transformers import CONFIG_MAPPING
 
-    assert checkpoints.model_kind("m", CONFIG_MAPPING[model_type](architectures=architectures)) == kind
+    assert checkpoints.task_of("m", CONFIG_MAPPING[model_type](architectures=architectures)) == task
 
 
 def test_a_decoder_of_an_encoder_family_is_causal() -> None:
     from transformers import BertConfig
 
     config = BertConfig(architectures=["BertLMHeadModel"], is_decoder=True)
-    assert checkpoints.model_kind("m", config) == "causal"
+    assert checkpoints.task_of("m", config) == CAUSAL
 
 
 def test_encoder_loads_as_its_body(encoder_folder: Path) -> None:
     loaded = load_model(str(encoder_folder))
-    assert (loaded.kind, loaded.distortion) == ("encoder", "embedding")
+    assert (loaded.task, loaded.distortion) == (ENCODER, "embedding")
     assert type(loaded.model).__name__ == "BertModel"
     stored = load_file(encoder_folder / "model.safetensors")
     assert all(torch.equal(stored[name], value) for name, value in loaded.model.named_parameters())
@@ -284,9 +285,9 @@ def test_gpt_neox_is_causal_though_is_decoder_is_false(folder: Path) -> None:
 def test_model_without_linear_layers(folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)
+    config = GPT2Config(vocab_size=512, n_embd=32, n_layer=0, n_head=2, bos_token_id=0, eos_token_id=1)
     GPT2LMHeadModel(config).save_pretrained(folder)
-    refusal(folder, "GPT2LMHeadModel", "no Linear layer", "Conv1D")
+    refusal(folder, "GPT2LMHeadModel", "no Linear layer", "Embedding", "LayerNorm")
 
 
 def test_code_of_a_checkpoint_does_not_run_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def same(one: Measurement, other: Measurement) -> bool:
     return all(np.array_equal(a, b) for a, b in arrays) and one.header.checks == other.header.checks
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt-neox", "gemma3", "opt", "roberta", "modernbert"])
+@pytest.mark.parametrize("family", ["llama", "gpt-neox", "gpt2", "gemma3", "opt", "roberta", "modernbert"])
 def test_the_same_measurement_from_disk(tmp_path: Path, tiny_tokenizer: Any, family: str) -> None:
     folder = saved(tmp_path / "m", built(family), tiny_tokenizer)
     whole, apart = opened(folder, on_disk=False), opened(folder)

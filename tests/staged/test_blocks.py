@@ -63,6 +63,14 @@ def distilbert() -> Any:
     return DistilBertModel(DistilBertConfig(dim=32, n_layers=3, n_heads=2, hidden_dim=64, vocab_size=96))
 
 
+def gpt2() -> Any:
+    """Matrices that are stored the other way round (Conv1D); query, key and value are one."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1)
+    return GPT2LMHeadModel(config)
+
+
 def modernbert() -> Any:
     """Layers with a window and without, rotary angles of both."""
     from transformers import ModernBertConfig, ModernBertModel
@@ -82,6 +90,7 @@ def deberta() -> Any:
 FAMILIES: dict[str, Callable[[], Any]] = {
     "llama": lambda: tiny_model(**SMALL),
     "gpt-neox": gpt_neox,
+    "gpt2": gpt2,
     "gemma3": gemma3,
     "opt": opt,
     "qwen2": qwen2,

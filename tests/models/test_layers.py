@@ -1,0 +1,81 @@
+"""A layer's matrix is what its inputs are multiplied with, however the module stores it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from natprec.models.layers import KINDS, change_outputs, known_layer, layer_of, multiplies
+
+ROWS, COLUMNS = 6, 4
+
+
+class Scaled(nn.Embedding):
+    """A subclass that computes something else."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return 2 * super().forward(ids)
+
+
+def products() -> list[Any]:
+    return [nn.Linear(COLUMNS, ROWS), Conv1D(ROWS, COLUMNS)]
+
+
+@pytest.mark.parametrize("module", products(), ids=lambda module: type(module).__name__)
+def test_a_product_is_that_with_the_matrix(module: Any) -> None:
+    """The gradient too: y = x Mᵀ + b, and dD/dM = gᵀ x."""
+    layer, inputs, weights = known_layer(module), torch.randn(5, COLUMNS), torch.randn(5, ROWS)
+    assert multiplies(module)
+    assert layer.shape == (ROWS, COLUMNS) == layer.matrix.shape
+    assert layer.matrix.is_contiguous()
+    assert layer.bias is not None
+    output = module(inputs)
+    torch.testing.assert_close(output, inputs @ layer.matrix.T + layer.bias)
+    assert layer.gradient is None
+    (output * weights).sum().backward()
+    assert layer.gradient is not None
+    torch.testing.assert_close(layer.gradient, weights.T @ inputs)
+
+
+@pytest.mark.parametrize("module", [*products(), nn.Embedding(ROWS, COLUMNS)], ids=lambda module: type(module).__name__)
+def test_what_is_put_in_comes_out_and_overwrites_nothing(module: Any) -> None:
+    layer, before = known_layer(module), module.weight.data
+    kept, wanted = before.clone(), torch.randn(ROWS, COLUMNS)
+    layer.put(wanted)
+    assert torch.equal(layer.matrix, wanted)
+    assert torch.equal(before, kept)
+    assert layer.kind.stored(wanted).shape == module.weight.shape
+    assert torch.equal(layer.kind.matrix(layer.kind.stored(wanted)), wanted)
+
+
+@pytest.mark.parametrize("module", products(), ids=lambda module: type(module).__name__)
+def test_outputs_are_changed_with_matrix_and_bias(module: Any) -> None:
+    nn.init.normal_(module.bias)
+    inputs, scale = torch.randn(5, COLUMNS), torch.exp2(torch.arange(ROWS).float())
+    expected = module(inputs) / scale
+    change_outputs(module, lambda outputs: outputs / scale.view(-1, *[1] * (outputs.dim() - 1)))
+    assert torch.equal(module(inputs), expected)
+
+
+def test_a_subclass_is_of_its_bases_kind() -> None:
+    layer = known_layer(Scaled(ROWS, COLUMNS))
+    assert layer.kind.looks_up
+    assert not layer.own_forward
+    assert not multiplies(layer.module)
+    assert known_layer(nn.Embedding(ROWS, COLUMNS)).own_forward
+
+
+def test_what_owns_no_matrix_is_no_layer() -> None:
+    assert layer_of(nn.LayerNorm(4)) is None
+    assert layer_of(nn.Conv2d(4, 4, 1)) is None
+    with pytest.raises(TypeError, match="LayerNorm is none of Linear, Embedding, Conv1D"):
+        known_layer(nn.LayerNorm(4))
+
+
+def test_every_name_of_a_class_is_one() -> None:
+    classes = {f"{each.__module__}.{each.__qualname__}" for each in (nn.Linear, nn.Embedding, Conv1D)}
+    assert classes == KINDS.keys()
