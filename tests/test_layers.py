@@ -12,8 +12,8 @@ ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory", "native", "records"},
-    {"marks"},
-    {"arithmetic", "files", "hooks", "progress", "parallel", "seeds"},
+    {"marks", "schema"},
+    {"arithmetic", "files", "own_files", "hooks", "progress", "parallel", "seeds"},
     {"claims"},
     {"formats"},
     {"quantizers"},

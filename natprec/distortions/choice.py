@@ -12,6 +12,9 @@ DISTORTIONS: dict[str, Distortion] = {
     for made in (OutputKL(), TopKKL(), LossIncrease(), EmbeddingDistance("mean"), EmbeddingDistance("cls"))
 }
 
+SLACK = 1e-9
+"""Of a distortion that is next to none: a KL is a sum of logarithms."""
+
 
 def named(name: str) -> Distortion:
     """The distortion with this name.
@@ -22,3 +25,11 @@ def named(name: str) -> Distortion:
     if name not in DISTORTIONS:
         raise unknown("distortion", name, DISTORTIONS)
     return DISTORTIONS[name]
+
+
+def impossible(name: str, value: float) -> bool:
+    """Whether the distortion with this name never has such a value: one below 0, but for how sums round.
+
+    The loss may fall; of a distortion that is not known, nobody can say.
+    """
+    return value < -SLACK and name in DISTORTIONS and not isinstance(DISTORTIONS[name], LossIncrease)

@@ -22,6 +22,18 @@ from natprec.files import write_bytes
 from natprec.measurement.curves import Curve
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.table import pack_curves, read_arrays, unpack_curves
+from natprec.own_files import PROGRESS
+from natprec.schema import Place, read
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the file says of itself; attributes as those of `SweepState`."""
+
+    fingerprint: dict[str, Any]
+    stage: int
+    exact: list[str]
+    sites: list[Any]
 
 
 @dataclass
@@ -61,8 +73,10 @@ def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
     """
     if not path.exists():
         return None
-    header, arrays = read_arrays(path, "resume")
-    theirs = header["fingerprint"]
+    content, arrays = read_arrays(path, PROGRESS)
+    place = Place(f"resume file {str(path)!r}", PROGRESS.again)
+    header: _Header = read(_Header, content, place)
+    theirs = header.fingerprint
     different = [key for key in fingerprint if theirs.get(key) != fingerprint[key]]
     if different:
         key = different[0]
@@ -75,11 +89,11 @@ def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
     return SweepState(
-        stage=header["stage"],
+        stage=header.stage,
         gradient=torch.from_numpy(arrays["gradient"]) if "gradient" in arrays else None,
-        curves=unpack_curves(header["sites"], part("curve|")),
+        curves=unpack_curves(header.sites, part("curve|"), place),
         tied={name: torch.from_numpy(array) for name, array in part("tied|").items()},
-        exact=set(header["exact"]),
+        exact=set(header.exact),
     )
 
 
