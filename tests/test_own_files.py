@@ -105,7 +105,11 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def load(file: Path) -> Any:
-    return MADE[file.name][1](file)
+    """What is in a file, or why nothing is."""
+    try:
+        return MADE[file.name][1](file)
+    except NatprecError as error:
+        return error
 
 
 def mutations(value: Any) -> Iterator[tuple[str, Any]]:
@@ -152,10 +156,9 @@ def test_a_file_of_which_anything_is_changed(file: Path) -> None:
     used = 0
     for where, changed in mutations(content):
         write(file, changed)
-        try:
-            value = load(file)
-        except NatprecError as error:
-            assert SPELLED.search(str(error)), (where, error)
+        value = load(file)
+        if isinstance(value, NatprecError):
+            assert SPELLED.search(str(value)), where
         else:
             used += 1
             assert makes_sense(value, file.parent), where
@@ -179,9 +182,7 @@ def test_a_measurement_of_which_an_array_is_changed(tmp_path: Path) -> None:
             if instead.shape == array.shape and instead.dtype == array.dtype and not array.size:
                 continue
             write(file, content, {**arrays, name: np.ascontiguousarray(instead)})
-            with pytest.raises(InputError, match=r"measurement '.*'.*; measure again"):
-                Measurement.load(file)
-                pytest.fail(f"{name} {what}")
+            assert re.search(r"measurement '.*'.*; measure again", str(load(file))), f"{name} {what}"
         write(file, content, {key: value for key, value in arrays.items() if key != name})
         if name != "pieces":
             with pytest.raises(InputError, match="has no array"):
@@ -200,19 +201,17 @@ def test_flipped_bits_and_cuts(file: Path) -> None:
         changed[place] ^= 1 << draw.randrange(8)
         cut = bytes(changed) if draw.random() < 0.7 else content[:place]
         file.write_bytes(cut)
-        try:
-            found = load(file)
-        except NatprecError as error:
-            assert SPELLED.search(str(error))
-            continue
-        if isinstance(found, Measurement):
+        found = load(file)
+        if isinstance(found, NatprecError):
+            assert SPELLED.search(str(found))
+        elif isinstance(found, Measurement):
             assert asdict(found.header) == asdict(written.header)
             assert found.solve(eps=0.05) == written.solve(eps=0.05)
         else:
             assert found == written
 
 
-@pytest.mark.parametrize(("name", "wanted"), itertools.permutations(MADE, 2))
+@pytest.mark.parametrize(("name", "wanted"), list(itertools.permutations(MADE, 2)))
 def test_a_file_of_another_kind_says_what_it_is(name: str, wanted: str, tmp_path: Path) -> None:
     MADE[name][0]().save(tmp_path / name)
     with pytest.raises(InputError, match=rf"'.*/{name}' is a {name}, and a {wanted} is wanted; .*natprec"):
@@ -262,16 +261,15 @@ def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [-1, 2, 5, 8, 99, "1", None, True, 1.0])
 def test_other_versions_are_refused_by_name(file: Path, version: Any) -> None:
     write(file, content_of(file) | {"version": version})
-    with pytest.raises(InputError, match=rf"has version '?{version}'?; this natprec reads \d and \d: .*that wrote it"):
-        load(file)
+    said = rf"has version '?{version}'?; this natprec reads \d and \d: .*that wrote it"
+    assert re.search(said, str(load(file)))
 
 
 def test_a_file_without_checksum_is_read_and_one_that_was_changed_is_not(file: Path) -> None:
     content = content_of(file)
     name = {"plan": "model", "verification": "data", "measurement": "data"}[file.name]
     write(file, content | {name: "another"})
-    with pytest.raises(InputError, match=r"is not what was written: .* take 'checksum' out of it, else"):
-        load(file)
+    assert re.search(r"is not what was written: .* take 'checksum' out of it, else", str(load(file)))
     del content[CHECKSUM]
     write(file, content | {name: "another"})
     found = load(file)

@@ -77,7 +77,7 @@ def apply(
     stages = Stages()
     subject = open_subject(request, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, model)
-    plan.refuse_other_sites(subject.sites)
+    plan.refuse_other_sites(subject)
     refuse_on_disk(subject, plan.engine, refine)
     tell_leftovers(subject, plan.engine, stages)
     ids = calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None

@@ -106,7 +106,7 @@ def inspect(
     subject = open_subject(request, stages, rotation)
     if planned is not None:
         planned.refuse_other_model(subject.digest, name)
-        planned.refuse_other_sites(subject.sites)
+        planned.refuse_other_sites(subject)
     if known is not None and known.header.model_digest != subject.digest:
         raise InputError(f"measurement {str(measurement)!r} is of {known.header.model!r}, not of {name!r}")
     ids = given_tokens(request, subject, stages)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from natprec.errors import InputError
 from natprec.files import write_json
@@ -13,10 +12,12 @@ from natprec.formats import Format, engine_names
 from natprec.own_files import PLAN, read_json, sealed
 from natprec.quantizers.roundings import ROUNDINGS
 from natprec.schema import Above0, Among, Count, From0, Place, Seed, read
-from natprec.sites import Site
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.staged.routing import MIN_TOKENS
+
+if TYPE_CHECKING:
+    from natprec.subject import Subject
 
 VERSION = 1
 """Of plan.json: 1 since formats have names; a file without `version` is of version 0."""
@@ -85,13 +86,13 @@ class Plan:
                 "measure this model, or name the one that was measured"
             )
 
-    def refuse_other_sites(self, sites: Iterable[Site]) -> None:
-        """Stop before a model is rounded whose weights are not those of the plan.
+    def refuse_other_sites(self, subject: Subject) -> None:
+        """Stop before a model is rounded whose sites are not those of the plan.
 
         Raises:
-            InputError: names weights that the plan lacks, that the model lacks, or that the engine does not run so.
+            InputError: names a site that the plan or the model lacks, or that the engine does not run as planned.
         """
-        refuse_other_sites(self.sites, self.engine, sites, Place(f"the plan of {self.model!r}", "solve again"))
+        refuse_other_sites(self, subject, Place(f"the plan of {self.model!r}", "solve again"))
 
     @property
     def rounded_inputs(self) -> dict[str, Format]:
