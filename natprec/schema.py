@@ -4,9 +4,10 @@
     format: Annotated[Format, Named(parse_format)]     a name that stands for something
 
 `read` returns the record, or says in one sentence which field of which file is wrong, what it is, what it must be, and
-how to go on. A bool is no number, a whole number may stand for a fraction, NaN and infinity are no numbers at all.
-Fields with a default may be left out, unknown ones may not be there. What a record's `to_json` writes beside its fields
-follows from them: it may be left out too, and must not contradict them.
+how to go on. A bool is no number, a whole number may stand for a fraction, NaN and infinity are no numbers at all. A
+field that is an option (`natprec.options`) keeps the option's own rule. Fields with a default may be left out, unknown
+ones may not be there. What a record's `to_json` writes beside its fields follows from them: it may be left out too, and
+must not contradict them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import functools
 import math
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from natprec.errors import InputError, unknown
+from natprec.options import Option
 
 WHOLE = 2**63
 """Whole numbers are smaller: they fit into 64 bits."""
@@ -173,6 +175,17 @@ def _among(value: Any, names: tuple[Any, ...], place: Place) -> Any:
     return value
 
 
+def _field(field: Field[Any], hint: Any, value: Any, place: Place) -> Any:
+    place = place.within(field.name)
+    found = read(hint, value, place)
+    if isinstance(option := field.metadata.get("option"), Option):
+        try:
+            replace(option, flag=option.flag or field.name).refuse(found)
+        except InputError as error:
+            raise place.wrong(f"cannot be: {error}") from error
+    return found
+
+
 @functools.cache
 def _hints(kind: type) -> Mapping[str, Any]:
     return get_type_hints(kind, include_extras=True)
@@ -187,7 +200,9 @@ def _record(kind: type, value: Any, place: Place) -> Any:
         if name not in value and each.default is MISSING and each.default_factory is MISSING:
             near = difflib.get_close_matches(name, beside, n=1)
             raise place.wrong(f"lacks {name!r}" + (f" (it has {near[0]!r})" if near else ""))
-    made = kind(**{name: read(_hints(kind)[name], value[name], place.within(name)) for name in own if name in value})
+    made = kind(
+        **{name: _field(each, _hints(kind)[name], value[name], place) for name, each in own.items() if name in value}
+    )
     follows = made.to_json() if beside and hasattr(made, "to_json") else {}
     for name in sorted(beside):
         if name not in follows:

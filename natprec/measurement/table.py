@@ -17,19 +17,19 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from natprec.config import Measured
 from natprec.errors import InputError
 from natprec.files import write_bytes
-from natprec.formats import Format, engine_names, parse_activation, parse_format
+from natprec.formats import Format, parse_activation, parse_format
+from natprec.formats.engines import PROFILES
 from natprec.marks import KEY
 from natprec.measurement.curves import Curve
 from natprec.measurement.defects import refuse_curve, refuse_unlike
 from natprec.own_files import MEASUREMENT, Kind, parsed, sealed, what_is
-from natprec.quantizers.roundings import ROUNDINGS
 from natprec.schema import Among, Count, From0, Place, Positive, Seed, read
 from natprec.sites import Site
 from natprec.statistics import bootstrap_interval
 from natprec.texts.seen import NO_PIECES, Pieces
-from natprec.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from natprec.solver.plan import Plan
@@ -43,23 +43,19 @@ _ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 _PIECES = "pieces"
 
 
-@dataclass(frozen=True)
-class Header:
-    """What was measured, on what.
+@dataclass(frozen=True, kw_only=True)
+class Header(Measured):
+    """What was measured, on what, beside the options that enter a measurement.
 
     Attributes:
         model: its name, without the folder where it lay; `model_digest` identifies its weights.
         data: name of the text; `text_digest`: of its file; None: it is none.
         data_digest: of the token ids; `sequences` × `length` tokens, of `parts` kinds of text.
-        estimator: 'fisher' or 'exact'.
-        rounding: 'rtn' if the curves know rounding to nearest only; any other if they also say what GPTQ leaves.
         storage_dtype: of scales and of what stays unquantized: 'bfloat16', 'float16' or 'float32'.
         other_bytes: parameters that are no sites, in the storage dtype.
         carried_bytes: tokenizer and configuration files of the checkpoint.
         distortion: name of the one that all curves are in.
-        transforms: 'auto' or 'rotate' if channels are rescaled where that helps GPTQ, else 'none'.
         rotation: the seed by which the model was rotated before; None: it was not.
-        sites: 'weights', or 'all' if activations, keys and values are among the curves.
         products: dtype of the operands of matrix products in the sweep.
         checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
         seconds: per stage of measuring.
@@ -72,10 +68,7 @@ class Header:
     sequences: Positive
     length: Positive
     parts: Positive
-    seed: Seed
-    estimator: Annotated[str, Among(("fisher", "exact"))]
-    rounding: Annotated[str, Among(ROUNDINGS)]
-    engine: Annotated[str, Among(tuple(engine_names()))]
+    engine: Annotated[str, Among(tuple(PROFILES))]
     storage_dtype: Annotated[str, Among(("bfloat16", "float16", "float32"))]
     other_bytes: Count
     carried_bytes: Count
@@ -83,11 +76,22 @@ class Header:
     seconds: dict[str, From0] = field(default_factory=dict)
     version: int = VERSION
     distortion: str = "kl"
-    transforms: Annotated[str, Among(TRANSFORMS)] = "auto"
-    sites: Annotated[str, Among(("weights", "all"))] = "weights"
     products: str = "float32"
     rotation: Seed | None = None
     text_digest: str | None = None
+
+    def identity(self, formats: Iterable[Format]) -> dict[str, Any]:
+        """All that decides the numbers: of two measurements that agree in it, one can stand for the other."""
+        return {
+            "version": self.version,
+            "model": self.model_digest,
+            **self.entering(),
+            "products": self.products,
+            "distortion": self.distortion,
+            "data": self.data_digest,
+            "parts": self.parts,
+            "formats": sorted({fmt.name for fmt in formats}),
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from natprec.config import ROUNDINGS
 from natprec.errors import unknown
-
-ROUNDINGS = ("rtn", "gptq", "yaqa", "learned")
-"""Round to nearest; each error made up for by later columns; and by later rows; GPTQ, then learned block by block."""
 
 
 def refuse_unknown_rounding(name: str) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from natprec.config import ROUNDINGS
 from natprec.errors import InputError
 from natprec.files import write_json
-from natprec.formats import Format, engine_names
+from natprec.formats import Format
+from natprec.formats.engines import PROFILES
 from natprec.own_files import PLAN, read_json, sealed
-from natprec.quantizers.roundings import ROUNDINGS
 from natprec.schema import Above0, Among, Count, From0, Place, Seed, read
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
@@ -46,7 +47,7 @@ class Plan:
 
     model: str
     model_digest: str
-    engine: Annotated[str, Among(tuple(engine_names()))]
+    engine: Annotated[str, Among(tuple(PROFILES))]
     storage_dtype: Annotated[str, Among(("bfloat16", "float16", "float32"))]
     eps: Above0 | None
     eps_solved: Above0 | None
