@@ -203,15 +203,20 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
 
 def _is_there(trial: Trial, name: str) -> bool:
-    """By name: itself, its codes, the experts that it was taken apart into; transformers may rename the first part."""
+    """By name: itself, its codes, the experts that it was taken apart into; transformers may rename the first parts."""
     module, _, leaf = name.rpartition(".")
-    rest = module.partition(".")[2]
     if name in trial.after or (leaf == "weight" and module in trial.quantized):
         return True
     renamed = (other for other in trial.quantized if f"{other}.weight" not in trial.before)
-    if leaf == "weight" and any(other.partition(".")[2] == rest for other in renamed if rest):
+    if leaf == "weight" and any(_tails(other) & _tails(module) for other in renamed):
         return True
     return any(re.match(rf"{re.escape(module)}\.\d+\.", other) for other in trial.after)
+
+
+def _tails(name: str) -> set[str]:
+    """What is left of a name without its first part, or the first two."""
+    parts = name.split(".")
+    return {".".join(parts[first:]) for first in (1, 2) if parts[first:]}
 
 
 def _numbered(name: str) -> bool:
