@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from natprec.errors import InputError, NatprecError
+from natprec.evaluation.judge import recorded_rounding
 from natprec.evaluation.verify import Verification
 from natprec.formats import activation, integer
 from natprec.measurement import Curve, Measurement
@@ -308,3 +309,24 @@ def test_an_older_measurement_of_weights_is_read_and_of_activations_is_not(tmp_p
 def test_a_measurement_of_all_sites_says_so_again(tmp_path: Path) -> None:
     measured().save(tmp_path / "m")
     assert Measurement.load(tmp_path / "m").header == measured().header
+
+
+def test_a_measurement_of_other_weights_is_refused_before_it_is_used() -> None:
+    made = measured()
+    sites = [each.site for each in made.weights.values()]
+    made.refuse_other_sites(sites, "m")
+    for others, said in (
+        (sites[1:], "has what is none of the model's weights: 'b.q'"),
+        ([*sites, replace(sites[0], name="more")], "lacks of the model's weights: 'more'"),
+        ([*sites[:2], replace(sites[2], shape=(1, 2))], "has another of the model's weights: 'embed'"),
+    ):
+        with pytest.raises(InputError, match=f"measurement 'm': {said}; measure again"):
+            made.refuse_other_sites(others, "m")
+
+
+def test_a_verification_that_cannot_be_read_does_not_stop_the_next(tmp_path: Path) -> None:
+    assert recorded_rounding(tmp_path) == "unknown"
+    verified().save(tmp_path / "verification.json")
+    assert recorded_rounding(tmp_path) == "gptq"
+    (tmp_path / "verification.json").write_text((tmp_path / "verification.json").read_text().replace("gptq", "rtn"))
+    assert recorded_rounding(tmp_path) == "unknown"

@@ -89,6 +89,8 @@ def inspect(
         planned.refuse_other_sites(subject)
     if known is not None and known.header.model_digest != subject.digest:
         raise InputError(f"measurement {str(measurement)!r} is of {known.header.model!r}, not of {name!r}")
+    if known is not None and measurement is not None:
+        known.refuse_other_sites(subject.sites, measurement)
     ids = given_tokens(config, subject, stages)
     held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
     if known is None:

@@ -48,9 +48,9 @@ def refuse_curve(curve: Curve, place: Place, distortion: str) -> None:
 
 
 def refuse_unlike(curves: Sequence[Curve], place: Place) -> None:
-    """Stop at curves whose pools of sequences cannot be joined: the fewest of a site divide those of all."""
+    """Stop at curves whose pools of samples cannot be joined: the fewest of a site divide those of all."""
     counts = {curve.site.name: curve.kept.shape[1] for curve in curves}
     fewest = min(counts.values(), default=1)
     for name, count in counts.items():
         if count % fewest:
-            raise place.at(name).wrong(f"has {count} pools of sequences, which are no multiple of another's {fewest}")
+            raise place.at(name).wrong(f"has {count} pools of samples, which are no multiple of another's {fewest}")

@@ -22,7 +22,7 @@ from natprec.errors import InputError
 from natprec.files import write_bytes
 from natprec.measurement.curves import Curve
 from natprec.measurement.observers import WeightObserver
-from natprec.measurement.table import pack_curves, read_arrays, unpack_curves
+from natprec.measurement.packing import pack_curves, read_arrays, unpack_curves
 from natprec.own_files import PROGRESS
 from natprec.schema import Place, read
 

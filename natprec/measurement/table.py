@@ -6,26 +6,23 @@ a solver needs to know of the model, so that solving never opens the model again
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from natprec.config import Measured
-from natprec.errors import InputError
 from natprec.files import write_bytes
-from natprec.formats import Format, parse_activation, parse_format
+from natprec.formats import Format
 from natprec.formats.engines import PROFILES
 from natprec.marks import KEY
 from natprec.measurement.curves import Curve
-from natprec.measurement.defects import refuse_curve, refuse_unlike
-from natprec.own_files import MEASUREMENT, Kind, parsed, sealed, what_is
+from natprec.measurement.defects import refuse_curve
+from natprec.measurement.packing import digests, pack_curves, read_arrays, unpack_curves
+from natprec.own_files import MEASUREMENT, sealed
 from natprec.schema import Among, Count, From0, Place, Positive, Seed, read
 from natprec.sites import Site
 from natprec.statistics import bootstrap_interval
@@ -39,7 +36,6 @@ VERSION = 7
 WEIGHTS_ONLY = 6
 """The version before, after which the scales of activations changed: one of weights alone still means the same."""
 
-_ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 _PIECES = "pieces"
 
 
@@ -116,6 +112,22 @@ class Measurement:
         curve = self.curves[name]
         return bootstrap_interval(curve.samples(curve.formats[column]), self.header.seed)
 
+    def refuse_other_sites(self, sites: Iterable[Site], path: str | Path) -> None:
+        """Stop where the weights measured are not those of the model.
+
+        Args:
+            path: of the file, for errors.
+        Raises:
+            InputError: names the first that differs.
+        """
+        theirs, ours = {name: curve.site for name, curve in self.weights.items()}, {site.name: site for site in sites}
+        for name in theirs | ours:
+            if theirs.get(name) != ours.get(name):
+                how = "lacks" if name not in theirs else "has what is none" if name not in ours else "has another"
+                raise Place(f"measurement {str(path)!r}", MEASUREMENT.again).wrong(
+                    f"{how} of the model's weights: {name!r}"
+                )
+
     def solve(self, **options: Any) -> Plan:
         """The plan for a tolerance or a size: see `natprec.solver.solve`."""
         from natprec.solver import solve
@@ -134,7 +146,7 @@ class Measurement:
             refuse_curve(curve, place.within("sites").at(name), self.header.distortion)
         arrays, sites = pack_curves(self.curves.values())
         arrays[_PIECES] = self.pieces
-        header = sealed({**asdict(self.header), "sites": sites}, _digests(arrays))
+        header = sealed({**asdict(self.header), "sites": sites}, digests(arrays))
         write_bytes(Path(path), save(arrays, {KEY: json.dumps(header)}))
 
     @classmethod
@@ -146,7 +158,7 @@ class Measurement:
         """
         path = Path(path)
         content, arrays = read_arrays(path, MEASUREMENT)
-        MEASUREMENT.refuse_changed(content, (WEIGHTS_ONLY, VERSION), path, _digests(arrays))
+        MEASUREMENT.refuse_changed(content, (WEIGHTS_ONLY, VERSION), path, digests(arrays))
         place = Place(f"measurement {str(path)!r}", MEASUREMENT.again)
         sites = content.pop("sites", None)  # a list, in place of the header's own word
         header: Header = read(Header, content, place)
@@ -162,97 +174,3 @@ class Measurement:
                 f"has version {WEIGHTS_ONLY}, in which activations had other scales; this natprec reads {VERSION}"
             )
         return cls(replace(header, sites="all" if flowing else "weights"), curves, pieces)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Described(Site):
-    """A site, as the header has it."""
-
-    formats: list[str]
-    scaled: bool
-    largest: tuple[From0, From0]
-    tokens: Count | None
-
-
-def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Arrays for a safetensors file, and the description of their sites."""
-    arrays: dict[str, np.ndarray] = {}
-    sites = []
-    for curve in curves:
-        formats = [fmt.name for fmt in curve.formats]
-        own = {"formats": formats, "scaled": curve.scaled, "largest": curve.largest, "tokens": curve.tokens}
-        sites.append({**curve.site.to_json(), **own})
-        for kind in _ARRAYS:
-            arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, kind))
-    return arrays, sites
-
-
-def unpack_curves(sites: Any, arrays: Mapping[str, np.ndarray], place: Place, distortion: str = "") -> dict[str, Curve]:
-    """The inverse of `pack_curves`.
-
-    Args:
-        place: the file, for errors.
-        distortion: the name of the one that the curves are in; empty: not known.
-    Raises:
-        InputError: no sites, one twice, an array that is missing or belongs to none, or a curve that cannot be.
-    """
-    curves: dict[str, Curve] = {}
-    for described in read(list[_Described], sites, place.within("sites")):
-        own = place.within("sites").at(described.name)
-        if described.name in curves:
-            raise own.wrong("is there twice")
-        curves[described.name] = curve = _curve(described, arrays, own)
-        refuse_curve(curve, own, distortion)
-    if others := arrays.keys() - {f"{name}|{kind}" for name in curves for kind in _ARRAYS}:
-        raise place.wrong(f"has an array {min(others)!r} that belongs to no site")
-    refuse_unlike(list(curves.values()), place.within("sites"))
-    return curves
-
-
-def _curve(described: _Described, arrays: Mapping[str, np.ndarray], place: Place) -> Curve:
-    parse = parse_format if described.kind == "weight" else parse_activation
-    try:
-        formats: tuple[Format, ...] = tuple(parse(name) for name in described.formats)
-    except InputError as error:
-        raise place.within("formats").wrong(f"cannot be read: {error}") from error
-    missing = [kind for kind in _ARRAYS if f"{described.name}|{kind}" not in arrays]
-    if missing:
-        raise place.wrong(f"has no array {missing[0]!r}")
-    return Curve(
-        Site(**{each.name: getattr(described, each.name) for each in fields(Site)}),
-        formats,
-        **{kind: arrays[f"{described.name}|{kind}"] for kind in _ARRAYS},
-        scaled=described.scaled,
-        largest=described.largest,
-        tokens=described.tokens,
-    )
-
-
-def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What the checksum is of beside the header: of each array type, shape and sha256."""
-    return {
-        name: [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
-        for name, array in arrays.items()
-    }
-
-
-def read_arrays(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The JSON header and the arrays of one of our safetensors files.
-
-    Raises:
-        InputError: with the cause: missing, damaged, or not of this kind.
-    """
-    if not path.exists():
-        raise kind.missing(path)
-    try:
-        with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        content = parsed(metadata.get(KEY, "null"))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        if what_is(path) not in (None, f"a {kind.name}"):
-            raise kind.another(path) from error
-        raise InputError(f"{kind.name} {str(path)!r} is damaged or cut off ({error}); {kind.again}") from error
-    if not isinstance(content, dict) or not kind.keys & content.keys():
-        raise kind.another(path)
-    return content, arrays

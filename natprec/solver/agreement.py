@@ -70,7 +70,7 @@ def refuse_other_engine(plan: Plan, place: Place) -> None:
             f"is {plan.cache.format.name}, in which engine {plan.engine!r} keeps no keys and values"
         )
     if others := plan.inputs.keys() - {choice.unit for choice in plan.sites.values()}:
-        raise place.within("inputs").wrong(f"has {min(others)!r}, which is the unit of no site")
+        raise place.within("inputs").wrong(f"has {min(others)!r}, which is the fused group of no site")
 
 
 def refuse_other_sites(plan: Plan, subject: Subject, place: Place) -> None:

@@ -99,7 +99,10 @@ def test_what_a_site_of_a_plan_cannot_be(edited: Callable[..., Path], change: di
         ({"rotation": -1}, "rotation is -1, and must be a whole number, from 0 to 9223372036854775807"),
         ({"kl_predicted_ci95": [2, 1]}, "kl_predicted_ci95 goes from 2 to 1"),
         ({"stored_bytes": 10}, "stored_bytes is 10, and its sites alone take"),
-        ({"inputs": {"x": {"format": None, "natural_bits": None, "kl": 0}}}, "inputs has 'x', which is the unit of no"),
+        (
+            {"inputs": {"x": {"format": None, "natural_bits": None, "kl": 0}}},
+            "inputs has 'x', which is the fused group of no",
+        ),
         ({"cache": {"format": "fp8-tensor", "kl": 0, "largest": {}}}, "cache.format is fp8-tensor, in which engine"),
         ({"cache": {"format": "int8-g16", "kl": 0, "largest": {}}}, "cache.format is 'int8-g16': unknown activation"),
         ({"version": 0}, 'has a format, and plans of version 0 have none: say "version": 1'),
