@@ -57,9 +57,9 @@ def refuse_other_engine(plan: Plan, place: Place) -> None:
     Raises:
         InputError: names the format and the engine.
     """
-    profile = engine_profile(plan.engine)
+    profile, flowing = engine_profile(plan.engine), plan.rounded_inputs
     for name, choice in plan.sites.items():
-        own, inputs = choice.format, plan.rounded_inputs.get(choice.unit)
+        own, inputs = choice.format, flowing.get(choice.unit)
         at = place.within("sites").at(name).within("format")
         if own is not None and not any(profile.runs(role, own) for role in WEIGHTS):
             raise at.wrong(f"is {own.name}, which engine {plan.engine!r} does not run")
