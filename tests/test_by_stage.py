@@ -45,11 +45,11 @@ def planned(subject: Subject, engine: str = "vllm", **options: Any) -> Plan:
     return found.solve(bits=4.5, **options) if "kv" not in options else found.solve(eps=0.5, **options)
 
 
-def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq") -> Verification:
-    """A checkpoint by way of the whole model, and how it is judged."""
+def in_memory(subject: Subject, plan: Plan, folder: Path, model: Path, rounding: str = "gptq") -> Verification:
+    """A checkpoint by way of the whole model, and how it is judged beside the one in a folder."""
     folder.mkdir()
     pipeline.round_and_write(subject, plan, IDS, rounding, folder, folder / "none", QUIET)
-    fresh = opened(Path(subject.name), on_disk=False)
+    fresh = opened(model, on_disk=False)
     return judge.verify(folder, fresh, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
 
 
@@ -85,7 +85,7 @@ def test_the_same_checkpoint_and_verdict(
     folder = saved(tmp_path / "m", built(family), tiny_tokenizer)
     whole, apart = opened(folder, on_disk=False), opened(folder)
     plan = planned(whole, engine)
-    one = in_memory(whole, plan, tmp_path / "one", rounding)
+    one = in_memory(whole, plan, tmp_path / "one", folder, rounding)
     other = from_disk(apart, plan, tmp_path / "other", tmp_path / "kept" / STAGES, rounding)
     assert files(tmp_path / "one") == files(tmp_path / "other")
     assert one.kl_mean > 1e-4
@@ -101,7 +101,7 @@ def test_rounded_activations_are_judged(tmp_path: Path, tiny_tokenizer: Any) -> 
     folder = saved(tmp_path / "m", built("llama"), tiny_tokenizer)
     whole, apart = opened(folder, on_disk=False), opened(folder)
     plan = planned(whole, "natprec", activations="4", kv="4")
-    one = in_memory(whole, plan, tmp_path / "one")
+    one = in_memory(whole, plan, tmp_path / "one", folder)
     other = from_disk(apart, plan, tmp_path / "other", tmp_path / "kept")
     assert files(tmp_path / "one") == files(tmp_path / "other")
     assert other.kl_mean == pytest.approx(one.kl_mean, rel=1e-4)

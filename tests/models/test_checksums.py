@@ -38,7 +38,9 @@ def good(made: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = measure(made, tokens(4, 16), group_size=32, rounding="rtn").solve(eps=2.0)
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compressed_tensors.write_checkpoint, "__defaults__", (20_000, None, None, ()))
+        known = compressed_tensors.write_checkpoint.__defaults__
+        assert known is not None
+        patch.setattr(compressed_tensors.write_checkpoint, "__defaults__", (20_000, *known[1:]))
         pipeline.write(
             made, plan, pipeline.round_to_plan(made, plan, None, "rtn", Stages(quiet=True)), folder, Stages(quiet=True)
         )
