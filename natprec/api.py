@@ -105,6 +105,7 @@ def apply(
     config.check_each()
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
+    plan.refuse_other_sites(subject)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     needs_text = config.rounding != "rtn" or config.refine

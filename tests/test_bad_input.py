@@ -385,7 +385,11 @@ def test_a_measurement_of_another_version_or_kind(here: Path, measurement: Path,
     assert content.count(ours) == 1
     (here / "m").write_bytes(content.replace(ours, b'\\"version\\": 9'))
     refused(natprec("solve", "m", "--eps", 1e-3), "'m'", "version 9", "measure again")
-    refused(natprec("solve", tiny_folder / "model.safetensors", "--eps", 1e-3), "no natprec measurement")
+    refused(
+        natprec("solve", tiny_folder / "model.safetensors", "--eps", 1e-3),
+        "is a file of weights",
+        "a measurement is wanted",
+    )
     refused(natprec("solve", "nowhere", "--eps", 1e-3), "'nowhere'", "does not exist", "natprec measure")
 
 

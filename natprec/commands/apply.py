@@ -49,6 +49,7 @@ def apply(
     stages = Stages()
     subject = open_subject(config, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, config.model)
+    plan.refuse_other_sites(subject)
     refuse_on_disk(subject, plan.engine, config.refine)
     tell_leftovers(subject, plan.engine, stages)
     ids = calibration_tokens(config, subject, stages) if config.rounding != "rtn" or config.refine else None

@@ -86,8 +86,11 @@ def inspect(
     subject = open_subject(config, stages, rotation)
     if planned is not None:
         planned.refuse_other_model(subject.digest, name)
+        planned.refuse_other_sites(subject)
     if known is not None and known.header.model_digest != subject.digest:
         raise InputError(f"measurement {str(measurement)!r} is of {known.header.model!r}, not of {name!r}")
+    if known is not None and measurement is not None:
+        known.refuse_other_sites(subject.sites, measurement)
     ids = given_tokens(config, subject, stages)
     held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
     if known is None:

@@ -1,7 +1,7 @@
 """Distortions (T1): how far a quantized model's output is from the original's, and its curvature at zero."""
 
 from natprec.distortions.base import Distortion
-from natprec.distortions.choice import named
+from natprec.distortions.choice import impossible, named
 from natprec.distortions.feature_distance import EmbeddingDistance, FeatureDistance
 from natprec.distortions.next_token import LossIncrease, OutputKL, TopKKL
 
@@ -12,5 +12,6 @@ __all__ = [
     "LossIncrease",
     "OutputKL",
     "TopKKL",
+    "impossible",
     "named",
 ]

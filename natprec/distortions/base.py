@@ -24,6 +24,7 @@ class Distortion(ABC):
         unit: of D and of every tolerance.
         term: what D is averaged over, in the plural.
         predicts: whether `output` is logits of the next token, so that perplexity means something.
+        falls: whether it can be less than 0.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Distortion(ABC):
     unit: str
     term: str
     predicts: bool
+    falls: bool = False
 
     @abstractmethod
     def output(self, model: nn.Module, ids: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from natprec.config import DISTORTIONS
 from natprec.distortions.base import Distortion
 from natprec.errors import unknown
 
+SLACK = 1e-9
+"""Of a distortion that is next to none: a KL is a sum of logarithms."""
+
 
 def named(name: str) -> Distortion:
     """The distortion with this name.
@@ -20,3 +23,11 @@ def named(name: str) -> Distortion:
     module, _, value = DISTORTIONS[name].partition(":")
     found: Distortion = getattr(importlib.import_module(f"natprec.distortions.{module}"), value)
     return found
+
+
+def impossible(name: str, value: float) -> bool:
+    """Whether the distortion with this name never has such a value: one below 0, but for how sums round.
+
+    Of a distortion that is not known, nobody can say.
+    """
+    return value < -SLACK and name in DISTORTIONS and not named(name).falls

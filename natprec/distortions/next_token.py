@@ -114,6 +114,7 @@ class LossIncrease(OutputKL):
 
     name = "loss"
     label = "loss increase"
+    falls = True
 
     def terms(self, length: int) -> int:
         """The last token has no next one."""

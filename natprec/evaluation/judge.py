@@ -140,6 +140,8 @@ def measured_on(folder: Path) -> Pieces:
 
 
 def recorded_rounding(folder: Path) -> str:
-    """The rounding that an earlier verification recorded, else 'unknown'."""
-    file = folder / "verification.json"
-    return Verification.load(file).rounding if file.exists() else "unknown"
+    """The rounding that an earlier verification recorded; 'unknown' where there is none that can be read."""
+    try:
+        return Verification.load(folder / "verification.json").rounding
+    except InputError:
+        return "unknown"

@@ -25,6 +25,7 @@ from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
 from natprec.models.patterns import MARK, Groups
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
+from natprec.models.stored_codes import refuse_other_formats
 from natprec.models.surroundings import quiet
 from natprec.models.tasks import ENCODER, Task
 from natprec.models.trust import config_of, model_of, unfilled_model
@@ -135,7 +136,8 @@ def _explained(folder: Path) -> Iterator[None]:
 
 def _plain(folder: Path, scheme: dict[str, Any], trust: bool) -> nn.Module:
     """As transformers loads the folder if its `quantization_config` is this; it must load everything."""
-    Groups(scheme["config_groups"], _tensor_files(folder), str(folder))  # its patterns end in time
+    files = _tensor_files(folder)
+    refuse_other_formats(files, Groups(scheme["config_groups"], files, str(folder)))  # whose patterns end in time
     config = config_of(folder, trust)
     config.quantization_config = scheme
     task = task_of(str(folder), config)
@@ -187,6 +189,7 @@ class Unpacked:
         self._plain: dict[str, tuple[str, Path]] = {}
         files = _tensor_files(folder)
         known = Groups(groups, files, str(folder))
+        refuse_other_formats(files, known, in_model)
         for key, file in files.items():
             module, _, leaf = key.rpartition(".")
             modules.setdefault(module, {})[leaf] = file

@@ -6,23 +6,27 @@ The quantized model is the file on disk, loaded by plain transformers where the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from natprec.arithmetic import products_in
-from natprec.distortions import Distortion, OutputKL
+from natprec.distortions import Distortion, OutputKL, impossible
 from natprec.errors import InputError
 from natprec.evaluation.divergence import token_losses
 from natprec.files import write_json
+from natprec.own_files import VERIFICATION, read_json, sealed
+from natprec.schema import Above0, Count, From0, Positive, Within, read
 from natprec.staged.batches import batches
 from natprec.statistics import bootstrap_interval
+
+VERSION = 1
+"""Of verification.json: 1 since it has a checksum; a file without `version` is of version 0 and says the same."""
 
 Output = Callable[[Tensor], Tensor]
 """(batch, time) ids → (batch, terms, size): what the distortion compares, logits of the next token by default."""
@@ -43,43 +47,51 @@ class Verification:
         corrections: times that the tolerance was tightened after a first verification failed.
     """
 
-    eps: float | None
+    eps: Above0 | None
     passed: bool | None
     kl_mean: float
     kl_ci95: tuple[float, float]
     kl_p99: float
     kl_predicted: float
-    perplexity_reference: float | None
-    perplexity_quantized: float | None
-    top1_agreement: float | None
-    tokens: int
-    stored_bytes: int
-    stored_bytes_reference: int
-    bits_per_weight: float
-    bits_per_weight_total: float
+    perplexity_reference: Above0 | None
+    perplexity_quantized: Above0 | None
+    top1_agreement: Annotated[float, Within(0, 1)] | None
+    tokens: Positive
+    stored_bytes: Count
+    stored_bytes_reference: Count
+    bits_per_weight: From0
+    bits_per_weight_total: From0
     data: str
     data_digest: str
     rounding: str
-    corrections: int = 0
+    corrections: Count = 0
     distortion: str = "kl"
 
     def save(self, path: str | Path) -> None:
-        """Write verification.json."""
-        write_json(Path(path), asdict(self))
+        """Write verification.json, with its checksum."""
+        write_json(Path(path), sealed({"version": VERSION, **asdict(self)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Verification:
         """Read verification.json.
 
         Raises:
-            InputError: missing or not one.
+            InputError: missing, changed, none, of another version, or one that contradicts itself; names the field.
         """
         path = Path(path)
-        try:
-            value = json.loads(path.read_text())
-            return cls(**{**value, "kl_ci95": tuple(value["kl_ci95"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{str(path)!r} is no verification ({error!r}); run natprec verify") from error
+        value = read_json(path, VERIFICATION, (0, VERSION))
+        value.pop("version", None)
+        place = VERIFICATION.place(path)
+        made: Verification = read(cls, value, place)
+        if made.kl_ci95[0] > made.kl_ci95[1]:
+            raise place.within("kl_ci95").wrong(f"goes from {made.kl_ci95[0]:g} to {made.kl_ci95[1]:g}")
+        smallest = min(made.kl_mean, made.kl_p99, made.kl_predicted)
+        if impossible(made.distortion, smallest):
+            raise place.wrong(f"has a kl of {smallest:g}, and {made.distortion} is never below 0")
+        kept = None if made.eps is None else made.kl_mean <= made.eps
+        if (made.passed is None) != (kept is None) or (kept and not made.passed):  # per site eps promises more in all
+            raise place.within("passed").wrong(f"is {made.passed}, with a kl_mean of {made.kl_mean:g}, eps {made.eps}")
+        return made
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,20 @@ from natprec.errors import InputError
 from natprec.files import write_bytes
 from natprec.measurement.curves import Curve
 from natprec.measurement.observers import WeightObserver
-from natprec.measurement.table import pack_curves, read_arrays, unpack_curves
+from natprec.measurement.packing import pack_curves, read_arrays, unpack_curves
+from natprec.own_files import PROGRESS
+from natprec.schema import Place, read
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What the file says of itself; attributes as those of `SweepState`."""
+
+    fingerprint: dict[str, Any]
+    stage: int
+    exact: list[str]
+    sites: list[Any]
+
 
 WORDS = {"products": "arithmetic", "formats": "format list"}
 """What a user calls a key of a fingerprint, where that is another word."""
@@ -65,18 +78,20 @@ def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
     """
     if not path.exists():
         return None
-    header, arrays = read_arrays(path, "resume")
-    refuse_other(path, header["fingerprint"], fingerprint)
+    content, arrays = read_arrays(path, PROGRESS)
+    place = Place(f"resume file {str(path)!r}", PROGRESS.again)
+    header: _Header = read(_Header, content, place)
+    refuse_other(path, header.fingerprint, fingerprint)
 
     def part(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
     return SweepState(
-        stage=header["stage"],
+        stage=header.stage,
         gradient=torch.from_numpy(arrays["gradient"]) if "gradient" in arrays else None,
-        curves=unpack_curves(header["sites"], part("curve|")),
+        curves=unpack_curves(header.sites, part("curve|"), place),
         tied={name: torch.from_numpy(array) for name, array in part("tied|").items()},
-        exact=set(header["exact"]),
+        exact=set(header.exact),
     )
 
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from natprec.config import Measured
-from natprec.errors import InputError
 from natprec.files import write_bytes
-from natprec.formats import Format, parse_activation, parse_format
+from natprec.formats import Format
+from natprec.formats.engines import PROFILES
+from natprec.marks import KEY
 from natprec.measurement.curves import Curve
+from natprec.measurement.defects import refuse_curve
+from natprec.measurement.packing import digests, pack_curves, read_arrays, unpack_curves
+from natprec.own_files import MEASUREMENT, sealed
+from natprec.schema import Among, Count, From0, Place, Positive, Seed, read
 from natprec.sites import Site
 from natprec.statistics import bootstrap_interval
 from natprec.texts.seen import NO_PIECES, Pieces
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
     from natprec.solver.plan import Plan
 
 VERSION = 7
-_ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
+
+WEIGHTS_ONLY = 6
+"""The version before, after which the scales of activations changed: one of weights alone still means the same."""
+
 _PIECES = "pieces"
 
 
@@ -55,19 +61,19 @@ class Header(Measured):
     model_digest: str
     data: str
     data_digest: str
-    sequences: int
-    length: int
-    parts: int
-    engine: str
-    storage_dtype: str
-    other_bytes: int
-    carried_bytes: int
+    sequences: Positive
+    length: Positive
+    parts: Positive
+    engine: Annotated[str, Among(tuple(PROFILES))]
+    storage_dtype: Annotated[str, Among(("bfloat16", "float16", "float32"))]
+    other_bytes: Count
+    carried_bytes: Count
     checks: list[tuple[str, str, float, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, From0] = field(default_factory=dict)
     version: int = VERSION
     distortion: str = "kl"
     products: str = "float32"
-    rotation: int | None = None
+    rotation: Seed | None = None
     text_digest: str | None = None
 
     def identity(self, formats: Iterable[Format]) -> dict[str, Any]:
@@ -106,6 +112,22 @@ class Measurement:
         curve = self.curves[name]
         return bootstrap_interval(curve.samples(curve.formats[column]), self.header.seed)
 
+    def refuse_other_sites(self, sites: Iterable[Site], path: str | Path) -> None:
+        """Stop where the weights measured are not those of the model.
+
+        Args:
+            path: of the file, for errors.
+        Raises:
+            InputError: names the first that differs.
+        """
+        theirs, ours = {name: curve.site for name, curve in self.weights.items()}, {site.name: site for site in sites}
+        for name in theirs | ours:
+            if theirs.get(name) != ours.get(name):
+                how = "lacks" if name not in theirs else "has what is none" if name not in ours else "has another"
+                raise Place(f"measurement {str(path)!r}", MEASUREMENT.again).wrong(
+                    f"{how} of the model's weights: {name!r}"
+                )
+
     def solve(self, **options: Any) -> Plan:
         """The plan for a tolerance or a size: see `natprec.solver.solve`."""
         from natprec.solver import solve
@@ -116,81 +138,39 @@ class Measurement:
         """Write the file, atomically.
 
         Raises:
+            InputError: a curve is none that could be read again: NaN, for one.
             OutputError: it cannot be written.
         """
+        place = Place(f"what was measured of {self.header.model!r}", "check the model's weights and the text")
+        for name, curve in self.curves.items():
+            refuse_curve(curve, place.within("sites").at(name), self.header.distortion)
         arrays, sites = pack_curves(self.curves.values())
         arrays[_PIECES] = self.pieces
-        write_bytes(Path(path), save(arrays, {"natprec": json.dumps({**asdict(self.header), "sites": sites})}))
+        header = sealed({**asdict(self.header), "sites": sites}, digests(arrays))
+        write_bytes(Path(path), save(arrays, {KEY: json.dumps(header)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Measurement:
         """Read the file.
 
         Raises:
-            InputError: missing, cut off, no measurement, or of another version.
+            InputError: missing, cut off, changed, no measurement, of another version, or what no model measures.
         """
         path = Path(path)
-        header, arrays = read_arrays(path, "measurement")
-        version = header.get("version")
-        if version != VERSION:
-            raise InputError(
-                f"measurement {str(path)!r} has version {version}; this natprec reads {VERSION}: measure again"
+        content, arrays = read_arrays(path, MEASUREMENT)
+        MEASUREMENT.refuse_changed(content, (WEIGHTS_ONLY, VERSION), path, digests(arrays))
+        place = Place(f"measurement {str(path)!r}", MEASUREMENT.again)
+        sites = content.pop("sites", None)  # a list, in place of the header's own word
+        header: Header = read(Header, content, place)
+        if header.sequences % header.parts:
+            raise place.within("sequences").wrong(f"are {header.sequences}, which {header.parts} parts do not divide")
+        pieces = arrays.pop(_PIECES, NO_PIECES)
+        if pieces.dtype != NO_PIECES.dtype or pieces.ndim != 1 or not bool((pieces[1:] > pieces[:-1]).all()):
+            raise place.within(_PIECES).wrong("must be sorted hashes of 64 bits, each once")
+        curves = unpack_curves(sites, arrays, place, header.distortion)
+        flowing = any(curve.site.kind != "weight" for curve in curves.values())
+        if header.version == WEIGHTS_ONLY and flowing:
+            raise place.wrong(
+                f"has version {WEIGHTS_ONLY}, in which activations had other scales; this natprec reads {VERSION}"
             )
-        sites = header.pop("sites")
-        header["checks"] = [tuple(row) for row in header["checks"]]
-        return cls(Header(**header), unpack_curves(sites, arrays), arrays.get(_PIECES, NO_PIECES))
-
-
-def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Arrays for a safetensors file, and the description of their sites."""
-    arrays: dict[str, np.ndarray] = {}
-    sites = []
-    for curve in curves:
-        formats = [fmt.name for fmt in curve.formats]
-        own = {"formats": formats, "scaled": curve.scaled, "largest": curve.largest, "tokens": curve.tokens}
-        sites.append({**curve.site.to_json(), **own})
-        for kind in _ARRAYS:
-            arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, kind))
-    return arrays, sites
-
-
-def unpack_curves(sites: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
-    """The inverse of `pack_curves`."""
-    curves = {}
-    for description in sites:
-        parse = parse_format if description["kind"] == "weight" else parse_activation
-        formats: tuple[Format, ...] = tuple(parse(name) for name in description["formats"])
-        site = Site.from_json(
-            {key: value for key, value in description.items() if key not in ("formats", "scaled", "largest", "tokens")}
-        )
-        values = {kind: arrays[f"{site.name}|{kind}"] for kind in _ARRAYS}
-        curves[site.name] = Curve(
-            site,
-            formats,
-            **values,
-            scaled=description["scaled"],
-            largest=tuple(description["largest"]),
-            tokens=description["tokens"],
-        )
-    return curves
-
-
-def read_arrays(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The JSON header and the arrays of one of our safetensors files.
-
-    Raises:
-        InputError: with the cause: missing, damaged, or not ours.
-    """
-    if not path.is_file():
-        raise InputError(f"{kind} file {str(path)!r} does not exist; write it with natprec measure --out {path}")
-    try:
-        with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{kind} file {str(path)!r} is damaged or cut off ({error}); measure again") from error
-    if "natprec" not in metadata:
-        raise InputError(
-            f"{str(path)!r} is a safetensors file, but no natprec {kind}; give the output of natprec measure"
-        )
-    return json.loads(metadata["natprec"]), arrays
+        return cls(replace(header, sites="all" if flowing else "weights"), curves, pieces)

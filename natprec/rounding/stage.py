@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natprec.errors import InputError
 from natprec.models.layers import Layer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import gptq
@@ -76,6 +77,7 @@ class StageRounder:
             Site name → codes; site name → the weight that was rounded.
         Raises:
             ValueError: the plan rescales channels, and there are no gauges.
+            InputError: it does where the model has none.
         """
         members = self.members(stage)
         inputs = {unit: InputOrder.of(moment) for unit, moment in moments.inputs.items()}
@@ -91,6 +93,8 @@ class StageRounder:
         """Multiply the columns of a unit, divide what produces its inputs; returns what its inputs are then."""
         if self._gauges is None:
             raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
+        if unit not in self._gauges:
+            raise InputError(f"the plan rescales {unit!r}, whose input nothing in this model scales; solve again")
         gauge, fmt, model = self._gauges[unit], self._plan.sites[unit].format, self._staged.model
         assert fmt is not None
         producer: Any = model.get_submodule(gauge.producer)

@@ -124,6 +124,7 @@ def _refuse_other_measurement(
         found.header.identity(fmt for curve in found.weights.values() for fmt in curve.formats),
         ours.identity(fmt for several in formats.values() for fmt in several),
     )
+    found.refuse_other_sites(subject.sites, file)
 
 
 def forget(partial: Path) -> None:

@@ -22,8 +22,9 @@ from natprec.formats.compressed_tensors import activation_format, weight_format
 from natprec.models.checkpoints import weight_files
 from natprec.models.checksums import refuse_damaged
 from natprec.models.disk_names import DiskNames
+from natprec.models.headers import read_headers
 from natprec.models.patterns import MARK, Targets
-from natprec.models.stored import stored_names
+from natprec.models.stored_codes import CODES, refuse_other_format
 from natprec.quantizers import QuantizedTensor
 
 
@@ -62,11 +63,10 @@ class Checkpoint:
         self._in_file: dict[str, str] = {}
         self._module: Callable[[str], str] = str
         self._ignore: list[str] = list(self.config["quantization_config"].get("ignore") or [])
-        self.files: dict[str, Path] = {}
         files = weight_files(folder)
         refuse_damaged(files, ours=(folder / "plan.json").is_file())
-        for file in files:
-            self.files.update(dict.fromkeys(stored_names(file), file))
+        self._headers = read_headers(files)
+        self.files = {name: header.file for name, header in self._headers.items()}
 
     def rename(self, names: DiskNames) -> None:
         """From now on call tensors and modules as the model does."""
@@ -76,6 +76,7 @@ class Checkpoint:
             if module in in_model:
                 name = f"{in_model[module]}.{leaf}"
                 self.files[name], self._in_file[name] = self.files.pop(key), key
+                self._headers[name] = self._headers.pop(key)
         self._module = names.module
 
     @functools.cached_property
@@ -140,11 +141,13 @@ class Checkpoint:
                 "quantize again with actorder 'static' or 'weight', or run it in vLLM"
             )
         fmt, (rows, columns) = scheme.format, shape
+        leaves = {leaf: self._headers.get(f"{owner}.{leaf}") for leaf in (*CODES, "weight_scale")}
+        refuse_other_format(owner, fmt, shape, {leaf: header for leaf, header in leaves.items() if header is not None})
         codes = self._codes(owner, fmt, shape)
         scale = self.tensor(f"{owner}.weight_scale").float()
         scale = (scale.expand(rows, 1) if scale.numel() == 1 else scale.view(rows, -1)).contiguous()
         zero = None if fmt.symmetric else self._zero_point(owner, fmt, (rows, fmt.groups(columns)))
-        if scale.shape[1] != fmt.groups(columns) or not bool(torch.isfinite(scale).all()):
+        if not bool(torch.isfinite(scale).all()):
             raise ModelError(
                 f"tensor '{owner}.weight_scale' of {str(self.files[owner + '.weight_scale'])!r}: "
                 f"{fmt.name} needs {rows} × {fmt.groups(columns)} finite scales; download it or quantize again"
@@ -154,14 +157,17 @@ class Checkpoint:
     def _codes(self, owner: str, fmt: Format, shape: tuple[int, int]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-        packed = f"{owner}.weight_packed"
-        if f"{owner}.weight" in self.files:
-            codes = self.tensor(f"{owner}.weight")
-            self._expect(f"{owner}.weight", codes, shape, torch.int8)
-            return codes
-        words = self.tensor(packed)
-        self._expect(packed, words, (shape[0], -(-shape[1] * fmt.bits // 32)), torch.int32)
-        return unpack_from_int32(words, fmt.bits, torch.Size(shape)).contiguous()
+        if f"{owner}.weight" not in self.files:
+            return unpack_from_int32(self.tensor(f"{owner}.weight_packed"), fmt.bits, torch.Size(shape)).contiguous()
+        codes = self.tensor(f"{owner}.weight")
+        (low, high), (least, most) = fmt.code_range, (int(each) for each in codes.aminmax())
+        if least < low or most > high:
+            raise ModelError(
+                f"config.json says {fmt.name} of {owner!r}, whose codes go from {low} to {high}, and tensor "
+                f"'{owner}.weight' of {str(self.files[owner + '.weight'])!r} has codes from {least} to {most}; "
+                "put the config.json of these weights back, or quantize again"
+            )
+        return codes
 
     def _zero_point(self, owner: str, fmt: Format, shape: tuple[int, int]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32

@@ -11,13 +11,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
 from natprec.formats import CHANNEL, EngineProfile, Format
 from natprec.models.layers import Layer, known_layer, layer_of, multiplies
+from natprec.schema import Positive, Within
 from natprec.staged.blocks import StagedModel
 
 Kind = Literal["weight", "activation", "key", "value"]
@@ -44,10 +45,10 @@ class Site:
     name: str
     kind: Kind
     role: Role
-    shape: tuple[int, int]
+    shape: tuple[Positive, Positive]
     uses: tuple[str, ...]
     unit: str
-    stage: int
+    stage: Annotated[int, Within(-1)]
     experts: str = ""
 
     @property
@@ -68,11 +69,6 @@ class Site:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file header."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Site:
-        """The inverse of `to_json`."""
-        return cls(**{**value, "shape": tuple(value["shape"]), "uses": tuple(value["uses"])})
 
 
 def find_sites(staged: StagedModel) -> list[Site]:

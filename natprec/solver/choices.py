@@ -1,16 +1,20 @@
 """What a plan decides, at a weight, at an input, for keys and values, and how plan.json says it.
 
-The format comes from `format` alone, by name; the numbers beside it are for scripts.
+The format comes from `format` alone, by name; the numbers beside it are for scripts, may be left out, and must agree.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
-from natprec.formats import Format, integer, parse_activation, parse_format
+from natprec.formats import CHANNEL, Format, integer, parse_activation, parse_format
+from natprec.schema import Bits, Count, From0, Named, Place, Positive, Within, read
 
 UNQUANTIZED_BITS = 16
+
+_OfWeights = Annotated[Format, Named(parse_format)]
+_Flowing = Annotated[Format, Named(parse_activation)]
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,15 @@ class Choice:
         tokens: of an expert, those that it was measured on; None where the text is not divided.
     """
 
-    format: Format | None
-    natural_bits: int | None
+    format: _OfWeights | None
+    natural_bits: Bits | None
     kl: float
-    stored_bytes: int
-    elements: int
+    stored_bytes: Count
+    elements: Positive
     unit: str
     scaled: bool = False
-    backward_bits: int | None = None
-    tokens: int | None = None
+    backward_bits: Bits | None = None
+    tokens: Count | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The format first: `format` names it, what follows says it in numbers."""
@@ -59,13 +63,6 @@ class Choice:
             "tokens": self.tokens,
         }
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Choice:
-        """The inverse of `to_json`."""
-        fmt = None if value["format"] is None else parse_format(value["format"])
-        names = ("natural_bits", "kl", "stored_bytes", "elements", "unit", "scaled", "backward_bits", "tokens")
-        return cls(fmt, *(value[name] for name in names))
-
 
 def dual(forward: int | None, backward: int | None) -> int | None:
     """The fewest bits that keep both tolerances (T4)."""
@@ -76,10 +73,10 @@ def dual(forward: int | None, backward: int | None) -> int | None:
 class InputChoice:
     """The format in which a unit's input meets its weights; attributes as those of `Choice`, None: 16 bits."""
 
-    format: Format | None
-    natural_bits: int | None
+    format: _Flowing | None
+    natural_bits: Bits | None
     kl: float
-    backward_bits: int | None = None
+    backward_bits: Bits | None = None
 
     @property
     def bits(self) -> int:
@@ -97,12 +94,6 @@ class InputChoice:
             "kl": self.kl,
         }
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> InputChoice:
-        """The inverse of `to_json`."""
-        fmt = None if value["format"] is None else parse_activation(value["format"])
-        return cls(fmt, value["natural_bits"], value["kl"], value["backward_bits"])
-
 
 @dataclass(frozen=True)
 class CacheChoice:
@@ -113,30 +104,37 @@ class CacheChoice:
         largest: site → the largest magnitude measured, for formats with a fixed scale.
     """
 
-    format: Format
+    format: _Flowing
     kl: float
-    largest: dict[str, float]
+    largest: dict[str, From0]
 
     def to_json(self) -> dict[str, Any]:
         """`bits` first, as for weights."""
         return {"bits": self.format.bits, "format": self.format.name, "kl": self.kl, "largest": self.largest}
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> CacheChoice:
-        """The inverse of `to_json`."""
-        return cls(parse_activation(value["format"]), value["kl"], value["largest"])
 
-
-def upgraded(sites: dict[str, Any]) -> dict[str, Any]:
+def upgraded(sites: Any, place: Place) -> dict[str, Any]:
     """The sites of a plan of version 0, which named no formats, as version 1 has them.
 
     There a format was (`bits`, `group_size`, `symmetric`), with -1 for a whole row and null where a site stays at 16
     bits; or `type`, one of GGUF's.
+
+    Raises:
+        InputError: a value that is none of these.
     """
+    own = [each.name for each in fields(Choice)]
     made = {}
-    for name, site in sites.items():
-        fmt, size = site["type"], site["group_size"]
+    for name, site in read(dict[str, dict[str, Any]], sites, place).items():
+        at = place.at(name)
+        if "format" in site:
+            raise at.wrong('has a format, and plans of version 0 have none: say "version": 1 at the top')
+        fmt, size = (read(hint, site.get(key), at.within(key)) for key, hint in _OLD.items())
         if fmt is None and size is not None:
-            fmt = integer(site["bits"], size, site["symmetric"]).name
-        made[name] = {**site, "format": fmt}
+            symmetric = read(bool, site.get("symmetric"), at.within("symmetric"))
+            fmt = integer(read(_Codes, site.get("bits"), at.within("bits")), size, symmetric).name
+        made[name] = {key: site[key] for key in own if key in site} | {"format": fmt}
     return made
+
+
+_Codes = Annotated[int, Within(1, 8)]
+_OLD = {"type": str | None, "group_size": Annotated[int, Within(CHANNEL)] | None}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from natprec.config import ROUNDINGS
 from natprec.errors import InputError
 from natprec.files import write_json
 from natprec.formats import Format
+from natprec.formats.engines import PROFILES
+from natprec.own_files import PLAN, read_json, sealed
+from natprec.schema import Above0, Among, Count, From0, Place, Seed, read
+from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.staged.routing import MIN_TOKENS
+
+if TYPE_CHECKING:
+    from natprec.subject import Subject
 
 VERSION = 1
 """Of plan.json: 1 since formats have names; a file without `version` is of version 0."""
@@ -40,27 +47,27 @@ class Plan:
 
     model: str
     model_digest: str
-    engine: str
-    storage_dtype: str
-    eps: float | None
-    eps_solved: float | None
-    eps_scope: str
-    rounding: str
+    engine: Annotated[str, Among(tuple(PROFILES))]
+    storage_dtype: Annotated[str, Among(("bfloat16", "float16", "float32"))]
+    eps: Above0 | None
+    eps_solved: Above0 | None
+    eps_scope: Annotated[str, Among(("model", "site"))]
+    rounding: Annotated[str, Among(ROUNDINGS)]
     kl_predicted: float
     kl_predicted_ci95: tuple[float, float]
-    stored_bytes: int
-    stored_bytes_reference: int
-    bits_per_weight: float
-    bits_per_weight_total: float
+    stored_bytes: Count
+    stored_bytes_reference: Count
+    bits_per_weight: From0
+    bits_per_weight_total: From0
     sites: dict[str, Choice]
     distortion: str = "kl"
     uniform: str | None = None
     kl_uniform: float | None = None
     activations: str = "16"
-    eps_bwd: float | None = None
+    eps_bwd: Above0 | None = None
     inputs: dict[str, InputChoice] = field(default_factory=dict)
     cache: CacheChoice | None = None
-    rotation: int | None = None
+    rotation: Seed | None = None
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding.apply_plan`."""
@@ -79,6 +86,14 @@ class Plan:
                 f"the plan is of {self.model!r} (weights {self.model_digest}), but {name!r} has weights {digest}; "
                 "measure this model, or name the one that was measured"
             )
+
+    def refuse_other_sites(self, subject: Subject) -> None:
+        """Stop before a model is rounded whose sites are not those of the plan.
+
+        Raises:
+            InputError: names a site that the plan or the model lacks, or that the engine does not run as planned.
+        """
+        refuse_other_sites(self, subject, Place(f"the plan of {self.model!r}", "solve again"))
 
     @property
     def rounded_inputs(self) -> dict[str, Format]:
@@ -119,34 +134,22 @@ class Plan:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write plan.json."""
-        write_json(Path(path), self.to_json())
+        """Write plan.json, with its checksum."""
+        write_json(Path(path), sealed(self.to_json()))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read plan.json.
 
         Raises:
-            InputError: missing, no JSON, or not a plan.
+            InputError: missing, changed, no plan, of another version, or one that no engine can run; names the field.
         """
         path = Path(path)
-        if not path.is_file():
-            raise InputError(f"plan {str(path)!r} does not exist; write it with natprec solve --out {path}")
-        try:
-            value = json.loads(path.read_text())
-            version, sites = value.pop("version", 0), value.pop("sites")
-            if version not in (0, VERSION):
-                raise InputError(
-                    f"plan {str(path)!r} is of version {version!r}, this natprec reads versions 0 and {VERSION}; "
-                    "use the natprec that wrote it, or solve again"
-                )
-            sites = upgraded(sites) if version == 0 else sites
-            sites = {name: Choice.from_json(choice) for name, choice in sites.items()}
-            value["inputs"] = {name: InputChoice.from_json(choice) for name, choice in value["inputs"].items()}
-            value["cache"] = value["cache"] and CacheChoice.from_json(value["cache"])
-            value["kl_predicted_ci95"] = tuple(value["kl_predicted_ci95"])
-            return cls(**value, sites=sites)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"plan {str(path)!r} cannot be read ({error!r}); solve again") from error
+        value = read_json(path, PLAN, (0, VERSION))
+        place = PLAN.place(path)
+        if value.pop("version", 0) == 0 and "sites" in value:
+            value["sites"] = upgraded(value["sites"], place.within("sites"))
+        plan: Plan = read(cls, value, place)
+        refuse_other_sums(plan, place)
+        refuse_other_engine(plan, place)
+        return plan

@@ -62,14 +62,17 @@ def test_other_version(saved: Path) -> None:
     with safe_open(saved, "np") as file:
         metadata = json.loads(file.metadata()["natprec"])
     save_file(load_file(saved), saved, {"natprec": json.dumps({**metadata, "version": 99})})
-    with pytest.raises(InputError, match="has version 99; this natprec reads 7: measure again"):
+    with pytest.raises(InputError, match="has version 99; this natprec reads 6 and 7: measure again"):
         Measurement.load(saved)
 
 
 def test_other_files(tmp_path: Path) -> None:
     other = tmp_path / "model.safetensors"
     save_file({"a": np.zeros(3)}, other)
-    with pytest.raises(InputError, match="is a safetensors file, but no natprec measurement"):
+    with pytest.raises(
+        InputError,
+        match=r"is a file of weights \(safetensors\), and a measurement is wanted; write it with natprec measure",
+    ):
         Measurement.load(other)
     other.write_text("plain text, long enough to look like something else")
     with pytest.raises(InputError, match="damaged or cut off"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
 from natprec.formats import CHANNEL, integer
+from natprec.schema import Place, read
 from natprec.sites import Site, find_sites, refuse_indivisible, site_weight
 from natprec.staged.blocks import StagedModel
 from tests.arrange import SMALL, tokens
@@ -84,7 +86,7 @@ def test_weights_and_elements_match() -> None:
     for site in sites_of(model).values():
         assert tuple(site_weight(model, site).shape) == site.shape
         assert site.elements == site_weight(model, site).numel()
-        assert Site.from_json(site.to_json()) == site
+        assert read(Site, json.loads(json.dumps(site.to_json())), Place("a site", "")) == site
 
 
 def test_model_without_linear() -> None:

@@ -1,0 +1,116 @@
+"""What the tensors of a quantized weight hold, beside what config.json says of them: where they differ, both are named.
+
+A config.json of another checkpoint passes for the right one as long as shapes happen to fit; codes read by another
+width or another group size are noise. Types and shapes tell, so that only headers are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from natprec.errors import InputError, ModelError
+from natprec.formats import Format, PerChannel, PerGroup, PerTensor
+from natprec.formats.codebook import E2M1, E4M3
+from natprec.formats.compressed_tensors import weight_format
+from natprec.formats.format import WORD_BITS
+from natprec.models.headers import FLOATS, Header, read_headers
+from natprec.models.patterns import Groups
+
+Shape = tuple[int, int]
+
+CODES = ("weight_packed", "weight")
+"""Tensors that hold codes: words full of them, or each by itself."""
+
+_HOLDS = {"I8": "integers of 8 bits", "U8": "bytes", "F8_E4M3": "floats of 8 bits (E4M3)", "F8_E5M2": "floats (E5M2)"}
+
+
+def refuse_other_formats(files: Mapping[str, Path], groups: Groups, called: Mapping[str, str] | None = None) -> None:
+    """Compare all weights of a checkpoint with the scheme that config.json gives them.
+
+    Args:
+        files: tensor → the file that holds it.
+        called: module in the files → its name in the model, by which the scheme may call it.
+    Raises:
+        ModelError: names the module, and both formats.
+    """
+    modules: dict[str, dict[str, Header]] = {}
+    for name, header in read_headers(set(files.values())).items():
+        module, _, leaf = name.rpartition(".")
+        if name in files:
+            modules.setdefault(module, {})[leaf] = header
+    shapes = _shapes(files)
+    for module, own in modules.items():
+        described = groups.of(module) or groups.of((called or {}).get(module, module))
+        if described is None or "weight_scale" not in own or not own.keys() & set(CODES):
+            continue
+        try:
+            fmt = weight_format(described["weights"])
+        except InputError:
+            continue  # of another program, whose library knows it
+        shape = shapes.get(module) or own.get("weight", own["weight_scale"]).shape
+        if len(shape) == 2 and ("weight" in own or module in shapes):
+            refuse_other_format(module, fmt, (shape[0], shape[1]), own)
+
+
+def refuse_other_format(module: str, fmt: Format, shape: Shape, tensors: Mapping[str, Header]) -> None:
+    """Compare the tensors of one weight with its format.
+
+    Args:
+        shape: rows and columns of the weight.
+        tensors: codes and scales, by the last part of their names.
+    Raises:
+        ModelError: names the format of config.json and that of the tensors.
+    """
+    for leaf, wanted in _stored(fmt, shape).items():
+        found = tensors.get(leaf)
+        if found is not None and (found.dtype, found.shape) != wanted:
+            raise _differs(module, leaf, fmt, found, _held(found, leaf, shape), wanted)
+    scale, groups = tensors.get("weight_scale"), fmt.groups(shape[1])
+    if scale is None or not isinstance(fmt.scaling.granularity, PerTensor | PerChannel | PerGroup):
+        return
+    if scale.elements != shape[0] * groups and not (groups == 1 and scale.elements == 1):
+        each, rest = divmod(scale.elements, shape[0])
+        fits = each > 0 and rest == 0 and shape[1] % each == 0
+        held = f"scales of groups of {shape[1] // each}" if fits else "other scales"
+        raise _differs(module, "weight_scale", fmt, scale, held, (scale.dtype, (shape[0], groups)))
+
+
+def _stored(fmt: Format, shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensor → type and shape, where codes of a format are in it; empty where that is not known here."""
+    rows, columns = shape
+    if fmt.codebook in (E4M3, E2M1):
+        return {"weight": ("F8_E4M3", shape), "weight_packed": ("U8", (rows, columns // 2))}
+    if fmt.floating:
+        return {}
+    return {"weight": ("I8", shape), "weight_packed": ("I32", (rows, math.ceil(columns * fmt.bits / WORD_BITS)))}
+
+
+def _held(found: Header, leaf: str, shape: Shape) -> str:
+    """What a tensor of codes holds, in words."""
+    if leaf == "weight_packed" and found.dtype == "I32" and found.shape[:1] == shape[:1] and len(found.shape) == 2:
+        return f"codes of {found.shape[1] * WORD_BITS // shape[1]} bits"
+    return "weights that are not quantized" if found.dtype in FLOATS else _HOLDS.get(found.dtype, "something else")
+
+
+def _differs(module: str, leaf: str, fmt: Format, found: Header, held: str, wanted: tuple[str, Any]) -> ModelError:
+    return ModelError(
+        f"config.json says {fmt.name} of {module!r}, and tensor '{module}.{leaf}' of {str(found.file)!r} holds {held}: "
+        f"{found.dtype} {found.shape} in place of {wanted[0]} {wanted[1]}; "
+        "put the config.json of these weights back, or quantize again"
+    )
+
+
+def _shapes(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
+    """Module → rows and columns of its packed weight, as written beside it."""
+    from safetensors import safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for file in set(files.values()):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                if name.endswith(".weight_shape") and files.get(name) == file:
+                    found[name.rpartition(".")[0]] = tuple(opened.get_tensor(name).tolist())
+    return found

@@ -1,0 +1,116 @@
+"""What a plan has to agree with: its own sums, what its engine runs, and the weights of the model it is applied to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from typing import TYPE_CHECKING
+
+from natprec.distortions import impossible
+from natprec.formats import Format, engine_profile
+from natprec.formats.engines import Role
+from natprec.schema import Place
+from natprec.sites import together
+
+if TYPE_CHECKING:
+    from natprec.solver.plan import Plan
+    from natprec.subject import Subject
+
+WEIGHTS: tuple[Role, ...] = ("linear", "head", "embedding")
+"""Roles of weights."""
+
+CLOSE = 1e-6
+"""Relative: of a sum, however its terms are added."""
+
+
+def refuse_other_sums(plan: Plan, place: Place) -> None:
+    """Stop at a plan whose figures are not those of its sites; they stay so where another format is written down.
+
+    Raises:
+        InputError: names the figure.
+    """
+    weights = list(plan.sites.values())
+    if not weights:
+        raise place.within("sites").wrong("are none")
+    least = sum(choice.stored_bytes for choice in weights)
+    costs = [choice.kl for choice in weights] + [choice.kl for choice in plan.inputs.values()]
+    costs += [plan.cache.kl] if plan.cache else []
+    if impossible(plan.distortion, min(costs)):
+        raise place.within("sites").wrong(f"have a kl of {min(costs):g}, and {plan.distortion} is never below 0")
+    low, high = plan.kl_predicted_ci95
+    if low > high:
+        raise place.within("kl_predicted_ci95").wrong(f"goes from {low:g} to {high:g}")
+    sums = {
+        "kl_predicted": (plan.kl_predicted, math.fsum(costs)),
+        "bits_per_weight_total": (plan.bits_per_weight_total, 8 * least / sum(choice.elements for choice in weights)),
+    }
+    for name, (said, found) in sums.items():
+        if not math.isclose(said, found, rel_tol=CLOSE, abs_tol=1e-12):
+            raise place.within(name).wrong(f"is {said:.9g}, and its sites make {found:.9g}")
+    if plan.stored_bytes < least:
+        raise place.within("stored_bytes").wrong(f"is {plan.stored_bytes}, and its sites alone take {least}")
+
+
+def refuse_other_engine(plan: Plan, place: Place) -> None:
+    """Stop at a plan that asks its engine for what that does not run.
+
+    Raises:
+        InputError: names the format and the engine.
+    """
+    profile, flowing = engine_profile(plan.engine), plan.rounded_inputs
+    for name, choice in plan.sites.items():
+        own, inputs = choice.format, flowing.get(choice.unit)
+        at = place.within("sites").at(name).within("format")
+        if own is not None and not any(profile.runs(role, own) for role in WEIGHTS):
+            raise at.wrong(f"is {own.name}, which engine {plan.engine!r} does not run")
+        if own is not None and inputs is not None and not profile.multiplies(own, inputs):
+            raise at.wrong(f"is {own.name}, which engine {plan.engine!r} does not multiply with {inputs.name}")
+    if plan.cache is not None and not profile.runs("cache", plan.cache.format):
+        raise place.within("cache.format").wrong(
+            f"is {plan.cache.format.name}, in which engine {plan.engine!r} keeps no keys and values"
+        )
+    if others := plan.inputs.keys() - {choice.unit for choice in plan.sites.values()}:
+        raise place.within("inputs").wrong(f"has {min(others)!r}, which is the fused group of no site")
+
+
+def refuse_other_sites(plan: Plan, subject: Subject, place: Place) -> None:
+    """Stop before a model is rounded whose sites are not those of a plan.
+
+    Raises:
+        InputError: names a site that one of both lacks, or that the engine does not run as planned.
+    """
+    profile, sites = engine_profile(plan.engine), {site.name: site for site in subject.sites}
+    _refuse_difference(plan.sites.keys(), sites.keys(), "weights", place)
+    units = {site.unit for site in sites.values()}
+    if others := plan.inputs.keys() - units:
+        raise place.within("inputs").wrong(f"has {min(others)!r}, and the model has no weights with such an input")
+    if plan.cache is not None:
+        cached = {site.name for site in subject.activations if site.role == "cache"}
+        _refuse_difference(plan.cache.largest.keys(), cached, "keys and values", place.within("cache.largest"))
+    alike: dict[tuple[str, str], Format] = {}
+    for name, site in sites.items():
+        choice, at = plan.sites[name], place.within("sites").at(name)
+        fmt, first = choice.format, plan.sites[site.unit].format
+        if choice.elements != site.elements:
+            raise at.within("elements").wrong(f"is {choice.elements}, and the model's weight has {site.elements}")
+        if fmt is None:
+            continue
+        own = at.within("format")
+        if not profile.runs(site.role, fmt):
+            raise own.wrong(f"is {fmt.name}, which engine {plan.engine!r} does not run as {site.role}")
+        if not fmt.divides(site.shape[1]):
+            raise own.wrong(f"is {fmt.name}, whose groups do not divide rows of {site.shape[1]}")
+        if fmt != (other := alike.setdefault(together(site, profile), fmt)):
+            raise own.wrong(
+                f"is {fmt.name}, and {other.name} is that of others that engine {plan.engine!r} runs together with it"
+            )
+        if choice.scaled and first is None:
+            raise at.within("scaled").wrong(f"is true, and {site.unit!r}, which shares its input, stays at 16 bits")
+
+
+def _refuse_difference(planned: Set[str], found: Set[str], of: str, place: Place) -> None:
+    """Stop where a plan names others than a model has."""
+    for what, names in (("lacks", found - planned), ("has what is none", planned - found)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise place.wrong(f"{what} of the model's {len(found)} {of}: {min(names)!r}{more}")
