@@ -22,6 +22,7 @@ from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.records import OWN_TEXT, public_name
 from natprec.rounding.flows import round_flows
+from natprec.roundings import rounding_named
 from natprec.run.request import Request, for_engine, refuse_long
 from natprec.run.tokens import calibration_parts, calibration_tokens
 from natprec.seeds import check_seed
@@ -111,7 +112,11 @@ def apply(
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     rounding = rounding or plan.rounding
-    ids = None if rounding == "rtn" and not refine else _calibration(subject, data, tokens, length, seed)[0]
+    ids = (
+        None
+        if rounding_named(rounding).needs == "nothing" and not refine
+        else _calibration(subject, data, tokens, length, seed)[0]
+    )
     codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True), refine, seed)
     if plan.inputs or plan.cache:
         round_flows(subject.model, subject.activations, plan)

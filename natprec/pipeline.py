@@ -209,7 +209,7 @@ def round_to_plan(
 def _rounding_stage(
     subject: Subject, ids: Tensor | None, rounding: str, stages: Stages
 ) -> contextlib.AbstractContextManager[Advance]:
-    steps = apply_batches(subject.staged, rounding, *ids.shape) if ids is not None and rounding != "rtn" else None
+    steps = None if ids is None else apply_batches(subject.staged, rounding, *ids.shape) or None
     return stages.stage(f"round ({rounding})", steps)
 
 

@@ -13,7 +13,7 @@ ROOT = Path(natprec.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory", "native", "records"},
     {"marks"},
-    {"arithmetic", "files", "hooks", "progress", "parallel", "seeds"},
+    {"arithmetic", "files", "hooks", "progress", "parallel", "roundings", "seeds"},
     {"claims"},
     {"formats"},
     {"quantizers"},

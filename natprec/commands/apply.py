@@ -34,6 +34,7 @@ from natprec.files import new_folder, refuse_existing
 from natprec.marks import refuse_inputs
 from natprec.progress import Stages
 from natprec.records import public_name
+from natprec.roundings import rounding_named
 from natprec.run import resumable
 from natprec.run.request import Request, open_subject, refuse_on_disk, tell_leftovers
 from natprec.run.tokens import calibration_tokens
@@ -79,7 +80,8 @@ def apply(
     plan.refuse_other_model(subject.digest, model)
     refuse_on_disk(subject, plan.engine, refine)
     tell_leftovers(subject, plan.engine, stages)
-    ids = calibration_tokens(request, subject, stages) if rounding != "rtn" or refine else None
+    needed = refine or rounding_named(rounding).needs != "nothing"
+    ids = calibration_tokens(request, subject, stages) if needed else None
     with claimed(out):
         if not resume:
             resumable.forget(partial)

@@ -9,6 +9,7 @@ import typer
 from natprec.errors import InputError
 from natprec.formats import CHANNEL
 from natprec.formats.engines import PROFILES
+from natprec.roundings import HELP as ROUNDING_HELP
 
 MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
 
@@ -49,7 +50,7 @@ DistortionOption = Annotated[
     str | None,
     option("--distortion", METHOD, "What eps is of: kl, kl-top10, loss; embedding, embedding-cls."),
 ]
-RoundingOption = Annotated[str, option("--rounding", METHOD, "rtn, gptq; with less KL, but longer: yaqa, learned.")]
+RoundingOption = Annotated[str, option("--rounding", METHOD, ROUNDING_HELP)]
 TransformsOption = Annotated[
     str,
     option(

@@ -25,6 +25,7 @@ from natprec.measurement.table import VERSION, Header, Measurement
 from natprec.memory import keep_freed
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
+from natprec.roundings import rounding_named
 from natprec.seeds import check_seed
 from natprec.sites import activation_formats, uneven
 from natprec.staged.batches import batch_count, batches
@@ -44,9 +45,6 @@ DIFFERENTIATED = 2
 """Of a kind of text one in so many sequences also goes back, if there are `MANY`; GPTQ is fitted to the others."""
 
 MANY = 16
-
-QUICK = ("rtn", "gptq")
-"""Roundings that take less time than measuring."""
 
 
 def measure(
@@ -73,7 +71,8 @@ def measure(
     Args:
         ids: (sequences, time) calibration tokens.
         group_size: one size, or None for all that divide a site.
-        rounding: unless 'rtn', what GPTQ leaves is measured too, which plans may then suppose; 'rtn': half the time.
+        rounding: where it compensates for errors, what GPTQ leaves is measured too, which plans may then suppose;
+            'rtn': half the time.
         transforms: 'auto': rescale channels before GPTQ where that leaves less distortion; 'none'; 'rotate': as 'auto',
             of a subject that was rotated.
         sites: 'weights', or 'all': activations, keys and values too.
@@ -136,7 +135,8 @@ def measure(
     flows = subject.activations if sites == "all" else []
     if flows and not any(site.kind == "key" for site in flows) and subject.kind == "causal":
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
-    fitted = others if rounding != "rtn" else None
+    compensates = rounding_named(rounding).compensates
+    fitted = others if compensates else None
     steps = batch_count(subject.staged, len(sharding.own), ids.shape[1], state.stage)
     if fitted is not None:
         fitting = sum(stage <= state.stage for stage in {site.stage for site in subject.sites if site.gptq})
@@ -152,7 +152,7 @@ def measure(
             seed=seed,
             rounding=rounding,
             parts=parts,
-            gauges=subject.gauges if rounding != "rtn" and transforms != "none" else None,
+            gauges=subject.gauges if compensates and transforms != "none" else None,
             activations={site: activation_formats(site, group_size, profile.full_range) for site in flows},
             advance=advance,
             state=state,
@@ -225,7 +225,7 @@ def shared_out(ids: Tensor, parts: int, routed: bool, rounding: str = "gptq") ->
     a rounding that takes so long that they hardly add to it.
     """
     each = ids.unflatten(0, (parts, -1))
-    if each.shape[1] < MANY or routed or rounding not in QUICK:
+    if each.shape[1] < MANY or routed or not rounding_named(rounding).quick:
         return ids, None
     back = torch.arange(each.shape[1]) % DIFFERENTIATED == DIFFERENTIATED - 1
     return each[:, back].flatten(0, 1), each[:, ~back].flatten(0, 1)

@@ -1,7 +1,7 @@
 """Rounding a whole model to a plan, stage by stage.
 
-GPTQ and what builds on it take each block's second moments from what the already rounded prefix produces, so that later
-blocks make up for the errors of earlier ones.
+A text goes along, through each stage after it has been rounded, so that a rounding that gathers something of it lets
+later blocks make up for the errors of earlier ones. How each one rounds is in the file of its name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
-from natprec.quantizers.roundings import refuse_unknown_rounding
-from natprec.rounding.learned import Learner, learning_batches
-from natprec.rounding.moments import Gradients, stage_moments
+from natprec.rounding.moments import Gradients
+from natprec.rounding.rounder import Run, rounder_named
 from natprec.rounding.stage import StageRounder
+from natprec.roundings import rounding_named
 from natprec.sites import Site
 from natprec.solver import Plan
 from natprec.staged.batches import batch_count, batches
@@ -79,30 +79,23 @@ def rounded_stages(
         passage: the calibration text before the prefix, if not rounded to nearest; stages that it had passed in an
             earlier run are left out. The others are as for `apply_plan`.
     """
-    refuse_unknown_rounding(rounding)
-    rounder = StageRounder(staged, sites, plan, storage_dtype, gauges)
-    text = None if rounding == "rtn" else passage
-    assert rounding == "rtn" or text is not None
-    gradients = Gradients(staged, text, advance) if rounding == "yaqa" and text is not None else None
-    learner = (
-        Learner(staged, text, storage_dtype, seed, advance) if rounding == "learned" and text is not None else None
-    )
+    needs = rounding_named(rounding).needs
+    work = StageRounder(staged, sites, plan, storage_dtype, gauges)
+    text = None if needs == "nothing" else passage
+    assert needs == "nothing" or text is not None
+    gradients = Gradients(staged, text, advance) if needs == "gradients" and text is not None else None
+    rounder = rounder_named(rounding)(Run(staged, work, text, gradients, seed, advance))
     for stage in staged.stages:
         if text is not None and text.has_passed(stage):
             continue
         with staged.hold(stage):
-            if learner is not None:
-                learner.watch(stage)
-            rounder.store_the_rest(staged.parameters(stage))
-            codes = rounder.to_nearest(stage, [site for site in rounder.sites if text is None or not site.gptq])
-            if text is not None:
-                moments = stage_moments(staged, rounder.members(stage), text, stage, gradients, advance)
-                found, unrounded = rounder.by_moments(stage, moments)
-                codes |= found if learner is None else learner.improve(stage, found, unrounded)
-                if stage < len(staged.blocks):
-                    with staged.gathering():
-                        text.through(stage, advance)
-            yield stage, {site.name: codes[site.name] for site in rounder.sites if site.stage == stage}
+            rounder.watch(stage)
+            work.store_the_rest(staged.parameters(stage))
+            codes = rounder.round(stage)
+            if text is not None and stage < len(staged.blocks):
+                with staged.gathering():
+                    text.through(stage, advance)
+            yield stage, {site.name: codes[site.name] for site in work.sites if site.stage == stage}
 
 
 def needed_gauges(subject: Subject, plan: Plan) -> Mapping[str, Gauge] | None:
@@ -122,12 +115,8 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def apply_batches(staged: StagedModel, rounding: str, sequences: int, length: int) -> int:
-    """At most how many times `apply_plan` calls `advance`; rounding to nearest does not."""
-    rounds = (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
-    more = {
-        "rtn": -rounds,
-        "gptq": 0,
-        "yaqa": batch_count(staged, sequences, length),
-        "learned": learning_batches(staged, sequences, length),
-    }
-    return rounds + more[rounding]
+    """At most how many times `apply_plan` calls `advance`; a rounding that needs no text does not."""
+    needs = rounding_named(rounding).needs
+    steps = 0 if needs == "nothing" else (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
+    steps += batch_count(staged, sequences, length) if needs == "gradients" else 0
+    return steps + rounder_named(rounding).more_batches(staged, sequences, length)

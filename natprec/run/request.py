@@ -23,7 +23,7 @@ from natprec.models.checkpoints import local_path
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.progress import Stages
-from natprec.quantizers.roundings import refuse_unknown_rounding
+from natprec.roundings import rounding_named
 from natprec.seeds import check_seed
 from natprec.sites import Site, activation_formats
 from natprec.solver import Plan, solve
@@ -100,7 +100,7 @@ class Request:
         if self.estimator not in ESTIMATORS:
             raise unknown("estimator", self.estimator, ESTIMATORS)
         check_seed(self.seed)
-        refuse_unknown_rounding(self.rounding)
+        rounding_named(self.rounding)
         refuse_unknown_arithmetic(self.arithmetic)
         if self.refine < 0:
             raise InputError(f"refine {self.refine}: give a number of steps, or 0 for none")

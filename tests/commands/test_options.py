@@ -13,7 +13,7 @@ from natprec.commands import options as options_module
 from natprec.distortions import DISTORTIONS
 from natprec.formats.engines import PROFILES
 from natprec.measurement.measure import ESTIMATORS, SITES
-from natprec.quantizers.roundings import ROUNDINGS
+from natprec.roundings import ROUNDINGS
 from natprec.run.request import WEIGHTS
 from natprec.transforms import TRANSFORMS
 

@@ -13,6 +13,7 @@ from natprec.measurement.measure import measure
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import apply_plan, learned, restore, snapshot
 from natprec.rounding.learned import Learner
+from natprec.rounding.moments import Gradients
 from natprec.sites import site_weight
 from natprec.staged.passage import Passage
 from natprec.subject import Subject
@@ -25,7 +26,7 @@ THREE = integer(3, 32)
 def improved(made: Subject, fmt: Any = THREE, **options: Any) -> tuple[dict[str, QuantizedTensor], ...]:
     """The first block's codes to nearest, and what is learned from them; the model holds those."""
     passage = Passage(made.staged, IDS)
-    learner = Learner(made.staged, passage, torch.float16, **options)
+    learner = Learner(made.staged, passage, Gradients(made.staged, passage), torch.float16, **options)
     for stage in (-1, 0):
         learner.watch(stage)
     passage.through(-1)
