@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from natprec import pipeline
@@ -19,10 +20,11 @@ from natprec.evaluation import judge
 from natprec.evaluation.by_stage import compared_by_stage
 from natprec.evaluation.flows import weights_only
 from natprec.evaluation.verify import Verification
-from natprec.export.by_stage import STATE, Pieces, round_to_folder
+from natprec.export.writer import CheckpointWriter
 from natprec.measurement.measure import measure
 from natprec.models.weights import OnDisk
 from natprec.progress import Stages
+from natprec.rounding.apply import STATE
 from natprec.run.request import refuse_on_disk
 from natprec.run.resumable import STAGES, forget
 from natprec.solver import Plan
@@ -46,11 +48,12 @@ def planned(subject: Subject, engine: str = "vllm", **options: Any) -> Plan:
 
 
 def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq") -> Verification:
-    """A checkpoint by way of the whole model, and how it is judged."""
+    """A checkpoint of a model in memory, which is the original again afterwards, and how it is judged."""
+    before = {name: parameter.clone() for name, parameter in subject.model.named_parameters()}
     folder.mkdir()
     pipeline.round_and_write(subject, plan, IDS, rounding, folder, folder / "none", QUIET)
-    fresh = opened(Path(subject.name), on_disk=False)
-    return judge.verify(folder, fresh, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in subject.model.named_parameters())
+    return judge.verify(folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
 
 
 def from_disk(subject: Subject, plan: Plan, folder: Path, kept: Path, rounding: str = "gptq") -> Verification:
@@ -159,31 +162,35 @@ def test_rounding_goes_on_where_it_was(
     plan = planned(subject, "natprec")
     for name in ("whole", "cut", "resumed", "other"):
         (tmp_path / name).mkdir()
-    round_to_folder(subject, plan, IDS, rounding, tmp_path / "whole", tmp_path / "kept-whole", str)
-    put, rounded = Pieces.put, []
 
-    def interrupted(self: Pieces, stage: int, codes: Any) -> None:
+    def rounds(out: Path, partial: Path, ids: Tensor = IDS) -> None:
+        pipeline.round_and_write(subject, plan, ids, rounding, out, partial, QUIET)
+
+    rounds(tmp_path / "whole", tmp_path / "kept-whole")
+    put, rounded = CheckpointWriter.put, []
+
+    def interrupted(self: CheckpointWriter, stage: int, codes: Any) -> None:
         if stage > last:
             raise KeyboardInterrupt
         put(self, stage, codes)
 
-    def recorded(self: Pieces, stage: int, codes: Any) -> None:
+    def recorded(self: CheckpointWriter, stage: int, codes: Any) -> None:
         rounded.append(stage)
         put(self, stage, codes)
 
-    monkeypatch.setattr(Pieces, "put", interrupted)
+    monkeypatch.setattr(CheckpointWriter, "put", interrupted)
     if last < 4:
         with pytest.raises(KeyboardInterrupt):
-            round_to_folder(subject, plan, IDS, rounding, tmp_path / "cut", kept, str)
+            rounds(tmp_path / "cut", kept)
     else:
-        round_to_folder(subject, plan, IDS, rounding, tmp_path / "cut", kept, str)
+        rounds(tmp_path / "cut", kept)
     assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
-    monkeypatch.setattr(Pieces, "put", recorded)
-    round_to_folder(subject, plan, IDS, rounding, tmp_path / "resumed", kept, str)
+    monkeypatch.setattr(CheckpointWriter, "put", recorded)
+    rounds(tmp_path / "resumed", kept)
     assert rounded == [-1, *range(min(last, 3) + 1, 5)]
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
     rounded.clear()
-    round_to_folder(subject, plan, IDS.flip(0), rounding, tmp_path / "other", kept, str)
+    rounds(tmp_path / "other", kept, IDS.flip(0))
     assert rounded == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"
 
 

@@ -42,9 +42,10 @@ class StageRounder:
         storage_dtype: torch.dtype,
         gauges: Mapping[str, Gauge] | None = None,
     ) -> None:
-        """Arguments as for `apply_plan`."""
+        """Arguments as for `natprec.rounding.apply.rounded_stages`."""
         self._staged, self._plan, self.dtype, self._gauges = staged, plan, storage_dtype, gauges
         self.sites = [site for site in sites if plan.sites[site.name].format is not None]
+        self._twice: dict[str, QuantizedTensor] = {}  # tied weights, until their second use
         self._quantized = {id(site_weight(staged.model, site)) for site in self.sites}
         dtypes = staged.weights.dtypes
         self._dtypes = {id(each): dtypes[name] for name, each in staged.model.named_parameters() if name in dtypes}
@@ -63,12 +64,18 @@ class StageRounder:
         return [site for site in self.sites if site.gptq and site.stage == stage]
 
     def to_nearest(self, stage: int, sites: Iterable[Site]) -> dict[str, QuantizedTensor]:
-        """Those of some sites that the stage needs: tied weights that come from disk in each stage that uses them."""
+        """Those of some sites that the stage needs: tied weights in each stage that uses them."""
         codes = {}
         for site in sites:
-            again = not self._staged.weights.whole and stage in {self._staged.stage_of(use) for use in site.uses}
-            if site.stage == stage or again:
+            stages = {self._staged.stage_of(use) for use in site.uses}
+            if stage not in stages:
+                continue
+            if site.name in self._twice:
+                codes[site.name] = self._put(site, self._twice.pop(site.name))
+            else:
                 codes[site.name] = self._nearest(site)
+                if stage < max(stages):
+                    self._twice[site.name] = codes[site.name]
         return codes
 
     def by_moments(

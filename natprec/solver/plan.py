@@ -63,7 +63,7 @@ class Plan:
     rotation: int | None = None
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
-        """Round a model in memory to this plan: see `natprec.rounding.apply_plan`."""
+        """Round a model in memory to this plan: see `natprec.rounding`."""
         from natprec.api import apply
 
         return apply(self, model, tokenizer, data, **options)

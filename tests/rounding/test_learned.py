@@ -11,13 +11,13 @@ from torch import Tensor
 from natprec.formats import GGUF_TYPES, integer
 from natprec.measurement.measure import measure
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.rounding import apply_plan, learned, restore, snapshot
+from natprec.rounding import learned
 from natprec.rounding.learned import Learner
 from natprec.rounding.moments import Gradients
 from natprec.sites import site_weight
 from natprec.staged.passage import Passage
 from natprec.subject import Subject
-from tests.arrange import encoder, subject, tokens
+from tests.arrange import apply_plan, encoder, restore, snapshot, subject, tokens
 
 IDS = tokens(16, 32)
 THREE = integer(3, 32)
