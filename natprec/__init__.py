@@ -11,16 +11,25 @@
 `natprec.pipeline` is the same as one job, `natprec quantize` its command.
 """
 
-from natprec.api import Quantized, apply, measure, save, verify
-from natprec.distortions import Distortion, FeatureDistance
-from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
-from natprec.evaluation.verify import Verification
-from natprec.formats import Format
-from natprec.measurement import Curve, Measurement
-from natprec.pipeline import quantize
-from natprec.run.request import Request
-from natprec.runtime import Runnable, load
-from natprec.solver import Choice, Plan, solve
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from natprec.api import Quantized, apply, measure, save, verify
+    from natprec.config import QuantizeConfig
+    from natprec.distortions import Distortion, FeatureDistance
+    from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
+    from natprec.evaluation.verify import Verification
+    from natprec.formats import Format
+    from natprec.measurement import Curve, Measurement
+    from natprec.pipeline import quantize
+    from natprec.runtime.load import Runnable, load
+    from natprec.solver.choices import Choice
+    from natprec.solver.plan import Plan
+    from natprec.solver.solve import solve
 
 __all__ = [
     "BudgetError",
@@ -35,8 +44,8 @@ __all__ = [
     "NatprecError",
     "OutputError",
     "Plan",
+    "QuantizeConfig",
     "Quantized",
-    "Request",
     "Runnable",
     "Verification",
     "apply",
@@ -47,3 +56,34 @@ __all__ = [
     "solve",
     "verify",
 ]
+
+_HOMES = {
+    "natprec.api": ("Quantized", "apply", "measure", "save", "verify"),
+    "natprec.config": ("QuantizeConfig",),
+    "natprec.distortions": ("Distortion", "FeatureDistance"),
+    "natprec.errors": ("BudgetError", "InputError", "ModelError", "NatprecError", "OutputError"),
+    "natprec.evaluation.verify": ("Verification",),
+    "natprec.formats": ("Format",),
+    "natprec.measurement": ("Curve", "Measurement"),
+    "natprec.pipeline": ("quantize",),
+    "natprec.runtime.load": ("Runnable", "load"),
+    "natprec.solver.choices": ("Choice",),
+    "natprec.solver.plan": ("Plan",),
+    "natprec.solver.solve": ("solve",),
+}
+"""Module → its names that are the package's; it is imported when one is first asked for, since torch takes seconds."""
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a module of the package."""
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    if not name.startswith("_") and importlib.util.find_spec(f"natprec.{name}"):
+        return importlib.import_module(f"natprec.{name}")
+    raise AttributeError(f"module 'natprec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

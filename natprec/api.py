@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from natprec import pipeline
+from natprec.config import QuantizeConfig
 from natprec.distortions import Distortion, named
 from natprec.errors import InputError, NatprecError
 from natprec.evaluation import judge
@@ -23,13 +24,11 @@ from natprec.quantizers import QuantizedTensor
 from natprec.records import OWN_TEXT, public_name
 from natprec.rounding.flows import round_flows
 from natprec.roundings import rounding_named
-from natprec.run.request import Request, for_engine, refuse_long
-from natprec.run.tokens import calibration_parts, calibration_tokens
-from natprec.seeds import check_seed
+from natprec.run.request import for_engine, refuse_long
+from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.texts.seen import source_digest
-from natprec.texts.windows import load_tokens
 from natprec.transforms import rotated_digest
 
 
@@ -58,10 +57,7 @@ def measure(
     tokenizer: Any,
     data: str | Path | Tensor | None = None,
     *,
-    tokens: int = 8192,
-    length: int = 256,
     distortion: str | Distortion | None = None,
-    arithmetic: str = "auto",
     **options: Any,
 ) -> Measurement:
     """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
@@ -71,18 +67,19 @@ def measure(
             The last fifth of a text is left for `verify`.
         distortion: what every tolerance is about: a name or one of your own; default: KL, of encoders the
             distance of mean embeddings.
-        arithmetic: of products, where they serve averages: 'bfloat16', 'float32', or 'auto': what is faster here.
-        options: of `natprec.measurement.measure.measure`: engine, group_size, estimator, seed.
+        options: of `natprec measure`, by their names in `natprec.QuantizeConfig`: engine, group_size, tokens, length …
+    Raises:
+        InputError: an unknown option, or a value that cannot be used.
     """
-    check_seed(options.get("seed", 0))
-    rotates = options.get("transforms") == "rotate"
+    config = QuantizeConfig.of("measure", "", options)
+    rotates = config.transforms == "rotate"
     model = copy.deepcopy(model) if rotates else model
-    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=arithmetic)
-    subject = subject.rotated(options.get("seed", 0)) if rotates else subject
-    subject = for_engine(subject, options.get("engine", "vllm"))
-    ids, parts = _calibration(subject, data, tokens, length, options.get("seed", 0))
+    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=config.arithmetic)
+    subject = subject.rotated(config.seed) if rotates else subject
+    subject = for_engine(subject, config.engine)
+    ids, parts = _calibration(subject, data, config)
     digest = None if data is None or isinstance(data, Tensor) else source_digest(str(data))
-    return measure_subject(subject, ids, parts=parts, data=_label(data), text_digest=digest, **options)
+    return measure_subject(subject, ids, config, parts=parts, data=_label(data), text_digest=digest)
 
 
 def apply(
@@ -92,35 +89,32 @@ def apply(
     data: str | Path | Tensor | None = None,
     *,
     rounding: str | None = None,
-    refine: int = 0,
-    tokens: int = 8192,
-    length: int = 256,
-    seed: int = 0,
+    **options: Any,
 ) -> Quantized:
     """Round a copy of the model to a plan; round-to-nearest needs neither tokenizer nor data.
 
     Args:
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn'; default: the one that the plan supposes.
-        refine: steps of gradient descent on the scales afterwards, which needs data: see `natprec.rounding.refine`.
+        options: of `natprec apply`, by their names in `natprec.QuantizeConfig`: tokens, length, seed, and `refine`:
+            steps of gradient descent on the scales afterwards, which needs data: see `natprec.rounding.refine`.
 
     Raises:
-        InputError: the plan is of another model.
+        InputError: the plan is of another model, or an option is unknown.
     """
-    check_seed(seed)
+    config = QuantizeConfig.of("apply", "", options)
+    config = replace(config, rounding=rounding or plan.rounding)
+    config.check_each()
     subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
-    rounding = rounding or plan.rounding
-    ids = (
-        None
-        if rounding_named(rounding).needs == "nothing" and not refine
-        else _calibration(subject, data, tokens, length, seed)[0]
-    )
-    codes = pipeline.round_to_plan(subject, plan, ids, rounding, Stages(quiet=True), refine, seed)
+    needs_text = rounding_named(config.rounding).needs != "nothing" or config.refine
+    ids = _calibration(subject, data, config)[0] if needs_text else None
+    quiet = Stages(quiet=True)
+    codes = pipeline.round_to_plan(subject, plan, ids, config.rounding, quiet, config.refine, config.seed)
     if plan.inputs or plan.cache:
         round_flows(subject.model, subject.activations, plan)
-    return Quantized(subject.model, subject, plan, codes, rounding)
+    return Quantized(subject.model, subject, plan, codes, config.rounding)
 
 
 def save(quantized: Quantized, out: str | Path, *, overwrite: bool = False) -> None:
@@ -154,7 +148,7 @@ def verify(
         distortion: needed only where it was one of your own.
         trust_remote_code: run Python that comes with the checkpoint.
     """
-    check_seed(seed)
+    config = QuantizeConfig.of("verify", "", {"eval_tokens": tokens, "length": length, "seed": seed})
     path = Path(folder)
     plan = Plan.load(path / "plan.json")
     if tokenizer is None and not isinstance(data, Tensor):
@@ -162,7 +156,12 @@ def verify(
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
     subject = replace(subject, trusted=trust_remote_code)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
-    ids = _held_out(subject, path, data, tokens, length, seed)
+    ids = _given(subject, data, length)
+    if ids is None:
+        source = None if data is None else str(data)
+        shared = source if source is not None and judge.may_be_measured_on(path, source) else None
+        config = replace(config, eval_data=source, data=shared)
+        ids = held_out_tokens(config, subject, Stages(quiet=True), judge.measured_on(path))
     result = judge.verify(
         path,
         subject,
@@ -195,36 +194,16 @@ def _label(data: str | Path | Tensor | None) -> str:
     return "given tokens" if isinstance(data, Tensor) else OWN_TEXT if data is None else public_name(data)
 
 
-def _calibration(
-    subject: Subject, data: str | Path | Tensor | None, tokens: int, length: int, seed: int
-) -> tuple[Tensor, int]:
+def _given(subject: Subject, data: str | Path | Tensor | None, length: int) -> Tensor | None:
+    """Token ids that were given as such, on the model's device; the model must have positions for them."""
+    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
+    return data.to(next(subject.model.parameters()).device) if isinstance(data, Tensor) else None
+
+
+def _calibration(subject: Subject, data: str | Path | Tensor | None, config: QuantizeConfig) -> tuple[Tensor, int]:
     """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
-    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
-    if isinstance(data, Tensor):
-        return data.to(next(subject.model.parameters()).device), 1
-    source = None if data is None else str(data)
-    request = Request(subject.name, eps=1.0, data=source, tokens=tokens, length=length, seed=seed)
-    ids = calibration_tokens(request, subject, Stages(quiet=True))
-    return ids, calibration_parts(request, subject)
-
-
-def _held_out(
-    subject: Subject, folder: Path, data: str | Path | Tensor | None, tokens: int, length: int, seed: int
-) -> Tensor:
-    """Tokens to judge a checkpoint on, without what it was measured on; those that are given as they are."""
-    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
-    if not isinstance(data, Tensor):
-        source = None if data is None else str(data)
-        data = load_tokens(
-            subject.tokenizer,
-            source,
-            sequences=max(1, round(tokens / length)),
-            length=length,
-            split="held-out",
-            shared=source is not None and judge.may_be_measured_on(folder, source),
-            seen=judge.measured_on(folder),
-            model=subject.model,
-            writes=subject.kind == "causal",
-            seed=seed,
-        )
-    return data.to(next(subject.model.parameters()).device)
+    ids = _given(subject, data, config.length)
+    if ids is not None:
+        return ids, 1
+    config = replace(config, data=None if data is None else str(data))
+    return calibration_tokens(config, subject, Stages(quiet=True)), calibration_parts(config, subject)

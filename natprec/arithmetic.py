@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from natprec import native
 from natprec.errors import unknown
 
-ARITHMETIC = ("auto", "bfloat16", "float32")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Of the operands of products that serve averages, by name."""
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -35,22 +36,17 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def refuse_unknown_arithmetic(name: str) -> None:
-    """Raises InputError with the nearest name."""
-    if name not in ARITHMETIC:
-        raise unknown("arithmetic", name, ARITHMETIC)
-
-
 def arithmetic(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that a name in `ARITHMETIC` stands for.
+    """The dtype that a name stands for: 'auto' for the faster one.
 
     Raises:
         InputError: there is no such name.
     """
-    refuse_unknown_arithmetic(name)
     if name == "auto":
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if name not in DTYPES:
+        raise unknown("arithmetic", name, ("auto", *DTYPES))
+    return DTYPES[name]
 
 
 def products_in(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from natprec.claims import beside, claimed
+from natprec.config import QuantizeConfig
 from natprec.errors import BudgetError, NatprecError, VerdictError
 from natprec.evaluation.judge import MEASUREMENT, promised, tightened, verify
 from natprec.evaluation.reload import UNPACKED
@@ -32,7 +33,15 @@ from natprec.quantizers import QuantizedTensor
 from natprec.records import OWN_TEXT, public_name
 from natprec.rounding import apply_batches, rounded_segments
 from natprec.rounding.refine import refine
-from natprec.run.request import Request, open_subject, refuse_impossible_size, refuse_on_disk, tell_leftovers
+from natprec.run.request import (
+    check,
+    inputs,
+    open_subject,
+    refuse_impossible_size,
+    refuse_on_disk,
+    solve_for,
+    tell_leftovers,
+)
 from natprec.run.resumable import STAGES, forget, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
@@ -41,7 +50,12 @@ from natprec.texts.seen import pieces_of
 
 
 def quantize(
-    request: Request, out: str | Path, *, overwrite: bool = False, resume: bool = False, stages: Stages | None = None
+    config: QuantizeConfig,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    stages: Stages | None = None,
 ) -> tuple[Measurement, Plan, Verification]:
     """Measure, solve, round, write and verify; one correction if the promise fails.
 
@@ -52,48 +66,48 @@ def quantize(
         NatprecError: any input that cannot be used; nothing is left half-written.
         VerdictError: the checkpoint is there, but could not be judged.
     """
-    request.check()
+    check(config)
     out = Path(out)
-    refuse_inputs(out, request.inputs())
+    refuse_inputs(out, inputs(config))
     clear_stale(out)
     refuse_existing(out, overwrite)
     partial = beside(out, ".partial")
     stages = stages or Stages(quiet=True)
-    subject = open_subject(request, stages)
-    refuse_on_disk(subject, request.engine, request.refine)
-    refuse_impossible_size(request, subject)
-    tell_leftovers(subject, request.engine, stages)
-    why = None if request.engine == "transformers" else refusal(subject, request.engine)  # else refused by now
+    subject = open_subject(config, stages)
+    refuse_on_disk(subject, config.engine, config.refine)
+    refuse_impossible_size(config, subject)
+    tell_leftovers(subject, config.engine, stages)
+    why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
     if why is not None:
         stages.note(UNPACKED.format(why))
-    ids = calibration_tokens(request, subject, stages)
-    held_out = held_out_tokens(request, subject, stages, pieces_of(ids))
+    ids = calibration_tokens(config, subject, stages)
+    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
     with claimed(out):
-        measurement = measured(request, subject, ids, partial / "measurement.safetensors", resume, stages)
+        measurement = measured(config, subject, ids, partial / "measurement.safetensors", resume, stages)
         try:
             with stages.stage("solve"):
-                plan = request.solve(measurement)
+                plan = solve_for(config, measurement)
         except BudgetError as error:
             kept = partial / "measurement.safetensors"
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
             plan, verdict = _round_and_prove(
-                request, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages, tried=why is None
+                config, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages, tried=why is None
             )
             measurement.save(folder / MEASUREMENT)
         forget(partial)
     if isinstance(verdict, NatprecError):
-        source = request.eval_data or request.data
+        source = config.eval_data or config.data
         why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
         raise VerdictError(
-            f"{why}; the checkpoint is complete, but not judged: natprec verify {out} --model {request.model}"
+            f"{why}; the checkpoint is complete, but not judged: natprec verify {out} --model {config.model}"
             + (f" --eval-data {source}" if source else "")
         ) from verdict
     return measurement, plan, verdict
 
 
 def _round_and_prove(
-    request: Request,
+    config: QuantizeConfig,
     subject: Subject,
     measurement: Measurement,
     plan: Plan,
@@ -109,14 +123,14 @@ def _round_and_prove(
     Returns:
         The plan, and the verdict or why there is none: hours of work are not thrown away for that.
     """
-    judged = public_name(request.eval_data or request.data or OWN_TEXT)
+    judged = public_name(config.eval_data or config.data or OWN_TEXT)
     verification: Verification | None = None
     for corrections in (0, 1):
-        round_and_write(subject, plan, ids, request.rounding, folder, kept, stages, request.refine, request.seed)
+        round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)
         try:
             verification = verify(
-                folder, subject, held_out, plan, rounding=request.rounding, data=judged, stages=stages,
-                seed=request.seed, kept=kept, tried=tried,
+                folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages,
+                seed=config.seed, kept=kept, tried=tried,
             )  # fmt: skip
         except NatprecError as error:
             return plan, error
@@ -124,11 +138,11 @@ def _round_and_prove(
         promise = promised(plan)
         if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
             break
-        if request.bits is not None or request.max_size is not None:
+        if config.bits is not None or config.max_size is not None:
             break  # the size decides the plan; a tighter tolerance would give the same one
         eps = tightened(plan, verification.kl_mean)
         try:
-            plan = request.solve(measurement, eps)
+            plan = solve_for(config, measurement, eps)
         except BudgetError:
             stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
             break

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from natprec.config import QuantizeConfig
 from natprec.hooks import attached
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.models.weights import present_values, put_in
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.sites import Site
 from natprec.subject import Subject
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--measurement", type=Path, help="use this file instead of measuring")
     options = parser.parse_args()
     stages = Stages()
-    request = Request(
+    request = QuantizeConfig(
         options.model, eps=1.0, data=options.data, tokens=options.tokens,
         eval_tokens=options.steps * options.sequence_length, length=options.sequence_length, rounding="rtn",
     )  # fmt: skip

@@ -13,10 +13,11 @@ import json
 
 import numpy as np
 
+from natprec.config import QuantizeConfig
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import DIFFERENTIATED, measure
 from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_tokens
 from natprec.staged.batches import batches
 
@@ -33,7 +34,9 @@ def main() -> None:
     parser.add_argument("--activations", action="store_true", help="inputs of Linears, stream, keys and values instead")
     options = parser.parse_args()
     stages = Stages()
-    request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens, length=options.sequence_length)
+    request = QuantizeConfig(
+        options.model, eps=1.0, data=options.data, tokens=options.tokens, length=options.sequence_length
+    )
     subject = open_subject(request, stages)
     some = calibration_tokens(request, subject, stages)
     few = some[:: max(1, len(some) // options.exact_sequences)][: options.exact_sequences]

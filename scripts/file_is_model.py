@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from natprec.config import QuantizeConfig
 from natprec.evaluation.judge import checkpoint_bytes
 from natprec.measurement import Measurement
 from natprec.pipeline import round_to_plan, write
 from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_tokens
 
 READER = """
@@ -56,7 +57,7 @@ def main() -> None:
     print(json.dumps({"solves": 20, "seconds": time.perf_counter() - start}))
     for engine in ("vllm", "transformers"):
         stages = Stages(quiet=True)
-        request = Request(options.model, eps=options.eps, data=options.data)
+        request = QuantizeConfig(options.model, eps=options.eps, data=options.data)
         subject = open_subject(request, stages)
         ids = calibration_tokens(request, subject, stages) if options.rounding != "rtn" else None
         plan = measurement.solve(eps=options.eps, engine=engine, rounding=options.rounding)

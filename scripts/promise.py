@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
+from natprec.config import QuantizeConfig
 from natprec.evaluation.verify import compare
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
 from natprec.rounding.flows import flows_rounded
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.staged.batches import batches
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01])
     options = parser.parse_args()
     stages = Stages()
-    request = Request(
+    request = QuantizeConfig(
         options.model,
         eps=1.0,
         data=options.data,

@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from natprec.config import QuantizeConfig
 from natprec.evaluation.divergence import forward_kl
 from natprec.evaluation.judge import tightened
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
@@ -57,7 +58,9 @@ def main() -> None:
     parser.add_argument("--measurement", type=Path, help="use this file instead of measuring")
     options = parser.parse_args()
     stages = Stages()
-    request = Request(options.model, eps=1.0, data=options.data, eval_data=str(options.eval_data), eval_tokens=4096)
+    request = QuantizeConfig(
+        options.model, eps=1.0, data=options.data, eval_data=str(options.eval_data), eval_tokens=4096
+    )
     subject = open_subject(request, stages)
     ids = calibration_tokens(request, subject, stages)
     if options.measurement:
@@ -66,7 +69,7 @@ def main() -> None:
         measurement = measure(subject, ids, parts=calibration_parts(request, subject), stages=stages)
     seen = torch.zeros(subject.model.config.vocab_size, dtype=torch.bool)
     seen[ids.unique()] = True
-    many = Request(options.model, eps=1.0, eval_data=str(options.eval_data), eval_tokens=200_000)
+    many = QuantizeConfig(options.model, eps=1.0, eval_data=str(options.eval_data), eval_tokens=200_000)
     pool = held_out_tokens(many, subject, stages)
     texts = {
         "held-out": held_out_tokens(request, subject, stages),

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import natprec
+from natprec.config import TRANSFORMS
 from natprec.models.loading import load_model
-from natprec.transforms import TRANSFORMS
 
 READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
 WRITERS = ("o_proj", "down_proj")

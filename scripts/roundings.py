@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
+from natprec.config import QuantizeConfig
 from natprec.evaluation.verify import compare
 from natprec.measurement import Measurement
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.run.tokens import given_tokens, held_out_tokens
 from natprec.staged.batches import batches
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--roundings", default="gptq,yaqa,learned")
     options = parser.parse_args()
     stages = Stages(quiet=True)
-    request = Request(
+    request = QuantizeConfig(
         options.model,
         bits=options.bits,
         max_size=options.max_size,

@@ -20,10 +20,11 @@ import psutil
 import torch
 from torch.nn import functional
 
+from natprec.config import QuantizeConfig
 from natprec.formats import engine_profile
 from natprec.measurement.sweep import sweep
 from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_tokens
 from natprec.sites import activation_formats
 from natprec.staged.batches import batches
@@ -62,7 +63,9 @@ def main() -> None:
     parser.add_argument("--sweeps", default="rtn,gptq,all", help="of weights for either rounding; all: rtn, all sites")
     parser.add_argument("--arithmetic", default="auto", help="auto, float32 or bfloat16")
     options = parser.parse_args()
-    request = Request(options.model, eps=1.0, data=options.data, tokens=options.tokens, arithmetic=options.arithmetic)
+    request = QuantizeConfig(
+        options.model, eps=1.0, data=options.data, tokens=options.tokens, arithmetic=options.arithmetic
+    )
     subject = open_subject(request, Stages())
     ids = calibration_tokens(request, subject, Stages())
     formats = subject.candidates(engine_profile("vllm"), options.group_size)

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from natprec import native
-from natprec.arithmetic import ARITHMETIC, arithmetic, multiplies_bfloat16, product, products_in
+from natprec.arithmetic import DTYPES, arithmetic, multiplies_bfloat16, product, products_in
+from natprec.config import ARITHMETIC
 from natprec.errors import InputError
 from natprec.formats import engine_profile
 from natprec.measurement.exact import exact_curves
@@ -36,7 +37,7 @@ def test_names() -> None:
     assert arithmetic("bfloat16", CPU) == torch.bfloat16
     with pytest.raises(InputError, match="did you mean 'bfloat16'"):
         arithmetic("bfloat", CPU)
-    assert ARITHMETIC[0] == "auto"
+    assert ("auto", *DTYPES) == ARITHMETIC
 
 
 @pytest.mark.parametrize("has", [True, False])

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from natprec import errors, files, pipeline
+from natprec.config import QuantizeConfig
 from natprec.evaluation.judge import MARGIN
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
 from natprec.run import request, resumable
-from natprec.run.request import Request
 from natprec.solver.solve import HEADROOM
 from tests.run_command import left_behind
 
@@ -24,8 +24,8 @@ EPS = 2e-4
 
 
 @pytest.fixture
-def request_(tiny_folder: Path, text_file: Path) -> Request:
-    return Request(
+def request_(tiny_folder: Path, text_file: Path) -> QuantizeConfig:
+    return QuantizeConfig(
         str(tiny_folder), eps=EPS, data=str(text_file), tokens=256, eval_tokens=256, length=64, group_size=32,
         rounding="rtn",
     )  # fmt: skip
@@ -55,7 +55,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     return asked
 
 
-def test_a_promise_kept_needs_no_correction(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_promise_kept_needs_no_correction(
+    request_: QuantizeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = watched(monkeypatch)
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
     assert asked == [None]
@@ -66,7 +68,7 @@ def test_a_promise_kept_needs_no_correction(request_: Request, tmp_path: Path, m
 
 @pytest.mark.parametrize("second", [0.9, 1.1])
 def test_a_broken_promise_is_solved_once_more_by_the_measured_ratio(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: float
+    request_: QuantizeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: float
 ) -> None:
     asked = watched(monkeypatch)
     worsened(monkeypatch, [1.6, second])
@@ -82,7 +84,7 @@ def test_a_broken_promise_is_solved_once_more_by_the_measured_ratio(
 
 
 def test_a_correction_that_no_format_reaches_leaves_the_first_plan(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: QuantizeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worsened(monkeypatch, [1e9])
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
@@ -91,7 +93,7 @@ def test_a_correction_that_no_format_reaches_leaves_the_first_plan(
     assert plan.eps_solved == HEADROOM * EPS
 
 
-def test_eps_per_site_promises_the_sum(request_: Request, tmp_path: Path) -> None:
+def test_eps_per_site_promises_the_sum(request_: QuantizeConfig, tmp_path: Path) -> None:
     _, plan, verification = pipeline.quantize(replace(request_, eps_scope="site"), tmp_path / "out")
     assert pipeline.promised(plan) == EPS * len(plan.sites)
     assert all(choice.kl <= EPS for choice in plan.sites.values())
@@ -99,7 +101,7 @@ def test_eps_per_site_promises_the_sum(request_: Request, tmp_path: Path) -> Non
 
 
 def test_an_eps_out_of_reach_keeps_the_measurement_and_resume_uses_it(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: QuantizeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, kept = tmp_path / "out", tmp_path / "out.partial" / "measurement.safetensors"
     with pytest.raises(errors.BudgetError, match="smallest reachable") as refused:
@@ -125,7 +127,7 @@ def test_an_eps_out_of_reach_keeps_the_measurement_and_resume_uses_it(
 
 
 def test_without_resume_it_is_measured_again(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: QuantizeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(errors.BudgetError):
         pipeline.quantize(replace(request_, eps=1e-12), tmp_path / "out")

@@ -85,7 +85,7 @@ def test_the_whole_way(kind: Any, tmp_path: Path, text_file: Path, tiny_tokenize
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_the_whole_job(kind: Any, tmp_path: Path, tiny_folder: Path, text_file: Path) -> None:
-    request = natprec.Request(
+    request = natprec.QuantizeConfig(
         kind(tiny_folder), bits=6, data=kind(text_file), eval_data=kind(text_file), tokens=256, eval_tokens=128,
         length=64, group_size=32, rounding="rtn",
     )  # fmt: skip

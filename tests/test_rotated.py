@@ -12,12 +12,13 @@ import torch
 
 import natprec
 from natprec import errors, pipeline
+from natprec.config import QuantizeConfig
 from natprec.evaluation.judge import verify
 from natprec.evaluation.verify import Verification
 from natprec.measurement import Measurement
 from natprec.models.stored import read_stored
 from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.solver import Plan
 from natprec.transforms import rotated_digest
 from tests.conftest import VOCABULARY, tiny_model
@@ -43,14 +44,14 @@ def untied(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Pat
 
 
 @pytest.fixture
-def request_(untied: Path, text_file: Path) -> Request:
-    return Request(
+def request_(untied: Path, text_file: Path) -> QuantizeConfig:
+    return QuantizeConfig(
         str(untied), eps=1e-3, data=str(text_file), tokens=512, eval_tokens=512, length=64, group_size=32,
         transforms="rotate", seed=2,
     )  # fmt: skip
 
 
-def test_the_whole_flow(request_: Request, untied: Path, text_file: Path, tmp_path: Path) -> None:
+def test_the_whole_flow(request_: QuantizeConfig, untied: Path, text_file: Path, tmp_path: Path) -> None:
     """What `natprec verify` finds beside the original is what `quantize` found beside the rotated one."""
     out = tmp_path / "out"
     measurement, plan, found = pipeline.quantize(request_, out)
@@ -67,7 +68,9 @@ def test_the_whole_flow(request_: Request, untied: Path, text_file: Path, tmp_pa
     assert (read_stored(out / "model.safetensors", "model.norm.weight") == 1).all()
 
 
-def test_apply_rotates_as_the_plan_says(request_: Request, untied: Path, text_file: Path, tmp_path: Path) -> None:
+def test_apply_rotates_as_the_plan_says(
+    request_: QuantizeConfig, untied: Path, text_file: Path, tmp_path: Path
+) -> None:
     """Whatever its own seed is, which the text follows: GPTQ's text is the same here, since it comes from a file."""
     file = tmp_path / "m"
     measured = command("measure", "--model", untied, "--data", text_file, "--out", file, "--transforms", "rotate",
@@ -93,7 +96,7 @@ def test_apply_rotates_as_the_plan_says(request_: Request, untied: Path, text_fi
     assert command("apply", tmp_path / "seed.json", "--model", untied, "--out", tmp_path / "other").code == 2
 
 
-def test_resume_notices_a_rotation(request_: Request, tmp_path: Path) -> None:
+def test_resume_notices_a_rotation(request_: QuantizeConfig, tmp_path: Path) -> None:
     with pytest.raises(errors.BudgetError):
         pipeline.quantize(replace(request_, eps=1e-12), tmp_path / "out")
     for change in ({"transforms": "auto"}, {"seed": 3}):
@@ -104,12 +107,12 @@ def test_resume_notices_a_rotation(request_: Request, tmp_path: Path) -> None:
     assert left_behind(tmp_path) == ["out"]
 
 
-def test_weights_on_disk_are_refused(request_: Request) -> None:
+def test_weights_on_disk_are_refused(request_: QuantizeConfig) -> None:
     with pytest.raises(errors.InputError, match=r"'rotate': rotating .* use --weights memory, or measure with"):
         open_subject(replace(request_, weights="disk"), QUIET)
 
 
-def test_inspect_shows_the_rotated_model(request_: Request, untied: Path, tmp_path: Path) -> None:
+def test_inspect_shows_the_rotated_model(request_: QuantizeConfig, untied: Path, tmp_path: Path) -> None:
     _, plan, _ = pipeline.quantize(replace(request_, rounding="rtn"), tmp_path / "out")
     plan.save(tmp_path / "plan.json")
     shown = command("inspect", "--plan", tmp_path / "plan.json", "--model", untied, "--data", request_.data, *SMALL)
@@ -133,7 +136,7 @@ def test_in_memory_the_model_stays_as_it_was(tmp_path: Path) -> None:
         replace(plan, rotation=None).apply(model, None, rounding="rtn")
 
 
-def test_a_measurement_must_be_of_a_rotated_subject(request_: Request) -> None:
+def test_a_measurement_must_be_of_a_rotated_subject(request_: QuantizeConfig) -> None:
     from natprec.measurement.measure import measure
 
     plain = open_subject(replace(request_, transforms="auto"), QUIET)
@@ -141,7 +144,7 @@ def test_a_measurement_must_be_of_a_rotated_subject(request_: Request) -> None:
         measure(plain, torch.zeros(4, 8, dtype=torch.int64), group_size=32, transforms="rotate")
 
 
-def test_a_plan_of_before_is_read(tmp_path: Path, request_: Request) -> None:
+def test_a_plan_of_before_is_read(tmp_path: Path, request_: QuantizeConfig) -> None:
     """Written by a natprec that knew no rotations."""
     _, plan, _ = pipeline.quantize(replace(request_, rounding="rtn", transforms="auto"), tmp_path / "out")
     value = plan.to_json()
@@ -151,7 +154,7 @@ def test_a_plan_of_before_is_read(tmp_path: Path, request_: Request) -> None:
 
 
 @pytest.mark.parametrize("engine", ["transformers", "natprec", "llama.cpp"])
-def test_other_engines(request_: Request, tmp_path: Path, engine: str) -> None:
+def test_other_engines(request_: QuantizeConfig, tmp_path: Path, engine: str) -> None:
     asked = replace(request_, engine=engine, rounding="rtn", eps=None, bits=6.0)
     _, plan, found = pipeline.quantize(asked, tmp_path / "out")
     assert plan.rotation == 2

@@ -26,7 +26,7 @@ def test_functions_refuse_it(seed: Any, tmp_path: Path) -> None:
     model = tiny_model()
     plan: Any = None
     for call in (
-        lambda: natprec.Request("tiny", eps=1.0, seed=seed).check(),
+        lambda: natprec.QuantizeConfig("tiny", eps=1.0, seed=seed).check(),
         lambda: natprec.measure(model, None, tokens(2, 8), seed=seed),
         lambda: natprec.apply(plan, model, seed=seed),
         lambda: natprec.verify(tmp_path, model, seed=seed),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.evaluation.reload import load_quantized
 from natprec.formats import engine_profile
@@ -17,7 +18,7 @@ from natprec.hooks import attached
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_and_write
 from natprec.progress import Stages
-from natprec.run.request import Request, refuse_impossible_size
+from natprec.run.request import refuse_impossible_size
 from natprec.runtime.load import load
 from natprec.sites import uneven
 from natprec.solver import solve
@@ -114,7 +115,7 @@ def test_an_input_that_is_several_tensors_is_measured_in_all_of_them() -> None:
 
 def test_keys_and_values_that_one_scheme_cannot_describe_are_refused_before_measuring() -> None:
     subject = tiny.made(tiny.deepseek)
-    request = Request("small", eps=0.05, group_size=32, sites="all", kv="8", engine="natprec")
+    request = QuantizeConfig("small", eps=0.05, group_size=32, sites="all", kv="8", engine="natprec")
     with pytest.raises(InputError, match=r"keys of 24, values of 16.*leave --kv out"):
         refuse_impossible_size(request, subject)
     refuse_impossible_size(replace(request, engine="vllm"), subject)
@@ -162,7 +163,7 @@ def test_a_group_size_that_fits_few_matrices_is_for_those_alone() -> None:
     assert sizes["model.layers.0.altup.prediction_coefs"] == set(), "2 inputs"
     assert sizes["model.layers.0.per_layer_projection"] == set(), "16 inputs, which kernels of vLLM do not run"
     assert {fmt.group_size for fmt in subject.candidates(engine_profile("natprec"), 64)[
-        "model.layers.0.per_layer_projection"]} == {-1}  # fmt: skip
+        "model.layers.0.per_layer_projection"]} == {None}  # fmt: skip
     said = uneven(subject.sites, formats, 64)
     assert said.startswith(
         "group size 64 does not fit every weight: 'model.layers.0.altup.prediction_coefs' (2 inputs)"

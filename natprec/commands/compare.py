@@ -6,36 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-
-from natprec.commands.options import (
-    METHOD,
-    OUTPUT,
-    TARGET,
-    Column,
-    Data,
-    EvalData,
-    EvalTokens,
-    GroupSize,
-    Json,
-    Length,
-    Model,
-    Resume,
-    Seed,
-    Tokens,
-    Trust,
-    option,
-    parse_group_size,
-)
-from natprec.commands.output import print_json
-from natprec.comparison.compare import Settings
-from natprec.comparison.compare import compare as run
+from natprec.commands.options import Json, Resume, configured, own
 from natprec.comparison.methods import DEFAULT, parse_interpreters, parse_methods, parse_widths
-from natprec.comparison.plot import plot
-from natprec.comparison.report import comparison_table
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError
-from natprec.progress import Stages
-from natprec.run.request import Request
+from natprec.options import METHOD, OUTPUT, TARGET
 
 EXAMPLES = ("natprec compare --model ./folder --methods gptq,autoround,natprec --out compared",)
 
@@ -43,35 +18,37 @@ WIDTH = 104
 """Columns that the table needs; a terminal may be wider."""
 
 
+@configured
 def compare(
-    model: Model,
-    methods: Annotated[str, option("--methods", METHOD, "Names with commas between, or all.")] = DEFAULT,
-    bits: Annotated[str, option("--bits", TARGET, "Width of the uniform methods: 4, or several: 3,4.")] = "4",
-    data: Data = None,
-    eval_data: EvalData = None,
-    text_column: Column = None,
-    tokens: Tokens = 8192,
-    eval_tokens: EvalTokens = 4096,
-    sequence_length: Length = 256,
-    group_size: GroupSize = "64",
+    config: QuantizeConfig,
+    methods: Annotated[str, own("--methods", METHOD, "Names with commas between, or all.")] = DEFAULT,
+    bits: Annotated[str, own("--bits", TARGET, "Width of the uniform methods: 4, or several: 3,4.")] = "4",
     activations: Annotated[
-        int, option("--activations", METHOD, "Bits of the inputs of Linears in all rows: 16, 8 or 4, by token.")
+        int, own("--activations", METHOD, "Bits of the inputs of Linears in all rows: 16, 8 or 4, by token.")
     ] = 16,
-    iterations: Annotated[int, option("--iterations", METHOD, "AutoRound's steps per block.")] = 200,
+    iterations: Annotated[int, own("--iterations", METHOD, "AutoRound's steps per block.")] = 200,
     python: Annotated[
-        list[str] | None, option("--python", METHOD, "Interpreter that has the peers; METHOD=PATH for one of them.")
+        list[str] | None, own("--python", METHOD, "Interpreter that has the peers; METHOD=PATH for one of them.")
     ] = None,
-    time_limit: Annotated[float, option("--time-limit", METHOD, "Seconds that one method may take.")] = 21600.0,
-    seed: Seed = 0,
-    out: Annotated[Path | None, option("--out", OUTPUT, "Folder for checkpoints, logs, table and plot.")] = None,
+    time_limit: Annotated[float, own("--time-limit", METHOD, "Seconds that one method may take.")] = 21600.0,
+    out: Annotated[Path | None, own("--out", OUTPUT, "Folder for checkpoints, logs, table and plot.")] = None,
     resume: Resume = False,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Compare natprec with other quantizers on one model, text and number of stored bytes.
 
     natprec gets the bytes of the uniform checkpoint. A method that fails says why in its row. Exit code 0.
     """
+    from rich.console import Console
+
+    from natprec.commands.output import print_json
+    from natprec.comparison.compare import Settings
+    from natprec.comparison.compare import compare as run
+    from natprec.comparison.plot import plot
+    from natprec.comparison.report import comparison_table
+    from natprec.progress import Stages
+    from natprec.run.request import check
+
     if activations not in (4, 8, 16):
         raise InputError(f"activations {activations}: methods are compared with 16, 8 or 4 bits")
     settings = Settings(
@@ -82,16 +59,11 @@ def compare(
         time_limit,
         activations,
     )
-    request = Request(
-        model, eps=1.0, data=data, eval_data=eval_data, text_column=text_column, tokens=tokens,
-        eval_tokens=eval_tokens, length=sequence_length, group_size=parse_group_size(group_size), seed=seed,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    request.check()
+    check(config, solved=False)
     stages = Stages()
     with tempfile.TemporaryDirectory(prefix="natprec-compare-") as temporary:
         folder = out or Path(temporary)
-        report = run(request, settings, folder, stages, resume)
+        report = run(config, settings, folder, stages, resume)
         plotted = out is not None and plot(report, folder / "pareto.png")
     if as_json:
         print_json(report)

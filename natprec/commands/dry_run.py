@@ -7,19 +7,20 @@ from dataclasses import asdict
 from rich.console import Console
 
 from natprec.commands.output import print_json
+from natprec.config import QuantizeConfig
 from natprec.formats import engine_profile
 from natprec.progress import Stages
 from natprec.run.estimate import estimate
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.units import human_bytes, human_seconds
 
 
-def dry_run(request: Request, stages: Stages, as_json: bool, judged: bool = True) -> None:
+def dry_run(config: QuantizeConfig, stages: Stages, as_json: bool, judged: bool = True) -> None:
     """Open the model, time one batch, and say memory and time."""
-    subject = open_subject(request, stages)
-    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
+    subject = open_subject(config, stages)
+    formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
     with stages.stage("time one batch"):
-        result = estimate(subject, request, len({fmt for several in formats.values() for fmt in several}), judged)
+        result = estimate(subject, config, len({fmt for several in formats.values() for fmt in several}), judged)
     if as_json:
         print_json(asdict(result))
         return

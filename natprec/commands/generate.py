@@ -4,38 +4,44 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from natprec.commands.options import METHOD, OUTPUT, TEXT, Device, Json, Trust, option
-from natprec.commands.output import print_json
-from natprec.records import without_places
-from natprec.runtime.generate import generate as run
-from natprec.runtime.load import Runnable, load
-from natprec.seeds import check_seed
-from natprec.units import human_bytes
+from natprec.commands.options import Json, configured, own
+from natprec.config import QuantizeConfig
+from natprec.options import METHOD, OUTPUT, TEXT
+
+if TYPE_CHECKING:
+    from natprec.runtime.load import Runnable
 
 EXAMPLES = ('natprec generate quantized --prompt "Why is the sky blue?" --greedy --explain',)
 
 
+@configured
 def generate(
+    config: QuantizeConfig,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint in compressed-tensors format.")],
-    prompt: Annotated[str, option("--prompt", TEXT, "What the model answers, or goes on from if it does not chat.")],
-    max_new_tokens: Annotated[int, option("--max-new-tokens", TEXT, "Stop after so many.")] = 128,
-    greedy: Annotated[bool, option("--greedy", METHOD, "Always the likeliest token, instead of drawing.")] = False,
-    seed: Annotated[int, option("--seed", METHOD, "Of what is drawn.")] = 0,
-    device: Device = "cpu",
-    trust_remote_code: Trust = False,
-    explain: Annotated[bool, option("--explain", OUTPUT, "Say which kernel runs each layer, and why.")] = False,
+    prompt: Annotated[str, own("--prompt", TEXT, "What the model answers, or goes on from if it does not chat.")],
+    max_new_tokens: Annotated[int, own("--max-new-tokens", TEXT, "Stop after so many.")] = 128,
+    greedy: Annotated[bool, own("--greedy", METHOD, "Always the likeliest token, instead of drawing.")] = False,
+    seed: Annotated[int, own("--seed", METHOD, "Of what is drawn.")] = 0,
+    explain: Annotated[bool, own("--explain", OUTPUT, "Say which kernel runs each layer, and why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a checkpoint on its codes and write text, on the CPU or a GPU.
 
     Nothing is decompressed at load: weights stay at their bits.
     """
+    from natprec.commands.output import print_json
+    from natprec.records import without_places
+    from natprec.runtime.generate import generate as run
+    from natprec.runtime.load import load
+    from natprec.seeds import check_seed
+    from natprec.units import human_bytes
+
     check_seed(seed)
-    runnable = load(folder, device=device, trust_remote_code=trust_remote_code)
+    runnable = load(folder, device=config.device, trust_remote_code=config.trust_remote_code)
     written = run(
         runnable, prompt, max_new_tokens=max_new_tokens, greedy=greedy, seed=seed,
         on_text=(lambda text: None) if as_json else _show,

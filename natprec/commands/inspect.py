@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-
-from natprec.commands.options import (
-    METHOD,
-    MODEL,
-    OUTPUT,
-    TARGET,
-    TEXT,
-    Column,
-    Data,
-    Device,
-    Engine,
-    EpsBwd,
-    GroupSize,
-    Json,
-    Length,
-    Overwrite,
-    Seed,
-    Trust,
-    option,
-    parse_group_size,
-)
-from natprec.commands.output import print_json
+from natprec.commands.options import Json, Overwrite, configured, like, own
+from natprec.config import ROOM_KELVIN, QuantizeConfig
 from natprec.errors import InputError
-from natprec.files import new_folder, refuse_existing, write_json
-from natprec.information.landauer import ROOM_KELVIN
-from natprec.inspection.inspect import inspect as run
-from natprec.inspection.inspect import keep_named, require_explicit
-from natprec.inspection.picture import svg
-from natprec.inspection.report import tables, to_json
-from natprec.marks import refuse_inputs
-from natprec.measurement import Measurement
-from natprec.measurement.measure import measure
-from natprec.models.checkpoints import ALIASES
-from natprec.progress import Stages
-from natprec.run.request import Request, open_subject
-from natprec.run.tokens import given_tokens, held_out_tokens
-from natprec.solver import Plan
-from natprec.solver.solve import check_positive
-from natprec.solver.units import EPS_BWD_SHOWN
-from natprec.texts.seen import pieces_of
+from natprec.options import METHOD, MODEL, OUTPUT, positive
+
+if TYPE_CHECKING:
+    from natprec.solver import Plan
 
 EXAMPLES = (
     "natprec inspect --model ./folder --data calib.txt",
@@ -55,83 +22,90 @@ EXAMPLES = (
 WIDTH = 160
 
 
+@configured
 def inspect(
-    model: Annotated[str | None, option("--model", MODEL, "Hub id, folder, .gguf file or alias.")] = None,
+    config: QuantizeConfig,
+    model: Annotated[str | None, like("model", "Hub id, folder, .gguf file or alias.")] = None,
     plan: Annotated[
-        Path | None, option("--plan", MODEL, "plan.json: the model in its formats; a folder is named by --model.")
+        Path | None, own("--plan", MODEL, "plan.json: the model in its formats; a folder is named by --model.")
     ] = None,
     measurement: Annotated[
-        Path | None, option("--measurement", MODEL, "File of natprec measure; else it is measured here, roughly.")
+        Path | None, own("--measurement", MODEL, "File of natprec measure; else it is measured here, roughly.")
     ] = None,
-    eps: Annotated[float | None, option("--eps", TARGET, "Of b*, at each site; default 0.01.")] = None,
-    eps_bwd: EpsBwd = None,
-    data: Data = None,
-    text_column: Column = None,
-    tokens: Annotated[int, option("--tokens", TEXT, "Tokens to measure and to count codes on.")] = 1024,
-    sequence_length: Length = 128,
-    engine: Engine = "vllm",
-    group_size: GroupSize = "64",
-    kelvin: Annotated[float, option("--kelvin", METHOD, "Temperature at which bits are erased.")] = ROOM_KELVIN,
-    strict: Annotated[bool, option("--strict", OUTPUT, "Refuse boundaries that take less than they receive.")] = False,
-    site: Annotated[str | None, option("--site", OUTPUT, "Only this site, or all inside this module.")] = None,
-    out: Annotated[Path | None, option("--out", OUTPUT, "Folder for inspection.json and graph.svg.")] = None,
+    eps: Annotated[float, like("eps", "Of b*, at each site.")] = 0.01,
+    tokens: Annotated[int, like("tokens", "Tokens to measure and to count codes on.")] = 1024,
+    length: Annotated[int, like("length", "Tokens per sequence.")] = 128,
+    lower: Annotated[
+        bool, own("--lower", METHOD, "Run a block (that of --site, or the first) on low-bit kernels.")
+    ] = False,
+    kelvin: Annotated[float, own("--kelvin", METHOD, "Temperature at which bits are erased.")] = ROOM_KELVIN,
+    strict: Annotated[bool, own("--strict", OUTPUT, "Refuse boundaries that take less than they receive.")] = False,
+    site: Annotated[str | None, own("--site", OUTPUT, "Only this site, or all inside this module.")] = None,
+    out: Annotated[Path | None, own("--out", OUTPUT, "Folder for inspection.json and graph.svg.")] = None,
     overwrite: Overwrite = False,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show what information a model carries, site by site, and what each change of precision erases.
 
     Without --plan each domain gets the largest b* of its sites. Exit code 2 with --strict if information is lost.
     """
+    from rich.console import Console
+
+    from natprec.commands.output import print_json
+    from natprec.files import new_folder, refuse_existing, write_json
+    from natprec.inspection.inspect import inspect as run
+    from natprec.inspection.inspect import keep_named, require_explicit
+    from natprec.inspection.lowered import lowered_block
+    from natprec.inspection.picture import svg
+    from natprec.inspection.report import tables, to_json
+    from natprec.marks import refuse_inputs
+    from natprec.measurement import Measurement
+    from natprec.measurement.measure import measure
+    from natprec.progress import Stages
+    from natprec.run.request import check, inputs, open_subject
+    from natprec.run.tokens import given_tokens, held_out_tokens
+    from natprec.solver import Plan
+    from natprec.solver.units import EPS_BWD_SHOWN
+    from natprec.texts.seen import pieces_of
+
     planned = None if plan is None else Plan.load(plan)
     name = model or _planned_model(planned)
-    check_positive("eps", eps)
-    check_positive("eps-bwd", eps_bwd)
-    check_positive("kelvin", kelvin)
-    request = Request(
-        name, eps=eps or 0.01, data=data, text_column=text_column, tokens=tokens, eval_tokens=tokens,
-        length=sequence_length, group_size=parse_group_size(group_size), engine=engine, rounding="rtn", seed=seed,
-        device=device, trust_remote_code=trust_remote_code, distortion=None if planned is None else planned.distortion,
+    positive("kelvin", kelvin)
+    config = replace(
+        config, model=name, eps=eps, tokens=tokens, eval_tokens=tokens, length=length, rounding="rtn", sites="all",
+        distortion=None if planned is None else planned.distortion,
     )  # fmt: skip
-    request.check()
-    tolerance = eps_bwd or (planned.eps_bwd if planned is not None else None) or EPS_BWD_SHOWN
+    check(config)
+    tolerance = config.eps_bwd or (planned.eps_bwd if planned is not None else None) or EPS_BWD_SHOWN
     if out is not None:
-        refuse_inputs(out, {**request.inputs(), "--plan": plan, "--measurement": measurement})
+        refuse_inputs(out, {**inputs(config), "--plan": plan, "--measurement": measurement})
         refuse_existing(out, overwrite)
     known = None if measurement is None else Measurement.load(measurement)
     stages = Stages()
     rotation = planned.rotation if planned is not None else known.header.rotation if known is not None else None
-    subject = open_subject(request, stages, rotation)
+    subject = open_subject(config, stages, rotation)
     if planned is not None:
         planned.refuse_other_model(subject.digest, name)
     if known is not None and known.header.model_digest != subject.digest:
         raise InputError(f"measurement {str(measurement)!r} is of {known.header.model!r}, not of {name!r}")
-    ids = given_tokens(request, subject, stages)
-    held_out = held_out_tokens(request, subject, stages, pieces_of(ids))
+    ids = given_tokens(config, subject, stages)
+    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
     if known is None:
-        known = measure(
-            subject,
-            ids,
-            engine=engine,
-            group_size=request.group_size,
-            rounding="rtn",
-            sites="all",
-            seed=seed,
-            stages=stages,
-        )
+        known = measure(subject, ids, config, stages=stages)
     found = run(
-        subject, ids, held_out, known, eps=request.eps or 0.01, eps_bwd=tolerance, plan=planned, kelvin=kelvin,
+        subject, ids, held_out, known, eps=eps, eps_bwd=tolerance, plan=planned, kelvin=kelvin,
         stages=stages,
     )  # fmt: skip
     if strict:
         require_explicit(found)
+    if lower:
+        with stages.stage("run the lowered block"):
+            found = replace(found, lowered=lowered_block(subject, held_out, found.formats, site or ""))
     shown = found if site is None else keep_named(found, site)
     value = {
         "model": subject.name,
         "model_digest": subject.digest,
-        "eps": request.eps,
+        "eps": eps,
         "eps_bwd": tolerance,
         "kelvin": kelvin,
         **to_json(shown),
@@ -154,6 +128,8 @@ def _planned_model(plan: Plan | None) -> str:
     Raises:
         InputError: it is the name of a folder that is not here, or there is no plan.
     """
+    from natprec.models.checkpoints import ALIASES
+
     if plan is None:
         raise InputError("give --model, or --plan with a plan of a hub model")
     if "/" not in plan.model and plan.model not in ALIASES and not Path(plan.model).exists():

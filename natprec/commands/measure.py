@@ -6,84 +6,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from natprec.commands.dry_run import dry_run as show_dry_run
-from natprec.commands.options import (
-    OUTPUT,
-    ArithmeticOption,
-    Column,
-    Data,
-    Device,
-    DistortionOption,
-    DryRun,
-    Engine,
-    EstimatorOption,
-    GroupSize,
-    Json,
-    Length,
-    Model,
-    Overwrite,
-    Resume,
-    RoundingOption,
-    Seed,
-    SitesOption,
-    Tokens,
-    TransformsOption,
-    Trust,
-    WeightsOption,
-    option,
-    parse_group_size,
-)
-from natprec.commands.output import print_json
-from natprec.memory import peak_bytes
-from natprec.parallel.workers import joined, refuse_many
-from natprec.progress import Stages
-from natprec.records import public_name
-from natprec.run import resumable
-from natprec.run.request import Request
+from natprec.commands.options import DryRun, Json, Overwrite, Resume, configured, own
+from natprec.config import QuantizeConfig
+from natprec.options import OUTPUT
 
 EXAMPLES = ("natprec measure --model ./folder --data calib.txt --out folder.measurement",)
 
 
+@configured
 def measure(
-    model: Model,
-    out: Annotated[Path, option("--out", OUTPUT, "File of the measurement.")],
-    data: Data = None,
-    text_column: Column = None,
-    tokens: Tokens = 8192,
-    sequence_length: Length = 256,
-    group_size: GroupSize = "64",
-    engine: Engine = "vllm",
-    estimator: EstimatorOption = "fisher",
-    rounding: RoundingOption = "gptq",
-    transforms: TransformsOption = "auto",
-    sites: SitesOption = "weights",
-    distortion: DistortionOption = None,
-    seed: Seed = 0,
+    config: QuantizeConfig,
+    out: Annotated[Path, own("--out", OUTPUT, "File of the measurement.")],
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
-    arithmetic: ArithmeticOption = "auto",
-    device: Device = "cpu",
-    weights: WeightsOption = "auto",
-    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure once: what every width costs at every site. Solve any eps or size from the file."""
-    request = Request(
-        model, eps=1.0, data=data, text_column=text_column, tokens=tokens, length=sequence_length,
-        group_size=parse_group_size(group_size), engine=engine, estimator=estimator, rounding=rounding,
-        seed=seed, device=device, trust_remote_code=trust_remote_code, distortion=distortion, transforms=transforms,
-        sites=sites, weights=weights, arithmetic=arithmetic,
-    )  # fmt: skip
-    request.check(judged=False)
+    from natprec.commands.dry_run import dry_run as show_dry_run
+    from natprec.commands.output import print_json
+    from natprec.memory import peak_bytes
+    from natprec.parallel.launcher import refuse_many
+    from natprec.parallel.workers import joined
+    from natprec.progress import Stages
+    from natprec.records import public_name
+    from natprec.run import resumable
+    from natprec.run.request import check
+
+    check(config, judged=False, solved=False)
     if dry_run:
         refuse_many("natprec measure --dry-run")
-        show_dry_run(request, Stages(), as_json, judged=False)
+        show_dry_run(config, Stages(), as_json, judged=False)
         return
-    with joined(device) as (workers, own_device):
+    with joined(config.device) as (workers, own_device):
         stages = Stages(quiet=not workers.first)
         measurement = resumable.measured_together(
-            replace(request, device=own_device), out, overwrite, resume, stages, workers
+            replace(config, device=own_device), out, overwrite, resume, stages, workers
         )
         sent = workers.sent_by_all()
     if not workers.first:

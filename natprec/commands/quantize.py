@@ -2,95 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from natprec import pipeline
-from natprec.commands.dry_run import dry_run as show_dry_run
-from natprec.commands.options import (
-    KV,
-    OUTPUT,
-    Activations,
-    ArithmeticOption,
-    Bits,
-    Column,
-    Data,
-    Device,
-    DistortionOption,
-    DryRun,
-    Engine,
-    Eps,
-    EpsBwd,
-    EstimatorOption,
-    EvalData,
-    EvalTokens,
-    GroupSize,
-    Json,
-    Length,
-    MaxSize,
-    Model,
-    Overwrite,
-    Refine,
-    Resume,
-    RoundingOption,
-    ScopeOption,
-    Seed,
-    Tokens,
-    TransformsOption,
-    Trust,
-    WeightsOption,
-    option,
-    parse_group_size,
-)
-from natprec.commands.output import print_json
-from natprec.progress import Stages
-from natprec.records import public_name
-from natprec.run.request import Request
-from natprec.run.summary import result_table
+from natprec.commands.options import DryRun, Json, Overwrite, Resume, configured, own, types_of
+from natprec.config import NOT_ROUNDED, QuantizeConfig
+from natprec.options import MODEL, OUTPUT
+from natprec.run import recipe as recipes
+from natprec.run.recipe import Recipe
 
 EXAMPLES = (
     "natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01",
     "natprec quantize --model ./folder --bits 4.25 --data calib.txt --eval-data test.txt",
     "natprec quantize --model ./folder --max-size 90e6 --out small --json",
     "natprec quantize --model ./folder --eps 0.05 --activations auto --kv 8",
+    "natprec quantize --recipe recipes/smollm2-135m-eps0.05.toml --data calib.txt",
 )
 
 
+ONE_RUN = ("recipe", "resume", "dry_run", "as_json")
+"""Options that say how this run goes, not what comes of it: no recipe gives them."""
+
+
+def _defaults(context: typer.Context, file: Path | None) -> Recipe | None:
+    """Read the recipe first: what it says holds where the command line says nothing."""
+    if file is None:
+        return None
+    types = {name: each for name, each in types_of(quantize).items() if name not in ONE_RUN}
+    read = Recipe.read(file, types)
+    context.default_map = read.options
+    return read
+
+
+RecipeFile = Annotated[
+    Recipe | None,
+    own(
+        "--recipe",
+        MODEL,
+        "TOML file of options, and of what to expect. Options given here win.",
+        parser=Path,
+        metavar="FILE",
+        callback=_defaults,
+        is_eager=True,
+    ),
+]
+
+
+@configured
 def quantize(
-    model: Model,
-    eps: Eps = None,
-    bits: Bits = None,
-    max_size: MaxSize = None,
-    eps_scope: ScopeOption = "model",
-    eps_bwd: EpsBwd = None,
-    activations: Activations = "16",
-    kv: KV = "16",
-    data: Data = None,
-    eval_data: EvalData = None,
-    text_column: Column = None,
-    tokens: Tokens = 8192,
-    eval_tokens: EvalTokens = 4096,
-    sequence_length: Length = 256,
-    group_size: GroupSize = "64",
-    engine: Engine = "vllm",
-    estimator: EstimatorOption = "fisher",
-    distortion: DistortionOption = None,
-    rounding: RoundingOption = "gptq",
-    transforms: TransformsOption = "auto",
-    refine: Refine = 0,
-    seed: Seed = 0,
-    out: Annotated[Path | None, option("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
+    config: QuantizeConfig,
+    recipe: RecipeFile = None,
+    out: Annotated[Path | None, own("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
-    arithmetic: ArithmeticOption = "auto",
-    device: Device = "cpu",
-    weights: WeightsOption = "auto",
-    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure a model, solve its precision, write a checkpoint and prove that it keeps eps.
@@ -98,27 +66,37 @@ def quantize(
     Exit code 0: the promise holds. 3: it does not (the checkpoint is written and says so). 2: bad input.
     4: the checkpoint is written, but could not be judged.
     """
-    request = Request(
-        model, eps, bits, max_size, eps_scope, data, eval_data, text_column, tokens, eval_tokens, sequence_length,
-        parse_group_size(group_size), engine, estimator, rounding, seed, device, trust_remote_code, distortion,
-        transforms, refine, sites="weights" if activations == kv == "16" else "all",
-        activations=activations, kv=kv, eps_bwd=eps_bwd, weights=weights, arithmetic=arithmetic,
-    )  # fmt: skip
+    from rich.console import Console
+
+    from natprec import pipeline
+    from natprec.commands.dry_run import dry_run as show_dry_run
+    from natprec.commands.output import print_json
+    from natprec.progress import Stages
+    from natprec.records import public_name
+    from natprec.run.request import check
+    from natprec.run.summary import result_table
+
+    config = replace(config, sites="weights" if config.activations == config.kv == NOT_ROUNDED else "all")
+    check(config)
     stages = Stages()
     if dry_run:
-        request.check()
-        show_dry_run(request, stages, as_json)
+        show_dry_run(config, stages, as_json)
         return
+    model = config.model
     name = Path(model).resolve().name if Path(model).exists() else model.split("/")[-1]
     folder = out or Path(name.removesuffix(".gguf") + "-natprec")
     measurement, plan, verification = pipeline.quantize(
-        request, folder, overwrite=overwrite, resume=resume, stages=stages
+        config, folder, overwrite=overwrite, resume=resume, stages=stages
     )
+    found = asdict(verification)
+    compared = recipe.compared(found) if recipe is not None else {}
     if as_json:
-        print_json({**asdict(verification), "out": public_name(folder), "seconds": stages.seconds,
-                     "few_tokens": plan.few_tokens})  # fmt: skip
+        print_json({**found, "out": public_name(folder), "seconds": stages.seconds,
+                     "few_tokens": plan.few_tokens, **({"expected": compared} if compared else {})})  # fmt: skip
     else:
         Console().print(result_table(measurement, plan, verification, stages.seconds))
+        for line in recipes.lines(compared) if compared else ():
+            print(line)
         print(f"written to {folder}")
     if verification.passed is False:
         raise typer.Exit(3)

@@ -22,6 +22,7 @@ from natprec.comparison.methods import METHODS, SIZED_BY, Method
 from natprec.comparison.peers.worker import Job
 from natprec.comparison.processes import interpreter, run_job
 from natprec.comparison.proxies import NAMES, correlations, proxies
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.files import write_json
 from natprec.formats import integer
@@ -29,7 +30,7 @@ from natprec.marks import KEY, is_ours, refuse_inputs
 from natprec.models.surroundings import quiet
 from natprec.progress import Stages
 from natprec.records import OWN_TEXT, public_name, without_places
-from natprec.run.request import Request, open_subject
+from natprec.run.request import inputs, open_subject
 from natprec.run.tokens import given_tokens, held_out_tokens
 from natprec.sites import refuse_indivisible
 from natprec.subject import Subject
@@ -50,7 +51,7 @@ REFERENCE, CALIBRATION = "reference", "calibration.safetensors"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, beyond the model and texts of a `Request`.
+    """What is compared, beyond the model and texts of the configuration.
 
     Attributes:
         methods: names in `METHODS`, natprec's last.
@@ -69,7 +70,9 @@ class Settings:
     activations: int = UNROUNDED
 
 
-def compare(request: Request, settings: Settings, folder: Path, stages: Stages, resume: bool = False) -> dict[str, Any]:
+def compare(
+    config: QuantizeConfig, settings: Settings, folder: Path, stages: Stages, resume: bool = False
+) -> dict[str, Any]:
     """Run every method at every width and judge it.
 
     Args:
@@ -80,16 +83,16 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
     Raises:
         NatprecError: the model, the text or the group size cannot be used. A method's failure is its status.
     """
-    if not isinstance(request.group_size, int) or request.group_size < 1:
+    if not isinstance(config.group_size, int) or config.group_size < 1:
         raise InputError("group size: the methods share only groups of a fixed size; give --group-size 32, 64 or 128")
-    refuse_inputs(folder, request.inputs())
+    refuse_inputs(folder, inputs(config))
     refuse_occupied(folder, resume)
-    subject = open_subject(request, stages)
+    subject = open_subject(config, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
-    refuse_indivisible(sites, (integer(4, request.group_size, True),))
-    ids = given_tokens(request, subject, stages)
-    held_out = held_out_tokens(request, subject, stages, pieces_of(ids))
-    bench = _Bench(request, settings, folder, stages, subject, ids, held_out)
+    refuse_indivisible(sites, (integer(4, config.group_size, True),))
+    ids = given_tokens(config, subject, stages)
+    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
+    bench = _Bench(config, settings, folder, stages, subject, ids, held_out)
     bench.write_inputs()
     rows: list[dict[str, Any]] = []
     targets: dict[int, int] = {}
@@ -100,24 +103,24 @@ def compare(request: Request, settings: Settings, folder: Path, stages: Stages, 
             if METHODS[name].own and bits not in targets:
                 # beside rounded activations llm-compressor stores every code in a byte
                 packed = rows if settings.activations == UNROUNDED else []
-                targets[bits] = target_bytes(packed, bits, subject, request.group_size)
+                targets[bits] = target_bytes(packed, bits, subject, config.group_size)
             row = bench.row(name, METHODS[name].bits or bits, targets.get(bits), resume)
             rows.append(row)
             stages.note(f"{name} {row['bits']}: {_line(row)}")
     report = {
         "model": subject.name,
         "model_digest": subject.digest,
-        "data": public_name(request.data or OWN_TEXT),
+        "data": public_name(config.data or OWN_TEXT),
         "data_digest": data_digest(ids),
-        "eval_data": public_name(request.eval_data or request.data or OWN_TEXT),
+        "eval_data": public_name(config.eval_data or config.data or OWN_TEXT),
         "eval_data_digest": data_digest(held_out),
         "tokens": bench.ids.numel(),
         "eval_tokens": bench.held_out.numel(),
-        "group_size": request.group_size,
+        "group_size": config.group_size,
         "activations": settings.activations,
         "target_bytes": targets,
         "rows": rows,
-        "proxies": correlations(rows, request.seed),
+        "proxies": correlations(rows, config.seed),
     }
     write_json(folder / "compare.json", report)
     return report
@@ -154,7 +157,7 @@ def target_bytes(rows: list[dict[str, Any]], bits: int, subject: Subject, group_
 class _Bench:
     """What all rows share."""
 
-    request: Request
+    config: QuantizeConfig
     settings: Settings
     folder: Path
     stages: Stages
@@ -198,7 +201,7 @@ class _Bench:
             model = judged_model(self.subject, folder / "dense.safetensors")
             plan = folder / "checkpoint" / "plan.json" if method.own else None
             inputs = rounded_inputs(self.subject, self.settings.activations, plan)
-            figures = judge(self.subject, model, self.held_out, self.request.seed, inputs)
+            figures = judge(self.subject, model, self.held_out, self.config.seed, inputs)
             size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
         except (ModelError, InputError) as error:
             return {"status": without_places(str(error))}
@@ -209,25 +212,25 @@ class _Bench:
             **method.settings,
             **({"iterations": self.settings.iterations} if method.peer == "autoround" else {}),
         }
-        assert isinstance(self.request.group_size, int)
+        assert isinstance(self.config.group_size, int)
         return Job(
             method=name,
             model=str(Path("..") / REFERENCE),
             calibration=str(Path("..") / CALIBRATION),
             bits=bits,
-            group_size=self.request.group_size,
+            group_size=self.config.group_size,
             storage_dtype=str(self.subject.storage_dtype).removeprefix("torch."),
             max_bytes=target if method.own else None,
             settings=settings,
-            trust_remote_code=self.request.trust_remote_code,
+            trust_remote_code=self.config.trust_remote_code,
             kind=self.subject.kind,
             activations=self.settings.activations,
         )
 
     def _key(self, job: Job) -> str:
         """Everything that a row depends on, except the versions of the peers."""
-        inputs = {name: value for name, value in asdict(job).items() if name not in ("model", "calibration")}
-        parts = [self.subject.digest, data_digest(self.ids), data_digest(self.held_out), inputs, self.request.seed]
+        inputs = {name: value for name, value in asdict(job).items() if name not in ("peer", "model", "calibration")}
+        parts = [self.subject.digest, data_digest(self.ids), data_digest(self.held_out), inputs, self.config.seed]
         if job.activations < UNROUNDED:
             parts.append("activations rounded as planned" if METHODS[job.method].own else "by token")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

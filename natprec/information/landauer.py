@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 
+from natprec.config import ROOM_KELVIN
 from natprec.errors import InputError
 
 BOLTZMANN = 1.380649e-23
 """k_B, joules per kelvin; exact by definition of the kelvin (SI, 2019)."""
-
-ROOM_KELVIN = 300.0
 
 
 def landauer_joules(erased_bits: float, kelvin: float = ROOM_KELVIN) -> float:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from natprec.config import ROOM_KELVIN
 from natprec.errors import BoundError, unknown
-from natprec.information.landauer import ROOM_KELVIN
-from natprec.inspection.rows import SiteRow, activation_rows, activation_values, weight_rows
+from natprec.formats import Format
+from natprec.inspection.lowered import LoweredBlock
+from natprec.inspection.rows import SiteRow, activation_rows, activation_values, shown_format, weight_rows
 from natprec.inspection.stars import planned_bits, planned_widths, stars, unit_widths
 from natprec.ir import Boundary, Capture, Domain, Gauge, assign_domains, capture, cost, find_edges, find_units
 from natprec.ir.bundle import require_bound
@@ -37,6 +39,7 @@ class Inspection:
         correlation: kind → Spearman's rank correlation of entropy and forward b* over its sites.
         units: unit → modules whose weights it has; `widths`: unit → bits of its values, in a plan of its weights.
         notes: what a reader should know of how it was found.
+        formats: weight → the format that its row shows; `lowered`: what running a block in them showed, if asked for.
     """
 
     capture: Capture
@@ -48,6 +51,8 @@ class Inspection:
     widths: dict[str, int]
     plan: Plan | None = None
     notes: list[str] = field(default_factory=list)
+    formats: dict[str, Format | None] = field(default_factory=dict)
+    lowered: LoweredBlock | None = None
 
 
 def inspect(
@@ -104,7 +109,10 @@ def inspect(
         for unit, modules in members.items()
     }
     notes += [str(found) for found in double_roundings(graph)]
-    return Inspection(graph, rows, domains, rounded + boundaries, _correlation(rows), members, drawn, plan, notes)
+    formats = {site.name: shown_format(site, measurement, units, widths, plan) for site in subject.sites}
+    return Inspection(
+        graph, rows, domains, rounded + boundaries, _correlation(rows), members, drawn, plan, notes, formats
+    )
 
 
 def model_inputs(subject: Subject, ids: Tensor) -> dict[str, Any]:

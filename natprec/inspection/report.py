@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from natprec.inspection.inspect import Inspection
+from natprec.inspection.lowered import LoweredBlock
 from natprec.inspection.rows import SiteRow
 from natprec.ir import Boundary
 from natprec.records import without_places
@@ -31,6 +32,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
         "entropy_orders_b_star": inspection.correlation,
         "totals": totals(inspection.boundaries),
         "budget": None if inspection.plan is None else budget(inspection.plan),
+        "lowered": None if inspection.lowered is None else inspection.lowered.to_json(),
         "notes": [without_places(note) for note in inspection.notes],
     }
 
@@ -82,7 +84,23 @@ def tables(inspection: Inspection) -> RenderableType:
             f"{spent}carried above b*: {sums['bits_above_b_star'] / each:.3f} bits per weight, "
             f"below it: {sums['bits_below_b_star'] / each:.3f}"
         )
+    if inspection.lowered is not None:
+        parts += ["", _lowered(inspection.lowered)]
     return Group(*parts, *inspection.notes)
+
+
+def _lowered(block: LoweredBlock) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in (f"{block.block}, lowered", "format", "kernel", "epilogue"):
+        table.add_column(header, no_wrap=True)
+    for weight, call in block.calls.items():
+        table.add_row(weight.removeprefix(block.block + "."), call["format"], call["kernel"], call["epilogue"])
+    return Group(
+        table,
+        f"On {block.tokens} tokens the lowered block differs from the dense block with the same weights by "
+        f"{block.kernels:.2e} of its output,",
+        f"and that dense block from the original by {block.rounding:.2e} (root mean squares).",
+    )
 
 
 def _sites(rows: list[SiteRow]) -> Table:

@@ -19,7 +19,7 @@ from natprec.ir.graph import module_path, weight_of
 from natprec.ir.operators import ATTENTION, operands, operator
 from natprec.measurement import Curve, Measurement
 from natprec.progress import Stages
-from natprec.sites import site_weight
+from natprec.sites import Site, site_weight
 from natprec.solver import Plan
 from natprec.subject import Subject
 
@@ -88,15 +88,9 @@ def weight_rows(
         for site in subject.sites:
             weight = site_weight(subject.model, site)
             codes = weight_codes(weight, subject.storage_dtype)
-            fmt, above = None, None
-            if plan is not None:
-                choice = plan.sites[site.name]
-                fmt = choice.format
-                if choice.natural_bits is not None and fmt is not None:
-                    above = fmt.bits - choice.natural_bits
-            elif site.unit in widths or units.get(site.name) in widths:
-                width = max(widths.get(units.get(use, use), 0) for use in (*site.uses, site.unit))
-                fmt = _format_of(measurement.curves[site.name], width)
+            fmt, above = shown_format(site, measurement, units, widths, plan), None
+            if plan is not None and fmt is not None and plan.sites[site.name].natural_bits is not None:
+                above = fmt.bits - (plan.sites[site.name].natural_bits or 0)
             if fmt is not None:
                 boundaries.append(rounding_cost(site.name, weight, codes, fmt, subject.storage_dtype, kelvin))
             rows.append(
@@ -116,6 +110,18 @@ def weight_rows(
             )
             advance(site.name)
     return rows, boundaries
+
+
+def shown_format(
+    site: Site, measurement: Measurement, units: Mapping[str, str], widths: Mapping[str, int], plan: Plan | None
+) -> Format | None:
+    """The format that an inspection gives a weight: the plan's, or else the best of its domain's width."""
+    if plan is not None:
+        return plan.sites[site.name].format
+    if site.unit not in widths and units.get(site.name) not in widths:
+        return None
+    width = max(widths.get(units.get(use, use), 0) for use in (*site.uses, site.unit))
+    return _format_of(measurement.curves[site.name], width)
 
 
 def _format_of(curve: Curve, width: int) -> Format | None:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from natprec.config import ROOM_KELVIN
 from natprec.information import Codebook, landauer_joules, recode
-from natprec.information.landauer import ROOM_KELVIN, marginal_bound_bits
+from natprec.information.landauer import marginal_bound_bits
 from natprec.ir.bundle import FLOATS, Gauge
 from natprec.ir.domains import place_of
 from natprec.ir.graph import Capture, module_path, weight_of

@@ -2,13 +2,14 @@
 
     linear → silu → mul → add → round    becomes one call: accumulate, bias, silu, gated product, residual, round once
 
-What a call computes is the specification of `natprec.kernels.reference`. Both the lowered graph and the same graph
-without fusing can be built, and run in float64 beside each other: the int8 codes must be identical.
+A call computes what the specification of `natprec.kernels.reference` says, or runs on the low-bit kernel that a layer
+of a checkpoint gets on this machine. Both the lowered graph and the same graph without fusing can be built, and run in
+float64 beside each other: the int8 codes must be identical.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -16,12 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from natprec.errors import unknown
+from natprec.errors import InputError, unknown
 from natprec.ir.domains import find_units
 from natprec.ir.graph import Capture, weight_of
 from natprec.ir.operators import operands, operator
 from natprec.kernels import Epilogue, reference
+from natprec.kernels.dispatch import choose
 from natprec.kernels.epilogue import round_to_codes
+from natprec.kernels.kernel import Layer
+from natprec.kernels.linear import QuantizedWeight
 from natprec.quantizers import QuantizedTensor
 
 CODES = "codes_of"
@@ -54,9 +58,17 @@ class Lowered:
     def run(self, inputs: Mapping[str, Any]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The model's outputs in float64, and the int8 codes that each unit read."""
         interpreter = _InFloat64(self.module)
+        return self._outputs(interpreter, inputs), interpreter.codes
+
+    @torch.no_grad()
+    def compute(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """The model's outputs, in the dtypes of its parameters and inputs."""
+        return self._outputs(fx.Interpreter(self.module), inputs)
+
+    def _outputs(self, interpreter: fx.Interpreter, inputs: Mapping[str, Any]) -> list[Tensor]:
         places = [node.target for node in self.module.graph.nodes if node.op == "placeholder"]
         found = interpreter.run(*(inputs[str(name)] for name in places), enable_io_processing=False)
-        return [leaf for leaf in torch.utils._pytree.tree_leaves(found) if isinstance(leaf, Tensor)], interpreter.codes
+        return [leaf for leaf in torch.utils._pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
 class QuantizedCall(nn.Module):
@@ -78,8 +90,40 @@ class QuantizedCall(nn.Module):
         return y.view(*x.shape[:-1], rows)
 
 
+class KernelCall(nn.Module):
+    """One call on the low-bit kernel that this machine's table gives the layer; the epilogue follows in float32.
+
+    The kernel is given as few tokens at a time as it is made for: many would meet dense weights in bfloat16.
+    """
+
+    def __init__(self, weight: QuantizedTensor, bias: Tensor | None, epilogue: Epilogue, x_scale: float | None) -> None:
+        super().__init__()
+        if x_scale is not None:
+            raise InputError("inputs in int8 codes have no kernel outside of a fused graph; lower without scales")
+        layer = Layer(weight.format, *weight.codes.shape)
+        kernel, _ = choose(layer)
+        self.kernel, self.epilogue, self.bias = kernel.name, epilogue, bias
+        self.stored = QuantizedWeight(weight, layer, kernel, torch.float32)
+
+    def forward(self, x: Tensor, multiplier: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """(…, columns) to (…, rows), float32."""
+        rows = self.stored.rows
+        flat = [None if other is None else other.reshape(-1, rows) for other in (multiplier, residual)]
+        tokens = self.stored.rounded(x.reshape(-1, x.shape[-1]))
+        y = torch.cat([self.stored.product(few) for few in tokens.split(min(self.stored.few, len(tokens)))])
+        return self.epilogue.apply(y, self.bias, *flat).view(*x.shape[:-1], rows)
+
+
+Call = Callable[[QuantizedTensor, Tensor | None, Epilogue, float | None], nn.Module]
+"""Makes what computes a quantized Linear, from its weight, bias, epilogue and the step of its inputs' codes."""
+
+
 def lower(
-    capture: Capture, weights: Mapping[str, QuantizedTensor], scales: Mapping[str, float], fuse: bool = True
+    capture: Capture,
+    weights: Mapping[str, QuantizedTensor],
+    scales: Mapping[str, float],
+    fuse: bool = True,
+    call: Call = QuantizedCall,
 ) -> Lowered:
     """Replace Linears.
 
@@ -87,6 +131,7 @@ def lower(
         weights: name → codes; a name is that of the module that owns the weight. Others stay as they are.
         scales: unit → step of the int8 codes that it reads; others read floats.
         fuse: put epilogues into the calls; without, a Linear is one call and all else stays an operator.
+        call: what a Linear becomes: the specification, or `KernelCall`.
     Raises:
         InputError: a name that no Linear or unit has.
     """
@@ -122,7 +167,7 @@ def lower(
         bias = linear.args[2] if len(linear.args) > 2 else None
         values = _attribute(capture, bias) if isinstance(bias, fx.Node) else None
         name = f"quantized_{len(done)}"
-        calls[name] = QuantizedCall(weights[group.weight], values, group.epilogue, step)
+        calls[name] = call(weights[group.weight], values, group.epilogue, step)
         others = {"multiplier": group.multiplier, "residual": group.residual}
         given: dict[str, Any] = {key: done[other] for key, other in others.items() if other is not None}
         done[node] = graph.call_module(name, (x,), given)

@@ -7,13 +7,14 @@ import json
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from natprec.errors import InputError, unknown
+from natprec.config import QuantizeConfig
+from natprec.errors import InputError
 from natprec.formats import engine_profile
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
@@ -21,25 +22,17 @@ from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.spot_check import not_believed, spot_check
 from natprec.measurement.sweep import sweep
-from natprec.measurement.table import VERSION, Header, Measurement
+from natprec.measurement.table import Header, Measurement
 from natprec.memory import keep_freed
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
 from natprec.roundings import rounding_named
-from natprec.seeds import check_seed
 from natprec.sites import activation_formats, uneven
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
 from natprec.texts.seen import pieces_of
 from natprec.texts.windows import data_digest
-from natprec.transforms import TRANSFORMS
-
-Estimator = Literal["fisher", "exact"]
-ESTIMATORS = ("fisher", "exact")
-
-SITES = ("weights", "all")
-"""What is measured: `all` adds the inputs of Linears, the residual stream, keys and values."""
 
 DIFFERENTIATED = 2
 """Of a kind of text one in so many sequences also goes back, if there are `MANY`; GPTQ is fitted to the others."""
@@ -50,14 +43,8 @@ MANY = 16
 def measure(
     subject: Subject,
     ids: Tensor,
+    config: QuantizeConfig | None = None,
     *,
-    engine: str = "vllm",
-    group_size: int | None = 64,
-    estimator: str = "fisher",
-    rounding: str = "gptq",
-    transforms: str = "auto",
-    sites: str = "weights",
-    seed: int = 0,
     parts: int = 1,
     data: str = "given tokens",
     text_digest: str | None = None,
@@ -65,62 +52,44 @@ def measure(
     state_file: Path | None = None,
     resume: bool = False,
     workers: Workers | None = None,
+    **options: Any,
 ) -> Measurement:
     """Forward distortion and gradient distortion of every site under every candidate format.
 
     Args:
         ids: (sequences, time) calibration tokens.
-        group_size: one size, or None for all that divide a site.
-        rounding: where it compensates for errors, what GPTQ leaves is measured too, which plans may then suppose;
-            'rtn': half the time.
-        transforms: 'auto': rescale channels before GPTQ where that leaves less distortion; 'none'; 'rotate': as 'auto',
-            of a subject that was rotated.
-        sites: 'weights', or 'all': activations, keys and values too.
+        config: the options. Of `rounding`: where it compensates for errors, what GPTQ leaves is measured too, which
+            plans may then suppose; 'rtn': half the time. `transforms` 'rotate' is of a subject that was rotated.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
         data: what the text is called; `text_digest`: of its file, see `natprec.texts.seen`.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
         workers: processes that call this with the same arguments and share the work; process 0 writes the state.
+        options: where there is no `config`, those of it that `natprec measure` takes, by name.
     Raises:
         InputError: unknown engine or estimator, a group size that divides a site not, a state of
             another measurement; fewer batches than processes.
     """
-    seed = check_seed(seed)
-    if estimator not in ESTIMATORS:
-        raise unknown("estimator", estimator, ESTIMATORS)
-    if transforms not in TRANSFORMS:
-        raise unknown("transforms", transforms, TRANSFORMS)
-    if transforms == "rotate" and subject.rotation is None:
+    config = config or QuantizeConfig.of("measure", subject.name, options)
+    config.check_each()
+    if config.transforms == "rotate" and subject.rotation is None:
         raise InputError(f"transforms 'rotate': {subject.name!r} was not rotated; measure subject.rotated(seed)")
-    if sites not in SITES:
-        raise unknown("sites", sites, SITES)
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
     if subject.staged.weights.whole:  # what is read from disk, block by block, is to go back to the system
         keep_freed()
     workers = workers or Workers()
-    own, others = shared_out(ids, parts, subject.staged.routed, rounding)
+    own, others = shared_out(ids, parts, subject.staged.routed, config.rounding)
     sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
-    profile = engine_profile(engine)
-    formats = subject.candidates(profile, group_size, sites)
+    profile = engine_profile(config.engine)
+    formats = subject.candidates(profile, config.group_size, config.sites)
     stages = stages or Stages(quiet=True)
-    if said := uneven(subject.sites, formats, None if engine_profile(engine).container == "gguf" else group_size):
+    if said := uneven(subject.sites, formats, None if profile.container == "gguf" else config.group_size):
         stages.note(said)
-    products = products_of(subject, sites)
+    header = header_of(subject, ids, config, parts, data, text_digest)
     fingerprint = {
-        "version": VERSION,
-        "model": subject.digest,
-        "data": data_digest(ids),
-        "seed": seed,
-        "parts": parts,
+        **header.identity(fmt for several in formats.values() for fmt in several),
         "differentiated": len(own),
-        "estimator": estimator,
-        "rounding": rounding,
-        "transforms": transforms,
-        "sites": sites,
-        "products": products,
-        "distortion": subject.distortion.name,
-        "formats": sorted({fmt.name for several in formats.values() for fmt in several}),
         "full_range": profile.full_range,
     }
     state = load_state(state_file, fingerprint) if resume and state_file else None
@@ -132,10 +101,10 @@ def measure(
     state = state or SweepState(len(subject.staged.blocks), None, {}, {})
     begun = json.dumps([fingerprint, state.stage, sorted(state.curves), sorted(state.exact)])
     workers.refuse_difference("model, text, options or state", hashlib.sha256(begun.encode()).digest())
-    flows = subject.activations if sites == "all" else []
+    flows = subject.activations if config.sites == "all" else []
     if flows and not any(site.kind == "key" for site in flows) and subject.kind == "causal":
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
-    compensates = rounding_named(rounding).compensates
+    compensates = rounding_named(config.rounding).compensates
     fitted = others if compensates else None
     steps = batch_count(subject.staged, len(sharding.own), ids.shape[1], state.stage)
     if fitted is not None:
@@ -149,11 +118,11 @@ def measure(
             formats,
             own,
             scale_dtype=subject.storage_dtype,
-            seed=seed,
-            rounding=rounding,
+            seed=config.seed,
+            rounding=config.rounding,
             parts=parts,
-            gauges=subject.gauges if compensates and transforms != "none" else None,
-            activations={site: activation_formats(site, group_size, profile.full_range) for site in flows},
+            gauges=subject.gauges if compensates and config.transforms != "none" else None,
+            activations={site: activation_formats(site, config.group_size, profile.full_range) for site in flows},
             advance=advance,
             state=state,
             save=save,
@@ -177,33 +146,11 @@ def measure(
             f"{len(few)} of {experts} weights of experts saw fewer than {MIN_TOKENS} tokens, so they cost what the "
             f"others of their layer do: {few[0].site.name} saw {few[0].tokens} …; more --tokens reach more"
         )
-    if estimator == "exact":
+    if config.estimator == "exact":
         exact = _exactly(subject, own, state, save, stages, sharding, list(curves))
         curves = {name: exact[name] for name in curves}
-    header = Header(
-        model=subject.name,
-        model_digest=subject.digest,
-        data=data,
-        data_digest=data_digest(ids),
-        text_digest=text_digest,
-        sequences=ids.shape[0],
-        length=ids.shape[1],
-        parts=parts,
-        seed=seed,
-        estimator=estimator,
-        rounding=rounding,
-        engine=engine,
-        storage_dtype=str(subject.storage_dtype).removeprefix("torch."),
-        other_bytes=subject.other_bytes,
-        carried_bytes=subject.carried_bytes,
-        distortion=subject.distortion.name,
-        transforms=transforms,
-        rotation=subject.rotation,
-        sites=sites,
-        products=products,
-    )
     measurement = Measurement(header, curves, pieces_of(ids))
-    if estimator == "fisher":
+    if config.estimator == "fisher":
         measurement = spot_check(subject, measurement, ids, stages, workers)
         far = not_believed(measurement)
         if far:
@@ -216,6 +163,30 @@ def measure(
             exact = _exactly(subject, own, state, lambda now: None, stages, sharding, far)
             measurement = replace(measurement, curves={name: exact[name] for name in curves})
     return replace(measurement, header=replace(measurement.header, seconds=dict(stages.seconds)))
+
+
+def header_of(
+    subject: Subject, ids: Tensor, config: QuantizeConfig, parts: int, data: str, text_digest: str | None = None
+) -> Header:
+    """What a measurement of this subject on these tokens is of, before it is made."""
+    return Header(
+        model=subject.name,
+        model_digest=subject.digest,
+        data=data,
+        data_digest=data_digest(ids),
+        text_digest=text_digest,
+        sequences=ids.shape[0],
+        length=ids.shape[1],
+        parts=parts,
+        engine=config.engine,
+        storage_dtype=str(subject.storage_dtype).removeprefix("torch."),
+        other_bytes=subject.other_bytes,
+        carried_bytes=subject.carried_bytes,
+        distortion=subject.distortion.name,
+        rotation=subject.rotation,
+        products=products_of(subject, config.sites),
+        **config.entering(),
+    )
 
 
 def shared_out(ids: Tensor, parts: int, routed: bool, rounding: str = "gptq") -> tuple[Tensor, Tensor | None]:

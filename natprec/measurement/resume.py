@@ -8,6 +8,7 @@ format list is refused rather than mixed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from natprec.files import write_bytes
 from natprec.measurement.curves import Curve
 from natprec.measurement.observers import WeightObserver
 from natprec.measurement.table import pack_curves, read_arrays, unpack_curves
+
+WORDS = {"products": "arithmetic", "formats": "format list"}
+"""What a user calls a key of a fingerprint, where that is another word."""
 
 
 @dataclass
@@ -62,14 +66,7 @@ def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
     if not path.exists():
         return None
     header, arrays = read_arrays(path, "resume")
-    theirs = header["fingerprint"]
-    different = [key for key in fingerprint if theirs.get(key) != fingerprint[key]]
-    if different:
-        key = different[0]
-        raise InputError(
-            f"cannot resume from {str(path)!r}: its {key} is {theirs.get(key)!r}, now {fingerprint[key]!r}; "
-            "give the same options as before, or leave --resume out to start again"
-        )
+    refuse_other(path, header["fingerprint"], fingerprint)
 
     def part(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
@@ -81,6 +78,25 @@ def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
         tied={name: torch.from_numpy(array) for name, array in part("tied|").items()},
         exact=set(header["exact"]),
     )
+
+
+def refuse_other(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse to go on from another measurement.
+
+    Raises:
+        InputError: names the first thing in which two identities differ.
+    """
+    for key, now in ours.items():
+        if theirs.get(key) != now:
+            then = _shown(theirs.get(key))
+            raise InputError(
+                f"cannot resume from {str(path)!r}: its {WORDS.get(key, key)} is {then}, now {_shown(now)}; "
+                "give the same options as before, or leave --resume out to start again"
+            )
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
 def tied_state(observers: dict[str, WeightObserver], known: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from natprec.config import Measured
 from natprec.errors import InputError
 from natprec.files import write_bytes
 from natprec.formats import Format, parse_activation, parse_format
@@ -32,23 +33,19 @@ _ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 _PIECES = "pieces"
 
 
-@dataclass(frozen=True)
-class Header:
-    """What was measured, on what.
+@dataclass(frozen=True, kw_only=True)
+class Header(Measured):
+    """What was measured, on what, beside the options that enter a measurement.
 
     Attributes:
         model: its name, without the folder where it lay; `model_digest` identifies its weights.
         data: name of the text; `text_digest`: of its file; None: it is none.
         data_digest: of the token ids; `sequences` × `length` tokens, of `parts` kinds of text.
-        estimator: 'fisher' or 'exact'.
-        rounding: 'rtn' if the curves know rounding to nearest only; any other if they also say what GPTQ leaves.
         storage_dtype: of scales and of what stays unquantized: 'bfloat16', 'float16' or 'float32'.
         other_bytes: parameters that are no sites, in the storage dtype.
         carried_bytes: tokenizer and configuration files of the checkpoint.
         distortion: name of the one that all curves are in.
-        transforms: 'auto' or 'rotate' if channels are rescaled where that helps GPTQ, else 'none'.
         rotation: the seed by which the model was rotated before; None: it was not.
-        sites: 'weights', or 'all' if activations, keys and values are among the curves.
         products: dtype of the operands of matrix products in the sweep.
         checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
         seconds: per stage of measuring.
@@ -61,9 +58,6 @@ class Header:
     sequences: int
     length: int
     parts: int
-    seed: int
-    estimator: str
-    rounding: str
     engine: str
     storage_dtype: str
     other_bytes: int
@@ -72,11 +66,22 @@ class Header:
     seconds: dict[str, float] = field(default_factory=dict)
     version: int = VERSION
     distortion: str = "kl"
-    transforms: str = "auto"
-    sites: str = "weights"
     products: str = "float32"
     rotation: int | None = None
     text_digest: str | None = None
+
+    def identity(self, formats: Iterable[Format]) -> dict[str, Any]:
+        """All that decides the numbers: of two measurements that agree in it, one can stand for the other."""
+        return {
+            "version": self.version,
+            "model": self.model_digest,
+            **self.entering(),
+            "products": self.products,
+            "distortion": self.distortion,
+            "data": self.data_digest,
+            "parts": self.parts,
+            "formats": sorted({fmt.name for fmt in formats}),
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from natprec.errors import InputError, WorkerError
+from natprec.parallel.launcher import launched, number
 from natprec.parallel.pulse import Pulse, first_line
 from natprec.parallel.store import JOINING, store_of
 
@@ -167,24 +168,6 @@ class Workers:
         return dict(zip(counts, total.tolist(), strict=True))
 
 
-def launched() -> int:
-    """How many processes the launcher says that it started.
-
-    Raises:
-        InputError: the variable is no number.
-    """
-    return _number("WORLD_SIZE", 1)
-
-
-def refuse_many(what: str) -> None:
-    """Raises InputError where `what`, which one process does, was started in several."""
-    if launched() > 1:
-        raise InputError(
-            f"{what} was started in {launched()} processes and works in one; only natprec measure shares its work: "
-            "start this one without the launcher"
-        )
-
-
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[tuple[Workers, str]]:
     """Yield the processes of this run, and the device that this one computes on; at the end wait for all of them.
@@ -199,7 +182,7 @@ def joined(device: str) -> Iterator[tuple[Workers, str]]:
     if size == 1:
         yield Workers(), device
         return
-    rank, local = _number("RANK"), _number("LOCAL_RANK", 0)
+    rank, local = number("RANK"), number("LOCAL_RANK", 0)
     if device.startswith("cuda:"):
         raise InputError(f"device {device!r} is one GPU, for {size} processes; give --device cuda for one GPU each")
     own = f"cuda:{local}" if device == "cuda" else device
@@ -218,7 +201,7 @@ def joined(device: str) -> Iterator[tuple[Workers, str]]:
 
 def _meet(rank: int, size: int, device: str) -> Pulse:
     """Find the others, begin to watch them, and open the connections."""
-    address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT")
+    address, port = os.environ.get("MASTER_ADDR"), number("MASTER_PORT")
     try:
         store = store_of(rank, size, str(address), port)
         pulse = Pulse(TCPStore(str(address), port, is_master=False, timeout=JOINING), rank, size)
@@ -243,13 +226,3 @@ def _meet(rank: int, size: int, device: str) -> Pulse:
     except RuntimeError as error:
         raise pulse.verdict(error) from error
     return pulse
-
-
-def _number(name: str, default: int | None = None) -> int:
-    text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdigit():
-        raise InputError(
-            f"{name} is {text!r} while WORLD_SIZE is {os.environ.get('WORLD_SIZE')}; "
-            "start with torchrun or accelerate launch, which set both"
-        )
-    return int(text)

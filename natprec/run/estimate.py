@@ -25,7 +25,7 @@ from natprec.staged.batches import batches
 from natprec.staged.blocks import StagedModel
 
 if TYPE_CHECKING:
-    from natprec.run.request import Request
+    from natprec.config import QuantizeConfig
     from natprec.subject import Subject
 
 SWEEP_FORWARDS, SWEEP_BACK = 2.0, 2.0
@@ -79,7 +79,7 @@ class Estimate:
 
 
 @torch.no_grad()
-def estimate(subject: Subject, request: Request, formats: int, judged: bool = True) -> Estimate:
+def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: bool = True) -> Estimate:
     """Time one batch and scale it.
 
     Args:
@@ -87,10 +87,10 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
     """
     embedding: Any = subject.model.get_input_embeddings()  # type: ignore[operator]
     size = min(
-        len(batches(1 << 20, request.length, routed=subject.staged.routed)[0]), max(1, request.tokens // request.length)
+        len(batches(1 << 20, config.length, routed=subject.staged.routed)[0]), max(1, config.tokens // config.length)
     )
     ids = torch.randint(
-        len(embedding.weight), (size, request.length), generator=torch.Generator().manual_seed(request.seed)
+        len(embedding.weight), (size, config.length), generator=torch.Generator().manual_seed(config.seed)
     )
     resident = resident_bytes()
     ids = ids.to(next(subject.model.parameters()).device)
@@ -98,33 +98,33 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         per_token, reading, output = _timed(subject.staged, ids)
     with subject.staged.gathering():
         gathering = min(per_token, _timed(subject.staged, ids)[0])
-    own_text = request.tokens // (2 if request.data else 1) + (
-        0 if request.eval_data or request.data else request.eval_tokens
+    own_text = config.tokens // (2 if config.data else 1) + (
+        0 if config.eval_data or config.data else config.eval_tokens
     )
     own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
-    fitted = rounding_named(request.rounding).compensates
-    back = _differentiated(subject, request) * request.length
-    forwards = SWEEP_FORWARDS * (request.tokens if fitted else back) + SWEEP_BACK * back
-    rounder = rounder_named(request.rounding)
+    fitted = rounding_named(config.rounding).compensates
+    back = _differentiated(subject, config) * config.length
+    forwards = SWEEP_FORWARDS * (config.tokens if fitted else back) + SWEEP_BACK * back
+    rounder = rounder_named(config.rounding)
     seconds = {
         "text": own_text * per_token * WRITING,
-        "measure": forwards * (per_token if request.sites == "all" else gathering)
-        + per_token * (CONTRACTION * back + SHARES * request.tokens * fitted)
+        "measure": forwards * (per_token if config.sites == "all" else gathering)
+        + per_token * (CONTRACTION * back + SHARES * config.tokens * fitted)
         + 2 * reading,
-        "spot check": CHECK_SEQUENCES * request.length * per_token * check + check * reading,
+        "spot check": CHECK_SEQUENCES * config.length * per_token * check + check * reading,
     }
     if judged:
         seconds |= {
-            "round": rounder.seconds(_pace(subject, request, per_token, gathering)),
-            "refine": request.refine * SEQUENCES * request.length * per_token * REFINE_FORWARDS,
-            "verify": 2 * request.eval_tokens * per_token,
+            "round": rounder.seconds(_pace(subject, config, per_token, gathering)),
+            "refine": config.refine * SEQUENCES * config.length * per_token * REFINE_FORWARDS,
+            "verify": 2 * config.eval_tokens * per_token,
         }
     model = sum(4 * parameter.numel() for parameter in subject.model.parameters())
     held = model if subject.staged.weights.whole else 0
-    inputs = 4 * request.tokens * getattr(subject.model.config, "hidden_size", 0) * (len(subject.staged.blocks) + 1)
+    inputs = 4 * config.tokens * getattr(subject.model.config, "hidden_size", 0) * (len(subject.staged.blocks) + 1)
     on_disk = inputs * SHARE > available_bytes()
-    sweep = _sweep_memory(subject, request, output) + (0 if on_disk else inputs)
+    sweep = _sweep_memory(subject, config, output) + (0 if on_disk else inputs)
     return Estimate(
         weights=sum(site.elements for site in subject.sites),
         sites=len(subject.sites),
@@ -135,22 +135,22 @@ def estimate(subject: Subject, request: Request, formats: int, judged: bool = Tr
         available_bytes=available_bytes() + resident,
         disk_bytes=inputs if on_disk else 0,
         seconds=seconds,
-        forward_equivalents=forwards / request.tokens + (rounder.forwards if judged else 0.0),
+        forward_equivalents=forwards / config.tokens + (rounder.forwards if judged else 0.0),
     )
 
 
-def _differentiated(subject: Subject, request: Request) -> int:
+def _differentiated(subject: Subject, config: QuantizeConfig) -> int:
     """Sequences that also go back."""
-    parts = calibration_parts(request, subject)
-    sequences = parts * max(1, round(request.tokens / request.length / parts))
-    return len(shared_out(torch.empty(sequences, 0), parts, subject.staged.routed, request.rounding)[0])
+    parts = calibration_parts(config, subject)
+    sequences = parts * max(1, round(config.tokens / config.length / parts))
+    return len(shared_out(torch.empty(sequences, 0), parts, subject.staged.routed, config.rounding)[0])
 
 
-def _pace(subject: Subject, request: Request, forward: float, gathering: float) -> Pace:
+def _pace(subject: Subject, config: QuantizeConfig, forward: float, gathering: float) -> Pace:
     """Of what rounds the model to a plan; times are in seconds per token."""
-    batch = min(request.tokens, len(batches(1 << 20, request.length)[0]) * request.length)
+    batch = min(config.tokens, len(batches(1 << 20, config.length)[0]) * config.length)
     moved = sum(site.elements for site in subject.sites if 0 <= site.stage < len(subject.staged.blocks))
-    return Pace(request.tokens, batch, moved, forward, gathering)
+    return Pace(config.tokens, batch, moved, forward, gathering)
 
 
 def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
@@ -176,10 +176,10 @@ def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
     return (running * share + suffix) / ids.numel(), reading * share, 4 * output.numel()
 
 
-def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
+def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int) -> int:
     """The most that a stage of the sweep takes; `output` is the bytes of a batch's logits or the like."""
-    staged, sequences, parts = subject.staged, _differentiated(subject, request), calibration_parts(request, subject)
-    batch = len(batches(sequences, request.length, routed=staged.routed)[0])
+    staged, sequences, parts = subject.staged, _differentiated(subject, config), calibration_parts(config, subject)
+    batch = len(batches(sequences, config.length, routed=staged.routed)[0])
     together = Counter(staged.routing.alike(site.name) for site in subject.sites if site.experts)
     most = 0
     for stage in range(-1, len(staged.blocks) + 1):
@@ -192,11 +192,11 @@ def _sweep_memory(subject: Subject, request: Request, output: int) -> int:
             peers = together[staged.routing.alike(site.name)] if site.experts else 1
             units = pools(sequences, parts, site.elements * peers)
             gathered = units + (batch if units < sequences else 0)
-            needed += 4 * site.elements * gathered + 8 * batch * request.length * sum(site.shape)
-        if rounding_named(request.rounding).compensates:
+            needed += 4 * site.elements * gathered + 8 * batch * config.length * sum(site.shape)
+        if rounding_named(config.rounding).compensates:
             squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
-            judges = max(1, request.tokens // request.length // JUDGING)
+            judges = max(1, config.tokens // config.length // JUDGING)
             needed += 8 * sum(squares.values()) + 4 * judges * judging
             needed += FACTORIZING * max(squares.values(), default=0)
         most = max(most, needed)

@@ -1,144 +1,66 @@
-"""What the user asked for, and what can be refused before anything is measured."""
+"""What can be refused before anything is measured, and the model that is."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from natprec.arithmetic import refuse_unknown_arithmetic
+from natprec.config import NOT_ROUNDED, QuantizeConfig
 from natprec.distortions import named
-from natprec.errors import InputError, ModelError, unknown
+from natprec.errors import InputError, ModelError
 from natprec.export import as_gguf
 from natprec.export.trial import refuse_unloadable
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.measurement import Curve, Header, Measurement
-from natprec.measurement.measure import ESTIMATORS, SITES
 from natprec.memory import available_bytes
 from natprec.models.checkpoints import local_path
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.progress import Stages
-from natprec.roundings import rounding_named
-from natprec.seeds import check_seed
 from natprec.sites import Site, activation_formats
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
-from natprec.solver.solve import Scope, check_eps, check_positive
-from natprec.solver.units import NOT_ROUNDED, check_flows
+from natprec.solver.units import check_flows
 from natprec.subject import Subject
-from natprec.transforms import TRANSFORMS
-
-WEIGHTS = ("auto", "memory", "disk")
-"""Where a model's weights are while it is worked on."""
 
 COPIES = 3
 """Of the weights, that verification needs beside each other in memory: the original, the quantized, its unpacking."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for; the command line's options, one to one. A Path serves as a name, too."""
+def check(config: QuantizeConfig, judged: bool = True, solved: bool = True) -> None:
+    """Refuse what cannot work before a model is loaded: see `QuantizeConfig.check`; and what the engine cannot do.
 
-    model: str
-    eps: float | None = None
-    bits: float | None = None
-    max_size: float | None = None
-    eps_scope: Scope = "model"
-    data: str | None = None
-    eval_data: str | None = None
-    text_column: str | None = None
-    tokens: int = 8192
-    eval_tokens: int = 4096
-    length: int = 256
-    group_size: int | None = 64
-    engine: str = "vllm"
-    estimator: str = "fisher"
-    rounding: str = "gptq"
-    seed: int = 0
-    device: str = "cpu"
-    trust_remote_code: bool = False
-    distortion: str | None = None
-    transforms: str = "auto"
-    refine: int = 0
-    sites: str = "weights"
-    weights: str = "auto"
-    activations: str = NOT_ROUNDED
-    kv: str = NOT_ROUNDED
-    eps_bwd: float | None = None
-    arithmetic: str = "auto"
+    Raises:
+        InputError: an unknown name, a number out of range, or options that contradict each other.
+    """
+    config.check(judged, solved)
+    check_flows(engine_profile(config.engine), config.activations, config.kv)
 
-    def __post_init__(self) -> None:
-        for name in ("model", "data", "eval_data"):
-            if isinstance(getattr(self, name), Path):
-                object.__setattr__(self, name, str(getattr(self, name)))
 
-    def check(self, judged: bool = True) -> None:
-        """Refuse what cannot work before a model is loaded.
+def solve_for(config: QuantizeConfig, measurement: Measurement, eps_solved: float | None = None) -> Plan:
+    """The plan that is asked for; `eps_solved` is a tightened tolerance."""
+    return solve(
+        measurement,
+        engine=config.engine,
+        rounding=config.rounding,
+        eps_solved=eps_solved,
+        **config.given("solve"),
+    )
 
-        Args:
-            judged: whether held-out tokens are wanted.
-        Raises:
-            InputError: an unknown name or a number out of range.
-        """
-        check_eps(self.eps)
-        for name in ("bits", "max_size", "eps_bwd", "tokens", "eval_tokens", "length"):
-            check_positive(name.replace("_", "-"), getattr(self, name))
-        if self.length < 2:
-            raise InputError(f"sequence-length {self.length}: a sequence needs at least 2 tokens; 256 is usual")
-        for name in ("tokens", "eval_tokens") if judged else ("tokens",):
-            if getattr(self, name) < self.length:
-                raise InputError(
-                    f"{name.replace('_', '-')} {getattr(self, name)} is less than one sequence of {self.length}; "
-                    f"raise --{name.replace('_', '-')} or lower --sequence-length"
-                )
-        check_flows(engine_profile(self.engine), self.activations, self.kv)
-        if self.estimator not in ESTIMATORS:
-            raise unknown("estimator", self.estimator, ESTIMATORS)
-        check_seed(self.seed)
-        rounding_named(self.rounding)
-        refuse_unknown_arithmetic(self.arithmetic)
-        if self.refine < 0:
-            raise InputError(f"refine {self.refine}: give a number of steps, or 0 for none")
-        if self.transforms not in TRANSFORMS:
-            raise unknown("transforms", self.transforms, TRANSFORMS)
-        if self.sites not in SITES:
-            raise unknown("sites", self.sites, SITES)
-        if self.weights not in WEIGHTS:
-            raise unknown("weights", self.weights, WEIGHTS)
-        if self.distortion is not None:
-            named(self.distortion)
-        if self.eps is None and self.bits is None and self.max_size is None:
-            raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
 
-    def inputs(self) -> dict[str, Path | None]:
-        """Option → the file or folder on this machine that it names.
+def inputs(config: QuantizeConfig) -> dict[str, Path | None]:
+    """Option → the file or folder on this machine that it names.
 
-        Raises:
-            ModelError: the model is a path, and there is nothing.
-        """
-        texts = {"--data": self.data, "--eval-data": self.eval_data}
-        return {"--model": local_path(self.model), **{name: _on_disk(text) for name, text in texts.items()}}
-
-    def solve(self, measurement: Measurement, eps_solved: float | None = None) -> Plan:
-        """The plan that the request asks for; `eps_solved` is a tightened tolerance."""
-        return solve(
-            measurement,
-            self.eps,
-            bits=self.bits,
-            max_size=self.max_size,
-            engine=self.engine,
-            eps_scope=self.eps_scope,
-            eps_solved=eps_solved,
-            rounding=self.rounding,
-            activations=self.activations,
-            kv=self.kv,
-            eps_bwd=self.eps_bwd,
-        )
+    Raises:
+        ModelError: the model is a path, and there is nothing.
+    """
+    texts = {"--data": config.data, "--eval-data": config.eval_data}
+    return {"--model": local_path(config.model), **{name: _on_disk(text) for name, text in texts.items()}}
 
 
 def _on_disk(text: str | None) -> Path | None:
@@ -146,30 +68,30 @@ def _on_disk(text: str | None) -> Path | None:
     return path if path is not None and path.exists() else None
 
 
-def open_subject(request: Request, stages: Stages, rotation: int | None = None) -> Subject:
+def open_subject(config: QuantizeConfig, stages: Stages, rotation: int | None = None) -> Subject:
     """Load the model, find its sites, and rotate it if that is asked for.
 
     Args:
-        rotation: the seed by which the model of a plan was rotated; else the request's, if it rotates.
+        rotation: the seed by which the model of a plan was rotated; else the configuration's, if it rotates.
     Raises:
         ModelError, InputError: it cannot be used, or not with these options.
     """
-    on_disk = request.weights == "disk" or (request.weights == "auto" and too_large(request.model))
+    on_disk = config.weights == "disk" or (config.weights == "auto" and too_large(config.model))
     with stages.stage("load model"):
         loaded = load_model(
-            request.model, trust_remote_code=request.trust_remote_code, device=request.device, on_disk=on_disk
+            config.model, trust_remote_code=config.trust_remote_code, device=config.device, on_disk=on_disk
         )
-        distortion = named(request.distortion) if request.distortion else None
-        subject = Subject.of(loaded, distortion, request.arithmetic)
-        if rotation is None and request.transforms == "rotate":
-            rotation = request.seed
+        distortion = named(config.distortion) if config.distortion else None
+        subject = Subject.of(loaded, distortion, config.arithmetic)
+        if rotation is None and config.transforms == "rotate":
+            rotation = config.seed
         if rotation is not None:
             subject = subject.rotated(rotation, stages.note)
-        subject = for_engine(subject, request.engine)
-        subject.refuse_rounded_otherwise(request.engine, request.activations != NOT_ROUNDED, request.kv != NOT_ROUNDED)
+        subject = for_engine(subject, config.engine)
+        subject.refuse_rounded_otherwise(config.engine, config.activations != NOT_ROUNDED, config.kv != NOT_ROUNDED)
     if on_disk and subject.staged.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")
-    refuse_long(subject, request.length)
+    refuse_long(subject, config.length)
     return subject
 
 
@@ -245,26 +167,26 @@ def refuse_long(subject: Subject, length: int) -> None:
         )
 
 
-def refuse_impossible_size(request: Request, subject: Subject) -> None:
+def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
     """Solve a made-up measurement for the size: bytes are known before anything is measured.
 
     Raises:
         BudgetError: --bits or --max-size is below the cheapest plan.
         InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
     """
-    profile = engine_profile(request.engine)
-    formats = subject.candidates(profile, request.group_size, request.sites)
-    if request.kv != NOT_ROUNDED:
-        cache_format(subject.activations, profile, request.kv)
-    if request.bits is None and request.max_size is None:
+    profile = engine_profile(config.engine)
+    formats = subject.candidates(profile, config.group_size, config.sites)
+    if config.kv != NOT_ROUNDED:
+        cache_format(subject.activations, profile, config.kv)
+    if config.bits is None and config.max_size is None:
         return
     unreached = subject.unreached
     candidates: dict[Site, tuple[Format, ...]] = {
         site: () if site.name in unreached else formats[site.name] for site in subject.sites
     }
-    if request.sites == "all":
+    if config.sites == "all":
         candidates |= {
-            site: activation_formats(site, request.group_size, profile.full_range) for site in subject.activations
+            site: activation_formats(site, config.group_size, profile.full_range) for site in subject.activations
         }
     none, one = np.zeros(1), np.ones(1)
     curves = {}
@@ -273,7 +195,8 @@ def refuse_impossible_size(request: Request, subject: Subject) -> None:
         flat = np.ones(kl.shape[1])
         curves[site.name] = Curve(site, several, kl[None], kl, one, flat, none[None], flat)
     header = Header(
-        subject.name, subject.digest, "", "", 1, request.length, 1, 0, "fisher", request.rounding, request.engine,
-        str(subject.storage_dtype), subject.other_bytes, subject.carried_bytes, distortion=subject.distortion.name,
+        model=subject.name, model_digest=subject.digest, data="", data_digest="", sequences=1, length=config.length,
+        parts=1, engine=config.engine, storage_dtype=str(subject.storage_dtype), other_bytes=subject.other_bytes,
+        carried_bytes=subject.carried_bytes, distortion=subject.distortion.name, rounding=config.rounding,
     )  # fmt: skip
-    replace(request, eps=None).solve(Measurement(header, curves))
+    solve_for(replace(config, eps=None, eps_scope="model"), Measurement(header, curves))

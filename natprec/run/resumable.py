@@ -11,26 +11,28 @@ import torch
 from torch import Tensor
 
 from natprec.claims import beside, claimed
-from natprec.errors import InputError
+from natprec.config import QuantizeConfig
 from natprec.files import clear_stale, refuse_existing_file
 from natprec.formats import engine_profile
 from natprec.marks import discard, is_ours, refuse_inputs
 from natprec.measurement import Measurement
-from natprec.measurement.measure import measure, products_of
+from natprec.measurement.measure import header_of, measure
+from natprec.measurement.resume import refuse_other
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
 from natprec.records import OWN_TEXT, public_name
-from natprec.run.request import Request, open_subject, too_large
+from natprec.run.request import inputs, open_subject, too_large
 from natprec.run.tokens import calibration_parts, calibration_tokens
 from natprec.subject import Subject
 from natprec.texts.seen import source_digest
-from natprec.texts.windows import data_digest
 
 STAGES = "stages"
 """Folder in that of a run where a model whose weights are on disk is rounded and judged a stage at a time."""
 
 
-def measured(request: Request, subject: Subject, ids: Tensor, file: Path, resume: bool, stages: Stages) -> Measurement:
+def measured(
+    config: QuantizeConfig, subject: Subject, ids: Tensor, file: Path, resume: bool, stages: Stages
+) -> Measurement:
     """The measurement, kept in `file`; with `resume` an earlier one, finished or not, is used.
 
     Raises:
@@ -38,27 +40,27 @@ def measured(request: Request, subject: Subject, ids: Tensor, file: Path, resume
     """
     if resume and file.is_file():
         found = Measurement.load(file)
-        _refuse_other_measurement(found, request, subject, ids, file)
+        _refuse_other_measurement(found, config, subject, ids, file)
         stages.note(f"measured before: {file}")
         return found
     if not resume:
         forget(file.parent)
     state_file = file.parent / "sweep.safetensors"
-    measurement = run_measurement(request, subject, ids, state_file, resume, stages)
+    measurement = run_measurement(config, subject, ids, state_file, resume, stages)
     measurement.save(file)
     state_file.unlink(missing_ok=True)
     return measurement
 
 
 def measured_together(
-    request: Request, out: Path, overwrite: bool, resume: bool, stages: Stages, workers: Workers
+    config: QuantizeConfig, out: Path, overwrite: bool, resume: bool, stages: Stages, workers: Workers
 ) -> Measurement:
     """Measure with other processes that call this too; process 0 alone writes `out`, and the progress beside it.
 
     Raises:
         NatprecError: any input that cannot be used, at every process.
     """
-    refuse_inputs(out, request.inputs())
+    refuse_inputs(out, inputs(config))
     state_file = beside(out, ".partial")
     with contextlib.ExitStack() as held:
         if workers.first:
@@ -67,27 +69,27 @@ def measured_together(
             held.enter_context(claimed(out))
             if not resume:
                 discard(state_file)
-        request = _weights_alike(request, workers)
-        subject = open_subject(request, stages)
-        ids = workers.from_first(calibration_tokens(request, subject, stages) if workers.first else None)
+        config = _weights_alike(config, workers)
+        subject = open_subject(config, stages)
+        ids = workers.from_first(calibration_tokens(config, subject, stages) if workers.first else None)
         ids = ids.to(next(subject.model.parameters()).device)
-        measurement = run_measurement(request, subject, ids, state_file, resume, stages, workers)
+        measurement = run_measurement(config, subject, ids, state_file, resume, stages, workers)
         if workers.first:
             measurement.save(out)
             state_file.unlink(missing_ok=True)
     return measurement
 
 
-def _weights_alike(request: Request, workers: Workers) -> Request:
+def _weights_alike(config: QuantizeConfig, workers: Workers) -> QuantizeConfig:
     """On disk in all processes if one of them has too little memory: a model on disk writes no text."""
-    if request.weights != "auto":
-        return request
-    (short,) = workers.all_sum(torch.tensor([too_large(request.model)], dtype=torch.int64))
-    return replace(request, weights="disk" if short else "memory")
+    if config.weights != "auto":
+        return config
+    (short,) = workers.all_sum(torch.tensor([too_large(config.model)], dtype=torch.int64))
+    return replace(config, weights="disk" if short else "memory")
 
 
 def run_measurement(
-    request: Request,
+    config: QuantizeConfig,
     subject: Subject,
     ids: Tensor,
     state_file: Path,
@@ -101,16 +103,10 @@ def run_measurement(
     return measure(
         subject,
         ids,
-        engine=request.engine,
-        group_size=request.group_size,
-        estimator=request.estimator,
-        rounding=request.rounding,
-        transforms=request.transforms,
-        sites=request.sites,
-        seed=request.seed,
-        parts=calibration_parts(request, subject),
-        data=public_name(request.data) if request.data else OWN_TEXT,
-        text_digest=source_digest(request.data) if request.data else None,
+        config,
+        parts=calibration_parts(config, subject),
+        data=public_name(config.data) if config.data else OWN_TEXT,
+        text_digest=source_digest(config.data) if config.data else None,
         stages=stages,
         state_file=state_file,
         resume=resume,
@@ -118,30 +114,16 @@ def run_measurement(
     )
 
 
-def _refuse_other_measurement(found: Measurement, request: Request, subject: Subject, ids: Tensor, file: Path) -> None:
-    formats = subject.candidates(engine_profile(request.engine), request.group_size, request.sites)
-    header = found.header
-    pairs = {
-        "model": (header.model_digest, subject.digest),
-        "seed": (header.seed, request.seed),
-        "estimator": (header.estimator, request.estimator),
-        "rounding": (header.rounding, request.rounding),
-        "transforms": (header.transforms, request.transforms),
-        "sites": (header.sites, request.sites),
-        "arithmetic": (header.products, products_of(subject, request.sites)),
-        "distortion": (header.distortion, subject.distortion.name),
-        "data": (header.data_digest, data_digest(ids)),
-        "format list": tuple(
-            ", ".join(sorted({fmt.name for several in lists for fmt in several}))
-            for lists in ([curve.formats for curve in found.weights.values()], list(formats.values()))
-        ),
-    }
-    for name, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise InputError(
-                f"cannot resume from {str(file)!r}: its {name} is {theirs!r}, now {ours!r}; "
-                "give the same options as before, or leave --resume out to start again"
-            )
+def _refuse_other_measurement(
+    found: Measurement, config: QuantizeConfig, subject: Subject, ids: Tensor, file: Path
+) -> None:
+    formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
+    ours = header_of(subject, ids, config, calibration_parts(config, subject), "")
+    refuse_other(
+        file,
+        found.header.identity(fmt for curve in found.weights.values() for fmt in curve.formats),
+        ours.identity(fmt for several in formats.values() for fmt in several),
+    )
 
 
 def forget(partial: Path) -> None:

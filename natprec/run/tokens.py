@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.progress import Stages
 from natprec.records import public_name
-from natprec.run.request import Request
 from natprec.subject import Subject
 from natprec.texts.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.texts.windows import load_tokens
 
 
-def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+def calibration_tokens(config: QuantizeConfig, subject: Subject, stages: Stages) -> Tensor:
     """(sequences, length) tokens to measure on.
 
     With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
@@ -24,31 +24,31 @@ def calibration_tokens(request: Request, subject: Subject, stages: Stages) -> Te
     Raises:
         InputError: no text to be had.
     """
-    if request.data is None or not subject.writes:
-        return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
-    half = max(1, round(request.tokens / request.length / 2)) * request.length
-    given = _tokens(request, subject, stages, request.data, half, "calibration")
-    return torch.cat([given, _tokens(request, subject, stages, None, half, "calibration")])
+    if config.data is None or not subject.writes:
+        return _tokens(config, subject, stages, config.data, config.tokens, "calibration")
+    half = max(1, round(config.tokens / config.length / 2)) * config.length
+    given = _tokens(config, subject, stages, config.data, half, "calibration")
+    return torch.cat([given, _tokens(config, subject, stages, None, half, "calibration")])
 
 
-def given_tokens(request: Request, subject: Subject, stages: Stages) -> Tensor:
+def given_tokens(config: QuantizeConfig, subject: Subject, stages: Stages) -> Tensor:
     """(sequences, length) tokens of `data` alone; the model's own text without it. Peers measure on these."""
-    return _tokens(request, subject, stages, request.data, request.tokens, "calibration")
+    return _tokens(config, subject, stages, config.data, config.tokens, "calibration")
 
 
-def calibration_parts(request: Request, subject: Subject) -> int:
+def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     """Kinds of text in `calibration_tokens`."""
-    return 1 if request.data is None or not subject.writes else 2
+    return 1 if config.data is None or not subject.writes else 2
 
 
-def held_out_tokens(request: Request, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Tensor:
+def held_out_tokens(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Tensor:
     """(sequences, length) tokens to judge on: another part of the text, or another text, without what was `seen`."""
-    source = request.eval_data or request.data
-    return _tokens(request, subject, stages, source, request.eval_tokens, "held-out", seen)
+    source = config.eval_data or config.data
+    return _tokens(config, subject, stages, source, config.eval_tokens, "held-out", seen)
 
 
 def _tokens(
-    request: Request,
+    config: QuantizeConfig,
     subject: Subject,
     stages: Stages,
     source: str | None,
@@ -72,22 +72,22 @@ def _tokens(
         return load_tokens(
             subject.tokenizer,
             source,
-            sequences=max(1, round(tokens / request.length)),
-            length=request.length,
+            sequences=max(1, round(tokens / config.length)),
+            length=config.length,
             split=split,  # type: ignore[arg-type]
-            shared=shares_text(request),
+            shared=shares_text(config),
             seen=seen,
             model=subject.model,
             writes=subject.writes,
-            seed=request.seed,
-            text_column=request.text_column,
+            seed=config.seed,
+            text_column=config.text_column,
             progress=progress,
             note=stages.note,
         ).to(device)
 
 
-def shares_text(request: Request) -> bool:
+def shares_text(config: QuantizeConfig) -> bool:
     """Whether a run measures and judges on one text, under whatever names."""
-    if request.eval_data is None or request.data is None:
-        return request.eval_data is None
-    return same_text(public_name(request.data), source_digest(request.data), request.eval_data)
+    if config.eval_data is None or config.data is None:
+        return config.eval_data is None
+    return same_text(public_name(config.data), source_digest(config.data), config.eval_data)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from natprec.config import NOT_ROUNDED, Scope, check_targets
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
+from natprec.options import positive, tolerance
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import Staircase, Unit, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
-from natprec.solver.units import AUTO, NOT_ROUNDED, Group, check_flows, groups_of, weight_formats
+from natprec.solver.units import Group, check_flows, groups_of, weight_formats
 
 if TYPE_CHECKING:
     from natprec.measurement import Measurement
-
-Scope = Literal["model", "site"]
 
 HEADROOM = 0.95
 """Of the whole model's tolerance, the part that is planned for: on text not measured on, plans cost up to 5 % more."""
@@ -59,12 +59,10 @@ def solve(
         InputError: a value out of range, or none given.
         BudgetError: no combination of the measured formats reaches it.
     """
-    check_eps(eps)
-    check_positive("bits", bits)
-    check_positive("max-size", max_size)
-    check_positive("eps-bwd", eps_bwd)
-    if activations == AUTO and (bits is not None or max_size is not None):
-        raise InputError("activations 'auto' shares a tolerance; with a size give their bits, for example 8")
+    tolerance("eps", eps)
+    for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
+        positive(name, size)
+    check_targets(eps, bits, max_size, eps_scope, activations)
     profile = engine_profile(engine or measurement.header.engine)
     check_flows(profile, activations, kv)
     rounding = rounding or measurement.header.rounding
@@ -111,28 +109,6 @@ def solve(
     if uniform is None:
         return plan
     return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(units, uniform[1], "kl"))
-
-
-def check_eps(eps: float | None) -> None:
-    """Refuse a tolerance that means nothing.
-
-    Raises:
-        InputError: zero, negative, NaN or infinite.
-    """
-    if eps is not None and not (math.isfinite(eps) and eps > 0):
-        raise InputError(
-            f"eps {eps}: a tolerance is a positive number (nats per token, where D is KL), for example 0.05"
-        )
-
-
-def check_positive(name: str, value: float | None) -> None:
-    """Refuse a size that means nothing.
-
-    Raises:
-        InputError: zero, negative, NaN or infinite.
-    """
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name} {value}: give a positive number")
 
 
 @lru_cache(maxsize=4)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from natprec.config import AUTO, NOT_ROUNDED
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, Format
 from natprec.sites import together
@@ -22,9 +23,6 @@ from natprec.solver.choices import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
     from natprec.measurement import Curve, Measurement
-
-AUTO = "auto"
-NOT_ROUNDED = str(UNQUANTIZED_BITS)
 
 EPS_BWD_SHOWN = 0.01
 """Of the gradient's energy: where b* of the backward flow is reported if no tolerance is given."""

@@ -3,7 +3,8 @@
 Experts are the members of a list that are built alike and are not given the same number of tokens, or all fewer than
 there are, where something routes; or what `natprec.models.experts` has taken apart. A router stands beside them: the
 only matrix in a child of the module that owns the experts, with a row for each of them (it chooses) or a single row (it
-weighs an expert that all tokens see). Both decide where tokens go or how much they count, are small, and are read by engines at 16 bits.
+weighs an expert that all tokens see). Both decide where tokens go or how much they count, are small, and are read by
+engines at 16 bits.
 """
 
 from __future__ import annotations

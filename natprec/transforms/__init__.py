@@ -4,8 +4,4 @@ from natprec.transforms.gauges import Gauge, find_gauges, fold
 from natprec.transforms.rotation import rotate, rotated_digest
 from natprec.transforms.scaling import channel_scales
 
-__all__ = ["TRANSFORMS", "Gauge", "channel_scales", "find_gauges", "fold", "rotate", "rotated_digest"]
-
-TRANSFORMS = ("auto", "none", "rotate")
-"""`auto`: rescale a unit's channels where what GPTQ leaves of its distortion falls. `rotate`: rotate first what can be,
-then as `auto`."""
+__all__ = ["Gauge", "channel_scales", "find_gauges", "fold", "rotate", "rotated_digest"]

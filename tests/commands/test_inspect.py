@@ -130,3 +130,25 @@ def test_no_text_for_an_encoder(encoder_folder: Path) -> None:
     result = natprec("inspect", "--model", encoder_folder, *FEW)
     assert result.code == 2
     assert "--data" in result.reason
+
+
+@pytest.mark.parametrize("site", [None, "model.layers.1"])
+def test_a_block_runs_lowered_and_differs_by_rounding_alone(
+    tmp_path: Path, tiny_folder: Path, text_file: Path, site: str | None
+) -> None:
+    """T15: kernels compute what the dense block with the same weights does; rounding costs far more."""
+    where = ("--site", site) if site else ()
+    result = natprec("inspect", "--model", tiny_folder, "--data", text_file, *FEW, "--lower", *where, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["lowered"]
+    assert found["block"] == (site or "model.layers.0")
+    assert len(found["calls"]) == 7
+    assert {call["epilogue"] for call in found["calls"].values()} >= {"none", "silu+gated"}
+    assert found["kernels"] < 5e-5
+    assert 100 * found["kernels"] < found["rounding"] < 1
+
+
+def test_only_a_block_can_be_lowered(tiny_folder: Path, text_file: Path) -> None:
+    result = natprec("inspect", "--model", tiny_folder, "--data", text_file, *FEW, "--lower", "--site", "lm_head")
+    assert result.code == 2
+    assert "unknown block 'lm_head'" in result.err

@@ -55,7 +55,7 @@ def test_description_and_name_are_read_back(engine: str) -> None:
     ],
 )
 def test_what_no_format_says_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="natprec has no format for activations of .*num_bits"):
+    with pytest.raises(InputError, match=r"natprec has no format for activations of .*num_bits"):
         activation_format({**arguments(activation(8)), **change})
 
 

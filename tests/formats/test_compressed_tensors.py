@@ -79,7 +79,7 @@ def test_what_natprec_has_no_format_for_is_refused(change: dict[str, Any]) -> No
 
 
 def test_asymmetric_activations_are_not_taken_for_symmetric_ones() -> None:
-    with pytest.raises(InputError, match="no format for activations of .*symmetric False"):
+    with pytest.raises(InputError, match=r"no format for activations of .*symmetric False"):
         activation_format(arguments(activation(8)) | {"symmetric": False})
 
 

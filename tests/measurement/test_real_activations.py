@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from natprec.config import QuantizeConfig
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sweep import sweep
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
 from natprec.rounding.flows import flows_rounded
-from natprec.run.request import Request, open_subject
+from natprec.run.request import open_subject
 from natprec.sites import activation_formats
 from natprec.subject import Subject
 from tests.arrange import restore, snapshot
@@ -36,7 +37,7 @@ def licence(of: Subject, sequences: int, length: int, skip: int = 0) -> torch.Te
 
 @pytest.mark.parametrize(("model", "sites", "draws"), [("minilm", 30, 16), ("smollm2", 24, 12)])
 def test_fisher_meets_exact(model: str, sites: int, draws: int, request: pytest.FixtureRequest) -> None:
-    of = open_subject(Request(request.getfixturevalue(model), eps=1.0), QUIET)
+    of = open_subject(QuantizeConfig(request.getfixturevalue(model), eps=1.0), QUIET)
     few = licence(of, 4, 20, skip=4)
     found = [site for site in of.activations if "pooler" not in site.name]
     chosen = [found[i] for i in np.linspace(0, len(found) - 1, sites).round().astype(int)]
@@ -55,7 +56,7 @@ def test_fisher_meets_exact(model: str, sites: int, draws: int, request: pytest.
 
 
 def test_a_joint_plan_costs_what_it_says(minilm: str) -> None:
-    of = open_subject(Request(minilm, eps=1.0), QUIET)
+    of = open_subject(QuantizeConfig(minilm, eps=1.0), QUIET)
     ids, held_out = licence(of, 20, 64), licence(of, 12, 64, skip=20)
     measured = measure(of, ids, engine="natprec", sites="all", rounding="rtn")
     original = snapshot(of.model)

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 import natprec
 from natprec import pipeline
+from natprec.config import QuantizeConfig
 from natprec.errors import ModelError
 from natprec.evaluation.reload import load_quantized
 from natprec.models.encoders import embedding_distortion
-from natprec.run.request import Request
 from natprec.solver import Plan
 from natprec.subject import Subject
 from natprec.texts.windows import load_tokens
@@ -59,7 +59,7 @@ def test_what_sentence_transformers_needs_comes_along(
     (model / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
     honest, verdicts = pipeline.verify, iter([False, True])
     monkeypatch.setattr(pipeline, "verify", lambda *a, **o: replace(honest(*a, **o), passed=next(verdicts)))
-    request = Request(
+    request = QuantizeConfig(
         str(model), eps=EPS, data=str(text_file), tokens=256, eval_tokens=256, length=64, group_size=32, rounding="rtn"
     )
     _, plan, verification = pipeline.quantize(request, out)
@@ -190,7 +190,7 @@ def test_minilm(minilm: str, rounding: str, tmp_path: Path) -> None:
     """On made-up words prediction and measurement agree as they do on WikiText-2 (scripts/promise.py)."""
     for seed, name in enumerate(("measure.txt", "judge.txt")):
         (tmp_path / name).write_text(made_up_text(8_000, seed=seed), encoding="utf-8")
-    request = Request(
+    request = QuantizeConfig(
         minilm, eps=0.03, data=str(tmp_path / "measure.txt"), eval_data=str(tmp_path / "judge.txt"), tokens=4096,
         eval_tokens=2048, length=128, rounding=rounding,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from natprec import pipeline
+from natprec.config import QuantizeConfig
 from natprec.distortions import EmbeddingDistance
 from natprec.errors import ModelError
 from natprec.formats import integer
@@ -22,7 +23,6 @@ from natprec.measurement.exact import exact_curves
 from natprec.measurement.sweep import sweep
 from natprec.models.encoders import companions
 from natprec.models.loading import load_model
-from natprec.run.request import Request
 from natprec.subject import Subject
 from tests.arrange import tokens
 
@@ -134,7 +134,7 @@ def test_what_is_judged_is_what_users_get(tmp_path: Path, encoder_folder: Path, 
     from transformers import AutoModel
 
     folder = sentence_folder(tmp_path / "m", encoder_folder, ["Pooling", "Dense", "Normalize"])
-    request = Request(str(folder), eps=0.01, data=str(text_file), tokens=256, eval_tokens=256, length=64,
+    request = QuantizeConfig(str(folder), eps=0.01, data=str(text_file), tokens=256, eval_tokens=256, length=64,
                       group_size=32, rounding="rtn")  # fmt: skip
     out = tmp_path / "out"
     pipeline.quantize(request, out)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from natprec.config import QuantizeConfig
 from natprec.evaluation.judge import MEASUREMENT, may_be_measured_on, measured_on
 from natprec.measurement import Measurement
-from natprec.run.request import Request
 from natprec.run.tokens import shares_text
 from natprec.texts.seen import NO_PIECES, PIECE, pieces_of, same_text, source_digest, unseen
 from natprec.texts.windows import load_tokens
@@ -54,7 +54,7 @@ def test_one_text_under_several_names(tmp_path: Path) -> None:
     assert digest is not None
     for source, same in ((one, True), (link, True), (copy, True), (other, False)):
         assert same_text("a.txt", digest, str(source)) is same
-        assert shares_text(Request("m", data=str(one), eval_data=str(source))) is same
+        assert shares_text(QuantizeConfig("m", data=str(one), eval_data=str(source))) is same
     other.rename(one)
     assert not same_text("a.txt", digest, str(one)), "the name says nothing"
     # datasets of the hub have names alone

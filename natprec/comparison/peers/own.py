@@ -16,7 +16,7 @@ PACKAGES = {"natprec": "natprec", "compressed-tensors": "compressed_tensors"}
 
 def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     """Measure, solve for the size, round."""
-    import natprec
+    from natprec.api import apply, measure
     from natprec.subject import Subject
 
     engine, tokenizer = job.settings["engine"], job.tokenizer()
@@ -24,27 +24,27 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
         model.to(job.dtype)  # says which 16 bits the original had
     carried = Subject.in_memory(model, tokenizer).carried_bytes  # --max-size is of the whole folder
     sites = "weights" if job.activations == 16 else "all"
-    measurement = natprec.measure(
+    measurement = measure(
         model, tokenizer, ids, engine=engine, rounding=job.settings["rounding"], group_size=job.group_size, sites=sites
     )
     budget = job.max_bytes + carried - _header_bytes(model)
     plan = measurement.solve(max_size=budget, engine=engine, activations=str(job.activations))
-    return natprec.apply(plan, model, tokenizer, ids, refine=job.settings["refine"])
+    return apply(plan, model, tokenizer, ids, refine=job.settings["refine"])
 
 
 def save(job: Any, done: Any, folder: Path) -> None:
     """The checkpoint that `natprec quantize` writes."""
-    import natprec
+    from natprec.api import save as write
 
     folder.rmdir()
-    natprec.save(done, folder)
+    write(done, folder)
 
 
 def dense(job: Any, done: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The folder loaded as its engine sees it."""
     from natprec.evaluation.reload import load_quantized
 
-    for name, value in load_quantized(folder, job.trust_remote_code).state_dict().items():
+    for name, value in load_quantized(folder, job.settings["engine"], job.trust_remote_code).state_dict().items():
         if not name.rpartition(".")[2].startswith("weight_"):  # scales and shapes stay beside the weights
             yield name, value
 
