@@ -42,7 +42,7 @@ from natprec.run.request import (
     solve_for,
     tell_leftovers,
 )
-from natprec.run.resumable import STAGES, forget, measured
+from natprec.run.resumable import forget, kept_stages, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
@@ -91,8 +91,9 @@ def quantize(
             kept = partial / "measurement.safetensors"
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
+            kept_in = kept_stages(partial, subject)
             plan, verdict = _round_and_prove(
-                config, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages, tried=why is None
+                config, subject, measurement, plan, ids, held_out, folder, kept_in, stages, tried=why is None
             )
             measurement.save(folder / MEASUREMENT)
         forget(partial)
@@ -114,7 +115,7 @@ def _round_and_prove(
     ids: Tensor,
     held_out: Tensor,
     folder: Path,
-    kept: Path,
+    kept: Path | None,
     stages: Stages,
     tried: bool,
 ) -> tuple[Plan, Verification | NatprecError]:
@@ -165,7 +166,7 @@ def round_and_write(
     ids: Tensor | None,
     rounding: str,
     folder: Path,
-    kept: Path,
+    kept: Path | None,
     stages: Stages,
     steps_refining: int = 0,
     seed: int = 0,
@@ -173,7 +174,7 @@ def round_and_write(
     """A checkpoint in an existing folder; the subject's model is as it was afterwards.
 
     Args:
-        kept: folder for the finished segments of a model whose weights are on disk.
+        kept: folder for the finished segments, on which a later call goes on; None: they stay in memory.
     """
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
@@ -187,10 +188,9 @@ def round_and_write(
             codes = round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed)
             write(subject, plan, codes, folder, stages)
         return
-    own = None if subject.staged.weights.whole else kept
-    writer = checkpoint_writer(folder, subject, plan, own)
+    writer = checkpoint_writer(folder, subject, plan, kept)
     with _rounding_stage(subject, ids, rounding, stages) as advance:
-        for stage, codes in rounded_segments(subject, plan, ids, rounding, own, advance, seed):
+        for stage, codes in rounded_segments(subject, plan, ids, rounding, kept, advance, seed):
             writer.put(stage, codes)
     _finish(writer, stages)
 

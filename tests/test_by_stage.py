@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from natprec import pipeline
 from natprec.errors import InputError
 from natprec.evaluation import judge
-from natprec.evaluation.by_stage import compared_by_stage
 from natprec.evaluation.flows import weights_only
 from natprec.evaluation.verify import Verification
 from natprec.export.writer import CheckpointWriter
@@ -51,7 +50,7 @@ def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq"
     """A checkpoint of a model in memory, which is the original again afterwards, and how it is judged."""
     before = {name: parameter.clone() for name, parameter in subject.model.named_parameters()}
     folder.mkdir()
-    pipeline.round_and_write(subject, plan, IDS, rounding, folder, folder / "none", QUIET)
+    pipeline.round_and_write(subject, plan, IDS, rounding, folder, None, QUIET)
     assert all(torch.equal(parameter, before[name]) for name, parameter in subject.model.named_parameters())
     return judge.verify(folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
 
@@ -111,8 +110,8 @@ def test_rounded_activations_are_judged(tmp_path: Path, tiny_tokenizer: Any) -> 
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     config["quantization_config"] = weights_only(config["quantization_config"])
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-    plain = compared_by_stage(apart, tmp_path / "other", plan, HELD_OUT, None, str)
-    assert plain.kl.mean() < 0.98 * one.kl_mean, "without activations it is another figure, whatever the plan says"
+    plain = judge.verify(tmp_path / "other", apart, HELD_OUT, plan, rounding="gptq", data="", stages=QUIET)
+    assert plain.kl_mean < 0.98 * one.kl_mean, "without activations it is another figure, whatever the plan says"
 
 
 def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

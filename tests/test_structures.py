@@ -59,7 +59,7 @@ def test_what_is_written_is_what_runs(
     plan = solve(measure(subject, IDS, engine="natprec", group_size=32), 0.05)
     assert all(choice.kl >= 0 for choice in plan.sites.values())
     (tmp_path / "out").mkdir()
-    round_and_write(subject, plan, IDS, "gptq", tmp_path / "out", tmp_path, Stages(quiet=True))
+    round_and_write(subject, plan, IDS, "gptq", tmp_path / "out", None, Stages(quiet=True))
     with torch.no_grad(), subject.staged.weights.hold(subject.model.parameters()):
         round_to_plan(subject, plan, IDS, "gptq", Stages(quiet=True))
         rounded = output(subject.model, IDS)

@@ -64,7 +64,7 @@ def apply(
                 ids,
                 config.rounding,
                 folder,
-                partial / resumable.STAGES,
+                resumable.kept_stages(partial, subject),
                 stages,
                 config.refine,
                 config.seed,
