@@ -27,6 +27,8 @@ BESIDE = ("*.json", "*.py", "*.model", "*.jinja", "LICENSE*", "README*", "NOTICE
 """Files that users of a checkpoint need; in folders inside it all files."""
 OWN = ("config.json", "*.index.json")
 """Of those the ones that a quantizer writes anew."""
+WIDEST = 8
+"""Bits of the widest quantized format."""
 FAR = 100.0
 """Ratio of a Fisher estimate to the exact value beyond which nobody should believe it."""
 
@@ -138,11 +140,15 @@ def lost_files(trial: Trial) -> Iterator[str]:
 
 
 def unmeasured(trial: Trial) -> Iterator[str]:
-    """What is rounded was planned, and what was planned has been measured: nothing is free."""
+    """What is rounded was planned, and what was planned has been measured: nothing is free.
+
+    Where text reaches a weight and its effect is 0 (a pooler beside the embedding, a factor of 0 behind it), it has the
+    widest format that was measured.
+    """
     plan = json.loads((trial.made / "plan.json").read_text())
-    free = [name for name, choice in plan["sites"].items() if choice["bits"] < 16 and not choice["kl"] > 0]
+    free = [name for name, choice in plan["sites"].items() if choice["bits"] < WIDEST and not choice["kl"] > 0]
     if free:
-        yield f"{len(free)} weights are rounded that had no effect when measured, first {free[0]}"
+        yield f"{len(free)} weights have few bits, and had no effect when measured, first {free[0]}"
     count = sum(choice["bits"] < 16 for choice in plan["sites"].values())
     if len(trial.quantized) < count:
         yield f"{count} weights are planned as codes, but only {len(trial.quantized)} modules have any"
@@ -203,15 +209,20 @@ def tensor_files(folder: Path) -> dict[str, Path]:
 
 
 def _is_there(trial: Trial, name: str) -> bool:
-    """By name: itself, its codes, the experts that it was taken apart into; transformers may rename the first part."""
+    """By name: itself, its codes, the experts that it was taken apart into; transformers may rename the first parts."""
     module, _, leaf = name.rpartition(".")
-    rest = module.partition(".")[2]
     if name in trial.after or (leaf == "weight" and module in trial.quantized):
         return True
     renamed = (other for other in trial.quantized if f"{other}.weight" not in trial.before)
-    if leaf == "weight" and any(other.partition(".")[2] == rest for other in renamed if rest):
+    if leaf == "weight" and any(_tails(other) & _tails(module) for other in renamed):
         return True
     return any(re.match(rf"{re.escape(module)}\.\d+\.", other) for other in trial.after)
+
+
+def _tails(name: str) -> set[str]:
+    """What is left of a name without its first part, or the first two."""
+    parts = name.split(".")
+    return {".".join(parts[first:]) for first in (1, 2) if parts[first:]}
 
 
 def _numbered(name: str) -> bool:

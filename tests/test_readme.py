@@ -1,4 +1,4 @@
-"""The README does what it says: its commands run, its tree is the tree, its links lead somewhere."""
+"""The documents do what they say: commands run, options exist, links lead somewhere, the map shows the folders."""
 
 from __future__ import annotations
 
@@ -22,34 +22,48 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M"
 FEW = {"quantize": "--tokens 512 --eval-tokens 512", "measure": "--tokens 512", "apply": "--tokens 512",
        "inspect": "--tokens 512",
        "verify": "--eval-tokens 512", "compare": "--tokens 512 --eval-tokens 512"}  # fmt: skip
+LONGEST = 9 * 1024
+"""Bytes of the README: it is read in one sitting; the rest is in docs/."""
+
+WIDTH = 120
 
 
 def blocks_to_test() -> list[list[str]]:
-    return [block.split("\n") for block in re.findall(r"<!-- test -->\n```bash\n(.*?)\n```", README, re.DOTALL)]
+    """The commands marked as tests, of the README first: the other pages use its files."""
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    found = (re.findall(r"<!-- test -->\n```bash\n(.*?)\n```", text, re.DOTALL) for text in texts)
+    return [block.split("\n") for block in itertools.chain(*found)]
 
 
-def tree() -> list[Path]:
-    """The paths in the README's tree, from its indentation."""
-    block = re.search(r"<!-- tree -->\n```\n(.*?)\n```", README, re.DOTALL)
+def folders_of_the_map() -> set[str]:
+    """The folders that the README's map lists; those of natprec are indented below it."""
+    block = re.search(r"<!-- map -->\n```\nnatprec/\n(.*?)\n```\n<!-- /map -->", README, re.DOTALL)
     assert block is not None
-    folders: list[str] = []
-    paths = []
-    for line in block[1].split("\n"):
-        depth = (len(line) - len(line.lstrip())) // 2
-        name, *description = line.split(maxsplit=1)
-        assert description or name in ("natprec/", "__init__.py"), f"{name}: say in one line what it is"
-        folders[depth:] = [name]
-        paths.append(Path(*folders))
-    return paths
+    inner = re.findall(r"^  (\w+)/ +\S", block[1], re.MULTILINE)
+    outer = re.findall(r"(\w+)/", block[1].split("\n")[-1])
+    return {f"natprec/{name}" for name in inner} | set(outer)
 
 
-def test_every_path_of_the_tree_exists() -> None:
-    assert [str(path) for path in tree() if not (ROOT / path).exists()] == []
+def folders_of_the_tree() -> set[str]:
+    """The packages directly under natprec, and the folders beside it that hold files of the repository."""
+    packages = {f"natprec/{file.parent.name}" for file in (ROOT / "natprec").glob("*/*.py")}
+    return packages | {name for name in ("docs", "recipes", "scripts", "tests") if (ROOT / name).is_dir()}
 
 
-def test_every_module_is_in_the_tree() -> None:
-    modules = {path.relative_to(ROOT) for path in (ROOT / "natprec").rglob("*.py")}
-    assert modules - set(tree()) == set()
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= LONGEST
+
+
+def test_the_map_lists_the_folders() -> None:
+    assert folders_of_the_map() == folders_of_the_tree()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_fit(page: str) -> None:
+    """Tables, and code that is copied, are as wide as they must be."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.split("\n") if not line.startswith(("|", "    "))]
+    assert [line for line in lines if len(line) > WIDTH] == []
 
 
 def test_the_commands_run(tmp_path: Path, tiny_folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +75,6 @@ def test_the_commands_run(tmp_path: Path, tiny_folder: Path, text_file: Path, mo
     for line in itertools.chain(*blocks_to_test()):
         assert HUB_ID in line or "--model" not in line, "this test replaces that model only"
         program, *arguments = shlex.split(line.replace(HUB_ID, str(tiny_folder)))
-        if program == "pip":
-            assert arguments == ["install", "natprec"]
-            continue
         assert program == "natprec"
         result = command(*arguments, *shlex.split(FEW.get(arguments[0], "")))
         assert result.code == 0, (line, result.err)
@@ -85,11 +96,39 @@ def test_the_python_example_is_the_packages_own() -> None:
         assert " ".join(line.split()) in own, "tests/test_api.py runs it from there"
 
 
+def anchor(title: str) -> str:
+    """Where a link to a heading leads, as GitHub makes it of the title."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_the_log_has_an_index_of_all_entries() -> None:
+    """Each entry is in it under its title, its mark included; no line leads elsewhere."""
+    index, _, entries = (ROOT / "LOG.md").read_text(encoding="utf-8").partition("\n## 2")
+    titles = re.findall(r"^## (\d{4}-\d\d-\d\d: .*)$", "## 2" + entries, re.MULTILINE)
+    listed = re.findall(r"^- (\d{4}-\d\d-\d\d): \[(.*)\]\(#(.*)\)$", index, re.MULTILINE)
+    assert {f"{date}: {title}" for date, title, _ in listed} == set(titles)
+    assert [target for date, title, target in listed if target != anchor(f"{date}: {title}")] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     file = ROOT / page
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", file.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (file.parent / target).exists(), target
+    for target, place in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", file.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        found = (file.parent / target) if target else file
+        assert found.exists(), target
+        if place:
+            titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert place in map(anchor, titles), f"{target}#{place}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_sources_that_documents_name_exist(page: str) -> None:
+    """Those of the repository; folders of natprec's output have others under the same name."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:natprec|scripts|tests|docs|recipes)/[\w/.-]+\.(?:py|toml|md))", text))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -92,6 +92,7 @@ def _tried(subject: Subject, engine: str, formats: Mapping[str, Format]) -> str 
             _, report = loader.from_pretrained(
                 None, config=config, state_dict=_empty(subject, engine, formats, names), dtype=torch.float32,
                 device_map={"": "meta"}, output_loading_info=True,
+                trust_remote_code=False,  # there is no folder that code could come from
             )  # fmt: skip
     except Exception as error:  # whatever a model's own code raises
         return first_line(error)

@@ -79,7 +79,7 @@ def test_a_model_in_memory_has_its_code_too(tmp_path: Path, tiny_tokenizer: Any)
     model.save_pretrained(tmp_path)
     (tmp_path / "own.py").write_text("code = True")
     model.name_or_path = model.config.name_or_path = str(tmp_path)
-    assert Subject.in_memory(model, tiny_tokenizer).companions == {"own.py": "code = True"}
+    assert Subject.in_memory(model, tiny_tokenizer).companions == {"own.py": b"code = True"}
 
 
 def test_a_checkpoint_with_code_is_refused_in_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,11 +141,13 @@ def store_in_half(folder: Path, reference: dict[str, Any], dtype: torch.dtype, p
 
     for file in sorted(folder.glob("*.safetensors")):
         tensors = load_file(file)
+        halved = {}
         for name, tensor in tensors.items():
             kept = name in reference and tensor.shape == reference[name]
             if tensor.dtype == torch.float32 and (kept or (pattern and re.search(pattern, name))):
-                tensors[name] = tensor.to(dtype)
-        save_file(tensors, file, metadata={"format": "pt"})
+                halved[name] = tensor.to(dtype)
+        if halved:  # else the file stays as it was written, with its metadata
+            save_file(tensors | halved, file, metadata={"format": "pt"})
     config = folder / "config.json"
     if config.is_file():
         value = json.loads(config.read_text())
