@@ -23,6 +23,7 @@ from natprec.progress import Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.records import OWN_TEXT, public_name
 from natprec.rounding.flows import round_flows
+from natprec.roundings import rounding_named
 from natprec.run.request import for_engine, refuse_long
 from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.solver import Plan
@@ -108,7 +109,7 @@ def apply(
     plan.refuse_other_sites(subject)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
-    needs_text = config.rounding != "rtn" or config.refine
+    needs_text = rounding_named(config.rounding).needs != "nothing" or config.refine
     ids = _calibration(subject, data, config)[0] if needs_text else None
     quiet = Stages(quiet=True)
     codes = pipeline.round_to_plan(subject, plan, ids, config.rounding, quiet, config.refine, config.seed)

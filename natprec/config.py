@@ -16,9 +16,8 @@ from natprec.errors import InputError, unknown
 from natprec.formats import CHANNEL
 from natprec.formats.engines import PROFILES
 from natprec.options import METHOD, MODEL, TARGET, TEXT, option, options_of, positive, seed, sequence, steps, tolerance
-
-ROUNDINGS = ("rtn", "gptq", "yaqa", "learned")
-"""Round to nearest; each error made up for by later columns; and by later rows; GPTQ, then learned block by block."""
+from natprec.roundings import HELP as ROUNDING_HELP
+from natprec.roundings import ROUNDINGS
 
 DISTORTIONS = {
     "kl": "next_token:KL",
@@ -75,7 +74,7 @@ class Measured:
     """
 
     estimator: str = option("fisher", METHOD, "fisher (one sweep) or exact (replay; slow).", choices=ESTIMATORS)
-    rounding: str = option("gptq", METHOD, "rtn, gptq; with less KL, but longer: yaqa, learned.", choices=ROUNDINGS)
+    rounding: str = option("gptq", METHOD, ROUNDING_HELP, choices=ROUNDINGS)
     transforms: str = option(
         "auto",
         METHOD,

@@ -20,17 +20,18 @@ from natprec.errors import BudgetError, NatprecError, VerdictError
 from natprec.evaluation.judge import MEASUREMENT, promised, tightened, verify
 from natprec.evaluation.reload import UNPACKED
 from natprec.evaluation.verify import Verification
-from natprec.export import write_checkpoint, write_gguf
-from natprec.export.by_stage import round_to_folder
+from natprec.export import checkpoint_writer
 from natprec.export.trial import refusal
+from natprec.export.writer import CheckpointWriter
 from natprec.files import clear_stale, new_folder, refuse_existing
 from natprec.formats import engine_profile
 from natprec.marks import refuse_inputs
 from natprec.measurement import Measurement
+from natprec.models.weights import present_values
 from natprec.progress import Advance, Stages
 from natprec.quantizers import QuantizedTensor
 from natprec.records import OWN_TEXT, public_name
-from natprec.rounding import apply_batches, apply_plan, needed_gauges, restore, snapshot
+from natprec.rounding import apply_batches, rounded_segments
 from natprec.rounding.refine import refine
 from natprec.run.request import (
     check,
@@ -41,7 +42,7 @@ from natprec.run.request import (
     solve_for,
     tell_leftovers,
 )
-from natprec.run.resumable import STAGES, forget, measured
+from natprec.run.resumable import forget, kept_stages, measured
 from natprec.run.tokens import calibration_tokens, held_out_tokens
 from natprec.solver import Plan
 from natprec.subject import Subject
@@ -90,8 +91,9 @@ def quantize(
             kept = partial / "measurement.safetensors"
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
+            kept_in = kept_stages(partial, subject)
             plan, verdict = _round_and_prove(
-                config, subject, measurement, plan, ids, held_out, folder, partial / STAGES, stages, tried=why is None
+                config, subject, measurement, plan, ids, held_out, folder, kept_in, stages, tried=why is None
             )
             measurement.save(folder / MEASUREMENT)
         forget(partial)
@@ -113,7 +115,7 @@ def _round_and_prove(
     ids: Tensor,
     held_out: Tensor,
     folder: Path,
-    kept: Path,
+    kept: Path | None,
     stages: Stages,
     tried: bool,
 ) -> tuple[Plan, Verification | NatprecError]:
@@ -122,12 +124,10 @@ def _round_and_prove(
     Returns:
         The plan, and the verdict or why there is none: hours of work are not thrown away for that.
     """
-    original = snapshot(subject.model)
     judged = public_name(config.eval_data or config.data or OWN_TEXT)
     verification: Verification | None = None
     for corrections in (0, 1):
         round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)
-        restore(subject.model, original)
         try:
             verification = verify(
                 folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages,
@@ -166,15 +166,15 @@ def round_and_write(
     ids: Tensor | None,
     rounding: str,
     folder: Path,
-    kept: Path,
+    kept: Path | None,
     stages: Stages,
     steps_refining: int = 0,
     seed: int = 0,
 ) -> None:
-    """A checkpoint in an existing folder; a model in memory is the quantized one afterwards.
+    """A checkpoint in an existing folder; the subject's model is as it was afterwards.
 
     Args:
-        kept: folder for the finished stages of a model whose weights are on disk.
+        kept: folder for the finished segments, on which a later call goes on; None: they stay in memory.
     """
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
@@ -183,12 +183,16 @@ def round_and_write(
             f"experts have {len(experts)} formats: plain transformers would read all by one of them and compute "
             f"nonsense; {plan.engine} and natprec.load read each by its own"
         )
-    if subject.staged.weights.whole:
-        write(subject, plan, round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed), folder, stages)
+    if steps_refining:
+        with subject.staged.weights.hold(subject.model.parameters()):
+            codes = round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed)
+            write(subject, plan, codes, folder, stages)
         return
+    writer = checkpoint_writer(folder, subject, plan, kept)
     with _rounding_stage(subject, ids, rounding, stages) as advance:
-        round_to_folder(subject, plan, ids, rounding, folder, kept, advance, seed)
-    _write_beside(subject, plan, folder)
+        for stage, codes in rounded_segments(subject, plan, ids, rounding, kept, advance, seed):
+            writer.put(stage, codes)
+    _finish(writer, stages)
 
 
 def round_to_plan(
@@ -200,13 +204,20 @@ def round_to_plan(
     steps_refining: int = 0,
     seed: int = 0,
 ) -> dict[str, QuantizedTensor]:
-    """Codes and scales of every site; the subject's model is the quantized one afterwards."""
-    original = snapshot(subject.model)
-    with _rounding_stage(subject, ids, rounding, stages) as advance:
-        gauges = needed_gauges(subject, plan)
-        codes = apply_plan(
-            subject.staged, subject.sites, plan, ids, rounding, subject.storage_dtype, advance, gauges, seed
-        )
+    """Codes and scales of every site; the subject's model, which is in memory, is the quantized one afterwards.
+
+    Who holds its parameters meanwhile has the original back when they are released.
+    """
+    model, found = subject.model, dict[str, QuantizedTensor]()
+    original = present_values(model)
+    with subject.staged.weights.hold(model.parameters()):
+        with _rounding_stage(subject, ids, rounding, stages) as advance:
+            for _, codes in rounded_segments(subject, plan, ids, rounding, None, advance, seed):
+                found |= codes
+        rounded = present_values(model)
+    for name, parameter in model.named_parameters():
+        parameter.data = rounded[name]
+    codes = {site.name: found[site.name] for site in subject.sites if site.name in found}
     if not steps_refining or ids is None:
         return codes
     with stages.stage("refine", steps_refining) as advance:
@@ -223,24 +234,24 @@ def round_to_plan(
 def _rounding_stage(
     subject: Subject, ids: Tensor | None, rounding: str, stages: Stages
 ) -> contextlib.AbstractContextManager[Advance]:
-    steps = apply_batches(subject.staged, rounding, *ids.shape) if ids is not None and rounding != "rtn" else None
+    steps = None if ids is None else apply_batches(subject.staged, rounding, *ids.shape) or None
     return stages.stage(f"round ({rounding})", steps)
 
 
 def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], folder: Path, stages: Stages) -> None:
-    """Checkpoint and plan.json into an existing folder."""
+    """Checkpoint and plan.json of a model that is the quantized one, into an existing folder."""
+    writer = checkpoint_writer(folder, subject, plan)
+    for stage in subject.staged.stages:
+        own = [site.name for site in subject.sites if site.stage == stage]
+        writer.put(stage, {name: quantized[name] for name in own if name in quantized})
+    _finish(writer, stages)
+
+
+def _finish(writer: CheckpointWriter, stages: Stages) -> None:
+    """Put a checkpoint together, with plan.json and what else belongs beside it."""
     with stages.stage("write"):
-        profile = engine_profile(plan.engine)
-        if profile.container == "gguf":
-            write_gguf(folder, subject, quantized)
-        else:
-            write_checkpoint(
-                folder, subject.model, subject.tokenizer, subject.sites, quantized, profile, subject.storage_dtype,
-                inputs=plan.rounded_inputs, cache=plan.cache,
-                routers=[*subject.staged.routing.routers, *subject.leftovers.modules],
-                dtypes=subject.staged.weights.dtypes, carried=subject.leftovers.read(),
-            )  # fmt: skip
-        _write_beside(subject, plan, folder)
+        writer.close()
+        _write_beside(writer.subject, writer.plan, writer.folder)
 
 
 def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:

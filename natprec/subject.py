@@ -82,12 +82,12 @@ class Subject:
     @cached_property
     def gauges(self) -> dict[str, Gauge]:
         """Unit → where its inputs can be rescaled; found when first asked for."""
-        return find_gauges(self.staged, self.sites, _probe_ids(self.model))
+        return find_gauges(self.staged, self.sites, probe_ids(self.model))
 
     @cached_property
     def activations(self) -> list[Site]:
         """Sites that are no weights: found when first asked for."""
-        return find_activations(self.staged, self.sites, _probe_ids(self.model), self.task.predicts)
+        return find_activations(self.staged, self.sites, probe_ids(self.model), self.task.predicts)
 
     @property
     def unreached(self) -> set[str]:
@@ -117,7 +117,7 @@ class Subject:
         if isinstance(distortion, EmbeddingDistance) and loaded.head is not None:
             distortion = EmbeddingDistance(distortion.pooling, loaded.head)
         dtype = arithmetic(products, next(model.parameters()).device)
-        staged = StagedModel(model, _probe_ids(model), distortion, loaded.weights, dtype)
+        staged = StagedModel(model, probe_ids(model), distortion, loaded.weights, dtype)
         sites = find_sites(staged)
         return cls(
             name=public_name(loaded.name),
@@ -191,7 +191,7 @@ class Subject:
             ModelError: names the first module.
         """
         if engine_profile(engine).full_range and (inputs or cache):
-            refuse_rounded_otherwise(self.staged, self.activations, _probe_ids(self.model), inputs, cache)
+            refuse_rounded_otherwise(self.staged, self.activations, probe_ids(self.model), inputs, cache)
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"
@@ -237,7 +237,7 @@ def _is_smaller(fmt: Format, site: Site) -> bool:
     return fmt.stored_bytes(*site.shape) < 2 * site.elements
 
 
-def _probe_ids(model: nn.Module) -> torch.Tensor:
+def probe_ids(model: nn.Module) -> torch.Tensor:
     """(1, tokens): a few, to see how the model is put together."""
     vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device) % vocabulary

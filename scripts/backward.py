@@ -24,9 +24,9 @@ from natprec.config import QuantizeConfig
 from natprec.hooks import attached
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
+from natprec.models.weights import present_values, put_in
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.rounding import restore, snapshot
 from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.sites import Site
@@ -99,25 +99,24 @@ def main() -> None:
         ids, parts = calibration_tokens(request, subject, stages), calibration_parts(request, subject)
         measurement = measure(subject, ids, engine=options.engine, rounding="rtn", parts=parts, stages=stages)
     linears = [site for site in subject.sites if site.role == "linear"]
-    original = snapshot(subject.model)
     rows = []
     for eps_bwd in [None, *options.eps_bwd]:
         plan = measurement.solve(eps=options.eps, eps_bwd=eps_bwd)
-        round_to_plan(subject, plan, None, "rtn", Stages(quiet=True))
-        rounded, pairs, cosines = snapshot(subject.model), adapters(linears, 0), []
+        with subject.staged.weights.hold(subject.model.parameters()):
+            round_to_plan(subject, plan, None, "rtn", Stages(quiet=True))
+            rounded = present_values(subject.model)
+        pairs, cosines = adapters(linears, 0), []
         for step in range(options.steps):
             sequence = text[step : step + 1]
-            restore(subject.model, original)
             wanted = gradient(subject, pairs, sequence)
-            restore(subject.model, rounded)
-            got = gradient(subject, pairs, sequence)
+            with put_in(subject.model, rounded):
+                got = gradient(subject, pairs, sequence)
             cosines.append(float(functional.cosine_similarity(wanted, got, dim=0)))
             place = 0
             for matrix in (each for pair in pairs.values() for each in pair):
                 own = got[place : place + matrix.numel()].view_as(matrix)
                 matrix.data -= RATE * own / own.norm().clamp_min(1e-12) * matrix.norm()
                 place += matrix.numel()
-        restore(subject.model, original)
         row = {
             "eps_bwd": eps_bwd,
             "bits_per_weight": plan.bits_per_weight,

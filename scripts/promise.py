@@ -21,7 +21,6 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.rounding import restore, snapshot
 from natprec.rounding.flows import flows_rounded
 from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
@@ -68,7 +67,6 @@ def main() -> None:
         )  # fmt: skip
         if options.save:
             measurement.save(options.save)
-    original = snapshot(subject.model)
     with torch.no_grad():
         rows = [slice(batch.start, batch.stop) for batch in batches(*held_out.shape)]
         expected = [subject.staged.output(held_out[part]) for part in rows]
@@ -81,13 +79,13 @@ def main() -> None:
             plan = measurement.solve(
                 eps=eps, engine=options.engine, rounding=rounding, activations=options.activations, kv=options.kv
             )
-            round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
             reference = iter(expected)
-            with flows_rounded(subject.model, subject.activations, plan):
-                summary = compare(
-                    lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
-                ).summary()
-            restore(subject.model, original)
+            with subject.staged.weights.hold(subject.model.parameters()):
+                round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
+                with flows_rounded(subject.model, subject.activations, plan):
+                    summary = compare(
+                        lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
+                    ).summary()
             row = {
                 "rounding": rounding,
                 "eps": eps,

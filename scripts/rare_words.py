@@ -24,7 +24,6 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.rounding import restore, snapshot
 from natprec.run.request import open_subject
 from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.solver import Plan
@@ -101,16 +100,15 @@ def main() -> None:
 def divergences(subject: Subject, plan: Plan, ids: Tensor, rounding: str, texts: dict[str, Tensor]) -> dict[str, float]:
     """KL per token of the rounded model on each text."""
     expected = {name: [subject.staged.output(window[None]) for window in text] for name, text in texts.items()}
-    original = snapshot(subject.model)
-    round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
-    found = {
-        name: [
-            float(forward_kl(logits, subject.staged.output(window[None])).mean())
-            for logits, window in zip(expected[name], text, strict=True)
-        ]
-        for name, text in texts.items()
-    }
-    restore(subject.model, original)
+    with subject.staged.weights.hold(subject.model.parameters()):
+        round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
+        found = {
+            name: [
+                float(forward_kl(logits, subject.staged.output(window[None])).mean())
+                for logits, window in zip(expected[name], text, strict=True)
+            ]
+            for name, text in texts.items()
+        }
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 

@@ -20,7 +20,6 @@ from natprec.evaluation.verify import compare
 from natprec.measurement import Measurement
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.rounding import restore, snapshot
 from natprec.run.request import open_subject
 from natprec.run.tokens import given_tokens, held_out_tokens
 from natprec.staged.batches import batches
@@ -55,19 +54,18 @@ def main() -> None:
     ids, held_out = given_tokens(request, subject, stages), held_out_tokens(request, subject, stages)
     plan = Measurement.load(options.measurement).solve(bits=options.bits, max_size=options.max_size)
     print(f"{plan.bits_per_weight:.3f} bits per weight, {plan.stored_bytes} bytes, predicted {plan.kl_predicted:.4f}")
-    original = snapshot(subject.model)
     with torch.no_grad():
         expected = [subject.staged.output(held_out[batch.start : batch.stop]) for batch in batches(*held_out.shape)]
     for name in options.roundings.split(","):
         rounding, _, refine = name.partition("+")
         start, used = time.perf_counter(), time.process_time()
-        round_to_plan(subject, plan, ids, rounding, stages, int(refine or 0))
-        seconds, cpu = time.perf_counter() - start, time.process_time() - used
-        reference = iter(expected)
-        summary = compare(
-            lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
-        ).summary()
-        restore(subject.model, original)
+        with subject.staged.weights.hold(subject.model.parameters()):
+            round_to_plan(subject, plan, ids, rounding, stages, int(refine or 0))
+            seconds, cpu = time.perf_counter() - start, time.process_time() - used
+            reference = iter(expected)
+            summary = compare(
+                lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
+            ).summary()
         low, high = summary["kl_ci95"]
         print(
             f"{name:12} {summary['kl_mean']:.5f} ({low:.4f} to {high:.4f}) {seconds:.0f} s, {cpu:.0f} s of the CPU",

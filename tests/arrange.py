@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from natprec.distortions import Distortion
-from natprec.formats import Format
+from natprec.export import checkpoint_tensors
+from natprec.export.compressed_tensors import quantization_config, write_settings, write_weights
+from natprec.formats import EngineProfile, Format
 from natprec.measurement import Curve, Header, Measurement
+from natprec.models.disk_names import DiskNames
+from natprec.models.weights import present_values
+from natprec.quantizers import QuantizedTensor
+from natprec.rounding.apply import rounded_stages
 from natprec.sites import Site
+from natprec.solver import Plan
+from natprec.staged.blocks import StagedModel
+from natprec.staged.passage import Passage
 from natprec.subject import Subject
 from tests.conftest import tiny_encoder, tiny_model
 
@@ -109,3 +119,50 @@ def experts(family: str = "Mixtral", std: float = 0.1, **changes: Any) -> Any:
             if parameter.dim() > 1 or "bias" in name:
                 parameter.normal_(0, std)
     return model
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """The model's present weights, by reference."""
+    return present_values(model)
+
+
+def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put back what `snapshot` returned."""
+    for name, parameter in model.named_parameters():
+        parameter.data = weights[name]
+
+
+def apply_plan(
+    staged: StagedModel,
+    sites: list[Site],
+    plan: Plan,
+    ids: Tensor | None,
+    rounding: str,
+    storage_dtype: torch.dtype,
+    **options: Any,
+) -> dict[str, QuantizedTensor]:
+    """Site name → codes; the model's weights are those of the codes afterwards."""
+    passage, codes = None if ids is None else Passage(staged, ids), dict[str, QuantizedTensor]()
+    with staged.weights.hold(staged.model.parameters()):
+        for _, found in rounded_stages(staged, sites, plan, passage, rounding, storage_dtype, **options):
+            codes |= found
+        rounded = snapshot(staged.model)
+    restore(staged.model, rounded)
+    return {site.name: codes[site.name] for site in sites if site.name in codes}
+
+
+def write_checkpoint(
+    folder: Path,
+    made: Subject,
+    quantized: dict[str, QuantizedTensor],
+    profile: EngineProfile,
+    inputs: Mapping[str, Format] | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """A compressed-tensors checkpoint of a model that is the quantized one, without any plan."""
+    names, dtype = DiskNames(made.model), made.storage_dtype
+    tensors = checkpoint_tensors(made.model, made.sites, quantized, profile, dtype, inputs, names=names)
+    write_weights(folder, tensors, shard_bytes)
+    formats = {name: value.format for name, value in quantized.items()}
+    scheme = quantization_config(made.sites, formats, profile, inputs, None, names)
+    write_settings(folder, made.model, made.tokenizer, scheme, dtype)

@@ -19,9 +19,8 @@ from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.rounding import restore, snapshot
 from natprec.subject import Subject
-from tests.arrange import subject, tokens
+from tests.arrange import restore, snapshot, subject, tokens
 from tests.conftest import made_up_text, tiny_encoder, tiny_model
 from tests.run_command import SMALL, natprec
 

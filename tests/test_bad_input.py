@@ -18,7 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from natprec import files, pipeline
+from natprec import files
+from natprec.export.checkpoint import PackedCheckpoint
+from natprec.export.writer import CheckpointWriter
 from natprec.measurement import Measurement
 from natprec.measurement.table import VERSION
 from natprec.run import resumable
@@ -296,12 +298,12 @@ def test_overwrite_deletes_no_folder_of_other_things(attempt: Callable[..., Resu
 def test_a_full_disk(
     attempt: Callable[..., Result], here: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    def write(subject: Any, plan: Any, quantized: Any, folder: Path, stages: Any) -> None:
-        (folder / "model.safetensors").write_text("half")
+    def close(writer: CheckpointWriter) -> None:
+        (writer.folder / "model.safetensors").write_text("half")
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write", write)
+        patch.setattr(PackedCheckpoint, "close", close)
         refused(attempt(), "'out'", "No space left on device", "free space")
     assert left_behind(here) == ["out.partial"], "the measurement is not thrown away"
     assert attempt(resume=True).code == 0
@@ -312,7 +314,7 @@ def test_any_other_error_is_not_hidden(attempt: Callable[..., Result], monkeypat
     def defect(*_: Any) -> None:
         raise ZeroDivisionError("a defect of natprec")
 
-    monkeypatch.setattr(pipeline, "write", defect)
+    monkeypatch.setattr(PackedCheckpoint, "close", defect)
     with pytest.raises(ZeroDivisionError):
         attempt()
 

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from natprec import pipeline
 from natprec.errors import InputError
 from natprec.evaluation import judge
-from natprec.evaluation.by_stage import compared_by_stage
 from natprec.evaluation.flows import weights_only
 from natprec.evaluation.verify import Verification
-from natprec.export.by_stage import STATE, Pieces, round_to_folder
+from natprec.export.writer import CheckpointWriter
 from natprec.measurement.measure import measure
 from natprec.models.weights import OnDisk
 from natprec.progress import Stages
+from natprec.rounding.apply import STATE
 from natprec.run.request import refuse_on_disk
 from natprec.run.resumable import STAGES, forget
 from natprec.solver import Plan
@@ -45,12 +46,13 @@ def planned(subject: Subject, engine: str = "vllm", **options: Any) -> Plan:
     return found.solve(bits=4.5, **options) if "kv" not in options else found.solve(eps=0.5, **options)
 
 
-def in_memory(subject: Subject, plan: Plan, folder: Path, model: Path, rounding: str = "gptq") -> Verification:
-    """A checkpoint by way of the whole model, and how it is judged beside the one in a folder."""
+def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq") -> Verification:
+    """A checkpoint of a model in memory, which is the original again afterwards, and how it is judged."""
+    before = {name: parameter.clone() for name, parameter in subject.model.named_parameters()}
     folder.mkdir()
-    pipeline.round_and_write(subject, plan, IDS, rounding, folder, folder / "none", QUIET)
-    fresh = opened(model, on_disk=False)
-    return judge.verify(folder, fresh, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
+    pipeline.round_and_write(subject, plan, IDS, rounding, folder, None, QUIET)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in subject.model.named_parameters())
+    return judge.verify(folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
 
 
 def from_disk(subject: Subject, plan: Plan, folder: Path, kept: Path, rounding: str = "gptq") -> Verification:
@@ -88,7 +90,7 @@ def test_the_same_checkpoint_and_verdict(
     folder = saved(tmp_path / "m", built(family), tiny_tokenizer)
     whole, apart = opened(folder, on_disk=False), opened(folder)
     plan = planned(whole, engine)
-    one = in_memory(whole, plan, tmp_path / "one", folder, rounding)
+    one = in_memory(whole, plan, tmp_path / "one", rounding)
     other = from_disk(apart, plan, tmp_path / "other", tmp_path / "kept" / STAGES, rounding)
     assert files(tmp_path / "one") == files(tmp_path / "other")
     assert one.kl_mean > 1e-4
@@ -104,15 +106,15 @@ def test_rounded_activations_are_judged(tmp_path: Path, tiny_tokenizer: Any) -> 
     folder = saved(tmp_path / "m", built("llama"), tiny_tokenizer)
     whole, apart = opened(folder, on_disk=False), opened(folder)
     plan = planned(whole, "natprec", activations="4", kv="4")
-    one = in_memory(whole, plan, tmp_path / "one", folder)
+    one = in_memory(whole, plan, tmp_path / "one")
     other = from_disk(apart, plan, tmp_path / "other", tmp_path / "kept")
     assert files(tmp_path / "one") == files(tmp_path / "other")
     assert other.kl_mean == pytest.approx(one.kl_mean, rel=1e-4)
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     config["quantization_config"] = weights_only(config["quantization_config"])
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-    plain = compared_by_stage(apart, tmp_path / "other", plan, HELD_OUT, None, str)
-    assert plain.kl.mean() < 0.98 * one.kl_mean, "without activations it is another figure, whatever the plan says"
+    plain = judge.verify(tmp_path / "other", apart, HELD_OUT, plan, rounding="gptq", data="", stages=QUIET)
+    assert plain.kl_mean < 0.98 * one.kl_mean, "without activations it is another figure, whatever the plan says"
 
 
 def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,31 +164,35 @@ def test_rounding_goes_on_where_it_was(
     plan = planned(subject, "natprec")
     for name in ("whole", "cut", "resumed", "other"):
         (tmp_path / name).mkdir()
-    round_to_folder(subject, plan, IDS, rounding, tmp_path / "whole", tmp_path / "kept-whole", str)
-    put, rounded = Pieces.put, []
 
-    def interrupted(self: Pieces, stage: int, codes: Any) -> None:
+    def rounds(out: Path, partial: Path, ids: Tensor = IDS) -> None:
+        pipeline.round_and_write(subject, plan, ids, rounding, out, partial, QUIET)
+
+    rounds(tmp_path / "whole", tmp_path / "kept-whole")
+    put, rounded = CheckpointWriter.put, []
+
+    def interrupted(self: CheckpointWriter, stage: int, codes: Any) -> None:
         if stage > last:
             raise KeyboardInterrupt
         put(self, stage, codes)
 
-    def recorded(self: Pieces, stage: int, codes: Any) -> None:
+    def recorded(self: CheckpointWriter, stage: int, codes: Any) -> None:
         rounded.append(stage)
         put(self, stage, codes)
 
-    monkeypatch.setattr(Pieces, "put", interrupted)
+    monkeypatch.setattr(CheckpointWriter, "put", interrupted)
     if last < 4:
         with pytest.raises(KeyboardInterrupt):
-            round_to_folder(subject, plan, IDS, rounding, tmp_path / "cut", kept, str)
+            rounds(tmp_path / "cut", kept)
     else:
-        round_to_folder(subject, plan, IDS, rounding, tmp_path / "cut", kept, str)
+        rounds(tmp_path / "cut", kept)
     assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
-    monkeypatch.setattr(Pieces, "put", recorded)
-    round_to_folder(subject, plan, IDS, rounding, tmp_path / "resumed", kept, str)
+    monkeypatch.setattr(CheckpointWriter, "put", recorded)
+    rounds(tmp_path / "resumed", kept)
     assert rounded == [-1, *range(min(last, 3) + 1, 5)]
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
     rounded.clear()
-    round_to_folder(subject, plan, IDS.flip(0), rounding, tmp_path / "other", kept, str)
+    rounds(tmp_path / "other", kept, IDS.flip(0))
     assert rounded == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"
 
 

@@ -22,7 +22,6 @@ from natprec.config import COMMANDS, OPTIONS, Measured, QuantizeConfig
 from natprec.errors import InputError
 from natprec.measurement import Header
 from natprec.options import METHOD, option, options_of
-from natprec.run.estimate import ROUNDING, ROUNDING_FORWARDS
 from tests.arrange import header
 from tests.run_command import natprec as command
 
@@ -93,7 +92,6 @@ def test_names_of_the_package_come_when_asked_for() -> None:
 
 def test_names_are_those_of_what_they_name() -> None:
     assert all(distortions.named(name).name == name for name in configuration.DISTORTIONS)
-    assert set(configuration.ROUNDINGS) == set(ROUNDING) == set(ROUNDING_FORWARDS)
 
 
 def test_every_field_is_an_option_of_some_command() -> None:

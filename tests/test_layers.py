@@ -12,7 +12,7 @@ ROOT = Path(natprec.__file__).parent
 
 LAYERS: list[set[str]] = [
     {"errors", "units", "statistics", "memory", "native", "records"},
-    {"seeds"},
+    {"roundings", "seeds"},
     {"formats"},
     {"options"},
     {"config", "schema"},

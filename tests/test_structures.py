@@ -16,7 +16,7 @@ from natprec.evaluation.reload import load_quantized
 from natprec.formats import engine_profile
 from natprec.hooks import attached
 from natprec.measurement.measure import measure
-from natprec.pipeline import round_and_write
+from natprec.pipeline import round_and_write, round_to_plan
 from natprec.progress import Stages
 from natprec.run.request import refuse_impossible_size
 from natprec.runtime.load import load
@@ -57,9 +57,11 @@ def test_what_is_written_is_what_runs(
     plan = solve(measure(subject, IDS, engine="natprec", group_size=32), 0.05)
     assert all(choice.kl >= 0 for choice in plan.sites.values())
     (tmp_path / "out").mkdir()
-    round_and_write(subject, plan, IDS, "gptq", tmp_path / "out", tmp_path, Stages(quiet=True))
-    with torch.no_grad():
+    round_and_write(subject, plan, IDS, "gptq", tmp_path / "out", None, Stages(quiet=True))
+    with torch.no_grad(), subject.staged.weights.hold(subject.model.parameters()):
+        round_to_plan(subject, plan, IDS, "gptq", Stages(quiet=True))
         rounded = output(subject.model, IDS)
+    with torch.no_grad():
         unpacked = output(load_quantized(tmp_path / "out"), IDS)
         running = output(load(tmp_path / "out").model, IDS)
     size = float(rounded.abs().max())

@@ -34,6 +34,7 @@ def apply(
     from natprec.marks import refuse_inputs
     from natprec.progress import Stages
     from natprec.records import public_name
+    from natprec.roundings import rounding_named
     from natprec.run import resumable
     from natprec.run.request import check, inputs, open_subject, refuse_on_disk, tell_leftovers
     from natprec.run.tokens import calibration_tokens
@@ -52,7 +53,8 @@ def apply(
     plan.refuse_other_sites(subject)
     refuse_on_disk(subject, plan.engine, config.refine)
     tell_leftovers(subject, plan.engine, stages)
-    ids = calibration_tokens(config, subject, stages) if config.rounding != "rtn" or config.refine else None
+    needed = config.refine or rounding_named(config.rounding).needs != "nothing"
+    ids = calibration_tokens(config, subject, stages) if needed else None
     with claimed(out):
         if not resume:
             resumable.forget(partial)
@@ -63,7 +65,7 @@ def apply(
                 ids,
                 config.rounding,
                 folder,
-                partial / resumable.STAGES,
+                resumable.kept_stages(partial, subject),
                 stages,
                 config.refine,
                 config.seed,

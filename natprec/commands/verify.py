@@ -57,7 +57,8 @@ def verify(
         resumable.forget(partial)
     verification = judge.verify(
         folder, subject, ids, plan, rounding=judge.recorded_rounding(folder),
-        data=public_name(text or OWN_TEXT), stages=stages, seed=config.seed, kept=partial / resumable.STAGES,
+        data=public_name(text or OWN_TEXT), stages=stages, seed=config.seed,
+        kept=resumable.kept_stages(partial, subject),
     )  # fmt: skip
     resumable.forget(partial)
     verification.save(folder / "verification.json")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
-from natprec.evaluation.judge import compared_with
+from natprec.evaluation.verify import compare
 from natprec.formats import Format, activation
 from natprec.hooks import attached
 from natprec.sites import round_inputs
@@ -90,7 +90,10 @@ def judge(
         ModelError: predictions are NaN or Inf.
     """
     with attached(round_inputs(model, subject.activations, inputs)):
-        summary = compared_with(subject, model, held_out).summary(seed)
+        summary = compare(
+            subject.staged.output, lambda ids: subject.distortion.output(model, ids), held_out,
+            distortion=subject.distortion,
+        ).summary(seed)  # fmt: skip
     if not math.isfinite(summary["kl_mean"]):
         raise ModelError("its predictions are NaN or Inf")
     return {

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from natprec.errors import InputError, ModelError
-from natprec.evaluation.by_stage import compared_by_stage
-from natprec.evaluation.reload import load_quantized
+from natprec.evaluation.reload import load_quantized, open_quantized
 from natprec.evaluation.verify import Comparison, Verification, compare
 from natprec.files import folder_bytes
 from natprec.measurement import Measurement
 from natprec.progress import Advance, Stages
 from natprec.solver import Plan
 from natprec.staged.batches import batches
-from natprec.subject import Subject
+from natprec.staged.blocks import StagedModel
+from natprec.staged.passage import passed, state_key
+from natprec.subject import Subject, probe_ids
 from natprec.texts.seen import NO_PIECES, Pieces, same_text
 from natprec.texts.windows import data_digest
 
@@ -44,7 +48,7 @@ def verify(
     """Judge the checkpoint on disk against the original model (T6).
 
     Args:
-        kept: folder that holds how far the verification of a model whose weights are on disk has come.
+        kept: folder that holds how far both models have come; a later call goes on there. None: nothing is kept.
         tried: whether transformers is asked to load it: see `load_quantized`.
     Raises:
         InputError: the plan keeps another distortion small than the subject's.
@@ -55,17 +59,10 @@ def verify(
             f"the plan's tolerance is of distortion {plan.distortion!r}, this judges by {subject.distortion.name!r}; "
             "judge by the one that was measured"
         )
-    steps = len(batches(*ids.shape))
-    if subject.staged.weights.whole:
-        with stages.stage("load checkpoint"):
-            model = load_quantized(folder, plan.engine, subject.trusted, tried, stages.note)
-            model.to(ids.device)
-        with stages.stage("verify", steps) as advance:
-            compared = compared_with(subject, model, ids, advance)
-    else:
-        with stages.stage("verify", steps * (2 * len(subject.staged.blocks) + 1)) as advance:
-            compared = compared_by_stage(subject, folder, plan, ids, kept, advance)
-    summary = compared.summary(seed)
+    with stages.stage("load checkpoint"):
+        quantized = opened(folder, subject, ids.device, plan.engine, tried, stages.note)
+    with stages.stage("verify", len(batches(*ids.shape)) * (2 * len(subject.staged.blocks) + 1)) as advance:
+        summary = compared(subject, quantized, folder, ids, kept, advance).summary(seed)
     if not np.isfinite(summary["kl_mean"]):
         raise ModelError(
             f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
@@ -88,10 +85,40 @@ def verify(
     )
 
 
-def compared_with(subject: Subject, model: nn.Module, ids: Tensor, advance: Advance = lambda stage: None) -> Comparison:
-    """Another model against the subject, by the subject's distortion, on (sequences, time) token ids."""
-    distortion = subject.distortion
-    return compare(subject.staged.output, lambda rows: distortion.output(model, rows), ids, advance, distortion)
+def opened(
+    folder: Path,
+    subject: Subject,
+    device: torch.device,
+    engine: str,
+    tried: bool = True,
+    note: Callable[[str], None] = lambda line: None,
+) -> StagedModel:
+    """A checkpoint's model, its weights where the original's are: see `load_quantized` and `open_quantized`."""
+    if not subject.staged.weights.whole:
+        return open_quantized(folder, subject.staged, device, engine, subject.trusted)
+    model = load_quantized(folder, engine, subject.trusted, tried, note)
+    model.to(device)
+    return StagedModel(model, probe_ids(model), subject.distortion)
+
+
+@torch.no_grad()
+def compared(
+    subject: Subject, quantized: StagedModel, folder: Path, ids: Tensor, kept: Path | None, advance: Advance
+) -> Comparison:
+    """A checkpoint's model against the original: all of the text goes through each, a block at a time.
+
+    Args:
+        folder: of the checkpoint.
+        ids: (sequences, time) token ids.
+        kept: see `verify`.
+    """
+    files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
+    states = [None if kept is None else kept / f"{name}.safetensors" for name in ("original", "quantized")]
+    keys = [state_key(subject.digest, data_digest(ids)), state_key(*files, data_digest(ids))]
+    with contextlib.ExitStack() as held:
+        reference = held.enter_context(passed(subject.staged, ids, advance, states[0], keys[0]))
+        other = held.enter_context(passed(quantized, ids, advance, states[1], keys[1]))
+        return compare(reference, other, ids, advance, subject.distortion)
 
 
 def promised(plan: Plan) -> float | None:

@@ -30,6 +30,7 @@ from natprec.models.surroundings import quiet
 from natprec.models.tasks import ENCODER, Task
 from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.staged.blocks import StagedModel
+from natprec.subject import probe_ids
 
 UNPACKED = "transformers does not load such a checkpoint ({}), so natprec judges it by unpacking the codes itself"
 
@@ -105,7 +106,7 @@ def open_quantized(
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
         round_as_written(model, scheme, _tensor_files(folder), engine_profile(engine), str(folder))
-        return StagedModel(model, torch.zeros(1, 1, dtype=torch.int64, device=device), original.distortion, weights)
+        return StagedModel(model, probe_ids(model), original.distortion, weights)
 
 
 def _scheme(folder: Path) -> dict[str, Any]:

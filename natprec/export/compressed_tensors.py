@@ -26,40 +26,6 @@ from natprec.quantizers.activations import flowing_scale
 from natprec.sites import Site
 from natprec.solver.choices import CacheChoice
 
-SHARD_BYTES = 5_000_000_000
-
-
-def write_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    tokenizer: Any,
-    sites: list[Site],
-    quantized: dict[str, QuantizedTensor],
-    profile: EngineProfile,
-    storage_dtype: torch.dtype,
-    shard_bytes: int = SHARD_BYTES,
-    inputs: Mapping[str, Format] | None = None,
-    cache: CacheChoice | None = None,
-    routers: Collection[str] = (),
-    dtypes: Mapping[str, torch.dtype] | None = None,
-    carried: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write weights, configuration, generation configuration and tokenizer into an existing folder.
-
-    Args:
-        routers: modules that are no sites, which engines must be told to leave alone.
-        inputs: unit → format of its input, where that is rounded.
-        cache: format of keys and values, where they are.
-        dtypes: of tensors that have another than `storage_dtype`.
-        carried: tensors that are no part of the model, written as they are.
-    """
-    inputs, names = inputs or {}, DiskNames(model)
-    tensors = checkpoint_tensors(model, sites, quantized, profile, storage_dtype, inputs, names=names, dtypes=dtypes)
-    write_weights(folder, tensors | cache_scales(cache, storage_dtype), shard_bytes, carried)
-    formats = {name: value.format for name, value in quantized.items()}
-    scheme = quantization_config(sites, formats, profile, inputs, cache, names, routers)
-    write_settings(folder, model, tokenizer, scheme, storage_dtype)
-
 
 def write_settings(
     folder: Path, model: nn.Module, tokenizer: Any, scheme: dict[str, Any], storage_dtype: torch.dtype
@@ -174,7 +140,7 @@ def quantization_config(
 
     Args:
         names: of modules, in the checkpoint; default: those in the model.
-        routers: see `write_checkpoint`.
+        routers: modules that are no sites, which engines must be told to leave alone.
     """
     from compressed_tensors.quantization import QuantizationConfig
 

@@ -8,19 +8,19 @@ architecture is in `natprec.export.gguf_architectures`.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from natprec.export.gguf_architectures import architecture_of, interleaved
 from natprec.export.gguf_blocks import pack_blocks
 from natprec.export.gguf_tokenizer import add_tokenizer, copied_fields
+from natprec.export.writer import CheckpointWriter
 from natprec.quantizers import QuantizedTensor
 from natprec.subject import Subject
 
@@ -33,23 +33,51 @@ ALIGNMENT = 32
 """Tensors begin at multiples of it."""
 
 
-def write_gguf(folder: Path, subject: Subject, quantized: Mapping[str, QuantizedTensor]) -> None:
-    """Write `model.gguf` into an existing folder; the subject's model holds what the sites do not.
+class GGUFCheckpoint(CheckpointWriter):
+    """One file, `model.gguf`.
 
-    Args:
-        quantized: site → codes on the grid of a `Format`.
     Raises:
-        ModelError: an architecture or tokenizer that has no known form in GGUF.
+        ModelError: from `close`: an architecture or tokenizer that has no known form in GGUF.
     """
-    writer = _described(folder, subject)
-    try:
-        for label, values, kind in _tensors(subject, quantized):
-            writer.add_tensor(label, values, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+
+    def tensors(self, own: Collection[int], codes: dict[str, QuantizedTensor]) -> dict[str, Tensor]:
+        """Arrays as GGUF stores them, by type and name in the file; tied weights once."""
+        from gguf import GGMLQuantizationType, quantize
+
+        subject, found, stored = self.subject, dict[str, Tensor](), set[int]()
+        known = architecture_of(subject.model)
+        names = known.tensor_names(subject.model)
+        sixteen = GGMLQuantizationType.F16 if subject.storage_dtype == torch.float16 else GGMLQuantizationType.BF16
+        for name, tensor in subject.model.state_dict(keep_vars=True).items():
+            if id(tensor) in stored or id(tensor) not in own:
+                continue
+            stored.add(id(tensor))
+            value = codes.get(name.removesuffix(".weight"))
+            if value is not None:
+                kind, array = GGMLQuantizationType[value.format.name], pack_blocks(value)
+            else:
+                kind = GGMLQuantizationType.F32 if _in_float32(subject, name, tensor) else sixteen
+                array = quantize(tensor.detach().float().cpu().numpy(), kind)
+            array = np.ascontiguousarray(interleaved(array, known.heads(subject.model, name)))
+            found[f"{kind.name} {names[name]}"] = torch.from_numpy(array)
+        return found
+
+    def close(self) -> None:
+        """Write the file, its tensors in the model's order."""
+        from gguf import GGMLQuantizationType
+
+        pieces = {label.partition(" ")[2]: (label.partition(" ")[0], each) for label, each in self.pieces().items()}
+        writer = _described(self.folder, self.subject)
+        try:
+            for label in architecture_of(self.subject.model).tensor_names(self.subject.model).values():
+                if label in pieces:
+                    kind, array = pieces[label]
+                    writer.add_tensor(label, array.numpy(), raw_dtype=GGMLQuantizationType[kind])
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
 
 
 def as_gguf(subject: Subject) -> Subject:
@@ -97,24 +125,3 @@ def _described(folder: Path, subject: Subject) -> Any:
     writer.add_quantization_version(2)
     known.add_hyperparameters(writer, subject.model)
     return writer
-
-
-def _tensors(subject: Subject, quantized: Mapping[str, QuantizedTensor]) -> Iterator[tuple[str, npt.NDArray[Any], Any]]:
-    """GGUF name, array as stored and type of every tensor; tied weights once."""
-    from gguf import GGMLQuantizationType, quantize
-
-    known = architecture_of(subject.model)
-    names = known.tensor_names(subject.model)
-    sixteen = GGMLQuantizationType.F16 if subject.storage_dtype == torch.float16 else GGMLQuantizationType.BF16
-    stored: set[int] = set()
-    for name, tensor in subject.model.state_dict(keep_vars=True).items():
-        if id(tensor) in stored:
-            continue
-        stored.add(id(tensor))
-        value = quantized.get(name.removesuffix(".weight"))
-        if value is not None:
-            kind, array = GGMLQuantizationType[value.format.name], pack_blocks(value)
-        else:
-            kind = GGMLQuantizationType.F32 if _in_float32(subject, name, tensor) else sixteen
-            array = quantize(tensor.detach().float().cpu().numpy(), kind)
-        yield names[name], np.ascontiguousarray(interleaved(array, known.heads(subject.model, name))), kind

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from natprec.formats import Format
+from natprec.roundings import rounding_named
 from natprec.sites import Site
 from natprec.staged.routing import MIN_TOKENS
 
@@ -65,7 +66,7 @@ class Curve:
 
     def _factors(self, rounding: str) -> np.ndarray:
         """(formats,): GPTQ's errors are others than those of rounding to nearest, with no such alignment."""
-        return self.alignment if rounding == "rtn" else self.shares
+        return self.shares if rounding_named(rounding).compensates else self.alignment
 
     @property
     def kept_kl(self) -> float:

@@ -26,6 +26,7 @@ from natprec.measurement.table import Header, Measurement
 from natprec.memory import keep_freed
 from natprec.parallel.workers import Workers
 from natprec.progress import Stages
+from natprec.roundings import rounding_named
 from natprec.sites import activation_formats, uneven
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.routing import MIN_TOKENS
@@ -37,9 +38,6 @@ DIFFERENTIATED = 2
 """Of a kind of text one in so many sequences also goes back, if there are `MANY`; GPTQ is fitted to the others."""
 
 MANY = 16
-
-QUICK = ("rtn", "gptq")
-"""Roundings that take less time than measuring."""
 
 
 def measure(
@@ -60,8 +58,8 @@ def measure(
 
     Args:
         ids: (sequences, time) calibration tokens.
-        config: the options. Of `rounding`: unless 'rtn', what GPTQ leaves is measured too, which plans may then
-            suppose; 'rtn': half the time. `transforms` 'rotate' is of a subject that was rotated.
+        config: the options. Of `rounding`: where it compensates for errors, what GPTQ leaves is measured too, which
+            plans may then suppose; 'rtn': half the time. `transforms` 'rotate' is of a subject that was rotated.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
         data: what the text is called; `text_digest`: of its file, see `natprec.texts.seen`.
@@ -106,7 +104,8 @@ def measure(
     flows = subject.activations if config.sites == "all" else []
     if flows and not any(site.kind == "key" for site in flows) and subject.task.predicts:
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
-    fitted = others if config.rounding != "rtn" else None
+    compensates = rounding_named(config.rounding).compensates
+    fitted = others if compensates else None
     steps = batch_count(subject.staged, len(sharding.own), ids.shape[1], state.stage)
     if fitted is not None:
         fitting = sum(stage <= state.stage for stage in {site.stage for site in subject.sites if site.gptq})
@@ -122,7 +121,7 @@ def measure(
             seed=config.seed,
             rounding=config.rounding,
             parts=parts,
-            gauges=subject.gauges if config.rounding != "rtn" and config.transforms != "none" else None,
+            gauges=subject.gauges if compensates and config.transforms != "none" else None,
             activations={site: activation_formats(site, config.group_size, profile.full_range) for site in flows},
             advance=advance,
             state=state,
@@ -197,7 +196,7 @@ def shared_out(ids: Tensor, parts: int, routed: bool, rounding: str = "gptq") ->
     a rounding that takes so long that they hardly add to it.
     """
     each = ids.unflatten(0, (parts, -1))
-    if each.shape[1] < MANY or routed or rounding not in QUICK:
+    if each.shape[1] < MANY or routed or not rounding_named(rounding).quick:
         return ids, None
     back = torch.arange(each.shape[1]) % DIFFERENTIATED == DIFFERENTIATED - 1
     return each[:, back].flatten(0, 1), each[:, ~back].flatten(0, 1)

@@ -32,6 +32,7 @@ from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
 from natprec.parallel.workers import Workers
 from natprec.progress import Advance
+from natprec.roundings import rounding_named
 from natprec.sites import Site, site_layer
 from natprec.staged.batches import batch_rows, batches
 from natprec.staged.blocks import Context, StagedModel
@@ -66,7 +67,7 @@ def sweep(
         ids: (sequences, time) token ids.
         scale_dtype: dtype in which scales are stored.
         seed: of what the distortion draws.
-        rounding: unless 'rtn', measure also what GPTQ leaves of the distortion of rounding to nearest.
+        rounding: where it compensates for errors, what GPTQ leaves of the distortion to nearest is measured too.
         parts: kinds of text: equal, consecutive shares of the sequences.
         gauges: unit → where its inputs can be rescaled; used where that lowers what GPTQ leaves.
         activations: more sites, with their candidate formats.
@@ -80,12 +81,13 @@ def sweep(
     sharding = sharding or Sharding.alone(len(ids))
     workers, own_ids = sharding.workers, sharding.take(ids)
     terms = staged.distortion.terms(ids.shape[1])
+    compensates = rounding_named(rounding).compensates
     state = state or SweepState(len(staged.blocks), None, {}, {})
     spare: dict[torch.Size, list[Tensor]] = {}
     moments: dict[str, Tensor] = {}
 
     def compensation(site: Site) -> Compensation | None:
-        if rounding == "rtn" or not site.gptq or not formats[site.name]:
+        if not compensates or not site.gptq or not formats[site.name]:
             return None
         every = JUDGING if fitted is None else max(1, JUDGING * len(ids) // (len(ids) + len(fitted)))
         return Compensation(site, site_layer(staged.model, site), scale_dtype, moments, every)

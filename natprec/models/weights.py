@@ -1,9 +1,9 @@
 """Where a model's weights are: all in memory, or on disk until their turn comes.
 
 Whatever computes says which parameters it needs, `with weights.hold(parameters):`, and gets the original values as
-float32. In memory that is nothing to do. On disk a parameter that is not held is hollow: it has its shape, dtype and
-device, but one NaN stands for all its values, so that it takes no memory and a use outside of `hold` cannot pass
-unnoticed. What is done to a held parameter's `data` is gone when it is released.
+float32. What is done to a held parameter's `data` is gone when it is released: in memory it has its values back, by
+reference. On disk a parameter that is not held is hollow: it has its shape, dtype and device, but one NaN stands for
+all its values, so that it takes no memory and a use outside of `hold` cannot pass unnoticed.
 """
 
 from __future__ import annotations
@@ -38,10 +38,19 @@ class InMemory:
 
     def __init__(self) -> None:
         self.dtypes: dict[str, torch.dtype] = {}
+        self._held: set[int] = set()
 
-    def hold(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
-        """Nothing to do."""
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def hold(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Within the block these parameters may be changed; it may be entered again for some of them."""
+        taken = [(each, each.data) for each in parameters if id(each) not in self._held]
+        self._held.update(id(parameter) for parameter, _ in taken)
+        try:
+            yield
+        finally:
+            for parameter, values in taken:
+                parameter.data = values
+                self._held.discard(id(parameter))
 
     def original(self, name: str, parameter: nn.Parameter) -> Tensor:
         """The parameter's values."""
@@ -138,6 +147,27 @@ class OnDisk:
 
 
 Weights = InMemory | OnDisk
+
+
+@contextlib.contextmanager
+def put_in(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """Within the block a model's parameters have these values, by name; then those that they had."""
+    present = present_values(model)
+    try:
+        _assign(model, values)
+        yield
+    finally:
+        _assign(model, present)
+
+
+def present_values(model: nn.Module) -> dict[str, Tensor]:
+    """Name → the values that a parameter has now, by reference."""
+    return {name: parameter.data for name, parameter in model.named_parameters()}
+
+
+def _assign(model: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.data = values[name]
 
 
 def wrong_shape(name: str, stored: Sequence[int], wanted: Sequence[int]) -> ModelError:

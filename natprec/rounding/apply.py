@@ -1,62 +1,73 @@
-"""Rounding a whole model to a plan, stage by stage.
+"""Rounding a whole model to a plan, a segment at a time.
 
-GPTQ and what builds on it take each block's second moments from what the already rounded prefix produces, so that later
-blocks make up for the errors of earlier ones.
+A text goes along, through each stage after it has been rounded, so that a rounding that gathers something of it lets
+later blocks make up for the errors of earlier ones. How each one rounds is in the file of its name.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
-from natprec.quantizers.roundings import refuse_unknown_rounding
-from natprec.rounding.learned import Learner, learning_batches
-from natprec.rounding.moments import Gradients, stage_moments
+from natprec.rounding.moments import Gradients
+from natprec.rounding.rounder import Run, rounder_named
 from natprec.rounding.stage import StageRounder
+from natprec.roundings import rounding_named
 from natprec.sites import Site
 from natprec.solver import Plan
 from natprec.staged.batches import batch_count, batches
 from natprec.staged.blocks import StagedModel
-from natprec.staged.passage import Passage
+from natprec.staged.passage import Passage, state_key
 from natprec.subject import Subject
+from natprec.texts.windows import data_digest
 from natprec.transforms import Gauge
 
+STATE = "text.safetensors"
+"""File of what the calibration text has become."""
 
-def apply_plan(
-    staged: StagedModel,
-    sites: list[Site],
+
+def rounded_segments(
+    subject: Subject,
     plan: Plan,
     ids: Tensor | None,
     rounding: str,
-    storage_dtype: torch.dtype,
+    kept: Path | None = None,
     advance: Advance = lambda stage: None,
-    gauges: Mapping[str, Gauge] | None = None,
     seed: int = 0,
-) -> dict[str, QuantizedTensor]:
-    """Round every site of the plan; the model's weights become those that an engine reconstructs.
+) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
+    """Round one segment of a subject after another; after each: its stage, and the codes of its sites.
 
-    Weights are replaced, not overwritten: `snapshot` and `restore` bring the original back.
+    While they are yielded the segment is held, and its weights are those that an engine reconstructs.
 
     Args:
-        ids: (sequences, time) calibration tokens; unused by round-to-nearest.
-        storage_dtype: of scales, and of everything that is not quantized.
+        ids: (sequences, time) calibration tokens; unused by roundings that need none.
+        kept: folder that holds how far the text has come, once what was yielded before has been taken; with the same
+            model, plan and text a later call goes on there.
         advance: called once per batch of forward work.
-        gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, except by 'rtn'.
         seed: of what a rounding draws: only 'learned' does.
-    Returns:
-        Site name → codes and scales.
-    Raises:
-        ValueError: `gauges` are needed.
     """
-    passage = None if ids is None else Passage(staged, ids)
-    result: dict[str, QuantizedTensor] = {}
-    for _, codes in rounded_stages(staged, sites, plan, passage, rounding, storage_dtype, advance, gauges, seed):
-        result |= codes
-    return {site.name: result[site.name] for site in sites if site.name in result}
+    passage = None
+    if ids is not None:
+        file, key = None, ""
+        if kept is not None:
+            file, plan_text = kept / STATE, json.dumps(plan.to_json(), sort_keys=True)
+            digest, products = data_digest(ids), str(subject.staged.products)
+            key = state_key(subject.digest, plan_text, rounding, digest, products, str(seed))
+        passage = Passage(subject.staged, ids, file, key)
+    gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
+    dtype = subject.storage_dtype
+    for stage, codes in rounded_stages(
+        subject.staged, subject.sites, plan, passage, rounding, dtype, advance, gauges, seed
+    ):
+        yield stage, codes
+        if kept is not None and passage is not None and passage.stage is not None and stage >= 0:
+            passage.keep()
 
 
 @torch.no_grad()
@@ -71,63 +82,37 @@ def rounded_stages(
     gauges: Mapping[str, Gauge] | None = None,
     seed: int = 0,
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
-    """Round one stage after another; after each: its number, and the codes of its sites.
-
-    While they are yielded the stage's weights are in memory and are those that an engine reconstructs.
+    """The same of a model's parts.
 
     Args:
-        passage: the calibration text before the prefix, if not rounded to nearest; stages that it had passed in an
-            earlier run are left out. The others are as for `apply_plan`.
+        passage: the calibration text before the prefix; stages that it had passed in an earlier run are left out.
+        storage_dtype: of scales, and of everything that is not quantized.
+        gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, except by 'rtn'.
+    Raises:
+        ValueError: `gauges` are needed.
     """
-    refuse_unknown_rounding(rounding)
-    rounder = StageRounder(staged, sites, plan, storage_dtype, gauges)
-    text = None if rounding == "rtn" else passage
-    assert rounding == "rtn" or text is not None
-    gradients = Gradients(staged, text, advance) if rounding == "yaqa" and text is not None else None
-    learner = (
-        Learner(staged, text, storage_dtype, seed, advance) if rounding == "learned" and text is not None else None
-    )
+    needs = rounding_named(rounding).needs
+    work = StageRounder(staged, sites, plan, storage_dtype, gauges)
+    text = None if needs == "nothing" else passage
+    assert needs == "nothing" or text is not None
+    gradients = Gradients(staged, text, advance) if needs == "gradients" and text is not None else None
+    rounder = rounder_named(rounding)(Run(staged, work, text, gradients, seed, advance))
     for stage in staged.stages:
         if text is not None and text.has_passed(stage):
             continue
         with staged.hold(stage):
-            if learner is not None:
-                learner.watch(stage)
-            rounder.store_the_rest(staged.parameters(stage))
-            codes = rounder.to_nearest(stage, [site for site in rounder.sites if text is None or not site.gptq])
-            if text is not None:
-                moments = stage_moments(staged, rounder.members(stage), text, stage, gradients, advance)
-                found, unrounded = rounder.by_moments(stage, moments)
-                codes |= found if learner is None else learner.improve(stage, found, unrounded)
-                if stage < len(staged.blocks):
-                    with staged.gathering():
-                        text.through(stage, advance)
-            yield stage, {site.name: codes[site.name] for site in rounder.sites if site.stage == stage}
-
-
-def needed_gauges(subject: Subject, plan: Plan) -> Mapping[str, Gauge] | None:
-    """The subject's, which are searched for when first asked for, if the plan rescales anything."""
-    return subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """The model's present weights, by reference."""
-    return {name: parameter.data for name, parameter in model.named_parameters()}
-
-
-def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put back what `snapshot` returned."""
-    for name, parameter in model.named_parameters():
-        parameter.data = weights[name]
+            rounder.watch(stage)
+            work.store_the_rest(staged.parameters(stage))
+            codes = rounder.round(stage)
+            if text is not None and stage < len(staged.blocks):
+                with staged.gathering():
+                    text.through(stage, advance)
+            yield stage, {site.name: codes[site.name] for site in work.sites if site.stage == stage}
 
 
 def apply_batches(staged: StagedModel, rounding: str, sequences: int, length: int) -> int:
-    """At most how many times `apply_plan` calls `advance`; rounding to nearest does not."""
-    rounds = (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
-    more = {
-        "rtn": -rounds,
-        "gptq": 0,
-        "yaqa": batch_count(staged, sequences, length),
-        "learned": learning_batches(staged, sequences, length),
-    }
-    return rounds + more[rounding]
+    """At most how many times `rounded_segments` calls `advance`; a rounding that needs no text does not."""
+    needs = rounding_named(rounding).needs
+    steps = 0 if needs == "nothing" else (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
+    steps += batch_count(staged, sequences, length) if needs == "gradients" else 0
+    return steps + rounder_named(rounding).more_batches(staged, sequences, length)

@@ -18,8 +18,10 @@ from torch import Tensor
 from natprec.models.layers import Layer, known_layer
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
+from natprec.rounding.gptq import GPTQ
 from natprec.rounding.moments import Gradients
-from natprec.staged.batches import batch_count, batch_rows, batches
+from natprec.rounding.rounder import Pace, Run
+from natprec.staged.batches import batch_rows, batches
 from natprec.staged.blocks import StagedModel
 from natprec.staged.passage import Passage
 
@@ -35,6 +37,12 @@ RATE = 1e-3
 DAMPING = 1.0
 """What each token counts at least, in means of all."""
 
+LEARNING_FORWARDS = 3.0
+"""Of each token of each step: forward, backward (2)."""
+
+MOVING = 1e-8
+"""Seconds in which one position steps, with its code and value."""
+
 WITHIN = 0.49
 """How far from its code a position may start."""
 
@@ -49,6 +57,7 @@ class Learner:
         self,
         staged: StagedModel,
         passage: Passage,
+        gradients: Gradients,
         storage_dtype: torch.dtype,
         seed: int = 0,
         advance: Advance = lambda stage: None,
@@ -57,11 +66,12 @@ class Learner:
 
         Args:
             passage: of the rounded model.
+            gradients: of the original's distortion, which say what each token counts.
             seed: of the order of batches.
         """
         self._staged, self._passage, self._original = staged, passage, passage.twin()
         self._dtype, self._seed, self._advance = storage_dtype, seed, advance
-        self._gradients = Gradients(staged, passage, advance)
+        self._gradients = gradients
         self._importance: list[Tensor] = []
 
     def watch(self, stage: int) -> None:
@@ -155,11 +165,6 @@ def token_importance(gradient: Tensor) -> Tensor:
     return (power / power.mean() + DAMPING) / (1 + DAMPING)
 
 
-def learning_batches(staged: StagedModel, sequences: int, length: int) -> int:
-    """At most how many times a `Learner` calls `advance`."""
-    return batch_count(staged, sequences, length) + len(staged.blocks) * (len(batches(sequences, length)) + STEPS)
-
-
 class _Position:
     """Of one weight: where its codes are between integers, and what its scales are multiplied by."""
 
@@ -192,3 +197,37 @@ class _Position:
         self._at.sub_(uphill, alpha=step).clamp_(low - WITHIN, high + WITHIN)
         codes = self._at.round().to(torch.int8).view(gradient.shape)
         return replace(self._start, codes=codes).scaled(1 + self._moves.detach(), self._dtype)
+
+
+class Learned(GPTQ):
+    """GPTQ's codes, then learned ones; takes gradients first, then the original along, and judges each block twice."""
+
+    forwards = 9.0
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        assert run.text is not None
+        assert run.gradients is not None
+        self._learner = Learner(run.staged, run.text, run.gradients, run.work.dtype, run.seed, run.advance)
+
+    def watch(self, stage: int) -> None:
+        """See `Rounder.watch`."""
+        self._learner.watch(stage)
+
+    def members(self, stage: int) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+        """See `ByMoments.members`."""
+        codes, unrounded = super().members(stage)
+        return self._learner.improve(stage, codes, unrounded), unrounded
+
+    @classmethod
+    def more_batches(cls, staged: StagedModel, sequences: int, length: int) -> int:
+        """See `Rounder.more_batches`."""
+        return len(staged.blocks) * (len(batches(sequences, length)) + STEPS)
+
+    @classmethod
+    def seconds(cls, pace: Pace) -> float:
+        """See `Rounder.seconds`; each step that learns runs a batch, and moves every weight of a block."""
+        return super().seconds(pace) + STEPS * (pace.batch * pace.gathering * LEARNING_FORWARDS + pace.moved * MOVING)
+
+
+ROUNDER = Learned

@@ -8,16 +8,15 @@ back: if D does not fall there, the scales that rounding chose are kept.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from natprec.models.weights import put_in
 from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
-from natprec.rounding.apply import restore, snapshot
 from natprec.sites import Site, site_layer
 from natprec.staged.blocks import StagedModel
 
@@ -61,7 +60,7 @@ def refine(
 
     Args:
         staged: the model, rounded to `codes`.
-        original: its weights before rounding, as `snapshot` returned them.
+        original: its weights before rounding, by name.
         ids: (sequences, time) calibration tokens.
         steps: of gradient descent, each on `SEQUENCES` sequences.
         dtype: in which scales are stored.
@@ -70,7 +69,7 @@ def refine(
     judges = torch.arange(len(ids)) % HELD_BACK == HELD_BACK - 1
     judging, learning = (ids[judges], ids[~judges]) if judges.any() else (ids, ids)
     layers = {site.name: site_layer(staged.model, site) for site in sites if site.name in codes}
-    rounded = snapshot(staged.model)
+    rounded = {name: layer.weight.data for name, layer in layers.items()}
     judge, teacher = (_Original(staged, original, some) for some in (judging, learning))
     before = judge.distortion()
     moves = {name: torch.zeros_like(codes[name].scale, requires_grad=True) for name in layers}
@@ -94,7 +93,8 @@ def refine(
     after = judge.distortion()
     if after < before:
         return Refined({**codes, **result}, before, after)
-    restore(staged.model, rounded)
+    for name, layer in layers.items():
+        layer.weight.data = rounded[name]
     return Refined(codes, before, after)
 
 
@@ -103,23 +103,13 @@ class _Original:
 
     def __init__(self, staged: StagedModel, weights: dict[str, Tensor], ids: Tensor) -> None:
         self.staged, self.weights, self.sequences = staged, weights, ids.split(1)
-        with self._put_in():
+        with torch.no_grad(), put_in(staged.model, weights):
             self._hidden = [_before_suffix(staged, sequence) for sequence in self.sequences]
 
-    @contextlib.contextmanager
-    def _put_in(self) -> Iterator[None]:
-        """The original weights, for a while."""
-        present = snapshot(self.staged.model)
-        restore(self.staged.model, self.weights)
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            restore(self.staged.model, present)
-
+    @torch.no_grad()
     def output(self, index: int) -> Tensor:
         """Of one sequence."""
-        with self._put_in():
+        with put_in(self.staged.model, self.weights):
             return self.staged.suffix(self._hidden[index], self.sequences[index])
 
     @torch.no_grad()

@@ -17,8 +17,9 @@ from natprec.measurement.observers import pools
 from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
 from natprec.memory import available_bytes, resident_bytes
 from natprec.quantizers.gptq import SHARE_ROWS
-from natprec.rounding.learned import STEPS
 from natprec.rounding.refine import SEQUENCES
+from natprec.rounding.rounder import Pace, rounder_named
+from natprec.roundings import rounding_named
 from natprec.run.tokens import calibration_parts
 from natprec.staged.batches import batches
 from natprec.staged.blocks import StagedModel
@@ -36,16 +37,6 @@ CONTRACTION = 0.4
 SHARES = 1.4
 """The same of what GPTQ will leave: moments of inputs, factors, trial rounding (measured: 5.8 in all)."""
 
-ROUNDING_FORWARDS = {"rtn": 0.0, "gptq": 2.0, "yaqa": 6.0, "learned": 9.0}
-"""Second moments and propagation; gradients take both ways through the model first (counted); learned rounding takes
-the original along and judges twice."""
-
-ROUNDING = {"rtn": 0.0, "gptq": 0.3, "yaqa": 1.0, "learned": 0.3}
-"""The rounding itself, in forwards in float32."""
-
-LEARNING_FORWARDS = 3.0
-"""Of each token of each step that learns: forward, backward (2)."""
-
 WRITING = 7.0
 """Forwards that a token costs which the model writes itself, one after the other."""
 
@@ -58,9 +49,6 @@ FACTORIZING = 9
 
 WORKING = 150 << 20
 """Bytes of libraries that load later, and what allocators keep (measured on three models: 116 to 220 MB)."""
-
-MOVING = 1e-8
-"""Seconds in which one position steps, with its code and value."""
 
 BLOCKS_TIMED = 2
 
@@ -115,10 +103,10 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     )
     own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
-    fitted = config.rounding != "rtn"
+    fitted = rounding_named(config.rounding).compensates
     back = _differentiated(subject, config) * config.length
     forwards = SWEEP_FORWARDS * (config.tokens if fitted else back) + SWEEP_BACK * back
-    rounding = ROUNDING_FORWARDS[config.rounding] if judged else 0.0
+    rounder = rounder_named(config.rounding)
     seconds = {
         "text": own_text * per_token * WRITING,
         "measure": forwards * (per_token if config.sites == "all" else gathering)
@@ -128,8 +116,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     }
     if judged:
         seconds |= {
-            "round": config.tokens * (gathering * rounding + per_token * ROUNDING[config.rounding])
-            + (_learning(subject, config, gathering) if config.rounding == "learned" else 0.0),
+            "round": rounder.seconds(_pace(subject, config, per_token, gathering)),
             "refine": config.refine * SEQUENCES * config.length * per_token * REFINE_FORWARDS,
             "verify": 2 * config.eval_tokens * per_token,
         }
@@ -148,7 +135,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
         available_bytes=available_bytes() + resident,
         disk_bytes=inputs if on_disk else 0,
         seconds=seconds,
-        forward_equivalents=forwards / config.tokens + rounding,
+        forward_equivalents=forwards / config.tokens + (rounder.forwards if judged else 0.0),
     )
 
 
@@ -159,11 +146,11 @@ def _differentiated(subject: Subject, config: QuantizeConfig) -> int:
     return len(shared_out(torch.empty(sequences, 0), parts, subject.staged.routed, config.rounding)[0])
 
 
-def _learning(subject: Subject, config: QuantizeConfig, per_token: float) -> float:
-    """Seconds of all steps that learn: each runs a batch, and moves every weight of the blocks."""
+def _pace(subject: Subject, config: QuantizeConfig, forward: float, gathering: float) -> Pace:
+    """Of what rounds the model to a plan; times are in seconds per token."""
     batch = min(config.tokens, len(batches(1 << 20, config.length)[0]) * config.length)
     moved = sum(site.elements for site in subject.sites if 0 <= site.stage < len(subject.staged.blocks))
-    return STEPS * (batch * per_token * LEARNING_FORWARDS + moved * MOVING)
+    return Pace(config.tokens, batch, moved, forward, gathering)
 
 
 def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
@@ -206,7 +193,7 @@ def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int) -> int:
             units = pools(sequences, parts, site.elements * peers)
             gathered = units + (batch if units < sequences else 0)
             needed += 4 * site.elements * gathered + 8 * batch * config.length * sum(site.shape)
-        if config.rounding != "rtn":
+        if rounding_named(config.rounding).compensates:
             squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
             judges = max(1, config.tokens // config.length // JUDGING)

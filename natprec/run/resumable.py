@@ -30,6 +30,11 @@ STAGES = "stages"
 """Folder in that of a run where a model whose weights are on disk is rounded and judged a stage at a time."""
 
 
+def kept_stages(partial: Path, subject: Subject) -> Path | None:
+    """Where a run keeps what it has rounded and judged; None for a model in memory, which is soon done again."""
+    return None if subject.staged.weights.whole else partial / STAGES
+
+
 def measured(
     config: QuantizeConfig, subject: Subject, ids: Tensor, file: Path, resume: bool, stages: Stages
 ) -> Measurement:

@@ -11,6 +11,7 @@ import numpy as np
 from natprec.config import NOT_ROUNDED
 from natprec.errors import InputError
 from natprec.formats import EngineProfile, Format
+from natprec.roundings import rounding_named
 from natprec.sites import Site
 from natprec.solver.allocation import natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
@@ -73,7 +74,7 @@ def assemble(
                 stored_bytes(curve, pair.weight, profile),
                 curve.site.elements,
                 group.unit.name,
-                curve.scaled and rounding != "rtn",
+                curve.scaled and rounding_named(rounding).compensates,
                 group.backward[curve.site.name],
                 curve.tokens,
             )
@@ -132,7 +133,7 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
     if not fmt.floating:
         refuse_other_rule(curves, profile)
     kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve in curves)
-    largest = {curve.site.name: curve.largest[rounding != "rtn"] for curve in curves}
+    largest = {curve.site.name: curve.largest[rounding_named(rounding).compensates] for curve in curves}
     return CacheChoice(fmt, kl, largest)
 
 

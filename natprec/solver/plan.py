@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from natprec.config import ROUNDINGS
 from natprec.errors import InputError
 from natprec.files import write_json
 from natprec.formats import Format
 from natprec.formats.engines import PROFILES
 from natprec.own_files import PLAN, read_json, sealed
+from natprec.roundings import ROUNDINGS
 from natprec.schema import Above0, Among, Count, From0, Place, Seed, read
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
@@ -70,7 +70,7 @@ class Plan:
     rotation: Seed | None = None
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
-        """Round a model in memory to this plan: see `natprec.rounding.apply_plan`."""
+        """Round a model in memory to this plan: see `natprec.rounding`."""
         from natprec.api import apply
 
         return apply(self, model, tokenizer, data, **options)

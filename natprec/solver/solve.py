@@ -11,7 +11,7 @@ from natprec.config import NOT_ROUNDED, Scope, check_targets
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
 from natprec.options import positive, tolerance
-from natprec.quantizers.roundings import refuse_unknown_rounding
+from natprec.roundings import rounding_named
 from natprec.solver.allocation import Staircase, Unit, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
 from natprec.solver.plan import Plan
@@ -66,8 +66,7 @@ def solve(
     profile = engine_profile(engine or measurement.header.engine)
     check_flows(profile, activations, kv)
     rounding = rounding or measurement.header.rounding
-    refuse_unknown_rounding(rounding)
-    if rounding != "rtn" and measurement.header.rounding == "rtn":
+    if rounding_named(rounding).compensates and not rounding_named(measurement.header.rounding).compensates:
         raise InputError(
             f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
         )

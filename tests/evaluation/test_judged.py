@@ -21,12 +21,11 @@ from natprec.hooks import attached
 from natprec.measurement.measure import measure
 from natprec.progress import Stages
 from natprec.quantizers.activations import flowing_scale
-from natprec.rounding import restore, snapshot
 from natprec.rounding.flows import flows_rounded
 from natprec.solver import Plan
 from natprec.staged.attention import AttentionHook
 from natprec.subject import Subject
-from tests.arrange import experts, subject, tokens
+from tests.arrange import experts, restore, snapshot, subject, tokens
 
 QUIET = Stages(quiet=True)
 IDS = tokens(2, 16, seed=3)

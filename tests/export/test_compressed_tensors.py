@@ -14,17 +14,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from natprec.evaluation.reload import load_quantized
-from natprec.export import write_checkpoint
 from natprec.export.compressed_tensors import write_weights
 from natprec.files import folder_bytes
 from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.quantizers import QuantizedTensor
-from natprec.rounding import apply_plan
 from natprec.solver import Plan
 from natprec.subject import Subject
-from tests.arrange import encoder, subject, tokens
+from tests.arrange import apply_plan, encoder, subject, tokens, write_checkpoint
 
 IDS = tokens(4, 24)
 
@@ -37,8 +35,7 @@ def plan_of(made: Subject, engine: str, group_size: int | None = 32, **target: A
 def written(folder: Path, made: Subject, plan: Plan, **options: Any) -> tuple[nn.Module, dict[str, QuantizedTensor]]:
     """The checkpoint in `folder`; the quantized model in memory and its codes."""
     quantized = apply_plan(made.staged, made.sites, plan, None, "rtn", made.storage_dtype)
-    profile = engine_profile(plan.engine)
-    write_checkpoint(folder, made.model, made.tokenizer, made.sites, quantized, profile, made.storage_dtype, **options)
+    write_checkpoint(folder, made, quantized, engine_profile(plan.engine), **options)
     return made.model, quantized
 
 

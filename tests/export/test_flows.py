@@ -14,10 +14,9 @@ from natprec.evaluation.reload import load_quantized
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.progress import Stages
-from natprec.rounding import restore, snapshot
 from natprec.rounding.flows import flows_rounded
 from natprec.subject import Subject
-from tests.arrange import subject, tokens
+from tests.arrange import restore, snapshot, subject, tokens
 
 QUIET = Stages(quiet=True)
 

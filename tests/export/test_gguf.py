@@ -15,7 +15,7 @@ from torch import Tensor
 from natprec import pipeline
 from natprec.errors import InputError, ModelError
 from natprec.evaluation.reload import load_quantized
-from natprec.export.gguf import FILE_NAME, write_gguf
+from natprec.export.gguf import FILE_NAME, GGUFCheckpoint
 from natprec.export.gguf_architectures import architecture_of
 from natprec.files import folder_bytes
 from natprec.formats import GGUF_TYPES
@@ -183,7 +183,11 @@ def test_smollm2_comes_back_in_the_same_bytes(smollm2: str, tmp_path: Path) -> N
     for site in subject.sites:
         fmt = GGUF_TYPES[theirs[names[site.name + ".weight"]].tensor_type.name]
         codes[site.name] = quantize(site_weight(subject.model, site), fmt, subject.storage_dtype)
-    write_gguf(tmp_path, subject, codes)
+    no_plan: Any = None
+    writer = GGUFCheckpoint(tmp_path, subject, no_plan)
+    for stage in subject.staged.stages:
+        writer.put(stage, {site.name: codes[site.name] for site in subject.sites if site.stage == stage})
+    writer.close()
     written = GGUFReader(tmp_path / FILE_NAME)
     assert {tensor.name for tensor in written.tensors} == set(theirs)
     for tensor in written.tensors:

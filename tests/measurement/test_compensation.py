@@ -18,9 +18,8 @@ from natprec.measurement.measure import DIFFERENTIATED, MANY, measure, shared_ou
 from natprec.progress import Stages
 from natprec.quantizers import quantize
 from natprec.quantizers.second_moments import mirrored as whole
-from natprec.rounding import apply_plan, restore, snapshot
 from natprec.subject import Subject
-from tests.arrange import subject, tokens
+from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
 IDS = tokens(8, 32)
 QUERY = "model.layers.1.self_attn.q_proj"

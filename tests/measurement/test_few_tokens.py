@@ -12,11 +12,10 @@ from torch import Tensor
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.quantizers import quantize, squared_errors
-from natprec.rounding import apply_plan
 from natprec.sites import site_weight
 from natprec.staged.routing import MIN_TOKENS
 from natprec.subject import Subject
-from tests.arrange import experts, tokens
+from tests.arrange import apply_plan, experts, tokens
 
 LAYER = "model.layers.0.mlp.experts"
 

@@ -18,11 +18,11 @@ from natprec.measurement.measure import measure
 from natprec.measurement.sweep import sweep
 from natprec.pipeline import round_to_plan
 from natprec.progress import Stages
-from natprec.rounding import restore, snapshot
 from natprec.rounding.flows import flows_rounded
 from natprec.run.request import open_subject
 from natprec.sites import activation_formats
 from natprec.subject import Subject
+from tests.arrange import restore, snapshot
 
 pytestmark = pytest.mark.slow
 

@@ -15,14 +15,13 @@ import natprec as package
 from natprec import pipeline
 from natprec.errors import ModelError
 from natprec.evaluation.reload import load_quantized, open_quantized
-from natprec.export import compressed_tensors
+from natprec.export import checkpoint
 from natprec.measurement.measure import measure
 from natprec.models.checkpoints import weight_files
 from natprec.models.checksums import refuse_damaged
 from natprec.progress import Stages
-from natprec.rounding import restore, snapshot
 from natprec.subject import Subject
-from tests.arrange import subject, tokens
+from tests.arrange import restore, snapshot, subject, tokens
 from tests.run_command import natprec
 
 
@@ -38,9 +37,7 @@ def good(made: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = measure(made, tokens(4, 16), group_size=32, rounding="rtn").solve(eps=2.0)
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        known = compressed_tensors.write_checkpoint.__defaults__
-        assert known is not None
-        patch.setattr(compressed_tensors.write_checkpoint, "__defaults__", (20_000, *known[1:]))
+        patch.setattr(checkpoint, "SHARD_BYTES", 20_000)
         pipeline.write(
             made, plan, pipeline.round_to_plan(made, plan, None, "rtn", Stages(quiet=True)), folder, Stages(quiet=True)
         )

@@ -12,12 +12,12 @@ from natprec.errors import InputError
 from natprec.evaluation.divergence import forward_kl
 from natprec.measurement.measure import measure
 from natprec.quantizers import quantize
-from natprec.rounding import apply_batches, apply_plan, restore, snapshot
+from natprec.rounding import apply_batches
 from natprec.sites import find_sites, site_weight
 from natprec.solver import Plan
 from natprec.staged.blocks import StagedModel
 from natprec.subject import Subject
-from tests.arrange import subject, tokens
+from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
 IDS = tokens(8, 32)
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from natprec.formats import GGUF_TYPES, integer
 from natprec.measurement.measure import measure
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.rounding import apply_plan, learned, restore, snapshot
+from natprec.rounding import learned
 from natprec.rounding.learned import Learner
+from natprec.rounding.moments import Gradients
 from natprec.sites import site_weight
 from natprec.staged.passage import Passage
 from natprec.subject import Subject
-from tests.arrange import encoder, subject, tokens
+from tests.arrange import apply_plan, encoder, restore, snapshot, subject, tokens
 
 IDS = tokens(16, 32)
 THREE = integer(3, 32)
@@ -25,7 +26,7 @@ THREE = integer(3, 32)
 def improved(made: Subject, fmt: Any = THREE, **options: Any) -> tuple[dict[str, QuantizedTensor], ...]:
     """The first block's codes to nearest, and what is learned from them; the model holds those."""
     passage = Passage(made.staged, IDS)
-    learner = Learner(made.staged, passage, torch.float16, **options)
+    learner = Learner(made.staged, passage, Gradients(made.staged, passage), torch.float16, **options)
     for stage in (-1, 0):
         learner.watch(stage)
     passage.through(-1)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from natprec.measurement.measure import measure
-from natprec.rounding import apply_plan, restore, snapshot
 from natprec.rounding.moments import SEED, Gradients, Moments, stage_moments
 from natprec.sites import Site
 from natprec.staged.passage import Passage
 from natprec.subject import Subject
-from tests.arrange import subject, tokens
+from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
 IDS = tokens(8, 32)
 

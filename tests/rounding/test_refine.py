@@ -11,11 +11,10 @@ from torch import Tensor
 from natprec.formats import Format, integer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import refine as module
-from natprec.rounding import restore, snapshot
 from natprec.rounding.refine import Refined, refine
 from natprec.sites import site_weight
 from natprec.subject import Subject
-from tests.arrange import encoder, subject, tokens
+from tests.arrange import encoder, restore, snapshot, subject, tokens
 
 IDS = tokens(16, 24)
 THREE = integer(3, 32)

@@ -13,7 +13,6 @@ from torch import nn
 
 from natprec import native
 from natprec.evaluation.reload import load_quantized
-from natprec.export import write_checkpoint
 from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.kernels.dispatch import KERNELS
 from natprec.kernels.linear import Joined
@@ -22,7 +21,7 @@ from natprec.quantizers import quantize
 from natprec.runtime.load import load
 from natprec.sites import site_weight
 from natprec.subject import Subject
-from tests.arrange import encoder, subject, tokens
+from tests.arrange import encoder, subject, tokens, write_checkpoint
 
 IDS = tokens(2, 24)
 EXACT, ROUNDED = 5e-4, 0.05
@@ -45,7 +44,7 @@ def written(folder: Path, made: Subject, fmt: Format, engine: str) -> Path:
         fits = fmt if profile.runs(site.role, fmt) else integer(8, fmt.group_size, fmt.symmetric)
         if profile.runs(site.role, fits):
             quantized[site.name] = quantize(site_weight(made.model, site), fits, made.storage_dtype)
-    write_checkpoint(folder, made.model, made.tokenizer, made.sites, quantized, profile, made.storage_dtype)
+    write_checkpoint(folder, made, quantized, profile)
     return folder
 
 

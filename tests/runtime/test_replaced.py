@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from natprec import native
-from natprec.export import write_checkpoint
 from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.quantizers import quantize
 from natprec.runtime.load import load
 from natprec.sites import site_weight
 from natprec.subject import Subject
-from tests.arrange import subject
+from tests.arrange import subject, write_checkpoint
 from tests.kernels.test_cpu import variant  # noqa: F401  (a fixture)
 from tests.runtime.families import IDS, error, errors, logits, mistral, qwen2, qwen3, saved
 
@@ -66,9 +65,7 @@ def test_weights_that_are_not_quantized_and_linears_that_are_not_joined(tmp_path
         for site in kept
     }
     folder.mkdir()
-    write_checkpoint(
-        folder, made.model, tiny_tokenizer, made.sites, quantized, engine_profile("natprec"), torch.bfloat16
-    )
+    write_checkpoint(folder, made, quantized, engine_profile("natprec"))
     runnable = load(folder)
     assert set(runnable.replaced.blocks.values()) == {""}
     assert len(runnable.model.model.layers[0].forward.__self__.block.states) == 3

@@ -1,0 +1,27 @@
+"""GPTQ through a model: each block's second moments come from the rounded prefix; see `natprec.quantizers.gptq`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from natprec.formats import Format
+from natprec.quantizers import QuantizedTensor
+from natprec.quantizers.gptq import gptq
+from natprec.quantizers.input_order import InputOrder
+from natprec.rounding.rounder import ByMoments
+
+
+class GPTQ(ByMoments):
+    """Costs second moments, then propagation."""
+
+    forwards, rounding = 2.0, 0.3
+
+    def weight(
+        self, weight: Tensor, inputs: InputOrder, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
+    ) -> QuantizedTensor:
+        """See `ByMoments.weight`."""
+        return gptq(weight, inputs, fmt, scale_dtype)
+
+
+ROUNDER = GPTQ

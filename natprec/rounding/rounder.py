@@ -1,0 +1,135 @@
+"""What every rounding says of itself, in the file of its name in this folder: how it rounds a segment, what that costs.
+
+Such a file has a `Rounder` under the name `ROUNDER`. What it needs of the text is in `natprec.roundings`; whoever goes
+through the model provides it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from natprec.formats import Format
+from natprec.progress import Advance
+from natprec.quantizers import QuantizedTensor
+from natprec.quantizers.input_order import InputOrder
+from natprec.rounding.moments import Gradients, stage_moments
+from natprec.rounding.stage import StageRounder
+from natprec.roundings import rounding_named
+from natprec.staged.blocks import StagedModel
+from natprec.staged.passage import Passage
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way through a model.
+
+    Attributes:
+        text: on its way through the rounded model; None for a rounding that needs nothing of it.
+        gradients: of the original's distortion, for a rounding that needs them.
+        seed: of what a rounding draws.
+        advance: called once per batch of forward work.
+    """
+
+    staged: StagedModel
+    work: StageRounder
+    text: Passage | None
+    gradients: Gradients | None
+    seed: int
+    advance: Advance
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a machine is with a model, and how much there is to do.
+
+    Attributes:
+        tokens: of the calibration text; `batch`: of a batch of it.
+        moved: weights of all blocks.
+        forward, gathering: seconds per token of a forward, in float32 and as it runs for statistics.
+    """
+
+    tokens: int
+    batch: int
+    moved: int
+    forward: float
+    gathering: float
+
+
+class Rounder(ABC):
+    """Rounds one segment of a model after another.
+
+    Attributes:
+        forwards: of the whole text, for all that it gathers.
+        rounding: the rounding itself, in forwards in float32.
+    """
+
+    forwards: ClassVar[float] = 0.0
+    rounding: ClassVar[float] = 0.0
+
+    def __init__(self, run: Run) -> None:
+        """Begin before the prefix."""
+        self.run = run
+
+    def watch(self, stage: int) -> None:  # noqa: B027  # most have nothing to see
+        """Look at a segment whose weights are still the original's."""
+
+    @abstractmethod
+    def round(self, stage: int) -> dict[str, QuantizedTensor]:
+        """Codes of a held segment's sites by name; its weights become those that an engine reconstructs."""
+
+    @classmethod
+    def more_batches(cls, staged: StagedModel, sequences: int, length: int) -> int:
+        """At most how often it calls `advance`, beside what its text and gradients take."""
+        return 0
+
+    @classmethod
+    def seconds(cls, pace: Pace) -> float:
+        """What it takes."""
+        return pace.tokens * (pace.gathering * cls.forwards + pace.forward * cls.rounding)
+
+
+class ByMoments(Rounder):
+    """Rounds what has inputs of its own by what the rounded model before it puts in; the rest to nearest."""
+
+    def round(self, stage: int) -> dict[str, QuantizedTensor]:
+        """See `Rounder.round`."""
+        nearest = self.run.work.to_nearest(stage, [site for site in self.run.work.sites if not site.gptq])
+        return nearest | self.members(stage)[0]
+
+    def members(self, stage: int) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+        """Round the sites with inputs of their own; returns by name their codes, and the weights that were rounded."""
+        run = self.run
+        assert run.text is not None
+        moments = stage_moments(run.staged, run.work.members(stage), run.text, stage, self.gathered(), run.advance)
+        return run.work.by_moments(stage, moments, self.weight)
+
+    def gathered(self) -> Gradients | None:
+        """The gradients whose moments are gathered beside those of inputs."""
+        return None
+
+    @abstractmethod
+    def weight(
+        self, weight: Tensor, inputs: InputOrder, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
+    ) -> QuantizedTensor:
+        """Round one weight.
+
+        Args:
+            weight: (rows, columns).
+            errors: (rows, rows), Σ g gᵀ of the gradients at its outputs, where they were gathered.
+        """
+
+
+def rounder_named(name: str) -> type[Rounder]:
+    """The one in the file of this name.
+
+    Raises:
+        InputError: there is no such rounding.
+    """
+    found: type[Rounder] = import_module(f"natprec.rounding.{rounding_named(name).name}").ROUNDER
+    return found

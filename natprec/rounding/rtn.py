@@ -1,0 +1,17 @@
+"""Rounding to nearest: each weight by itself, without any text."""
+
+from __future__ import annotations
+
+from natprec.quantizers import QuantizedTensor
+from natprec.rounding.rounder import Rounder
+
+
+class Nearest(Rounder):
+    """Takes no time worth telling."""
+
+    def round(self, stage: int) -> dict[str, QuantizedTensor]:
+        """See `Rounder.round`."""
+        return self.run.work.to_nearest(stage, self.run.work.sites)
+
+
+ROUNDER = Nearest
