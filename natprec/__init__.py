@@ -8,7 +8,7 @@
     natprec.verify("out", model, "held-out.txt")        # Verification: KL on text never seen
     runnable = natprec.load("out")                      # the checkpoint, run on its codes: runnable(input_ids=ids)
 
-`natprec.pipeline` is the same as one job, `natprec quantize` its command.
+`natprec.pipeline.quantize` is the same as one job, `natprec quantize` its command.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from natprec.api import Quantized, apply, measure, save, verify
     from natprec.config import QuantizeConfig
     from natprec.distortions import Distortion, FeatureDistance
     from natprec.errors import BudgetError, InputError, ModelError, NatprecError, OutputError
-    from natprec.evaluation.verify import Verification
+    from natprec.evaluation.verification import Verification
     from natprec.formats import Format
     from natprec.measurement import Curve, Measurement
-    from natprec.pipeline import quantize
+    from natprec.pipeline.api import Quantized, apply, measure, save, verify
+    from natprec.pipeline.quantize import quantize
     from natprec.runtime.load import Runnable, load
     from natprec.solver.choices import Choice
     from natprec.solver.plan import Plan
@@ -58,14 +58,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "natprec.api": ("Quantized", "apply", "measure", "save", "verify"),
+    "natprec.pipeline.api": ("Quantized", "apply", "measure", "save", "verify"),
     "natprec.config": ("QuantizeConfig",),
     "natprec.distortions": ("Distortion", "FeatureDistance"),
     "natprec.errors": ("BudgetError", "InputError", "ModelError", "NatprecError", "OutputError"),
-    "natprec.evaluation.verify": ("Verification",),
+    "natprec.evaluation.verification": ("Verification",),
     "natprec.formats": ("Format",),
     "natprec.measurement": ("Curve", "Measurement"),
-    "natprec.pipeline": ("quantize",),
+    "natprec.pipeline.quantize": ("quantize",),
     "natprec.runtime.load": ("Runnable", "load"),
     "natprec.solver.choices": ("Choice",),
     "natprec.solver.plan": ("Plan",),

@@ -14,8 +14,8 @@ import typer
 
 from natprec.commands import apply, compare, generate, inspect, measure, quantize, solve, verify
 from natprec.errors import NatprecError, VerdictError
-from natprec.files import REMEDIES
-from natprec.parallel.launcher import refuse_many
+from natprec.utils.atomic_files import REMEDIES
+from natprec.utils.launcher import refuse_many
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """click's error for a wrong option; where it can be imported from depends on typer's version."""

@@ -1,6 +1,6 @@
 """The options of a run, each once: what it is called, what it may be, what --help says of it.
 
-All else is derived from here: the command line (`natprec.commands.options`), recipes (`natprec.run.recipe`), the
+All else is derived from here: the command line (`natprec.commands.options`), recipes (`natprec.pipeline.recipe`), the
 header of a measurement and the fingerprint by which a run is resumed (`Measured`), and the keywords of the Python API.
 A new option is a field, its name in `COMMANDS`, and its use. Nothing here imports torch or transformers.
 """
@@ -15,9 +15,21 @@ from typing import Any, Literal
 from natprec.errors import InputError, unknown
 from natprec.formats import CHANNEL
 from natprec.formats.engines import PROFILES
-from natprec.options import METHOD, MODEL, TARGET, TEXT, option, options_of, positive, seed, sequence, steps, tolerance
 from natprec.roundings import HELP as ROUNDING_HELP
 from natprec.roundings import ROUNDINGS
+from natprec.utils.options import (
+    METHOD,
+    MODEL,
+    TARGET,
+    TEXT,
+    option,
+    options_of,
+    positive,
+    seed,
+    sequence,
+    steps,
+    tolerance,
+)
 
 DISTORTIONS = {
     "kl": "next_token:KL",

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.config import QuantizeConfig
-from natprec.hooks import attached
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
+from natprec.models.weight_sites import Site
 from natprec.models.weights import present_values, put_in
-from natprec.pipeline import round_to_plan
-from natprec.progress import Stages
-from natprec.run.request import open_subject
-from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
-from natprec.sites import Site
-from natprec.subject import Subject
+from natprec.pipeline.quantize import round_to_plan
+from natprec.pipeline.request import open_subject
+from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.utils.hooks import attached
+from natprec.utils.progress import Stages
 
 RANK = 8
 RATE = 1e-3

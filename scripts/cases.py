@@ -32,7 +32,7 @@ from typing import IO
 
 from case_checks import Trial, findings
 
-from natprec.records import without_places
+from natprec.utils.records import without_places
 
 WIDTH = 80
 GOOD = ("right", "refused")

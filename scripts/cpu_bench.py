@@ -24,11 +24,11 @@ import torch
 from llama_cpp_check import LlamaCpp
 
 import natprec
-from natprec.evaluation.reload import load_quantized
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.models.loading import load_model
-from natprec.models.tasks import CAUSAL
 from natprec.runtime.generate import generate, prompt_ids
 from natprec.runtime.load import Runnable
+from natprec.tasks import CAUSAL
 
 PROMPTS = (
     "Why is the sky blue?",

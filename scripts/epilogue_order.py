@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.hooks import attached
-from natprec.kernels import Epilogue
-from natprec.kernels.epilogue import CODES, round_to_codes
+from natprec.data.windows import load_tokens
 from natprec.models.loading import load_model
-from natprec.texts.windows import load_tokens
+from natprec.runtime.kernels import Epilogue
+from natprec.runtime.kernels.epilogue import CODES, round_to_codes
+from natprec.utils.hooks import attached
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import numpy as np
 from natprec.config import QuantizeConfig
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import DIFFERENTIATED, measure
-from natprec.progress import Stages
-from natprec.run.request import open_subject
-from natprec.run.tokens import calibration_tokens
-from natprec.staged.batches import batches
+from natprec.models.batches import batches
+from natprec.pipeline.request import open_subject
+from natprec.pipeline.tokens import calibration_tokens
+from natprec.utils.progress import Stages
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from natprec.config import QuantizeConfig
-from natprec.evaluation.judge import checkpoint_bytes
+from natprec.evaluation.verify import checkpoint_bytes
 from natprec.measurement import Measurement
-from natprec.pipeline import round_to_plan, write
-from natprec.progress import Stages
-from natprec.run.request import open_subject
-from natprec.run.tokens import calibration_tokens
+from natprec.pipeline.quantize import round_to_plan, write
+from natprec.pipeline.request import open_subject
+from natprec.pipeline.tokens import calibration_tokens
+from natprec.utils.progress import Stages
 
 READER = """
 import sys, torch

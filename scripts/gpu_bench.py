@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natprec.kernels.traffic import H100, H200, Machine, modelled_seconds
+from natprec.runtime.kernels.traffic import H100, H200, Machine, modelled_seconds
 from scripts.gpu_cases import SHAPES, Call, Case, NotRun, Operands
 from scripts.gpu_kernels import KERNELS, Entry
 

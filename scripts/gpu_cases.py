@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from natprec.formats import integer
-from natprec.kernels import Epilogue, reference
-from natprec.kernels.traffic import Product
 from natprec.quantizers import QuantizedTensor
+from natprec.runtime.kernels import Epilogue, reference
+from natprec.runtime.kernels.traffic import Product
 
 GROUP = 64
 SHAPES = {

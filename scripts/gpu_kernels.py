@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from natprec.kernels.cuda import Triton
-from natprec.kernels.kernel import Layer
-from natprec.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, planar
-from natprec.kernels.triton.tiles import tiles
+from natprec.runtime.kernels.cuda import Triton
+from natprec.runtime.kernels.kernel import Layer
+from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, planar
+from natprec.runtime.kernels.triton.tiles import tiles
 from scripts.gpu_cases import Call, NotRun, Operands
 from scripts.gpu_peers import bitsandbytes, cublas, humming, marlin
 
 
 def natprec(operands: Operands, tile: int) -> Call:
     """Ours, with one of the tiles that it is tuned over."""
-    from natprec.kernels.triton.launch import capability, launch
+    from natprec.runtime.kernels.triton.launch import capability, launch
 
     product, coded = operands.product, operands.x_scale is not None
     choices = tiles(product.tokens, capability(operands.x.device), product.format.bits, coded)

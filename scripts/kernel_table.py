@@ -16,9 +16,9 @@ import sys
 import torch
 
 from natprec.formats import integer
-from natprec.kernels import Epilogue
-from natprec.kernels.triton.ahead import ARCHITECTURES, Variant, compile_for
-from natprec.kernels.triton.tiles import tiles
+from natprec.runtime.kernels import Epilogue
+from natprec.runtime.kernels.triton.ahead import ARCHITECTURES, Variant, compile_for
+from natprec.runtime.kernels.triton.tiles import tiles
 
 EPILOGUES = {
     "full": Epilogue("silu", gated=True, residual=True, output_scale=0.1),

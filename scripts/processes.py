@@ -29,15 +29,15 @@ from torch import nn
 
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
-from natprec.measurement.compensation import JUDGING
+from natprec.measurement.gptq_ratio import JUDGING
 from natprec.measurement.measure import shared_out
-from natprec.measurement.observers import WeightObserver
 from natprec.measurement.sharding import Sharding
+from natprec.measurement.weight_observer import WeightObserver
+from natprec.models.batches import batches
 from natprec.models.layers import known_layer
-from natprec.parallel.workers import Workers
+from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import SHARE_ROWS
-from natprec.sites import Site
-from natprec.staged.batches import batches
+from natprec.utils.workers import Workers
 
 LLAMA_8B = {
     "q_proj": (4096, 4096, "attention"),

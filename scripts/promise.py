@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 
 from natprec.config import QuantizeConfig
-from natprec.evaluation.verify import compare
+from natprec.evaluation.verification import compare
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.pipeline import round_to_plan
-from natprec.progress import Stages
+from natprec.models.batches import batches
+from natprec.pipeline.quantize import round_to_plan
+from natprec.pipeline.request import open_subject
+from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.rounding.flows import flows_rounded
-from natprec.run.request import open_subject
-from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
-from natprec.staged.batches import batches
+from natprec.utils.progress import Stages
 
 
 def main() -> None:

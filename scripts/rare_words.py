@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from natprec.config import QuantizeConfig
-from natprec.evaluation.divergence import forward_kl
-from natprec.evaluation.judge import tightened
+from natprec.distortions.divergence import forward_kl
+from natprec.evaluation.verify import tightened
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.pipeline import round_to_plan
-from natprec.progress import Stages
-from natprec.run.request import open_subject
-from natprec.run.tokens import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.measurement.target import Subject
+from natprec.pipeline.quantize import round_to_plan
+from natprec.pipeline.request import open_subject
+from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens
 from natprec.solver import Plan
-from natprec.subject import Subject
+from natprec.utils.progress import Stages
 
 
 def unseen_windows(windows: Tensor, seen: Tensor, count: int) -> Tensor:

@@ -21,8 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from natprec.memory import available_bytes
-from natprec.run.recipe import FIGURES
+from natprec.pipeline.recipe import FIGURES
+from natprec.utils.memory import available_bytes
 
 ROOT = Path(__file__).parents[1]
 

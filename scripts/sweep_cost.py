@@ -23,12 +23,12 @@ from torch.nn import functional
 from natprec.config import QuantizeConfig
 from natprec.formats import engine_profile
 from natprec.measurement.sweep import sweep
-from natprec.progress import Stages
-from natprec.run.request import open_subject
-from natprec.run.tokens import calibration_tokens
-from natprec.sites import activation_formats
-from natprec.staged.batches import batches
-from natprec.subject import Subject
+from natprec.measurement.target import Subject
+from natprec.models.activation_sites import activation_formats
+from natprec.models.batches import batches
+from natprec.pipeline.request import open_subject
+from natprec.pipeline.tokens import calibration_tokens
+from natprec.utils.progress import Stages
 
 
 def plain(subject: Subject, ids: torch.Tensor) -> dict[str, float]:

@@ -41,7 +41,7 @@ def write_reference(folder: Path, text: str, length: int, file: Path) -> None:
     """Token ids and their log-probabilities by natprec's loader, float32."""
     from transformers import AutoTokenizer
 
-    from natprec.evaluation.reload import load_quantized
+    from natprec.checkpoints.dense_reader import load_quantized
 
     ids = torch.tensor(
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(text[: 8 * length]).input_ids[:length]

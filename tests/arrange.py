@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from natprec.checkpoints import checkpoint_tensors
+from natprec.checkpoints.compressed_tensors import quantization_config, write_settings, write_weights
 from natprec.distortions import Distortion
-from natprec.export import checkpoint_tensors
-from natprec.export.compressed_tensors import quantization_config, write_settings, write_weights
 from natprec.formats import EngineProfile, Format
 from natprec.measurement import Curve, Header, Measurement
+from natprec.measurement.target import Subject
 from natprec.models.disk_names import DiskNames
+from natprec.models.hidden_states import Passage
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site
 from natprec.models.weights import present_values
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.apply import rounded_stages
-from natprec.sites import Site
 from natprec.solver import Plan
-from natprec.staged.blocks import StagedModel
-from natprec.staged.passage import Passage
-from natprec.subject import Subject
 from tests.conftest import tiny_encoder, tiny_model
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 96}

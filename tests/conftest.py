@@ -19,7 +19,7 @@ def _the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every machine and in any order of tests: one random state, and products in float32; a test that is about
     bfloat16 asks for it by name."""
     torch.manual_seed(0)
-    monkeypatch.setattr("natprec.arithmetic.multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("natprec.utils.matmul.multiplies_bfloat16", lambda device: False)
 
 
 def made_up_words(count: int, seed: int = 0) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from natprec.subject import Subject
+from natprec.measurement.target import Subject
 
 SIZES = {
     "hidden_size": 64,

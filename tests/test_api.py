@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import natprec
-from natprec.texts.windows import data_digest, load_tokens
+from natprec.data.windows import data_digest, load_tokens
 from tests.conftest import made_up_text, tiny_model
 from tests.run_command import SMALL
 from tests.run_command import natprec as command

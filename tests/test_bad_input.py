@@ -18,12 +18,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from natprec import files
-from natprec.export.checkpoint import PackedCheckpoint
-from natprec.export.writer import CheckpointWriter
+from natprec.checkpoints.checkpoint import PackedCheckpoint
+from natprec.checkpoints.writer import CheckpointWriter
 from natprec.measurement import Measurement
-from natprec.measurement.table import VERSION
-from natprec.run import resumable
+from natprec.measurement.measurement import VERSION
+from natprec.pipeline import resume as resumable
+from natprec.utils import atomic_files as files
 from tests.conftest import tiny_encoder, tiny_model
 from tests.run_command import SMALL, Result, left_behind, natprec
 

@@ -14,26 +14,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from natprec import pipeline
+from natprec.checkpoints.flows import weights_only
+from natprec.checkpoints.writer import CheckpointWriter
 from natprec.errors import InputError
-from natprec.evaluation import judge
-from natprec.evaluation.flows import weights_only
-from natprec.evaluation.verify import Verification
-from natprec.export.writer import CheckpointWriter
+from natprec.evaluation import verify as judge
+from natprec.evaluation.verification import Verification
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
+from natprec.models.hidden_states import Passage
 from natprec.models.weights import OnDisk
-from natprec.progress import Stages
+from natprec.pipeline import quantize as pipeline
+from natprec.pipeline.request import refuse_on_disk
+from natprec.pipeline.resume import STAGES, forget
 from natprec.rounding.apply import STATE
-from natprec.run.request import refuse_on_disk
-from natprec.run.resumable import STAGES, forget
 from natprec.solver import Plan
-from natprec.staged.passage import Passage
-from natprec.subject import Subject
+from natprec.utils.progress import Stages
 from tests.arrange import tokens
 from tests.conftest import tiny_model
+from tests.models.test_blocks import built
 from tests.models.test_weights import opened, saved
 from tests.run_command import natprec
-from tests.staged.test_blocks import built
 from tests.test_kill import ENVIRONMENT, command
 
 QUIET = Stages(quiet=True)

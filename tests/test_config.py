@@ -21,7 +21,7 @@ from natprec.commands.options import configured
 from natprec.config import COMMANDS, OPTIONS, Measured, QuantizeConfig
 from natprec.errors import InputError
 from natprec.measurement import Header
-from natprec.options import METHOD, option, options_of
+from natprec.utils.options import METHOD, option, options_of
 from tests.arrange import header
 from tests.run_command import natprec as command
 
@@ -85,7 +85,7 @@ def test_names_of_the_package_come_when_asked_for() -> None:
     assert set(natprec.__all__) <= set(dir(natprec))
     assert [name for name in natprec.__all__ if getattr(natprec, name, None) is None] == []
     assert {name for names in natprec._HOMES.values() for name in names} == set(natprec.__all__)
-    assert natprec.pipeline.quantize is natprec.quantize
+    assert natprec.pipeline.quantize.quantize is natprec.quantize
     with pytest.raises(AttributeError, match="'natprec' has no attribute 'quantise'"):
         _ = natprec.quantise
 

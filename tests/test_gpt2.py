@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from natprec.evaluation.reload import load_quantized
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
 from natprec.models.layers import known_layer
-from natprec.pipeline import round_and_write
-from natprec.progress import Stages
+from natprec.models.weight_sites import site_layer
+from natprec.pipeline.quantize import round_and_write
 from natprec.runtime.load import load
-from natprec.sites import site_layer
-from natprec.subject import Subject
+from natprec.utils.progress import Stages
 from tests.arrange import tokens
 from tests.conftest import VOCABULARY
 from tests.models.test_weights import opened, saved

@@ -129,7 +129,7 @@ def test_ctrl_c_while_the_output_is_written(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("natprec.export.checkpoint.PackedCheckpoint.close", interrupted)
+    monkeypatch.setattr("natprec.checkpoints.checkpoint.PackedCheckpoint.close", interrupted)
     result = natprec(
         "quantize", "--model", tiny_folder, "--data", text_file, "--eps", "0.001", "--tokens", "128",
         "--eval-tokens", "128", "--sequence-length", "64", "--rounding", "rtn", "--out", tmp_path / "out",

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 import natprec as package
-from natprec.evaluation.judge import MARGIN, tightened
-from natprec.evaluation.reload import load_quantized, open_quantized
+from natprec.checkpoints.dense_reader import load_quantized, open_quantized
+from natprec.evaluation.verify import MARGIN, tightened
 from natprec.formats import integer
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
 from natprec.models.loading import load_model
-from natprec.pipeline import round_and_write
-from natprec.progress import Stages
-from natprec.subject import Subject
+from natprec.pipeline.quantize import round_and_write
+from natprec.utils.progress import Stages
 from tests.arrange import curve, experts, measurement, tokens
 from tests.run_command import SMALL, natprec
 

@@ -19,13 +19,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from natprec.errors import InputError, NatprecError
-from natprec.evaluation.judge import recorded_rounding
-from natprec.evaluation.verify import Verification
+from natprec.evaluation.verification import Verification
+from natprec.evaluation.verify import recorded_rounding
 from natprec.formats import activation, integer
 from natprec.measurement import Curve, Measurement
-from natprec.own_files import CHECKSUM, LARGEST
-from natprec.sites import Site
+from natprec.models.weight_sites import Site
 from natprec.solver import Plan
+from natprec.utils.own_files import CHECKSUM, LARGEST
 from tests.arrange import curve, measurement
 
 WIDTHS = (2, 4, 8)

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
-from natprec import errors, files, pipeline
+from natprec import errors
 from natprec.config import QuantizeConfig
-from natprec.evaluation.judge import MARGIN
-from natprec.evaluation.verify import Verification
+from natprec.evaluation.verification import Verification
+from natprec.evaluation.verify import MARGIN
 from natprec.measurement import Measurement
-from natprec.run import request, resumable
+from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import request
+from natprec.pipeline import resume as resumable
 from natprec.solver.solve import HEADROOM
+from natprec.utils import atomic_files as files
 from tests.run_command import left_behind
 
 EPS = 2e-4
@@ -51,7 +54,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
         asked.append(options["eps_solved"])
         return honest(*args, **options)
 
-    monkeypatch.setattr("natprec.run.request.solve", solve)
+    monkeypatch.setattr("natprec.pipeline.request.solve", solve)
     return asked
 
 

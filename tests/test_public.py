@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import natprec
-from natprec.evaluation.verify import Verification
+from natprec.data.seen import source_digest
+from natprec.evaluation.verification import Verification
 from natprec.formats import integer
 from natprec.measurement import Measurement
-from natprec.records import OWN_TEXT
 from natprec.solver import Plan
-from natprec.texts.seen import source_digest
+from natprec.utils.records import OWN_TEXT
 from tests.arrange import curve, measurement, subject
 from tests.conftest import tiny_model
 

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 import natprec
-from natprec import errors, pipeline
+from natprec import errors
 from natprec.config import QuantizeConfig
-from natprec.evaluation.judge import verify
-from natprec.evaluation.verify import Verification
+from natprec.evaluation.verification import Verification
+from natprec.evaluation.verify import verify
 from natprec.measurement import Measurement
 from natprec.models.stored import read_stored
-from natprec.progress import Stages
-from natprec.run.request import open_subject
+from natprec.pipeline import quantize as pipeline
+from natprec.pipeline.request import open_subject
 from natprec.solver import Plan
 from natprec.transforms import rotated_digest
+from natprec.utils.progress import Stages
 from tests.conftest import VOCABULARY, tiny_model
 from tests.run_command import SMALL, left_behind
 from tests.run_command import natprec as command

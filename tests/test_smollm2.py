@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import natprec
-from natprec import pipeline
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.config import QuantizeConfig
-from natprec.evaluation.reload import load_quantized
-from natprec.evaluation.verify import Verification
+from natprec.evaluation.verification import Verification
+from natprec.pipeline import quantize as pipeline
 from natprec.solver import Plan
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2"

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
-from natprec.evaluation.reload import load_quantized
 from natprec.formats import engine_profile
-from natprec.hooks import attached
 from natprec.measurement.measure import measure
-from natprec.pipeline import round_and_write, round_to_plan
-from natprec.progress import Stages
-from natprec.run.request import refuse_impossible_size
+from natprec.measurement.target import Subject
+from natprec.models.weight_sites import uneven
+from natprec.pipeline.quantize import round_and_write, round_to_plan
+from natprec.pipeline.request import refuse_impossible_size
 from natprec.runtime.load import load
-from natprec.sites import uneven
 from natprec.solver import solve
-from natprec.subject import Subject
+from natprec.utils.hooks import attached
+from natprec.utils.progress import Stages
 from tests import structures as tiny
 from tests.arrange import tokens
 
@@ -44,7 +44,7 @@ def output(model: Any, ids: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of many tokens, so that bounds can be tight."""
-    for place in ("natprec.kernels.linear.fast_dtype", "natprec.kernels.cpu.fast_dtype"):
+    for place in ("natprec.runtime.kernels.linear.fast_dtype", "natprec.runtime.kernels.cpu.fast_dtype"):
         monkeypatch.setattr(place, lambda: torch.float32)
 
 

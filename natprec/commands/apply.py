@@ -10,7 +10,7 @@ import typer
 
 from natprec.commands.options import Json, Overwrite, Resume, configured, like, own
 from natprec.config import QuantizeConfig
-from natprec.options import OUTPUT
+from natprec.utils.options import OUTPUT
 
 EXAMPLES = ("natprec apply plan.json --model ./folder --data calib.txt --out quantized",)
 
@@ -26,20 +26,20 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Round a model to a plan and write the checkpoint."""
-    from natprec import pipeline
-    from natprec.claims import beside, claimed
     from natprec.commands.output import print_json
-    from natprec.evaluation import judge
-    from natprec.files import new_folder, refuse_existing
-    from natprec.marks import refuse_inputs
-    from natprec.progress import Stages
-    from natprec.records import public_name
+    from natprec.evaluation import verify as judge
+    from natprec.pipeline import quantize as pipeline
+    from natprec.pipeline import resume as resumable
+    from natprec.pipeline.request import check, inputs, open_subject, refuse_on_disk, tell_leftovers
+    from natprec.pipeline.tokens import calibration_tokens
     from natprec.roundings import rounding_named
-    from natprec.run import resumable
-    from natprec.run.request import check, inputs, open_subject, refuse_on_disk, tell_leftovers
-    from natprec.run.tokens import calibration_tokens
     from natprec.solver import Plan
-    from natprec.units import human_bytes
+    from natprec.utils.atomic_files import new_folder, refuse_existing
+    from natprec.utils.claims import beside, claimed
+    from natprec.utils.human import human_bytes
+    from natprec.utils.marks import refuse_inputs
+    from natprec.utils.progress import Stages
+    from natprec.utils.records import public_name
 
     plan = Plan.load(plan_file)
     config = replace(config, rounding=rounding or plan.rounding, engine=plan.engine)

@@ -10,7 +10,7 @@ from natprec.commands.options import Json, Resume, configured, own
 from natprec.comparison.methods import DEFAULT, parse_interpreters, parse_methods, parse_widths
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
-from natprec.options import METHOD, OUTPUT, TARGET
+from natprec.utils.options import METHOD, OUTPUT, TARGET
 
 EXAMPLES = ("natprec compare --model ./folder --methods gptq,autoround,natprec --out compared",)
 
@@ -46,8 +46,8 @@ def compare(
     from natprec.comparison.compare import compare as run
     from natprec.comparison.plot import plot
     from natprec.comparison.report import comparison_table
-    from natprec.progress import Stages
-    from natprec.run.request import check
+    from natprec.pipeline.request import check
+    from natprec.utils.progress import Stages
 
     if activations not in (4, 8, 16):
         raise InputError(f"activations {activations}: methods are compared with 16, 8 or 4 bits")

@@ -9,10 +9,10 @@ from rich.console import Console
 from natprec.commands.output import print_json
 from natprec.config import QuantizeConfig
 from natprec.formats import engine_profile
-from natprec.progress import Stages
-from natprec.run.estimate import estimate
-from natprec.run.request import open_subject
-from natprec.units import human_bytes, human_seconds
+from natprec.pipeline.estimate import estimate
+from natprec.pipeline.request import open_subject
+from natprec.utils.human import human_bytes, human_seconds
+from natprec.utils.progress import Stages
 
 
 def dry_run(config: QuantizeConfig, stages: Stages, as_json: bool, judged: bool = True) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from natprec.commands.options import Json, configured, own
 from natprec.config import QuantizeConfig
-from natprec.options import METHOD, OUTPUT, TEXT
+from natprec.utils.options import METHOD, OUTPUT, TEXT
 
 if TYPE_CHECKING:
     from natprec.runtime.load import Runnable
@@ -34,11 +34,11 @@ def generate(
     Nothing is decompressed at load: weights stay at their bits.
     """
     from natprec.commands.output import print_json
-    from natprec.records import without_places
     from natprec.runtime.generate import generate as run
     from natprec.runtime.load import load
-    from natprec.seeds import check_seed
-    from natprec.units import human_bytes
+    from natprec.utils.human import human_bytes
+    from natprec.utils.records import without_places
+    from natprec.utils.seeds import check_seed
 
     check_seed(seed)
     runnable = load(folder, device=config.device, trust_remote_code=config.trust_remote_code)

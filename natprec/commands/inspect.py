@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from natprec.commands.options import Json, Overwrite, configured, like, own
 from natprec.config import ROOM_KELVIN, QuantizeConfig
 from natprec.errors import InputError
-from natprec.options import METHOD, MODEL, OUTPUT, positive
+from natprec.utils.options import METHOD, MODEL, OUTPUT, positive
 
 if TYPE_CHECKING:
     from natprec.solver import Plan
@@ -52,21 +52,21 @@ def inspect(
     from rich.console import Console
 
     from natprec.commands.output import print_json
-    from natprec.files import new_folder, refuse_existing, write_json
+    from natprec.data.seen import pieces_of
     from natprec.inspection.inspect import inspect as run
     from natprec.inspection.inspect import keep_named, require_explicit
     from natprec.inspection.lowered import lowered_block
     from natprec.inspection.picture import svg
     from natprec.inspection.report import tables, to_json
-    from natprec.marks import refuse_inputs
     from natprec.measurement import Measurement
     from natprec.measurement.measure import measure
-    from natprec.progress import Stages
-    from natprec.run.request import check, inputs, open_subject
-    from natprec.run.tokens import given_tokens, held_out_tokens
+    from natprec.pipeline.request import check, inputs, open_subject
+    from natprec.pipeline.tokens import given_tokens, held_out_tokens
     from natprec.solver import Plan
     from natprec.solver.units import EPS_BWD_SHOWN
-    from natprec.texts.seen import pieces_of
+    from natprec.utils.atomic_files import new_folder, refuse_existing, write_json
+    from natprec.utils.marks import refuse_inputs
+    from natprec.utils.progress import Stages
 
     planned = None if plan is None else Plan.load(plan)
     name = model or _planned_model(planned)
@@ -131,7 +131,7 @@ def _planned_model(plan: Plan | None) -> str:
     Raises:
         InputError: it is the name of a folder that is not here, or there is no plan.
     """
-    from natprec.models.checkpoints import ALIASES
+    from natprec.models.model_files import ALIASES
 
     if plan is None:
         raise InputError("give --model, or --plan with a plan of a hub model")

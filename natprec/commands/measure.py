@@ -8,7 +8,7 @@ from typing import Annotated
 
 from natprec.commands.options import DryRun, Json, Overwrite, Resume, configured, own
 from natprec.config import QuantizeConfig
-from natprec.options import OUTPUT
+from natprec.utils.options import OUTPUT
 
 EXAMPLES = ("natprec measure --model ./folder --data calib.txt --out folder.measurement",)
 
@@ -25,13 +25,13 @@ def measure(
     """Measure once: what every width costs at every site. Solve any eps or size from the file."""
     from natprec.commands.dry_run import dry_run as show_dry_run
     from natprec.commands.output import print_json
-    from natprec.memory import peak_bytes
-    from natprec.parallel.launcher import refuse_many
-    from natprec.parallel.workers import joined
-    from natprec.progress import Stages
-    from natprec.records import public_name
-    from natprec.run import resumable
-    from natprec.run.request import check
+    from natprec.pipeline import resume as resumable
+    from natprec.pipeline.request import check
+    from natprec.utils.launcher import refuse_many
+    from natprec.utils.memory import peak_bytes
+    from natprec.utils.progress import Stages
+    from natprec.utils.records import public_name
+    from natprec.utils.workers import joined
 
     check(config, judged=False, solved=False)
     if dry_run:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from natprec.config import COMMANDS, OPTIONS, QuantizeConfig
-from natprec.options import OUTPUT
+from natprec.utils.options import OUTPUT
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace an existing output.")]
 Resume = Annotated[

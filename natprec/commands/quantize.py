@@ -10,9 +10,9 @@ import typer
 
 from natprec.commands.options import DryRun, Json, Overwrite, Resume, configured, own, types_of
 from natprec.config import NOT_ROUNDED, QuantizeConfig
-from natprec.options import MODEL, OUTPUT
-from natprec.run import recipe as recipes
-from natprec.run.recipe import Recipe
+from natprec.pipeline import recipe as recipes
+from natprec.pipeline.recipe import Recipe
+from natprec.utils.options import MODEL, OUTPUT
 
 EXAMPLES = (
     "natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01",
@@ -68,13 +68,13 @@ def quantize(
     """
     from rich.console import Console
 
-    from natprec import pipeline
     from natprec.commands.dry_run import dry_run as show_dry_run
     from natprec.commands.output import print_json
-    from natprec.progress import Stages
-    from natprec.records import public_name
-    from natprec.run.request import check
-    from natprec.run.summary import result_table
+    from natprec.pipeline import quantize as pipeline
+    from natprec.pipeline.request import check
+    from natprec.pipeline.summary import result_table
+    from natprec.utils.progress import Stages
+    from natprec.utils.records import public_name
 
     config = replace(config, sites="weights" if config.activations == config.kv == NOT_ROUNDED else "all")
     check(config)

@@ -11,7 +11,7 @@ from natprec.commands.options import Json, Overwrite, configured, like, own
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.formats.engines import PROFILES
-from natprec.options import OUTPUT
+from natprec.utils.options import OUTPUT
 
 EXAMPLES = ("natprec solve folder.measurement --eps 0.01 --out plan.json",)
 
@@ -30,10 +30,10 @@ def solve(
     from rich.console import Console
 
     from natprec.commands.output import print_json
-    from natprec.files import refuse_existing_file
-    from natprec.marks import refuse_inputs
     from natprec.measurement import Measurement
-    from natprec.run.summary import plan_table
+    from natprec.pipeline.summary import plan_table
+    from natprec.utils.atomic_files import refuse_existing_file
+    from natprec.utils.marks import refuse_inputs
 
     if out is not None:
         refuse_inputs(out, {"the measurement": measurement})

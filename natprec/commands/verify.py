@@ -28,17 +28,17 @@ def verify(
     """
     from rich.console import Console
 
-    from natprec.claims import beside
     from natprec.commands.output import print_json
-    from natprec.evaluation import judge
-    from natprec.progress import Stages
-    from natprec.records import OWN_TEXT, public_name
-    from natprec.run import resumable
-    from natprec.run.request import check, open_subject
-    from natprec.run.summary import verification_table
-    from natprec.run.tokens import held_out_tokens
+    from natprec.evaluation import verify as judge
+    from natprec.pipeline import resume as resumable
+    from natprec.pipeline.request import check, open_subject
+    from natprec.pipeline.summary import verification_table
+    from natprec.pipeline.tokens import held_out_tokens
     from natprec.solver import Plan
     from natprec.transforms import rotated_digest
+    from natprec.utils.claims import beside
+    from natprec.utils.progress import Stages
+    from natprec.utils.records import OWN_TEXT, public_name
 
     if not folder.is_dir():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")

@@ -23,20 +23,20 @@ from natprec.comparison.peers.worker import Job
 from natprec.comparison.processes import interpreter, run_job
 from natprec.comparison.proxies import NAMES, correlations, proxies
 from natprec.config import QuantizeConfig
+from natprec.data.seen import pieces_of
+from natprec.data.windows import data_digest
 from natprec.errors import InputError, ModelError, OutputError
-from natprec.files import write_json
 from natprec.formats import integer
-from natprec.marks import KEY, is_ours, refuse_inputs
-from natprec.models.surroundings import quiet
-from natprec.progress import Stages
-from natprec.records import OWN_TEXT, public_name, without_places
-from natprec.run.request import inputs, open_subject
-from natprec.run.tokens import given_tokens, held_out_tokens
-from natprec.sites import refuse_indivisible
-from natprec.subject import Subject
-from natprec.texts.seen import pieces_of
-from natprec.texts.windows import data_digest
-from natprec.units import human_seconds
+from natprec.measurement.target import Subject
+from natprec.models.devices import quiet
+from natprec.models.weight_sites import refuse_indivisible
+from natprec.pipeline.request import inputs, open_subject
+from natprec.pipeline.tokens import given_tokens, held_out_tokens
+from natprec.utils.atomic_files import write_json
+from natprec.utils.human import human_seconds
+from natprec.utils.marks import KEY, is_ours, refuse_inputs
+from natprec.utils.progress import Stages
+from natprec.utils.records import OWN_TEXT, public_name, without_places
 
 FIGURES = (
     "kl_mean", "kl_ci95", "kl_p99", "perplexity", "top1_agreement", "stored_bytes", "bits_per_weight", "seconds",

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
-from natprec.evaluation.verify import compare
+from natprec.evaluation.verification import compare
 from natprec.formats import Format, activation
-from natprec.hooks import attached
-from natprec.sites import round_inputs
+from natprec.measurement.target import Subject
+from natprec.models.activation_sites import round_inputs
 from natprec.solver import Plan
-from natprec.subject import Subject
+from natprec.utils.hooks import attached
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt")
 FLOATS = ("F16", "BF16", "F32", "F64")

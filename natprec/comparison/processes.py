@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from natprec.comparison.methods import PEERS, Method
 from natprec.comparison.peers.worker import Job
-from natprec.files import write_json
-from natprec.records import public_name, without_places
-from natprec.units import human_seconds
+from natprec.utils.atomic_files import write_json
+from natprec.utils.human import human_seconds
+from natprec.utils.records import public_name, without_places
 
 FIND = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natprec.hooks import attached
+from natprec.measurement.target import Subject
 from natprec.models.layers import known_layer
-from natprec.statistics import bootstrap_correlation, rank_correlation
-from natprec.subject import Subject
+from natprec.utils.hooks import attached
+from natprec.utils.statistics import bootstrap_correlation, rank_correlation
 
 PROXY_TOKENS = 2048
 NAMES = ("layer_mse", "weighted_mse")

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from natprec.run.summary import natural_line
-from natprec.units import human_bytes, human_seconds
+from natprec.pipeline.summary import natural_line
+from natprec.utils.human import human_bytes, human_seconds
 
 COLUMNS = ("method", "bits", "KL", "KL p99", "perplexity", "same top", "stored", "bits/w", "time", "memory")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from natprec.seeds import derived
+from natprec.utils.seeds import derived
 
 
 class Distortion(ABC):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.distortions.base import Distortion, for_each
-from natprec.models.tasks import ENCODER
+from natprec.tasks import ENCODER
 
 Pooling = Literal["mean", "cls"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.distortions.base import Distortion, for_each
-from natprec.evaluation.divergence import few_tokens, forward_kl, token_losses
-from natprec.models.tasks import CAUSAL
+from natprec.distortions.divergence import few_tokens, forward_kl, token_losses
+from natprec.tasks import CAUSAL
 
 SIGNS = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1) * 2.0 - 1
 """(256, 8), the signs that a byte of coins says."""

@@ -1,154 +1,174 @@
-"""T6: the promise is checked on text that played no part in measuring.
-
-Both models run in float32, so that the figure is the quantization's and not bfloat16 arithmetic's.
-The quantized model is the file on disk, loaded by plain transformers where the engine allows it.
-"""
+"""T6: a checkpoint on disk is judged against the original model and its plan's promise."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from natprec.arithmetic import products_in
-from natprec.distortions import Distortion, OutputKL, impossible
-from natprec.errors import InputError
-from natprec.evaluation.divergence import token_losses
-from natprec.files import write_json
-from natprec.own_files import VERIFICATION, read_json, sealed
-from natprec.schema import Above0, Count, From0, Positive, Within, read
-from natprec.staged.batches import batches
-from natprec.statistics import bootstrap_interval
+from natprec.checkpoints.dense_reader import load_quantized, open_quantized
+from natprec.data.seen import NO_PIECES, Pieces, same_text
+from natprec.data.windows import data_digest
+from natprec.errors import InputError, ModelError
+from natprec.evaluation.verification import Comparison, Verification, compare
+from natprec.measurement import Measurement
+from natprec.measurement.target import Subject, probe_ids
+from natprec.models.batches import batches
+from natprec.models.hidden_states import passed, state_key
+from natprec.models.segments import StagedModel
+from natprec.solver import Plan
+from natprec.utils.atomic_files import folder_bytes
+from natprec.utils.progress import Advance, Stages
 
-VERSION = 1
-"""Of verification.json: 1 since it has a checksum; a file without `version` is of version 0 and says the same."""
+MEASUREMENT = Path("natprec") / "measurement.safetensors"
+"""Where a checkpoint keeps what it was solved from."""
 
-Output = Callable[[Tensor], Tensor]
-"""(batch, time) ids → (batch, terms, size): what the distortion compares, logits of the next token by default."""
+MARGIN = 0.85
+"""Of what the correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What was promised and what was measured; verification.json.
+def verify(
+    folder: Path,
+    subject: Subject,
+    ids: Tensor,
+    plan: Plan,
+    *,
+    rounding: str,
+    data: str,
+    stages: Stages,
+    seed: int = 0,
+    kept: Path | None = None,
+    tried: bool = True,
+) -> Verification:
+    """Judge the checkpoint on disk against the original model (T6).
 
-    Attributes:
-        kl_mean: the measured distortion, with `kl_ci95`, its bootstrap interval over sequences: KL in nats per
-            token, unless `distortion` names another, whose unit all `kl_` fields and `eps` then have.
-        kl_p99: 99th percentile over its terms: tokens, or sequences.
-        passed: `kl_mean` <= the promise; None when a size, and no tolerance, was asked for.
-        bits_per_weight: stored, scales included, over the quantized weights; `_total` with those
-            that the engine keeps at 16 bits.
-        perplexity_reference, perplexity_quantized, top1_agreement: None where the model predicts no next token.
-        corrections: times that the tolerance was tightened after a first verification failed.
+    Args:
+        kept: folder that holds how far both models have come; a later call goes on there. None: nothing is kept.
+        tried: whether transformers is asked to load it: see `load_quantized`.
+    Raises:
+        InputError: the plan keeps another distortion small than the subject's.
+        ModelError: NaN or Inf.
     """
-
-    eps: Above0 | None
-    passed: bool | None
-    kl_mean: float
-    kl_ci95: tuple[float, float]
-    kl_p99: float
-    kl_predicted: float
-    perplexity_reference: Above0 | None
-    perplexity_quantized: Above0 | None
-    top1_agreement: Annotated[float, Within(0, 1)] | None
-    tokens: Positive
-    stored_bytes: Count
-    stored_bytes_reference: Count
-    bits_per_weight: From0
-    bits_per_weight_total: From0
-    data: str
-    data_digest: str
-    rounding: str
-    corrections: Count = 0
-    distortion: str = "kl"
-
-    def save(self, path: str | Path) -> None:
-        """Write verification.json, with its checksum."""
-        write_json(Path(path), sealed({"version": VERSION, **asdict(self)}))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Verification:
-        """Read verification.json.
-
-        Raises:
-            InputError: missing, changed, none, of another version, or one that contradicts itself; names the field.
-        """
-        path = Path(path)
-        value = read_json(path, VERIFICATION, (0, VERSION))
-        value.pop("version", None)
-        place = VERIFICATION.place(path)
-        made: Verification = read(cls, value, place)
-        if made.kl_ci95[0] > made.kl_ci95[1]:
-            raise place.within("kl_ci95").wrong(f"goes from {made.kl_ci95[0]:g} to {made.kl_ci95[1]:g}")
-        smallest = min(made.kl_mean, made.kl_p99, made.kl_predicted)
-        if impossible(made.distortion, smallest):
-            raise place.wrong(f"has a kl of {smallest:g}, and {made.distortion} is never below 0")
-        kept = None if made.eps is None else made.kl_mean <= made.eps
-        if (made.passed is None) != (kept is None) or (kept and not made.passed):  # per site eps promises more in all
-            raise place.within("passed").wrong(f"is {made.passed}, with a kl_mean of {made.kl_mean:g}, eps {made.eps}")
-        return made
+    if plan.distortion != subject.distortion.name:
+        raise InputError(
+            f"the plan's tolerance is of distortion {plan.distortion!r}, this judges by {subject.distortion.name!r}; "
+            "judge by the one that was measured"
+        )
+    with stages.stage("load checkpoint"):
+        quantized = opened(folder, subject, ids.device, plan.engine, tried, stages.note)
+    with stages.stage("verify", len(batches(*ids.shape)) * (2 * len(subject.staged.blocks) + 1)) as advance:
+        summary = compared(subject, quantized, folder, ids, kept, advance).summary(seed)
+    if not np.isfinite(summary["kl_mean"]):
+        raise ModelError(
+            f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
+            "raise --eps or --bits, or check the original model"
+        )
+    promise = promised(plan)
+    return Verification(
+        eps=plan.eps,
+        passed=None if promise is None else summary["kl_mean"] <= promise,
+        kl_predicted=plan.kl_predicted,
+        stored_bytes=checkpoint_bytes(folder),
+        stored_bytes_reference=plan.stored_bytes_reference,
+        bits_per_weight=plan.bits_per_weight,
+        bits_per_weight_total=plan.bits_per_weight_total,
+        data=data,
+        data_digest=data_digest(ids),
+        rounding=rounding,
+        distortion=plan.distortion,
+        **summary,
+    )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on one text: per-sequence and per-token figures before they are summed up."""
-
-    kl: np.ndarray  # (sequences, terms), the distortion; KL: a term is a token, nats
-    tokens: int
-    agreement: np.ndarray | None = None  # (sequences, time), whether both rank the same token first
-    loss_reference: np.ndarray | None = None  # (sequences, time - 1), nats
-    loss_quantized: np.ndarray | None = None  # (sequences, time - 1), nats
-
-    def summary(self, seed: int = 0) -> dict[str, Any]:
-        """The fields of `Verification` that come from the text."""
-        return {
-            "kl_mean": float(self.kl.mean()),
-            "kl_ci95": bootstrap_interval(self.kl.mean(1), seed),
-            "kl_p99": float(np.quantile(self.kl, 0.99)),
-            "perplexity_reference": _perplexity(self.loss_reference),
-            "perplexity_quantized": _perplexity(self.loss_quantized),
-            "top1_agreement": None if self.agreement is None else float(self.agreement.mean()),
-            "tokens": self.tokens,
-        }
-
-
-def _perplexity(losses: np.ndarray | None) -> float | None:
-    return None if losses is None else float(np.exp(losses.mean()))
+def opened(
+    folder: Path,
+    subject: Subject,
+    device: torch.device,
+    engine: str,
+    tried: bool = True,
+    note: Callable[[str], None] = lambda line: None,
+) -> StagedModel:
+    """A checkpoint's model, its weights where the original's are: see `load_quantized` and `open_quantized`."""
+    if not subject.staged.weights.whole:
+        return open_quantized(folder, subject.staged, device, engine, subject.trusted)
+    model = load_quantized(folder, engine, subject.trusted, tried, note)
+    model.to(device)
+    return StagedModel(model, probe_ids(model), subject.distortion)
 
 
 @torch.no_grad()
-def compare(
-    reference: Output,
-    quantized: Output,
-    ids: Tensor,
-    advance: Callable[[str], None] = lambda stage: None,
-    distortion: Distortion | None = None,
+def compared(
+    subject: Subject, quantized: StagedModel, folder: Path, ids: Tensor, kept: Path | None, advance: Advance
 ) -> Comparison:
-    """Run both models over (sequences, time) token ids, a batch at a time.
+    """A checkpoint's model against the original: all of the text goes through each, a block at a time.
 
     Args:
-        distortion: of what the two return; KL of the next token unless given.
-    Raises:
-        InputError: no tokens.
+        folder: of the checkpoint.
+        ids: (sequences, time) token ids.
+        kept: see `verify`.
     """
-    if ids.numel() == 0:
-        raise InputError("no held-out tokens to verify on; raise --eval-tokens or give more --eval-data")
-    distortion = distortion or OutputKL()
-    parts: list[list[Tensor]] = [[], [], [], []]
-    for batch in batches(*ids.shape):
-        rows = ids[batch.start : batch.stop]
-        with products_in(torch.float32, ids.device):
-            expected, got = reference(rows), quantized(rows)
-        parts[0].append(distortion.between(expected, got, rows))
-        if distortion.predicts:
-            parts[1].append((expected.argmax(-1) == got.argmax(-1)).double())
-            parts[2].append(token_losses(expected, rows).double())
-            parts[3].append(token_losses(got, rows).double())
-        advance("verify")
-    values = [torch.cat(part).cpu().numpy() for part in parts if part]
-    return Comparison(values[0], ids.numel(), *values[1:])
+    files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
+    states = [None if kept is None else kept / f"{name}.safetensors" for name in ("original", "quantized")]
+    keys = [state_key(subject.digest, data_digest(ids)), state_key(*files, data_digest(ids))]
+    with contextlib.ExitStack() as held:
+        reference = held.enter_context(passed(subject.staged, ids, advance, states[0], keys[0]))
+        other = held.enter_context(passed(quantized, ids, advance, states[1], keys[1]))
+        return compare(reference, other, ids, advance, subject.distortion)
+
+
+def promised(plan: Plan) -> float | None:
+    """The distortion of the whole model that a plan promises; with eps per site, the sum over sites."""
+    return plan.eps if plan.eps is None or plan.eps_scope == "model" else plan.eps * len(plan.sites)
+
+
+def tightened(plan: Plan, kl_mean: float) -> float:
+    """The tolerance to solve for next, when a plan for its `eps_solved` measured too much (T6).
+
+    What tokens add that go to other experts falls like the error itself, not like its square (docs/experts.md): of what
+    was predicted, p, and measured, p + b √p, that gives b, and then the p at which the sum is the promise.
+    """
+    promise, predicted = promised(plan), plan.kl_predicted
+    assert promise is not None
+    assert plan.eps_solved is not None
+    if all(choice.tokens is None for choice in plan.sites.values()) or kl_mean <= predicted:
+        return MARGIN * plan.eps_solved * promise / kl_mean
+    rerouted = (kl_mean - predicted) / math.sqrt(predicted)
+    root = (math.sqrt(rerouted**2 + 4 * MARGIN * promise) - rerouted) / 2
+    return plan.eps_solved * root**2 / predicted
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """The checkpoint as on disk, without natprec's own reports beside it."""
+    reports = [folder / "plan.json", folder / "verification.json"]
+    return folder_bytes(folder) - sum(file.stat().st_size for file in reports if file.exists())
+
+
+def may_be_measured_on(folder: Path, source: str) -> bool:
+    """Whether a checkpoint may have been measured on this text, so that only what measuring leaves out may judge.
+
+    It may where the measurement is not there, or does not tell: see `natprec.data.seen` for what one text is.
+    """
+    file = folder / MEASUREMENT
+    if not file.is_file():
+        return True
+    found = Measurement.load(file)
+    return not len(found.pieces) or same_text(found.header.data, found.header.text_digest, source)
+
+
+def measured_on(folder: Path) -> Pieces:
+    """Of the text that a checkpoint was measured on, as far as that is known."""
+    file = folder / MEASUREMENT
+    return Measurement.load(file).pieces if file.is_file() else NO_PIECES
+
+
+def recorded_rounding(folder: Path) -> str:
+    """The rounding that an earlier verification recorded; 'unknown' where there is none that can be read."""
+    try:
+        return Verification.load(folder / "verification.json").rounding
+    except InputError:
+        return "unknown"

@@ -13,21 +13,31 @@ from torch import Tensor
 from natprec.config import ROOM_KELVIN
 from natprec.errors import BoundError, unknown
 from natprec.formats import Format
+from natprec.inspection.ir import (
+    Boundary,
+    Capture,
+    Domain,
+    Gauge,
+    assign_domains,
+    capture,
+    cost,
+    find_edges,
+    find_units,
+)
+from natprec.inspection.ir.bundle import require_bound
+from natprec.inspection.ir.flows import flow
+from natprec.inspection.ir.graph import module_path, weight_of
+from natprec.inspection.ir.lint import double_roundings
+from natprec.inspection.ir.observe import codebooks
+from natprec.inspection.ir.operators import ATTENTION, operator
 from natprec.inspection.lowered import LoweredBlock
+from natprec.inspection.natural_bits import planned_bits, planned_widths, stars, unit_widths
 from natprec.inspection.rows import SiteRow, activation_rows, activation_values, shown_format, weight_rows
-from natprec.inspection.stars import planned_bits, planned_widths, stars, unit_widths
-from natprec.ir import Boundary, Capture, Domain, Gauge, assign_domains, capture, cost, find_edges, find_units
-from natprec.ir.bundle import require_bound
-from natprec.ir.flows import flow
-from natprec.ir.graph import module_path, weight_of
-from natprec.ir.lint import double_roundings
-from natprec.ir.observe import codebooks
-from natprec.ir.operators import ATTENTION, operator
 from natprec.measurement import Measurement
-from natprec.progress import Stages
+from natprec.measurement.target import Subject
 from natprec.solver import Plan
-from natprec.statistics import rank_correlation
-from natprec.subject import Subject
+from natprec.utils.progress import Stages
+from natprec.utils.statistics import rank_correlation
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError, unknown
 from natprec.formats import Format
-from natprec.ir import capture
-from natprec.ir.lower import KernelCall, Lowered, lower
+from natprec.inspection.ir import capture
+from natprec.inspection.ir.lower import KernelCall, Lowered, lower
+from natprec.measurement.target import Subject
 from natprec.models.layers import known_layer
+from natprec.models.segments import Context
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.staged.blocks import Context
-from natprec.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from natprec.inspection.inspect import Inspection
+from natprec.inspection.ir import Boundary
 from natprec.inspection.lowered import LoweredBlock
 from natprec.inspection.rows import SiteRow
-from natprec.ir import Boundary
-from natprec.records import without_places
-from natprec.run.summary import human_count
+from natprec.pipeline.summary import human_count
 from natprec.solver import Plan
+from natprec.utils.records import without_places
 
 
 def to_json(inspection: Inspection) -> dict[str, Any]:

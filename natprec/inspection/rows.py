@@ -9,19 +9,19 @@ from typing import Any
 from torch import fx
 
 from natprec.formats import Format
-from natprec.information import Codebook
-from natprec.inspection.stars import Star
+from natprec.inspection.information import Codebook
+from natprec.inspection.ir import Boundary, Capture, Gauge
+from natprec.inspection.ir.domains import attention_unit
+from natprec.inspection.ir.flows import BUNDLE
+from natprec.inspection.ir.graph import module_path, weight_of
+from natprec.inspection.ir.operators import ATTENTION, operands, operator
+from natprec.inspection.natural_bits import Star
 from natprec.inspection.weights import WeightCodes, rounding_cost, weight_codes
-from natprec.ir import Boundary, Capture, Gauge
-from natprec.ir.domains import attention_unit
-from natprec.ir.flows import BUNDLE
-from natprec.ir.graph import module_path, weight_of
-from natprec.ir.operators import ATTENTION, operands, operator
 from natprec.measurement import Curve, Measurement
-from natprec.progress import Stages
-from natprec.sites import Site, site_weight
+from natprec.measurement.target import Subject
+from natprec.models.weight_sites import Site, site_weight
 from natprec.solver import Plan
-from natprec.subject import Subject
+from natprec.utils.progress import Stages
 
 
 @dataclass(frozen=True)

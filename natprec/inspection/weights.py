@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
-from natprec.information import Codebook, LosslessGrid, landauer_joules, lossless_grid
-from natprec.information.codebook import half_histogram
-from natprec.information.entropy import miller_madow_bits
-from natprec.information.landauer import marginal_bound_bits
-from natprec.ir.boundaries import Boundary
+from natprec.inspection.information import Codebook, LosslessGrid, landauer_joules, lossless_grid
+from natprec.inspection.information.codebook import half_histogram
+from natprec.inspection.information.entropy import miller_madow_bits
+from natprec.inspection.information.landauer import marginal_bound_bits
+from natprec.inspection.ir.boundaries import Boundary
 from natprec.quantizers import QuantizedTensor, quantize
 
 CHUNK = 1 << 21

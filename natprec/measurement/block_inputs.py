@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from natprec.files import unwritable
-from natprec.memory import available_bytes
+from natprec.utils.atomic_files import unwritable
+from natprec.utils.memory import available_bytes
 
 SHARE = 4
 """Of what memory is free the inputs of all blocks may take one part in so many."""

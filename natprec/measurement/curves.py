@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from natprec.formats import Format
+from natprec.models.routing import MIN_TOKENS
+from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
-from natprec.sites import Site
-from natprec.staged.routing import MIN_TOKENS
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Curve:
         kept: (parts, units) distortion of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
         largest: magnitudes that a fixed scale must reach, as the model is and as GPTQ finds it; of activations only.
         tokens: of an expert, those that were routed to it; None: the site sees all. An expert that saw fewer than
-            `natprec.staged.routing.MIN_TOKENS` has its curve from the others: see `natprec.measurement.few_tokens`.
+            `natprec.models.routing.MIN_TOKENS` has its curve from the others: see `natprec.measurement.few_tokens`.
         scaled: whether `shares` suppose that the site's columns are rescaled before GPTQ: see `natprec.transforms`.
     """
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from natprec.distortions import impossible
 from natprec.measurement.curves import Curve
-from natprec.schema import LARGE, Place
+from natprec.utils.schema import LARGE, Place
 
 
 def refuse_curve(curve: Curve, place: Place, distortion: str) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from natprec.formats import Format
 from natprec.measurement.forward import forward_blocks
-from natprec.progress import Advance
+from natprec.models.activation_sites import rounded
+from natprec.models.batches import batch_rows, batches
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import quantize
-from natprec.sites import Site, rounded, site_layer, site_weight
-from natprec.staged.batches import batch_rows, batches
-from natprec.staged.blocks import StagedModel
+from natprec.utils.progress import Advance
 
 
 @contextlib.contextmanager

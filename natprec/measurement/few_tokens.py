@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from natprec.measurement.contraction import ROWS_VALUES
 from natprec.measurement.curves import Curve
-from natprec.measurement.observers import WeightObserver
+from natprec.measurement.fisher import ROWS_VALUES
+from natprec.measurement.weight_observer import WeightObserver
 from natprec.quantizers import squared_errors
 
 

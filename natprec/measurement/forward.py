@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from natprec.measurement.block_inputs import BlockInputs
-from natprec.parallel.workers import Workers
-from natprec.progress import Advance
-from natprec.staged.batches import batch_rows, batches
-from natprec.staged.blocks import Context, StagedModel
-from natprec.staged.differentiation import Gathering
+from natprec.models.batches import batch_rows, batches
+from natprec.models.differentiation import Gathering
+from natprec.models.segments import Context, StagedModel
+from natprec.utils.progress import Advance
+from natprec.utils.workers import Workers
 
 
 @torch.no_grad()

@@ -14,25 +14,26 @@ import torch
 from torch import Tensor
 
 from natprec.config import QuantizeConfig
+from natprec.data.seen import pieces_of
+from natprec.data.windows import data_digest
 from natprec.errors import InputError
 from natprec.formats import engine_profile
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
+from natprec.measurement.measurement import Header, Measurement
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.spot_check import not_believed, spot_check
 from natprec.measurement.sweep import sweep
-from natprec.measurement.table import Header, Measurement
-from natprec.memory import keep_freed
-from natprec.parallel.workers import Workers
-from natprec.progress import Stages
+from natprec.measurement.target import Subject
+from natprec.models.activation_sites import activation_formats
+from natprec.models.batches import batch_count, batches
+from natprec.models.routing import MIN_TOKENS
+from natprec.models.weight_sites import uneven
 from natprec.roundings import rounding_named
-from natprec.sites import activation_formats, uneven
-from natprec.staged.batches import batch_count, batches
-from natprec.staged.routing import MIN_TOKENS
-from natprec.subject import Subject
-from natprec.texts.seen import pieces_of
-from natprec.texts.windows import data_digest
+from natprec.utils.memory import keep_freed
+from natprec.utils.progress import Stages
+from natprec.utils.workers import Workers
 
 DIFFERENTIATED = 2
 """Of a kind of text one in so many sequences also goes back, if there are `MANY`; GPTQ is fitted to the others."""
@@ -62,7 +63,7 @@ def measure(
             plans may then suppose; 'rtn': half the time. `transforms` 'rotate' is of a subject that was rotated.
         parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
-        data: what the text is called; `text_digest`: of its file, see `natprec.texts.seen`.
+        data: what the text is called; `text_digest`: of its file, see `natprec.data.seen`.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
         workers: processes that call this with the same arguments and share the work; process 0 writes the state.
         options: where there is no `config`, those of it that `natprec measure` takes, by name.
@@ -203,7 +204,7 @@ def shared_out(ids: Tensor, parts: int, routed: bool, rounding: str = "gptq") ->
 
 
 def products_of(subject: Subject, sites: str) -> str:
-    """What the sweep computes matrix products in: see `natprec.arithmetic`."""
+    """What the sweep computes matrix products in: see `natprec.utils.matmul`."""
     # the rounding of activations is not to be measured on a grid that bfloat16 gives them
     return str(torch.float32 if sites == "all" else subject.staged.products).removeprefix("torch.")
 

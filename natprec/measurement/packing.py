@@ -13,12 +13,12 @@ from safetensors import SafetensorError, safe_open
 
 from natprec.errors import InputError
 from natprec.formats import Format, parse_activation, parse_format
-from natprec.marks import KEY
 from natprec.measurement.curves import Curve
 from natprec.measurement.defects import refuse_curve, refuse_unlike
-from natprec.own_files import Kind, parsed, what_is
-from natprec.schema import Count, From0, Place, read
-from natprec.sites import Site
+from natprec.models.weight_sites import Site
+from natprec.utils.marks import KEY
+from natprec.utils.own_files import Kind, parsed, what_is
+from natprec.utils.schema import Count, From0, Place, read
 
 _ARRAYS = ("forward", "backward", "energy", "shares", "kept", "alignment")
 

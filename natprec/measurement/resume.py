@@ -19,12 +19,12 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.files import write_bytes
 from natprec.measurement.curves import Curve
-from natprec.measurement.observers import WeightObserver
 from natprec.measurement.packing import pack_curves, read_arrays, unpack_curves
-from natprec.own_files import PROGRESS
-from natprec.schema import Place, read
+from natprec.measurement.weight_observer import WeightObserver
+from natprec.utils.atomic_files import write_bytes
+from natprec.utils.own_files import PROGRESS
+from natprec.utils.schema import Place, read
 
 
 @dataclass(frozen=True)

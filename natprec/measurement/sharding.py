@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.parallel.workers import Workers
+from natprec.utils.workers import Workers
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from torch import Tensor
 from natprec.formats import Format
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
-from natprec.measurement.table import Measurement
-from natprec.parallel.workers import Workers
-from natprec.progress import Stages
-from natprec.sites import Site
-from natprec.staged.batches import batches
-from natprec.subject import Subject
+from natprec.measurement.measurement import Measurement
+from natprec.measurement.target import Subject
+from natprec.models.batches import batches
+from natprec.models.weight_sites import Site
+from natprec.utils.progress import Stages
+from natprec.utils.workers import Workers
 
 CHECK_SITES = 4
 CHECK_SEQUENCES = 2

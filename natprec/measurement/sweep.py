@@ -19,25 +19,25 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
-from natprec.hooks import attached
-from natprec.measurement.activations import ActivationObserver, watching
+from natprec.measurement.activation_observer import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
-from natprec.measurement.compensation import JUDGING, Compensation
 from natprec.measurement.curves import Curve
 from natprec.measurement.few_tokens import lend, without_few
-from natprec.measurement.fitting import divided_columns, judge_units, spread, to_fit
 from natprec.measurement.forward import Fitted, forward_blocks
-from natprec.measurement.observers import WeightObserver
+from natprec.measurement.gptq_parallel import divided_columns, judge_units, spread, to_fit
+from natprec.measurement.gptq_ratio import JUDGING, Compensation
 from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
-from natprec.parallel.workers import Workers
-from natprec.progress import Advance
+from natprec.measurement.weight_observer import WeightObserver
+from natprec.models.batches import batch_rows, batches
+from natprec.models.differentiation import Gathering, differentiate
+from natprec.models.segments import Context, StagedModel
+from natprec.models.weight_sites import Site, site_layer
 from natprec.roundings import rounding_named
-from natprec.sites import Site, site_layer
-from natprec.staged.batches import batch_rows, batches
-from natprec.staged.blocks import Context, StagedModel
-from natprec.staged.differentiation import Gathering, differentiate
 from natprec.transforms import Gauge
+from natprec.utils.hooks import attached
+from natprec.utils.progress import Advance
+from natprec.utils.workers import Workers
 
 
 def sweep(

@@ -18,24 +18,17 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError, NatprecError
 from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
-from natprec.models.checkpoints import (
-    explained,
-    first_line,
-    local_path,
-    refuse_without_linear,
-    task_of,
-    weight_files,
-)
+from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, drop_missing_pooler, embedding_distortion
 from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
+from natprec.models.model_files import explained, first_line, local_path, refuse_without_linear, task_of, weight_files
 from natprec.models.stored import Part, count_elements, hollow_model, placed
-from natprec.models.surroundings import quiet, usable_device
-from natprec.models.tasks import CAUSAL, ENCODER, Task
 from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
+from natprec.tasks import CAUSAL, ENCODER, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -20,9 +20,9 @@ from natprec.errors import ModelError
 from natprec.models.checksums import CARRIED
 from natprec.models.experts import Piece, pieces_of, take_apart
 from natprec.models.headers import Header, read_headers
-from natprec.models.tasks import Task
 from natprec.models.trust import unfilled_model
 from natprec.models.weights import OnDisk, Stored, wrong_shape
+from natprec.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -18,7 +18,7 @@ import torch
 from natprec.errors import ModelError
 from natprec.models.bounds import refuse_counts
 from natprec.models.encoders import stored_text
-from natprec.models.tasks import Task
+from natprec.tasks import Task
 
 CODE_IN = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 """Files whose `auto_map` says which code a checkpoint brings with it."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
-from natprec.memory import give_back, release_freed
+from natprec.utils.memory import give_back, release_freed
 
 
 class Stored(Protocol):

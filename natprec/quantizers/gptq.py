@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from natprec import native
-from natprec.arithmetic import product
 from natprec.formats import Format
-from natprec.quantizers.input_order import InputOrder
+from natprec.quantizers.hessian import InputOrder
 from natprec.quantizers.integer import QuantizedTensor, choose_grid, squared_errors
+from natprec.utils.matmul import product
 
 LAZY_COLUMNS = 64
 """Columns rounded before the rest of the matrix is updated."""

@@ -4,7 +4,7 @@ A narrower grid has a smaller squared error at 3 to 5 bits, but a larger output 
 the largest weights, whose errors are not independent (LOG.md, 2026-11-22). Where the power of each
 input is known, GPTQ lets it decide how much to clip. At 1 and 2 bits the spanning grid is too coarse;
 there each group takes the best of a few shrunken scales, and then the least-squares scale for the
-codes it got: s = <w, q> / <q, q>. What a format can store of a grid is in `natprec.quantizers.stored_grids`.
+codes it got: s = <w, q> / <q, q>. What a format can store of a grid is in `natprec.quantizers.scale_storage`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from natprec import native
 from natprec.formats import Format
-from natprec.quantizers.stored_grids import nested_grid, stored_grid
+from natprec.quantizers.scale_storage import nested_grid, stored_grid
 
 SHRINK = {1: (0.4, 0.6), 2: (0.75, 0.95)}
 """Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""

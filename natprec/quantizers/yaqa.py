@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from natprec.formats import Format
 from natprec.quantizers.gptq import Grid, weighted_grid
-from natprec.quantizers.input_order import InputOrder
+from natprec.quantizers.hessian import InputOrder
 from natprec.quantizers.integer import QuantizedTensor
 
 DAMPING = 1.0

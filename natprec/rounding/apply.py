@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from natprec.progress import Advance
+from natprec.data.windows import data_digest
+from natprec.measurement.target import Subject
+from natprec.models.batches import batch_count, batches
+from natprec.models.hidden_states import Passage, state_key
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.moments import Gradients
 from natprec.rounding.rounder import Run, rounder_named
-from natprec.rounding.stage import StageRounder
+from natprec.rounding.segment import StageRounder
 from natprec.roundings import rounding_named
-from natprec.sites import Site
 from natprec.solver import Plan
-from natprec.staged.batches import batch_count, batches
-from natprec.staged.blocks import StagedModel
-from natprec.staged.passage import Passage, state_key
-from natprec.subject import Subject
-from natprec.texts.windows import data_digest
 from natprec.transforms import Gauge
+from natprec.utils.progress import Advance
 
 STATE = "text.safetensors"
 """File of what the calibration text has become."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from natprec.hooks import attached
-from natprec.sites import Site, round_inputs, round_site
+from natprec.models.activation_sites import round_inputs, round_site
+from natprec.models.weight_sites import Site
 from natprec.solver import Plan
+from natprec.utils.hooks import attached
 
 
 def round_flows(model: nn.Module, activations: Sequence[Site], plan: Plan) -> list[Any]:

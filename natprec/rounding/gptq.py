@@ -8,7 +8,7 @@ from torch import Tensor
 from natprec.formats import Format
 from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.gptq import gptq
-from natprec.quantizers.input_order import InputOrder
+from natprec.quantizers.hessian import InputOrder
 from natprec.rounding.rounder import ByMoments
 
 

@@ -15,15 +15,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from natprec.models.batches import batch_rows, batches
+from natprec.models.hidden_states import Passage
 from natprec.models.layers import Layer, known_layer
-from natprec.progress import Advance
+from natprec.models.segments import StagedModel
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.gptq import GPTQ
 from natprec.rounding.moments import Gradients
 from natprec.rounding.rounder import Pace, Run
-from natprec.staged.batches import batch_rows, batches
-from natprec.staged.blocks import StagedModel
-from natprec.staged.passage import Passage
+from natprec.utils.progress import Advance
 
 STEPS = 100
 """Of gradient descent in each block, each on one batch of the text."""

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from natprec.hooks import attached
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.forward import forward_blocks
 from natprec.measurement.sweep import backward
-from natprec.progress import Advance
-from natprec.quantizers.second_moments import add_products, mirrored
-from natprec.sites import Site
-from natprec.staged.blocks import StagedModel
-from natprec.staged.passage import Passage
+from natprec.models.hidden_states import Passage
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site
+from natprec.quantizers.gram import add_products, mirrored
+from natprec.utils.hooks import attached
+from natprec.utils.progress import Advance
 
 SEED = 0
 """Of the signs that the distortion draws."""

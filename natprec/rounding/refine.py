@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site, site_layer
 from natprec.models.weights import put_in
-from natprec.progress import Advance
 from natprec.quantizers import QuantizedTensor
-from natprec.sites import Site, site_layer
-from natprec.staged.blocks import StagedModel
+from natprec.utils.progress import Advance
 
 SEQUENCES = 6
 """Of calibration text in each step."""

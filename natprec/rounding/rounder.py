@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
-from natprec.progress import Advance
+from natprec.models.hidden_states import Passage
+from natprec.models.segments import StagedModel
 from natprec.quantizers import QuantizedTensor
-from natprec.quantizers.input_order import InputOrder
+from natprec.quantizers.hessian import InputOrder
 from natprec.rounding.moments import Gradients, stage_moments
-from natprec.rounding.stage import StageRounder
+from natprec.rounding.segment import StageRounder
 from natprec.roundings import rounding_named
-from natprec.staged.blocks import StagedModel
-from natprec.staged.passage import Passage
+from natprec.utils.progress import Advance
 
 
 @dataclass(frozen=True)

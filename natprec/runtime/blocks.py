@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-import natprec.kernels.between  # noqa: F401  (registers the operations)
+import natprec.runtime.kernels.decoder_ops  # noqa: F401  (registers the operations)
 from natprec import native
-from natprec.kernels.block import Block, OneToken, refusal
-from natprec.kernels.linear import QuantizedWeight
-from natprec.runtime.structure import Unknown, read_block
+from natprec.runtime.kernels.block import Block, OneToken, refusal
+from natprec.runtime.kernels.linear import QuantizedWeight
+from natprec.runtime.match_block import Unknown, read_block
 
 if TYPE_CHECKING:
     from natprec.runtime.cache import Growing

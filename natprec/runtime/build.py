@@ -8,15 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from natprec.checkpoints.code_reader import Checkpoint, Scheme
 from natprec.errors import ModelError
-from natprec.kernels.dispatch import choose
-from natprec.kernels.kernel import Kernel
-from natprec.kernels.kernel import Layer as KernelLayer
-from natprec.kernels.linear import HalfWeight, Joined, Part, QuantEmbedding, QuantizedWeight, QuantLinear, StoredWeight
 from natprec.models.encoders import drop_missing_pooler
 from natprec.models.layers import Layer, layer_of
 from natprec.quantizers import QuantizedTensor
-from natprec.runtime.checkpoint import Checkpoint, Scheme
+from natprec.runtime.kernels.dispatch import choose
+from natprec.runtime.kernels.kernel import Kernel
+from natprec.runtime.kernels.kernel import Layer as KernelLayer
+from natprec.runtime.kernels.linear import (
+    HalfWeight,
+    Joined,
+    Part,
+    QuantEmbedding,
+    QuantizedWeight,
+    QuantLinear,
+    StoredWeight,
+)
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
 """Linears of one parent that models call with one input; they run as one product where they share a format."""

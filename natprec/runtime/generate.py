@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natprec.data.chat import has_template, rendered
 from natprec.errors import InputError
-from natprec.models.chat import has_template, rendered
 from natprec.runtime.load import Runnable
-from natprec.seeds import check_seed
+from natprec.utils.seeds import check_seed
 
 
 @dataclass(frozen=True)

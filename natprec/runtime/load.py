@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natprec.kernels.kernel import Kernel
-from natprec.models.checkpoints import explained, task_of
+from natprec.checkpoints.code_reader import Checkpoint
+from natprec.models.devices import quiet, usable_device
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
+from natprec.models.model_files import explained, task_of
 from natprec.models.stored import empty_model
-from natprec.models.surroundings import quiet, usable_device
-from natprec.models.tasks import ENCODER, Task
 from natprec.models.trust import config_of, tokenizer_of
 from natprec.runtime.build import Builder, Chosen
-from natprec.runtime.checkpoint import Checkpoint
-from natprec.runtime.replaced import Replaced, replace
+from natprec.runtime.kernels.kernel import Kernel
+from natprec.runtime.replacements import Replaced, replace
+from natprec.tasks import ENCODER, Task
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from natprec.kernels import between
-from natprec.kernels.block import Norm
+from natprec.runtime.kernels import decoder_ops as between
+from natprec.runtime.kernels.block import Norm
 
 
 def replace_norms(model: nn.Module) -> int:

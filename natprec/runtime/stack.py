@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from natprec.kernels.block import OneToken
 from natprec.runtime.blocks import LeanBlock
+from natprec.runtime.kernels.block import OneToken
 
 if TYPE_CHECKING:
     from natprec.runtime.cache import Growing

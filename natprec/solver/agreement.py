@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from natprec.distortions import impossible
 from natprec.formats import Format, engine_profile
 from natprec.formats.engines import Role
-from natprec.schema import Place
-from natprec.sites import together
+from natprec.models.weight_sites import together
+from natprec.utils.schema import Place
 
 if TYPE_CHECKING:
+    from natprec.measurement.target import Subject
     from natprec.solver.plan import Plan
-    from natprec.subject import Subject
 
 WEIGHTS: tuple[Role, ...] = ("linear", "head", "embedding")
 """Roles of weights."""

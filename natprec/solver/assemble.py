@@ -11,13 +11,13 @@ import numpy as np
 from natprec.config import NOT_ROUNDED
 from natprec.errors import InputError
 from natprec.formats import EngineProfile, Format
+from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
-from natprec.sites import Site
 from natprec.solver.allocation import natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
 from natprec.solver.plan import Plan
 from natprec.solver.units import Group, fewest_bits, kl_of, refuse_other_rule, stored_bytes
-from natprec.statistics import bootstrap_interval
+from natprec.utils.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     from natprec.measurement import Measurement

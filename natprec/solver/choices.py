@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from natprec.formats import CHANNEL, Format, integer, parse_activation, parse_format
-from natprec.schema import Bits, Count, From0, Named, Place, Positive, Within, read
+from natprec.utils.schema import Bits, Count, From0, Named, Place, Positive, Within, read
 
 UNQUANTIZED_BITS = 16
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from natprec.errors import InputError
-from natprec.files import write_json
 from natprec.formats import Format
 from natprec.formats.engines import PROFILES
-from natprec.own_files import PLAN, read_json, sealed
+from natprec.models.routing import MIN_TOKENS
 from natprec.roundings import ROUNDINGS
-from natprec.schema import Above0, Among, Count, From0, Place, Seed, read
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
-from natprec.staged.routing import MIN_TOKENS
+from natprec.utils.atomic_files import write_json
+from natprec.utils.own_files import PLAN, read_json, sealed
+from natprec.utils.schema import Above0, Among, Count, From0, Place, Seed, read
 
 if TYPE_CHECKING:
-    from natprec.subject import Subject
+    from natprec.measurement.target import Subject
 
 VERSION = 1
 """Of plan.json: 1 since formats have names; a file without `version` is of version 0."""
@@ -71,7 +71,7 @@ class Plan:
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding`."""
-        from natprec.api import apply
+        from natprec.pipeline.api import apply
 
         return apply(self, model, tokenizer, data, **options)
 

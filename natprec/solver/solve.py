@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from natprec.config import NOT_ROUNDED, Scope, check_targets
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
-from natprec.options import positive, tolerance
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import Staircase, Unit, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
 from natprec.solver.units import Group, check_flows, groups_of, weight_formats
+from natprec.utils.options import positive, tolerance
 
 if TYPE_CHECKING:
     from natprec.measurement import Measurement

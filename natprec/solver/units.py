@@ -17,7 +17,7 @@ import numpy as np
 from natprec.config import AUTO, NOT_ROUNDED
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, Format
-from natprec.sites import together
+from natprec.models.weight_sites import together
 from natprec.solver.allocation import Unit, natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS
 

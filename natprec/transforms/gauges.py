@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from natprec.models.layers import change_outputs, layer_of, multiplies
-from natprec.sites import Site, site_layer
-from natprec.staged.blocks import StagedModel
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site, site_layer
 
 HEADS = (256, 192, 160, 128, 96, 80, 64, 48, 32, 16, 8)
 """Head sizes that are tried where a layer has fewer outputs than its reader inputs."""

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError
-from natprec.hooks import attached
 from natprec.models.layers import change_outputs
-from natprec.sites import Site, site_layer
-from natprec.staged.blocks import StagedModel
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site, site_layer
 from natprec.transforms.gauges import HEADS, Gauge
 from natprec.transforms.hadamard import Rotation
 from natprec.transforms.stream import find_stream, turn_stream
+from natprec.utils.hooks import attached
 
 LIMIT = 1e-3
 """Of its largest value, what the output may change by, in float32. Arithmetic gives some 1e-6, a mistake tenths."""

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError
 from natprec.models.layers import change_outputs, known_layer, layer_of, multiplies
-from natprec.sites import Site, site_layer
-from natprec.staged.blocks import StagedModel
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site, site_layer
 from natprec.transforms.gauges import Gauge, rescaled
 from natprec.transforms.hadamard import Rotation
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from natprec.evaluation import judge
+from natprec.evaluation import verify as judge
 from tests.conftest import tiny_model
 from tests.run_command import SMALL, left_behind, natprec
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from natprec.comparison.proxies import correlations, proxies, without_scales
-from natprec.subject import Subject
+from natprec.measurement.target import Subject
 from tests.conftest import tiny_model
 
 IDS = torch.arange(128).reshape(2, 64)
@@ -84,7 +84,7 @@ def test_correlation_of_orders() -> None:
 
 
 def test_rank_correlation_matches_its_definition_with_ties() -> None:
-    from natprec.statistics import rank_correlation
+    from natprec.utils.statistics import rank_correlation
 
     one, other = np.array([1.0, 2, 2, 4, 5]), np.array([3.0, 1, 4, 1, 9])
     ranks = np.array([1, 2.5, 2.5, 4, 5]), np.array([3, 1.5, 4, 1.5, 5])

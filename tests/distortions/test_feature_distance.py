@@ -15,8 +15,8 @@ from natprec.formats import integer
 from natprec.measurement import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.sweep import sweep
-from natprec.sites import site_weight
-from natprec.subject import Subject
+from natprec.measurement.target import Subject
+from natprec.models.weight_sites import site_weight
 from tests.arrange import encoder, tokens
 
 LENGTH = 16
@@ -93,7 +93,7 @@ def test_embeddings_of_words_positions_and_types_are_measured(monkeypatch: pytes
     made, ids = encoder(), tokens(64, LENGTH)
     names = [f"embeddings.{kind}_embeddings" for kind in ("word", "token_type", "position")]
     curves = swept(made, ids)
-    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", LENGTH)
+    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", LENGTH)
     alone = swept(made, ids)
     wanted = [(site, FORMATS) for site in made.sites if site.name in names]
     assert [site.name for site, _ in wanted] == names
@@ -105,7 +105,7 @@ def test_embeddings_of_words_positions_and_types_are_measured(monkeypatch: pytes
 def test_the_seed_and_not_the_batches_decide_the_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     made, ids = encoder(), tokens(6, LENGTH)
     together, other = swept(made, ids), swept(made, ids, seed=6)
-    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 2 * LENGTH)
+    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 2 * LENGTH)
     apart = swept(made, ids)
     np.testing.assert_allclose(together[NAME].forward, apart[NAME].forward, rtol=1e-4)
     assert not np.allclose(together[NAME].forward, other[NAME].forward, rtol=1e-2)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from natprec.config import DISTORTIONS
 from natprec.distortions import Distortion, LossIncrease, OutputKL, TopKKL, named
+from natprec.distortions.divergence import forward_kl, token_losses
 from natprec.errors import InputError
-from natprec.evaluation.divergence import forward_kl, token_losses
 from tests.arrange import subject, tokens
 
 PREDICTING = [OutputKL(), TopKKL(3), LossIncrease()]
@@ -100,7 +100,7 @@ def test_loss_increase_draws_nothing_for_the_last_token() -> None:
 
 def test_a_plan_of_another_distortion_says_so() -> None:
     from natprec.measurement.measure import measure
-    from natprec.subject import Subject
+    from natprec.measurement.target import Subject
 
     made = subject()
     top = Subject.in_memory(made.model, None, "small", TopKKL())

@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from natprec import pipeline
-from natprec.evaluation.reload import load_quantized, open_quantized
+from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.formats import engine_profile
 from natprec.formats.compressed_tensors import activation_format
-from natprec.hooks import attached
 from natprec.measurement.measure import measure
-from natprec.progress import Stages
+from natprec.measurement.target import Subject
+from natprec.models.attention import AttentionHook
+from natprec.pipeline import quantize as pipeline
 from natprec.quantizers.activations import flowing_scale
 from natprec.rounding.flows import flows_rounded
 from natprec.solver import Plan
-from natprec.staged.attention import AttentionHook
-from natprec.subject import Subject
+from natprec.utils.hooks import attached
+from natprec.utils.progress import Stages
 from tests.arrange import experts, restore, snapshot, subject, tokens
 
 QUIET = Stages(quiet=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from natprec.distortions.divergence import forward_kl, token_losses
 from natprec.errors import InputError
-from natprec.evaluation.divergence import forward_kl, token_losses
-from natprec.evaluation.verify import Comparison, Verification, compare
+from natprec.evaluation.verification import Comparison, Verification, compare
 from tests.arrange import tokens
 
 FIELDS = {"kl_mean", "kl_ci95", "kl_p99", "perplexity_reference", "perplexity_quantized", "top1_agreement", "tokens"}
@@ -35,7 +35,7 @@ def test_comparison_of_a_model_with_itself() -> None:
 
 def test_summary_is_made_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the text takes several batches."""
-    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 24)
+    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 24)
     one, ids = table(0), tokens(5, 12)
     two = one + 0.5 * table(1)
     calls: list[str] = []

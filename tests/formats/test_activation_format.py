@@ -9,8 +9,9 @@ import pytest
 from natprec.errors import InputError
 from natprec.formats import Format, PerFeature, PerToken, activation, engine_names, engine_profile, parse_activation
 from natprec.formats.compressed_tensors import activation_format, arguments
+from natprec.models.activation_sites import activation_formats
+from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import span
-from natprec.sites import Site, activation_formats
 
 
 def formats(engine: str) -> set[Format]:

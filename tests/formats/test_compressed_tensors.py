@@ -9,7 +9,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
 
 from natprec.errors import InputError
-from natprec.formats import (
+from natprec.formats import (  # fmt: skip
     FP8_TENSOR,
     GGUF_TYPES,
     Format,
@@ -19,7 +19,7 @@ from natprec.formats import (
     activation,
     engine_names,
     engine_profile,
-)  # fmt: skip
+)
 from natprec.formats.compressed_tensors import activation_format, arguments, weight_format
 from natprec.formats.engines import GROUP_SIZES
 from natprec.formats.presets import FLOAT_ACTIVATIONS, FLOAT_WEIGHTS

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from natprec.checkpoints import checkpoint_tensors
 from natprec.errors import InputError
-from natprec.export import checkpoint_tensors
 from natprec.formats import CHANNEL, Float, Format, engine_names, engine_profile, integer, parse_format
 from natprec.formats.compressed_tensors import arguments
 from natprec.formats.engines import GROUP_SIZES
+from natprec.models.weight_sites import Site
 from natprec.quantizers import quantize
-from natprec.sites import Site
 
 
 @pytest.mark.parametrize("name", engine_names())

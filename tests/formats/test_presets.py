@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from natprec.checkpoints import checkpoint_tensors
 from natprec.errors import InputError
-from natprec.export import checkpoint_tensors
 from natprec.formats import CHANNEL, Format, engine_profile, integer, parse_format
+from natprec.models.weight_sites import Site
 from natprec.quantizers import quantize
-from natprec.sites import Site
 
 FORMATS = [
     integer(bits, group, symmetric)

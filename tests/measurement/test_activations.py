@@ -15,16 +15,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from natprec.errors import ModelError
 from natprec.formats import FP8_TENSOR, Format, PerFeature, PerToken, activation, integer, parse_activation
 from natprec.formats.compressed_tensors import arguments
-from natprec.kernels.reference import quantize_tokens
 from natprec.measurement import Curve, Measurement
-from natprec.measurement import activations as observing
+from natprec.measurement import activation_observer as observing
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import sweep
+from natprec.measurement.target import Subject
+from natprec.models.activation_sites import activation_formats, rounded
+from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import fixed_scale, flowing_scale, round_activations
-from natprec.sites import Site, activation_formats, rounded
-from natprec.subject import Subject
+from natprec.runtime.kernels.reference import quantize_tokens
 from tests.arrange import encoder, subject, tokens
 
 WEIGHTS = (integer(4, 32),)
@@ -226,5 +227,5 @@ def test_a_measurement_of_all_sites_is_read_back(tmp_path: Any) -> None:
 
 def test_a_model_without_the_interface_has_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     of = copy.copy(subject())
-    monkeypatch.setattr("natprec.sites.activation_sites._attentions", lambda staged, ids: {})
+    monkeypatch.setattr("natprec.models.activation_sites._attentions", lambda staged, ids: {})
     assert {site.kind for site in of.activations} == {"activation"}

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from natprec.evaluation.divergence import forward_kl
+from natprec.distortions.divergence import forward_kl
 from natprec.formats import integer
 from natprec.measurement import Measurement
-from natprec.measurement.compensation import JUDGING, Compensation, deciding_format
+from natprec.measurement.gptq_ratio import JUDGING, Compensation, deciding_format
 from natprec.measurement.measure import DIFFERENTIATED, MANY, measure, shared_out
-from natprec.progress import Stages
+from natprec.measurement.target import Subject
 from natprec.quantizers import quantize
-from natprec.quantizers.second_moments import mirrored as whole
-from natprec.subject import Subject
+from natprec.quantizers.gram import mirrored as whole
+from natprec.utils.progress import Stages
 from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
 IDS = tokens(8, 32)
@@ -136,7 +136,7 @@ def test_sequences_that_only_go_forward_are_fitted_to() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Compensation, "judged", judged)
-        patch.setattr("natprec.measurement.compensation.mirrored", mirrored)
+        patch.setattr("natprec.measurement.gptq_ratio.mirrored", mirrored)
         measure(made, ids, engine="natprec", group_size=32)
     seen.clear()
     made.staged.output(torch.cat([forward, back[::2]]))  # of those that go back every second one judges
@@ -147,7 +147,7 @@ def test_sequences_that_only_go_forward_are_fitted_to() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_progress_comes_to_what_was_announced(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 48)  # three sequences
+    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 48)  # three sequences
     announced: dict[str, int | None] = {}
     calls: dict[str, int] = {}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats import integer
-from natprec.measurement.contraction import Product, contract
+from natprec.measurement.fisher import Product, contract
 from natprec.quantizers import rounding_errors
 
 FORMATS = tuple(integer(bits, 32) for bits in (3, 4, 5, 6))
@@ -32,9 +32,7 @@ def contracted(gathered: Tensor, weight: Tensor, *, squared: bool = False) -> Pr
 
 
 def test_values_and_energy_are_sums_of_squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "natprec.measurement.contraction.CONTRACT_VALUES", 5 * GRADIENTS * COLUMNS
-    )  # a ragged last part
+    monkeypatch.setattr("natprec.measurement.fisher.CONTRACT_VALUES", 5 * GRADIENTS * COLUMNS)  # a ragged last part
     weight, gathered = drawn(ROWS, COLUMNS), drawn(GRADIENTS, ROWS, COLUMNS, seed=1)
     squares = rounding_errors(weight, FORMATS, torch.bfloat16).square().double()
     for product in (contracted(gathered, weight), contracted(gathered.square(), weight, squared=True)):

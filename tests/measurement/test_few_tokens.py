@@ -11,10 +11,10 @@ from torch import Tensor
 
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
+from natprec.models.routing import MIN_TOKENS
+from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize, squared_errors
-from natprec.sites import site_weight
-from natprec.staged.routing import MIN_TOKENS
-from natprec.subject import Subject
 from tests.arrange import apply_plan, experts, tokens
 
 LAYER = "model.layers.0.mlp.experts"

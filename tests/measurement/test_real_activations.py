@@ -16,12 +16,12 @@ from natprec.config import QuantizeConfig
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sweep import sweep
-from natprec.pipeline import round_to_plan
-from natprec.progress import Stages
+from natprec.measurement.target import Subject
+from natprec.models.activation_sites import activation_formats
+from natprec.pipeline.quantize import round_to_plan
+from natprec.pipeline.request import open_subject
 from natprec.rounding.flows import flows_rounded
-from natprec.run.request import open_subject
-from natprec.sites import activation_formats
-from natprec.subject import Subject
+from natprec.utils.progress import Stages
 from tests.arrange import restore, snapshot
 
 pytestmark = pytest.mark.slow

@@ -1,5 +1,5 @@
 """The sweep shared out: every number of workers measures the same. Here workers are threads, with a model each;
-tests/parallel/test_workers.py has processes.
+tests/utils/test_workers.py has processes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from natprec.errors import InputError
 from natprec.formats import integer
 from natprec.measurement import Curve
 from natprec.measurement.measure import measure
-from natprec.measurement.observers import WeightObserver
+from natprec.measurement.measurement import Measurement
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import _contract, sweep
-from natprec.measurement.table import Measurement
+from natprec.measurement.target import Subject
+from natprec.measurement.weight_observer import WeightObserver
+from natprec.models.activation_sites import activation_formats
+from natprec.models.batches import batches
 from natprec.models.layers import known_layer
-from natprec.parallel.workers import Workers
-from natprec.sites import Site, activation_formats
-from natprec.staged.batches import batches
-from natprec.subject import Subject
+from natprec.models.weight_sites import Site
+from natprec.utils.workers import Workers
 from tests.arrange import subject, tokens
 
 FORMATS = tuple(integer(bits, 32) for bits in (2, 4, 8))
@@ -85,9 +86,9 @@ def together(size: int, work: Callable[[Workers], Result]) -> list[Result]:
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of two sequences, and few rows at a time, so that there is something to share."""
-    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 2 * LENGTH)
-    monkeypatch.setattr("natprec.measurement.contraction.CONTRACT_VALUES", 6 * SEQUENCES * 32)
-    monkeypatch.setattr("natprec.measurement.contraction.ROWS_VALUES", 5 * 32)
+    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 2 * LENGTH)
+    monkeypatch.setattr("natprec.measurement.fisher.CONTRACT_VALUES", 6 * SEQUENCES * 32)
+    monkeypatch.setattr("natprec.measurement.fisher.ROWS_VALUES", 5 * 32)
 
 
 BUILDING = threading.Lock()
@@ -135,7 +136,7 @@ def test_any_number_of_workers_measures_the_same(size: int, tied: bool) -> None:
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_any_number_of_workers_fits_to_the_same_more_text(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three batches: of four workers one has none of it."""
-    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 3 * LENGTH)
+    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 3 * LENGTH)
     more = tokens(9, LENGTH, seed=9)
     expected = swept(Workers(), flows=False, fitted=more)
     without = swept(Workers(), flows=False)
@@ -148,7 +149,7 @@ def test_any_number_of_workers_fits_to_the_same_more_text(size: int, monkeypatch
 @pytest.mark.parametrize("parts", [1, 2])
 def test_pools_of_sequences_across_workers(parts: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of three sequences, batches of two: a pool lies in two workers."""
-    monkeypatch.setattr("natprec.measurement.observers.UNIT_MEMORY", 1)
+    monkeypatch.setattr("natprec.measurement.weight_observer.UNIT_MEMORY", 1)
     shares = [Sharding.of(batches(SEQUENCES, LENGTH), Workers(rank, 3)) for rank in range(3)]
     assert [each.own for each in shares] == [range(4), range(4, 8), range(8, 12)]
     assert [each.pool(4) for each in shares] == [range(2), range(1, 3), range(2, 4)]

@@ -14,8 +14,8 @@ from natprec.measurement.curves import Curve
 from natprec.measurement.measure import measure
 from natprec.measurement.spot_check import _checked, not_believed
 from natprec.measurement.sweep import sweep
-from natprec.progress import Stages
-from natprec.subject import Subject
+from natprec.measurement.target import Subject
+from natprec.utils.progress import Stages
 from tests.arrange import curve, measurement, subject, tokens
 
 FORMATS = tuple(integer(bits, 32) for bits in (2, 4, 8))
@@ -76,7 +76,7 @@ def test_without_outliers_all_rare_rows_are_examples(monkeypatch: pytest.MonkeyP
         return curves[site.name].forward
 
     bounded = swept()
-    monkeypatch.setattr("natprec.measurement.contraction.OUTWEIGHS", float("inf"))
+    monkeypatch.setattr("natprec.measurement.fisher.OUTWEIGHS", float("inf"))
     assert np.array_equal(bounded, swept())
 
 

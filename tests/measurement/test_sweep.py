@@ -15,14 +15,14 @@ from natprec.distortions import OutputKL
 from natprec.formats import Format, integer
 from natprec.measurement import Curve
 from natprec.measurement.exact import exact_curves
-from natprec.measurement.observers import WeightObserver
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.sweep import sweep
+from natprec.measurement.target import Subject
+from natprec.measurement.weight_observer import WeightObserver
+from natprec.models.batches import batch_count
+from natprec.models.weight_sites import find_sites, site_layer, site_weight
 from natprec.quantizers import quantize
-from natprec.sites import find_sites, site_layer, site_weight
-from natprec.staged.batches import batch_count
-from natprec.subject import Subject
 from tests.arrange import subject, tokens
 
 FORMATS = tuple(integer(bits, 32, symmetric) for bits in (2, 4, 8) for symmetric in (True, False))
@@ -143,7 +143,7 @@ def test_pools_are_means_of_their_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     """Where memory is short, sequences share a unit; only the resolution is lost."""
     made, ids = subject(), twice_each()
     single = swept(made, ids)
-    monkeypatch.setattr("natprec.measurement.observers.UNIT_MEMORY", 1)
+    monkeypatch.setattr("natprec.measurement.weight_observer.UNIT_MEMORY", 1)
     pooled = swept(made, ids)
     for name, curve in single.items():
         for kind in ("forward", "backward", "energy", "kept"):
@@ -195,7 +195,7 @@ class Killed(Exception):
 def test_killed_and_resumed_arrives_at_the_same_bits(
     stages: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 4 * LENGTH)
     made, ids = subject(tie_word_embeddings=tied), tokens(6, LENGTH)  # two batches
     expected = swept(made, ids)
     file, fingerprint = tmp_path / "state.safetensors", {"seed": SEED}
@@ -278,7 +278,7 @@ def test_fisher_agrees_with_the_definition() -> None:
 
 
 def test_exact_is_the_kl_of_the_replaced_model() -> None:
-    from natprec.evaluation.divergence import forward_kl
+    from natprec.distortions.divergence import forward_kl
 
     made, ids = subject(), tokens(5, LENGTH)
     formats = (integer(3, 32),)
@@ -294,7 +294,7 @@ def test_exact_is_the_kl_of_the_replaced_model() -> None:
 
 
 def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natprec.staged.batches.BATCH_TOKENS", 4 * LENGTH)
+    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 4 * LENGTH)
     made, ids = subject(), tokens(6, LENGTH)
     calls: list[str] = []
     swept(made, ids, FORMATS[:1], advance=calls.append)
@@ -316,7 +316,7 @@ def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch)
 def test_units_divide_each_kind_of_text(
     total: int, parts: int, memory: int, units: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natprec.measurement.observers.UNIT_MEMORY", memory)
+    monkeypatch.setattr("natprec.measurement.weight_observer.UNIT_MEMORY", memory)
     made = subject()
     site = made.sites[1]
     shared = Sharding.alone(total)

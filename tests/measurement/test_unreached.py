@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
 from natprec.solver import Plan
-from natprec.subject import Subject
 from tests.arrange import experts, tokens
 from tests.conftest import tiny_model
 from tests.run_command import SMALL, natprec

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from natprec.errors import ModelError
 from natprec.models.loading import load_model
-from natprec.models.tasks import CAUSAL
+from natprec.tasks import CAUSAL
 from tests.run_command import SMALL, natprec
 
 UP = "model.layers.0.mlp.up_proj"

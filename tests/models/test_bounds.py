@@ -14,9 +14,9 @@ import pytest
 from natprec import load
 from natprec.errors import ModelError
 from natprec.models.bounds import MOST_TENSORS, refuse_counts
-from natprec.models.checkpoints import weight_files
 from natprec.models.gguf_files import check_gguf
 from natprec.models.loading import load_model
+from natprec.models.model_files import weight_files
 
 SECONDS = 10
 """Far more than a refusal takes, and far less than a billion layers."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from natprec.data import chat
+from natprec.data.chat import RefusedError, rendered
 from natprec.errors import ModelError
-from natprec.models import chat
-from natprec.models.chat import RefusedError, rendered
-from natprec.models.tasks import CAUSAL
 from natprec.runtime.generate import prompt_ids
+from natprec.tasks import CAUSAL
 
 TURNS = [{"role": "user", "content": "hello"}]
 FOREVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

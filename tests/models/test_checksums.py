@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import natprec as package
-from natprec import pipeline
+from natprec.checkpoints import checkpoint
+from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.errors import ModelError
-from natprec.evaluation.reload import load_quantized, open_quantized
-from natprec.export import checkpoint
 from natprec.measurement.measure import measure
-from natprec.models.checkpoints import weight_files
+from natprec.measurement.target import Subject
 from natprec.models.checksums import refuse_damaged
-from natprec.progress import Stages
-from natprec.subject import Subject
+from natprec.models.model_files import weight_files
+from natprec.pipeline import quantize as pipeline
+from natprec.utils.progress import Stages
 from tests.arrange import restore, snapshot, subject, tokens
 from tests.run_command import natprec
 

@@ -13,14 +13,14 @@ import torch
 from torch.nn import functional
 
 import natprec
-from natprec import pipeline
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.config import QuantizeConfig
+from natprec.data.windows import load_tokens
 from natprec.errors import ModelError
-from natprec.evaluation.reload import load_quantized
+from natprec.measurement.target import Subject
 from natprec.models.encoders import embedding_distortion
+from natprec.pipeline import quantize as pipeline
 from natprec.solver import Plan
-from natprec.subject import Subject
-from natprec.texts.windows import load_tokens
 from tests.conftest import made_up_text, tiny_encoder
 from tests.run_command import SMALL, left_behind
 from tests.run_command import natprec as command

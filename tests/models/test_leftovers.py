@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import natprec as library
-from natprec.evaluation.reload import load_quantized, open_quantized
-from natprec.export.compressed_tensors import write_weights
+from natprec.checkpoints.compressed_tensors import write_weights
+from natprec.checkpoints.dense_reader import load_quantized, open_quantized
+from natprec.measurement.target import Subject
 from natprec.models.headers import read_headers
 from natprec.models.loading import load_model
 from natprec.runtime import load
-from natprec.subject import Subject
 from tests.arrange import experts, tokens
 from tests.conftest import tiny_encoder, tiny_model
 from tests.run_command import SMALL, Result, natprec

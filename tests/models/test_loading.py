@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from natprec.errors import InputError, ModelError
-from natprec.models import checkpoints
 from natprec.models import loading as models
+from natprec.models import model_files as checkpoints
 from natprec.models.loading import check_finite, choose_storage_dtype, load_model
-from natprec.models.tasks import CAUSAL, ENCODER, Task
 from natprec.models.weights import InMemory
+from natprec.tasks import CAUSAL, ENCODER, Task
 from tests.conftest import tiny_encoder, tiny_model
 
 

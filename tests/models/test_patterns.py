@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from natprec import load
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.errors import ModelError
-from natprec.evaluation.reload import load_quantized
 from natprec.models import patterns
 from natprec.models.patterns import Targets
 from tests.run_command import SMALL, natprec

@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from natprec import pipeline
 from natprec.config import QuantizeConfig
 from natprec.distortions import EmbeddingDistance
 from natprec.errors import ModelError
 from natprec.formats import integer
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.sweep import sweep
+from natprec.measurement.target import Subject
 from natprec.models.encoders import companions
 from natprec.models.loading import load_model
-from natprec.subject import Subject
+from natprec.pipeline import quantize as pipeline
 from tests.arrange import tokens
 
 DENSE = {"in_features": 32, "out_features": 8, "bias": True,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from natprec.distortions import named
-from natprec.models.tasks import CAUSAL, ENCODER, Task
 from natprec.models.trust import unfilled_model
+from natprec.tasks import CAUSAL, ENCODER, Task
 from tests.conftest import tiny_config, tiny_encoder, tiny_model
 
 

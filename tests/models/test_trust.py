@@ -72,7 +72,7 @@ def test_the_code_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_model_in_memory_has_its_code_too(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    from natprec.subject import Subject
+    from natprec.measurement.target import Subject
 
     model = tiny_model()
     model.config.auto_map = {"AutoModelForCausalLM": "own.Model"}
@@ -83,7 +83,7 @@ def test_a_model_in_memory_has_its_code_too(tmp_path: Path, tiny_tokenizer: Any)
 
 
 def test_a_checkpoint_with_code_is_refused_in_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from natprec.api import _own_tokenizer
+    from natprec.pipeline.api import _own_tokenizer
 
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked interactively"))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

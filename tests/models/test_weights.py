@@ -15,13 +15,13 @@ from natprec.errors import InputError, ModelError
 from natprec.measurement import Measurement
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
 from natprec.models.loading import load_model
 from natprec.models.weights import OnDisk
-from natprec.subject import Subject
 from tests.arrange import tokens
 from tests.conftest import tiny_model
+from tests.models.test_blocks import built
 from tests.run_command import natprec
-from tests.staged.test_blocks import built
 
 
 def saved(folder: Path, model: Any, tokenizer: Any, **options: Any) -> Path:
@@ -163,7 +163,7 @@ def test_on_the_command_line(
     refused = natprec("measure", *options, "--out", tmp_path / "m", "--weights", "disk")
     assert refused.code == 2
     assert "give text with --data" in refused.err
-    monkeypatch.setattr("natprec.run.request.available_bytes", lambda: 1000)
+    monkeypatch.setattr("natprec.pipeline.request.available_bytes", lambda: 1000)
     done = natprec("measure", *options, "--out", tmp_path / "m", "--data", text_file)
     assert done.code == 0
     assert "weights stay on disk" in done.err

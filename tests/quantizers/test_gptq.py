@@ -11,7 +11,7 @@ from natprec.errors import ModelError
 from natprec.formats import CHANNEL, Format, integer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import SHARE_ROWS, Judged, gptq, gptq_shares, judged_rows
-from natprec.quantizers.input_order import InputOrder
+from natprec.quantizers.hessian import InputOrder
 from natprec.quantizers.integer import choose_grid, round_to_grid
 
 FORMATS = [

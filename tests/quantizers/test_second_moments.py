@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from natprec import native
-from natprec.arithmetic import products_in
-from natprec.quantizers.second_moments import add_products, mirrored
+from natprec.quantizers.gram import add_products, mirrored
+from natprec.utils.matmul import products_in
 
 CPU = torch.device("cpu")
 SHAPES = [(0, 64), (1, 5), (7, 64), (300, 65), (513, 576), (40, 1000)]

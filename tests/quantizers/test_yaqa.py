@@ -8,7 +8,7 @@ from torch import Tensor
 
 from natprec.formats import Format, integer
 from natprec.quantizers.gptq import gptq
-from natprec.quantizers.input_order import InputOrder
+from natprec.quantizers.hessian import InputOrder
 from natprec.quantizers.yaqa import DAMPING, output_order, yaqa
 
 

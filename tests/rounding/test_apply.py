@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from natprec.distortions.divergence import forward_kl
 from natprec.errors import InputError
-from natprec.evaluation.divergence import forward_kl
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import find_sites, site_weight
 from natprec.quantizers import quantize
 from natprec.rounding import apply_batches
-from natprec.sites import find_sites, site_weight
 from natprec.solver import Plan
-from natprec.staged.blocks import StagedModel
-from natprec.subject import Subject
 from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
 IDS = tokens(8, 32)

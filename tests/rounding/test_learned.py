@@ -10,13 +10,13 @@ from torch import Tensor
 
 from natprec.formats import GGUF_TYPES, integer
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
+from natprec.models.hidden_states import Passage
+from natprec.models.weight_sites import site_weight
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import learned
 from natprec.rounding.learned import Learner
 from natprec.rounding.moments import Gradients
-from natprec.sites import site_weight
-from natprec.staged.passage import Passage
-from natprec.subject import Subject
 from tests.arrange import apply_plan, encoder, restore, snapshot, subject, tokens
 
 IDS = tokens(16, 32)

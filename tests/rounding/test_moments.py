@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
+from natprec.models.hidden_states import Passage
+from natprec.models.weight_sites import Site
 from natprec.rounding.moments import SEED, Gradients, Moments, stage_moments
-from natprec.sites import Site
-from natprec.staged.passage import Passage
-from natprec.subject import Subject
 from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
 IDS = tokens(8, 32)

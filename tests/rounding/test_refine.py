@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format, integer
+from natprec.measurement.target import Subject
+from natprec.models.weight_sites import site_weight
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import refine as module
 from natprec.rounding.refine import Refined, refine
-from natprec.sites import site_weight
-from natprec.subject import Subject
 from tests.arrange import encoder, restore, snapshot, subject, tokens
 
 IDS = tokens(16, 24)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from natprec.measurement.measure import measure
+from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize
 from natprec.rounding import apply_batches
 from natprec.rounding.rounder import Pace, Rounder, rounder_named
 from natprec.rounding.rtn import Nearest
 from natprec.roundings import ROUNDINGS, Rounding
-from natprec.sites import site_weight
 from tests.arrange import apply_plan, subject, tokens
 
 IDS = tokens(4, 16)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
+from natprec.measurement.target import Subject
 from natprec.runtime.load import Runnable
-from natprec.subject import Subject
 from tests.arrange import tokens
 from tests.runtime.test_load import written
 

@@ -1,4 +1,4 @@
-"""A checkpoint on the kernels of CUDA, on a GPU or in Triton's interpreter; a process of its own, as in tests/kernels.
+"""A checkpoint on the kernels of CUDA, on a GPU or in Triton's interpreter; a process of its own, as the kernels have.
 
     TRITON_INTERPRET=1 python -m tests.runtime.interpreted FOLDER cpu [MANY]
     python -m tests.runtime.interpreted FOLDER cuda [MANY]
@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from natprec.evaluation.reload import load_quantized
-from natprec.kernels.cuda import Triton
-from natprec.kernels.dispatch import KERNELS
-from natprec.kernels.triton import launch, ops
+from natprec.checkpoints.dense_reader import load_quantized
+from natprec.runtime.kernels.cuda import Triton
+from natprec.runtime.kernels.dispatch import KERNELS
+from natprec.runtime.kernels.triton import launch, ops
 from natprec.runtime.load import load
 from tests.arrange import tokens
 

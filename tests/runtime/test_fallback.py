@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from natprec import native
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.commands.generate import explanation
-from natprec.evaluation.reload import load_quantized
 from natprec.formats import integer
-from natprec.kernels.block import Block, Norm
 from natprec.runtime import blocks, stack
 from natprec.runtime.blocks import LeanBlock
+from natprec.runtime.kernels.block import Block, Norm
 from natprec.runtime.load import Runnable, load
-from tests.kernels.test_cpu import variant  # noqa: F401  (a fixture)
+from tests.models.test_blocks import gemma3, gpt_neox, opt
 from tests.runtime.families import IDS, gelu, granite, logits, mixtral, plain, qwen2, saved
+from tests.runtime.kernels.test_cpu import variant  # noqa: F401  (a fixture)
 from tests.runtime.test_load import EXACT
-from tests.staged.test_blocks import gemma3, gpt_neox, opt
 
 pytestmark = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
 
@@ -37,7 +37,7 @@ def _the_same_models() -> None:
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention and products of many tokens, so that bounds can be tight."""
-    for place in ("natprec.kernels.linear.fast_dtype", "natprec.kernels.cpu.fast_dtype"):
+    for place in ("natprec.runtime.kernels.linear.fast_dtype", "natprec.runtime.kernels.cpu.fast_dtype"):
         monkeypatch.setattr(place, lambda: torch.float32)
 
 

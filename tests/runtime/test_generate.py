@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.errors import InputError
-from natprec.evaluation.reload import load_quantized
 from natprec.formats import integer
 from natprec.runtime.generate import generate, prompt_ids
 from natprec.runtime.load import Runnable, load

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from natprec import native
-from natprec.evaluation.reload import load_quantized
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.formats import CHANNEL, Format, engine_profile, integer
-from natprec.kernels.dispatch import KERNELS
-from natprec.kernels.linear import Joined
-from natprec.kernels.reference import quantize_tokens
+from natprec.measurement.target import Subject
+from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize
+from natprec.runtime.kernels.dispatch import KERNELS
+from natprec.runtime.kernels.linear import Joined
+from natprec.runtime.kernels.reference import quantize_tokens
 from natprec.runtime.load import load
-from natprec.sites import site_weight
-from natprec.subject import Subject
 from tests.arrange import encoder, subject, tokens, write_checkpoint
 
 IDS = tokens(2, 24)
@@ -31,7 +31,7 @@ EXACT, ROUNDED = 5e-4, 0.05
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
 def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """What products of many tokens are computed in: the CPU's choice, but both can be had."""
-    monkeypatch.setattr("natprec.kernels.linear.fast_dtype", lambda: request.param)
+    monkeypatch.setattr("natprec.runtime.kernels.linear.fast_dtype", lambda: request.param)
     return cast(torch.dtype, request.param)
 
 

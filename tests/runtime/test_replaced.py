@@ -12,13 +12,13 @@ import torch
 
 from natprec import native
 from natprec.formats import CHANNEL, Format, engine_profile, integer
+from natprec.measurement.target import Subject
+from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize
 from natprec.runtime.load import load
-from natprec.sites import site_weight
-from natprec.subject import Subject
 from tests.arrange import subject, write_checkpoint
-from tests.kernels.test_cpu import variant  # noqa: F401  (a fixture)
 from tests.runtime.families import IDS, error, errors, logits, mistral, qwen2, qwen3, saved
+from tests.runtime.kernels.test_cpu import variant  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
 
@@ -31,7 +31,7 @@ to another int16."""
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention and products of many tokens, so that bounds can be tight."""
-    for place in ("natprec.kernels.linear.fast_dtype", "natprec.kernels.cpu.fast_dtype"):
+    for place in ("natprec.runtime.kernels.linear.fast_dtype", "natprec.runtime.kernels.cpu.fast_dtype"):
         monkeypatch.setattr(place, lambda: torch.float32)
 
 

@@ -14,8 +14,8 @@ import pytest
 import natprec
 from natprec.errors import InputError
 from natprec.formats import integer
+from natprec.measurement.target import Subject
 from natprec.solver import Plan
-from natprec.subject import Subject
 from tests.arrange import curve, measurement, subject
 
 Q, K, DOWN = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"))

@@ -12,7 +12,7 @@ import pytest
 from natprec.errors import BudgetError, InputError
 from natprec.formats import CHANNEL, Format, activation, engine_profile, integer
 from natprec.measurement import Curve, Measurement
-from natprec.sites import Site
+from natprec.models.weight_sites import Site
 from natprec.solver import Plan
 from natprec.solver.units import backward_bits
 from tests.arrange import curve, measurement

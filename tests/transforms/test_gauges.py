@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from natprec.sites import find_sites, site_weight
-from natprec.staged.blocks import StagedModel
-from natprec.subject import Subject
+from natprec.measurement.target import Subject
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import find_sites, site_weight
 from natprec.transforms import Gauge, find_gauges, fold
 from tests.arrange import encoder, subject, tokens
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from natprec.formats import integer
 from natprec.quantizers import quantize
 from natprec.quantizers.gptq import Judged, gptq_shares
-from natprec.quantizers.input_order import InputOrder
+from natprec.quantizers.hessian import InputOrder
 from natprec.transforms import Gauge, channel_scales
 
 FOUR = integer(4, 32)

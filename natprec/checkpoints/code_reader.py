@@ -1,0 +1,236 @@
+"""A compressed-tensors folder as codes: what each module's weight is, read one tensor at a time.
+
+The runtime keeps the codes. The judge (`natprec.checkpoints.dense_reader`) does not read them here: it has the engine's
+own library reconstruct the weights. Files that natprec wrote carry a CRC-32 of every tensor, so a flipped bit has a
+name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natprec.errors import InputError, ModelError
+from natprec.formats import Format, Integer, activation
+from natprec.formats.compressed_tensors import activation_format, weight_format
+from natprec.models.checksums import refuse_damaged
+from natprec.models.disk_names import DiskNames
+from natprec.models.headers import read_headers
+from natprec.models.model_files import weight_files
+from natprec.models.patterns import MARK, Targets
+from natprec.models.stored_codes import CODES, refuse_other_format
+from natprec.quantizers import QuantizedTensor
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a module's product is computed.
+
+    Attributes:
+        format: of the weight.
+        int8_inputs: activations are rounded to int8, one scale per token.
+    """
+
+    format: Format
+    int8_inputs: bool = False
+
+
+class Checkpoint:
+    """A folder whose bits are those that were written; a tensor is read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read config.json, and the weight files once.
+
+        Raises:
+            InputError: no compressed-tensors checkpoint.
+            ModelError: a weight file is missing, truncated or damaged.
+        """
+        self.folder = folder
+        self.config = _read_config(folder)
+        self.groups: dict[str, dict[str, Any]] = self.config["quantization_config"]["config_groups"]
+        states = self.config["quantization_config"].get("kv_cache_scheme")
+        if states:
+            raise ModelError(
+                f"checkpoint {str(folder)!r} keeps keys and values in {states.get('num_bits')} bits, for which there "
+                "is no kernel here; run it in vLLM, or take kv_cache_scheme out of config.json to keep them as floats"
+            )
+        self._in_file: dict[str, str] = {}
+        self._module: Callable[[str], str] = str
+        self._ignore: list[str] = list(self.config["quantization_config"].get("ignore") or [])
+        files = weight_files(folder)
+        refuse_damaged(files, ours=(folder / "plan.json").is_file())
+        self._headers = read_headers(files)
+        self.files = {name: header.file for name, header in self._headers.items()}
+
+    def rename(self, names: DiskNames) -> None:
+        """From now on call tensors and modules as the model does."""
+        in_model = names.in_model
+        for key in list(self.files):
+            module, _, leaf = key.rpartition(".")
+            if module in in_model:
+                name = f"{in_model[module]}.{leaf}"
+                self.files[name], self._in_file[name] = self.files.pop(key), key
+                self._headers[name] = self._headers.pop(key)
+        self._module = names.module
+
+    @functools.cached_property
+    def _patterns(self) -> Targets:
+        """Of targets and of what is to be ignored."""
+        targets = [target for own, _ in self._schemes for target in own] + self._ignore
+        return Targets(targets, (name.rpartition(".")[0] for name in self.files), str(self.folder))
+
+    @functools.cached_property
+    def _schemes(self) -> list[tuple[list[str], Scheme]]:
+        return _schemes(self.groups, self.folder)
+
+    def scheme(self, name: str, module: nn.Module) -> Scheme | None:
+        """Of a Linear or embedding; None where its weight is not quantized.
+
+        Raises:
+            ModelError: a scheme of the checkpoint is none that natprec runs.
+        """
+        from compressed_tensors.utils import is_match
+
+        def meant(stored: str, targets: list[str]) -> bool:
+            plain = [target for target in targets if not target.startswith(MARK)]
+            return self._patterns.match(stored, targets) or is_match(stored, module, plain)
+
+        for stored in dict.fromkeys((self._module(name), name)):  # one written for transformers has the model's names
+            found = (scheme for targets, scheme in self._schemes if meant(stored, targets))
+            if not meant(stored, self._ignore) and (scheme := next(found, None)) is not None:
+                return scheme
+        return None
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, as it is stored.
+
+        Raises:
+            ModelError: it is not there.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if name not in self.files:
+            raise ModelError(f"checkpoint {str(self.folder)!r} lacks tensor {name!r}; download it again")
+        file, key = self.files[name], self._in_file.get(name, name)
+        try:
+            with safe_open(file, "pt") as opened:
+                value: Tensor = opened.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"tensor {name!r} of {str(file)!r} cannot be read ({error}); download it again") from error
+        return value
+
+    def quantized(self, uses: tuple[str, ...], scheme: Scheme, shape: tuple[int, int]) -> QuantizedTensor:
+        """The codes of a weight that one module uses, or several (tied).
+
+        Returns:
+            On the grid of `scheme`, scales in float32.
+        Raises:
+            ModelError: a tensor is missing, damaged, or not of the shape that it must have.
+        """
+        stored = (use for use in uses if self.files.keys() & {f"{use}.weight_packed", f"{use}.weight"})
+        owner = next(stored, uses[0])
+        if f"{owner}.weight_g_idx" in self.files:
+            raise ModelError(
+                f"weight {owner!r} has its groups permuted (weight_g_idx), which no kernel here reads; "
+                "quantize again with actorder 'static' or 'weight', or run it in vLLM"
+            )
+        fmt, (rows, columns) = scheme.format, shape
+        leaves = {leaf: self._headers.get(f"{owner}.{leaf}") for leaf in (*CODES, "weight_scale")}
+        refuse_other_format(owner, fmt, shape, {leaf: header for leaf, header in leaves.items() if header is not None})
+        codes = self._codes(owner, fmt, shape)
+        scale = self.tensor(f"{owner}.weight_scale").float()
+        scale = (scale.expand(rows, 1) if scale.numel() == 1 else scale.view(rows, -1)).contiguous()
+        zero = None if fmt.symmetric else self._zero_point(owner, fmt, (rows, fmt.groups(columns)))
+        if not bool(torch.isfinite(scale).all()):
+            raise ModelError(
+                f"tensor '{owner}.weight_scale' of {str(self.files[owner + '.weight_scale'])!r}: "
+                f"{fmt.name} needs {rows} × {fmt.groups(columns)} finite scales; download it or quantize again"
+            )
+        return QuantizedTensor(fmt, codes, scale, zero)
+
+    def _codes(self, owner: str, fmt: Format, shape: tuple[int, int]) -> Tensor:
+        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+        if f"{owner}.weight" not in self.files:
+            return unpack_from_int32(self.tensor(f"{owner}.weight_packed"), fmt.bits, torch.Size(shape)).contiguous()
+        codes = self.tensor(f"{owner}.weight")
+        (low, high), (least, most) = fmt.code_range, (int(each) for each in codes.aminmax())
+        if least < low or most > high:
+            raise ModelError(
+                f"config.json says {fmt.name} of {owner!r}, whose codes go from {low} to {high}, and tensor "
+                f"'{owner}.weight' of {str(self.files[owner + '.weight'])!r} has codes from {least} to {most}; "
+                "put the config.json of these weights back, or quantize again"
+            )
+        return codes
+
+    def _zero_point(self, owner: str, fmt: Format, shape: tuple[int, int]) -> Tensor:
+        from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+        name = f"{owner}.weight_zero_point"
+        zero = self.tensor(name)
+        if zero.dtype == torch.int32:
+            self._expect(name, zero, (-(-shape[0] * fmt.bits // 32), shape[1]), torch.int32)
+            # the library unpacks short columns only in this memory order
+            zero = zero.T.clone(memory_format=torch.contiguous_format).T
+            return unpack_from_int32(zero, fmt.bits, torch.Size(shape), packed_dim=0).contiguous()
+        return zero.view(shape).to(torch.int8)
+
+    def _expect(self, name: str, value: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        if tuple(value.shape) != shape or value.dtype != dtype:
+            raise ModelError(
+                f"tensor {name!r} of {str(self.files[name])!r} is {value.dtype} {tuple(value.shape)}, its module needs "
+                f"{dtype} {shape}; compressed-tensors before 0.18 packed otherwise: quantize again"
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
+    try:
+        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+        config["quantization_config"]["config_groups"].values()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{str(config_file)!r} describes no checkpoint in compressed-tensors format ({error!r}); quantize again"
+        ) from error
+    return config
+
+
+def _schemes(groups: dict[str, dict[str, Any]], folder: Path) -> list[tuple[list[str], Scheme]]:
+    """Targets → scheme, single names before regular expressions before classes, as the library resolves them."""
+    schemes = []
+    for name, group in groups.items():
+        try:
+            scheme = Scheme(_weight_format(group["weights"]), _int8_inputs(group.get("input_activations")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"scheme {name!r} of {str(folder)!r} cannot run here: {error}; it needs a kernel of its own: "
+                "run it in vLLM, or quantize the original with natprec"
+            ) from error
+        schemes.append((list(group["targets"]), scheme))
+    rank = {True: 0, False: 1}
+    return sorted(schemes, key=lambda entry: rank[all("." in t and not t.startswith("re:") for t in entry[0])])
+
+
+def _weight_format(described: dict[str, Any]) -> Format:
+    fmt = weight_format(described)
+    if not isinstance(fmt.codebook, Integer) or fmt.bits < 2:
+        raise ValueError(f"weights in {fmt.name}; kernels exist for integers of 2 to 8 bits")
+    return fmt
+
+
+def _int8_inputs(described: dict[str, Any] | None) -> bool:
+    if described is None:
+        return False
+    fmt = activation_format(described)
+    if fmt != activation(8):
+        raise ValueError(f"activations in {fmt.name}; kernels exist for {activation(8).name}")
+    return True

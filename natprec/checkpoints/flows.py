@@ -1,0 +1,78 @@
+"""What flows through a checkpoint, rounded as its config.json says and its fixed scales lie on disk; no plan is asked.
+
+compressed-tensors' description leaves one thing out: what the largest magnitude of a token is scaled to. That is the
+engine's, so hooks round as its profile says; transformers' library is let round by itself where it can load the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from natprec.errors import ModelError
+from natprec.formats import EngineProfile, Format
+from natprec.formats.compressed_tensors import activation_format
+from natprec.models.activation_sites import round_input, round_states
+from natprec.models.attention import AttentionHook
+from natprec.models.disk_names import DiskNames
+from natprec.models.layers import multiplies
+from natprec.models.patterns import Groups
+from natprec.models.stored import read_stored
+
+STATES = {"key": ".k_scale", "value": ".v_scale"}
+"""What the cache holds → ending of the tensor with its fixed scale, which is no part of a model."""
+
+
+def round_as_written(
+    model: nn.Module, scheme: Mapping[str, Any], files: Mapping[str, Path], profile: EngineProfile, where: str
+) -> list[Any]:
+    """Round inputs of Linears, keys and values from now on; returns the hooks, to remove.
+
+    Args:
+        scheme: a `quantization_config`.
+        files: tensor in the checkpoint → the file that holds it.
+        profile: of the engine that is to run it.
+        where: the checkpoint, for errors.
+    Raises:
+        InputError: a format that natprec does not know, which is named.
+        ModelError: fixed scales of inputs, which natprec does not write.
+    """
+    names = DiskNames(model)
+    groups = Groups(scheme["config_groups"], files, where)
+    hooks: list[Any] = []
+    for name, module in model.named_modules():
+        group = groups.of(names.module(name)) or groups.of(name) if multiplies(module) else None
+        if group is not None and group.get("input_activations"):
+            fmt = activation_format(group["input_activations"], profile.full_range)
+            if not fmt.dynamic:
+                raise ModelError(f"inputs of {name!r} have fixed scales ({fmt.name}), which natprec does not read")
+            hooks.append(round_input(module, fmt))
+    if scheme.get("kv_cache_scheme"):
+        fmt = activation_format(scheme["kv_cache_scheme"], profile.full_range)
+        for name, module in model.named_modules():  # only those that compute attention will ask
+            hooks += _states(names.module(name), module, fmt, files)
+    return hooks
+
+
+def _states(name: str, module: nn.Module, fmt: Format, files: Mapping[str, Path]) -> list[Any]:
+    """Hooks for the keys and values of a module, which the checkpoint calls `name`."""
+    if fmt.dynamic:
+        return [round_states(module, fmt)]
+    stored = {kind: name + ending for kind, ending in STATES.items()}
+    if not all(scale in files for scale in stored.values()):
+
+        def refuse(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            raise ModelError(f"the checkpoint has no scales {sorted(stored.values())} of the cache; quantize again")
+
+        return [AttentionHook(module, refuse)]
+    scales = {kind: read_stored(files[scale], scale).float().reshape(()) for kind, scale in stored.items()}
+    return [round_states(module, fmt, (kind,), scale) for kind, scale in scales.items()]
+
+
+def weights_only(scheme: Mapping[str, Any]) -> dict[str, Any]:
+    """The same `quantization_config` as if nothing but weights were rounded."""
+    groups = {name: {**group, "input_activations": None} for name, group in scheme["config_groups"].items()}
+    return {**{name: value for name, value in scheme.items() if name != "kv_cache_scheme"}, "config_groups": groups}

@@ -1,0 +1,114 @@
+"""The models that GGUF has a form for, and what each needs there.
+
+Names of tensors come from the `gguf` package's own table. llama.cpp rotates neighbouring pairs of a llama's query and
+key rows, transformers rows that are half a head apart: rows are reordered on the way, whole rows, so that their blocks
+stay as they are. For qwen2 and qwen3 both rotate alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from natprec.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of llama.cpp's.
+
+    Attributes:
+        name: as GGUF spells it.
+        paired: whether query and key rows are reordered into neighbouring pairs.
+        head_size: whether the size of a head is written even where it is hidden size over heads.
+    """
+
+    name: str
+    paired: bool = False
+    head_size: bool = False
+
+    def tensor_names(self, model: nn.Module) -> dict[str, str]:
+        """Key of the state dict → GGUF name.
+
+        Raises:
+            ModelError: a tensor has none.
+        """
+        from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+
+        kind: MODEL_ARCH = next(key for key, label in MODEL_ARCH_NAMES.items() if label == self.name)
+        config: Any = model.config
+        known = get_tensor_name_map(kind, config.num_hidden_layers)
+        names = {}
+        for key in model.state_dict():
+            module, _, parameter = key.rpartition(".")
+            found = known.get_name(module)
+            if found is None:
+                raise ModelError(f"tensor {key!r} has no place in a GGUF file of {self.name!r}; use another --engine")
+            names[key] = f"{found}.{parameter}"
+        return names
+
+    def heads(self, model: nn.Module, key: str) -> int:
+        """Heads whose rows are reordered in this tensor; 0 for none."""
+        config: Any = model.config
+        counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        return counts.get(key.split(".")[-2], 0) if self.paired else 0
+
+    def add_hyperparameters(self, writer: Any, model: nn.Module) -> None:
+        """The architecture's metadata."""
+        config: Any = model.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_rope_dimension_count(head)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_vocab_size(config.vocab_size)
+        if self.head_size or head * config.num_attention_heads != config.hidden_size:
+            writer.add_key_length(head)
+            writer.add_value_length(head)
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama", paired=True),
+    "mistral": Architecture("llama", paired=True),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3", head_size=True),
+}
+"""`model_type` in transformers → in GGUF; each was run in llama.cpp (tests/checkpoints/test_gguf.py)."""
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The form that a model takes in GGUF.
+
+    Raises:
+        ModelError: natprec knows none, or it rotates positions in a way that is not written yet.
+    """
+    config: Any = model.config
+    known = ARCHITECTURES.get(config.model_type)
+    if known is None:
+        raise ModelError(
+            f"model type {config.model_type!r} cannot be written as GGUF yet, only {', '.join(ARCHITECTURES)}; "
+            "use another --engine"
+        )
+    rope = config.rope_parameters["rope_type"]
+    if rope != "default":
+        raise ModelError(f"positions scaled by {rope!r} cannot be written as GGUF yet; use another --engine")
+    if known.name == "llama" and (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)):
+        raise ModelError("a llama with biases cannot be read back from GGUF by transformers; use another --engine")
+    return known
+
+
+def interleaved(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+    """Rows of each head in the order 0, n/2, 1, n/2 + 1, …; as they are for 0 heads."""
+    if not heads:
+        return values
+    order = np.arange(len(values)).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+    return values[order]

@@ -1,0 +1,59 @@
+"""natprec itself, through the functions that a notebook uses, with their defaults.
+
+It gets the bytes of the target's weight files and the same calibration tokens as the peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+PACKAGES = {"natprec": "natprec", "compressed-tensors": "compressed_tensors"}
+
+
+def quantize(job: Any, model: Any, ids: Tensor) -> Any:
+    """Measure, solve for the size, round."""
+    from natprec.measurement.target import Subject
+    from natprec.pipeline.api import apply, measure
+
+    engine, tokenizer = job.settings["engine"], job.tokenizer()
+    if all(tensor.equal(tensor.to(job.dtype).float()) for tensor in model.parameters()):
+        model.to(job.dtype)  # says which 16 bits the original had
+    carried = Subject.in_memory(model, tokenizer).carried_bytes  # --max-size is of the whole folder
+    sites = "weights" if job.activations == 16 else "all"
+    measurement = measure(
+        model, tokenizer, ids, engine=engine, rounding=job.settings["rounding"], group_size=job.group_size, sites=sites
+    )
+    budget = job.max_bytes + carried - _header_bytes(model)
+    plan = measurement.solve(max_size=budget, engine=engine, activations=str(job.activations))
+    return apply(plan, model, tokenizer, ids, refine=job.settings["refine"])
+
+
+def save(job: Any, done: Any, folder: Path) -> None:
+    """The checkpoint that `natprec quantize` writes."""
+    from natprec.pipeline.api import save as write
+
+    folder.rmdir()
+    write(done, folder)
+
+
+def dense(job: Any, done: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The folder loaded as its engine sees it."""
+    from natprec.checkpoints.dense_reader import load_quantized
+
+    for name, value in load_quantized(folder, job.settings["engine"], job.trust_remote_code).state_dict().items():
+        if not name.rpartition(".")[2].startswith("weight_"):  # scales and shapes stay beside the weights
+            yield name, value
+
+
+def _header_bytes(model: Any) -> int:
+    """At most what the names of the tensors take in the file, which the solver does not count."""
+    return sum(3 * (len(name) + 120) for name in model.state_dict())
+
+
+def report(job: Any, done: Any) -> dict[str, Any]:
+    """The prediction, beside what is measured, and the mean natural precision (T17)."""
+    return {"kl_predicted": done.plan.kl_predicted, "natural_bits": done.plan.natural_bits}

@@ -1,0 +1,77 @@
+"""Which text was measured on, so that none of it judges (T6): files by their digest, windows by their pieces.
+
+A path is no identity: a file has several names, and copies. Two sources are one text if their bytes have one digest, or
+if they are one dataset of the hub; then the part that measuring leaves out judges. Texts may also agree in part (an
+excerpt, another format, other line ends, windows of another length): of what was measured on, each run of `PIECE`
+tokens is kept as a hash, and a window that contains one of them does not judge. Shorter windows have no such runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from natprec.data.sources import TEXT_LIMIT
+from natprec.utils.records import public_name
+
+PIECE = 32
+"""Tokens; so many in a row seldom recur by chance."""
+
+Pieces = npt.NDArray[np.uint64]
+"""Hashes, sorted, each once."""
+
+NO_PIECES: Pieces = np.zeros(0, dtype=np.uint64)
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def source_digest(source: str) -> str | None:
+    """16 hex digits of sha256 over a file's bytes, at most `TEXT_LIMIT` of them; None for a hub dataset."""
+    path = Path(os.path.expanduser(source))
+    if not os.path.isfile(path):
+        return None
+    digest, left = hashlib.sha256(), TEXT_LIMIT
+    with path.open("rb") as file:
+        while left and (part := file.read(min(left, 2**20))):
+            digest.update(part)
+            left -= len(part)
+    return digest.hexdigest()[:16]
+
+
+def same_text(name: str, digest: str | None, source: str) -> bool:
+    """Whether a source is the text of this public name and `source_digest`."""
+    own = source_digest(source)
+    return public_name(source) == name if digest is own is None else digest == own
+
+
+def pieces_of(ids: Tensor) -> Pieces:
+    """Of (sequences, time) tokens."""
+    return np.unique(_hashes(ids))
+
+
+def unseen(windows: Tensor, candidates: Sequence[int], seen: Pieces) -> list[int]:
+    """Of the numbers of some of (windows, time) tokens those whose windows contain no piece that was seen."""
+    chosen = list(candidates)
+    if not len(seen) or not chosen:
+        return chosen
+    hashes = _hashes(windows[chosen])
+    at = np.searchsorted(seen, hashes).clip(max=len(seen) - 1)
+    met = (seen[at] == hashes).any(1)
+    return [number for number, known in zip(chosen, met, strict=True) if not known]
+
+
+def _hashes(ids: Tensor) -> Pieces:
+    """(sequences, time - PIECE + 1): a polynomial of each run of tokens, modulo 2^64."""
+    tokens = (ids.cpu().numpy().astype(np.uint64) + np.uint64(1)) * _STEP
+    tokens ^= tokens >> np.uint64(29)
+    count = max(0, tokens.shape[1] - PIECE + 1)
+    found = np.zeros((len(tokens), count), dtype=np.uint64)
+    for place in range(PIECE):
+        found = found * _STEP + tokens[:, place : place + count]
+    return found

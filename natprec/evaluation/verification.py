@@ -1,0 +1,154 @@
+"""T6: the promise is checked on text that played no part in measuring.
+
+Both models run in float32, so that the figure is the quantization's and not bfloat16 arithmetic's.
+The quantized model is the file on disk, loaded by plain transformers where the engine allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from natprec.distortions import Distortion, OutputKL, impossible
+from natprec.distortions.divergence import token_losses
+from natprec.errors import InputError
+from natprec.models.batches import batches
+from natprec.utils.atomic_files import write_json
+from natprec.utils.matmul import products_in
+from natprec.utils.own_files import VERIFICATION, read_json, sealed
+from natprec.utils.schema import Above0, Count, From0, Positive, Within, read
+from natprec.utils.statistics import bootstrap_interval
+
+VERSION = 1
+"""Of verification.json: 1 since it has a checksum; a file without `version` is of version 0 and says the same."""
+
+Output = Callable[[Tensor], Tensor]
+"""(batch, time) ids → (batch, terms, size): what the distortion compares, logits of the next token by default."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was promised and what was measured; verification.json.
+
+    Attributes:
+        kl_mean: the measured distortion, with `kl_ci95`, its bootstrap interval over sequences: KL in nats per
+            token, unless `distortion` names another, whose unit all `kl_` fields and `eps` then have.
+        kl_p99: 99th percentile over its terms: tokens, or sequences.
+        passed: `kl_mean` <= the promise; None when a size, and no tolerance, was asked for.
+        bits_per_weight: stored, scales included, over the quantized weights; `_total` with those
+            that the engine keeps at 16 bits.
+        perplexity_reference, perplexity_quantized, top1_agreement: None where the model predicts no next token.
+        corrections: times that the tolerance was tightened after a first verification failed.
+    """
+
+    eps: Above0 | None
+    passed: bool | None
+    kl_mean: float
+    kl_ci95: tuple[float, float]
+    kl_p99: float
+    kl_predicted: float
+    perplexity_reference: Above0 | None
+    perplexity_quantized: Above0 | None
+    top1_agreement: Annotated[float, Within(0, 1)] | None
+    tokens: Positive
+    stored_bytes: Count
+    stored_bytes_reference: Count
+    bits_per_weight: From0
+    bits_per_weight_total: From0
+    data: str
+    data_digest: str
+    rounding: str
+    corrections: Count = 0
+    distortion: str = "kl"
+
+    def save(self, path: str | Path) -> None:
+        """Write verification.json, with its checksum."""
+        write_json(Path(path), sealed({"version": VERSION, **asdict(self)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Verification:
+        """Read verification.json.
+
+        Raises:
+            InputError: missing, changed, none, of another version, or one that contradicts itself; names the field.
+        """
+        path = Path(path)
+        value = read_json(path, VERIFICATION, (0, VERSION))
+        value.pop("version", None)
+        place = VERIFICATION.place(path)
+        made: Verification = read(cls, value, place)
+        if made.kl_ci95[0] > made.kl_ci95[1]:
+            raise place.within("kl_ci95").wrong(f"goes from {made.kl_ci95[0]:g} to {made.kl_ci95[1]:g}")
+        smallest = min(made.kl_mean, made.kl_p99, made.kl_predicted)
+        if impossible(made.distortion, smallest):
+            raise place.wrong(f"has a kl of {smallest:g}, and {made.distortion} is never below 0")
+        kept = None if made.eps is None else made.kl_mean <= made.eps
+        if (made.passed is None) != (kept is None) or (kept and not made.passed):  # per site eps promises more in all
+            raise place.within("passed").wrong(f"is {made.passed}, with a kl_mean of {made.kl_mean:g}, eps {made.eps}")
+        return made
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on one text: per-sequence and per-token figures before they are summed up."""
+
+    kl: np.ndarray  # (sequences, terms), the distortion; KL: a term is a token, nats
+    tokens: int
+    agreement: np.ndarray | None = None  # (sequences, time), whether both rank the same token first
+    loss_reference: np.ndarray | None = None  # (sequences, time - 1), nats
+    loss_quantized: np.ndarray | None = None  # (sequences, time - 1), nats
+
+    def summary(self, seed: int = 0) -> dict[str, Any]:
+        """The fields of `Verification` that come from the text."""
+        return {
+            "kl_mean": float(self.kl.mean()),
+            "kl_ci95": bootstrap_interval(self.kl.mean(1), seed),
+            "kl_p99": float(np.quantile(self.kl, 0.99)),
+            "perplexity_reference": _perplexity(self.loss_reference),
+            "perplexity_quantized": _perplexity(self.loss_quantized),
+            "top1_agreement": None if self.agreement is None else float(self.agreement.mean()),
+            "tokens": self.tokens,
+        }
+
+
+def _perplexity(losses: np.ndarray | None) -> float | None:
+    return None if losses is None else float(np.exp(losses.mean()))
+
+
+@torch.no_grad()
+def compare(
+    reference: Output,
+    quantized: Output,
+    ids: Tensor,
+    advance: Callable[[str], None] = lambda stage: None,
+    distortion: Distortion | None = None,
+) -> Comparison:
+    """Run both models over (sequences, time) token ids, a batch at a time.
+
+    Args:
+        distortion: of what the two return; KL of the next token unless given.
+    Raises:
+        InputError: no tokens.
+    """
+    if ids.numel() == 0:
+        raise InputError("no held-out tokens to verify on; raise --eval-tokens or give more --eval-data")
+    distortion = distortion or OutputKL()
+    parts: list[list[Tensor]] = [[], [], [], []]
+    for batch in batches(*ids.shape):
+        rows = ids[batch.start : batch.stop]
+        with products_in(torch.float32, ids.device):
+            expected, got = reference(rows), quantized(rows)
+        parts[0].append(distortion.between(expected, got, rows))
+        if distortion.predicts:
+            parts[1].append((expected.argmax(-1) == got.argmax(-1)).double())
+            parts[2].append(token_losses(expected, rows).double())
+            parts[3].append(token_losses(got, rows).double())
+        advance("verify")
+    values = [torch.cat(part).cpu().numpy() for part in parts if part]
+    return Comparison(values[0], ids.numel(), *values[1:])

@@ -1,0 +1,134 @@
+"""Domains (T14): connected regions of the graph whose operations share one gauge.
+
+A unit is a weight's operator, or several that read one tensor and stand in one module (query, key and value), and the
+per-element operators after them whose every operand comes from the same unit: what an epilogue could hold. Each unit
+gets the width of its sites, the largest (T15: measured b* decides). Everything else, norms, attention, the residual
+stream, keeps the dtype of the model. Neighbours with equal gauges then are one domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from natprec.inspection.ir.bundle import Gauge
+from natprec.inspection.ir.graph import Capture, module_path, weight_of
+from natprec.inspection.ir.operators import ATTENTION, EPILOGUE, operands, operator
+
+KEY = "natprec"
+"""Where a node's meta holds what the IR knows of it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of one node.
+
+    Attributes:
+        unit: the name of the unit that it belongs to; None outside of all.
+        gauge: of the values that it computes.
+        domain: name of the domain.
+    """
+
+    unit: str | None
+    gauge: Gauge
+    domain: str
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A connected region with one gauge.
+
+    Attributes:
+        name: its first unit, or its first module.
+        sites: names of the weights in it, in order.
+        operators: number of nodes.
+    """
+
+    name: str
+    gauge: Gauge
+    sites: tuple[str, ...]
+    operators: int
+
+
+def find_units(capture: Capture) -> dict[fx.Node, str]:
+    """Node → name of its unit, for nodes that have one. A unit is named after its first weight."""
+    units: dict[fx.Node, str] = {}
+    shared: dict[tuple[str, fx.Node], str] = {}
+    with_epilogue: set[fx.Node] = set()  # a lookup has none
+    for node in capture.nodes:
+        weight = weight_of(node)
+        reads = operands(node)
+        if weight is not None:
+            path = module_path(node) or weight
+            together = operator(node) == "linear" and bool(reads)
+            units[node] = shared.setdefault((path.rpartition(".")[0], reads[0]), path) if together else path
+            if operator(node) != "embedding":
+                with_epilogue.add(node)
+        elif operator(node) == ATTENTION:
+            units[node] = attention_unit(module_path(node))
+        elif operator(node) in EPILOGUE and reads and with_epilogue.issuperset(reads):
+            own = {units[other] for other in reads}
+            if len(own) == 1 and all(len(other.users) == 1 for other in reads):  # else the operand is stored anyway
+                units[node] = own.pop()
+                with_epilogue.add(node)
+    return units
+
+
+def attention_unit(module: str) -> str:
+    """Name of the unit of a module's scaled dot product."""
+    return f"{module}:attention"
+
+
+def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Gauge) -> list[Domain]:
+    """Give every node its place, in `node.meta[KEY]`; returns the domains in the order of the graph.
+
+    Args:
+        widths: unit → bits; units without one keep `storage`.
+    """
+    units = find_units(capture)
+    computed = [node for node in capture.nodes if node.op in ("call_function", "call_module", "placeholder")]
+    gauges = {node: Gauge.of_bits(widths[units[node]]) if units.get(node) in widths else storage for node in computed}
+    leader = _connected(computed, units, gauges)
+    members: dict[fx.Node, list[fx.Node]] = {}
+    for node in computed:
+        members.setdefault(leader[node], []).append(node)
+    domains = []
+    for nodes in members.values():
+        sites = tuple(dict.fromkeys(name for name in map(weight_of, nodes) if name is not None))
+        first = nodes[0]
+        name = next((units[node] for node in nodes if node in units), None) or module_path(first) or first.name
+        for node in nodes:
+            node.meta[KEY] = Place(units.get(node), gauges[node], name)
+        domains.append(Domain(name, gauges[first], sites, len(nodes)))
+    return domains
+
+
+def place_of(node: fx.Node) -> Place:
+    """What `assign_domains` found."""
+    place: Place = node.meta[KEY]
+    return place
+
+
+def _connected(
+    nodes: list[fx.Node], units: Mapping[fx.Node, str], gauges: Mapping[fx.Node, Gauge]
+) -> dict[fx.Node, fx.Node]:
+    """Node → a representative of its region: neighbours of one gauge, and all of one unit, are joined."""
+    parent = {node: node for node in nodes}
+
+    def root(node: fx.Node) -> fx.Node:
+        while parent[node] is not node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    first: dict[str, fx.Node] = {}
+    for node in nodes:
+        joined = [other for other in node.all_input_nodes if other in parent and gauges[other] == gauges[node]]
+        if node in units:
+            joined.append(first.setdefault(units[node], node))
+        for other in joined:
+            one, two = root(other), root(node)
+            parent[two] = one
+    return {node: root(node) for node in nodes}

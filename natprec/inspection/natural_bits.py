@@ -1,0 +1,81 @@
+"""b* of every site, for both flows and both at once (T1, T3, T4), and the width of a unit: from them, or a plan's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from natprec.inspection.ir import Gauge
+from natprec.inspection.ir.domains import attention_unit
+from natprec.measurement import Curve, Measurement
+from natprec.measurement.target import Subject
+from natprec.solver.choices import dual
+from natprec.solver.plan import Plan
+from natprec.solver.units import backward_bits, fewest_bits
+
+
+@dataclass(frozen=True)
+class Star:
+    """Natural precision in bits; None where no measured width keeps the tolerance."""
+
+    forward: int | None
+    backward: int | None
+
+    @property
+    def dual(self) -> int | None:
+        """The fewest bits that keep both tolerances."""
+        return dual(self.forward, self.backward)
+
+    def to_json(self) -> dict[str, int | None]:
+        """As `natprec inspect --json` prints it."""
+        return {"forward": self.forward, "backward": self.backward, "dual": self.dual}
+
+
+def stars(measurement: Measurement, eps: float, eps_bwd: float) -> dict[str, Star]:
+    """Site name → b*, the same tolerance at every site (T1); sites that nothing reached have none.
+
+    Args:
+        eps: distortion, in the measurement's unit.
+        eps_bwd: of the gradient's energy, the share that may be lost.
+    """
+    return {name: _star(curve, eps, eps_bwd) for name, curve in measurement.curves.items()}
+
+
+def _star(curve: Curve, eps: float, eps_bwd: float) -> Star:
+    if not curve.energy.any():
+        return Star(None, None)
+    return Star(fewest_bits(curve.formats, curve.kl(), eps), backward_bits(curve, eps_bwd))
+
+
+def unit_widths(units: Mapping[str, str], measurement: Measurement, found: Mapping[str, Star]) -> dict[str, int]:
+    """Unit → the largest forward b* of its sites, of whatever kind was measured.
+
+    Args:
+        units: module → unit that its operator belongs to.
+    """
+    widths: dict[str, int] = {}
+    unknown: set[str] = set()
+    for name, star in found.items():
+        site = measurement.curves[name].site
+        readers = [attention_unit(use) for use in site.uses] if site.kind in ("key", "value") else list(site.uses)
+        for unit in {units[reader] for reader in readers if reader in units}:
+            if star.forward is None:
+                unknown.add(unit)
+            else:
+                widths[unit] = max(widths.get(unit, 0), star.forward)
+    return {unit: bits for unit, bits in widths.items() if unit not in unknown}
+
+
+def planned_widths(plan: Plan, units: Mapping[str, str]) -> dict[str, int]:
+    """Unit → bits in which the plan hands it its input, or its keys and values; others read 16 bits."""
+    widths = {unit: choice.format.bits for unit, choice in plan.inputs.items() if choice.format is not None}
+    attentions = [] if plan.cache is None else [unit for unit in units.values() if unit.endswith(":attention")]
+    return widths | {unit: plan.cache.format.bits for unit in attentions if plan.cache is not None}
+
+
+def planned_bits(subject: Subject, plan: Plan, modules: list[str]) -> int:
+    """Widest format of a unit's weights in a plan; that of the model's dtype where there is none."""
+    names = {use: site.name for site in subject.sites for use in site.uses}
+    formats = [plan.sites[names[module]].format for module in modules if module in names]
+    known = [fmt.bits for fmt in formats if fmt is not None]
+    return max(known) if known else Gauge.of_dtype(subject.storage_dtype).bits

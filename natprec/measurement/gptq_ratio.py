@@ -1,0 +1,142 @@
+"""What GPTQ, which makes up for its errors, will leave of a site's distortion.
+
+It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from gradients of the
+weight: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth, one of those whose
+gradients are known. Where a unit's channels can be rescaled (see `natprec.transforms`), both ways are judged and the
+better one is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from natprec.formats import Format
+from natprec.models.layers import Layer
+from natprec.models.weight_sites import Site
+from natprec.quantizers.gptq import Judged, gptq_shares, judged_rows
+from natprec.quantizers.gram import add_products, mirrored
+from natprec.quantizers.hessian import InputOrder
+from natprec.transforms import Gauge, channel_scales
+
+JUDGING = 4
+"""Of so many sequences one judges what GPTQ, fitted to the others, leaves."""
+
+DECIDING_BITS = 4
+"""A unit's channels are rescaled if that helps at this width, or the nearest measured."""
+
+TOGETHER = 1.1
+"""By so much more GPTQ's errors in all weights cost than one by one: found on two models (LOG.md), not derived."""
+
+
+@dataclass
+class Compensation:
+    """Gathers at one weight what its inputs and gradients say of GPTQ.
+
+    Attributes:
+        fitted: unit → Σ x xᵀ, on and above the diagonal, shared by the sites of a sweep; float64, since it must not
+            depend on how sequences are shared out.
+        every: of so many sequences with gradients one judges.
+        judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
+        columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
+        left: (formats,), the share of rounding to nearest's distortion that GPTQ leaves; None: not decided.
+    """
+
+    site: Site
+    layer: Layer
+    scale_dtype: torch.dtype
+    fitted: dict[str, Tensor]
+    every: int = JUDGING
+    judging: list[Tensor] = field(default_factory=list)
+    columns: Tensor | None = None
+    left: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as it is now."""
+        return self.layer.matrix
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it is the first of a unit's sites, which share their inputs; the others' moments are its own."""
+        return self.site.name == self.site.unit
+
+    def attach(self, model: nn.Module) -> list[RemovableHandle]:
+        """Fit to what the site's modules are given, whose rounding GPTQ compensates."""
+        modules = [model.get_submodule(use) for use in self.site.uses]
+        return [each.register_forward_pre_hook(lambda _, args: self.fit(args[0].detach())) for each in modules]
+
+    def fit(self, inputs: Tensor, sequences: Sequence[int] | None = None) -> None:
+        """Account for inputs (…, columns) of y = x Wᵀ, unless another site gathers them.
+
+        Args:
+            sequences: the batch's indices; those that judge are left out.
+        """
+        if not self.gathers:
+            return
+        if sequences is not None:
+            inputs = inputs[torch.tensor([not self._judges(sequence) for sequence in sequences])]
+        width = inputs.shape[-1]
+        if not inputs.numel():
+            return
+        if self.site.unit not in self.fitted:
+            self.fitted[self.site.unit] = inputs.new_zeros(width, width, dtype=torch.float64)
+        add_products(self.fitted[self.site.unit], inputs.reshape(-1, width))
+
+    def judge(self, gradient: Tensor, sequence: int) -> None:
+        """Account for one sequence's gradient of the weight (rows, columns)."""
+        if self._judges(sequence):
+            self.judging.append(gradient[judged_rows(len(gradient)).to(gradient.device)])
+
+    def _judges(self, sequence: int) -> bool:
+        return sequence % self.every == self.every - 1
+
+    def judged(self) -> Judged:
+        """Rows of the weight with what their errors count."""
+        weight = self.weight
+        rows = judged_rows(len(weight)).to(weight.device)
+        return Judged(weight[rows].float(), torch.stack(self.judging))
+
+
+def deciding_format(formats: Sequence[Format], columns: int) -> int:
+    """The place of the format at which it is decided whether to rescale: of the nearest width the smallest groups."""
+    distance = [(abs(fmt.bits - DECIDING_BITS), -fmt.groups(columns)) for fmt in formats]
+    return distance.index(min(distance))
+
+
+def decide(
+    members: Sequence[Compensation],
+    formats: Sequence[Format],
+    nearest: Sequence[Tensor],
+    gauge: Gauge | None,
+) -> None:
+    """Set what is left at all sites of a unit, and how its columns are rescaled if less is left that way.
+
+    Args:
+        formats: of all of them.
+        nearest: of each member, (formats,), the distortion of rounding to nearest.
+        gauge: where the unit can be rescaled.
+    """
+    first = members[0]
+    moments = first.fitted.pop(first.site.unit, None)
+    if moments is None or not all(each.judging for each in members):  # nothing came to fit or to judge by
+        for each in members:
+            each.left = torch.ones(len(formats), dtype=torch.float64)
+        return
+    moments = mirrored(moments)  # in place of those in float64, which may be large
+    inputs, judged, dtype = InputOrder.of(moments), [each.judged() for each in members], first.scale_dtype
+    columns = None
+    if gauge is not None:
+        place = deciding_format(formats, first.site.shape[1])
+        scale = channel_scales([each.weight for each in members], inputs.cost, formats[place], gauge)
+        scaling = scale[gauge.channels(len(inputs.order)).to(scale.device)]
+        tried = gptq_shares(judged, inputs, [formats[place]], dtype, [None, scaling]).squeeze(-1)
+        plain, scaled = (torch.stack([kl[place] for kl in nearest]).unsqueeze(1) * tried).sum(0)
+        columns = scaling if scaled < plain else None
+    shares = gptq_shares(judged, inputs, formats, dtype, [columns]).squeeze(1)
+    for each, share in zip(members, shares, strict=True):
+        each.columns, each.left = columns, TOGETHER * share

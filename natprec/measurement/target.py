@@ -1,0 +1,274 @@
+"""The model under measurement: loaded, split into stages, its sites found."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from natprec.config import DISTORTIONS
+from natprec.distortions import Distortion, EmbeddingDistance, named
+from natprec.errors import InputError
+from natprec.formats import EngineProfile, Format, engine_profile
+from natprec.formats.engines import GROUP_SIZES
+from natprec.models.activation_sites import find_activations
+from natprec.models.experts import take_apart
+from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
+from natprec.models.library_rounding import refuse_rounded_otherwise
+from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
+from natprec.models.model_files import is_encoder
+from natprec.models.segments import StagedModel
+from natprec.models.trust import code_files
+from natprec.models.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
+from natprec.models.weights import InMemory
+from natprec.tasks import CAUSAL, ENCODER, Task
+from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
+from natprec.utils.atomic_files import folder_bytes
+from natprec.utils.matmul import arithmetic
+from natprec.utils.records import public_name
+from natprec.utils.seeds import check_seed
+
+PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with everything that measuring, rounding and writing need to know of it.
+
+    Attributes:
+        name: as files that are passed on call it: see `natprec.utils.records`.
+        digest: identifies the weights; taken before anything changes them, and told of a rotation.
+        other_bytes: parameters and buffers that are no sites, as they will be stored.
+        carried_bytes: tokenizer and configuration files of a checkpoint, and what is carried over as it is.
+        task: what the model is for.
+        companions: more files of a checkpoint: path → content.
+        gguf: the GGUF file that the model was read from, if it was.
+        leftovers: what else is in the model's checkpoint.
+        rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
+        trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    storage_dtype: torch.dtype
+    staged: StagedModel
+    sites: list[Site]
+    digest: str
+    other_bytes: int
+    carried_bytes: int
+    task: Task = CAUSAL
+    companions: dict[str, bytes] = field(default_factory=dict)
+    gguf: Path | None = None
+    leftovers: Leftovers = field(default_factory=Leftovers)
+    rotation: int | None = None
+    trusted: bool = False
+
+    @property
+    def distortion(self) -> Distortion:
+        """What every tolerance of this model is about."""
+        return self.staged.distortion
+
+    @property
+    def writes(self) -> bool:
+        """Whether it can write text: a language model whose weights are in memory."""
+        return self.task.predicts and self.staged.weights.whole
+
+    @cached_property
+    def gauges(self) -> dict[str, Gauge]:
+        """Unit → where its inputs can be rescaled; found when first asked for."""
+        return find_gauges(self.staged, self.sites, probe_ids(self.model))
+
+    @cached_property
+    def activations(self) -> list[Site]:
+        """Sites that are no weights: found when first asked for."""
+        return find_activations(self.staged, self.sites, probe_ids(self.model), self.task.predicts)
+
+    @property
+    def unreached(self) -> set[str]:
+        """Sites that a few tokens did not reach, and no other expert can speak for: text will hardly do so."""
+        reached, read = self.staged.probe.input_of.keys(), self.staged.probe.read
+        return {
+            site.name
+            for site in self.sites
+            if not read.isdisjoint(site.uses) or not (site.experts or reached & set(site.uses))
+        }
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, distortion: Distortion | None = None, products: str = "auto") -> Subject:
+        """Split and search a loaded model.
+
+        Args:
+            distortion: in place of the one that suits the model.
+            products: what they are computed in where the model runs for statistics: a name in `ARITHMETIC`.
+        Raises:
+            InputError: a distortion for another kind of model.
+            ModelError: no Linear layer.
+        """
+        model = loaded.model
+        if distortion is not None and distortion.name in DISTORTIONS:
+            _refuse_unsuitable(distortion, loaded)
+        distortion = distortion or named(loaded.distortion)
+        if isinstance(distortion, EmbeddingDistance) and loaded.head is not None:
+            distortion = EmbeddingDistance(distortion.pooling, loaded.head)
+        dtype = arithmetic(products, next(model.parameters()).device)
+        staged = StagedModel(model, probe_ids(model), distortion, loaded.weights, dtype)
+        sites = find_sites(staged)
+        return cls(
+            name=public_name(loaded.name),
+            model=model,
+            tokenizer=loaded.tokenizer,
+            storage_dtype=loaded.storage_dtype,
+            staged=staged,
+            sites=sites,
+            digest=model_digest(model, loaded.weights),
+            other_bytes=_other_bytes(model, sites, loaded.weights.dtypes),
+            carried_bytes=_carried_bytes(model, loaded.tokenizer, loaded.companions) + loaded.leftovers.nbytes,
+            task=loaded.task,
+            companions=loaded.companions,
+            gguf=loaded.gguf,
+            leftovers=loaded.leftovers,
+            trusted=loaded.trusted,
+        )
+
+    @classmethod
+    def in_memory(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        name: str | None = None,
+        distortion: Distortion | None = None,
+        products: str = "auto",
+    ) -> Subject:
+        """Take a model that is already there (a notebook's); it is set to eval, without gradients, its experts Linears.
+
+        Of an encoder the body is taken, without a head; unless told otherwise its embeddings are means.
+        """
+        task = ENCODER if is_encoder(model.config, [type(model).__name__]) else CAUSAL
+        model = model.base_model if task == ENCODER else model
+        model.eval().requires_grad_(False)
+        declared = next(model.parameters()).dtype
+        common, dtypes = stored_dtypes(model, {key: value.dtype for key, value in model.state_dict().items()})
+        model.float()
+        take_apart(model)
+        settle_head(model)
+        label = name or getattr(model, "name_or_path", "") or type(model).__name__
+        weights = InMemory()
+        dtype = choose_storage_dtype(common if common in HALF else declared, model, weights)
+        weights.dtypes = exceptions(common, stored_dtypes(model, dtypes)[1], dtype)
+        place = getattr(model, "name_or_path", "")
+        code = code_files(place) if place else {}
+        loaded = LoadedModel(label, model, tokenizer, dtype, None, task, task.distortion, code, weights)
+        return cls.of(loaded, distortion, products)
+
+    def rotated(self, seed: int, note: Callable[[str], None] = lambda line: None) -> Subject:
+        """The subject with its model rotated, in place: see `natprec.transforms.rotation`.
+
+        Args:
+            note: gets a line for what was rotated, and for what was not and why.
+        Raises:
+            InputError: nothing can be rotated, or the weights are on disk.
+        """
+        if not self.staged.weights.whole:
+            raise InputError(
+                f"transforms 'rotate': rotating {self.name!r} needs the whole model in memory, and its weights are on "
+                "disk; use --weights memory, or measure with --transforms auto"
+            )
+        seed = check_seed(seed)
+        for line in rotate(self.staged, self.sites, self.gauges, seed):
+            note(line)
+        return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
+
+    def refuse_rounded_otherwise(self, engine: str, inputs: bool, cache: bool) -> None:
+        """Refuse activations that an engine rounds otherwise than is planned: see `natprec.models.library_rounding`.
+
+        Raises:
+            ModelError: names the first module.
+        """
+        if engine_profile(engine).full_range and (inputs or cache):
+            refuse_rounded_otherwise(self.staged, self.activations, probe_ids(self.model), inputs, cache)
+
+    def candidates(
+        self, profile: EngineProfile, group_size: int | None, sites: str = "weights"
+    ) -> dict[str, tuple[Format, ...]]:
+        """Site name → formats to measure: one group size, or with None all that divide the site; or GGUF types.
+
+        Sites whose rows the group size does not divide, and those that an engine runs together with them, have the
+        next smaller one that does; those that none fits, or that would take no less than 16 bits, have no format.
+
+        Args:
+            sites: 'all' adds the weights, one scale per row, that some engines multiply with rounded activations.
+        Raises:
+            InputError: the group size, or the blocks of all GGUF types, divide no Linear.
+        """
+        linears = [site for site in self.sites if site.role != "embedding"] or self.sites
+        if profile.container == "gguf":  # their groups are their own
+            types = profile.measured(())
+            if not any(fmt.divides(site.shape[1]) for fmt in types for site in linears):
+                refuse_unblocked(self.sites, types)
+            return {site.name: tuple(fmt for fmt in types if fmt.divides(site.shape[1])) for site in self.sites}
+        if group_size is None:
+            formats = profile.measured(GROUP_SIZES)
+            return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+        asked = profile.measured((group_size,))
+        if not any(asked[0].divides(site.shape[1]) for site in linears):
+            refuse_indivisible(self.sites, asked)
+        more = profile.per_channel() if sites == "all" else ()
+        alike: dict[tuple[str, str], list[Site]] = {}
+        for site in self.sites:
+            alike.setdefault(together(site, profile), []).append(site)
+        found: dict[str, tuple[Format, ...]] = {}
+        for members in alike.values():
+            size = profile.fitting(group_size, [site.shape[1] for site in members])
+            formats = asked if size == group_size else () if size is None else profile.measured((size,))
+            formats += tuple(fmt for fmt in more if size is not None and fmt not in formats)
+            if size != group_size:
+                formats = tuple(fmt for fmt in formats if all(_is_smaller(fmt, site) for site in members))
+            found |= {site.name: formats for site in members}
+        return {site.name: found[site.name] for site in self.sites}
+
+
+def _is_smaller(fmt: Format, site: Site) -> bool:
+    return fmt.stored_bytes(*site.shape) < 2 * site.elements
+
+
+def probe_ids(model: nn.Module) -> torch.Tensor:
+    """(1, tokens): a few, to see how the model is put together."""
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device) % vocabulary
+    return ids.unsqueeze(0)
+
+
+def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
+    """A distortion reads either next-token logits or the hidden states of an encoder."""
+    if distortion.predicts != loaded.task.predicts:
+        raise InputError(
+            f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {loaded.task.noun}; "
+            f"leave it out for {loaded.distortion!r}"
+        )
+
+
+def _other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch.dtype]) -> int:
+    in_sites = {id(site_layer(model, site).weight) for site in sites}
+    named = model.state_dict(keep_vars=True).items()
+    tensors = {id(t): (t, dtypes.get(name)) for name, t in named if id(t) not in in_sites}
+    return sum(t.numel() * (dtype.itemsize if dtype else 2 if t.is_floating_point() else t.element_size())
+               for t, dtype in tensors.values())  # fmt: skip
+
+
+def _carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, bytes]) -> int:
+    """Measured by writing them once: code is written by transformers too, to the same place."""
+    with tempfile.TemporaryDirectory(prefix="natprec-") as folder:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+        written = folder_bytes(Path(folder))
+        return written + sum(len(each) for name, each in companions.items() if not Path(folder, name).exists())

@@ -1,0 +1,293 @@
+"""What the sweep collects at a site, and how it becomes a curve over formats.
+
+Forward (Shannon) flow, the diagonal Fisher form: with g = d s / dw of one sequence, s the scalar that the
+distortion draws, whose gradient has the covariance of d log p(y) for labels y drawn from the model's own prediction,
+
+    KL per token of format b  ≈  1/2 · sum_ij E[g_ij²] (Q_b(w_ij) - w_ij)² / tokens.
+
+Other distortions draw another scalar than log p(y) and have other terms than tokens: see `natprec.distortions`.
+Gradients are gathered per unit (a sequence; where memory is short the squares of a pool of sequences) and contracted
+with every format's errors once, as one matrix product: see `contraction`, also for what becomes of the products of
+different weights, which the diagonal form leaves out. What GPTQ will leave of that: see `compensation`.
+
+Backward (Gibbs) flow: the squared error of rounding the gradient itself to each format, on a sample of its rows
+(`row_samples`), and the gradient's energy, to which it is relative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from natprec.formats import Format
+from natprec.measurement.curves import Curve
+from natprec.measurement.fisher import Lookup, contract, lookup_values, rounding_distortion
+from natprec.measurement.gptq_ratio import Compensation
+from natprec.measurement.gradient_rows import RowSamples
+from natprec.measurement.sharding import Sharding
+from natprec.models.layers import Layer, known_layer
+from natprec.models.routing import MIN_TOKENS
+from natprec.models.weight_sites import Site
+
+UNIT_MEMORY = 1 << 30
+"""Bytes that the squared gradients of one site may take; beyond it sequences share a unit."""
+
+MIN_UNITS = 4
+
+
+def pools(sequences: int, parts: int, elements: int) -> int:
+    """How many pools sequences form: as many as memory allows, all of one size and of one kind of text.
+
+    Args:
+        sequences: in `parts` kinds of text.
+        elements: of all weights that share the memory.
+    """
+    affordable, each = max(MIN_UNITS, UNIT_MEMORY // (4 * elements)), sequences // parts
+    return parts * max(n for n in range(1, each + 1) if each % n == 0 and (n == 1 or n * parts <= affordable))
+
+
+@dataclass
+class WeightObserver:
+    """Gathers the gradients of one weight over all its uses and contracts them.
+
+    `compensation` is given where GPTQ may round the site; `peers` weights share the memory for gradients.
+    Set `sequences` (indices of the batch's sequences) before each batch. Observers of one sweep share
+    `spare`: the buffers of finished sites, which cost more to allocate again than to fill. Of several processes each
+    observes the sequences that `sharding` gives it; all of them have the same curve in the end.
+    """
+
+    site: Site
+    layer: Layer
+    formats: tuple[Format, ...]
+    sharding: Sharding
+    parts: int
+    scale_dtype: torch.dtype
+    seed: int
+    spare: dict[torch.Size, list[Tensor]]
+    sequences: range = range(0)
+    pending: dict[int, Tensor] = field(default_factory=dict)
+    gathered: Tensor | None = None
+    filled: set[int] = field(default_factory=set)
+    head_values: Tensor | None = None
+    head_energy: Tensor | None = None
+    alignment: Tensor | None = None
+    head_rows: dict[int, Tensor] = field(default_factory=dict)
+    lookups: dict[int, Lookup] = field(default_factory=dict)
+    looked_up: bool = False
+    samples: RowSamples = field(default_factory=RowSamples)
+    ids: Tensor | None = None
+    compensation: Compensation | None = None
+    peers: int = 1
+    tokens: int = 0
+    widened: bool = False
+    called: bool = False
+    hidden: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as it is now."""
+        return self.layer.matrix
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing can be said of it: no token reached it, or what happens to it no hook sees (`hidden`)."""
+        return self.hidden or not (self.called or self.site.experts)
+
+    @property
+    def few(self) -> bool:
+        """Whether too few tokens were routed to it to measure it by itself; known when all processes are complete."""
+        return self.site.experts != "" and self.tokens < MIN_TOKENS
+
+    @property
+    def wire(self) -> torch.dtype:
+        """In which a sequence's gradient loses nothing on its way; known when all processes are complete.
+
+        A product in bfloat16 is a sum in float32, rounded; the sum of two of them is exact in float32 alone.
+        """
+        return torch.float32 if self.widened else torch.bfloat16
+
+    @property
+    def total(self) -> int:
+        """Sequences of the sweep, in all processes."""
+        return self.sharding.total
+
+    @cached_property
+    def units(self) -> int:
+        """Pools of sequences: see `pools`."""
+        return pools(self.total, self.parts, self.site.elements * self.peers)
+
+    @property
+    def buffer(self) -> torch.Size:
+        """Shape of `gathered`, and of what can be reused for it: (own units, rows, columns)."""
+        return torch.Size((len(self.sharding.pool(self.units)), *self.site.shape))
+
+    def _unit(self, sequence: int) -> int:
+        """Where in `gathered` a sequence is."""
+        return sequence * self.units // self.total - self.sharding.pool(self.units).start
+
+    def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        """Watch one use of the weight."""
+        if known_layer(module).kind.looks_up:
+            return [module.register_forward_hook(self._watch_lookup)]
+        return [module.register_forward_hook(self._watch_product)]
+
+    def _watch_product(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inputs, self.called = args[0].detach(), True
+        if torch.is_grad_enabled():
+            if not output.requires_grad:  # its inputs are the same in all stages, like those of relative positions
+                output = output.detach().requires_grad_()
+            output.register_hook(lambda gradient: self.add_product(inputs, gradient))
+        return output
+
+    def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        ids, self.called = args[0], True
+        if len(ids) == 1 < len(self.sequences):  # positions: one lookup that all sequences of the batch share
+            ids, output = ids.expand(len(self.sequences), -1), output.expand(len(self.sequences), -1, -1)
+        leaf = output.detach().requires_grad_()
+        leaf.register_hook(lambda gradient: self.add_lookup(ids, gradient))
+        return leaf
+
+    def add_product(self, inputs: Tensor, gradient: Tensor) -> None:
+        """Account for y = x Wᵀ: inputs (batch, time, columns), gradient (batch, time, rows)."""
+        count = len(self.sequences)
+        inputs = inputs.reshape(count, -1, inputs.shape[-1])
+        gradient = gradient.reshape(count, inputs.shape[1], -1)
+        self.tokens += inputs.shape[0] * inputs.shape[1]
+        inputs = inputs.to(gradient.dtype)
+        if self.compensation is not None:
+            self.compensation.fit(inputs, self.sequences)
+        if self.gathered is None:
+            self.gathered = self._buffer()
+        for index, sequence in enumerate(self.sequences):
+            product = gradient[index].T @ inputs[index]
+            self.widened |= product.dtype != torch.bfloat16 or sequence in self.pending
+            if sequence in self.pending:
+                self.pending[sequence] += product
+            elif self.units == self.total:
+                self.pending[sequence] = self.gathered[self._unit(sequence)].copy_(product)
+                self.filled.add(self._unit(sequence))
+            else:
+                self.pending[sequence] = product.float()
+
+    def _buffer(self) -> Tensor:
+        """A buffer; of units that are not sums `complete` sets those to zero that nothing has filled."""
+        ready = self.spare.get(self.buffer)
+        buffer = ready.pop() if ready else torch.empty(self.buffer, device=self.layer.weight.device)
+        return buffer.zero_() if self.units < self.total else buffer
+
+    def flush(self) -> None:
+        """Finish the gradients of the batch's sequences, now that all uses have added to them."""
+        for sequence, gradient in self.pending.items():
+            untouched = torch.ones(len(gradient), dtype=torch.bool, device=gradient.device)
+            if self.ids is not None:
+                self.head_rows[sequence] = gradient[self.ids[sequence]].cpu()
+                untouched[self.ids[sequence]] = False  # sampled in `add_lookup`, with both uses in them
+            self.samples.add(self.seed, sequence, gradient, untouched.nonzero().squeeze(1))
+            if self.compensation is not None:
+                self.compensation.judge(gradient, sequence)
+            assert self.gathered is not None
+            if self.units < self.total:
+                self.gathered[self._unit(sequence)].addcmul_(gradient, gradient)
+        self.pending.clear()
+
+    def add_lookup(self, ids: Tensor, gradient: Tensor) -> None:
+        """Account for an embedding lookup: ids (batch, time), gradient (batch, time, columns)."""
+        for index, sequence in enumerate(self.sequences):
+            rows, inverse, counts = ids[index].long().unique(return_inverse=True, return_counts=True)
+            own = gradient.new_zeros(len(rows), gradient.shape[-1], dtype=torch.float32)
+            own.index_add_(0, inverse, gradient[index].float())
+            own[~self.weight[rows].any(1)] = 0.0  # every format holds zeros, where gradients of norms may be infinite
+            other = torch.zeros_like(own)  # the gradient through the matrix product of a tied weight
+            if sequence in self.pending:  # in the same stage: not squared yet
+                other = self.pending[sequence][rows]
+            elif sequence in self.head_rows:
+                first = torch.empty_like(rows)
+                first[inverse] = torch.arange(len(inverse), device=inverse.device)
+                other = self.head_rows[sequence].to(own.device)[first]
+            self.samples.add(self.seed, sequence, own + other, torch.arange(len(rows), device=rows.device))
+            joint = own * (own + 2 * other)
+            self.lookups[sequence] = Lookup(rows, counts, own.square(), joint)
+
+    def reached(self) -> Tensor:
+        """(5,), int64: whether it was called, and gradients of the product have come, of lookups, wide ones; tokens."""
+        known = [self.called, self.gathered is not None, bool(self.lookups), self.widened, self.tokens]
+        return torch.tensor(known, dtype=torch.int64)
+
+    def complete(self, reached: Tensor) -> None:
+        """What no sequence of this process reached is zero where those of another did: see `reached`."""
+        self.called = bool(reached[0])
+        if reached[1] and self.gathered is None:
+            self.gathered = self._buffer()
+        if self.gathered is not None and self.units == self.total:
+            for unit in set(range(len(self.gathered))) - self.filled:
+                self.gathered[unit].zero_()
+        self.looked_up, self.widened = bool(reached[2]), bool(reached[3])
+        self.tokens = int(reached[4])
+
+    def finish_product(self, terms: int) -> None:
+        """Contract the gradients of the matrix product with the errors of every format."""
+        if self.gathered is not None:
+            pooled = self.total // self.units
+            squared = self.units < self.total
+            product = contract(
+                self.gathered, self.weight, self.formats, self.scale_dtype, squared=squared, count=self.units,
+                sharding=self.sharding, wire=torch.float32 if squared else self.wire,
+            )  # fmt: skip
+            self.head_values, self.head_energy = product.values / (2 * terms * pooled), product.energy / pooled
+            self.alignment = product.alignment if self.ids is None else None  # a tied weight has another use
+            self.spare.setdefault(self.buffer, []).append(self.gathered)
+            self.gathered = None
+            self.filled.clear()
+
+    def curve(self, terms: int) -> Curve:
+        """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over.
+
+        What is unknown has no format: so it stays at 16 bits.
+        """
+        self.finish_product(terms)
+        units, columns = self.units, len(self.formats) + 1  # the last: stored unquantized
+        gptq = self.compensation
+        forward = torch.zeros(units, columns, dtype=torch.float64)
+        energy = torch.zeros(units, dtype=torch.float64)
+        if self.head_values is not None and self.head_energy is not None:
+            forward += self.head_values
+            energy += self.head_energy
+        if self.looked_up:
+            sparse = lookup_values(self.lookups, self.weight, self.formats, self.scale_dtype, terms, self.sharding)
+            forward += sparse.view(units, -1, columns).mean(1)
+            sums = torch.zeros(self.total, dtype=torch.float64)
+            for sequence, lookup in self.lookups.items():
+                sums[sequence] = float(lookup.joint.sum())
+            energy += self.sharding.workers.all_sum(sums)[0].view(units, -1).mean(1)
+        backward = rounding_distortion(self.samples.rows, self.samples.standing, self.formats, self.sharding)
+        ones = torch.ones(columns - 1, dtype=torch.float64)
+        found = Curve(
+            self.site,
+            self.formats,
+            forward[:, :-1].reshape(self.parts, units // self.parts, columns - 1).numpy(),
+            backward.view(units, self.total // units, columns - 1).mean(1).numpy(),
+            energy.numpy(),
+            (ones if gptq is None or gptq.left is None else gptq.left).numpy(),
+            forward[:, -1].reshape(self.parts, -1).numpy(),
+            (ones if self.alignment is None else self.alignment).numpy(),
+            scaled=gptq is not None and gptq.columns is not None,
+            tokens=self.tokens if self.site.experts else None,
+        )
+        return found.unknown() if self.unknown else found
+
+    def nearest(self, terms: int) -> Tensor:
+        """(formats,): distortion of rounding the matrix product's weight to nearest."""
+        self.finish_product(terms)
+        if self.head_values is None:
+            return torch.zeros(len(self.formats), dtype=torch.float64)
+        return self.head_values[:, :-1].mean(0)
+
+    def lossless(self, terms: int) -> bool:
+        """Whether some format holds the weight exactly, so that rounding to it costs nothing."""
+        self.finish_product(terms)
+        if self.head_values is None or self.head_energy is None or not self.head_energy.any():
+            return False
+        return bool((self.head_values[:, :-1].sum(0) == 0).any())

@@ -1,0 +1,162 @@
+"""Sites that are no weights: inputs of Linears, the residual stream, keys and values.
+
+Linears of one unit share their input, so a unit has one: `UNIT:input`. The stream is taken where it enters a
+block, `BLOCK:stream`. Keys and values are found by watching who calls transformers' attention interface:
+`ATTENTION:key`, `ATTENTION:value`. Inputs of experts are none: transformers, whose experts are one parameter, would not
+round them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natprec.formats import CHANNEL, FP8_TENSOR, Format, Granularity, PerFeature, PerGroup, PerToken, activation
+from natprec.models.attention import AttentionHook
+from natprec.models.layers import multiplies
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site
+from natprec.quantizers.activations import flowing_scale, round_activations
+from natprec.utils.hooks import attached
+
+WIDTHS = range(3, 9)
+"""Measured of every activation, whatever the engine runs: b* is a property of the model."""
+
+GROUPED_WIDTHS = (4, 8)
+"""Measured also with one scale per group of a token, and with a fixed one per feature."""
+
+
+def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, cached: bool) -> list[Site]:
+    """The activations of a model, in the order of its stages.
+
+    Args:
+        sites: its weights.
+        ids: (batch, time), a few tokens to try on.
+        cached: whether it keeps keys and values.
+    """
+    found = [
+        Site(f"{name}:stream", "activation", "stream", (1, size), (name,), f"{name}:stream", stage)
+        for stage, (name, size) in enumerate(_streams(staged, ids))
+    ]
+    units: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.role == "linear" and site.name in staged.probe.input_of and not site.experts:
+            units.setdefault(site.unit, []).append(site)
+    for unit, members in units.items():
+        uses = tuple(use for member in members for use in member.uses)
+        shape = (1, members[0].shape[1])
+        found.append(Site(f"{unit}:input", "activation", "linear", shape, uses, unit, members[0].stage))
+    for name, (keys, values) in (_attentions(staged, ids) if cached else {}).items():
+        stage = staged.stage_of(name + ".")
+        for site_kind, shape in (("key", keys), ("value", values)):
+            site_name = f"{name}:{site_kind}"
+            found.append(Site(site_name, site_kind, "cache", shape, (name,), site_name, stage))  # type: ignore[arg-type]
+    return sorted(found, key=lambda site: site.stage)
+
+
+def activation_formats(site: Site, group_size: int | None, full_range: bool = False) -> tuple[Format, ...]:
+    """What is measured at a site: one scale per token, or per head of a key or value; float8 too in a cache.
+
+    Inputs of Linears are also measured with fixed scales per feature, which no engine multiplies: what they cost beside
+    scales per token says what outlying features do.
+
+    Args:
+        group_size: of the weights; inputs of Linears are measured with that as well, where it divides them.
+        full_range: the engine's rule for scales.
+    """
+    if site.role == "cache":
+        return (*(activation(bits, PerGroup(site.shape[1]), full_range) for bits in WIDTHS), FP8_TENSOR)
+    formats = [activation(bits, PerToken(), full_range) for bits in WIDTHS]
+    if site.role == "linear":
+        by: list[Granularity] = [] if group_size is None or group_size == CHANNEL else [PerGroup(group_size)]
+        formats += [activation(bits, each, full_range) for each in (*by, PerFeature()) for bits in GROUPED_WIDTHS]
+    return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
+
+
+def round_input(module: nn.Module, fmt: Format) -> Any:
+    """From now on a module computes with its first argument rounded; returns what `remove()` undoes it."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not multiplies(module) and "forward" in vars(module):  # a block that is only passed through
+            return args
+        return (round_activations(args[0], fmt), *args[1:])
+
+    return module.register_forward_pre_hook(hook)
+
+
+def round_states(
+    module: nn.Module, fmt: Format, kinds: Sequence[str] = ("key", "value"), scale: Tensor | None = None
+) -> AttentionHook:
+    """The same for the keys or values, or both, of an attention module.
+
+    Args:
+        scale: the fixed one; default: found in each batch.
+    """
+
+    def hook(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return (
+            round_activations(key, fmt, scale) if "key" in kinds else key,
+            round_activations(value, fmt, scale) if "value" in kinds else value,
+        )
+
+    return AttentionHook(module, hook)
+
+
+def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | None = None) -> list[Any]:
+    """Round an activation wherever it is used; returns the hooks, to remove.
+
+    Args:
+        largest: magnitude that a fixed scale is made for; default: that of each batch.
+    """
+    modules = [model.get_submodule(use) for use in site.uses]
+    if site.role == "cache":
+        scale = None
+        if not fmt.dynamic and largest is not None:
+            scale = flowing_scale(fmt, torch.tensor(largest, device=next(model.parameters()).device))
+        return [round_states(module, fmt, (site.kind,), scale) for module in modules]
+    return [round_input(module, fmt) for module in modules]
+
+
+def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, Format]) -> list[Any]:
+    """Round what Linears read, by the unit that they belong to; returns the hooks, to remove.
+
+    Args:
+        sites: activations, of which the inputs of Linears are taken.
+        inputs: unit → format; those of other units stay as they are.
+    """
+    linears = [site for site in sites if site.role == "linear" and site.unit in inputs]
+    return [hook for site in linears for hook in round_site(model, site, inputs[site.unit])]
+
+
+@contextlib.contextmanager
+def rounded(model: nn.Module, site: Site, fmt: Format) -> Iterator[None]:
+    """Within the block every use of the activation computes with its rounded values."""
+    with attached(round_site(model, site, fmt)):
+        yield
+
+
+@torch.no_grad()
+def _streams(staged: StagedModel, ids: Tensor) -> list[tuple[str, int]]:
+    """Each block's name and the features of its input."""
+    if not staged.blocks:
+        return []
+    size = staged.prefix(ids)[0].shape[-1]
+    return [(name, size) for name in staged.block_names]
+
+
+@torch.no_grad()
+def _attentions(staged: StagedModel, ids: Tensor) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+    """Modules that hand keys and values to the attention interface: (heads, head size) of both."""
+    seen: dict[nn.Module, tuple[tuple[int, int], tuple[int, int]]] = {}
+
+    def note(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        seen[module] = (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
+        return key, value
+
+    with attached([AttentionHook(module, note) for module in staged.model.modules()]):
+        staged.output(ids)
+    return {name: seen[module] for name, module in staged.model.named_modules() if module in seen}

@@ -1,0 +1,60 @@
+"""What stands around loading: a device that exists, and libraries that keep quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from natprec.errors import InputError
+from natprec.models.model_files import first_line
+
+
+def usable_device(device: str) -> torch.device:
+    """The device, tried with one number.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        torch.empty(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {device!r} cannot be used ({first_line(error)}); use --device cpu") from error
+
+
+@contextlib.contextmanager
+def quiet(stderr: bool = False) -> Iterator[None]:
+    """Hold back transformers' bars and warnings and everything on stdout; restore them afterwards.
+
+    Bars of hub downloads stay: they are long, and on stderr. The bar of the GGUF reader has no switch
+    of its own; `stderr` discards all that is written there.
+    """
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    verbosity, bars, downloads = (
+        logging.get_verbosity(),
+        logging.is_progress_bar_enabled(),
+        are_progress_bars_disabled(),
+    )
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if not downloads:
+        enable_progress_bars()
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            if stderr:
+                stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

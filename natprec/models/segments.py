@@ -1,0 +1,251 @@
+"""The model as prefix → blocks → suffix, found by structure, so that it can be run piece by piece.
+
+The list of blocks is the `nn.ModuleList` with the most Linear weights whose members each receive
+the previous one's output; one probing forward verifies this. Prefix and suffix need no knowledge
+of the model's class: they are the model's own forward with the blocks passed through. A model
+without such a list, or whose blocks share weights or hand on more than a hidden state, is one suffix: the same code
+then works on the whole of it. Where weights lie on disk
+(see `natprec.models.weights`), each stage holds its own while it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natprec.distortions import Distortion, OutputKL
+from natprec.models.layers import layer_of, multiplies
+from natprec.models.probe import probed
+from natprec.models.routing import Routing, find_routing
+from natprec.models.weights import InMemory, Weights
+from natprec.utils.hooks import attached
+from natprec.utils.matmul import products_in
+
+Context = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with besides the hidden state: positional and keyword arguments."""
+
+
+@dataclass
+class _Patch:
+    """Replacements of the blocks' forward, and what they saw."""
+
+    contexts: list[Context] = field(default_factory=list)
+    first: Tensor | None = None
+
+
+class _DoneError(Exception):
+    """Raised where what comes next is not needed."""
+
+
+class StagedModel:
+    """Runs a model's prefix, blocks and suffix one at a time; its output is what a distortion compares.
+
+    Attributes:
+        distortion: reads the output; KL of the next token unless said otherwise.
+        weights: where they are.
+        products: what matrix products are computed in where the model runs for statistics: see `gathering`.
+        block_names: module paths of the blocks; empty when the model has no such list.
+        routing: its experts, if it has any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe_ids: Tensor,
+        distortion: Distortion | None = None,
+        weights: Weights | None = None,
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        """Find the blocks and verify them on `probe_ids` (batch, time), which may be short."""
+        self.model = model
+        self.distortion = distortion or OutputKL()
+        self.weights = weights or InMemory()
+        self.products = products
+        name, self.blocks = _longest_list(model)
+        self.probe = probed(model, self.blocks, probe_ids.shape, lambda: self.output(probe_ids))
+        if not self.probe.chained or self._shared():
+            self.blocks = []
+        self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
+        if self.probe.beside and self.blocks and not self._same(probe_ids):
+            self.blocks, self.block_names = [], []
+        self.routing: Routing = find_routing(model, self.probe.rows, probe_ids.numel())
+
+    @property
+    def routed(self) -> bool:
+        """Whether some Linears are given tokens that a router has chosen, or other rows than those of each sequence.
+
+        Their inputs do not say which sequence they are of.
+        """
+        return bool(self.routing.containers) or self.probe.mixed
+
+    def output(self, ids: Tensor) -> Tensor:
+        """The whole model: (batch, time) token ids to (batch, terms, size), for example logits."""
+        with self.weights.passing(self._outside(), self.blocks):
+            return self.distortion.output(self.model, ids)
+
+    def hold(self, stage: int) -> contextlib.AbstractContextManager[None]:
+        """Within the block the weights of a stage are in memory; running it and differentiating it needs them.
+
+        Each stage that is run holds its own, so this only saves reading them again from one batch to the next.
+        """
+        return self.weights.hold(self.parameters(stage))
+
+    def gathering(self) -> contextlib.AbstractContextManager[object]:
+        """Within the block the model runs for statistics alone, its products in `products`."""
+        return products_in(self.products, next(self.model.parameters()).device)
+
+    def judging(self) -> contextlib.AbstractContextManager[object]:
+        """Within the block products are float32's, as fast as they can be had."""
+        return products_in(torch.float32, next(self.model.parameters()).device)
+
+    @property
+    def stages(self) -> range:
+        """All stages by number, in the order in which they run: prefix (-1), blocks, suffix; see `stage_of`."""
+        return range(-1 if self.blocks else 0, len(self.blocks) + 1)
+
+    def parameters(self, stage: int) -> list[nn.Parameter]:
+        """What a stage needs; small parameters outside of the blocks are both the prefix's and the suffix's."""
+        if 0 <= stage < len(self.blocks):
+            return list(self.blocks[stage].parameters())
+        return self._outside(stage)
+
+    def _outside(self, stage: int | None = None) -> list[nn.Parameter]:
+        """Parameters that are in no block; of one stage: without the large ones that only the other one uses."""
+        inside = {id(module) for block in self.blocks for module in block.modules()}
+        return [
+            parameter
+            for name, module in self.model.named_modules()
+            if id(module) not in inside and (stage is None or layer_of(module) is None or self.stage_of(name) == stage)
+            for parameter in module.parameters(recurse=False)
+        ]
+
+    def prefix(self, ids: Tensor) -> tuple[Tensor, list[Context]]:
+        """The first block's input (batch, time, hidden), and every block's context."""
+        with self.hold(-1), self._patched(None) as patch, contextlib.suppress(_DoneError):
+            self.distortion.output(self.model, ids)
+        assert patch.first is not None
+        return patch.first, patch.contexts
+
+    def block(self, index: int, hidden: Tensor, context: Context) -> Tensor:
+        """One block: hidden state (batch, time, hidden) in and out."""
+        arguments, keywords = context
+        with self.hold(index):
+            output = self.blocks[index](hidden, *arguments, **keywords)
+        return output[0] if isinstance(output, tuple) else output
+
+    def suffix(self, hidden: Tensor | None, ids: Tensor) -> Tensor:
+        """The output, from that of the last block; from the ids alone where there are no blocks."""
+        if not self.blocks:
+            return self.output(ids)
+        with self.hold(len(self.blocks)), self._patched(hidden):
+            return self.distortion.output(self.model, ids)
+
+    def run(self, stage: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context]) -> Tensor:
+        """One stage by its number (see `stage_of`), from its input; prefix and suffix also take the ids."""
+        if stage == len(self.blocks):
+            return self.suffix(hidden, ids)
+        if stage < 0:
+            return self.prefix(ids)[0]
+        assert hidden is not None
+        return self.block(stage, hidden, contexts[stage])
+
+    def show(
+        self, stage: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context], watched: Sequence[str]
+    ) -> None:
+        """Run a stage for hooks that see what modules are given, and no further than the last of these modules."""
+
+        def stop(*_: Any) -> None:
+            raise _DoneError
+
+        known = stage >= 0 and not self.routed and all(name in self.probe.input_of for name in watched)
+        handles = []
+        if watched and known and not self.probe.repeated.intersection(watched):
+            last = max(watched, key=self.probe.order.index)
+            handles.append(self.model.get_submodule(last).register_forward_pre_hook(stop))
+        with attached(handles), contextlib.suppress(_DoneError):
+            self.run(stage, hidden, ids, contexts)
+
+    def stage_of(self, module_name: str) -> int:
+        """-1 for the prefix, the block's index, or the number of blocks for the suffix."""
+        for index, name in enumerate(self.block_names):
+            if module_name.startswith(name + "."):
+                return index
+        if not self.blocks:
+            return 0
+        order = self.probe.order
+        blocks = [i for i, name in enumerate(order) if self.stage_name(name) is not None]
+        before = module_name in order and order.index(module_name) < min(blocks)
+        return -1 if before else len(self.blocks)
+
+    def stage_name(self, module_name: str) -> str | None:
+        """The block that a module belongs to, if any."""
+        return next((name for name in self.block_names if module_name.startswith(name + ".")), None)
+
+    def _shared(self) -> bool:
+        """Whether a weight of a block belongs to another block, or to what is around them, as well."""
+        seen = {id(parameter) for parameter in self._outside()}
+        for block in self.blocks:
+            own = {id(parameter) for parameter in block.parameters()}
+            if not seen.isdisjoint(own):
+                return True
+            seen |= own
+        return False
+
+    @torch.no_grad()
+    def _same(self, ids: Tensor) -> bool:
+        """Whether prefix, blocks and suffix compute what the model does, although blocks return more than they hand on.
+
+        The replaced forwards return None in its place, with which the model's own code may not be able to go on.
+        """
+        try:
+            hidden, contexts = self.prefix(ids)
+            for index, context in enumerate(contexts):
+                hidden = self.block(index, hidden, context)
+            return torch.equal(self.suffix(hidden, ids), self.output(ids))
+        except (TypeError, ValueError, AttributeError, IndexError):
+            return False
+
+    @contextlib.contextmanager
+    def _patched(self, replacement: Tensor | None) -> Iterator[_Patch]:
+        """Pass the hidden state through every block; the first returns `replacement` if given, else the last stops."""
+        patch = _Patch()
+
+        def passes(index: int) -> Any:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                patch.contexts.append((args, kwargs))
+                if index == 0:
+                    patch.first = hidden_states
+                    hidden_states = hidden_states if replacement is None else replacement
+                if replacement is None and index == len(self.blocks) - 1:
+                    raise _DoneError
+                count = self.probe.returned[index]
+                return (hidden_states, *[None] * (count - 1)) if count else hidden_states
+
+            return forward
+
+        for index, block in enumerate(self.blocks):
+            block.forward = passes(index)
+        try:
+            yield patch
+        finally:
+            for block in self.blocks:
+                del block.forward
+
+
+def _longest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """The `nn.ModuleList` that holds the most Linear weights, and its name."""
+
+    def weights(blocks: nn.ModuleList) -> int:
+        layers = (layer_of(module) for module in blocks.modules() if multiplies(module))
+        return sum(layer.weight.numel() for layer in layers if layer is not None)
+
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        return "", []
+    name, blocks = max(lists, key=lambda item: weights(item[1]))
+    return name, list(blocks)

@@ -1,1 +1,0 @@
-"""One measurement on many processes."""

@@ -1,0 +1,210 @@
+"""natprec in a notebook: the pipeline's steps on a model that is already in memory."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from natprec.config import QuantizeConfig
+from natprec.data.seen import source_digest
+from natprec.distortions import Distortion, named
+from natprec.errors import InputError, NatprecError
+from natprec.evaluation import verify as judge
+from natprec.evaluation.verification import Verification
+from natprec.measurement import Measurement
+from natprec.measurement.measure import measure as measure_subject
+from natprec.measurement.target import Subject
+from natprec.models.trust import tokenizer_of
+from natprec.pipeline import quantize as pipeline
+from natprec.pipeline.request import for_engine, refuse_long
+from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.quantizers import QuantizedTensor
+from natprec.rounding.flows import round_flows
+from natprec.roundings import rounding_named
+from natprec.solver import Plan
+from natprec.transforms import rotated_digest
+from natprec.utils.atomic_files import new_folder
+from natprec.utils.progress import Stages
+from natprec.utils.records import OWN_TEXT, public_name
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A model rounded to a plan, in memory; call it like the original.
+
+    Attributes:
+        model: with the weights that an engine will reconstruct, float32; activations are rounded as it runs.
+        codes: site name → codes, scales, zero points.
+    """
+
+    model: nn.Module
+    subject: Subject
+    plan: Plan
+    codes: dict[str, QuantizedTensor]
+    rounding: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The quantized model's forward."""
+        return self.model(*args, **kwargs)
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    data: str | Path | Tensor | None = None,
+    *,
+    distortion: str | Distortion | None = None,
+    **options: Any,
+) -> Measurement:
+    """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
+
+    Args:
+        data: text file, table, hub dataset, or (sequences, time) token ids; None: the model writes it.
+            The last fifth of a text is left for `verify`.
+        distortion: what every tolerance is about: a name or one of your own; default: KL, of encoders the
+            distance of mean embeddings.
+        options: of `natprec measure`, by their names in `natprec.QuantizeConfig`: engine, group_size, tokens, length …
+    Raises:
+        InputError: an unknown option, or a value that cannot be used.
+    """
+    config = QuantizeConfig.of("measure", "", options)
+    rotates = config.transforms == "rotate"
+    model = copy.deepcopy(model) if rotates else model
+    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=config.arithmetic)
+    subject = subject.rotated(config.seed) if rotates else subject
+    subject = for_engine(subject, config.engine)
+    ids, parts = _calibration(subject, data, config)
+    digest = None if data is None or isinstance(data, Tensor) else source_digest(str(data))
+    return measure_subject(subject, ids, config, parts=parts, data=_label(data), text_digest=digest)
+
+
+def apply(
+    plan: Plan,
+    model: Any,
+    tokenizer: Any = None,
+    data: str | Path | Tensor | None = None,
+    *,
+    rounding: str | None = None,
+    **options: Any,
+) -> Quantized:
+    """Round a copy of the model to a plan; round-to-nearest needs neither tokenizer nor data.
+
+    Args:
+        rounding: 'gptq', 'yaqa', 'learned' or 'rtn'; default: the one that the plan supposes.
+        options: of `natprec apply`, by their names in `natprec.QuantizeConfig`: tokens, length, seed, and `refine`:
+            steps of gradient descent on the scales afterwards, which needs data: see `natprec.rounding.refine`.
+
+    Raises:
+        InputError: the plan is of another model, or an option is unknown.
+    """
+    config = QuantizeConfig.of("apply", "", options)
+    config = replace(config, rounding=rounding or plan.rounding)
+    config.check_each()
+    subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
+    plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
+    plan.refuse_other_sites(subject)
+    subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
+    subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
+    needs_text = rounding_named(config.rounding).needs != "nothing" or config.refine
+    ids = _calibration(subject, data, config)[0] if needs_text else None
+    quiet = Stages(quiet=True)
+    codes = pipeline.round_to_plan(subject, plan, ids, config.rounding, quiet, config.refine, config.seed)
+    if plan.inputs or plan.cache:
+        round_flows(subject.model, subject.activations, plan)
+    return Quantized(subject.model, subject, plan, codes, config.rounding)
+
+
+def save(quantized: Quantized, out: str | Path, *, overwrite: bool = False) -> None:
+    """Write the checkpoint, with plan.json beside it.
+
+    Raises:
+        OutputError: `out` exists or cannot be written.
+    """
+    with new_folder(Path(out), overwrite) as folder:
+        pipeline.write(quantized.subject, quantized.plan, quantized.codes, folder, Stages(quiet=True))
+
+
+def verify(
+    folder: str | Path,
+    model: Any,
+    data: str | Path | Tensor | None = None,
+    tokenizer: Any = None,
+    *,
+    tokens: int = 4096,
+    length: int = 256,
+    seed: int = 0,
+    distortion: Distortion | None = None,
+    trust_remote_code: bool = False,
+) -> Verification:
+    """Judge a checkpoint on disk against the original model; writes verification.json into it.
+
+    Args:
+        data: held-out text, or (sequences, time) token ids. Of a text that may be the one measured
+            on, the last fifth is taken, which measuring leaves out.
+        tokenizer: needed for text; the checkpoint's own by default.
+        distortion: needed only where it was one of your own.
+        trust_remote_code: run Python that comes with the checkpoint.
+    """
+    config = QuantizeConfig.of("verify", "", {"eval_tokens": tokens, "length": length, "seed": seed})
+    path = Path(folder)
+    plan = Plan.load(path / "plan.json")
+    if tokenizer is None and not isinstance(data, Tensor):
+        tokenizer = _own_tokenizer(path, trust_remote_code)
+    subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
+    subject = replace(subject, trusted=trust_remote_code)
+    plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
+    ids = _given(subject, data, length)
+    if ids is None:
+        source = None if data is None else str(data)
+        shared = source if source is not None and judge.may_be_measured_on(path, source) else None
+        config = replace(config, eval_data=source, data=shared)
+        ids = held_out_tokens(config, subject, Stages(quiet=True), judge.measured_on(path))
+    result = judge.verify(
+        path,
+        subject,
+        ids,
+        plan,
+        rounding=judge.recorded_rounding(path),
+        data=_label(data),
+        stages=Stages(quiet=True),
+        seed=seed,
+    )
+    result.save(path / "verification.json")
+    return result
+
+
+def _distortion(given: str | Distortion | None) -> Distortion | None:
+    return named(given) if isinstance(given, str) else given
+
+
+def _own_tokenizer(folder: Path, trust: bool) -> Any:
+    try:
+        return tokenizer_of(folder, trust)
+    except NatprecError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"checkpoint {str(folder)!r} has no tokenizer; give one with tokenizer=") from error
+
+
+def _label(data: str | Path | Tensor | None) -> str:
+    """What the text is called."""
+    return "given tokens" if isinstance(data, Tensor) else OWN_TEXT if data is None else public_name(data)
+
+
+def _given(subject: Subject, data: str | Path | Tensor | None, length: int) -> Tensor | None:
+    """Token ids that were given as such, on the model's device; the model must have positions for them."""
+    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
+    return data.to(next(subject.model.parameters()).device) if isinstance(data, Tensor) else None
+
+
+def _calibration(subject: Subject, data: str | Path | Tensor | None, config: QuantizeConfig) -> tuple[Tensor, int]:
+    """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
+    ids = _given(subject, data, config.length)
+    if ids is not None:
+        return ids, 1
+    config = replace(config, data=None if data is None else str(data))
+    return calibration_tokens(config, subject, Stages(quiet=True)), calibration_parts(config, subject)

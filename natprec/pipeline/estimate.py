@@ -1,0 +1,203 @@
+"""The dry run: memory and time before hours are spent, from one batch that is timed through two blocks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from natprec.measurement.block_inputs import SHARE
+from natprec.measurement.gptq_ratio import JUDGING
+from natprec.measurement.measure import shared_out
+from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
+from natprec.measurement.weight_observer import pools
+from natprec.models.batches import batches
+from natprec.models.segments import StagedModel
+from natprec.pipeline.tokens import calibration_parts
+from natprec.quantizers.gptq import SHARE_ROWS
+from natprec.rounding.refine import SEQUENCES
+from natprec.rounding.rounder import Pace, rounder_named
+from natprec.roundings import rounding_named
+from natprec.utils.memory import available_bytes, resident_bytes
+
+if TYPE_CHECKING:
+    from natprec.config import QuantizeConfig
+    from natprec.measurement.target import Subject
+
+SWEEP_FORWARDS, SWEEP_BACK = 2.0, 2.0
+"""Forward-equivalents of the sweep: forward and recomputed forward; of what also goes back, that."""
+
+CONTRACTION = 0.4
+"""What of the sweep is in float32 whatever the products are in, in forwards in float32: rounding, contraction."""
+
+SHARES = 1.4
+"""The same of what GPTQ will leave: moments of inputs, factors, trial rounding (measured: 5.8 in all)."""
+
+WRITING = 7.0
+"""Forwards that a token costs which the model writes itself, one after the other."""
+
+REFINE_FORWARDS = 4.0
+"""Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
+
+
+FACTORIZING = 9
+"""Bytes per entry of a layer's second moments while they are factorized, beside what they took before."""
+
+WORKING = 150 << 20
+"""Bytes of libraries that load later, and what allocators keep (measured on three models: 116 to 220 MB)."""
+
+BLOCKS_TIMED = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        model_bytes: all weights in float32.
+        memory_bytes: peak resident memory, the model included where it is in memory.
+        available_bytes: of memory that is free now, what this process has included.
+        disk_bytes: for the inputs of all blocks, if they do not stay in memory.
+        seconds: stage → seconds, scaled from a batch through two blocks that was timed here.
+        forward_equivalents: forwards of the whole calibration text.
+    """
+
+    weights: int
+    sites: int
+    blocks: int
+    formats: int
+    model_bytes: int
+    memory_bytes: int
+    available_bytes: int
+    disk_bytes: int
+    seconds: dict[str, float]
+    forward_equivalents: float
+
+
+@torch.no_grad()
+def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: bool = True) -> Estimate:
+    """Time one batch and scale it.
+
+    Args:
+        judged: rounding and verification follow.
+    """
+    embedding: Any = subject.model.get_input_embeddings()  # type: ignore[operator]
+    size = min(
+        len(batches(1 << 20, config.length, routed=subject.staged.routed)[0]), max(1, config.tokens // config.length)
+    )
+    ids = torch.randint(
+        len(embedding.weight), (size, config.length), generator=torch.Generator().manual_seed(config.seed)
+    )
+    resident = resident_bytes()
+    ids = ids.to(next(subject.model.parameters()).device)
+    with subject.staged.judging():
+        per_token, reading, output = _timed(subject.staged, ids)
+    with subject.staged.gathering():
+        gathering = min(per_token, _timed(subject.staged, ids)[0])
+    own_text = config.tokens // (2 if config.data else 1) + (
+        0 if config.eval_data or config.data else config.eval_tokens
+    )
+    own_text = own_text if subject.writes else 0
+    check = CHECK_SITES * 0.5 + 1
+    fitted = rounding_named(config.rounding).compensates
+    back = _differentiated(subject, config) * config.length
+    forwards = SWEEP_FORWARDS * (config.tokens if fitted else back) + SWEEP_BACK * back
+    rounder = rounder_named(config.rounding)
+    seconds = {
+        "text": own_text * per_token * WRITING,
+        "measure": forwards * (per_token if config.sites == "all" else gathering)
+        + per_token * (CONTRACTION * back + SHARES * config.tokens * fitted)
+        + 2 * reading,
+        "spot check": CHECK_SEQUENCES * config.length * per_token * check + check * reading,
+    }
+    if judged:
+        seconds |= {
+            "round": rounder.seconds(_pace(subject, config, per_token, gathering)),
+            "refine": config.refine * SEQUENCES * config.length * per_token * REFINE_FORWARDS,
+            "verify": 2 * config.eval_tokens * per_token,
+        }
+    model = sum(4 * parameter.numel() for parameter in subject.model.parameters())
+    held = model if subject.staged.weights.whole else 0
+    inputs = 4 * config.tokens * getattr(subject.model.config, "hidden_size", 0) * (len(subject.staged.blocks) + 1)
+    on_disk = inputs * SHARE > available_bytes()
+    sweep = _sweep_memory(subject, config, output) + (0 if on_disk else inputs)
+    return Estimate(
+        weights=sum(site.elements for site in subject.sites),
+        sites=len(subject.sites),
+        blocks=len(subject.staged.blocks),
+        formats=formats,
+        model_bytes=model,
+        memory_bytes=resident + WORKING + max(sweep, 2 * held + 6 * output if judged else 0),
+        available_bytes=available_bytes() + resident,
+        disk_bytes=inputs if on_disk else 0,
+        seconds=seconds,
+        forward_equivalents=forwards / config.tokens + (rounder.forwards if judged else 0.0),
+    )
+
+
+def _differentiated(subject: Subject, config: QuantizeConfig) -> int:
+    """Sequences that also go back."""
+    parts = calibration_parts(config, subject)
+    sequences = parts * max(1, round(config.tokens / config.length / parts))
+    return len(shared_out(torch.empty(sequences, 0), parts, subject.staged.routed, config.rounding)[0])
+
+
+def _pace(subject: Subject, config: QuantizeConfig, forward: float, gathering: float) -> Pace:
+    """Of what rounds the model to a plan; times are in seconds per token."""
+    batch = min(config.tokens, len(batches(1 << 20, config.length)[0]) * config.length)
+    moved = sum(site.elements for site in subject.sites if 0 <= site.stage < len(subject.staged.blocks))
+    return Pace(config.tokens, batch, moved, forward, gathering)
+
+
+def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
+    """Seconds per token of a whole forward, seconds of reading all blocks, and the bytes of a batch's output."""
+    if not staged.blocks:
+        start = time.perf_counter()
+        output = staged.output(ids)
+        return (time.perf_counter() - start) / ids.numel(), 0.0, 4 * output.numel()
+    hidden, contexts = staged.prefix(ids)
+    reading = running = 0.0
+    timed = min(BLOCKS_TIMED, len(staged.blocks))
+    for index in range(timed):
+        start = time.perf_counter()
+        with staged.hold(index):
+            read = time.perf_counter()
+            hidden = staged.block(index, hidden, contexts[index])
+            reading, running = reading + read - start, running + time.perf_counter() - read
+    with staged.hold(len(staged.blocks)):
+        start = time.perf_counter()
+        output = staged.suffix(hidden, ids)
+        suffix = time.perf_counter() - start
+    share = len(staged.blocks) / timed
+    return (running * share + suffix) / ids.numel(), reading * share, 4 * output.numel()
+
+
+def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int) -> int:
+    """The most that a stage of the sweep takes; `output` is the bytes of a batch's logits or the like."""
+    staged, sequences, parts = subject.staged, _differentiated(subject, config), calibration_parts(config, subject)
+    batch = len(batches(sequences, config.length, routed=staged.routed)[0])
+    together = Counter(staged.routing.alike(site.name) for site in subject.sites if site.experts)
+    most = 0
+    for stage in range(-1, len(staged.blocks) + 1):
+        own = [site for site in subject.sites if stage in {staged.stage_of(use) for use in site.uses}]
+        products = [site for site in own if site.role != "embedding" or (site.tied and stage >= 0)]
+        needed = output if stage == len(staged.blocks) else 0
+        if not staged.weights.whole:
+            needed += 4 * sum(site.elements for site in own)
+        for site in products:
+            peers = together[staged.routing.alike(site.name)] if site.experts else 1
+            units = pools(sequences, parts, site.elements * peers)
+            gathered = units + (batch if units < sequences else 0)
+            needed += 4 * site.elements * gathered + 8 * batch * config.length * sum(site.shape)
+        if rounding_named(config.rounding).compensates:
+            squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
+            judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
+            judges = max(1, config.tokens // config.length // JUDGING)
+            needed += 8 * sum(squares.values()) + 4 * judges * judging
+            needed += FACTORIZING * max(squares.values(), default=0)
+        most = max(most, needed)
+    return most

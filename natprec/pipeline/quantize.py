@@ -1,0 +1,264 @@
+"""The whole flow: read this first.
+
+    model + text → sites → measurement → solve → plan → rounding → checkpoint → verification
+
+`quantize` is the main job. Each step is also a function of its own, and a command of the CLI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from natprec.checkpoints import checkpoint_writer
+from natprec.checkpoints.dense_reader import UNPACKED
+from natprec.checkpoints.trial import refusal
+from natprec.checkpoints.writer import CheckpointWriter
+from natprec.config import QuantizeConfig
+from natprec.data.seen import pieces_of
+from natprec.errors import BudgetError, NatprecError, VerdictError
+from natprec.evaluation.verification import Verification
+from natprec.evaluation.verify import MEASUREMENT, promised, tightened, verify
+from natprec.formats import engine_profile
+from natprec.measurement import Measurement
+from natprec.measurement.target import Subject
+from natprec.models.weights import present_values
+from natprec.pipeline.request import (
+    check,
+    inputs,
+    open_subject,
+    refuse_impossible_size,
+    refuse_on_disk,
+    solve_for,
+    tell_leftovers,
+)
+from natprec.pipeline.resume import forget, kept_stages, measured
+from natprec.pipeline.tokens import calibration_tokens, held_out_tokens
+from natprec.quantizers import QuantizedTensor
+from natprec.rounding import apply_batches, rounded_segments
+from natprec.rounding.refine import refine
+from natprec.solver import Plan
+from natprec.utils.atomic_files import clear_stale, new_folder, refuse_existing
+from natprec.utils.claims import beside, claimed
+from natprec.utils.marks import refuse_inputs
+from natprec.utils.progress import Advance, Stages
+from natprec.utils.records import OWN_TEXT, public_name
+
+
+def quantize(
+    config: QuantizeConfig,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    stages: Stages | None = None,
+) -> tuple[Measurement, Plan, Verification]:
+    """Measure, solve, round, write and verify; one correction if the promise fails.
+
+    `out` appears when everything is done. Beside it `out.partial` keeps the measurement, or its
+    progress, until then: see `measured`.
+
+    Raises:
+        NatprecError: any input that cannot be used; nothing is left half-written.
+        VerdictError: the checkpoint is there, but could not be judged.
+    """
+    check(config)
+    out = Path(out)
+    refuse_inputs(out, inputs(config))
+    clear_stale(out)
+    refuse_existing(out, overwrite)
+    partial = beside(out, ".partial")
+    stages = stages or Stages(quiet=True)
+    subject = open_subject(config, stages)
+    refuse_on_disk(subject, config.engine, config.refine)
+    refuse_impossible_size(config, subject)
+    tell_leftovers(subject, config.engine, stages)
+    why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
+    if why is not None:
+        stages.note(UNPACKED.format(why))
+    ids = calibration_tokens(config, subject, stages)
+    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
+    with claimed(out):
+        measurement = measured(config, subject, ids, partial / "measurement.safetensors", resume, stages)
+        try:
+            with stages.stage("solve"):
+                plan = solve_for(config, measurement)
+        except BudgetError as error:
+            kept = partial / "measurement.safetensors"
+            raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
+        with new_folder(out, overwrite) as folder:
+            kept_in = kept_stages(partial, subject)
+            plan, verdict = _round_and_prove(
+                config, subject, measurement, plan, ids, held_out, folder, kept_in, stages, tried=why is None
+            )
+            measurement.save(folder / MEASUREMENT)
+        forget(partial)
+    if isinstance(verdict, NatprecError):
+        source = config.eval_data or config.data
+        why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
+        raise VerdictError(
+            f"{why}; the checkpoint is complete, but not judged: natprec verify {out} --model {config.model}"
+            + (f" --eval-data {source}" if source else "")
+        ) from verdict
+    return measurement, plan, verdict
+
+
+def _round_and_prove(
+    config: QuantizeConfig,
+    subject: Subject,
+    measurement: Measurement,
+    plan: Plan,
+    ids: Tensor,
+    held_out: Tensor,
+    folder: Path,
+    kept: Path | None,
+    stages: Stages,
+    tried: bool,
+) -> tuple[Plan, Verification | NatprecError]:
+    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat.
+
+    Returns:
+        The plan, and the verdict or why there is none: hours of work are not thrown away for that.
+    """
+    judged = public_name(config.eval_data or config.data or OWN_TEXT)
+    verification: Verification | None = None
+    for corrections in (0, 1):
+        round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)
+        try:
+            verification = verify(
+                folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages,
+                seed=config.seed, kept=kept, tried=tried,
+            )  # fmt: skip
+        except NatprecError as error:
+            return plan, error
+        verification = replace(verification, corrections=corrections)
+        promise = promised(plan)
+        if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
+            break
+        if config.bits is not None or config.max_size is not None:
+            break  # the size decides the plan; a tighter tolerance would give the same one
+        eps = tightened(plan, verification.kl_mean)
+        try:
+            plan = solve_for(config, measurement, eps)
+        except BudgetError:
+            stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
+            break
+        stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}: solving once more, for {eps:.4g}")
+        _empty(folder)
+    assert verification is not None
+    verification.save(folder / "verification.json")
+    return plan, verification
+
+
+def _empty(folder: Path) -> None:
+    """A correction may write fewer files (shards) than the first try did."""
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def round_and_write(
+    subject: Subject,
+    plan: Plan,
+    ids: Tensor | None,
+    rounding: str,
+    folder: Path,
+    kept: Path | None,
+    stages: Stages,
+    steps_refining: int = 0,
+    seed: int = 0,
+) -> None:
+    """A checkpoint in an existing folder; the subject's model is as it was afterwards.
+
+    Args:
+        kept: folder for the finished segments, on which a later call goes on; None: they stay in memory.
+    """
+    subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
+    experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
+    if len(experts) > 1:
+        stages.note(
+            f"experts have {len(experts)} formats: plain transformers would read all by one of them and compute "
+            f"nonsense; {plan.engine} and natprec.load read each by its own"
+        )
+    if steps_refining:
+        with subject.staged.weights.hold(subject.model.parameters()):
+            codes = round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed)
+            write(subject, plan, codes, folder, stages)
+        return
+    writer = checkpoint_writer(folder, subject, plan, kept)
+    with _rounding_stage(subject, ids, rounding, stages) as advance:
+        for stage, codes in rounded_segments(subject, plan, ids, rounding, kept, advance, seed):
+            writer.put(stage, codes)
+    _finish(writer, stages)
+
+
+def round_to_plan(
+    subject: Subject,
+    plan: Plan,
+    ids: Tensor | None,
+    rounding: str,
+    stages: Stages,
+    steps_refining: int = 0,
+    seed: int = 0,
+) -> dict[str, QuantizedTensor]:
+    """Codes and scales of every site; the subject's model, which is in memory, is the quantized one afterwards.
+
+    Who holds its parameters meanwhile has the original back when they are released.
+    """
+    model, found = subject.model, dict[str, QuantizedTensor]()
+    original = present_values(model)
+    with subject.staged.weights.hold(model.parameters()):
+        with _rounding_stage(subject, ids, rounding, stages) as advance:
+            for _, codes in rounded_segments(subject, plan, ids, rounding, None, advance, seed):
+                found |= codes
+        rounded = present_values(model)
+    for name, parameter in model.named_parameters():
+        parameter.data = rounded[name]
+    codes = {site.name: found[site.name] for site in subject.sites if site.name in found}
+    if not steps_refining or ids is None:
+        return codes
+    with stages.stage("refine", steps_refining) as advance:
+        refined = refine(
+            subject.staged, subject.sites, codes, original, ids, steps_refining,
+            dtype=subject.storage_dtype, seed=seed, advance=advance,
+        )  # fmt: skip
+    kept = ": not better, undone" if refined.codes is codes else ""
+    what = f"{subject.distortion.label} on calibration text that was held back"
+    stages.note(f"refined: {what} {refined.before:.4g} -> {refined.after:.4g}{kept}")
+    return refined.codes
+
+
+def _rounding_stage(
+    subject: Subject, ids: Tensor | None, rounding: str, stages: Stages
+) -> contextlib.AbstractContextManager[Advance]:
+    steps = None if ids is None else apply_batches(subject.staged, rounding, *ids.shape) or None
+    return stages.stage(f"round ({rounding})", steps)
+
+
+def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], folder: Path, stages: Stages) -> None:
+    """Checkpoint and plan.json of a model that is the quantized one, into an existing folder."""
+    writer = checkpoint_writer(folder, subject, plan)
+    for stage in subject.staged.stages:
+        own = [site.name for site in subject.sites if site.stage == stage]
+        writer.put(stage, {name: quantized[name] for name in own if name in quantized})
+    _finish(writer, stages)
+
+
+def _finish(writer: CheckpointWriter, stages: Stages) -> None:
+    """Put a checkpoint together, with plan.json and what else belongs beside it."""
+    with stages.stage("write"):
+        writer.close()
+        _write_beside(writer.subject, writer.plan, writer.folder)
+
+
+def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
+    for name, content in subject.companions.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    for file in subject.leftovers.files_for(gguf=engine_profile(plan.engine).container == "gguf"):
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+    plan.save(folder / "plan.json")

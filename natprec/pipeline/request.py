@@ -1,0 +1,218 @@
+"""What can be refused before anything is measured, and the model that is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from natprec.checkpoints import as_gguf
+from natprec.checkpoints.trial import refuse_unloadable
+from natprec.config import NOT_ROUNDED, QuantizeConfig
+from natprec.distortions import named
+from natprec.errors import InputError, ModelError
+from natprec.formats import EngineProfile, Format, engine_profile
+from natprec.formats.engines import PROFILES
+from natprec.measurement import Curve, Header, Measurement
+from natprec.measurement.target import Subject
+from natprec.models.activation_sites import activation_formats
+from natprec.models.disk_names import DiskNames
+from natprec.models.loading import load_model, stored_elements
+from natprec.models.model_files import local_path
+from natprec.models.weight_sites import Site, site_layer
+from natprec.solver import Plan, solve
+from natprec.solver.assemble import cache_format
+from natprec.solver.units import check_flows
+from natprec.tasks import ENCODER
+from natprec.utils.memory import available_bytes
+from natprec.utils.progress import Stages
+
+COPIES = 3
+"""Of the weights, that verification needs beside each other in memory: the original, the quantized, its unpacking."""
+
+
+def check(config: QuantizeConfig, judged: bool = True, solved: bool = True) -> None:
+    """Refuse what cannot work before a model is loaded: see `QuantizeConfig.check`; and what the engine cannot do.
+
+    Raises:
+        InputError: an unknown name, a number out of range, or options that contradict each other.
+    """
+    config.check(judged, solved)
+    check_flows(engine_profile(config.engine), config.activations, config.kv)
+
+
+def solve_for(config: QuantizeConfig, measurement: Measurement, eps_solved: float | None = None) -> Plan:
+    """The plan that is asked for; `eps_solved` is a tightened tolerance."""
+    return solve(
+        measurement,
+        engine=config.engine,
+        rounding=config.rounding,
+        eps_solved=eps_solved,
+        **config.given("solve"),
+    )
+
+
+def inputs(config: QuantizeConfig) -> dict[str, Path | None]:
+    """Option → the file or folder on this machine that it names.
+
+    Raises:
+        ModelError: the model is a path, and there is nothing.
+    """
+    texts = {"--data": config.data, "--eval-data": config.eval_data}
+    return {"--model": local_path(config.model), **{name: _on_disk(text) for name, text in texts.items()}}
+
+
+def _on_disk(text: str | None) -> Path | None:
+    path = None if text is None else Path(os.path.expanduser(text))
+    return path if path is not None and path.exists() else None
+
+
+def open_subject(config: QuantizeConfig, stages: Stages, rotation: int | None = None) -> Subject:
+    """Load the model, find its sites, and rotate it if that is asked for.
+
+    Args:
+        rotation: the seed by which the model of a plan was rotated; else the configuration's, if it rotates.
+    Raises:
+        ModelError, InputError: it cannot be used, or not with these options.
+    """
+    on_disk = config.weights == "disk" or (config.weights == "auto" and too_large(config.model))
+    with stages.stage("load model"):
+        loaded = load_model(
+            config.model, trust_remote_code=config.trust_remote_code, device=config.device, on_disk=on_disk
+        )
+        distortion = named(config.distortion) if config.distortion else None
+        subject = Subject.of(loaded, distortion, config.arithmetic)
+        if rotation is None and config.transforms == "rotate":
+            rotation = config.seed
+        if rotation is not None:
+            subject = subject.rotated(rotation, stages.note)
+        subject = for_engine(subject, config.engine)
+        subject.refuse_rounded_otherwise(config.engine, config.activations != NOT_ROUNDED, config.kv != NOT_ROUNDED)
+    if on_disk and subject.staged.blocks:
+        stages.note("weights stay on disk: one block is in memory at a time")
+    refuse_long(subject, config.length)
+    return subject
+
+
+def too_large(model: str) -> bool:
+    """Whether a model's float32 weights would take more memory than may be used for them."""
+    return 4 * COPIES * (stored_elements(model) or 0) > available_bytes()
+
+
+def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
+    """Refuse what needs the whole model, before hours are spent.
+
+    Raises:
+        InputError: its weights are on disk.
+    """
+    if subject.staged.weights.whole:
+        return
+    if refine:
+        raise InputError(
+            f"refine {refine}: that needs the whole model in memory; leave it out, or use --weights memory"
+        )
+    if engine_profile(engine).container == "gguf":
+        raise InputError(
+            f"engine {engine!r}: a GGUF file is written from memory; use --weights memory, or another engine"
+        )
+
+
+def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
+    """Say what else the model's checkpoint holds, and what becomes of it."""
+    for sentence in subject.leftovers.sentences(gguf=engine_profile(engine).container == "gguf"):
+        stages.note(sentence)
+
+
+def for_engine(subject: Subject, engine: str) -> Subject:
+    """The subject as an engine's kind of checkpoint counts it.
+
+    Raises:
+        ModelError: the engine loads no checkpoint of such a model.
+    """
+    _refuse_unread_layers(subject, engine_profile(engine))
+    if engine_profile(engine).experts == "model" and not DiskNames(subject.model).merged:
+        raise ModelError(
+            f"transformers keeps the experts of {type(subject.model).__name__} as one tensor also on disk, and has no "
+            "rule to put it together from quantized ones; use --engine vllm, or natprec for natprec's own loader"
+        )
+    refuse_unloadable(subject, engine)
+    if engine_profile(engine).container == "gguf":
+        return as_gguf(subject)
+    return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
+
+
+def _refuse_unread_layers(subject: Subject, profile: EngineProfile) -> None:
+    """Refuse a layer whose codes the engine does not read: it would fail, or read them the wrong way round."""
+    for site in subject.sites:
+        kind = site_layer(subject.model, site).kind.name
+        if kind not in profile.layers:
+            able = [name for name, each in PROFILES.items() if kind in each.layers]
+            raise ModelError(
+                f"{site.name!r} is a {kind}, and {profile.name} is not known to read packed codes of any layers but "
+                f"{' and '.join(profile.layers)}; use --engine {' or '.join(able)}"
+            )
+
+
+def _wider_than_16_bits(subject: Subject, profile: EngineProfile) -> int:
+    """Bytes beyond 2 for each weight of the sites that the engine keeps, where their checkpoint has float32."""
+    kept = [site for site in subject.sites if site.role not in profile.formats]
+    dtypes = subject.staged.weights.dtypes
+    wide = [(site, dtypes.get(site.name + ".weight", torch.bfloat16)) for site in kept]
+    return sum((dtype.itemsize - 2) * site.elements for site, dtype in wide)
+
+
+def refuse_long(subject: Subject, length: int) -> None:
+    """A model has no use, and some no numbers, for positions that it was not made for.
+
+    Raises:
+        InputError: says the limit.
+    """
+    config: Any = getattr(subject.model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(config, "max_position_embeddings", None)
+    if subject.task == ENCODER and limit:  # some (RoBERTa's) have positions that no token gets
+        limit = min(limit, getattr(subject.tokenizer, "model_max_length", limit))
+    if isinstance(limit, int) and length > limit > 0:
+        raise InputError(
+            f"sequence-length {length} is more than the {limit} positions of model {subject.name!r}; "
+            f"use --sequence-length {limit} or less"
+        )
+
+
+def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
+    """Solve a made-up measurement for the size: bytes are known before anything is measured.
+
+    Raises:
+        BudgetError: --bits or --max-size is below the cheapest plan.
+        InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
+    """
+    profile = engine_profile(config.engine)
+    formats = subject.candidates(profile, config.group_size, config.sites)
+    if config.kv != NOT_ROUNDED:
+        cache_format(subject.activations, profile, config.kv)
+    if config.bits is None and config.max_size is None:
+        return
+    unreached = subject.unreached
+    candidates: dict[Site, tuple[Format, ...]] = {
+        site: () if site.name in unreached else formats[site.name] for site in subject.sites
+    }
+    if config.sites == "all":
+        candidates |= {
+            site: activation_formats(site, config.group_size, profile.full_range) for site in subject.activations
+        }
+    none, one = np.zeros(1), np.ones(1)
+    curves = {}
+    for site, several in candidates.items():
+        kl = np.array([[4.0**-fmt.bits for fmt in several]])
+        flat = np.ones(kl.shape[1])
+        curves[site.name] = Curve(site, several, kl[None], kl, one, flat, none[None], flat)
+    header = Header(
+        model=subject.name, model_digest=subject.digest, data="", data_digest="", sequences=1, length=config.length,
+        parts=1, engine=config.engine, storage_dtype=str(subject.storage_dtype), other_bytes=subject.other_bytes,
+        carried_bytes=subject.carried_bytes, distortion=subject.distortion.name, rounding=config.rounding,
+    )  # fmt: skip
+    solve_for(replace(config, eps=None, eps_scope="model"), Measurement(header, curves))

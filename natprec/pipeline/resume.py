@@ -1,0 +1,149 @@
+"""The measurement of a run as a file that outlives it: finished, or half done and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from natprec.config import QuantizeConfig
+from natprec.data.seen import source_digest
+from natprec.formats import engine_profile
+from natprec.measurement import Measurement
+from natprec.measurement.measure import header_of, measure
+from natprec.measurement.resume import refuse_other
+from natprec.measurement.target import Subject
+from natprec.pipeline.request import inputs, open_subject, too_large
+from natprec.pipeline.tokens import calibration_parts, calibration_tokens
+from natprec.utils.atomic_files import clear_stale, refuse_existing_file
+from natprec.utils.claims import beside, claimed
+from natprec.utils.marks import discard, is_ours, refuse_inputs
+from natprec.utils.progress import Stages
+from natprec.utils.records import OWN_TEXT, public_name
+from natprec.utils.workers import Workers
+
+STAGES = "stages"
+"""Folder in that of a run where a model whose weights are on disk is rounded and judged a stage at a time."""
+
+
+def kept_stages(partial: Path, subject: Subject) -> Path | None:
+    """Where a run keeps what it has rounded and judged; None for a model in memory, which is soon done again."""
+    return None if subject.staged.weights.whole else partial / STAGES
+
+
+def measured(
+    config: QuantizeConfig, subject: Subject, ids: Tensor, file: Path, resume: bool, stages: Stages
+) -> Measurement:
+    """The measurement, kept in `file`; with `resume` an earlier one, finished or not, is used.
+
+    Raises:
+        InputError: what is there to resume is of another model, text, seed, estimator or format list.
+    """
+    if resume and file.is_file():
+        found = Measurement.load(file)
+        _refuse_other_measurement(found, config, subject, ids, file)
+        stages.note(f"measured before: {file}")
+        return found
+    if not resume:
+        forget(file.parent)
+    state_file = file.parent / "sweep.safetensors"
+    measurement = run_measurement(config, subject, ids, state_file, resume, stages)
+    measurement.save(file)
+    state_file.unlink(missing_ok=True)
+    return measurement
+
+
+def measured_together(
+    config: QuantizeConfig, out: Path, overwrite: bool, resume: bool, stages: Stages, workers: Workers
+) -> Measurement:
+    """Measure with other processes that call this too; process 0 alone writes `out`, and the progress beside it.
+
+    Raises:
+        NatprecError: any input that cannot be used, at every process.
+    """
+    refuse_inputs(out, inputs(config))
+    state_file = beside(out, ".partial")
+    with contextlib.ExitStack() as held:
+        if workers.first:
+            clear_stale(out)
+            refuse_existing_file(out, overwrite, is_ours, "measurement")
+            held.enter_context(claimed(out))
+            if not resume:
+                discard(state_file)
+        config = _weights_alike(config, workers)
+        subject = open_subject(config, stages)
+        ids = workers.from_first(calibration_tokens(config, subject, stages) if workers.first else None)
+        ids = ids.to(next(subject.model.parameters()).device)
+        measurement = run_measurement(config, subject, ids, state_file, resume, stages, workers)
+        if workers.first:
+            measurement.save(out)
+            state_file.unlink(missing_ok=True)
+    return measurement
+
+
+def _weights_alike(config: QuantizeConfig, workers: Workers) -> QuantizeConfig:
+    """On disk in all processes if one of them has too little memory: a model on disk writes no text."""
+    if config.weights != "auto":
+        return config
+    (short,) = workers.all_sum(torch.tensor([too_large(config.model)], dtype=torch.int64))
+    return replace(config, weights="disk" if short else "memory")
+
+
+def run_measurement(
+    config: QuantizeConfig,
+    subject: Subject,
+    ids: Tensor,
+    state_file: Path,
+    resume: bool,
+    stages: Stages,
+    workers: Workers | None = None,
+) -> Measurement:
+    """Measure; `state_file` holds the progress, for `resume`, and stays until the caller removes it."""
+    if workers is None or workers.first:
+        clear_stale(state_file)
+    return measure(
+        subject,
+        ids,
+        config,
+        parts=calibration_parts(config, subject),
+        data=public_name(config.data) if config.data else OWN_TEXT,
+        text_digest=source_digest(config.data) if config.data else None,
+        stages=stages,
+        state_file=state_file,
+        resume=resume,
+        workers=workers,
+    )
+
+
+def _refuse_other_measurement(
+    found: Measurement, config: QuantizeConfig, subject: Subject, ids: Tensor, file: Path
+) -> None:
+    formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
+    ours = header_of(subject, ids, config, calibration_parts(config, subject), "")
+    refuse_other(
+        file,
+        found.header.identity(fmt for curve in found.weights.values() for fmt in curve.formats),
+        ours.identity(fmt for several in formats.values() for fmt in several),
+    )
+    found.refuse_other_sites(subject.sites, file)
+
+
+def forget(partial: Path) -> None:
+    """Remove what a run keeps for `--resume`, and nothing that is not ours."""
+    stages = partial / STAGES
+    _remove(stages, [file.name for file in stages.glob("*.safetensors")])
+    _remove(partial, ["measurement.safetensors", "sweep.safetensors"])
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Files, with what killed runs left beside them, and then the folder unless something else is in it."""
+    if folder.is_dir():
+        for name in names:
+            clear_stale(folder / name)
+            discard(folder / name)
+        with contextlib.suppress(OSError):
+            folder.rmdir()

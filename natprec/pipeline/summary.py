@@ -1,0 +1,165 @@
+"""The table at the end of a run: what a person wants to know, in the order of asking.
+
+One layout for all commands: labels on the left, values on the right, at most 100 columns wide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from natprec.config import DISTORTIONS
+from natprec.distortions import named
+from natprec.evaluation.verification import Verification
+from natprec.evaluation.verify import promised
+from natprec.measurement import Measurement
+from natprec.models.routing import MIN_TOKENS
+from natprec.solver import Plan
+from natprec.solver.choices import UNQUANTIZED_BITS
+from natprec.utils.human import human_bytes, human_seconds
+
+LABEL = 17
+BAR = 32
+
+
+def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
+    """Bits per weight as a histogram, size (forecast and, once written, on disk), predicted distortion."""
+    rows = _rows()
+    rows.add_row("engine", plan.engine)
+    counts = plan.histogram()
+    total = sum(counts.values())
+    for number, (bits, count) in enumerate(counts.items()):
+        kept = "  unquantized" if bits == UNQUANTIZED_BITS else ""
+        bar = "█" * max(1, round(BAR * count / total))
+        line = f"{bits:>2} bits {human_count(count):>8} {count / total:>6.1%}  {bar}{kept}"
+        rows.add_row("weights" if number == 0 else "", line)
+    rows.add_row(
+        "bits per weight",
+        f"{plan.bits_per_weight:.3f} where quantized, {plan.bits_per_weight_total:.3f} over all; scales included",
+    )
+    for bits in sorted({choice.bits for choice in plan.inputs.values()}):
+        count = sum(choice.bits == bits for choice in plan.inputs.values())
+        rows.add_row("activations", f"{bits} bits into {count} of {len(plan.inputs)} groups of Linears")
+    if plan.cache is not None:
+        rows.add_row("keys and values", plan.cache.format.name)
+    experts = [choice.tokens for choice in plan.sites.values() if choice.tokens is not None]
+    if experts:
+        few = plan.few_tokens
+        line = f"{len(experts)} weights, measured on {min(experts)} to {max(experts)} tokens"
+        rows.add_row("experts", line + (f"; {len(few)} on fewer than {MIN_TOKENS}, as others" if few else ""))
+    before = plan.stored_bytes_reference
+    rows.add_row("stored before", f"{human_bytes(before)}, at 16 bits")
+    rows.add_row("stored after", _stored(plan.stored_bytes, stored_on_disk, before))
+    _add_predicted(rows, plan)
+    if plan.uniform is not None and plan.kl_uniform is not None:
+        rows.add_row("", f"{plan.kl_uniform:.4g} with {plan.uniform} throughout, which stores no more")
+    return rows
+
+
+def result_table(
+    measurement: Measurement, plan: Plan, verification: Verification, seconds: Mapping[str, float]
+) -> RenderableType:
+    """Plan, verification and verdict, estimator check and times."""
+    rest = _rows()
+    for number, (name, fmt, fisher, exact) in enumerate(measurement.header.checks):
+        ratio = f"{fisher / exact:.2f}" if exact > 0 else "   -"
+        rest.add_row("Fisher / exact" if number == 0 else "", f"{ratio}  {_short(name, 44)} {fmt}")
+    for number, (stage, spent) in enumerate([*seconds.items(), ("all", sum(seconds.values()))]):
+        rest.add_row("time" if number == 0 else "", f"{human_seconds(spent):>10}  {stage}")
+    return Group(
+        plan_table(plan, verification.stored_bytes), verification_table(plan, verification, predicted=False), rest
+    )
+
+
+def verification_table(plan: Plan, verification: Verification, predicted: bool = True) -> RenderableType:
+    """Distortion with its interval, the verdict, and where a next token is predicted perplexity and agreement."""
+    rows = _rows()
+    if predicted:
+        _add_predicted(rows, plan)
+    label, unit, terms = _words(plan)
+    rows.add_row(f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit))
+    rows.add_row("", f"99 % of {terms} below {verification.kl_p99:.4g}")
+    rows.add_row("promise", _verdict(plan, verification))
+    before, after = verification.perplexity_reference, verification.perplexity_quantized
+    if before is not None and after is not None:
+        rows.add_row("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})")
+        if plan.natural_bits is not None:
+            rows.add_row("natural precision", natural_line(plan.natural_bits, before))
+    if verification.top1_agreement is not None:
+        rows.add_row("same top token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
+    return rows
+
+
+def natural_line(natural_bits: float, perplexity: float) -> str:
+    """The mean natural precision beside what a next token tells (T17): two figures to compare, no law between them.
+
+    >>> natural_line(4.5, 16)
+    '4.50 bits per weight, mean b*; the entropy of the next token: 4.00 bits'
+    """
+    entropy = math.log2(perplexity)
+    return f"{natural_bits:.2f} bits per weight, mean b*; the entropy of the next token: {entropy:.2f} bits"
+
+
+def human_count(count: int) -> str:
+    """A number of weights.
+
+    >>> human_count(28_311_552)
+    '28.3 M'
+    """
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return str(count)
+
+
+def _rows() -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(min_width=LABEL, style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _stored(forecast: int, on_disk: int | None, before: int) -> str:
+    text = f"{human_bytes(forecast)} forecast"
+    if on_disk is not None:
+        text += f", {human_bytes(on_disk)} on disk"
+    return f"{text}: {(on_disk or forecast) / before:.1%} of before"
+
+
+def _words(plan: Plan) -> tuple[str, str, str]:
+    """What the plan's distortion is called, its unit, and what it is averaged over."""
+    if plan.distortion not in DISTORTIONS:  # one of the user's own
+        return plan.distortion, "", "terms"
+    found = named(plan.distortion)
+    return found.label, found.unit, found.term
+
+
+def _add_predicted(rows: Table, plan: Plan) -> None:
+    label, unit, _ = _words(plan)
+    rows.add_row(f"{label} predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95, unit))
+
+
+def _interval(value: float, interval: tuple[float, float], unit: str) -> str:
+    return f"{value:.4g} {unit}".rstrip() + f" (95 %: {interval[0]:.4g} to {interval[1]:.4g})"
+
+
+def _verdict(plan: Plan, verification: Verification) -> Text:
+    if verification.passed is None or plan.eps is None:
+        return Text("none: a size was asked for, no tolerance")
+    word, style, sign = ("PASS", "bold green", "<=") if verification.passed else ("FAIL", "bold red", ">")
+    text = Text(word, style=style)
+    text.append(f"  {_words(plan)[0]} {verification.kl_mean:.4g} {sign} {promised(plan):g}", style="default")
+    if plan.eps_scope == "site":
+        text.append(f" = {plan.eps:g} at each of {len(plan.sites)} sites", style="default")
+    if verification.corrections:
+        text.append(", after one correction", style="default")
+    return text
+
+
+def _short(name: str, width: int) -> str:
+    """The end of a long module path, which tells more than its beginning."""
+    return name if len(name) <= width else "…" + name[1 - width :]

@@ -1,0 +1,44 @@
+"""Σ v vᵀ over many vectors: a symmetric matrix, of which half is computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from natprec import native
+from natprec.utils.matmul import in_bfloat16, product
+
+COLUMNS = 256
+"""Rows of the matrix that are computed at a time, from the diagonal on."""
+
+
+def add_products(sums: Tensor, vectors: Tensor) -> None:
+    """Add Σ v vᵀ on and above the diagonal; what is below it means nothing.
+
+    Where products are bfloat16's vectors are rounded as the layer that is given them rounds them.
+
+    Args:
+        sums: (size, size), added to in its own dtype.
+        vectors: (count, size), float32 or bfloat16.
+    """
+    if not vectors.numel():
+        return
+    narrow = vectors.dtype == torch.bfloat16 or in_bfloat16(vectors.device)
+    if narrow and vectors.is_cpu and native.on_bfloat16():
+        native.add_products(sums, vectors.float())
+        return
+    vectors = vectors.bfloat16().float() if narrow else vectors
+    features = vectors.T.contiguous()
+    for start in range(0, len(sums), COLUMNS):
+        stop = start + COLUMNS
+        sums[start:stop, start:] += product(features[start:stop], features[start:])
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix of which only what lies on and above the diagonal is right, as float32."""
+    whole = upper.float().triu_()
+    for start in range(0, len(whole), COLUMNS):
+        stop = start + COLUMNS
+        whole[start:stop, start:stop] += whole[start:stop, start:stop].triu(1).T
+        whole[stop:, start:stop] = whole[start:stop, stop:].T
+    return whole

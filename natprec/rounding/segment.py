@@ -1,0 +1,140 @@
+"""One stage of a model rounded to a plan, while its weights are in memory.
+
+Sites without a matrix-product input of their own in the stage (embeddings), and experts that no token reached, are
+rounded to nearest, the others by what is known of their inputs and, if it was gathered, of the gradients at their
+outputs: how, is the rounding's own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natprec.errors import InputError
+from natprec.formats import Format
+from natprec.models.layers import Layer
+from natprec.models.segments import StagedModel
+from natprec.models.weight_sites import Site, site_layer, site_weight
+from natprec.quantizers import QuantizedTensor, quantize
+from natprec.quantizers.hessian import InputOrder
+from natprec.rounding.moments import Moments
+from natprec.solver import Plan
+from natprec.transforms import Gauge, channel_scales, fold
+
+RoundWeight = Callable[[Tensor, InputOrder, Tensor | None, Format, torch.dtype], QuantizedTensor]
+"""Weight (rows, columns), its inputs, Σ g gᵀ (rows, rows) at its outputs or None, format, dtype of scales → codes."""
+
+
+class StageRounder:
+    """Rounds the sites of a plan; the model's weights become those that an engine reconstructs.
+
+    Attributes:
+        sites: those that the plan quantizes.
+        dtype: of scales, and of everything that is not quantized.
+    """
+
+    def __init__(
+        self,
+        staged: StagedModel,
+        sites: Sequence[Site],
+        plan: Plan,
+        storage_dtype: torch.dtype,
+        gauges: Mapping[str, Gauge] | None = None,
+    ) -> None:
+        """Arguments as for `natprec.rounding.apply.rounded_stages`."""
+        self._staged, self._plan, self.dtype, self._gauges = staged, plan, storage_dtype, gauges
+        self.sites = [site for site in sites if plan.sites[site.name].format is not None]
+        self._twice: dict[str, QuantizedTensor] = {}  # tied weights, until their second use
+        self._quantized = {id(site_layer(staged.model, site).weight) for site in self.sites}
+        dtypes = staged.weights.dtypes
+        self._dtypes = {id(each): dtypes[name] for name, each in staged.model.named_parameters() if name in dtypes}
+
+    def store_the_rest(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Round what is not quantized to the dtype in which it is stored."""
+        for parameter in parameters:
+            if id(parameter) not in self._quantized:
+                parameter.data = parameter.data.to(self._stored(parameter)).to(parameter.dtype)
+
+    def _stored(self, parameter: Tensor) -> torch.dtype:
+        return self._dtypes.get(id(parameter), self.dtype)
+
+    def members(self, stage: int) -> list[Site]:
+        """Sites of a stage whose inputs GPTQ can know."""
+        return [site for site in self.sites if site.gptq and site.stage == stage]
+
+    def to_nearest(self, stage: int, sites: Iterable[Site]) -> dict[str, QuantizedTensor]:
+        """Those of some sites that the stage needs: tied weights in each stage that uses them."""
+        codes = {}
+        for site in sites:
+            stages = {self._staged.stage_of(use) for use in site.uses}
+            if stage not in stages:
+                continue
+            if site.name in self._twice:
+                codes[site.name] = self._put(site, self._twice.pop(site.name))
+            else:
+                codes[site.name] = self._nearest(site)
+                if stage < max(stages):
+                    self._twice[site.name] = codes[site.name]
+        return codes
+
+    def by_moments(
+        self, stage: int, moments: Moments, round_weight: RoundWeight
+    ) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+        """The stage's members, channels rescaled where the plan says so.
+
+        Returns:
+            Site name → codes; site name → the weight that was rounded.
+        Raises:
+            ValueError: the plan rescales channels, and there are no gauges.
+            InputError: it does where the model has none.
+        """
+        members = self.members(stage)
+        inputs = {unit: InputOrder.of(moment) for unit, moment in moments.inputs.items()}
+        scaled = [site.unit for site in members if self._plan.sites[site.name].scaled and site.unit in inputs]
+        for unit in dict.fromkeys(scaled):
+            layers = [site_layer(self._staged.model, site) for site in members if site.unit == unit]
+            inputs[unit] = self._rescale(unit, layers, inputs[unit], moments)
+        unrounded = {site.name: site_weight(self._staged.model, site).detach() for site in members}
+        codes = {}
+        for site in members:
+            weight, own = unrounded[site.name], inputs.get(site.unit)
+            if own is None:
+                codes[site.name] = self._nearest(site)
+            else:
+                errors = moments.outputs.get(site.name)
+                codes[site.name] = self._put(site, round_weight(weight, own, errors, self._format(site), self.dtype))
+        return codes, unrounded
+
+    def _rescale(self, unit: str, layers: list[Layer], inputs: InputOrder, moments: Moments) -> InputOrder:
+        """Multiply the columns of a unit, divide what produces its inputs; returns what its inputs are then."""
+        if self._gauges is None:
+            raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
+        if unit not in self._gauges:
+            raise InputError(f"the plan rescales {unit!r}, whose input nothing in this model scales; solve again")
+        gauge, fmt, model = self._gauges[unit], self._plan.sites[unit].format, self._staged.model
+        assert fmt is not None
+        producer: Any = model.get_submodule(gauge.producer)
+        wanted = channel_scales([layer.matrix for layer in layers], inputs.cost, fmt, gauge)
+        scale = fold(model, gauge, wanted, self._stored(producer.weight))
+        columns = scale[gauge.channels(layers[0].shape[1]).to(scale.device)]
+        for layer in layers:
+            layer.put(layer.matrix * columns)
+        moments.rescale_outputs(gauge.producer, scale)
+        self.store_the_rest(producer.parameters())
+        return inputs.scaled(columns)
+
+    def _nearest(self, site: Site) -> QuantizedTensor:
+        return self._put(site, quantize(site_weight(self._staged.model, site), self._format(site), self.dtype))
+
+    def _put(self, site: Site, value: QuantizedTensor) -> QuantizedTensor:
+        """Leave what an engine reconstructs of a site in the model."""
+        site_layer(self._staged.model, site).put(value.dequantize())
+        return value
+
+    def _format(self, site: Site) -> Format:
+        fmt = self._plan.sites[site.name].format
+        assert fmt is not None
+        return fmt

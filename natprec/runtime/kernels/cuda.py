@@ -1,0 +1,86 @@
+"""The kernels of CUDA devices: Triton's, for all that its layout holds; cuBLAS for 16-bit weights and many tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from natprec.quantizers import QuantizedTensor
+from natprec.runtime.kernels import ops
+from natprec.runtime.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
+from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar, unpack
+from natprec.runtime.kernels.reference import quantize_tokens
+from natprec.runtime.kernels.triton.dense import dense_product, unit_of
+from natprec.runtime.kernels.triton.ops import planar_linear
+
+
+class Triton(Kernel):
+    """`planar_linear` beside float16 activations; beside many tokens the weight is made dense, a block at a time.
+
+    Attributes:
+        many: tokens from which on that is faster, by what its parts take on an H200 (docs/kernels.md).
+    """
+
+    name = "triton"
+    few = ALWAYS
+    many = 1024
+    depth = DEPTH_OF_FLOATS
+
+    def refuses(self, layer: Layer) -> str:
+        """Groups that the layout's steps do not fill; everything where triton is not installed."""
+        if layer.format.bits < 2 or (layer.groups > 1 and (layer.format.group_size or 0) % self.depth):
+            return f"needs 2 to 8 bits in groups of a multiple of {self.depth}"
+        return "" if importlib.util.find_spec("triton") else "triton is not installed"
+
+    def pack(self, weight: QuantizedTensor, dtype: torch.dtype) -> Buffers:
+        """Planes, lowest bits first; then scales and zero points, (groups, rows): see `layout`; then the unit."""
+        packed = planar(replace(weight, scale=weight.scale.to(dtype)), self.depth)
+        return *packed.planes, packed.scale, packed.zero_point, unit_of(packed.scale, weight.format.bits)
+
+    def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
+        """Each token is divided by its largest value, so that no activation is beyond float16."""
+        largest = x.float().abs().amax(1, keepdim=True)
+        largest = torch.where(largest > 0, largest, 1.0)
+        halves, weight = (x / largest).half(), self._weight(buffers, layer)
+        if len(x) < self.many:
+            return (planar_linear(halves, weight, dtype=torch.float32) * largest).to(x.dtype)
+        unit = cast(Tensor, buffers[-1])
+        return (dense_product(halves, weight, unit) * (largest / unit)).to(x.dtype)
+
+    def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:
+        """By torch."""
+        return unpack(self._weight(buffers, layer).some(rows)).dequantize()
+
+    def _weight(self, buffers: Buffers, layer: Layer) -> PlanarWeight:
+        *planes, scale, zero, _ = buffers
+        return PlanarWeight(layer.format, layer.rows, layer.columns, self.depth, tuple(planes), scale, zero)  # type: ignore[arg-type]
+
+
+class TritonInt8(Triton):
+    """`planar_linear` beside int8 activations: one scale per token, found before the product."""
+
+    name = "triton-int8"
+    depth = DEPTH_OF_CODES
+    rounds_inputs = True
+
+    def refuses(self, layer: Layer) -> str:
+        """Float activations, and what `Triton` refuses."""
+        return super().refuses(layer) if layer.int8_inputs else "activations are floats"
+
+    def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
+        """Codes times codes, exact integers within a group."""
+        codes, scale = quantize_tokens(x)
+        return planar_linear(codes, self._weight(buffers, layer), x_scale=scale, dtype=torch.float32).to(x.dtype)
+
+
+def linear_half(x: Tensor, weight: Tensor) -> Tensor:
+    """cuBLAS, in the weight's dtype."""
+    return functional.linear(x.to(weight.dtype), weight).to(x.dtype)
+
+
+ops.LIBRARY.impl("linear_half", linear_half, "CUDA")

@@ -1,0 +1,206 @@
+"""The modules of a model that runs: a Linear on codes, one on 16-bit weights, and embeddings of both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from natprec.quantizers import QuantizedTensor
+from natprec.runtime.kernels.cpu import fast_dtype
+from natprec.runtime.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
+from natprec.runtime.kernels.reference import quantize_tokens
+
+DENSE = 1 << 24
+"""Weights that are dense at a time while many tokens are multiplied: 64 MB of float32."""
+
+
+class StoredWeight(nn.Module):
+    """A weight as it is kept in memory: a product with it, and rows of its values."""
+
+    rows: int
+    columns: int
+    few: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (tokens, columns) times the weight, transposed; dense blocks of it where there are many tokens."""
+        x = self.rounded(x)
+        if len(x) <= self.few:
+            return self.product(x)
+        dtype = fast_dtype() if x.is_cpu else torch.float32
+        dense, step = x.to(dtype), max(1, DENSE // self.columns)
+        parts = [
+            functional.linear(dense, self.values(slice(start, min(start + step, self.rows))).to(dtype))
+            for start in range(0, self.rows, step)
+        ]
+        return torch.cat(parts, 1).to(x.dtype) if len(parts) > 1 else parts[0].to(x.dtype)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The activations as the product sees them."""
+        return x
+
+    def dense(self, rows: slice = slice(None)) -> Tensor:
+        """Some rows, float32: for models that read a weight instead of calling its module; made anew each time."""
+        return self.values(rows).float()
+
+    def product(self, x: Tensor) -> Tensor:
+        """X (tokens, columns) times the weight, for few tokens."""
+        raise NotImplementedError
+
+    def values(self, rows: slice | Tensor) -> Tensor:
+        """Some rows, as floats."""
+        raise NotImplementedError
+
+
+class QuantizedWeight(StoredWeight):
+    """Codes in the layout of their kernel."""
+
+    def __init__(self, weight: QuantizedTensor, layer: Layer, kernel: Kernel, scale_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.kernel = layer, kernel
+        self.rows, self.columns, self.few = layer.rows, layer.columns, kernel.few
+        packed = kernel.pack(weight, scale_dtype)
+        self._parts = [f"part{index}" for index in range(len(packed))]
+        for name, buffer in zip(self._parts, packed, strict=True):
+            self.register_buffer(name, buffer)
+
+    @property
+    def packed(self) -> Buffers:
+        """The buffers, on the device that the module was moved to."""
+        return tuple(self._buffers[name] for name in self._parts)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Rounded to int8 for each token, where the layer says so and its kernel does not do it."""
+        if not self.layer.int8_inputs or self.kernel.rounds_inputs:
+            return x
+        codes, scale = quantize_tokens(x)
+        return codes * scale.unsqueeze(1)
+
+    def product(self, x: Tensor) -> Tensor:
+        """By the kernel."""
+        return self.kernel.product(x, self.packed, self.layer)
+
+    def values(self, rows: slice | Tensor) -> Tensor:
+        """By the kernel."""
+        return self.kernel.values(self.packed, self.layer, rows)
+
+
+class HalfWeight(StoredWeight):
+    """A weight that is not quantized, in the 16 bits in which it is stored."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, device: str = "cpu") -> None:
+        super().__init__()
+        self.rows, self.columns = weight.shape
+        self.few = 4 if device == "cpu" else ALWAYS
+        self.register_buffer("weight", weight)
+
+    def product(self, x: Tensor) -> Tensor:
+        """By the operation on 16-bit weights."""
+        return torch.ops.natprec.linear_half(x, self.weight)
+
+    def values(self, rows: slice | Tensor) -> Tensor:
+        """As they are stored."""
+        return self.weight[rows]
+
+
+class QuantLinear(nn.Module):
+    """x times a stored weight, plus a bias; float32 in and out."""
+
+    bias: Tensor | None
+
+    def __init__(self, weight: StoredWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.stored = weight
+        self.in_features, self.out_features = weight.columns, weight.rows
+        self.register_buffer("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as `StoredWeight.dense` has it."""
+        return self.stored.dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, columns) to (…, rows)."""
+        y = self.stored.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+
+class QuantEmbedding(nn.Module):
+    """Rows of a stored weight, times the factor that some models give their embeddings."""
+
+    def __init__(self, weight: StoredWeight, factor: float = 1.0) -> None:
+        super().__init__()
+        self.stored = weight
+        self.factor = factor
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as `StoredWeight.dense` has it, without the factor."""
+        return self.stored.dense()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(…) token numbers to (…, columns), float32."""
+        rows = self.stored.values(ids.reshape(-1)).float().view(*ids.shape, self.stored.columns)
+        return rows if self.factor == 1.0 else rows * self.factor
+
+
+class _Kept:
+    """The products of one input that have not been asked for yet; no attributes of a module, which are slow to set."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}
+
+
+class Joined(nn.Module):
+    """Linears of one input (query, key, value; gate, up) as one weight: one product instead of three."""
+
+    def __init__(self, linear: QuantLinear, sizes: list[int]) -> None:
+        super().__init__()
+        self.linear, self.sizes = linear, sizes
+        self._kept = _Kept()
+
+    def output(self, x: Tensor, index: int) -> Tensor:
+        """One Linear's output; the product is computed for the first that asks, and kept until each has asked."""
+        kept = self._kept
+        if x is not kept.input or index not in kept.outputs:
+            kept.input, kept.outputs = x, dict(enumerate(self.linear(x).split(self.sizes, -1)))
+        y = kept.outputs.pop(index)
+        if not kept.outputs:
+            kept.input = None
+        return y
+
+
+class Part(nn.Module):
+    """One Linear of several that are joined; the first of them owns the weight."""
+
+    def __init__(self, joined: Joined, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.in_features, self.out_features = joined.linear.in_features, joined.sizes[index]
+        if index == 0:
+            self.joined = joined
+        else:
+            object.__setattr__(self, "joined", joined)
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, columns), as `StoredWeight.dense` has it."""
+        return self.joined.linear.stored.dense(self._rows)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(rows,) of this part."""
+        bias = self.joined.linear.bias
+        return None if bias is None else bias[self._rows]
+
+    @property
+    def _rows(self) -> slice:
+        before = sum(self.joined.sizes[: self.index])
+        return slice(before, before + self.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, columns) to (…, rows of this part)."""
+        return self.joined.output(x, self.index)

@@ -1,0 +1,1 @@
+"""What all other folders use: files, processes, progress, seeds, statistics, options and schemas."""

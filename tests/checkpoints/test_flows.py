@@ -1,0 +1,73 @@
+"""Checkpoints with rounded activations: what is loaded computes what the plan says, to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from natprec.checkpoints.dense_reader import load_quantized
+from natprec.measurement import Measurement
+from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
+from natprec.pipeline import quantize as pipeline
+from natprec.rounding.flows import flows_rounded
+from natprec.utils.progress import Stages
+from tests.arrange import restore, snapshot, subject, tokens
+
+QUIET = Stages(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def made() -> Subject:
+    return subject()
+
+
+@pytest.fixture(scope="module", params=["vllm", "natprec"])
+def measured(request: pytest.FixtureRequest, made: Subject) -> Measurement:
+    return measure(made, tokens(8, 16), engine=request.param, group_size=32, sites="all", rounding="rtn")
+
+
+@pytest.mark.parametrize("options", [{"activations": "8"}, {"activations": "auto", "kv": "8"}])
+def test_a_loaded_checkpoint_rounds_as_planned(
+    made: Subject, measured: Measurement, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    plan = measured.solve(bits=8.8, eps=1.0, **options) if "auto" not in options.values() else None
+    plan = plan or measured.solve(eps=0.004, **options)
+    ids, original = tokens(4, 16, seed=3), snapshot(made.model)
+    codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
+    with torch.no_grad():
+        weights_only = made.staged.output(ids)
+        with flows_rounded(made.model, made.activations, plan):
+            expected = made.staged.output(ids)
+    pipeline.write(made, plan, codes, tmp_path, QUIET)
+    restore(made.model, original)
+    loaded = load_quantized(tmp_path)
+    with torch.no_grad():
+        got = made.staged.distortion.output(loaded, ids)
+    torch.testing.assert_close(got, expected)
+    assert (weights_only - expected).abs().max() > 1e-4, "rounding activations must show"
+    config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert all(
+        group["input_activations"]["dynamic"]
+        for group in config["config_groups"].values()
+        if group["input_activations"]
+    )
+    assert ("kv_cache_scheme" in config) == ("kv" in options)
+
+
+def test_w8a8_weights_are_int8_per_channel_for_vllm(made: Subject, tmp_path: Path) -> None:
+    plan = measure(made, tokens(4, 16), group_size=32, sites="all", rounding="rtn").solve(bits=9, activations="8")
+    eight = {unit for unit, choice in plan.inputs.items() if choice.bits == 8}
+    wide = [choice.format for choice in plan.sites.values() if choice.unit in eight and choice.to_json()["bits"] == 8]
+    assert wide
+    assert all(fmt is not None and fmt.name == "int8-channel" for fmt in wide)
+    original = snapshot(made.model)
+    codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
+    pipeline.write(made, plan, codes, tmp_path, QUIET)
+    restore(made.model, original)
+    groups = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["config_groups"]
+    assert groups["int8-channel-int8-a8-token"]["format"] == "int-quantized"

@@ -1,0 +1,198 @@
+"""The GGUF file holds what was rounded, as transformers reads it, and as llama.cpp runs it where that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from torch import Tensor
+
+from natprec.checkpoints.dense_reader import load_quantized
+from natprec.checkpoints.gguf import FILE_NAME, GGUFCheckpoint
+from natprec.checkpoints.gguf_architectures import architecture_of
+from natprec.errors import InputError, ModelError
+from natprec.formats import GGUF_TYPES
+from natprec.measurement.measure import measure
+from natprec.measurement.target import Subject
+from natprec.models.loading import load_model
+from natprec.models.weight_sites import site_weight
+from natprec.pipeline import quantize as pipeline
+from natprec.pipeline.request import for_engine
+from natprec.quantizers import quantize
+from natprec.solver import Plan
+from natprec.utils.atomic_files import folder_bytes
+from natprec.utils.progress import Stages
+from tests.arrange import tokens
+from tests.conftest import made_up_text, tiny_encoder, tiny_model
+
+SIZES = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 512}
+"""down_proj's rows are whole super-blocks, all others blocks of 32."""
+
+MODELS = ["llama", "llama-tied-not", "mistral", "qwen2", "qwen3"]
+
+
+def model_of(kind: str) -> Any:
+    """A random model of one architecture, large enough in its weights to predict something."""
+    import transformers
+
+    if kind.startswith("llama"):
+        model = tiny_model(**SIZES, tie_word_embeddings=kind == "llama")
+    else:
+        name = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
+        extra = {"head_dim": 128} if kind == "qwen3" else {"sliding_window": None}
+        config = getattr(transformers, name + "Config")(
+            **SIZES, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+            tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, **extra,
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = getattr(transformers, name + "ForCausalLM")(config).eval()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4)
+            else:
+                parameter.add_(torch.randn(parameter.shape, generator=draw) / 4)
+    return model
+
+
+@pytest.fixture(params=MODELS)
+def made(request: pytest.FixtureRequest, tiny_tokenizer: Any) -> Subject:
+    return for_engine(Subject.in_memory(model_of(request.param), tiny_tokenizer, "a " + request.param), "llama.cpp")
+
+
+def planned(subject: Subject, bits: float, rounding: str = "rtn") -> Plan:
+    return measure(subject, tokens(8, 16), engine="llama.cpp", rounding=rounding).solve(bits=bits)
+
+
+def written(folder: Path, subject: Subject, plan: Plan, ids: Tensor | None = None) -> Any:
+    codes = pipeline.round_to_plan(subject, plan, ids, plan.rounding, Stages(quiet=True))
+    pipeline.write(subject, plan, codes, folder, Stages(quiet=True))
+    return subject.model
+
+
+def logits(model: Any, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def test_what_is_read_back_is_what_was_rounded(made: Subject, tmp_path: Path) -> None:
+    plan = planned(made, 6.0)
+    model = written(tmp_path, made, plan)
+    again = load_quantized(tmp_path)
+    ids = tokens(2, 32, 512)
+    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=1e-5, atol=1e-5)
+    types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / FILE_NAME).tensors}
+    wanted = [choice.format.name for choice in plan.sites.values() if choice.format]
+    assert sorted(kind for kind in types.values() if kind != "F32") == sorted(wanted)
+    assert len(set(wanted)) > 2
+    assert any(name.endswith("_K") for name in wanted)
+
+
+def test_forecast_of_the_size(made: Subject, tmp_path: Path) -> None:
+    """All but the padding, which is known to half a block per tensor."""
+    plan = planned(made, 6.0)
+    written(tmp_path, made, plan)
+    (tmp_path / "plan.json").unlink()
+    tensors = len(GGUFReader(tmp_path / FILE_NAME).tensors)
+    assert abs(folder_bytes(tmp_path) - plan.stored_bytes) < 32 * tensors
+
+
+def test_plan_survives_its_file(made: Subject, tmp_path: Path) -> None:
+    plan = planned(made, 6.0)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_gptq_with_channels_rescaled_stays_one_model(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """Queries, keys and values get types of their own and still share the scales of their input."""
+    made = for_engine(Subject.in_memory(model_of("llama"), tiny_tokenizer, "llama"), "llama.cpp")
+    ids = tokens(8, 16, 512)
+    found = measure(made, ids, engine="llama.cpp")
+    plan = found.solve(bits=6.0)
+    assert any(len({plan.sites[name].format for name in unit}) > 1 for unit in _units(made))
+    model = written(tmp_path, made, plan, ids)
+    torch.testing.assert_close(logits(load_quantized(tmp_path), ids), logits(model, ids), rtol=1e-5, atol=1e-5)
+
+
+def _units(made: Subject) -> list[list[str]]:
+    names: dict[str, list[str]] = {}
+    for site in made.sites:
+        names.setdefault(site.unit, []).append(site.name)
+    return list(names.values())
+
+
+def test_refused_before_measuring(tiny_tokenizer: Any) -> None:
+    import transformers
+
+    with pytest.raises(ModelError, match="model type 'bert' cannot be written as GGUF yet, only llama"):
+        for_engine(Subject.in_memory(tiny_encoder(), tiny_tokenizer), "llama.cpp")
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(ModelError, match="positions scaled by 'linear'"):
+        for_engine(Subject.in_memory(tiny_model(rope_parameters=rope), tiny_tokenizer), "llama.cpp")
+    with pytest.raises(ModelError, match="with biases"):
+        for_engine(Subject.in_memory(tiny_model(attention_bias=True), tiny_tokenizer), "llama.cpp")
+    narrow = for_engine(
+        Subject.in_memory(tiny_model(hidden_size=48, intermediate_size=80, num_attention_heads=2), tiny_tokenizer),
+        "llama.cpp",
+    )
+    with pytest.raises(InputError, match=r"the 48 inputs of 'model.embed_tokens' are no multiple of 32"):
+        measure(narrow, tokens(2, 8), engine="llama.cpp")
+    unigram = transformers.PreTrainedTokenizerFast(tokenizer_object=_unigram())
+    with pytest.raises(ModelError, match="is not a BPE"):
+        for_engine(Subject.in_memory(tiny_model(), unigram), "llama.cpp")
+
+
+def _unigram() -> Any:
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)], unk_id=0))
+
+
+needs_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="needs llama.cpp: pip install --no-deps xllamacpp"
+)
+
+
+@needs_llama_cpp
+def test_llama_cpp_computes_the_same(made: Subject, tmp_path: Path) -> None:
+    """It rounds inputs of products to 8 bits, hence the tolerance; rows in a wrong order cost more than 0.1."""
+    from scripts.llama_cpp_check import compare
+
+    written(tmp_path, made, planned(made, 6.0))
+    found = compare(tmp_path / FILE_NAME, made_up_text(60, seed=3), prefixes=4, length=64)
+    assert found["same_tokens"]
+    assert found["kl_max"] < 5e-3
+
+
+@pytest.mark.slow
+def test_smollm2_comes_back_in_the_same_bytes(smollm2: str, tmp_path: Path) -> None:
+    """Dequantized, measured as floats, rounded to the types that it had: every tensor and all of the tokenizer (T9)."""
+    subject = for_engine(Subject.of(load_model(smollm2)), "llama.cpp")
+    assert subject.gguf is not None
+    source = GGUFReader(subject.gguf)
+    theirs = {tensor.name: tensor for tensor in source.tensors}
+    names = architecture_of(subject.model).tensor_names(subject.model)
+    codes = {}
+    for site in subject.sites:
+        fmt = GGUF_TYPES[theirs[names[site.name + ".weight"]].tensor_type.name]
+        codes[site.name] = quantize(site_weight(subject.model, site), fmt, subject.storage_dtype)
+    no_plan: Any = None
+    writer = GGUFCheckpoint(tmp_path, subject, no_plan)
+    for stage in subject.staged.stages:
+        writer.put(stage, {site.name: codes[site.name] for site in subject.sites if site.stage == stage})
+    writer.close()
+    written = GGUFReader(tmp_path / FILE_NAME)
+    assert {tensor.name for tensor in written.tensors} == set(theirs)
+    for tensor in written.tensors:
+        assert tensor.tensor_type == theirs[tensor.name].tensor_type
+        assert np.array_equal(tensor.data, theirs[tensor.name].data), tensor.name
+    for key, field in source.fields.items():
+        if not key.startswith("GGUF.") and key != "general.file_type":
+            assert written.fields[key].contents() == field.contents(), key

@@ -1,0 +1,46 @@
+"""With `--engine transformers` nothing is planned that its library would round otherwise, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natprec.errors import ModelError
+from natprec.measurement.target import Subject
+from tests.arrange import experts, subject
+from tests.models.test_blocks import built
+from tests.run_command import SMALL, natprec
+
+
+@pytest.mark.parametrize("family", ["llama", "Mixtral", "Qwen3Moe"])
+def test_what_the_library_rounds_as_planned_passes(family: str) -> None:
+    made = subject() if family == "llama" else Subject.in_memory(experts(family), None, "small")
+    made.refuse_rounded_otherwise("transformers", inputs=True, cache=True)
+
+
+def test_a_shared_expert_gets_tokens_without_sequences() -> None:
+    made = Subject.in_memory(experts("Qwen2Moe"), None, "small")
+    with pytest.raises(
+        ModelError, match=r"inputs of '.*shared_expert.*' would be rounded with one scale for all tokens"
+    ):
+        made.refuse_rounded_otherwise("transformers", inputs=True, cache=False)
+    made.refuse_rounded_otherwise("transformers", inputs=False, cache=True)
+    made.refuse_rounded_otherwise("vllm", inputs=True, cache=True)
+
+
+@pytest.mark.parametrize("family", ["gpt-neox"])
+def test_attention_that_the_library_does_not_know(
+    family: str, tmp_path: Path, tiny_tokenizer: Any, text_file: Path
+) -> None:
+    model = tmp_path / "m"
+    built(family).save_pretrained(model)
+    tiny_tokenizer.save_pretrained(model)
+    result = natprec(
+        "quantize", "--model", model, "--data", text_file, *SMALL, "--eps", "1e-2", "--engine", "transformers",
+        "--kv", "8", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.code == 2
+    assert "GPTNeoXAttention) would stay as they are in transformers" in result.reason
+    Subject.in_memory(built(family), None).refuse_rounded_otherwise("natprec", inputs=True, cache=True)

@@ -1,0 +1,233 @@
+"""Products for the kernel: launched in whatever Triton runs on, and held against the specification in float64."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from natprec.formats import CHANNEL, Format, integer
+from natprec.quantizers import QuantizedTensor
+from natprec.runtime.kernels import Epilogue, reference
+from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, ROWS, PlanarWeight, planar
+from natprec.runtime.kernels.triton import launch
+from natprec.runtime.kernels.triton.tiles import Tile
+
+CANARY = 77.0
+PLAIN = Epilogue()
+
+
+@dataclass(frozen=True)
+class Case:
+    bits: int
+    coded: bool = False  # int8 activations
+    group: int = 64
+    symmetric: bool = True
+    epilogue: Epilogue = PLAIN
+    biased: bool = False
+    left: bool = False
+    tokens: int = 13
+    rows: int = 150
+    columns: int = 320
+    programs: int = 1  # that share the columns
+    dtype: torch.dtype = torch.float16
+
+    @property
+    def name(self) -> str:
+        inputs = "A8" if self.coded else str(self.dtype).removeprefix("torch.")
+        shape = f"{self.tokens}x{self.rows}x{self.columns}"
+        side = "left" if self.left else "right"
+        fmt = integer(self.bits, self.group, self.symmetric).name
+        shared = f" by {self.programs}" if self.programs > 1 else ""
+        return f"{fmt} {inputs} {self.epilogue.name}{' bias' if self.biased else ''} {shape} {side}{shared}"
+
+
+EPILOGUES = [
+    Epilogue("silu", gated=True, residual=True),
+    Epilogue("gelu", output_scale=0.011),
+    Epilogue("none", residual=True),
+    Epilogue("relu", gated=True, output_scale=0.008),
+    Epilogue("gelu_tanh", residual=True, output_scale=0.012),
+    Epilogue("silu", output_scale=0.006),
+    Epilogue(),
+]
+GROUPS = [64, 32, CHANNEL, 160]
+
+CASES = [
+    Case(
+        bits,
+        coded,
+        group=GROUPS[(bits + coded) % 4],
+        symmetric=(bits + coded) % 2 == 0,
+        epilogue=EPILOGUES[(bits + 3 * coded) % 7],
+        biased=bits % 3 != 0,
+        left=bits % 2 == 1,
+    )
+    for bits, coded in itertools.product(range(2, 9), (False, True))
+] + [
+    Case(4, dtype=torch.bfloat16, symmetric=False),
+    Case(8, dtype=torch.bfloat16, symmetric=False, group=CHANNEL, columns=331),
+    Case(8, coded=True, symmetric=False, group=CHANNEL, columns=331, left=True),
+    Case(3, group=96, columns=288, symmetric=False),
+    Case(8, coded=True, symmetric=False, group=64),
+    Case(4, tokens=1, rows=1, columns=64),
+    Case(5, epilogue=EPILOGUES[0], biased=True, columns=331, group=CHANNEL, programs=2),
+    Case(4, coded=True, epilogue=EPILOGUES[1], symmetric=False, columns=960, programs=4),
+    Case(8, coded=True, symmetric=False, group=CHANNEL, columns=1000, left=True, programs=4),
+    Case(3, columns=320, programs=4),  # one of them has no columns
+]
+MANY = Case(4, epilogue=Epilogue("silu", residual=True, output_scale=0.01), tokens=64, rows=1536, columns=128)
+"""98,304 int8 outputs."""
+
+
+def made(fmt: Format, rows: int, columns: int, draw: torch.Generator) -> QuantizedTensor:
+    """Codes, zero points and scales of both signs, all random."""
+    low, high = fmt.code_range
+    groups = fmt.groups(columns)
+    codes = torch.randint(low, high + 1, (rows, columns), generator=draw, dtype=torch.int8)
+    zero = torch.randint(low, high + 1, (rows, groups), generator=draw, dtype=torch.int8)
+    sign = 1 - 2 * torch.randint(0, 2, (rows, groups), generator=draw)
+    scale = ((0.5 + torch.rand(rows, groups, generator=draw)) * sign / (high * columns**0.5)).half().float()
+    return QuantizedTensor(fmt, codes, scale, None if fmt.symmetric else zero)
+
+
+_workspace = launch.workspace
+
+
+def poisoned(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The room for sums, with nothing usable left in it by others."""
+    partial, arrived = _workspace(*arguments)
+    return partial.fill_(torch.nan), arrived
+
+
+def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None) -> dict[str, object]:
+    """Launch, compare with the specification, look at what lies round the output.
+
+    Args:
+        place: makes the copy of an operand that the kernel gets; where it lies, the kernel runs.
+        tile: None is one that the interpreter is fast with.
+    """
+    draw = torch.Generator().manual_seed(case.bits + 10 * case.coded)
+    fmt = integer(case.bits, case.group, case.symmetric)
+    weight = made(fmt, case.rows, case.columns, draw)
+    x = torch.randn(case.tokens, case.columns, generator=draw).to(case.dtype)
+    x, x_scale = reference.quantize_tokens(x) if case.coded else (x, None)
+    shape = (case.tokens, case.rows)
+    bias = torch.randn(case.rows, generator=draw).half() if case.biased else None
+    multiplier = torch.randn(shape, generator=draw).half() if case.epilogue.gated else None
+    before = reference.linear(
+        x,
+        weight,
+        x_scale=x_scale,
+        bias=bias,
+        epilogue=replace(case.epilogue, residual=False, output_scale=None),
+        multiplier=multiplier,
+    )
+    residual = None
+    if case.epilogue.residual:  # so that most of the sum cancels, where the output is not rounded
+        quantized = case.epilogue.output_scale is not None
+        residual = torch.randn(shape, generator=draw).half() if quantized else -before.float()
+    expected = reference.linear(
+        x, weight, x_scale=x_scale, bias=bias, epilogue=case.epilogue, multiplier=multiplier, residual=residual
+    )
+    dtype, x = torch.int8 if expected.dtype == torch.int8 else torch.float32, place(x)
+    padded = torch.full((case.tokens + 8, case.rows), CANARY, dtype=dtype, device=x.device)
+    out = padded[4:-4]
+    stored = at(planar(weight, DEPTH_OF_CODES if case.coded else DEPTH_OF_FLOATS), place)
+    optional = [None if value is None else place(value) for value in (x_scale, bias, multiplier, residual)]
+    tile = tile or Tile(64 if case.tokens > 16 else 16, 128, left=case.left, columns=64 << case.bits % 3)
+    with mock.patch.object(launch, "workspace", poisoned):
+        launch.launch(out, x, stored, case.epilogue, *optional, tile=tile, programs=case.programs)
+    padded = padded.cpu()
+    difference = (padded[4:-4].double() - expected.double()).abs()
+    return {
+        "name": case.name,
+        "integer": out.dtype == torch.int8,
+        "relative": float(difference.max() / before.abs().max()),
+        "largest": float(difference.max()),
+        "different": int((difference > 0).sum()),
+        "of": out.numel(),
+        "digest": hashlib.sha256(padded.numpy().tobytes()).hexdigest(),
+        "counters": not any(counters.any() for counters in launch._ARRIVED.values()),
+        "canaries": bool((padded[:4] == CANARY).all() and (padded[-4:] == CANARY).all()),
+    }
+
+
+@dataclass(frozen=True)
+class Values:
+    """Rows of a weight to be written: from `begin`, where a tile begins, to `rows` - `less`."""
+
+    bits: int
+    group: int = 64
+    symmetric: bool = True
+    rows: int = 150
+    columns: int = 320
+    begin: int = 0
+    less: int = 0
+
+    @property
+    def name(self) -> str:
+        fmt = integer(self.bits, self.group, self.symmetric).name
+        return f"{fmt} {self.begin}:{self.rows - self.less} of {self.rows}x{self.columns}"
+
+
+VALUES = [
+    *(Values(bits, (16, 32, 64, CHANNEL)[bits % 4], bits % 2 == 0) for bits in range(2, 9)),
+    Values(4, CHANNEL, False, columns=331),
+    Values(3, 96, False, columns=288, begin=ROWS),
+    Values(7, CHANNEL, rows=400, columns=333, begin=ROWS, less=40),
+    Values(8, 128, False, columns=1024, rows=1),
+]
+
+
+def run_values(case: Values, place: Callable[[Tensor], Tensor]) -> dict[str, object]:
+    """Write values of a weight, compare with the specification, look at what lies round them."""
+    fmt = integer(case.bits, case.group, case.symmetric)
+    weight = made(fmt, case.rows, case.columns, torch.Generator().manual_seed(case.bits))
+    expected = (reference.dequantize(weight) * 1024.0).half()[case.begin : case.rows - case.less]
+    stored = at(planar(weight), place)
+    padded = torch.full(
+        (len(expected) + 2 * ROWS, case.columns), CANARY, dtype=torch.float16, device=stored.scale.device
+    )
+    launch.launch_values(padded[ROWS:-ROWS], stored, place(torch.tensor([1024.0])), case.begin)
+    padded = padded.cpu()
+    difference = (padded[ROWS:-ROWS].double() - expected.double()).abs()
+    return {
+        "name": case.name,
+        "integer": False,
+        "relative": float(difference.max() / expected.double().abs().max()),
+        "counters": True,
+        "canaries": bool((padded[:ROWS] == CANARY).all() and (padded[-ROWS:] == CANARY).all()),
+    }
+
+
+def at(weight: PlanarWeight, place: Callable[[Tensor], Tensor]) -> PlanarWeight:
+    """The weight where the kernel gets it, with scales of 16 bits."""
+    return replace(
+        weight,
+        planes=tuple(place(plane) for plane in weight.planes),
+        scale=place(weight.scale.half()),
+        zero_point=None if weight.zero_point is None else place(weight.zero_point),
+    )
+
+
+def wrong(result: dict[str, Any], rounding: float) -> str:
+    """What is wrong with a result; empty where it is right.
+
+    Args:
+        rounding: of the largest product: what float32 sums may be off by. Operands and weights are exact.
+    """
+    if not result["canaries"]:
+        return "something round the output was written"
+    if not result["counters"]:
+        return "counters are not as they were"
+    if result["integer"]:
+        far = result["largest"] > 1 or result["different"] > max(1, result["of"] // 10_000)
+        return f"{result['different']} codes differ, by {result['largest']}" if far else ""
+    return "" if result["relative"] <= rounding else f"off by {result['relative']:.1e}"
