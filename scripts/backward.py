@@ -23,7 +23,7 @@ from torch.nn import functional
 from natprec.config import QuantizeConfig
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import Site
 from natprec.models.weights import present_values, put_in
 from natprec.pipeline.quantize import round_to_plan

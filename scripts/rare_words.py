@@ -22,7 +22,7 @@ from natprec.distortions.divergence import forward_kl
 from natprec.evaluation.verify import tightened
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
 from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from natprec.config import QuantizeConfig
 from natprec.formats import engine_profile
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
-from natprec.measurement.target import Subject
 from natprec.models.activation_sites import activation_formats
 from natprec.models.batches import batches
 from natprec.pipeline.request import open_subject

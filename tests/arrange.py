@@ -16,9 +16,9 @@ from natprec.checkpoints.compressed_tensors import quantization_config, write_se
 from natprec.distortions import Distortion
 from natprec.formats import EngineProfile, Format
 from natprec.measurement import Curve, Header, Measurement
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.disk_names import DiskNames
-from natprec.models.hidden_states import Passage
+from natprec.models.hidden_states import HiddenStates
 from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import Site
 from natprec.models.weights import present_values
@@ -142,9 +142,9 @@ def apply_plan(
     **options: Any,
 ) -> dict[str, QuantizedTensor]:
     """Site name → codes; the model's weights are those of the codes afterwards."""
-    passage, codes = None if ids is None else Passage(staged, ids), dict[str, QuantizedTensor]()
+    states, codes = None if ids is None else HiddenStates(staged, ids), dict[str, QuantizedTensor]()
     with staged.weights.hold(staged.model.parameters()):
-        for _, found in rounded_stages(staged, sites, plan, passage, rounding, storage_dtype, **options):
+        for _, found in rounded_stages(staged, sites, plan, states, rounding, storage_dtype, **options):
             codes |= found
         rounded = snapshot(staged.model)
     restore(staged.model, rounded)

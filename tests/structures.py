@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 
 SIZES = {
     "hidden_size": 64,

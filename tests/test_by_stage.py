@@ -20,8 +20,8 @@ from natprec.errors import InputError
 from natprec.evaluation import verify as judge
 from natprec.evaluation.verification import Verification
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
-from natprec.models.hidden_states import Passage
+from natprec.measurement.subject import Subject
+from natprec.models.hidden_states import HiddenStates
 from natprec.models.weights import OnDisk
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.request import refuse_on_disk
@@ -201,19 +201,21 @@ def test_judging_goes_on_where_it_was(tmp_path: Path, tiny_tokenizer: Any, monke
     subject, kept, out = opened(folder), tmp_path / "kept", tmp_path / "out"
     plan = planned(subject)
     whole = from_disk(subject, plan, out, tmp_path / "kept-whole")
-    through, passes = Passage.through, []
+    through, passes = HiddenStates.through, []
 
-    def counted(self: Passage, stage: int, advance: Any = str) -> None:
+    def counted(self: HiddenStates, stage: int, advance: Any = str) -> None:
         passes.append(stage)
         if len(passes) == 9:  # the original's prefix and 4 blocks, then 2 blocks of the quantized
             raise KeyboardInterrupt
         through(self, stage, advance)
 
-    monkeypatch.setattr(Passage, "through", counted)
+    monkeypatch.setattr(HiddenStates, "through", counted)
     options: Any = {"rounding": "gptq", "data": "", "stages": QUIET, "kept": kept}
     with pytest.raises(KeyboardInterrupt):
         judge.verify(out, subject, HELD_OUT, plan, **options)
-    monkeypatch.setattr(Passage, "through", lambda self, stage, advance: (passes.append(stage), through(self, stage)))
+    monkeypatch.setattr(
+        HiddenStates, "through", lambda self, stage, advance: (passes.append(stage), through(self, stage))
+    )
     passes.clear()
     assert judge.verify(out, subject, HELD_OUT, plan, **options).kl_mean == whole.kl_mean
     assert passes == [-1, -1, 2, 3], "the original is done, the quantized goes on"

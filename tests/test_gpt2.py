@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.layers import known_layer
 from natprec.models.weight_sites import site_layer
 from natprec.pipeline.quantize import round_and_write

@@ -18,7 +18,7 @@ from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.evaluation.verify import MARGIN, tightened
 from natprec.formats import integer
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.loading import load_model
 from natprec.pipeline.quantize import round_and_write
 from natprec.utils.progress import Stages

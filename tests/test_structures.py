@@ -15,7 +15,7 @@ from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.formats import engine_profile
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import uneven
 from natprec.pipeline.quantize import round_and_write, round_to_plan
 from natprec.pipeline.request import refuse_impossible_size

@@ -17,7 +17,7 @@ from natprec.checkpoints.compressed_tensors import (
 from natprec.checkpoints.gguf import GGUFCheckpoint
 from natprec.checkpoints.writer import CheckpointWriter
 from natprec.formats import engine_profile
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.disk_names import DiskNames
 from natprec.quantizers import QuantizedTensor
 from natprec.solver import Plan

@@ -16,7 +16,7 @@ from natprec.checkpoints.gguf import FILE_NAME
 from natprec.checkpoints.trial import unlike
 from natprec.errors import InputError, ModelError, NatprecError
 from natprec.formats import engine_profile
-from natprec.measurement.target import probe_ids
+from natprec.measurement.subject import probe_ids
 from natprec.models.checksums import refuse_damaged
 from natprec.models.devices import quiet
 from natprec.models.disk_names import DiskNames

@@ -21,7 +21,7 @@ from natprec.checkpoints.gguf_architectures import architecture_of, interleaved
 from natprec.checkpoints.gguf_blocks import pack_blocks
 from natprec.checkpoints.gguf_tokenizer import add_tokenizer, copied_fields
 from natprec.checkpoints.writer import CheckpointWriter
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.quantizers import QuantizedTensor
 
 FILE_NAME = "model.gguf"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from natprec.checkpoints.compressed_tensors import is_int8, quantization_config
 from natprec.errors import ModelError
 from natprec.formats import Format, engine_profile
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.devices import quiet
 from natprec.models.disk_names import DiskNames
 from natprec.models.model_files import first_line

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.segments import StagedModel
 from natprec.models.stored import read_stored, stored_names
 from natprec.quantizers import QuantizedTensor

@@ -27,7 +27,7 @@ from natprec.data.seen import pieces_of
 from natprec.data.windows import data_digest
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.formats import integer
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.devices import quiet
 from natprec.models.weight_sites import refuse_indivisible
 from natprec.pipeline.request import inputs, open_subject

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from natprec.errors import ModelError
 from natprec.evaluation.verification import compare
 from natprec.formats import Format, activation
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import round_inputs
 from natprec.solver import Plan
 from natprec.utils.hooks import attached

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.layers import known_layer
 from natprec.utils.hooks import attached
 from natprec.utils.statistics import bootstrap_correlation, rank_correlation

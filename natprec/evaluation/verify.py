@@ -17,7 +17,7 @@ from natprec.data.windows import data_digest
 from natprec.errors import InputError, ModelError
 from natprec.evaluation.verification import Comparison, Verification, compare
 from natprec.measurement import Measurement
-from natprec.measurement.target import Subject, probe_ids
+from natprec.measurement.subject import Subject, probe_ids
 from natprec.models.batches import batches
 from natprec.models.hidden_states import passed, state_key
 from natprec.models.segments import StagedModel

@@ -17,7 +17,7 @@ from natprec.inspection.ir import (
     Boundary,
     Capture,
     Domain,
-    Gauge,
+    Materialization,
     assign_domains,
     capture,
     cost,
@@ -34,7 +34,7 @@ from natprec.inspection.lowered import LoweredBlock
 from natprec.inspection.natural_bits import planned_bits, planned_widths, stars, unit_widths
 from natprec.inspection.rows import SiteRow, activation_rows, activation_values, shown_format, weight_rows
 from natprec.measurement import Measurement
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.solver import Plan
 from natprec.utils.progress import Stages
 from natprec.utils.statistics import rank_correlation
@@ -93,7 +93,7 @@ def inspect(
     }
     found = stars(measurement, eps, eps_bwd)
     widths = unit_widths(units, measurement, found) if plan is None else planned_widths(plan, units)
-    domains = assign_domains(graph, widths, Gauge.of_dtype(subject.storage_dtype))
+    domains = assign_domains(graph, widths, Materialization.of_dtype(subject.storage_dtype))
     edges = find_edges(graph)
     values = activation_values(graph, units, subject.staged.block_names)
     nodes = {edge.value for edge in edges} | set(values.values())
@@ -112,7 +112,7 @@ def inspect(
     members: dict[str, list[str]] = {unit: [] for unit in units.values()}
     for module, unit in units.items():
         members[unit] += [module] if module != unit or not unit.endswith(":attention") else []
-    storage = Gauge.of_dtype(subject.storage_dtype).bits
+    storage = Materialization.of_dtype(subject.storage_dtype).bits
     drawn = {
         unit: widths.get(unit, storage) if plan is None or not modules else planned_bits(subject, plan, modules)
         for unit, modules in members.items()

@@ -20,7 +20,7 @@ from natprec.errors import InputError, ModelError, unknown
 from natprec.formats import Format
 from natprec.inspection.ir import capture
 from natprec.inspection.ir.lower import KernelCall, Lowered, lower
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.layers import known_layer
 from natprec.models.segments import Context
 from natprec.quantizers import QuantizedTensor, quantize

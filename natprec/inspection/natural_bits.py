@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from natprec.inspection.ir import Gauge
+from natprec.inspection.ir import Materialization
 from natprec.inspection.ir.domains import attention_unit
 from natprec.measurement import Curve, Measurement
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.solver.choices import dual
 from natprec.solver.plan import Plan
 from natprec.solver.units import backward_bits, fewest_bits
@@ -78,4 +78,4 @@ def planned_bits(subject: Subject, plan: Plan, modules: list[str]) -> int:
     names = {use: site.name for site in subject.sites for use in site.uses}
     formats = [plan.sites[names[module]].format for module in modules if module in names]
     known = [fmt.bits for fmt in formats if fmt is not None]
-    return max(known) if known else Gauge.of_dtype(subject.storage_dtype).bits
+    return max(known) if known else Materialization.of_dtype(subject.storage_dtype).bits

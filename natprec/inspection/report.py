@@ -26,7 +26,12 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
         "sites": [row.to_json() for row in inspection.sites],
         "boundaries": [boundary.to_json() for boundary in inspection.boundaries],
         "domains": [
-            {"name": each.name, "format": each.gauge.format, "sites": list(each.sites), "operators": each.operators}
+            {
+                "name": each.name,
+                "format": each.materialization.format,
+                "sites": list(each.sites),
+                "operators": each.operators,
+            }
             for each in inspection.domains
         ],
         "entropy_orders_b_star": inspection.correlation,

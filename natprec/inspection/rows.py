@@ -10,7 +10,7 @@ from torch import fx
 
 from natprec.formats import Format
 from natprec.inspection.information import Codebook
-from natprec.inspection.ir import Boundary, Capture, Gauge
+from natprec.inspection.ir import Boundary, Capture, Materialization
 from natprec.inspection.ir.domains import attention_unit
 from natprec.inspection.ir.flows import BUNDLE
 from natprec.inspection.ir.graph import module_path, weight_of
@@ -18,7 +18,7 @@ from natprec.inspection.ir.operators import ATTENTION, operands, operator
 from natprec.inspection.natural_bits import Star
 from natprec.inspection.weights import WeightCodes, rounding_cost, weight_codes
 from natprec.measurement import Curve, Measurement
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import Site, site_weight
 from natprec.solver import Plan
 from natprec.utils.progress import Stages
@@ -103,7 +103,7 @@ def weight_rows(
                     lossless_bits=codes.lossless_bits,
                     unseen_mass=None,
                     b_star=found.get(site.name, Star(None, None)),
-                    width=fmt.bits if fmt is not None else Gauge.of_dtype(subject.storage_dtype).bits,
+                    width=fmt.bits if fmt is not None else Materialization.of_dtype(subject.storage_dtype).bits,
                     grid=_describe(codes),
                     bits_above=above,
                 )
@@ -161,7 +161,7 @@ def activation_rows(
                 lossless_bits=book.lossless_bits,
                 unseen_mass=book.unseen_mass,
                 b_star=found.get(name, Star(None, None)),
-                width=widths.get(owner, Gauge.of_dtype(subject.storage_dtype).bits),
+                width=widths.get(owner, Materialization.of_dtype(subject.storage_dtype).bits),
                 effective_bits=node.meta[BUNDLE].entropy_bits,
             )
         )

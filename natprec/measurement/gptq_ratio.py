@@ -20,7 +20,7 @@ from natprec.models.layers import Layer
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import Judged, gptq_shares, judged_rows
 from natprec.quantizers.gram import add_products, mirrored
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.transforms import Gauge, channel_scales
 
 JUDGING = 4
@@ -128,7 +128,7 @@ def decide(
             each.left = torch.ones(len(formats), dtype=torch.float64)
         return
     moments = mirrored(moments)  # in place of those in float64, which may be large
-    inputs, judged, dtype = InputOrder.of(moments), [each.judged() for each in members], first.scale_dtype
+    inputs, judged, dtype = Hessian.of(moments), [each.judged() for each in members], first.scale_dtype
     columns = None
     if gauge is not None:
         place = deciding_format(formats, first.site.shape[1])

@@ -24,8 +24,8 @@ from natprec.measurement.measurement import Header, Measurement
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.spot_check import not_believed, spot_check
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
-from natprec.measurement.target import Subject
 from natprec.models.activation_sites import activation_formats
 from natprec.models.batches import batch_count, batches
 from natprec.models.routing import MIN_TOKENS

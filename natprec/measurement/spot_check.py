@@ -18,7 +18,7 @@ from natprec.formats import Format
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measurement import Measurement
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.batches import batches
 from natprec.models.weight_sites import Site
 from natprec.utils.progress import Stages

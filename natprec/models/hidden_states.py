@@ -28,7 +28,7 @@ def state_key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-class Passage:
+class HiddenStates:
     """Hidden states of every batch.
 
     Attributes:
@@ -44,22 +44,22 @@ class Passage:
 
         Args:
             kept: file of the state, written by `keep`; one with another `key` is not used.
-            label: of this passage in the file, if there are several.
+            label: of these states in the file, if there are several.
         """
         self.ids = ids
         self.stage: int | None = None
         self._staged, self._kept, self._key, self._label = staged, kept, key, label
-        self._twin: Passage | None = None
+        self._twin: HiddenStates | None = None
         self._hidden: list[Tensor] = []
         self._contexts: list[list[Context]] = []
         self.reached: int | None = self._found()
 
-    def twin(self) -> Passage:
+    def twin(self) -> HiddenStates:
         """The same text before the prefix, for other weights of the model; `keep` keeps its state too.
 
         After a stage that is kept both have passed it.
         """
-        self._twin = Passage(self._staged, self.ids, self._kept, self._key, "twin.")
+        self._twin = HiddenStates(self._staged, self.ids, self._kept, self._key, "twin.")
         return self._twin
 
     @torch.no_grad()
@@ -156,14 +156,14 @@ def passed(
     Args:
         kept: file of the state after each block.
     """
-    passage = Passage(staged, ids, kept, key)
+    states = HiddenStates(staged, ids, kept, key)
     for stage in staged.stages[:-1]:
-        if passage.has_passed(stage):
+        if states.has_passed(stage):
             continue
         with staged.hold(stage), staged.judging():
-            passage.through(stage, advance)
+            states.through(stage, advance)
         if stage >= 0 and kept is not None:
-            passage.keep()
+            states.keep()
     numbers = iter(range(len(batches(*ids.shape))))
     with staged.hold(len(staged.blocks)):
-        yield lambda rows: passage.output(next(numbers))
+        yield lambda rows: states.output(next(numbers))

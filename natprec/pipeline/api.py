@@ -17,7 +17,7 @@ from natprec.evaluation import verify as judge
 from natprec.evaluation.verification import Verification
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.trust import tokenizer_of
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.request import for_engine, refuse_long

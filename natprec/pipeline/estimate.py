@@ -26,7 +26,7 @@ from natprec.utils.memory import available_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from natprec.config import QuantizeConfig
-    from natprec.measurement.target import Subject
+    from natprec.measurement.subject import Subject
 
 SWEEP_FORWARDS, SWEEP_BACK = 2.0, 2.0
 """Forward-equivalents of the sweep: forward and recomputed forward; of what also goes back, that."""

@@ -25,7 +25,7 @@ from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT, promised, tightened, verify
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
 from natprec.pipeline.request import (
     check,

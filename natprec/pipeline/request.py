@@ -18,7 +18,7 @@ from natprec.errors import InputError, ModelError
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import PROFILES
 from natprec.measurement import Curve, Header, Measurement
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import activation_formats
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements

@@ -16,7 +16,7 @@ from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.pipeline.request import inputs, open_subject, too_large
 from natprec.pipeline.tokens import calibration_parts, calibration_tokens
 from natprec.utils.atomic_files import clear_stale, refuse_existing_file

@@ -9,7 +9,7 @@ from natprec.config import QuantizeConfig
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.data.windows import load_tokens
 from natprec.errors import InputError
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.utils.progress import Stages
 from natprec.utils.records import public_name
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from natprec import native
 from natprec.formats import Format
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.quantizers.integer import QuantizedTensor, choose_grid, squared_errors
 from natprec.utils.matmul import product
 
@@ -30,7 +30,7 @@ WORK = 1 << 22
 """Weights, times formats, rounded at a time."""
 
 
-def gptq(weight: Tensor, inputs: InputOrder, fmt: Format, scale_dtype: torch.dtype) -> QuantizedTensor:
+def gptq(weight: Tensor, inputs: Hessian, fmt: Format, scale_dtype: torch.dtype) -> QuantizedTensor:
     """Round a weight for least output error.
 
     Args:
@@ -79,7 +79,7 @@ def judged_rows(count: int) -> Tensor:
 
 def gptq_shares(
     weights: Sequence[Judged],
-    inputs: InputOrder,
+    inputs: Hessian,
     formats: Sequence[Format],
     scale_dtype: torch.dtype,
     scalings: Sequence[Tensor | None] = (None,),
@@ -109,7 +109,7 @@ def gptq_shares(
     return torch.where(nearest > 0, losses / nearest, 1.0).cpu().double()
 
 
-def _found_grid(weight: Tensor, inputs: InputOrder, factor: Tensor, fmt: Format, scale_dtype: torch.dtype) -> Grid:
+def _found_grid(weight: Tensor, inputs: Hessian, factor: Tensor, fmt: Format, scale_dtype: torch.dtype) -> Grid:
     """The grid that GPTQ chooses for columns multiplied by `factor`, as one of the columns as they are."""
     grid = Grid.of(*weighted_grid(weight * factor, inputs.scaled(factor), fmt, scale_dtype), fmt, inputs.order)
     ordered = factor[inputs.order].unsqueeze(1)
@@ -117,7 +117,7 @@ def _found_grid(weight: Tensor, inputs: InputOrder, factor: Tensor, fmt: Format,
 
 
 def weighted_grid(
-    weight: Tensor, inputs: InputOrder, fmt: Format, scale_dtype: torch.dtype
+    weight: Tensor, inputs: Hessian, fmt: Format, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Scales and offsets of the groups, where an error counts by the power of its input."""
     groups = fmt.groups(weight.shape[1])
@@ -154,7 +154,7 @@ class Grid:
         )
 
 
-def _round_columns(work: Tensor, inputs: InputOrder, grid: Grid) -> tuple[Tensor, Tensor]:
+def _round_columns(work: Tensor, inputs: Hessian, grid: Grid) -> tuple[Tensor, Tensor]:
     """Codes and rounded values, both in the original order of columns.
 
     Args:

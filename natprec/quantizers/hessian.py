@@ -18,7 +18,7 @@ INVERTED_ROWS = 128
 
 
 @dataclass(frozen=True)
-class InputOrder:
+class Hessian:
     """What GPTQ needs to know of the inputs of a layer, or of all layers that share them.
 
     Attributes:
@@ -38,12 +38,12 @@ class InputOrder:
         left[self.order] = self.inverse.diagonal().square().reciprocal()
         return (self.power * left).sqrt()
 
-    def scaled(self, columns: Tensor) -> InputOrder:
+    def scaled(self, columns: Tensor) -> Hessian:
         """For weights whose columns are multiplied by `columns` (columns,), and inputs divided by it."""
-        return InputOrder(self.order, self.inverse * columns[self.order], self.power / columns.square())
+        return Hessian(self.order, self.inverse * columns[self.order], self.power / columns.square())
 
     @classmethod
-    def of(cls, hessian: Tensor, damping: float = DAMPING) -> InputOrder:
+    def of(cls, hessian: Tensor, damping: float = DAMPING) -> Hessian:
         """Factorize.
 
         Args:

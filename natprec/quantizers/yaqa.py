@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from natprec.formats import Format
 from natprec.quantizers.gptq import Grid, weighted_grid
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.quantizers.integer import QuantizedTensor
 
 DAMPING = 1.0
@@ -25,7 +25,7 @@ COLUMNS, ROWS = 64, 16
 """Of a tile."""
 
 
-def output_order(moments: Tensor) -> InputOrder:
+def output_order(moments: Tensor) -> Hessian:
     """What rows need to know of the gradients at a layer's outputs, as columns of its inputs.
 
     Args:
@@ -33,12 +33,10 @@ def output_order(moments: Tensor) -> InputOrder:
     Raises:
         ModelError: they are not finite.
     """
-    return InputOrder.of(moments, DAMPING)
+    return Hessian.of(moments, DAMPING)
 
 
-def yaqa(
-    weight: Tensor, inputs: InputOrder, outputs: InputOrder, fmt: Format, scale_dtype: torch.dtype
-) -> QuantizedTensor:
+def yaqa(weight: Tensor, inputs: Hessian, outputs: Hessian, fmt: Format, scale_dtype: torch.dtype) -> QuantizedTensor:
     """Round a weight for least tr(S D H Dᵀ); grids are those of GPTQ.
 
     Args:

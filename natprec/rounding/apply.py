@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from natprec.data.windows import data_digest
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.batches import batch_count, batches
-from natprec.models.hidden_states import Passage, state_key
+from natprec.models.hidden_states import HiddenStates, state_key
 from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor
@@ -52,22 +52,22 @@ def rounded_segments(
         advance: called once per batch of forward work.
         seed: of what a rounding draws: only 'learned' does.
     """
-    passage = None
+    states = None
     if ids is not None:
         file, key = None, ""
         if kept is not None:
             file, plan_text = kept / STATE, json.dumps(plan.to_json(), sort_keys=True)
             digest, products = data_digest(ids), str(subject.staged.products)
             key = state_key(subject.digest, plan_text, rounding, digest, products, str(seed))
-        passage = Passage(subject.staged, ids, file, key)
+        states = HiddenStates(subject.staged, ids, file, key)
     gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
     dtype = subject.storage_dtype
     for stage, codes in rounded_stages(
-        subject.staged, subject.sites, plan, passage, rounding, dtype, advance, gauges, seed
+        subject.staged, subject.sites, plan, states, rounding, dtype, advance, gauges, seed
     ):
         yield stage, codes
-        if kept is not None and passage is not None and passage.stage is not None and stage >= 0:
-            passage.keep()
+        if kept is not None and states is not None and states.stage is not None and stage >= 0:
+            states.keep()
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def rounded_stages(
     staged: StagedModel,
     sites: list[Site],
     plan: Plan,
-    passage: Passage | None,
+    states: HiddenStates | None,
     rounding: str,
     storage_dtype: torch.dtype,
     advance: Advance = lambda stage: None,
@@ -85,7 +85,7 @@ def rounded_stages(
     """The same of a model's parts.
 
     Args:
-        passage: the calibration text before the prefix; stages that it had passed in an earlier run are left out.
+        states: the calibration text before the prefix; stages that it had passed in an earlier run are left out.
         storage_dtype: of scales, and of everything that is not quantized.
         gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, except by 'rtn'.
     Raises:
@@ -93,7 +93,7 @@ def rounded_stages(
     """
     needs = rounding_named(rounding).needs
     work = StageRounder(staged, sites, plan, storage_dtype, gauges)
-    text = None if needs == "nothing" else passage
+    text = None if needs == "nothing" else states
     assert needs == "nothing" or text is not None
     gradients = Gradients(staged, text, advance) if needs == "gradients" and text is not None else None
     rounder = rounder_named(rounding)(Run(staged, work, text, gradients, seed, advance))

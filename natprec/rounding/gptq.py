@@ -8,7 +8,7 @@ from torch import Tensor
 from natprec.formats import Format
 from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.gptq import gptq
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.rounding.rounder import ByMoments
 
 
@@ -18,7 +18,7 @@ class GPTQ(ByMoments):
     forwards, rounding = 2.0, 0.3
 
     def weight(
-        self, weight: Tensor, inputs: InputOrder, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
+        self, weight: Tensor, inputs: Hessian, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
     ) -> QuantizedTensor:
         """See `ByMoments.weight`."""
         return gptq(weight, inputs, fmt, scale_dtype)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from natprec.models.batches import batch_rows, batches
-from natprec.models.hidden_states import Passage
+from natprec.models.hidden_states import HiddenStates
 from natprec.models.layers import Layer, known_layer
 from natprec.models.segments import StagedModel
 from natprec.quantizers import QuantizedTensor
@@ -56,7 +56,7 @@ class Learner:
     def __init__(
         self,
         staged: StagedModel,
-        passage: Passage,
+        states: HiddenStates,
         gradients: Gradients,
         storage_dtype: torch.dtype,
         seed: int = 0,
@@ -65,11 +65,11 @@ class Learner:
         """Begin before the prefix.
 
         Args:
-            passage: of the rounded model.
+            states: of the rounded model.
             gradients: of the original's distortion, which say what each token counts.
             seed: of the order of batches.
         """
-        self._staged, self._passage, self._original = staged, passage, passage.twin()
+        self._staged, self._states, self._original = staged, states, states.twin()
         self._dtype, self._seed, self._advance = storage_dtype, seed, advance
         self._gradients = gradients
         self._importance: list[Tensor] = []
@@ -87,7 +87,7 @@ class Learner:
     def improve(
         self, stage: int, codes: dict[str, QuantizedTensor], unrounded: Mapping[str, Tensor]
     ) -> dict[str, QuantizedTensor]:
-        """Learn the codes of a block that the passage has come to; its weights are those of the result afterwards.
+        """Learn the codes of a block that the states have come to; its weights are those of the result afterwards.
 
         Args:
             codes: site → where learning starts; the weights are these.
@@ -137,7 +137,7 @@ class Learner:
     def _batch_loss(self, stage: int, number: int) -> Tensor:
         """Mean squared distance of the block's output from the original's, by what each token counts."""
         with self._staged.gathering():
-            output = self._passage.next(stage, number)
+            output = self._states.next(stage, number)
         return ((output.float() - self._original.state(number)).square() * self._importance[number]).mean()
 
     @torch.enable_grad()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.forward import forward_blocks
 from natprec.measurement.sweep import backward
-from natprec.models.hidden_states import Passage
+from natprec.models.hidden_states import HiddenStates
 from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gram import add_products, mirrored
@@ -53,19 +53,19 @@ class Gradients:
     """
 
     @torch.enable_grad()
-    def __init__(self, staged: StagedModel, passage: Passage, advance: Advance = lambda stage: None) -> None:
+    def __init__(self, staged: StagedModel, states: HiddenStates, advance: Advance = lambda stage: None) -> None:
         """Go through the model and back, to the first block that an earlier run has not passed."""
-        last, first = len(staged.blocks), 0 if passage.reached is None else passage.reached + 1
+        last, first = len(staged.blocks), 0 if states.reached is None else states.reached + 1
         self._kept = BlockInputs()
         if first >= last:
             return
         with staged.gathering():
-            inputs, contexts = forward_blocks(staged, passage.ids, last, advance)
+            inputs, contexts = forward_blocks(staged, states.ids, last, advance)
         gradient = None
         for stage in range(last, first, -1):
             with staged.hold(stage):
                 gradient = backward(
-                    staged, {}, {}, stage, inputs, contexts, passage.ids, gradient, SEED, advance, staged.gathering
+                    staged, {}, {}, stage, inputs, contexts, states.ids, gradient, SEED, advance, staged.gathering
                 )  # fmt: skip
             inputs.pop()
             assert gradient is not None
@@ -86,12 +86,12 @@ class Gradients:
 def stage_moments(
     staged: StagedModel,
     members: Sequence[Site],
-    passage: Passage,
+    states: HiddenStates,
     stage: int,
     gradients: Gradients | None,
     advance: Advance = lambda stage: None,
 ) -> Moments:
-    """Gather the moments of a stage that the passage has come to.
+    """Gather the moments of a stage that the states have come to.
 
     Args:
         members: sites that the stage rounds.
@@ -104,10 +104,10 @@ def stage_moments(
         return moments
     with _gathering(staged.model, members, layers, moments):
         if layers:
-            passage.back(stage, gradient, SEED, advance)
+            states.back(stage, gradient, SEED, advance)
         else:
             with staged.gathering():
-                passage.show(stage, [use for site in members for use in site.uses], advance)
+                states.show(stage, [use for site in members for use in site.uses], advance)
     for sums in (moments.inputs, moments.outputs):
         sums.update({name: mirrored(upper) for name, upper in sums.items()})
     return moments

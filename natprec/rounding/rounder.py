@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
-from natprec.models.hidden_states import Passage
+from natprec.models.hidden_states import HiddenStates
 from natprec.models.segments import StagedModel
 from natprec.quantizers import QuantizedTensor
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.rounding.moments import Gradients, stage_moments
 from natprec.rounding.segment import StageRounder
 from natprec.roundings import rounding_named
@@ -38,7 +38,7 @@ class Run:
 
     staged: StagedModel
     work: StageRounder
-    text: Passage | None
+    text: HiddenStates | None
     gradients: Gradients | None
     seed: int
     advance: Advance
@@ -115,7 +115,7 @@ class ByMoments(Rounder):
 
     @abstractmethod
     def weight(
-        self, weight: Tensor, inputs: InputOrder, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
+        self, weight: Tensor, inputs: Hessian, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
     ) -> QuantizedTensor:
         """Round one weight.
 

@@ -19,12 +19,12 @@ from natprec.models.layers import Layer
 from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import QuantizedTensor, quantize
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.rounding.moments import Moments
 from natprec.solver import Plan
 from natprec.transforms import Gauge, channel_scales, fold
 
-RoundWeight = Callable[[Tensor, InputOrder, Tensor | None, Format, torch.dtype], QuantizedTensor]
+RoundWeight = Callable[[Tensor, Hessian, Tensor | None, Format, torch.dtype], QuantizedTensor]
 """Weight (rows, columns), its inputs, Σ g gᵀ (rows, rows) at its outputs or None, format, dtype of scales → codes."""
 
 
@@ -92,7 +92,7 @@ class StageRounder:
             InputError: it does where the model has none.
         """
         members = self.members(stage)
-        inputs = {unit: InputOrder.of(moment) for unit, moment in moments.inputs.items()}
+        inputs = {unit: Hessian.of(moment) for unit, moment in moments.inputs.items()}
         scaled = [site.unit for site in members if self._plan.sites[site.name].scaled and site.unit in inputs]
         for unit in dict.fromkeys(scaled):
             layers = [site_layer(self._staged.model, site) for site in members if site.unit == unit]
@@ -108,7 +108,7 @@ class StageRounder:
                 codes[site.name] = self._put(site, round_weight(weight, own, errors, self._format(site), self.dtype))
         return codes, unrounded
 
-    def _rescale(self, unit: str, layers: list[Layer], inputs: InputOrder, moments: Moments) -> InputOrder:
+    def _rescale(self, unit: str, layers: list[Layer], inputs: Hessian, moments: Moments) -> Hessian:
         """Multiply the columns of a unit, divide what produces its inputs; returns what its inputs are then."""
         if self._gauges is None:
             raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")

@@ -8,7 +8,7 @@ from torch import Tensor
 from natprec.formats import Format
 from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.gptq import gptq
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.quantizers.yaqa import output_order, yaqa
 from natprec.rounding.moments import Gradients
 from natprec.rounding.rounder import ByMoments
@@ -24,7 +24,7 @@ class YAQA(ByMoments):
         return self.run.gradients
 
     def weight(
-        self, weight: Tensor, inputs: InputOrder, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
+        self, weight: Tensor, inputs: Hessian, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
     ) -> QuantizedTensor:
         """See `ByMoments.weight`."""
         if errors is None:

@@ -13,7 +13,7 @@ from natprec.models.weight_sites import together
 from natprec.utils.schema import Place
 
 if TYPE_CHECKING:
-    from natprec.measurement.target import Subject
+    from natprec.measurement.subject import Subject
     from natprec.solver.plan import Plan
 
 WEIGHTS: tuple[Role, ...] = ("linear", "head", "embedding")

@@ -18,7 +18,7 @@ from natprec.utils.own_files import PLAN, read_json, sealed
 from natprec.utils.schema import Above0, Among, Count, From0, Place, Seed, read
 
 if TYPE_CHECKING:
-    from natprec.measurement.target import Subject
+    from natprec.measurement.subject import Subject
 
 VERSION = 1
 """Of plan.json: 1 since formats have names; a file without `version` is of version 0."""

@@ -18,7 +18,7 @@ from natprec.checkpoints.dense_reader import load_quantized
 from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.quantizers import QuantizedTensor
 from natprec.solver import Plan
 from natprec.utils.atomic_files import folder_bytes

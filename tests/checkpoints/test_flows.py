@@ -12,7 +12,7 @@ import torch
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.pipeline import quantize as pipeline
 from natprec.rounding.flows import flows_rounded
 from natprec.utils.progress import Stages

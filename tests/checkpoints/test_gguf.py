@@ -18,7 +18,7 @@ from natprec.checkpoints.gguf_architectures import architecture_of
 from natprec.errors import InputError, ModelError
 from natprec.formats import GGUF_TYPES
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.loading import load_model
 from natprec.models.weight_sites import site_weight
 from natprec.pipeline import quantize as pipeline

@@ -13,7 +13,7 @@ from natprec.checkpoints.gguf_blocks import pack_blocks
 from natprec.formats import GGUF_TYPES, Format
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import gptq
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.quantizers.scale_storage import nested_grid
 
 TYPES = list(GGUF_TYPES.values())
@@ -63,7 +63,7 @@ def test_every_code_and_scale_survives(fmt: Format) -> None:
 @pytest.mark.parametrize("fmt", TYPES, ids=lambda fmt: fmt.name)
 def test_gptq_stays_on_the_grid(fmt: Format) -> None:
     inputs = torch.randn(1000, 512, generator=torch.Generator().manual_seed(2)) @ torch.randn(512, 512)
-    value = gptq(weight(), InputOrder.of(inputs.T @ inputs), fmt, torch.bfloat16)
+    value = gptq(weight(), Hessian.of(inputs.T @ inputs), fmt, torch.bfloat16)
     assert torch.equal(unpacked(pack_blocks(value), fmt), value.dequantize())
     nearest = quantize(weight(), fmt, torch.bfloat16).dequantize() - weight()
     left = value.dequantize() - weight()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from natprec.checkpoints.trial import refusal
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from tests.arrange import experts, tokens
 from tests.conftest import tiny_encoder, tiny_model
 from tests.run_command import SMALL, natprec

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from natprec.comparison.judging import judge, judged_model, rounded_inputs, sizes
 from natprec.errors import ModelError
 from natprec.formats import activation
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from tests.conftest import tiny_model
 from tests.solver.test_units import three_layers
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from natprec.comparison.proxies import correlations, proxies, without_scales
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from tests.conftest import tiny_model
 
 IDS = torch.arange(128).reshape(2, 64)

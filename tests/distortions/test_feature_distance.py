@@ -14,8 +14,8 @@ from natprec.distortions import EmbeddingDistance, FeatureDistance
 from natprec.formats import integer
 from natprec.measurement import Curve
 from natprec.measurement.exact import exact_curves
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
-from natprec.measurement.target import Subject
 from natprec.models.weight_sites import site_weight
 from tests.arrange import encoder, tokens
 

@@ -100,7 +100,7 @@ def test_loss_increase_draws_nothing_for_the_last_token() -> None:
 
 def test_a_plan_of_another_distortion_says_so() -> None:
     from natprec.measurement.measure import measure
-    from natprec.measurement.target import Subject
+    from natprec.measurement.subject import Subject
 
     made = subject()
     top = Subject.in_memory(made.model, None, "small", TopKKL())

@@ -17,7 +17,7 @@ from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.formats import engine_profile
 from natprec.formats.compressed_tensors import activation_format
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.attention import AttentionHook
 from natprec.pipeline import quantize as pipeline
 from natprec.quantizers.activations import flowing_scale

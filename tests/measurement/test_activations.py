@@ -20,8 +20,8 @@ from natprec.measurement import activation_observer as observing
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.sharding import Sharding
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
-from natprec.measurement.target import Subject
 from natprec.models.activation_sites import activation_formats, rounded
 from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import fixed_scale, flowing_scale, round_activations

@@ -15,7 +15,7 @@ from natprec.formats import integer
 from natprec.measurement import Measurement
 from natprec.measurement.gptq_ratio import JUDGING, Compensation, deciding_format
 from natprec.measurement.measure import DIFFERENTIATED, MANY, measure, shared_out
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.quantizers import quantize
 from natprec.quantizers.gram import mirrored as whole
 from natprec.utils.progress import Stages

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize, squared_errors

@@ -15,8 +15,8 @@ import torch
 from natprec.config import QuantizeConfig
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
-from natprec.measurement.target import Subject
 from natprec.models.activation_sites import activation_formats
 from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject

@@ -21,8 +21,8 @@ from natprec.measurement.measure import measure
 from natprec.measurement.measurement import Measurement
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import _contract, sweep
-from natprec.measurement.target import Subject
 from natprec.measurement.weight_observer import WeightObserver
 from natprec.models.activation_sites import activation_formats
 from natprec.models.batches import batches

@@ -13,8 +13,8 @@ from natprec.formats import integer
 from natprec.measurement.curves import Curve
 from natprec.measurement.measure import measure
 from natprec.measurement.spot_check import _checked, not_believed
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
-from natprec.measurement.target import Subject
 from natprec.utils.progress import Stages
 from tests.arrange import curve, measurement, subject, tokens
 

@@ -17,8 +17,8 @@ from natprec.measurement import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
-from natprec.measurement.target import Subject
 from natprec.measurement.weight_observer import WeightObserver
 from natprec.models.batches import batch_count
 from natprec.models.weight_sites import find_sites, site_layer, site_weight

@@ -16,7 +16,7 @@ from natprec.checkpoints import checkpoint
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.errors import ModelError
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.checksums import refuse_damaged
 from natprec.models.model_files import weight_files
 from natprec.pipeline import quantize as pipeline

@@ -17,7 +17,7 @@ from natprec.checkpoints.dense_reader import load_quantized
 from natprec.config import QuantizeConfig
 from natprec.data.windows import load_tokens
 from natprec.errors import ModelError
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.encoders import embedding_distortion
 from natprec.pipeline import quantize as pipeline
 from natprec.solver import Plan

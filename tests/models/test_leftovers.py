@@ -16,7 +16,7 @@ from torch import Tensor
 import natprec as library
 from natprec.checkpoints.compressed_tensors import write_weights
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.headers import read_headers
 from natprec.models.loading import load_model
 from natprec.runtime import load

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from natprec.errors import ModelError
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from tests.arrange import experts, subject
 from tests.models.test_blocks import built
 from tests.run_command import SMALL, natprec

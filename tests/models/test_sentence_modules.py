@@ -19,8 +19,8 @@ from natprec.distortions import EmbeddingDistance
 from natprec.errors import ModelError
 from natprec.formats import integer
 from natprec.measurement.exact import exact_curves
+from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
-from natprec.measurement.target import Subject
 from natprec.models.encoders import companions
 from natprec.models.loading import load_model
 from natprec.pipeline import quantize as pipeline

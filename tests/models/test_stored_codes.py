@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.errors import ModelError
 from natprec.formats import Format, integer, parse_format
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.headers import Header
 from natprec.models.stored_codes import refuse_other_format
 from natprec.runtime.load import load

@@ -72,7 +72,7 @@ def test_the_code_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_model_in_memory_has_its_code_too(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    from natprec.measurement.target import Subject
+    from natprec.measurement.subject import Subject
 
     model = tiny_model()
     model.config.auto_map = {"AutoModelForCausalLM": "own.Model"}

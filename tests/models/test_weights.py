@@ -15,7 +15,7 @@ from natprec.errors import InputError, ModelError
 from natprec.measurement import Measurement
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.loading import load_model
 from natprec.models.weights import OnDisk
 from tests.arrange import tokens

@@ -11,7 +11,7 @@ from natprec.errors import ModelError
 from natprec.formats import CHANNEL, Format, integer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import SHARE_ROWS, Judged, gptq, gptq_shares, judged_rows
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.quantizers.integer import choose_grid, round_to_grid
 
 FORMATS = [
@@ -38,7 +38,7 @@ def output_error(value: QuantizedTensor, original: Tensor, seen: Tensor) -> floa
 def test_less_output_error_than_nearest(fmt: Format) -> None:
     original, seen = weight(), inputs()
     before = original.clone()
-    rounded = gptq(original, InputOrder.of(seen.T @ seen), fmt, torch.bfloat16)
+    rounded = gptq(original, Hessian.of(seen.T @ seen), fmt, torch.bfloat16)
     nearest = quantize(original, fmt, torch.bfloat16)
     assert torch.equal(original, before)
     assert output_error(rounded, original, seen) < 0.7 * output_error(nearest, original, seen)
@@ -48,7 +48,7 @@ def test_less_output_error_than_nearest(fmt: Format) -> None:
 @pytest.mark.parametrize("factor", [1.0, 1e-6, 1e6])
 def test_unrelated_inputs_give_the_nearest_codes(fmt: Format, factor: float) -> None:
     """On the grid that is best where all inputs count alike."""
-    rounded = gptq(weight(), InputOrder.of(factor * torch.eye(160)), fmt, torch.bfloat16)
+    rounded = gptq(weight(), Hessian.of(factor * torch.eye(160)), fmt, torch.bfloat16)
     grouped = weight().reshape(48, fmt.groups(160), -1)
     scale, offset = choose_grid(grouped, fmt, torch.bfloat16, torch.ones(grouped.shape[1:]))
     assert torch.equal(rounded.codes, round_to_grid(grouped, fmt, scale, offset).view(48, 160).to(torch.int8))
@@ -61,7 +61,7 @@ def test_unrelated_inputs_give_the_nearest_codes(fmt: Format, factor: float) -> 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 def test_result_is_on_its_grid(fmt: Format) -> None:
     seen = inputs()
-    rounded = gptq(weight(), InputOrder.of(seen.T @ seen), fmt, torch.float16)
+    rounded = gptq(weight(), Hessian.of(seen.T @ seen), fmt, torch.float16)
     low, high = fmt.code_range
     assert rounded.codes.shape == (48, 160)
     assert rounded.codes.dtype == torch.int8
@@ -75,20 +75,20 @@ def test_result_is_on_its_grid(fmt: Format) -> None:
 def test_inputs_that_are_always_zero(fmt: Format) -> None:
     seen = inputs()
     seen[:, [0, 5, 31, 159]] = 0
-    rounded = gptq(weight(), InputOrder.of(seen.T @ seen), fmt, torch.bfloat16)
+    rounded = gptq(weight(), Hessian.of(seen.T @ seen), fmt, torch.bfloat16)
     assert torch.isfinite(rounded.dequantize()).all()
     assert output_error(rounded, weight(), seen) < output_error(quantize(weight(), fmt, torch.bfloat16), weight(), seen)
 
 
 def test_no_input_at_all_is_rounding_to_nearest() -> None:
     fmt = integer(4, 32)
-    rounded = gptq(weight(), InputOrder.of(torch.zeros(160, 160)), fmt, torch.bfloat16)
+    rounded = gptq(weight(), Hessian.of(torch.zeros(160, 160)), fmt, torch.bfloat16)
     assert torch.equal(rounded.codes, quantize(weight(), fmt, torch.bfloat16).codes)
 
 
 def test_fewer_tokens_than_columns() -> None:
     seen = inputs(count=5)
-    rounded = gptq(weight(), InputOrder.of(seen.T @ seen), integer(4, 32), torch.bfloat16)
+    rounded = gptq(weight(), Hessian.of(seen.T @ seen), integer(4, 32), torch.bfloat16)
     nearest = quantize(weight(), integer(4, 32), torch.bfloat16)
     assert output_error(rounded, weight(), seen) < output_error(nearest, weight(), seen)
 
@@ -100,7 +100,7 @@ def test_hessian_that_is_not_finite(bad: float, place: tuple[int, int]) -> None:
     hessian = seen.T @ seen
     hessian[place] = hessian[place[::-1]] = bad
     with pytest.raises(ModelError, match=r"NaN or Inf.*--rounding rtn"):
-        gptq(weight(), InputOrder.of(hessian), integer(4, 32), torch.bfloat16)
+        gptq(weight(), Hessian.of(hessian), integer(4, 32), torch.bfloat16)
 
 
 @pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
@@ -108,7 +108,7 @@ def test_hessian_that_is_not_finite(bad: float, place: tuple[int, int]) -> None:
 @pytest.mark.parametrize("fmt", [integer(2, 32), integer(4, 32, False), integer(8, CHANNEL)], ids=str)
 def test_columns_in_c_are_those_by_torch(fmt: Format, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum in another order may move a weight that lies near the middle between two codes, no more."""
-    order, original = InputOrder.of(inputs().T @ inputs()), weight(rows)
+    order, original = Hessian.of(inputs().T @ inputs()), weight(rows)
     found = gptq(original, order, fmt, torch.bfloat16)
     calls: list[int] = []
     monkeypatch.setattr(native, "round_columns", lambda *args: calls.append(1))
@@ -136,7 +136,7 @@ def test_shares_are_what_the_rounded_weights_show(symmetric: bool, monkeypatch: 
     """Against the very weights that GPTQ returns; two weights, several formats at once."""
     formats = [integer(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, CHANNEL)]
     original, moments, gradient = weight(), inputs().T @ inputs(), gradients()
-    fitted = InputOrder.of(moments)
+    fitted = Hessian.of(moments)
     monkeypatch.setattr("natprec.quantizers.gptq.WORK", 160 * (48 + 80) * 3)
     other = Judged(-weight(80), gradients(80))
     both = gptq_shares([other, Judged(original, gradient)], fitted, formats, torch.bfloat16)
@@ -152,7 +152,7 @@ def test_shares_of_rescaled_columns_are_those_of_rescaled_weights(symmetric: boo
     """Beside those of columns as they are; against GPTQ really run on weight times factor, inputs over factor."""
     formats = [integer(bits, 32, symmetric) for bits in (3, 4)]
     original, moments, gradient, factor = weight(), inputs().T @ inputs(), gradients(), torch.linspace(0.3, 4, 160)
-    fitted, judged = InputOrder.of(moments), Judged(original, gradient)
+    fitted, judged = Hessian.of(moments), Judged(original, gradient)
     shares = gptq_shares([judged], fitted, formats, torch.bfloat16, [None, factor])
     alone = gptq_shares([judged], fitted, formats, torch.bfloat16)
     torch.testing.assert_close(shares[:, :1], alone, rtol=1e-3, atol=0)
@@ -167,7 +167,7 @@ def test_a_sample_of_rows_shows_the_share() -> None:
     rows = judged_rows(640)
     assert len(rows) == SHARE_ROWS < 640
     sampled, whole = (
-        float(gptq_shares([judged], InputOrder.of(moments), fmt, torch.bfloat16))
+        float(gptq_shares([judged], Hessian.of(moments), fmt, torch.bfloat16))
         for judged in (Judged(original[rows], gradient[:, rows]), Judged(original, gradient))
     )
     assert sampled == pytest.approx(whole, rel=0.15)
@@ -179,5 +179,5 @@ def test_few_rows_are_all_judged() -> None:
 
 def test_no_gradients_leave_nothing_to_make_up_for() -> None:
     judged = Judged(weight(), torch.zeros(2, 48, 160))
-    nothing = InputOrder.of(torch.zeros(160, 160))
+    nothing = Hessian.of(torch.zeros(160, 160))
     assert gptq_shares([judged], nothing, FORMATS[:2], torch.bfloat16).tolist() == [[[1, 1]]]

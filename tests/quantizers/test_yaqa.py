@@ -8,7 +8,7 @@ from torch import Tensor
 
 from natprec.formats import Format, integer
 from natprec.quantizers.gptq import gptq
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.quantizers.yaqa import DAMPING, output_order, yaqa
 
 
@@ -41,7 +41,7 @@ def test_its_own_loss_is_less_than_gptqs(shape: tuple[int, int], fmt: Format) ->
     rows, columns = shape
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     inputs, outputs = moments(columns, 1), moments(rows, 2)
-    order = InputOrder.of(inputs)
+    order = Hessian.of(inputs)
     found = yaqa(weight, order, output_order(outputs), fmt, torch.float32)
     plain = gptq(weight, order, fmt, torch.float32)
     assert torch.equal(found.scale, plain.scale)
@@ -56,7 +56,7 @@ def test_its_own_loss_is_less_than_gptqs(shape: tuple[int, int], fmt: Format) ->
 def test_outputs_that_have_nothing_in_common_leave_gptq(shape: tuple[int, int]) -> None:
     """With a diagonal S no row can make up for another, in whichever order they come."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    order = InputOrder.of(moments(shape[1], 4))
+    order = Hessian.of(moments(shape[1], 4))
     outputs = output_order(torch.diag(torch.linspace(1, 5, shape[0])))
     fmt = integer(3, 32)
     assert torch.equal(
@@ -70,7 +70,7 @@ def test_each_weight_is_rounded_from_what_the_earlier_ones_left() -> None:
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(5))
     inputs, outputs = moments(columns, 6, 0.3), moments(rows, 7, 0.3)
     fmt = integer(4, 64)
-    order, down = InputOrder.of(inputs), output_order(outputs)
+    order, down = Hessian.of(inputs), output_order(outputs)
     found = yaqa(weight, order, down, fmt, torch.float32)
     h = inputs.double() + 0.01 * inputs.diagonal().mean() * torch.eye(columns)
     s = damped(outputs).double()

@@ -11,7 +11,7 @@ import torch
 from natprec.distortions.divergence import forward_kl
 from natprec.errors import InputError
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import find_sites, site_weight
 from natprec.quantizers import quantize

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from natprec.formats import GGUF_TYPES, integer
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
-from natprec.models.hidden_states import Passage
+from natprec.measurement.subject import Subject
+from natprec.models.hidden_states import HiddenStates
 from natprec.models.weight_sites import site_weight
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import learned
@@ -25,11 +25,11 @@ THREE = integer(3, 32)
 
 def improved(made: Subject, fmt: Any = THREE, **options: Any) -> tuple[dict[str, QuantizedTensor], ...]:
     """The first block's codes to nearest, and what is learned from them; the model holds those."""
-    passage = Passage(made.staged, IDS)
-    learner = Learner(made.staged, passage, Gradients(made.staged, passage), torch.float16, **options)
+    states = HiddenStates(made.staged, IDS)
+    learner = Learner(made.staged, states, Gradients(made.staged, states), torch.float16, **options)
     for stage in (-1, 0):
         learner.watch(stage)
-    passage.through(-1)
+    states.through(-1)
     sites = [site for site in made.sites if site.stage == 0]
     unrounded = {site.name: site_weight(made.model, site).data for site in sites}
     codes = {name: quantize(weight, fmt, torch.float16) for name, weight in unrounded.items()}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
-from natprec.models.hidden_states import Passage
+from natprec.measurement.subject import Subject
+from natprec.models.hidden_states import HiddenStates
 from natprec.models.weight_sites import Site
 from natprec.rounding.moments import SEED, Gradients, Moments, stage_moments
 from tests.arrange import apply_plan, restore, snapshot, subject, tokens
@@ -20,14 +20,14 @@ IDS = tokens(8, 32)
 
 def gathered(made: Subject, until: int) -> dict[str, Tensor]:
     """Of the outputs of all layers of the blocks up to one, nothing rounded."""
-    passage = Passage(made.staged, IDS)
-    gradients = Gradients(made.staged, passage)
+    states = HiddenStates(made.staged, IDS)
+    gradients = Gradients(made.staged, states)
     found: dict[str, Tensor] = {}
     for stage in range(-1, until + 1):
         members = [site for site in made.sites if site.gptq and site.stage == stage]
-        moments = stage_moments(made.staged, members, passage, stage, gradients)
+        moments = stage_moments(made.staged, members, states, stage, gradients)
         found |= moments.outputs
-        passage.through(stage)
+        states.through(stage)
     return found
 
 
@@ -71,12 +71,12 @@ def test_a_rescaled_producer_has_rescaled_gradients() -> None:
 @pytest.mark.parametrize("passed", [0, 1])
 def test_gradients_of_a_resumed_run_begin_where_it_does(passed: int) -> None:
     made = subject()
-    passage = Passage(made.staged, IDS)
-    gradients = Gradients(made.staged, passage)
+    states = HiddenStates(made.staged, IDS)
+    gradients = Gradients(made.staged, states)
     expected = [gradients.pop() for _ in range(2)]
     assert gradients.pop() is None
-    passage.reached = passed - 1 if passed else None
-    again = Gradients(made.staged, passage)
+    states.reached = passed - 1 if passed else None
+    again = Gradients(made.staged, states)
     for gradient in expected[passed:]:
         own = again.pop()
         assert gradient is not None

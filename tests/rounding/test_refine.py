@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format, integer
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import site_weight
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import refine as module

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.runtime.load import Runnable
 from tests.arrange import tokens
 from tests.runtime.test_load import written

@@ -14,7 +14,7 @@ from torch import nn
 from natprec import native
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.formats import CHANNEL, Format, engine_profile, integer
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize
 from natprec.runtime.kernels.dispatch import KERNELS

@@ -12,7 +12,7 @@ import torch
 
 from natprec import native
 from natprec.formats import CHANNEL, Format, engine_profile, integer
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize
 from natprec.runtime.load import load

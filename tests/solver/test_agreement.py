@@ -14,7 +14,7 @@ import pytest
 import natprec
 from natprec.errors import InputError
 from natprec.formats import integer
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.solver import Plan
 from tests.arrange import curve, measurement, subject
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import find_sites, site_weight
 from natprec.transforms import Gauge, find_gauges, fold

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.transforms import rotation as module
 from natprec.transforms.hadamard import Rotation
 from natprec.transforms.rotation import LIMIT, find_heads, rotate, turn_heads

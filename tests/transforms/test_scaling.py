@@ -8,7 +8,7 @@ from torch import Tensor
 from natprec.formats import integer
 from natprec.quantizers import quantize
 from natprec.quantizers.gptq import Judged, gptq_shares
-from natprec.quantizers.hessian import InputOrder
+from natprec.quantizers.hessian import Hessian
 from natprec.transforms import Gauge, channel_scales
 
 FOUR = integer(4, 32)
@@ -70,7 +70,7 @@ def test_layers_of_a_unit_count_alike() -> None:
 def test_gptq_leaves_less_of_rescaled_columns() -> None:
     weight, inputs = uneven()
     hessian = inputs.T @ inputs
-    order = InputOrder.of(hessian)
+    order = Hessian.of(hessian)
     columns = channel_scales([weight], order.cost, FOUR, PLAIN)
     judged = Judged(weight, gradients(inputs))
     plain, scaled = gptq_shares([judged], order, [FOUR], torch.float32, [None, columns]).flatten().tolist()
@@ -80,7 +80,7 @@ def test_gptq_leaves_less_of_rescaled_columns() -> None:
 def test_a_power_of_two_for_all_columns_changes_nothing() -> None:
     weight, inputs = uneven()
     hessian = inputs.T @ inputs
-    order = InputOrder.of(hessian)
+    order = Hessian.of(hessian)
     judged = Judged(weight, gradients(inputs))
     found = gptq_shares([judged], order, [FOUR], torch.float32, [None, torch.full((64,), 4.0)])[0]
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)

@@ -16,7 +16,7 @@ from natprec.errors import InputError
 from natprec.formats import engine_profile
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
-from natprec.measurement.target import Subject
+from natprec.measurement.subject import Subject
 from natprec.pipeline.quantize import round_to_plan
 from natprec.utils.matmul import DTYPES, arithmetic, multiplies_bfloat16, product, products_in
 from natprec.utils.progress import Stages

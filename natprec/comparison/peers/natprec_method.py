@@ -16,7 +16,7 @@ PACKAGES = {"natprec": "natprec", "compressed-tensors": "compressed_tensors"}
 
 def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     """Measure, solve for the size, round."""
-    from natprec.measurement.target import Subject
+    from natprec.measurement.subject import Subject
     from natprec.pipeline.api import apply, measure
 
     engine, tokenizer = job.settings["engine"], job.tokenizer()

@@ -1,7 +1,7 @@
 """The information IR (T13-T15): a captured graph, its entropies, its domains and the boundaries between them."""
 
 from natprec.inspection.ir.boundaries import Boundary, Edge, cost, find_edges
-from natprec.inspection.ir.bundle import Gauge, InfoBundle
+from natprec.inspection.ir.bundle import InfoBundle, Materialization
 from natprec.inspection.ir.domains import Domain, assign_domains, find_units
 from natprec.inspection.ir.graph import Capture, capture
 
@@ -10,8 +10,8 @@ __all__ = [
     "Capture",
     "Domain",
     "Edge",
-    "Gauge",
     "InfoBundle",
+    "Materialization",
     "assign_domains",
     "capture",
     "cost",

@@ -1,7 +1,7 @@
-"""Boundaries (T14): edges where the gauge changes, and what crossing them erases (T7-T9).
+"""Boundaries (T14): edges where the materialization changes, and what crossing them erases (T7-T9).
 
-A value leaves one gauge as codes and is rounded into another. With static scales, which is what an epilogue can
-hold, that is one function of the code, so everything about it follows from how often each code occurs. Free is only
+A value leaves one materialization as codes and is rounded into another. With static scales, which is what an epilogue
+can hold, that is one function of the code, so everything about it follows from how often each code occurs. Free is only
 what is injective on the codes that occur (T9) and, on held-out text, stays so; H <= b would not be enough (T8).
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from natprec.config import ROOM_KELVIN
 from natprec.inspection.information import Codebook, landauer_joules, recode
 from natprec.inspection.information.landauer import marginal_bound_bits
-from natprec.inspection.ir.bundle import FLOATS, Gauge
+from natprec.inspection.ir.bundle import FLOATS, Materialization
 from natprec.inspection.ir.domains import place_of
 from natprec.inspection.ir.graph import Capture, module_path, weight_of
 from natprec.inspection.ir.operators import ATTENTION, before_moving, operands, operator
@@ -28,7 +28,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 
 @dataclass(frozen=True)
 class Edge:
-    """A value and the nodes of one domain that read it in another gauge."""
+    """A value and the nodes of one domain that read it in another materialization."""
 
     value: fx.Node
     readers: tuple[fx.Node, ...]
@@ -48,7 +48,7 @@ class Boundary:
         source_unit, target_unit: the units on both sides; None for norms, the residual stream and the like.
         kind: 'activation', or 'weight' for the codes of a checkpoint that are rounded to another format.
         elements: of the values that were counted, or of the weight.
-        source_bits, target_bits: widths of both gauges.
+        source_bits, target_bits: widths of both materializations.
         source_entropy_bits: of the codes that occur, Miller and Madow, per element.
         realized_codes: |S|, how many different codes occur.
         unseen_mass: Good and Turing's share of codes not seen.
@@ -96,35 +96,35 @@ def value_name(node: fx.Node) -> str:
 
 
 def find_edges(capture: Capture) -> list[Edge]:
-    """Every value that is read in another gauge than its own, once per domain that reads it."""
+    """Every value that is read in another materialization than its own, once per domain that reads it."""
     readers: dict[tuple[fx.Node, str], list[fx.Node]] = {}
     for node in capture.nodes:
         if node.op not in ("call_function", "call_module"):
             continue
         for value in operands(node):
-            if place_of(value).gauge != place_of(node).gauge:
+            if place_of(value).materialization != place_of(node).materialization:
                 readers.setdefault((value, place_of(node).domain), []).append(node)
     return [Edge(value, tuple(nodes)) for (value, _), nodes in readers.items()]
 
 
-def static_map(gauge: Gauge, largest: float) -> Callable[[Tensor], Tensor]:
-    """Values to codes of a gauge, with one scale for all text, made for this largest magnitude.
+def static_map(materialization: Materialization, largest: float) -> Callable[[Tensor], Tensor]:
+    """Values to codes of a materialization, with one scale for all text, made for this largest magnitude.
 
     The codes of a float are the bits of the rounded value.
     """
-    if gauge.format in FLOATS:
-        dtype = FLOATS[gauge.format]
+    if materialization.format in FLOATS:
+        dtype = FLOATS[materialization.format]
         return lambda values: values.to(dtype).view(_INTEGERS[dtype.itemsize])
-    low, high = -(2 ** (gauge.bits - 1)), 2 ** (gauge.bits - 1) - 1
+    low, high = -(2 ** (materialization.bits - 1)), 2 ** (materialization.bits - 1) - 1
     scale = largest / max(high, 1) or 1.0
     return lambda values: (values / scale).round().clamp(low, high)
 
 
-def in_gauge(book: Codebook, gauge: Gauge, largest: float) -> Codebook:
+def in_gauge(book: Codebook, materialization: Materialization, largest: float) -> Codebook:
     """The codebook as the source domain holds it: a 16-bit one, or rounded to its codes."""
-    if gauge.bits >= HALF:
+    if materialization.bits >= HALF:
         return book
-    return book.rounded(static_map(gauge, largest)(book.values), 2**gauge.bits)
+    return book.rounded(static_map(materialization, largest)(book.values), 2**materialization.bits)
 
 
 def cost(
@@ -135,7 +135,7 @@ def cost(
     Args:
         book: of the value in 16 bits; `heldout`: of the same value on other text.
     """
-    source, target = place_of(edge.value).gauge, place_of(edge.readers[0]).gauge
+    source, target = place_of(edge.value).materialization, place_of(edge.readers[0]).materialization
     largest = float(book.values.abs().max())
     own = in_gauge(book, source, largest)
     other = None if heldout is None else in_gauge(heldout, source, largest)

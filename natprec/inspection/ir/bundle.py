@@ -1,7 +1,7 @@
-"""Bundles (T13): what a tensor carries, and apart from it the gauge in which it is stored.
+"""Bundles (T13): what a tensor carries, and apart from it the materialization in which it is stored.
 
-A bundle is (shape, entropy bound, meaning). It has no precision and no layout: those are the gauge, chosen when the
-tensor is materialized, and choosing another gauge leaves the bundle as it is.
+A bundle is (shape, entropy bound, meaning). It has no precision and no layout: those are the materialization, chosen
+when the tensor is materialized, and choosing another materialization leaves the bundle as it is.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class InfoBundle:
 
 
 @dataclass(frozen=True)
-class Gauge:
+class Materialization:
     """How a tensor is materialized; the word is that of T10: the function stays, its representation changes.
 
     Attributes:
@@ -63,7 +63,9 @@ class Gauge:
 
     def __post_init__(self) -> None:
         if self.format not in FLOATS and not re.fullmatch(r"int[1-8]", self.format):
-            raise InputError(f"unknown gauge format {self.format!r}; known: {', '.join(FLOATS)}, int1 to int8")
+            raise InputError(
+                f"unknown materialization format {self.format!r}; known: {', '.join(FLOATS)}, int1 to int8"
+            )
 
     @property
     def bits(self) -> int:
@@ -71,7 +73,7 @@ class Gauge:
         return torch.finfo(FLOATS[self.format]).bits if self.format in FLOATS else int(self.format[3:])
 
     @classmethod
-    def of_dtype(cls, dtype: torch.dtype) -> Gauge:
+    def of_dtype(cls, dtype: torch.dtype) -> Materialization:
         """That of a float tensor.
 
         Raises:
@@ -80,10 +82,10 @@ class Gauge:
         for name, known in FLOATS.items():
             if known == dtype:
                 return cls(name)
-        raise InputError(f"dtype {dtype} is no gauge; known: {', '.join(FLOATS)}")
+        raise InputError(f"dtype {dtype} is no materialization; known: {', '.join(FLOATS)}")
 
     @classmethod
-    def of_bits(cls, bits: int) -> Gauge:
+    def of_bits(cls, bits: int) -> Materialization:
         """Integer codes of a width."""
         return cls(f"int{bits}", "packed")
 

@@ -1,9 +1,9 @@
-"""Domains (T14): connected regions of the graph whose operations share one gauge.
+"""Domains (T14): connected regions of the graph whose operations share one materialization.
 
 A unit is a weight's operator, or several that read one tensor and stand in one module (query, key and value), and the
 per-element operators after them whose every operand comes from the same unit: what an epilogue could hold. Each unit
 gets the width of its sites, the largest (T15: measured b* decides). Everything else, norms, attention, the residual
-stream, keeps the dtype of the model. Neighbours with equal gauges then are one domain.
+stream, keeps the dtype of the model. Neighbours with equal materializations then are one domain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from natprec.inspection.ir.bundle import Gauge
+from natprec.inspection.ir.bundle import Materialization
 from natprec.inspection.ir.graph import Capture, module_path, weight_of
 from natprec.inspection.ir.operators import ATTENTION, EPILOGUE, operands, operator
 
@@ -27,18 +27,18 @@ class Place:
 
     Attributes:
         unit: the name of the unit that it belongs to; None outside of all.
-        gauge: of the values that it computes.
+        materialization: of the values that it computes.
         domain: name of the domain.
     """
 
     unit: str | None
-    gauge: Gauge
+    materialization: Materialization
     domain: str
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A connected region with one gauge.
+    """A connected region with one materialization.
 
     Attributes:
         name: its first unit, or its first module.
@@ -47,7 +47,7 @@ class Domain:
     """
 
     name: str
-    gauge: Gauge
+    materialization: Materialization
     sites: tuple[str, ...]
     operators: int
 
@@ -81,7 +81,7 @@ def attention_unit(module: str) -> str:
     return f"{module}:attention"
 
 
-def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Gauge) -> list[Domain]:
+def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Materialization) -> list[Domain]:
     """Give every node its place, in `node.meta[KEY]`; returns the domains in the order of the graph.
 
     Args:
@@ -89,8 +89,11 @@ def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Gauge) 
     """
     units = find_units(capture)
     computed = [node for node in capture.nodes if node.op in ("call_function", "call_module", "placeholder")]
-    gauges = {node: Gauge.of_bits(widths[units[node]]) if units.get(node) in widths else storage for node in computed}
-    leader = _connected(computed, units, gauges)
+    materializations = {
+        node: Materialization.of_bits(widths[units[node]]) if units.get(node) in widths else storage
+        for node in computed
+    }
+    leader = _connected(computed, units, materializations)
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in computed:
         members.setdefault(leader[node], []).append(node)
@@ -100,8 +103,8 @@ def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Gauge) 
         first = nodes[0]
         name = next((units[node] for node in nodes if node in units), None) or module_path(first) or first.name
         for node in nodes:
-            node.meta[KEY] = Place(units.get(node), gauges[node], name)
-        domains.append(Domain(name, gauges[first], sites, len(nodes)))
+            node.meta[KEY] = Place(units.get(node), materializations[node], name)
+        domains.append(Domain(name, materializations[first], sites, len(nodes)))
     return domains
 
 
@@ -112,9 +115,9 @@ def place_of(node: fx.Node) -> Place:
 
 
 def _connected(
-    nodes: list[fx.Node], units: Mapping[fx.Node, str], gauges: Mapping[fx.Node, Gauge]
+    nodes: list[fx.Node], units: Mapping[fx.Node, str], materializations: Mapping[fx.Node, Materialization]
 ) -> dict[fx.Node, fx.Node]:
-    """Node → a representative of its region: neighbours of one gauge, and all of one unit, are joined."""
+    """Node → a representative of its region: neighbours of one materialization, and all of one unit, are joined."""
     parent = {node: node for node in nodes}
 
     def root(node: fx.Node) -> fx.Node:
@@ -125,7 +128,11 @@ def _connected(
 
     first: dict[str, fx.Node] = {}
     for node in nodes:
-        joined = [other for other in node.all_input_nodes if other in parent and gauges[other] == gauges[node]]
+        joined = [
+            other
+            for other in node.all_input_nodes
+            if other in parent and materializations[other] == materializations[node]
+        ]
         if node in units:
             joined.append(first.setdefault(units[node], node))
         for other in joined:

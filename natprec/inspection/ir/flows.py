@@ -79,14 +79,14 @@ def _read(reader: fx.Node, backward: Mapping[fx.Node, float], own: float) -> flo
     """How many bits per element a reader can make use of."""
     if reader not in backward:  # the model's output, or something that is no tensor
         return own
-    gauge = place_of(reader).gauge.bits
-    return min(gauge, backward[reader]) if operator(reader) in _PRESERVING else gauge
+    materialization = place_of(reader).materialization.bits
+    return min(materialization, backward[reader]) if operator(reader) in _PRESERVING else materialization
 
 
 def _stored_bits(node: fx.Node) -> float:
-    """What the gauge of a float, or the dtype of anything else, can hold."""
+    """What the materialization of a float, or the dtype of anything else, can hold."""
     value: Tensor = node.meta["val"]
-    return float(place_of(node).gauge.bits) if value.is_floating_point() else 8.0 * value.element_size()
+    return float(place_of(node).materialization.bits) if value.is_floating_point() else 8.0 * value.element_size()
 
 
 def _meaning(node: fx.Node) -> Meaning:

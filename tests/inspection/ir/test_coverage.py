@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from natprec.formats import integer
-from natprec.inspection.ir import Gauge, assign_domains, capture, find_edges, find_units
+from natprec.inspection.ir import Materialization, assign_domains, capture, find_edges, find_units
 from natprec.inspection.ir.domains import place_of
 from natprec.inspection.ir.graph import Capture, weight_of
 from natprec.inspection.ir.lower import lower
@@ -26,13 +26,13 @@ def assert_placed(graph: Capture, inputs: Mapping[str, Any]) -> None:
     assert (graph.by, graph.culprit) == ("torch.export", None)
     units = find_units(graph)
     widths = {unit: 3 + number % 6 for number, unit in enumerate(dict.fromkeys(units.values()))}
-    domains = assign_domains(graph, widths, Gauge("bf16"))
+    domains = assign_domains(graph, widths, Materialization("bf16"))
     owners = {name for name, module in graph.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     tied = {"lm_head"} if "model.embed_tokens" in units.values() else set()  # its weight goes by the embedding's name
     assert owners - tied <= {site for domain in domains for site in domain.sites}
     for node in graph.nodes:
         if weight_of(node) is not None:
-            assert place_of(node).gauge.bits == widths[units[node]]
+            assert place_of(node).materialization.bits == widths[units[node]]
     assert find_edges(graph)
 
 

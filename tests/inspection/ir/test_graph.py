@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.errors import InputError, ModelError
-from natprec.inspection.ir import Gauge, assign_domains, capture, cost, find_edges
+from natprec.inspection.ir import Materialization, assign_domains, capture, cost, find_edges
 from natprec.inspection.ir.domains import place_of
 from natprec.inspection.ir.flows import BUNDLE, flow
 from natprec.inspection.ir.graph import weight_of
 from natprec.inspection.ir.lint import double_roundings
 from natprec.inspection.ir.observe import codebooks
 
-BF16 = Gauge("bf16")
+BF16 = Materialization("bf16")
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -82,10 +82,10 @@ def test_equal_gauges_join_and_different_ones_meet_in_a_boundary() -> None:
         graph = capture(Chain().eval(), {"x": X})
         domains = assign_domains(graph, widths, BF16)
         assert len(find_edges(graph)) == boundaries
-        assert {domain.gauge.bits for domain in domains} == {16, *widths.values()}
+        assert {domain.materialization.bits for domain in domains} == {16, *widths.values()}
         for node in graph.nodes:
             if weight_of(node) in widths:
-                assert place_of(node).gauge.bits == widths[weight_of(node)]  # type: ignore[index]
+                assert place_of(node).materialization.bits == widths[weight_of(node)]  # type: ignore[index]
 
 
 def test_only_wider_codes_take_narrow_ones_for_free() -> None:
@@ -117,7 +117,7 @@ def test_bounds_never_grow_through_elementwise_operators() -> None:
     bundles = flow(graph, {})
     for node in graph.nodes:
         if weight_of(node) in ("one", "two"):
-            assert node.meta[BUNDLE].entropy_bits <= place_of(node).gauge.bits
+            assert node.meta[BUNDLE].entropy_bits <= place_of(node).materialization.bits
     assert all(0 <= bundle.entropy_bits <= 16 for bundle in bundles.values())
     known = {node: 1.5 for node in graph.nodes if weight_of(node) == "one"}
     after = flow(graph, known)
