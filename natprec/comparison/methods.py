@@ -50,7 +50,7 @@ def _llm_compressor(recipe: str, rescales: bool = False) -> Method:
 
 def _natprec(engine: str, rounding: str = "gptq", refine: int = 0) -> Method:
     settings = {"engine": engine, "rounding": rounding, "refine": refine}
-    return Method("own", "natprec", "natprec", settings, own=True, rescales=True)
+    return Method("natprec_method", "natprec", "natprec", settings, own=True, rescales=True)
 
 
 METHODS: dict[str, Method] = {
