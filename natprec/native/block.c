@@ -1,5 +1,5 @@
 /* One token through the blocks of a decoder: norm, attention over what the cache holds, norm, gated product. The products
-   are those of planes.c; what natprec/kernels/block.py describes as a structure is declared here in the same order. */
+   are those of planes.c; what natprec/runtime/kernels/block.py describes as a structure is declared here in the same order. */
 #include "vectors.h"
 
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* Products with weights in planes of bits (natprec/kernels/planes.py has the layout), for CPUs with AVX2.
+/* Products with weights in planes of bits (natprec/runtime/kernels/planes.py has the layout), for CPUs with AVX2.
 
    Activations are rounded to whole numbers up to 32639 in each group of columns, with the group's own scale, so sums over
    a group are exact in int32 and their error is 2^-16 of the group's largest value: less than half of what bfloat16
