@@ -1,9 +1,10 @@
 """Does a change leave every byte of a checkpoint as it was? Two commits side by side on this machine.
 
-    python scripts/same_bytes.py BEFORE [--models llama-tied,bert] [--smollm2]
+    python scripts/same_bytes.py BEFORE [--models llama-tied,bert] [--real]
 
 Checks out BEFORE (a commit) into a temporary worktree, quantizes five tiny models in five ways with both, and compares
-every tensor and every config.json. `--smollm2` adds `make demo`'s run of smollm2-135m. Exits with 1 if any differs.
+every tensor and every config.json. `--real` adds the demo's run of smollm2-135m and all-minilm-l6-v2; `--models ''` leaves
+the tiny models out. Exits with 1 if any differs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", help="a commit")
     parser.add_argument("--models", default=",".join(MODELS), help="which of the tiny models (default: all)")
-    parser.add_argument("--smollm2", action="store_true", help="the demo's run as well")
+    parser.add_argument("--real", action="store_true", help="the demo's run of SmolLM2, and all-MiniLM-L6-v2, as well")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="same-bytes-") as temporary:
         folder = Path(temporary)
@@ -61,20 +64,24 @@ def _cases(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, 
     """Model, way, arguments of quantize."""
     text = folder / "text.txt"
     text.write_text(_text(60000))
-    for name in given.models.split(","):
+    for name in filter(None, given.models.split(",")):
         model = MODELS[name](folder / name)
         for way, options in WAYS.items():
             yield name, way, ["--model", str(model), "--eps", "0.02", "--data", str(text), *TOKENS, *options]
-    if given.smollm2:
+    if given.real:
         yield "smollm2-135m", "demo", ["--model", "smollm2-135m", "--eps", "0.05"]
+        data = ["--data", str(text), "--sequence-length", "128"]
+        yield "all-minilm-l6-v2", "gptq", ["--model", "all-minilm-l6-v2", "--eps", "0.01", *data]
 
 
 def _report(name: str, way: str, arguments: list[str], folder: Path) -> bool:
-    outcomes = [
-        _quantized(arguments, tree, folder / which) for which, tree in (("old", folder / "before"), ("new", HERE))
-    ]
+    outcomes, seconds = [], []
+    for which, tree in (("old", folder / "before"), ("new", HERE)):
+        start = time.monotonic()
+        outcomes.append(_quantized(arguments, tree, folder / which))
+        seconds.append(time.monotonic() - start)
     found = _difference(*outcomes)
-    print(f"{name:14}{way:16}{found or 'equal'}", flush=True)
+    print(f"{name:18}{way:16}{found or 'equal':8}{seconds[0]:8.1f} s before{seconds[1]:8.1f} s now", flush=True)
     return bool(found)
 
 
@@ -91,7 +98,7 @@ def _quantized(arguments: list[str], tree: Path, out: Path) -> tuple[dict[str, A
 def _contents(out: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    found: dict[str, Any] = {"config.json": json.loads((out / "config.json").read_text())}
+    found: dict[str, Any] = {"config.json": json.loads(config.read_text())} if config.is_file() else {}
     for file in sorted(out.glob("*.safetensors")):
         found |= load_file(file)
     return found | {file.name: file.read_bytes() for file in out.glob("*.gguf")}
