@@ -3,8 +3,8 @@
     python scripts/same_bytes.py BEFORE [--models llama-tied,bert] [--real]
 
 Checks out BEFORE (a commit) into a temporary worktree, quantizes five tiny models in five ways with both, and compares
-every tensor and every config.json. `--real` adds the demo's run of smollm2-135m and all-minilm-l6-v2; `--models ''` leaves
-the tiny models out. Exits with 1 if any differs.
+every tensor and every config.json. `--real` adds the demo's run of smollm2-135m and all-minilm-l6-v2, `--models ''` leaves the
+tiny models out. Exits with 1 if any differs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +97,7 @@ def _quantized(arguments: list[str], tree: Path, out: Path) -> tuple[dict[str, A
 def _contents(out: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
+    config = out / "config.json"
     found: dict[str, Any] = {"config.json": json.loads(config.read_text())} if config.is_file() else {}
     for file in sorted(out.glob("*.safetensors")):
         found |= load_file(file)
