@@ -2,9 +2,9 @@
 
     python scripts/same_bytes.py BEFORE [--models llama-tied,bert] [--real]
 
-Checks out BEFORE (a commit) into a temporary worktree, quantizes five tiny models in five ways with both, and compares
-every tensor and every config.json. `--real` adds the demo's run of smollm2-135m and all-minilm-l6-v2, `--models ''` leaves the
-tiny models out. Exits with 1 if any differs.
+Checks out BEFORE (a commit) into a temporary worktree, quantizes five tiny models in five ways with both, and
+compares every tensor and every config.json. `--real` adds the demo's run of smollm2-135m and all-minilm-l6-v2,
+`--models ''` leaves the tiny models out. Exits with 1 if any differs.
 """
 
 from __future__ import annotations
