@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="anoth
 
 HELD = """
 import torch
-from natprec import memory
+from natprec.utils import memory
 {first}
 for size in (3, 30):
     torch.ones(size << 18)  # glibc learns from each block that is freed: 3 MB, 30 MB
