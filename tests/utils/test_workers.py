@@ -23,7 +23,9 @@ from tests.run_command import left_behind, natprec
 
 BLOCKS = 4
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-IMPATIENT = "from natprec import cli; from natprec.utils import heartbeat; heartbeat.LIMIT = 6; heartbeat.GRACE = 2; cli.main()"
+IMPATIENT = (
+    "from natprec import cli; from natprec.utils import heartbeat; heartbeat.LIMIT = 6; heartbeat.GRACE = 2; cli.main()"
+)
 """The command line with less patience for a process that says nothing."""
 NAMES_THREADS = """
 import sys
