@@ -25,7 +25,7 @@ from natprec.models.disk_names import DiskNames
 from natprec.models.headers import read_headers
 from natprec.models.model_files import weight_files
 from natprec.models.patterns import MARK, Targets
-from natprec.models.stored_codes import CODES, refuse_other_format
+from natprec.models.stored_codes import CODES, in_library_order, refuse_other_format
 from natprec.quantizers import QuantizedTensor
 
 
@@ -177,9 +177,7 @@ class Checkpoint:
         zero = self.tensor(name)
         if zero.dtype == torch.int32:
             self._expect(name, zero, (-(-shape[0] * fmt.bits // 32), shape[1]), torch.int32)
-            # the library unpacks short columns only in this memory order
-            zero = zero.T.clone(memory_format=torch.contiguous_format).T
-            return unpack_from_int32(zero, fmt.bits, torch.Size(shape), packed_dim=0).contiguous()
+            return unpack_from_int32(in_library_order(zero), fmt.bits, torch.Size(shape), packed_dim=0).contiguous()
         return zero.view(shape).to(torch.int8)
 
     def _expect(self, name: str, value: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> None:

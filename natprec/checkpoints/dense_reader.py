@@ -28,7 +28,7 @@ from natprec.models.model_files import first_line, task_of, weight_files
 from natprec.models.patterns import MARK, Groups
 from natprec.models.segments import StagedModel
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
-from natprec.models.stored_codes import refuse_other_formats
+from natprec.models.stored_codes import in_library_order, refuse_other_formats
 from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.tasks import ENCODER, Task
 
@@ -216,9 +216,8 @@ class Unpacked:
         group, module, files = self._packed[name]
         own = {leaf: read_stored(file, f"{module}.{leaf}") for leaf, file in files.items()}
         own["weight_scale"] = own["weight_scale"].float()
-        if "weight_zero_point" in own:  # the library unpacks short columns only in this memory order
-            zero = own["weight_zero_point"]
-            own["weight_zero_point"] = zero.T.clone(memory_format=torch.contiguous_format).T
+        if "weight_zero_point" in own:
+            own["weight_zero_point"] = in_library_order(own["weight_zero_point"])
         compressor = BaseCompressor.get_value_from_registry(group["format"])
         dense: torch.Tensor = compressor.decompress(own, QuantizationScheme.model_validate(group))["weight"]
         layer = known_layer(self._model.get_submodule(name.removesuffix(".weight")))

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from natprec.errors import InputError, ModelError
 from natprec.formats import Format, PerChannel, PerGroup, PerTensor
 from natprec.formats.codebook import E2M1, E4M3
@@ -114,3 +117,8 @@ def _shapes(files: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
                 if name.endswith(".weight_shape") and files.get(name) == file:
                     found[name.rpartition(".")[0]] = tuple(opened.get_tensor(name).tolist())
     return found
+
+
+def in_library_order(zero_points: Tensor) -> Tensor:
+    """Packed zero points in the memory order in which compressed-tensors unpacks short columns, too."""
+    return zero_points.T.clone(memory_format=torch.contiguous_format).T
