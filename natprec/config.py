@@ -44,8 +44,8 @@ ESTIMATORS = ("fisher", "exact")
 ARITHMETIC = ("auto", "bfloat16", "float32")
 
 TRANSFORMS = ("auto", "none", "rotate")
-"""`auto`: rescale a unit's channels where what GPTQ leaves of its distortion falls. `rotate`: rotate first what can be,
-then as `auto`."""
+"""`auto`: rescale a fused group's channels where what GPTQ leaves of its distortion falls. `rotate`: rotate first what
+can be, then as `auto`."""
 
 SITES = ("weights", "all")
 """What is measured: `all` adds the inputs of Linears, the residual stream, keys and values."""

@@ -55,7 +55,7 @@ def adapted(subject: Subject, pairs: dict[str, tuple[Tensor, Tensor]]) -> Iterat
 def gradient(subject: Subject, pairs: dict[str, tuple[Tensor, Tensor]], ids: Tensor) -> Tensor:
     """Of the mean loss on some text with respect to all adapters, as one vector."""
     with adapted(subject, pairs):
-        logits = subject.staged.output(ids)
+        logits = subject.segmented.output(ids)
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         found = torch.autograd.grad(loss, [matrix for pair in pairs.values() for matrix in pair])
     return torch.cat([each.flatten() for each in found])
@@ -102,7 +102,7 @@ def main() -> None:
     rows = []
     for eps_bwd in [None, *options.eps_bwd]:
         plan = measurement.solve(eps=options.eps, eps_bwd=eps_bwd)
-        with subject.staged.weights.hold(subject.model.parameters()):
+        with subject.segmented.weights.hold(subject.model.parameters()):
             round_to_plan(subject, plan, None, "rtn", Stages(quiet=True))
             rounded = present_values(subject.model)
         pairs, cosines = adapters(linears, 0), []

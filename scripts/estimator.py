@@ -55,7 +55,7 @@ def main() -> None:
     steps = sum(len(curve.formats) for curve in chosen) * len(batches(*few.shape))
     logs = []
     with stages.stage("exact", steps) as advance:
-        for site, values in exact_curves(subject.staged, wanted, few, subject.storage_dtype, advance):
+        for site, values in exact_curves(subject.segmented, wanted, few, subject.storage_dtype, advance):
             log = np.log2(measurement.curves[site.name].kl() / values.mean(0))
             logs.append(log)
             print(f"{site.name:40}", " ".join(f"{value:+.2f}" for value in log), flush=True)

@@ -72,7 +72,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-c", READER, *files], check=True, capture_output=True)
             theirs = load_file(files[2])["logits"]
             with torch.no_grad():
-                ours = torch.cat([subject.staged.output(row[None]) for row in rows])
+                ours = torch.cat([subject.segmented.output(row[None]) for row in rows])
             result = {
                 "engine": engine,
                 "largest_logit_difference": float((theirs - ours).abs().max()),

@@ -93,22 +93,22 @@ def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
     sharding = Sharding.of(batches(back, length), Workers(0, processes))
     formats = engine_profile("vllm").measured((64,))
     gathered = work = 0.0
-    for name, (rows, columns, unit) in LLAMA_8B.items():
-        site = Site(name, "weight", "linear", (rows, columns), (name,), unit, 0)
+    for name, (rows, columns, fused_group) in LLAMA_8B.items():
+        site = Site(name, "weight", "linear", (rows, columns), (name,), fused_group, 0)
         layer = known_layer(nn.Linear(columns, rows, device="meta"))
         observer = WeightObserver(site, layer, formats, sharding, 1, torch.bfloat16, 0, {})
-        units = sum(len(sharding.pool(observer.units, rank)) for rank in range(processes))
-        gathered += 4 * units * site.elements
+        pool_count = sum(len(sharding.pool(observer.pool_count, rank)) for rank in range(processes))
+        gathered += 4 * pool_count * site.elements
         passes = FORWARD * tokens + BACK * back * length
-        work += 2 * passes * site.elements + 4 * (len(formats) + 1) * observer.units * site.elements
-    moments = sum({unit: columns**2 for _, columns, unit in LLAMA_8B.values()}.values())
+        work += 2 * passes * site.elements + 4 * (len(formats) + 1) * observer.pool_count * site.elements
+    moments = sum({fused_group: columns**2 for _, columns, fused_group in LLAMA_8B.values()}.values())
     judged = sum(min(rows, SHARE_ROWS) * columns for rows, columns, _ in LLAMA_8B.values()) * sequences // JUDGING
     work += tokens * moments
     others = (processes - 1) / processes
     sent = others * (gathered / processes + 8 * moments + 4 * judged / processes + 4 * back * length * 4096 / processes)
     seconds = work / processes / FLOPS
     return {
-        "projection": "computed, not measured; without GPTQ's rounding of columns, which one process does per unit",
+        "projection": "computed, not measured; without GPTQ's rounding of columns, which one process does",
         "processes": processes,
         "tokens": tokens,
         "sent_bytes_per_process_and_block": round(sent),

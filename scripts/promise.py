@@ -69,7 +69,7 @@ def main() -> None:
             measurement.save(options.save)
     with torch.no_grad():
         rows = [slice(batch.start, batch.stop) for batch in batches(*held_out.shape)]
-        expected = [subject.staged.output(held_out[part]) for part in rows]
+        expected = [subject.segmented.output(held_out[part]) for part in rows]
     print(
         f"{'rounding':8} {'eps':>6} {'bits':>6} {'predicted/eps':>14} {'measured':>9} {'measured/predicted':>19} held"
     )
@@ -80,11 +80,14 @@ def main() -> None:
                 eps=eps, engine=options.engine, rounding=rounding, activations=options.activations, kv=options.kv
             )
             reference = iter(expected)
-            with subject.staged.weights.hold(subject.model.parameters()):
+            with subject.segmented.weights.hold(subject.model.parameters()):
                 round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
                 with flows_rounded(subject.model, subject.activations, plan):
                     summary = compare(
-                        lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
+                        lambda _, it=reference: next(it),
+                        subject.segmented.output,
+                        held_out,
+                        distortion=subject.distortion,
                     ).summary()
             row = {
                 "rounding": rounding,

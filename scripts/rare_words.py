@@ -99,12 +99,12 @@ def main() -> None:
 @torch.no_grad()
 def divergences(subject: Subject, plan: Plan, ids: Tensor, rounding: str, texts: dict[str, Tensor]) -> dict[str, float]:
     """KL per token of the rounded model on each text."""
-    expected = {name: [subject.staged.output(window[None]) for window in text] for name, text in texts.items()}
-    with subject.staged.weights.hold(subject.model.parameters()):
+    expected = {name: [subject.segmented.output(window[None]) for window in text] for name, text in texts.items()}
+    with subject.segmented.weights.hold(subject.model.parameters()):
         round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
         found = {
             name: [
-                float(forward_kl(logits, subject.staged.output(window[None])).mean())
+                float(forward_kl(logits, subject.segmented.output(window[None])).mean())
                 for logits, window in zip(expected[name], text, strict=True)
             ]
             for name, text in texts.items()

@@ -55,16 +55,16 @@ def main() -> None:
     plan = Measurement.load(options.measurement).solve(bits=options.bits, max_size=options.max_size)
     print(f"{plan.bits_per_weight:.3f} bits per weight, {plan.stored_bytes} bytes, predicted {plan.kl_predicted:.4f}")
     with torch.no_grad():
-        expected = [subject.staged.output(held_out[batch.start : batch.stop]) for batch in batches(*held_out.shape)]
+        expected = [subject.segmented.output(held_out[batch.start : batch.stop]) for batch in batches(*held_out.shape)]
     for name in options.roundings.split(","):
         rounding, _, refine = name.partition("+")
         start, used = time.perf_counter(), time.process_time()
-        with subject.staged.weights.hold(subject.model.parameters()):
+        with subject.segmented.weights.hold(subject.model.parameters()):
             round_to_plan(subject, plan, ids, rounding, stages, int(refine or 0))
             seconds, cpu = time.perf_counter() - start, time.process_time() - used
             reference = iter(expected)
             summary = compare(
-                lambda _, it=reference: next(it), subject.staged.output, held_out, distortion=subject.distortion
+                lambda _, it=reference: next(it), subject.segmented.output, held_out, distortion=subject.distortion
             ).summary()
         low, high = summary["kl_ci95"]
         print(

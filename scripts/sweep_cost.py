@@ -34,8 +34,8 @@ from natprec.utils.progress import Stages
 def plain(subject: Subject, ids: torch.Tensor) -> dict[str, float]:
     """Seconds of one forward and backward per batch, in each arithmetic that a sweep uses."""
     kinds = {"float32": contextlib.nullcontext}
-    if subject.staged.products != torch.float32:
-        kinds["bfloat16"] = subject.staged.gathering
+    if subject.segmented.products != torch.float32:
+        kinds["bfloat16"] = subject.segmented.gathering
     return {name: one_pass(subject.model, ids, context) for name, context in kinds.items()}
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     for kind in options.sweeps.split(","):
         start = time.perf_counter()
         sweep(
-            subject.staged, subject.sites, formats, ids,
+            subject.segmented, subject.sites, formats, ids,
             scale_dtype=subject.storage_dtype, seed=0, rounding="gptq" if kind == "gptq" else "rtn",
             activations=flows if kind == "all" else None, advance=advance,
         )  # fmt: skip

@@ -19,11 +19,11 @@ from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.disk_names import DiskNames
 from natprec.models.hidden_states import HiddenStates
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.models.weights import present_values
 from natprec.quantizers import QuantizedTensor
-from natprec.rounding.apply import rounded_stages
+from natprec.rounding.apply import rounded_in_order
 from natprec.solver import Plan
 from tests.conftest import tiny_encoder, tiny_model
 
@@ -80,17 +80,19 @@ def curve(
     formats: Sequence[Format],
     *,
     shape: tuple[int, int] = (64, 128),
-    unit: str | None = None,
-    units: int = 4,
+    fused_group: str | None = None,
+    pool_count: int = 4,
     role: Any = "linear",
     share: float = 1.0,
 ) -> Curve:
-    """A site whose forward KL is `kl`, the same in each unit of text; GPTQ leaves a share of it."""
-    site = Site(name, "weight", role, shape, (name,), unit or name, 0)
-    forward = np.tile(np.asarray(kl, dtype=np.float64), (1, units, 1))
+    """A site whose forward KL is `kl`, the same in each pool; GPTQ leaves a share of it."""
+    site = Site(name, "weight", role, shape, (name,), fused_group or name, 0)
+    forward = np.tile(np.asarray(kl, dtype=np.float64), (1, pool_count, 1))
     shares = np.full(len(formats), share)
     ones = np.ones(len(formats))
-    return Curve(site, tuple(formats), forward, forward[0] / 2, np.ones(units), shares, np.zeros((1, units)), ones)
+    return Curve(
+        site, tuple(formats), forward, forward[0] / 2, np.ones(pool_count), shares, np.zeros((1, pool_count)), ones
+    )
 
 
 def measurement(curves: Sequence[Curve], **changes: Any) -> Measurement:
@@ -133,7 +135,7 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def apply_plan(
-    staged: StagedModel,
+    segmented: SegmentedModel,
     sites: list[Site],
     plan: Plan,
     ids: Tensor | None,
@@ -142,12 +144,12 @@ def apply_plan(
     **options: Any,
 ) -> dict[str, QuantizedTensor]:
     """Site name → codes; the model's weights are those of the codes afterwards."""
-    states, codes = None if ids is None else HiddenStates(staged, ids), dict[str, QuantizedTensor]()
-    with staged.weights.hold(staged.model.parameters()):
-        for _, found in rounded_stages(staged, sites, plan, states, rounding, storage_dtype, **options):
+    states, codes = None if ids is None else HiddenStates(segmented, ids), dict[str, QuantizedTensor]()
+    with segmented.weights.hold(segmented.model.parameters()):
+        for _, found in rounded_in_order(segmented, sites, plan, states, rounding, storage_dtype, **options):
             codes |= found
-        rounded = snapshot(staged.model)
-    restore(staged.model, rounded)
+        rounded = snapshot(segmented.model)
+    restore(segmented.model, rounded)
     return {site.name: codes[site.name] for site in sites if site.name in codes}
 
 

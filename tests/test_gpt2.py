@@ -49,7 +49,7 @@ def test_its_matrices_are_sites_by_outputs_and_inputs(subject: Subject) -> None:
         for name, shape in CONV1D.items():
             assert shapes[f"transformer.h.{block}.{name}"] == shape
     assert [site.name for site in subject.sites if site.tied] == ["transformer.wte"]
-    assert len(subject.staged.blocks) == 2
+    assert len(subject.segmented.blocks) == 2
     assert {gauge.producer.rpartition(".")[2] for gauge in subject.gauges.values()} == {"ln_1", "ln_2"}
 
 

@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.jo
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, text_file: Path) -> list[str]:
-    """A model large enough for a sweep of a few seconds, whose stages can be told apart from outside."""
+    """A model large enough for a sweep of a few seconds, whose segments can be told apart from outside."""
     model = tmp_path_factory.mktemp("kill") / "model"
     tiny_model(num_hidden_layers=BLOCKS, hidden_size=128, intermediate_size=256).save_pretrained(model)
     tiny_tokenizer.save_pretrained(model)
@@ -49,15 +49,15 @@ def header(file: Path) -> dict[str, Any]:
         return json.loads(opened.metadata()["natprec"])
 
 
-def wait_for(state: Path, stage: int, process: subprocess.Popen[bytes]) -> None:
-    """Until the state file says that everything above `stage` is done."""
+def wait_for(state: Path, segment: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the state file says that everything above `segment` is done."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, "it ended before it was killed"
-        if state.exists() and header(state)["stage"] <= stage:
+        if state.exists() and header(state)["stage"] <= segment:
             return
         time.sleep(0.005)
-    pytest.fail(f"stage {stage} was not reached in time")
+    pytest.fail(f"segment {segment} was not reached in time")
 
 
 def same_bits(one: Path, other: Path) -> bool:
@@ -69,17 +69,17 @@ def same_bits(one: Path, other: Path) -> bool:
         )
 
 
-@pytest.mark.parametrize("stage", [BLOCKS - 1, BLOCKS // 2, 0], ids=["head done", "half done", "last block left"])
+@pytest.mark.parametrize("segment", [BLOCKS - 1, BLOCKS // 2, 0], ids=["head done", "half done", "last block left"])
 def test_a_killed_measurement_resumes_to_the_same_bits(
-    tmp_path: Path, options: list[str], whole: Path, stage: int
+    tmp_path: Path, options: list[str], whole: Path, segment: int
 ) -> None:
     out, state = tmp_path / "m", tmp_path / "m.partial"
     process = subprocess.Popen(command("measure", options, out), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    wait_for(state, stage, process)
+    wait_for(state, segment, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
-    assert -1 <= header(state)["stage"] <= stage, "some work was left to do"
+    assert -1 <= header(state)["stage"] <= segment, "some work was left to do"
     (tmp_path / f".natprec-m.partial-{process.pid}-abcdefgh").write_text("half a state, as a kill may leave one")
     resumed = subprocess.run(
         command("measure", options, out, "--resume"), env=ENVIRONMENT, capture_output=True, text=True

@@ -40,7 +40,7 @@ LAYERS: list[str] = [
 """From the bottom up, one folder or file of the root each; "" is natprec/__init__.py."""
 
 FOR_NOTEBOOKS = {("measurement.measurement", "solver.solve"), ("solver.plan", "pipeline.api")}
-"""`Measurement.solve` and `Plan.apply` call later stages: for people in notebooks, and the only two that do."""
+"""`Measurement.solve` and `Plan.apply` call later folders: for people in notebooks, and the only two that do."""
 
 
 def module_name(file: Path) -> str:

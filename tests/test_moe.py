@@ -120,7 +120,7 @@ def test_from_disk_as_from_memory(family: str, tmp_path: Path, tiny_tokenizer: A
     found, other = (measure(subject, ids, group_size=32).curves for subject in (whole, apart))
     for name, one in found.items():
         assert one.tokens == other[name].tokens
-        for kind in ("forward", "backward", "energy", "shares", "kept"):
+        for kind in ("forward", "backward", "energy", "shares", "unquantized"):
             assert np.array_equal(getattr(one, kind), getattr(other[name], kind)), (name, kind)
     assert all(bool(parameter.isnan().all()) for parameter in apart.model.parameters()), "nothing stayed"
 
@@ -131,8 +131,8 @@ def test_a_checkpoint_from_disk_is_the_one_from_memory(tmp_path: Path, tiny_toke
     plan = measure(subjects[False], ids, group_size=32).solve(eps=1e-4)
     for on_disk, subject in subjects.items():
         (tmp_path / str(on_disk)).mkdir()
-        kept = tmp_path / "kept" if on_disk else None
-        round_and_write(subject, plan, ids, "gptq", tmp_path / str(on_disk), kept, stages)
+        resume_folder = tmp_path / "kept" if on_disk else None
+        round_and_write(subject, plan, ids, "gptq", tmp_path / str(on_disk), resume_folder, stages)
     one, other = (load_file(tmp_path / str(on_disk) / "model.safetensors") for on_disk in subjects)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -140,7 +140,7 @@ def test_a_checkpoint_from_disk_is_the_one_from_memory(tmp_path: Path, tiny_toke
     assert json.loads(configs[0]) == json.loads(configs[1])
     with torch.no_grad():
         whole = load_quantized(tmp_path / "True")(input_ids=ids).logits
-        apart = open_quantized(tmp_path / "True", Subject.of(load_model(str(model))).staged, torch.device("cpu"))
+        apart = open_quantized(tmp_path / "True", Subject.of(load_model(str(model))).segmented, torch.device("cpu"))
         torch.testing.assert_close(apart.output(ids), whole)
 
 

@@ -36,22 +36,22 @@ INSTEAD: tuple[Any, ...] = (
 SPELLED = re.compile(r"'[^']+'.*\S")
 
 
-def flowing(name: str, kind: Any, role: Any, shape: tuple[int, int], unit: str, sizes: int | None) -> Curve:
+def flowing(name: str, kind: Any, role: Any, shape: tuple[int, int], fused_group: str, sizes: int | None) -> Curve:
     formats = [activation(bits, sizes) if sizes else activation(bits) for bits in (4, 8)]
-    made = curve(name, [1e-3, 1e-5], formats, shape=shape, unit=unit)
-    site = Site(name, kind, role, shape, (name,), unit, 0)
+    made = curve(name, [1e-3, 1e-5], formats, shape=shape, fused_group=fused_group)
+    site = Site(name, kind, role, shape, (name,), fused_group, 0)
     return replace(made, site=site, largest=(3.0, 3.5))
 
 
 def measured() -> Measurement:
-    """Two weights of one unit, their input, an embedding, keys and values."""
+    """Two weights of one fused group, their input, an embedding, keys and values."""
     formats = [integer(bits, 64) for bits in WIDTHS]
     return measurement(
         [
-            curve("b.q", [1e-1, 1e-3, 1e-6], formats, unit="b.q"),
-            curve("b.k", [2e-1, 2e-3, 2e-6], formats, unit="b.q"),
+            curve("b.q", [1e-1, 1e-3, 1e-6], formats, fused_group="b.q"),
+            curve("b.k", [2e-1, 2e-3, 2e-6], formats, fused_group="b.q"),
             flowing("b.q:input", "activation", "linear", (1, 128), "b.q", None),
-            curve("embed", [1e-1, 1e-3, 1e-6], formats, role="embedding", unit="embed"),
+            curve("embed", [1e-1, 1e-3, 1e-6], formats, role="embedding", fused_group="embed"),
             flowing("b:key", "key", "cache", (2, 16), "b:key", 16),
             flowing("b:value", "value", "cache", (2, 16), "b:value", 16),
         ],

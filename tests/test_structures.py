@@ -58,7 +58,7 @@ def test_what_is_written_is_what_runs(
     assert all(choice.kl >= 0 for choice in plan.sites.values())
     (tmp_path / "out").mkdir()
     round_and_write(subject, plan, IDS, "gptq", tmp_path / "out", None, Stages(quiet=True))
-    with torch.no_grad(), subject.staged.weights.hold(subject.model.parameters()):
+    with torch.no_grad(), subject.segmented.weights.hold(subject.model.parameters()):
         round_to_plan(subject, plan, IDS, "gptq", Stages(quiet=True))
         rounded = output(subject.model, IDS)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_a_gradient_is_that_of_all_uses(build: Callable[[], Any], shared: str) -
     weight = subject.model.get_submodule(site.name).weight.requires_grad_()
     energies = []
     for number in range(len(IDS)):
-        out = subject.staged.output(IDS[number : number + 1])
+        out = subject.segmented.output(IDS[number : number + 1])
         subject.distortion.draw(out, range(number, number + 1), 3).backward()
         energies.append(float(weight.grad.square().sum()))
         weight.grad = None
@@ -106,7 +106,7 @@ def test_an_input_that_is_several_tensors_is_measured_in_all_of_them() -> None:
     with attached([module.register_forward_pre_hook(apart)]):
         for number in range(len(IDS)):
             inputs.clear()
-            out = subject.staged.output(IDS[number : number + 1])
+            out = subject.segmented.output(IDS[number : number + 1])
             subject.distortion.draw(out, range(number, number + 1), 3).backward()
             energies.append(sum(float(each.grad.square().sum()) for each in inputs if each.grad is not None))
     assert len(inputs) == 3
@@ -149,7 +149,7 @@ def test_an_embedding_row_of_zeros_costs_nothing() -> None:
 def test_adapters_of_a_shared_block_are_no_experts() -> None:
     """One of a list is used at each depth, and nothing chooses it."""
     subject = tiny.made(tiny.zamba2)
-    assert not subject.staged.routing.containers
+    assert not subject.segmented.routing.containers
     adapters = [site for site in subject.sites if "adapter" in site.name]
     assert len(adapters) == 4
     assert all(len(site.uses) == 2 for site in adapters)

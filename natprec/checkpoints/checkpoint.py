@@ -31,8 +31,8 @@ MAPPED_SHARD_BYTES = 1_000_000_000
 class PackedCheckpoint(CheckpointWriter):
     """A normal Hugging Face folder."""
 
-    def __init__(self, folder: Path, subject: Subject, plan: Plan, kept: Path | None = None) -> None:
-        super().__init__(folder, subject, plan, kept)
+    def __init__(self, folder: Path, subject: Subject, plan: Plan, resume_folder: Path | None = None) -> None:
+        super().__init__(folder, subject, plan, resume_folder)
         self._profile, self._names = engine_profile(plan.engine), DiskNames(subject.model)
 
     def tensors(self, own: Collection[int], codes: dict[str, QuantizedTensor]) -> dict[str, Tensor]:
@@ -40,24 +40,26 @@ class PackedCheckpoint(CheckpointWriter):
         subject = self.subject
         return checkpoint_tensors(
             subject.model, subject.sites, codes, self._profile, subject.storage_dtype, self.plan.rounded_inputs,
-            among=own, names=self._names, dtypes=subject.staged.weights.dtypes,
+            among=own, names=self._names, dtypes=subject.segmented.weights.dtypes,
         )  # fmt: skip
 
     def close(self) -> None:
         """See `CheckpointWriter.close`."""
         subject, plan = self.subject, self.plan
-        shard = SHARD_BYTES if self.kept is None else MAPPED_SHARD_BYTES
+        shard = SHARD_BYTES if self.resume_folder is None else MAPPED_SHARD_BYTES
         tensors = self.pieces() | cache_scales(plan.cache, subject.storage_dtype)
         write_weights(self.folder, tensors, shard, subject.leftovers.read())
         formats = {name: choice.format for name, choice in plan.sites.items() if choice.format is not None}
         scheme = quantization_config(
             subject.sites, formats, self._profile, plan.rounded_inputs, plan.cache, self._names,
-            [*subject.staged.routing.routers, *subject.leftovers.modules],
+            [*subject.segmented.routing.routers, *subject.leftovers.modules],
         )  # fmt: skip
         write_settings(self.folder, subject.model, subject.tokenizer, scheme, subject.storage_dtype)
 
 
-def checkpoint_writer(folder: Path, subject: Subject, plan: Plan, kept: Path | None = None) -> CheckpointWriter:
+def checkpoint_writer(
+    folder: Path, subject: Subject, plan: Plan, resume_folder: Path | None = None
+) -> CheckpointWriter:
     """Of the container that the plan's engine reads; arguments as for `CheckpointWriter`."""
     gguf = engine_profile(plan.engine).container == "gguf"
-    return (GGUFCheckpoint if gguf else PackedCheckpoint)(folder, subject, plan, kept)
+    return (GGUFCheckpoint if gguf else PackedCheckpoint)(folder, subject, plan, resume_folder)

@@ -83,7 +83,7 @@ def checkpoint_tensors(
         tensors[names.tensor(name)] = tensor.detach().cpu().to(dtype).contiguous()
     for site in sites:
         if site.name in quantized:
-            int8 = is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
+            int8 = is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.fused_group))
             owner_first = sorted(site.uses, key=lambda use: f"{use}.weight" in tied)  # loaders tie the others to it
             tensors |= _packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
     return tensors
@@ -154,7 +154,7 @@ def quantization_config(
     whole = _whole_containers(sites, formats)
     for site in sites:
         if site.name in formats:
-            fmt, rounded = formats[site.name], (inputs or {}).get(site.unit)
+            fmt, rounded = formats[site.name], (inputs or {}).get(site.fused_group)
             key = (fmt, is_int8(site, fmt, profile, rounded), rounded)
             found = targets.setdefault(key, [])
             if site.experts in whole:

@@ -26,7 +26,7 @@ from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
 from natprec.models.model_files import first_line, task_of, weight_files
 from natprec.models.patterns import MARK, Groups
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
 from natprec.models.stored_codes import in_library_order, refuse_other_formats
 from natprec.models.trust import config_of, model_of, unfilled_model
@@ -80,12 +80,12 @@ def load_quantized(
 
 def open_quantized(
     folder: Path,
-    original: StagedModel,
+    original: SegmentedModel,
     device: torch.device,
     engine: str = "vllm",
     trust_remote_code: bool = False,
-) -> StagedModel:
-    """The checkpoint's model with its codes left on disk: each weight is reconstructed when its stage runs.
+) -> SegmentedModel:
+    """The checkpoint's model with its codes left on disk: each weight is reconstructed when its segment runs.
 
     Args:
         original: the model that was quantized, whose distortion is taken.
@@ -106,7 +106,7 @@ def open_quantized(
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
         round_as_written(model, scheme, _tensor_files(folder), engine_profile(engine), str(folder))
-        return StagedModel(model, probe_ids(model), original.distortion, weights)
+        return SegmentedModel(model, probe_ids(model), original.distortion, weights)
 
 
 def _scheme(folder: Path) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def as_gguf(subject: Subject) -> Subject:
 
 def _in_float32(subject: Subject, name: str, tensor: Tensor) -> bool:
     """Whether a tensor that is not quantized is stored so: vectors always, matrices where their checkpoint does."""
-    return tensor.dim() == 1 or subject.staged.weights.dtypes.get(name) in (torch.float32, torch.float64)
+    return tensor.dim() == 1 or subject.segmented.weights.dtypes.get(name) in (torch.float32, torch.float64)
 
 
 def _described(folder: Path, subject: Subject) -> Any:

@@ -81,7 +81,7 @@ def _tried(subject: Subject, engine: str, formats: Mapping[str, Format]) -> str 
 
     config, names = copy.deepcopy(subject.model.config), DiskNames(subject.model)
     if formats:
-        routers = subject.staged.routing.routers
+        routers = subject.segmented.routing.routers
         config.quantization_config = quantization_config(  # type: ignore[union-attr]
             subject.sites, formats, engine_profile(engine), names=names, routers=routers
         )

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from natprec.measurement.subject import Subject
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.stored import read_stored, stored_names
 from natprec.quantizers import QuantizedTensor
 from natprec.solver import Plan
@@ -25,34 +25,34 @@ from natprec.utils.marks import KEY
 class CheckpointWriter(ABC):
     """Of one container: it says what it stores of a segment, and puts the whole together."""
 
-    def __init__(self, folder: Path, subject: Subject, plan: Plan, kept: Path | None = None) -> None:
+    def __init__(self, folder: Path, subject: Subject, plan: Plan, resume_folder: Path | None = None) -> None:
         """Begin.
 
         Args:
             folder: exists; the checkpoint is written into it by `close`.
-            kept: folder of the files that hold what was put; None: it stays in memory.
+            resume_folder: of the files that hold what was put; None: it stays in memory.
         """
-        self.folder, self.subject, self.plan, self.kept = folder, subject, plan, kept
+        self.folder, self.subject, self.plan, self.resume_folder = folder, subject, plan, resume_folder
         self._here: dict[str, Tensor] = {}
-        self._own = _owned(subject.staged)
+        self._own = _owned(subject.segmented)
 
-    def put(self, stage: int, codes: dict[str, QuantizedTensor]) -> None:
+    def put(self, segment: int, codes: dict[str, QuantizedTensor]) -> None:
         """Take a segment, whose weights are held.
 
         Raises:
             OutputError: the disk is full.
         """
-        tensors = self.tensors(self._own[stage], codes)
-        if self.kept is None:
+        tensors = self.tensors(self._own[segment], codes)
+        if self.resume_folder is None:
             self._here |= tensors
         else:
-            write_bytes(_file(self.kept, stage), save(tensors, {"format": "pt", KEY: "a stage"}))
+            write_bytes(_file(self.resume_folder, segment), save(tensors, {"format": "pt", KEY: "a segment"}))
 
     def pieces(self) -> dict[str, Tensor]:
         """All that was put, by the names of `tensors`; what is in files is mapped."""
-        if self.kept is None:
+        if self.resume_folder is None:
             return self._here
-        files = [_file(self.kept, stage) for stage in self.subject.staged.stages]
+        files = [_file(self.resume_folder, segment) for segment in self.subject.segmented.segments]
         return {name: read_stored(file, name) for file in files for name in stored_names(file)}
 
     @abstractmethod
@@ -69,18 +69,18 @@ class CheckpointWriter(ABC):
         """Write the checkpoint, after the last segment."""
 
 
-def _file(folder: Path, stage: int) -> Path:
+def _file(folder: Path, segment: int) -> Path:
     """Of a segment by its number, which is -1 for the prefix."""
-    return folder / f"stage-{stage + 1:05}.safetensors"
+    return folder / f"segment-{segment + 1:05}.safetensors"
 
 
-def _owned(staged: StagedModel) -> dict[int, set[int]]:
-    """Stage → identities of the parameters that no earlier stage has; buffers are the first one's."""
+def _owned(segmented: SegmentedModel) -> dict[int, set[int]]:
+    """Segment → identities of the parameters that no earlier segment has; buffers are the first one's."""
     seen: set[int] = set()
     own = {}
-    for stage in staged.stages:
-        held = {id(each) for each in staged.parameters(stage)}
-        own[stage] = held - seen
+    for segment in segmented.segments:
+        held = {id(each) for each in segmented.parameters(segment)}
+        own[segment] = held - seen
         seen |= held
-    own[staged.stages[0]] |= {id(each) for each in staged.model.buffers()}
+    own[segmented.segments[0]] |= {id(each) for each in segmented.model.buffers()}
     return own

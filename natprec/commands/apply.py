@@ -65,7 +65,7 @@ def apply(
                 ids,
                 config.rounding,
                 folder,
-                resumable.kept_stages(partial, subject),
+                resumable.resume_folder_of(partial, subject),
                 stages,
                 config.refine,
                 config.seed,

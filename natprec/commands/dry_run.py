@@ -29,7 +29,7 @@ def dry_run(config: QuantizeConfig, stages: Stages, as_json: bool, judged: bool 
         f"{result.weights / 1e6:.1f} M weights in {result.sites} sites, {result.blocks} blocks, "
         f"{result.formats} formats\n"
         f"memory: about {human_bytes(result.memory_bytes)}; the model: {human_bytes(result.model_bytes)} in float32"
-        + ("" if subject.staged.weights.whole else ", one block of it in memory at a time"),
+        + ("" if subject.segmented.weights.whole else ", one block of it in memory at a time"),
         highlight=False,
     )
     if result.disk_bytes:

@@ -63,7 +63,7 @@ def inspect(
     from natprec.pipeline.request import check, inputs, open_subject
     from natprec.pipeline.tokens import given_tokens, held_out_tokens
     from natprec.solver import Plan
-    from natprec.solver.units import EPS_BWD_SHOWN
+    from natprec.solver.fused_groups import EPS_BWD_SHOWN
     from natprec.utils.atomic_files import new_folder, refuse_existing, write_json
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.progress import Stages
@@ -116,7 +116,7 @@ def inspect(
     if out is not None:
         with new_folder(out, overwrite) as folder:
             write_json(folder / "inspection.json", value)
-            (folder / "graph.svg").write_text(svg(found, f"{subject.name}: bits per unit"), encoding="utf-8")
+            (folder / "graph.svg").write_text(svg(found, f"{subject.name}: bits per fused operation"), encoding="utf-8")
     if as_json:
         print_json({**value, "seconds": stages.seconds})
         return

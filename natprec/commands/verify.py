@@ -58,7 +58,7 @@ def verify(
     verification = judge.verify(
         folder, subject, ids, plan, rounding=judge.recorded_rounding(folder),
         data=public_name(text or OWN_TEXT), stages=stages, seed=config.seed,
-        kept=resumable.kept_stages(partial, subject),
+        resume_folder=resumable.resume_folder_of(partial, subject),
     )  # fmt: skip
     resumable.forget(partial)
     verification.save(folder / "verification.json")

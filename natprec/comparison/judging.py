@@ -72,7 +72,7 @@ def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Map
         return AS_THEY_ARE
     if plan is not None:
         return Plan.load(plan).rounded_inputs
-    return {site.unit: activation(activations) for site in subject.activations if site.role == "linear"}
+    return {site.fused_group: activation(activations) for site in subject.activations if site.role == "linear"}
 
 
 def judge(
@@ -85,13 +85,13 @@ def judge(
     """KL (or the distortion that suits the model), perplexity and agreement on (sequences, length) held-out tokens.
 
     Args:
-        inputs: unit of a Linear → how its input is rounded while the model runs.
+        inputs: fused group of a Linear → how its input is rounded while the model runs.
     Raises:
         ModelError: predictions are NaN or Inf.
     """
     with attached(round_inputs(model, subject.activations, inputs)):
         summary = compare(
-            subject.staged.output, lambda ids: subject.distortion.output(model, ids), held_out,
+            subject.segmented.output, lambda ids: subject.distortion.output(model, ids), held_out,
             distortion=subject.distortion,
         ).summary(seed)  # fmt: skip
     if not math.isfinite(summary["kl_mean"]):
@@ -109,7 +109,7 @@ def judge(
 def sizes(checkpoint: Path, reference: nn.Module) -> dict[str, Any]:
     """Bytes of the weight files on disk, and bits per quantized weight.
 
-    A tensor is kept if the reference has it under that name, in that shape, and it is stored as floats;
+    A tensor is unquantized if the reference has it under that name, in that shape, and it is stored as floats;
     all others store quantized weights: codes, scales, zero points.
 
     Raises:
@@ -119,15 +119,15 @@ def sizes(checkpoint: Path, reference: nn.Module) -> dict[str, Any]:
     if not files:
         raise ModelError(f"{str(checkpoint)!r} holds no weight files")
     originals = dict(reference.named_parameters())
-    kept: set[str] = set()
+    unquantized: set[str] = set()
     quantized_bytes = 0
     for name, entry in (item for file in files if file.suffix == ".safetensors" for item in _header(file).items()):
         original = originals.get(name)
         if original is not None and entry["dtype"] in FLOATS and list(original.shape) == entry["shape"]:
-            kept.add(name)
+            unquantized.add(name)
         else:
             quantized_bytes += entry["data_offsets"][1] - entry["data_offsets"][0]
-    weights = sum(tensor.numel() for name, tensor in originals.items() if name not in kept and tensor.ndim > 1)
+    weights = sum(tensor.numel() for name, tensor in originals.items() if name not in unquantized and tensor.ndim > 1)
     return {
         "stored_bytes": sum(file.stat().st_size for file in files),
         "bits_per_weight": 8 * quantized_bytes / weights if weights else None,

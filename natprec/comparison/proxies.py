@@ -46,7 +46,7 @@ def proxies(subject: Subject, model: nn.Module, ids: Tensor, rescales: bool) -> 
         hooks.append(layer.module.register_forward_hook(_gather(sums[name], weight, errors[name])))
     with attached(hooks):
         for row in ids[: max(1, PROXY_TOKENS // ids.shape[1])].split(1):
-            subject.staged.output(row)
+            subject.segmented.output(row)
     layers = np.stack(list(sums.values()))
     ratios = layers[:, :2] / layers[:, 2:]
     return {name: float(mean) if mean < 1 else None for name, mean in zip(NAMES, ratios.mean(0), strict=True)}

@@ -126,7 +126,7 @@ def compare(
     reference: Output,
     quantized: Output,
     ids: Tensor,
-    advance: Callable[[str], None] = lambda stage: None,
+    advance: Callable[[str], None] = lambda step: None,
     distortion: Distortion | None = None,
 ) -> Comparison:
     """Run both models over (sequences, time) token ids, a batch at a time.

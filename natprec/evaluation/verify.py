@@ -20,7 +20,7 @@ from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject, probe_ids
 from natprec.models.batches import batches
 from natprec.models.hidden_states import passed, state_key
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.solver import Plan
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.progress import Advance, Stages
@@ -42,13 +42,13 @@ def verify(
     data: str,
     stages: Stages,
     seed: int = 0,
-    kept: Path | None = None,
+    resume_folder: Path | None = None,
     tried: bool = True,
 ) -> Verification:
     """Judge the checkpoint on disk against the original model (T6).
 
     Args:
-        kept: folder that holds how far both models have come; a later call goes on there. None: nothing is kept.
+        resume_folder: holds how far both models have come; a later call goes on there. None: nothing is kept.
         tried: whether transformers is asked to load it: see `load_quantized`.
     Raises:
         InputError: the plan keeps another distortion small than the subject's.
@@ -61,8 +61,8 @@ def verify(
         )
     with stages.stage("load checkpoint"):
         quantized = opened(folder, subject, ids.device, plan.engine, tried, stages.note)
-    with stages.stage("verify", len(batches(*ids.shape)) * (2 * len(subject.staged.blocks) + 1)) as advance:
-        summary = compared(subject, quantized, folder, ids, kept, advance).summary(seed)
+    with stages.stage("verify", len(batches(*ids.shape)) * (2 * len(subject.segmented.blocks) + 1)) as advance:
+        summary = compared(subject, quantized, folder, ids, resume_folder, advance).summary(seed)
     if not np.isfinite(summary["kl_mean"]):
         raise ModelError(
             f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
@@ -92,31 +92,33 @@ def opened(
     engine: str,
     tried: bool = True,
     note: Callable[[str], None] = lambda line: None,
-) -> StagedModel:
+) -> SegmentedModel:
     """A checkpoint's model, its weights where the original's are: see `load_quantized` and `open_quantized`."""
-    if not subject.staged.weights.whole:
-        return open_quantized(folder, subject.staged, device, engine, subject.trusted)
+    if not subject.segmented.weights.whole:
+        return open_quantized(folder, subject.segmented, device, engine, subject.trusted)
     model = load_quantized(folder, engine, subject.trusted, tried, note)
     model.to(device)
-    return StagedModel(model, probe_ids(model), subject.distortion)
+    return SegmentedModel(model, probe_ids(model), subject.distortion)
 
 
 @torch.no_grad()
 def compared(
-    subject: Subject, quantized: StagedModel, folder: Path, ids: Tensor, kept: Path | None, advance: Advance
+    subject: Subject, quantized: SegmentedModel, folder: Path, ids: Tensor, resume_folder: Path | None, advance: Advance
 ) -> Comparison:
     """A checkpoint's model against the original: all of the text goes through each, a block at a time.
 
     Args:
         folder: of the checkpoint.
         ids: (sequences, time) token ids.
-        kept: see `verify`.
+        resume_folder: see `verify`.
     """
     files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
-    states = [None if kept is None else kept / f"{name}.safetensors" for name in ("original", "quantized")]
+    states = [
+        None if resume_folder is None else resume_folder / f"{name}.safetensors" for name in ("original", "quantized")
+    ]
     keys = [state_key(subject.digest, data_digest(ids)), state_key(*files, data_digest(ids))]
     with contextlib.ExitStack() as held:
-        reference = held.enter_context(passed(subject.staged, ids, advance, states[0], keys[0]))
+        reference = held.enter_context(passed(subject.segmented, ids, advance, states[0], keys[0]))
         other = held.enter_context(passed(quantized, ids, advance, states[1], keys[1]))
         return compare(reference, other, ids, advance, subject.distortion)
 

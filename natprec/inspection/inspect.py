@@ -22,7 +22,7 @@ from natprec.inspection.ir import (
     capture,
     cost,
     find_edges,
-    find_units,
+    find_fused_operations,
 )
 from natprec.inspection.ir.bundle import require_bound
 from natprec.inspection.ir.flows import flow
@@ -31,7 +31,7 @@ from natprec.inspection.ir.lint import double_roundings
 from natprec.inspection.ir.observe import codebooks
 from natprec.inspection.ir.operators import ATTENTION, operator
 from natprec.inspection.lowered import LoweredBlock
-from natprec.inspection.natural_bits import planned_bits, planned_widths, stars, unit_widths
+from natprec.inspection.natural_bits import operation_widths, planned_bits, planned_widths, stars
 from natprec.inspection.rows import SiteRow, activation_rows, activation_values, shown_format, weight_rows
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
@@ -46,7 +46,8 @@ class Inspection:
 
     Attributes:
         correlation: kind → Spearman's rank correlation of entropy and forward b* over its sites.
-        units: unit → modules whose weights it has; `widths`: unit → bits of its values, in a plan of its weights.
+        operations: fused operation → modules whose weights it has; `widths`: fused operation → bits of its values, in a
+            plan of its weights.
         notes: what a reader should know of how it was found.
         formats: weight → the format that its row shows; `lowered`: what running a block in them showed, if asked for.
     """
@@ -56,7 +57,7 @@ class Inspection:
     domains: list[Domain]
     boundaries: list[Boundary]
     correlation: dict[str, float]
-    units: dict[str, list[str]]
+    operations: dict[str, list[str]]
     widths: dict[str, int]
     plan: Plan | None = None
     notes: list[str] = field(default_factory=list)
@@ -86,16 +87,16 @@ def inspect(
     stages = stages or Stages(quiet=True)
     with stages.stage("capture the graph"):
         graph = capture(subject.model, subject.task.inputs(ids[:1]))
-    units = {
-        unit if operator(node) == ATTENTION else module_path(node): unit
-        for node, unit in find_units(graph).items()
+    operations = {
+        operation if operator(node) == ATTENTION else module_path(node): operation
+        for node, operation in find_fused_operations(graph).items()
         if weight_of(node) is not None or operator(node) == ATTENTION
     }
     found = stars(measurement, eps, eps_bwd)
-    widths = unit_widths(units, measurement, found) if plan is None else planned_widths(plan, units)
+    widths = operation_widths(operations, measurement, found) if plan is None else planned_widths(plan, operations)
     domains = assign_domains(graph, widths, Materialization.of_dtype(subject.storage_dtype))
     edges = find_edges(graph)
-    values = activation_values(graph, units, subject.staged.block_names)
+    values = activation_values(graph, operations, subject.segmented.block_names)
     nodes = {edge.value for edge in edges} | set(values.values())
     with stages.stage("count codes", len(ids) + len(held_out)) as advance:
         books, others = (
@@ -104,21 +105,23 @@ def inspect(
         )
     flow(graph, {node: book.entropy_bits for node, book in books.items()}, _vocabulary(subject))
     boundaries = [cost(edge, books[edge.value], others[edge.value], kelvin) for edge in edges]
-    rows, rounded = weight_rows(subject, measurement, found, units, widths, plan, kelvin, stages)
+    rows, rounded = weight_rows(subject, measurement, found, operations, widths, plan, kelvin, stages)
     rows += activation_rows(values, books, found, widths, subject)
     notes = [] if graph.by == "torch.export" else [f"export fails at module {graph.culprit!r}: {graph.reason}"]
     if not any(curve.site.kind != "weight" for curve in measurement.curves.values()):
         notes.append("activations were not measured: the widths of domains are those that their weights need")
-    members: dict[str, list[str]] = {unit: [] for unit in units.values()}
-    for module, unit in units.items():
-        members[unit] += [module] if module != unit or not unit.endswith(":attention") else []
+    members: dict[str, list[str]] = {operation: [] for operation in operations.values()}
+    for module, operation in operations.items():
+        members[operation] += [module] if module != operation or not operation.endswith(":attention") else []
     storage = Materialization.of_dtype(subject.storage_dtype).bits
     drawn = {
-        unit: widths.get(unit, storage) if plan is None or not modules else planned_bits(subject, plan, modules)
-        for unit, modules in members.items()
+        operation: widths.get(operation, storage)
+        if plan is None or not modules
+        else planned_bits(subject, plan, modules)
+        for operation, modules in members.items()
     }
     notes += [str(found) for found in double_roundings(graph)]
-    formats = {site.name: shown_format(site, measurement, units, widths, plan) for site in subject.sites}
+    formats = {site.name: shown_format(site, measurement, operations, widths, plan) for site in subject.sites}
     return Inspection(
         graph, rows, domains, rounded + boundaries, _correlation(rows), members, drawn, plan, notes, formats
     )

@@ -59,19 +59,19 @@ def lowered_block(subject: Subject, ids: Tensor, formats: Mapping[str, Format | 
         InputError: there is no such block.
         ModelError: torch.export fails at the block, or none of its Linears has a format.
     """
-    staged = subject.staged
-    if not staged.blocks:
+    segmented = subject.segmented
+    if not segmented.blocks:
         raise ModelError(f"model {subject.name!r} has no list of blocks that could be lowered one at a time")
-    found = next((each for each in staged.block_names if f"{name}.".startswith(f"{each}.")), None)
+    found = next((each for each in segmented.block_names if f"{name}.".startswith(f"{each}.")), None)
     if name and found is None:
-        raise unknown("block", name, staged.block_names)
-    block = found or staged.block_names[0]
-    index = staged.block_names.index(block)
-    hidden, contexts = staged.prefix(ids[:1])
+        raise unknown("block", name, segmented.block_names)
+    block = found or segmented.block_names[0]
+    index = segmented.block_names.index(block)
+    hidden, contexts = segmented.prefix(ids[:1])
     for before in range(index):
-        hidden = staged.block(before, hidden, contexts[before])
-    with staged.hold(index):
-        alone = _Alone(copy.deepcopy(staged.blocks[index]), contexts[index])
+        hidden = segmented.block(before, hidden, contexts[before])
+    with segmented.hold(index):
+        alone = _Alone(copy.deepcopy(segmented.blocks[index]), contexts[index])
     own = {
         site.name.removeprefix(block): (site.name, fmt)
         for site in subject.sites

@@ -1,4 +1,4 @@
-"""b* of every site, for both flows and both at once (T1, T3, T4), and the width of a unit: from them, or a plan's."""
+"""b* of every site for both flows and both at once (T1, T3, T4); widths of fused operations, from them or a plan."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from natprec.inspection.ir import Materialization
-from natprec.inspection.ir.domains import attention_unit
+from natprec.inspection.ir.domains import attention_operation
 from natprec.measurement import Curve, Measurement
 from natprec.measurement.subject import Subject
 from natprec.solver.choices import dual
+from natprec.solver.fused_groups import backward_bits, fewest_bits
 from natprec.solver.plan import Plan
-from natprec.solver.units import backward_bits, fewest_bits
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,38 @@ def _star(curve: Curve, eps: float, eps_bwd: float) -> Star:
     return Star(fewest_bits(curve.formats, curve.kl(), eps), backward_bits(curve, eps_bwd))
 
 
-def unit_widths(units: Mapping[str, str], measurement: Measurement, found: Mapping[str, Star]) -> dict[str, int]:
-    """Unit → the largest forward b* of its sites, of whatever kind was measured.
+def operation_widths(
+    operations: Mapping[str, str], measurement: Measurement, found: Mapping[str, Star]
+) -> dict[str, int]:
+    """Fused operation → the largest forward b* of its sites, of whatever kind was measured.
 
     Args:
-        units: module → unit that its operator belongs to.
+        operations: module → fused operation that its operator belongs to.
     """
     widths: dict[str, int] = {}
     unknown: set[str] = set()
     for name, star in found.items():
         site = measurement.curves[name].site
-        readers = [attention_unit(use) for use in site.uses] if site.kind in ("key", "value") else list(site.uses)
-        for unit in {units[reader] for reader in readers if reader in units}:
+        readers = [attention_operation(use) for use in site.uses] if site.kind in ("key", "value") else list(site.uses)
+        for operation in {operations[reader] for reader in readers if reader in operations}:
             if star.forward is None:
-                unknown.add(unit)
+                unknown.add(operation)
             else:
-                widths[unit] = max(widths.get(unit, 0), star.forward)
-    return {unit: bits for unit, bits in widths.items() if unit not in unknown}
+                widths[operation] = max(widths.get(operation, 0), star.forward)
+    return {operation: bits for operation, bits in widths.items() if operation not in unknown}
 
 
-def planned_widths(plan: Plan, units: Mapping[str, str]) -> dict[str, int]:
-    """Unit → bits in which the plan hands it its input, or its keys and values; others read 16 bits."""
-    widths = {unit: choice.format.bits for unit, choice in plan.inputs.items() if choice.format is not None}
-    attentions = [] if plan.cache is None else [unit for unit in units.values() if unit.endswith(":attention")]
-    return widths | {unit: plan.cache.format.bits for unit in attentions if plan.cache is not None}
+def planned_widths(plan: Plan, operations: Mapping[str, str]) -> dict[str, int]:
+    """Fused operation → bits in which the plan hands it its input, or its keys and values; others read 16 bits."""
+    widths = {operation: choice.format.bits for operation, choice in plan.inputs.items() if choice.format is not None}
+    if plan.cache is None:
+        return widths
+    attentions = [operation for operation in operations.values() if operation.endswith(":attention")]
+    return widths | dict.fromkeys(attentions, plan.cache.format.bits)
 
 
 def planned_bits(subject: Subject, plan: Plan, modules: list[str]) -> int:
-    """Widest format of a unit's weights in a plan; that of the model's dtype where there is none."""
+    """Widest format of a fused operation's weights in a plan; that of the model's dtype where there is none."""
     names = {use: site.name for site in subject.sites for use in site.uses}
     formats = [plan.sites[names[module]].format for module in modules if module in names]
     known = [fmt.bits for fmt in formats if fmt is not None]

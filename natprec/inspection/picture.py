@@ -1,4 +1,4 @@
-"""The graph as an SVG: a row for each block, a box for each unit, coloured by width.
+"""The graph as an SVG: a row for each block, a box for each fused operation, coloured by width.
 
 A bar at a box's left says whether what enters it is rounded for free or erases, one at its right the same of what
 leaves it, and one below it the same of its weights. Neighbouring rows that look alike are drawn once.
@@ -24,7 +24,7 @@ BOX, GAP, HIGH, LEFT, TOP = 112, 14, 24, 150, 64
 
 @dataclass(frozen=True)
 class Box:
-    """One unit; `enters`, `leaves` and `weights` are whether the boundary is free, None where there is none."""
+    """One fused operation; `enters`, `leaves`, `weights`: whether the boundary is free, None where there is none."""
 
     label: str
     width: int
@@ -36,16 +36,16 @@ class Box:
 def rows_of(inspection: Inspection) -> list[tuple[str, tuple[Box, ...], int]]:
     """(name, boxes, how many blocks look so), in the order of the graph."""
     rows: dict[str, list[Box]] = {}
-    for unit, members in inspection.units.items():
-        block = re.match(r".*?\.\d+(?=[.:])", unit)
-        name = block[0] if block else unit
+    for operation, members in inspection.operations.items():
+        block = re.match(r".*?\.\d+(?=[.:])", operation)
+        name = block[0] if block else operation
         short = [re.sub(r"_proj$", "", member.rpartition(".")[2]) for member in members]
         boundaries = [each for each in inspection.boundaries if each.kind != "weight"]
         box = Box(
             " ".join(short) if members else "attention",
-            inspection.widths[unit],
-            _verdict([each.free for each in boundaries if each.target_unit == unit]),
-            _verdict([each.free for each in boundaries if each.source_unit == unit]),
+            inspection.widths[operation],
+            _verdict([each.free for each in boundaries if each.target_operation == operation]),
+            _verdict([each.free for each in boundaries if each.source_operation == operation]),
             _verdict([each.free for each in inspection.boundaries if each.kind == "weight" and each.target in members]),
         )
         rows.setdefault(name, []).append(box)

@@ -11,7 +11,7 @@ from torch import fx
 from natprec.formats import Format
 from natprec.inspection.information import Codebook
 from natprec.inspection.ir import Boundary, Capture, Materialization
-from natprec.inspection.ir.domains import attention_unit
+from natprec.inspection.ir.domains import attention_operation
 from natprec.inspection.ir.flows import BUNDLE
 from natprec.inspection.ir.graph import module_path, weight_of
 from natprec.inspection.ir.operators import ATTENTION, operands, operator
@@ -56,8 +56,8 @@ class SiteRow:
         return {**vars(self), "b_star": self.b_star.to_json()}
 
 
-def activation_values(graph: Capture, units: Mapping[str, str], blocks: Sequence[str]) -> dict[str, fx.Node]:
-    """Site name → the value: a block's input (`BLOCK:stream`), a unit's (`UNIT:input`), keys and values."""
+def activation_values(graph: Capture, operations: Mapping[str, str], blocks: Sequence[str]) -> dict[str, fx.Node]:
+    """Site name → value: a block's input (`BLOCK:stream`), a fused operation's (`OPERATION:input`), keys, values."""
     found: dict[str, fx.Node] = {}
     ahead = list(blocks)
     for node in graph.nodes:
@@ -65,7 +65,7 @@ def activation_values(graph: Capture, units: Mapping[str, str], blocks: Sequence
         if ahead and reads and (module_path(node) == ahead[0] or module_path(node).startswith(ahead[0] + ".")):
             found[f"{ahead.pop(0)}:stream"] = reads[0]
         if weight_of(node) is not None and reads and operator(node) != "embedding":
-            found.setdefault(f"{units[module_path(node)]}:input", reads[0])
+            found.setdefault(f"{operations[module_path(node)]}:input", reads[0])
         elif operator(node) == ATTENTION:
             for kind, value in zip(("key", "value"), reads[1:3], strict=False):
                 found[f"{module_path(node)}:{kind}"] = value
@@ -76,7 +76,7 @@ def weight_rows(
     subject: Subject,
     measurement: Measurement,
     found: Mapping[str, Star],
-    units: Mapping[str, str],
+    operations: Mapping[str, str],
     widths: Mapping[str, int],
     plan: Plan | None,
     kelvin: float,
@@ -88,7 +88,7 @@ def weight_rows(
         for site in subject.sites:
             weight = site_weight(subject.model, site)
             codes = weight_codes(weight, subject.storage_dtype)
-            fmt, above = shown_format(site, measurement, units, widths, plan), None
+            fmt, above = shown_format(site, measurement, operations, widths, plan), None
             if plan is not None and fmt is not None and plan.sites[site.name].natural_bits is not None:
                 above = fmt.bits - (plan.sites[site.name].natural_bits or 0)
             if fmt is not None:
@@ -113,14 +113,14 @@ def weight_rows(
 
 
 def shown_format(
-    site: Site, measurement: Measurement, units: Mapping[str, str], widths: Mapping[str, int], plan: Plan | None
+    site: Site, measurement: Measurement, operations: Mapping[str, str], widths: Mapping[str, int], plan: Plan | None
 ) -> Format | None:
     """The format that an inspection gives a weight: the plan's, or else the best of its domain's width."""
     if plan is not None:
         return plan.sites[site.name].format
-    if site.unit not in widths and units.get(site.name) not in widths:
+    if site.fused_group not in widths and operations.get(site.name) not in widths:
         return None
-    width = max(widths.get(units.get(use, use), 0) for use in (*site.uses, site.unit))
+    width = max(widths.get(operations.get(use, use), 0) for use in (*site.uses, site.fused_group))
     return _format_of(measurement.curves[site.name], width)
 
 
@@ -149,8 +149,8 @@ def activation_rows(
     rows = []
     for name, node in values.items():
         book = books[node]
-        unit, _, kind = name.rpartition(":")
-        owner = attention_unit(unit) if kind in ("key", "value") else unit
+        operation, _, kind = name.rpartition(":")
+        owner = attention_operation(operation) if kind in ("key", "value") else operation
         rows.append(
             SiteRow(
                 name=name,

@@ -79,8 +79,8 @@ def rounding_cost(
     return Boundary(
         source=f"{name}.weight",
         target=name,
-        source_unit=None,
-        target_unit=None,
+        source_operation=None,
+        target_operation=None,
         kind="weight",
         elements=elements,
         source_bits=codes.lossless_bits,

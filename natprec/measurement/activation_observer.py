@@ -28,7 +28,7 @@ from natprec.formats import Format
 from natprec.measurement.curves import Curve
 from natprec.measurement.sharding import Sharding
 from natprec.models.attention import AttentionHook
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import fixed_scale, round_activations
 from natprec.utils.hooks import attached
@@ -43,7 +43,7 @@ GRADIENT_TOKENS = 8
 
 @dataclass
 class ActivationObserver:
-    """Gathers an activation and its gradient, token by token, while its stage runs.
+    """Gathers an activation and its gradient, token by token, while its segment runs.
 
     Set `sequences` (indices of the batch's sequences) before each batch.
 
@@ -131,7 +131,8 @@ class ActivationObserver:
         """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over.
 
         Args:
-            columns: (features,), by which the unit's columns are multiplied, and this input divided, before GPTQ.
+            columns: (features,), by which the fused group's columns are multiplied, and this input divided, before
+                GPTQ.
         """
         shape = self.total, len(self.formats)
         forward, scaled, backward = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
@@ -196,14 +197,14 @@ def directional(
 
 
 @contextlib.contextmanager
-def watching(staged: StagedModel, observers: Mapping[str, ActivationObserver], stage: int) -> Iterator[None]:
-    """Hooks of the observers whose activation is computed in a stage."""
+def watching(segmented: SegmentedModel, observers: Mapping[str, ActivationObserver], segment: int) -> Iterator[None]:
+    """Hooks of the observers whose activation is computed in a segment."""
     handles = [
         handle
         for observer in observers.values()
-        if observer.site.stage == stage
+        if observer.site.segment == segment
         for use in observer.site.uses
-        for handle in observer.attach(staged.model.get_submodule(use))
+        for handle in observer.attach(segmented.model.get_submodule(use))
     ]
     with attached(handles):
         yield

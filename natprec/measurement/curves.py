@@ -11,6 +11,16 @@ from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
 
+ARRAYS = {
+    "forward": "forward",
+    "backward": "backward",
+    "energy": "energy",
+    "shares": "shares",
+    "kept": "unquantized",
+    "alignment": "alignment",
+}
+"""What an array is called in files → the attribute of a `Curve`."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -18,13 +28,13 @@ class Curve:
 
     Attributes:
         formats: candidates; none where no sample reached the site: its cost is unknown, and it stays at 16 bits.
-        forward: (parts, units, formats) distortion in its unit, nats per token if it is KL, for errors of random
+        forward: (parts, pools, formats) distortion in its unit, nats per token if it is KL, for errors of random
             sign; a part is one kind of text.
-        backward: (units, formats) E‖∇ - Q(∇)‖², in squared units of the gradient.
-        energy: (units,) E‖∇‖², to which `backward` is relative; 0 means that nothing reached the site.
+        backward: (pools, formats) E‖∇ - Q(∇)‖², in squared units of the gradient.
+        energy: (pools,) E‖∇‖², to which `backward` is relative; 0 means that nothing reached the site.
         shares: (formats,) of `forward` that is left by GPTQ, which makes up for errors; 1 where it does not apply.
         alignment: (formats,) of `forward` for the errors that rounding to nearest really makes.
-        kept: (parts, units) distortion of storing the site in 16 bits, unquantized; 0 for a 16-bit model.
+        unquantized: (parts, pools) distortion of storing the site in 16 bits; 0 for a 16-bit model.
         largest: magnitudes that a fixed scale must reach, as the model is and as GPTQ finds it; of activations only.
         tokens: of an expert, those that were routed to it; None: the site sees all. An expert that saw fewer than
             `natprec.models.routing.MIN_TOKENS` has its curve from the others: see `natprec.measurement.few_tokens`.
@@ -37,7 +47,7 @@ class Curve:
     backward: np.ndarray
     energy: np.ndarray
     shares: np.ndarray
-    kept: np.ndarray
+    unquantized: np.ndarray
     alignment: np.ndarray
     scaled: bool = False
     largest: tuple[float, float] = (0.0, 0.0)
@@ -69,14 +79,14 @@ class Curve:
         return self.shares if rounding_named(rounding).compensates else self.alignment
 
     @property
-    def kept_kl(self) -> float:
+    def unquantized_kl(self) -> float:
         """KL of storing the site unquantized, the largest over the kinds of text."""
-        return float(self.kept.mean(1).max())
+        return float(self.unquantized.mean(1).max())
 
     def samples(self, fmt: Format | None, rounding: str = "rtn") -> np.ndarray:
-        """(units,) KL of a format (None: unquantized) on the kind of text where it is largest."""
+        """(pools,) KL of a format (None: unquantized) on the kind of text where it is largest."""
         if fmt is None:
-            return np.asarray(self.kept[self.kept.mean(1).argmax()])
+            return np.asarray(self.unquantized[self.unquantized.mean(1).argmax()])
         column = self.formats.index(fmt)
         values = self.forward[:, :, column]
         return np.asarray(values[values.mean(1).argmax()]) * self._factors(rounding)[column]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from natprec.distortions import impossible
-from natprec.measurement.curves import Curve
+from natprec.measurement.curves import ARRAYS, Curve
 from natprec.utils.schema import LARGE, Place
 
 
@@ -26,18 +26,18 @@ def refuse_curve(curve: Curve, place: Place, distortion: str) -> None:
     for fmt in curve.formats:
         if not fmt.divides(curve.site.shape[1]):
             raise place.wrong(f"has {fmt.name}, whose groups do not divide its rows of {curve.site.shape[1]}")
-    parts, samples = curve.kept.shape if curve.kept.ndim == 2 else (1, 1)
-    units = max(1, len(curve.energy)) if curve.energy.ndim else 1
+    parts, samples = curve.unquantized.shape if curve.unquantized.ndim == 2 else (1, 1)
+    pool_count = max(1, len(curve.energy)) if curve.energy.ndim else 1
     shapes = {
         "forward": (max(1, parts), max(1, samples), formats),
         "kept": (max(1, parts), max(1, samples)),
-        "backward": (units, formats),
-        "energy": (units,),
+        "backward": (pool_count, formats),
+        "energy": (pool_count,),
         "shares": (formats,),
         "alignment": (formats,),
     }
     for name, shape in shapes.items():
-        array, own = getattr(curve, name), place.within(name)
+        array, own = getattr(curve, ARRAYS[name]), place.within(name)
         if array.shape != shape or array.dtype.kind != "f":
             raise own.wrong(f"is {array.dtype} {array.shape}, and must be float64 {shape}")
         if not bool((np.abs(array) <= LARGE).all()):
@@ -49,7 +49,7 @@ def refuse_curve(curve: Curve, place: Place, distortion: str) -> None:
 
 def refuse_unlike(curves: Sequence[Curve], place: Place) -> None:
     """Stop at curves whose pools of samples cannot be joined: the fewest of a site divide those of all."""
-    counts = {curve.site.name: curve.kept.shape[1] for curve in curves}
+    counts = {curve.site.name: curve.unquantized.shape[1] for curve in curves}
     fewest = min(counts.values(), default=1)
     for name, count in counts.items():
         if count % fewest:

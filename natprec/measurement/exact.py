@@ -17,7 +17,7 @@ from natprec.formats import Format
 from natprec.measurement.forward import forward_blocks
 from natprec.models.activation_sites import rounded
 from natprec.models.batches import batch_rows, batches
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import quantize
 from natprec.utils.progress import Advance
@@ -48,11 +48,11 @@ def quantized_site(model: nn.Module, site: Site, fmt: Format, scale_dtype: torch
 
 @torch.no_grad()
 def exact_curves(
-    staged: StagedModel,
+    segmented: SegmentedModel,
     wanted: Sequence[tuple[Site, Sequence[Format]]],
     ids: Tensor,
     scale_dtype: torch.dtype,
-    advance: Advance = lambda stage: None,
+    advance: Advance = lambda step: None,
 ) -> Iterator[tuple[Site, np.ndarray]]:
     """Distortion of each site under each of its formats, alone.
 
@@ -62,34 +62,39 @@ def exact_curves(
     Yields:
         The site and its (sequences, formats) distortion, averaged over the terms of each sequence.
     """
-    suffix, parts = len(staged.blocks), batches(*ids.shape, routed=staged.routed)
-    with staged.judging():
-        inputs, contexts = forward_blocks(staged, ids, suffix)
+    suffix, parts = len(segmented.blocks), batches(*ids.shape, routed=segmented.routed)
+    with segmented.judging():
+        inputs, contexts = forward_blocks(segmented, ids, suffix)
     last = inputs[-1] if inputs else None
-    with staged.hold(suffix), staged.judging():
-        references = [staged.suffix(None if last is None else last[batch_rows(b)], ids[batch_rows(b)]) for b in parts]
+    with segmented.hold(suffix), segmented.judging():
+        references = [
+            segmented.suffix(None if last is None else last[batch_rows(b)], ids[batch_rows(b)]) for b in parts
+        ]
     for site, formats in wanted:
-        first = site.stage if staged.blocks else suffix
-        uses = {staged.stage_of(use) for use in site.uses}
+        first = site.segment if segmented.blocks else suffix
+        uses = {segmented.segment_of(use) for use in site.uses}
         values = np.zeros((len(ids), len(formats)))
         for column, fmt in enumerate(formats):
             with contextlib.ExitStack() as held:
-                for stage in uses:
-                    held.enter_context(staged.hold(stage))
-                held.enter_context(quantized_site(staged.model, site, fmt, scale_dtype))
+                for segment in uses:
+                    held.enter_context(segmented.hold(segment))
+                held.enter_context(quantized_site(segmented.model, site, fmt, scale_dtype))
                 start = inputs[first] if inputs and first >= 0 else None
                 hidden = [
-                    None if start is None else start[batch_rows(b)] for b in batches(*ids.shape, routed=staged.routed)
+                    None if start is None else start[batch_rows(b)]
+                    for b in batches(*ids.shape, routed=segmented.routed)
                 ]
-                for stage in range(first, suffix + 1):
-                    with staged.hold(stage), staged.judging():
+                for segment in range(first, suffix + 1):
+                    with segmented.hold(segment), segmented.judging():
                         for number, batch in enumerate(parts):
                             rows = batch_rows(batch)
-                            output = staged.run(stage, hidden[number], ids[rows], contexts[number] if contexts else [])
-                            if stage < suffix:
+                            output = segmented.run(
+                                segment, hidden[number], ids[rows], contexts[number] if contexts else []
+                            )
+                            if segment < suffix:
                                 hidden[number] = output
                                 continue
-                            distances = staged.distortion.between(references[number], output, ids[rows])
+                            distances = segmented.distortion.between(references[number], output, ids[rows])
                             values[rows, column] = distances.mean(1).cpu().numpy()
                             advance(f"{site.name} {fmt.name}")
         yield site, values

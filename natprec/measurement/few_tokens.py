@@ -30,7 +30,7 @@ def without_few(observers: Mapping[str, WeightObserver]) -> dict[str, WeightObse
 
 
 def lend(curves: Mapping[str, Curve], observers: Mapping[str, WeightObserver], terms: int) -> dict[str, Curve]:
-    """The curves of a finished stage, those of experts that saw few tokens raised to what the others say.
+    """The curves of a finished segment, those of experts that saw few tokens raised to what the others say.
 
     Args:
         observers: of the same sites, whose weights are in memory.
@@ -55,12 +55,12 @@ def _raised(curve: Curve, known: list[Curve], observer: WeightObserver, terms: i
     """A curve that is nowhere below that of a typical expert with its weights."""
     energy = np.mean([other.energy for other in known], 0)
     costs = _errors(observer).numpy() / (2 * terms * curve.site.elements)
-    parts, units, formats = curve.forward.shape
-    typical = (energy[:, None] * costs).reshape(parts, units, formats + 1)
+    parts, pool_count, formats = curve.forward.shape
+    typical = (energy[:, None] * costs).reshape(parts, pool_count, formats + 1)
     return replace(
         curve,
         forward=np.maximum(curve.forward, typical[:, :, :-1]),
-        kept=np.maximum(curve.kept, typical[:, :, -1]),
+        unquantized=np.maximum(curve.unquantized, typical[:, :, -1]),
         backward=np.mean([other.backward for other in known], 0),
         energy=energy,
         alignment=np.ones(formats),

@@ -42,8 +42,8 @@ class Product:
     """Of a weight's gradients with its rounding errors.
 
     Attributes:
-        values: (units, formats + 1), Σ_ij g_ij² · δ_ij², float64; last: stored unquantized.
-        energy: (units,), Σ_ij g_ij².
+        values: (pools, formats + 1), Σ_ij g_ij² · δ_ij², float64; last: stored unquantized.
+        energy: (pools,), Σ_ij g_ij².
         alignment: (formats,), by which `values` are multiplied for the errors that the weight really has.
     """
 
@@ -66,9 +66,9 @@ def contract(
     """Meet the errors of every format; `gathered` is overwritten.
 
     Args:
-        gathered: (units, rows, columns), gradients; or, `squared`, sums of squared gradients, which know no directions.
-        count: units of all processes; default: as many as in `gathered`.
-        sharding: `gathered` is of this process's units; each process contracts some of the rows.
+        gathered: (pools, rows, columns), gradients; or, `squared`, sums of squared gradients, which know no directions.
+        count: pools of all processes; default: as many as in `gathered`.
+        sharding: `gathered` is of this process's pools; each process contracts some of the rows.
         wire: a dtype in which all of `gathered` is exact, at all processes; default: its own.
     """
     count = count or len(gathered)
@@ -97,9 +97,9 @@ def _alignment(along: Tensor, values: Tensor, gram: Tensor) -> Tensor:
     """(formats + 1,): see the head of this file.
 
     Args:
-        along: (units, formats + 1), Σ g δ; zero if not known.
-        values: (units, formats + 1), Σ g² δ².
-        gram: (units, units), products of the units' gradients, weighted by |δ|.
+        along: (pools, formats + 1), Σ g δ; zero if not known.
+        values: (pools, formats + 1), Σ g² δ².
+        gram: (pools, pools), products of the pools' gradients, weighted by |δ|.
     """
     own = gram.diagonal()
     count, among = len(gram), gram.square().sum() - own.square().sum()

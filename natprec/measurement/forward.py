@@ -11,22 +11,22 @@ from torch import Tensor
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.models.batches import batch_rows, batches
 from natprec.models.differentiation import Gathering
-from natprec.models.segments import Context, StagedModel
+from natprec.models.segments import Context, SegmentedModel
 from natprec.utils.progress import Advance
 from natprec.utils.workers import Workers
 
 
 @torch.no_grad()
 def forward_blocks(
-    staged: StagedModel, ids: Tensor, stop: int, advance: Advance = lambda stage: None, scratch: Path | None = None
+    segmented: SegmentedModel, ids: Tensor, stop: int, advance: Advance = lambda step: None, scratch: Path | None = None
 ) -> tuple[BlockInputs, list[list[Context]]]:
     """Inputs of blocks 0 to `stop` (each (sequences, time, hidden)), and contexts per batch; none without blocks."""
-    if not staged.blocks:
+    if not segmented.blocks:
         return BlockInputs(), []
     parts, contexts = [], []
-    with staged.hold(-1):
-        for batch in batches(*ids.shape, routed=staged.routed):
-            hidden, context = staged.prefix(ids[batch_rows(batch)])
+    with segmented.hold(-1):
+        for batch in batches(*ids.shape, routed=segmented.routed):
+            hidden, context = segmented.prefix(ids[batch_rows(batch)])
             parts.append(hidden)
             contexts.append(context)
             advance("prefix forward")
@@ -34,30 +34,30 @@ def forward_blocks(
     inputs = BlockInputs.suited(hidden, stop + 1, scratch)
     for index in range(stop):
         output = torch.empty_like(hidden)
-        with staged.hold(index):
-            for batch, context in zip(batches(*ids.shape, routed=staged.routed), contexts, strict=True):
+        with segmented.hold(index):
+            for batch, context in zip(batches(*ids.shape, routed=segmented.routed), contexts, strict=True):
                 rows = batch_rows(batch)
-                output[rows] = staged.block(index, hidden[rows], context[index])
-                advance(f"{staged.block_names[index]} forward")
+                output[rows] = segmented.block(index, hidden[rows], context[index])
+                advance(f"{segmented.block_names[index]} forward")
         inputs.push(output)
         hidden = output
     return inputs, contexts
 
 
 class Fitted:
-    """Sequences that only go forward, stage by stage, under hooks that gather second moments.
+    """Sequences that only go forward, segment by segment, under hooks that gather second moments.
 
     Of several processes each takes some of their batches, or none; sums do not show which.
     """
 
     def __init__(
-        self, staged: StagedModel, ids: Tensor | None, workers: Workers, gathering: Gathering, advance: Advance
+        self, segmented: SegmentedModel, ids: Tensor | None, workers: Workers, gathering: Gathering, advance: Advance
     ) -> None:
         """`ids` (sequences, time) are of all processes; None: there are none."""
-        self._staged, self._gathering, self._advance = staged, gathering, advance
+        self._segmented, self._gathering, self._advance = segmented, gathering, advance
         self._ids, self._inputs, self._contexts = None, BlockInputs(), list[list[Context]]()
         if ids is not None:
-            parts = batches(*ids.shape, routed=staged.routed)
+            parts = batches(*ids.shape, routed=segmented.routed)
             own = workers.share(len(parts))
             self._ids = ids[parts[own.start].start : parts[own.stop - 1].stop] if own else None
 
@@ -65,20 +65,20 @@ class Fitted:
         """Reach the blocks from `stop` down; `scratch` as for `sweep`."""
         if self._ids is not None:
             with self._gathering():
-                self._inputs, self._contexts = forward_blocks(self._staged, self._ids, stop, self._advance, scratch)
+                self._inputs, self._contexts = forward_blocks(self._segmented, self._ids, stop, self._advance, scratch)
 
     @torch.no_grad()
-    def show(self, stage: int, watched: Sequence[str]) -> None:
-        """Into a stage, the highest that has not been left, as far as some modules, if there are any."""
+    def show(self, segment: int, watched: Sequence[str]) -> None:
+        """Into a segment, the highest that has not been left, as far as some modules, if there are any."""
         if self._ids is None:
             return
-        hidden = self._inputs[stage] if self._inputs else None
-        for number, batch in enumerate(batches(*self._ids.shape, routed=self._staged.routed) if watched else ()):
+        hidden = self._inputs[segment] if self._inputs else None
+        for number, batch in enumerate(batches(*self._ids.shape, routed=self._segmented.routed) if watched else ()):
             rows = batch_rows(batch)
             own = None if hidden is None else hidden[rows]
             contexts = self._contexts[number] if self._contexts else []
             with self._gathering():
-                self._staged.show(stage, own, self._ids[rows], contexts, watched)
-            self._advance(f"stage {stage} forward")
+                self._segmented.show(segment, own, self._ids[rows], contexts, watched)
+            self._advance(f"segment {segment} forward")
         if self._inputs:
             self._inputs.pop()

@@ -1,6 +1,6 @@
-"""What GPTQ leaves of a stage's units: of several processes one fits each unit, and all learn what it found.
+"""What GPTQ leaves of a segment's fused groups: one process fits each, and all processes learn what it found.
 
-The moments of a unit's inputs are added up at the process that fits it; what it finds is small.
+The moments of a fused group's inputs are added up at the process that fits it; what it finds is small.
 """
 
 from __future__ import annotations
@@ -19,42 +19,46 @@ from natprec.utils.workers import Workers
 
 
 def to_fit(done: Mapping[str, WeightObserver], workers: Workers) -> dict[str, WeightObserver]:
-    """The observers of the units that this process fits, with the moments of all processes.
+    """The observers of the fused groups that this process fits, with the moments of all processes.
 
     A product of moments and the rounding of one column after the other both cost the square of the columns.
     """
     members: dict[str, list[Compensation]] = {}
     for observer in done.values():
         if observer.compensation is not None:
-            members.setdefault(observer.site.unit, []).append(observer.compensation)
-    owners = workers.assign({unit: len(own) * own[0].site.shape[1] ** 2 for unit, own in members.items()})
+            members.setdefault(observer.site.fused_group, []).append(observer.compensation)
+    owners = workers.assign({fused_group: len(own) * own[0].site.shape[1] ** 2 for fused_group, own in members.items()})
     if workers.size > 1 and members:
         counts = workers.all_sum(*(_had(own, workers) for own in members.values()))
-        for (unit, own), had in zip(members.items(), counts, strict=True):
-            narrow = all(each.wire == torch.bfloat16 for each in done.values() if each.site.unit == unit)
-            _add_up(own, had, owners[unit], workers, torch.bfloat16 if narrow else torch.float32)
-    return {name: each for name, each in done.items() if owners.get(each.site.unit, workers.rank) == workers.rank}
+        for (fused_group, own), had in zip(members.items(), counts, strict=True):
+            narrow = all(each.wire == torch.bfloat16 for each in done.values() if each.site.fused_group == fused_group)
+            _add_up(own, had, owners[fused_group], workers, torch.bfloat16 if narrow else torch.float32)
+    return {
+        name: each for name, each in done.items() if owners.get(each.site.fused_group, workers.rank) == workers.rank
+    }
 
 
 def _had(members: list[Compensation], workers: Workers) -> Tensor:
-    """(processes, 1 + members), int64, with one unit's row of this process: moments or none, gradients that judge."""
+    """(processes, 1 + members), int64: this process's row of a fused group, moments or none, gradients that judge."""
     counts = torch.zeros(workers.size, 1 + len(members), dtype=torch.int64)
     first = members[0]
-    counts[workers.rank] = torch.tensor([first.site.unit in first.fitted, *(len(each.judging) for each in members)])
+    counts[workers.rank] = torch.tensor(
+        [first.site.fused_group in first.fitted, *(len(each.judging) for each in members)]
+    )
     return counts
 
 
 def _add_up(members: list[Compensation], had: Tensor, owner: int, workers: Workers, wire: torch.dtype) -> None:
-    """The moments of one unit and the gradients that judge it, at one process; what none came to stays unknown.
+    """The moments of one fused group and the gradients that judge it, at one process; what none came to stays unknown.
 
     Args:
         had: what each process has of them, see `_had`.
         wire: a dtype in which the gradients are exact.
     """
-    fitted, unit, size = members[0].fitted, members[0].site.unit, members[0].site.shape[1]
+    fitted, fused_group, size = members[0].fitted, members[0].site.fused_group, members[0].site.shape[1]
     if had[:, 0].any():
         nothing = torch.zeros(size, size, dtype=torch.float64, device=members[0].layer.weight.device)
-        workers.sum_at(owner, fitted.setdefault(unit, nothing))
+        workers.sum_at(owner, fitted.setdefault(fused_group, nothing))
     for each, judging in zip(members, had[:, 1:].T.tolist(), strict=True):
         shape = (len(judged_rows(each.site.shape[0])), size)
         own = torch.stack(each.judging) if each.judging else each.layer.weight.new_zeros(0, *shape, dtype=torch.float32)
@@ -62,7 +66,7 @@ def _add_up(members: list[Compensation], had: Tensor, owner: int, workers: Worke
         found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging], wire)
         each.judging = list(torch.cat(found))
     if workers.rank != owner:
-        fitted.pop(unit, None)
+        fitted.pop(fused_group, None)
 
 
 def spread(done: Mapping[str, WeightObserver], workers: Workers) -> None:
@@ -84,17 +88,17 @@ def spread(done: Mapping[str, WeightObserver], workers: Workers) -> None:
         each.columns = columns.to(each.layer.weight) if rescaled else None
 
 
-def judge_units(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
-    """Find for each unit of a finished stage what GPTQ will leave, its channels rescaled or not."""
-    for unit in {each.site.unit: None for each in done.values()}:
-        members = {name: each.compensation for name, each in done.items() if each.site.unit == unit}
+def judge_fused_groups(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
+    """Find for each fused group of a finished segment what GPTQ will leave, its channels rescaled or not."""
+    for fused_group in {each.site.fused_group: None for each in done.values()}:
+        members = {name: each.compensation for name, each in done.items() if each.site.fused_group == fused_group}
         together = [member for member in members.values() if member is not None]
         if not together:
             continue
-        gauge = gauges.get(unit)
+        gauge = gauges.get(fused_group)
         if gauge is not None and any(done[name].lossless(terms) for name in members):
             gauge = None  # rescaled, the weight would leave its grid
-        decide(together, done[unit].formats, [done[name].nearest(terms) for name in members], gauge)
+        decide(together, done[fused_group].formats, [done[name].nearest(terms) for name in members], gauge)
 
 
 def divided_columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:
@@ -108,7 +112,7 @@ def divided_columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapp
         if site.kind == "value" and gauge.producer.startswith(site.uses[0] + ".")
         if gauge.produced == site.elements and gauge.producer in done
     ]
-    reader = done.get(inside[-1].unit if inside else site.unit)
+    reader = done.get(inside[-1].fused_group if inside else site.fused_group)
     if reader is None or reader.compensation is None or reader.compensation.columns is None:
         return None
     columns = reader.compensation.columns

@@ -2,8 +2,8 @@
 
 It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from gradients of the
 weight: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth, one of those whose
-gradients are known. Where a unit's channels can be rescaled (see `natprec.transforms`), both ways are judged and the
-better one is kept.
+gradients are known. Where a fused group's channels can be rescaled (see `natprec.transforms`), both ways are judged and
+the better one is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ JUDGING = 4
 """Of so many sequences one judges what GPTQ, fitted to the others, leaves."""
 
 DECIDING_BITS = 4
-"""A unit's channels are rescaled if that helps at this width, or the nearest measured."""
+"""A fused group's channels are rescaled if that helps at this width, or the nearest measured."""
 
 TOGETHER = 1.1
 """By so much more GPTQ's errors in all weights cost than one by one: found on two models (LOG.md), not derived."""
@@ -38,8 +38,8 @@ class Compensation:
     """Gathers at one weight what its inputs and gradients say of GPTQ.
 
     Attributes:
-        fitted: unit → Σ x xᵀ, on and above the diagonal, shared by the sites of a sweep; float64, since it must not
-            depend on how sequences are shared out.
+        fitted: fused group → Σ x xᵀ, on and above the diagonal, shared by the sites of a sweep; float64, since it must
+            not depend on how sequences are shared out.
         every: of so many sequences with gradients one judges.
         judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
@@ -62,8 +62,8 @@ class Compensation:
 
     @property
     def gathers(self) -> bool:
-        """Whether it is the first of a unit's sites, which share their inputs; the others' moments are its own."""
-        return self.site.name == self.site.unit
+        """Whether it is the first site of a fused group, which share their inputs; the others have its moments."""
+        return self.site.name == self.site.fused_group
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Fit to what the site's modules are given, whose rounding GPTQ compensates."""
@@ -83,9 +83,9 @@ class Compensation:
         width = inputs.shape[-1]
         if not inputs.numel():
             return
-        if self.site.unit not in self.fitted:
-            self.fitted[self.site.unit] = inputs.new_zeros(width, width, dtype=torch.float64)
-        add_products(self.fitted[self.site.unit], inputs.reshape(-1, width))
+        if self.site.fused_group not in self.fitted:
+            self.fitted[self.site.fused_group] = inputs.new_zeros(width, width, dtype=torch.float64)
+        add_products(self.fitted[self.site.fused_group], inputs.reshape(-1, width))
 
     def judge(self, gradient: Tensor, sequence: int) -> None:
         """Account for one sequence's gradient of the weight (rows, columns)."""
@@ -114,15 +114,15 @@ def decide(
     nearest: Sequence[Tensor],
     gauge: Gauge | None,
 ) -> None:
-    """Set what is left at all sites of a unit, and how its columns are rescaled if less is left that way.
+    """Set what is left at all sites of a fused group, and how its columns are rescaled if less is left that way.
 
     Args:
         formats: of all of them.
         nearest: of each member, (formats,), the distortion of rounding to nearest.
-        gauge: where the unit can be rescaled.
+        gauge: where the fused group can be rescaled.
     """
     first = members[0]
-    moments = first.fitted.pop(first.site.unit, None)
+    moments = first.fitted.pop(first.site.fused_group, None)
     if moments is None or not all(each.judging for each in members):  # nothing came to fit or to judge by
         for each in members:
             each.left = torch.ones(len(formats), dtype=torch.float64)

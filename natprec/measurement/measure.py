@@ -77,11 +77,11 @@ def measure(
         raise InputError(f"transforms 'rotate': {subject.name!r} was not rotated; measure subject.rotated(seed)")
     if len(ids) % parts:
         raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
-    if subject.staged.weights.whole:  # what is read from disk, block by block, is to go back to the system
+    if subject.segmented.weights.whole:  # what is read from disk, block by block, is to go back to the system
         keep_freed()
     workers = workers or Workers()
-    own, others = shared_out(ids, parts, subject.staged.routed, config.rounding)
-    sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
+    own, others = shared_out(ids, parts, subject.segmented.routed, config.rounding)
+    sharding = Sharding.of(batches(*own.shape, routed=subject.segmented.routed), workers)
     profile = engine_profile(config.engine)
     formats = subject.candidates(profile, config.group_size, config.sites)
     stages = stages or Stages(quiet=True)
@@ -99,22 +99,22 @@ def measure(
         if state_file is not None and workers.first:
             save_state(state_file, fingerprint, now)
 
-    state = state or SweepState(len(subject.staged.blocks), None, {}, {})
-    begun = json.dumps([fingerprint, state.stage, sorted(state.curves), sorted(state.exact)])
+    state = state or SweepState(len(subject.segmented.blocks), None, {}, {})
+    begun = json.dumps([fingerprint, state.segment, sorted(state.curves), sorted(state.exact)])
     workers.refuse_difference("model, text, options or state", hashlib.sha256(begun.encode()).digest())
     flows = subject.activations if config.sites == "all" else []
     if flows and not any(site.kind == "key" for site in flows) and subject.task.predicts:
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
     compensates = rounding_named(config.rounding).compensates
     fitted = others if compensates else None
-    steps = batch_count(subject.staged, len(sharding.own), ids.shape[1], state.stage)
+    steps = batch_count(subject.segmented, len(sharding.own), ids.shape[1], state.segment)
     if fitted is not None:
-        fitting = sum(stage <= state.stage for stage in {site.stage for site in subject.sites if site.gptq})
-        forward = 1 + state.stage if subject.staged.blocks else 0
+        fitting = sum(segment <= state.segment for segment in {site.segment for site in subject.sites if site.gptq})
+        forward = 1 + state.segment if subject.segmented.blocks else 0
         steps += len(workers.share(len(batches(*fitted.shape)))) * (forward + fitting)
     with stages.stage("measure", steps) as advance:
         curves = sweep(
-            subject.staged,
+            subject.segmented,
             subject.sites,
             formats,
             own,
@@ -206,7 +206,7 @@ def shared_out(ids: Tensor, parts: int, routed: bool, rounding: str = "gptq") ->
 def products_of(subject: Subject, sites: str) -> str:
     """What the sweep computes matrix products in: see `natprec.utils.matmul`."""
     # the rounding of activations is not to be measured on a grid that bfloat16 gives them
-    return str(torch.float32 if sites == "all" else subject.staged.products).removeprefix("torch.")
+    return str(torch.float32 if sites == "all" else subject.segmented.products).removeprefix("torch.")
 
 
 def _exactly(
@@ -222,15 +222,15 @@ def _exactly(
     known = [curve for curve in state.curves.values() if curve.formats and not curve.few]
     left = [curve for curve in known if curve.site.name in names and curve.site.name not in state.exact]
     own = sharding.take(ids)
-    steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.staged.routed))
+    steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.segmented.routed))
     sharding.workers.stage = "exact"
     with stages.stage("measure exactly", steps) as advance:
         wanted = [(curve.site, curve.formats) for curve in left]
-        for site, found in exact_curves(subject.staged, wanted, own, subject.storage_dtype, advance):
+        for site, found in exact_curves(subject.segmented, wanted, own, subject.storage_dtype, advance):
             values = sharding.gather(torch.from_numpy(found)).numpy()
             curve = state.curves[site.name]
-            parts, units, formats = curve.forward.shape
-            pooled = values.reshape(parts, units, -1, formats).mean(2)
+            parts, pool_count, formats = curve.forward.shape
+            pooled = values.reshape(parts, pool_count, -1, formats).mean(2)
             state.curves[site.name] = replace(curve, forward=pooled, alignment=np.ones(formats))
             state.exact.add(site.name)
             save(state)

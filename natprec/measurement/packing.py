@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from natprec.errors import InputError
 from natprec.formats import Format, parse_activation, parse_format
-from natprec.measurement.curves import Curve
+from natprec.measurement.curves import ARRAYS, Curve
 from natprec.measurement.defects import refuse_curve, refuse_unlike
 from natprec.models.weight_sites import Site
 from natprec.utils.marks import KEY
@@ -41,8 +41,8 @@ def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[di
         formats = [fmt.name for fmt in curve.formats]
         own = {"formats": formats, "scaled": curve.scaled, "largest": curve.largest, "tokens": curve.tokens}
         sites.append({**curve.site.to_json(), **own})
-        for kind in _ARRAYS:
-            arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, kind))
+        for kind, attribute in ARRAYS.items():
+            arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, attribute))
     return arrays, sites
 
 
@@ -62,7 +62,7 @@ def unpack_curves(sites: Any, arrays: Mapping[str, np.ndarray], place: Place, di
             raise own.wrong("is there twice")
         curves[described.name] = curve = _curve(described, arrays, own)
         refuse_curve(curve, own, distortion)
-    if others := arrays.keys() - {f"{name}|{kind}" for name in curves for kind in _ARRAYS}:
+    if others := arrays.keys() - {f"{name}|{kind}" for name in curves for kind in ARRAYS}:
         raise place.wrong(f"has an array {min(others)!r} that belongs to no site")
     refuse_unlike(list(curves.values()), place.within("sites"))
     return curves
@@ -74,13 +74,13 @@ def _curve(described: _Described, arrays: Mapping[str, np.ndarray], place: Place
         formats: tuple[Format, ...] = tuple(parse(name) for name in described.formats)
     except InputError as error:
         raise place.within("formats").wrong(f"cannot be read: {error}") from error
-    missing = [kind for kind in _ARRAYS if f"{described.name}|{kind}" not in arrays]
+    missing = [kind for kind in ARRAYS if f"{described.name}|{kind}" not in arrays]
     if missing:
         raise place.wrong(f"has no array {missing[0]!r}")
     return Curve(
         Site(**{each.name: getattr(described, each.name) for each in fields(Site)}),
         formats,
-        **{kind: arrays[f"{described.name}|{kind}"] for kind in _ARRAYS},
+        **{attribute: arrays[f"{described.name}|{kind}"] for kind, attribute in ARRAYS.items()},
         scaled=described.scaled,
         largest=described.largest,
         tokens=described.tokens,

@@ -1,6 +1,6 @@
 """What a killed measurement leaves behind, and how it goes on from there.
 
-The state is one file beside the output, replaced whole after each stage of the sweep. It carries a
+The state is one file beside the output, replaced whole after each segment of the sweep. It carries a
 fingerprint of everything that decides the numbers; a resumed run with another model, text, seed or
 format list is refused rather than mixed.
 """
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from natprec.measurement.packing import pack_curves, read_arrays, unpack_curves
 from natprec.measurement.weight_observer import WeightObserver
 from natprec.utils.atomic_files import write_bytes
 from natprec.utils.own_files import PROGRESS
-from natprec.utils.schema import Place, read
+from natprec.utils.schema import Called, Place, read
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _Header:
     """What the file says of itself; attributes as those of `SweepState`."""
 
     fingerprint: dict[str, Any]
-    stage: int
+    segment: Annotated[int, Called("stage")]
     exact: list[str]
     sites: list[Any]
 
@@ -43,16 +43,16 @@ WORDS = {"products": "arithmetic", "formats": "format list"}
 
 @dataclass
 class SweepState:
-    """What a resumed sweep needs: the gradient at the last finished stage's input, and the curves.
+    """What a resumed sweep needs: the gradient at the last finished segment's input, and the curves.
 
     Attributes:
-        stage: the next stage to do, counting down from the suffix to -1; -2 when all are done.
-        gradient: (sequences, time, hidden), gradient at the input of stage + 1.
+        segment: the next segment to do, counting down from the suffix to -1; -2 when all are done.
+        gradient: (sequences, time, hidden), gradient at the input of segment + 1.
         tied: of tied weights, between suffix and prefix: see `tied_state`.
         exact: names of sites whose forward curve the exact estimator has replaced.
     """
 
-    stage: int
+    segment: int
     gradient: Tensor | None
     curves: dict[str, Curve]
     tied: dict[str, Tensor]
@@ -66,7 +66,7 @@ def save_state(path: Path, fingerprint: dict[str, Any], state: SweepState) -> No
     arrays |= {f"tied|{name}": tensor.cpu().numpy() for name, tensor in state.tied.items()}
     if state.gradient is not None:
         arrays["gradient"] = state.gradient.cpu().numpy()
-    header = {"fingerprint": fingerprint, "stage": state.stage, "exact": sorted(state.exact), "sites": sites}
+    header = {"fingerprint": fingerprint, "stage": state.segment, "exact": sorted(state.exact), "sites": sites}
     write_bytes(path, save(arrays, {"natprec": json.dumps(header)}), sync=False)
 
 
@@ -87,7 +87,7 @@ def load_state(path: Path, fingerprint: dict[str, Any]) -> SweepState | None:
         return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
     return SweepState(
-        stage=header.stage,
+        segment=header.segment,
         gradient=torch.from_numpy(arrays["gradient"]) if "gradient" in arrays else None,
         curves=unpack_curves(header.sites, part("curve|"), place),
         tied={name: torch.from_numpy(array) for name, array in part("tied|").items()},
@@ -118,7 +118,7 @@ def tied_state(observers: dict[str, WeightObserver], known: dict[str, Tensor]) -
     """What tied weights carry from the suffix to the prefix: 'site|part' → tensor.
 
     Args:
-        known: after the stage before, which stays so: it is large, and gathered from all processes once.
+        known: after the segment before, which stays so: it is large, and gathered from all processes once.
     """
     return {
         f"{name}|{part}": value

@@ -1,7 +1,7 @@
 """Which sequences each process measures, and how what it gathered reaches the others.
 
 A sequence's gradients are needed whole, by rows: the number of directions of a weight's gradients is made of products
-between gradients of different sequences, but all of it is a sum over rows. So at the end of a stage each process
+between gradients of different sequences, but all of it is a sum over rows. So at the end of a segment each process
 receives some rows of all sequences, rounds those rows of the weight, and contracts. What is small is added up.
 
 Processes take whole batches, and rows in the steps in which one process would take them: each product of matrices is
@@ -62,10 +62,10 @@ class Sharding:
         """This process's."""
         return self.sequences[self.workers.rank]
 
-    def pool(self, units: int, rank: int | None = None) -> range:
-        """The units in which a process's sequences are, of so many in all; neighbours may have one in common."""
+    def pool(self, pool_count: int, rank: int | None = None) -> range:
+        """The pools in which a process's sequences are, of so many in all; neighbours may have one in common."""
         own = self.sequences[self.workers.rank if rank is None else rank]
-        return range(own.start * units // self.total, (own.stop - 1) * units // self.total + 1)
+        return range(own.start * pool_count // self.total, (own.stop - 1) * pool_count // self.total + 1)
 
     def take(self, everything: Tensor) -> Tensor:
         """This process's part of (sequences, ...)."""
@@ -83,17 +83,17 @@ class Sharding:
         return torch.cat(parts) if at in (None, workers.rank) else own
 
     def by_rows(
-        self, gathered: Tensor, units: int, step: int, wire: torch.dtype | None = None
+        self, gathered: Tensor, pool_count: int, step: int, wire: torch.dtype | None = None
     ) -> Iterator[tuple[range, Tensor]]:
-        """Exchange gradients: from all rows of own units to own rows of all units, `step` at a time.
+        """Exchange gradients: from all rows of own pools to own rows of all pools, `step` at a time.
 
         What others sent stays as it came, and becomes one tensor only for the few rows that are looked at.
 
         Args:
-            gathered: (own units, rows, columns); of a unit in common each process has its own sequences' sum.
+            gathered: (own pools, rows, columns); of a pool in common each process has its own sequences' sum.
             wire: a dtype in which all of them are exact, at all processes; default: their own.
         Yields:
-            Which rows, and (units, these rows, columns), which may be overwritten.
+            Which rows, and (pools, these rows, columns), which may be overwritten.
         """
         workers, (_, rows, columns) = self.workers, gathered.shape
         if workers.size == 1:
@@ -103,12 +103,12 @@ class Sharding:
         steps = [workers.share(-(-rows // step), rank) for rank in range(workers.size)]
         bounds = [range(each.start * step, min(each.stop * step, rows)) for each in steps]
         own = bounds[workers.rank]
-        pools = [self.pool(units, rank) for rank in range(workers.size)]
+        pools = [self.pool(pool_count, rank) for rank in range(workers.size)]
         pieces = [gathered[:, each.start : each.stop] for each in bounds]
         parts = workers.exchange(pieces, [(len(pool), len(own), columns) for pool in pools], wire)
         for start in range(0, len(own), step):
             wanted = own[start : start + step]
-            chunk, filled = gathered.new_empty(units, len(wanted), columns), 0
+            chunk, filled = gathered.new_empty(pool_count, len(wanted), columns), 0
             for pool, part in zip(pools, parts, strict=True):
                 found, common = part[:, start : start + step], filled - pool.start
                 chunk[pool.start : filled] += found[:common]

@@ -33,7 +33,7 @@ FAR = 100.0
 """By this factor an estimate is too far from the exact value to be believed; usual is 0.3 to 3."""
 
 SUSPECTS, OUTWEIGHS = 4, 1000.0
-"""So many more sites are checked where one unit of text costs so many times what the middle one does."""
+"""So many more sites are checked where one pool costs so many times what the middle one does."""
 
 
 def spot_check(
@@ -47,8 +47,8 @@ def spot_check(
     few = first[:: max(1, len(first) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
     exact = torch.zeros(len(wanted), dtype=torch.float64)
     workers.stage = "spot check"
-    with stages.stage("spot check", len(own) * len(batches(*few.shape, routed=subject.staged.routed))) as advance:
-        found = exact_curves(subject.staged, own, few, subject.storage_dtype, advance) if own else ()
+    with stages.stage("spot check", len(own) * len(batches(*few.shape, routed=subject.segmented.routed))) as advance:
+        found = exact_curves(subject.segmented, own, few, subject.storage_dtype, advance) if own else ()
         for number, (_, values) in enumerate(found):
             exact[workers.rank + number * workers.size] = float(values.mean())
         (exact,) = workers.all_sum(exact)
@@ -74,7 +74,7 @@ def not_believed(measurement: Measurement) -> list[str]:
 
 
 def _suspects(curves: Sequence[Curve]) -> list[Curve]:
-    """Curves at which one unit of text outweighs all others, or whose widest format takes the whole tolerance."""
+    """Curves at which one pool outweighs all others, or whose widest format takes the whole tolerance."""
 
     def outweighed(curve: Curve) -> float:
         widest = curve.forward[:, :, int(curve.kl().argmin())]

@@ -1,4 +1,4 @@
-"""The model under measurement: loaded, split into stages, its sites found."""
+"""The model under measurement: loaded, split into segments, its sites found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, s
 from natprec.models.library_rounding import refuse_rounded_otherwise
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
 from natprec.models.model_files import is_encoder
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.trust import code_files
 from natprec.models.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
 from natprec.models.weights import InMemory
@@ -58,7 +58,7 @@ class Subject:
     model: nn.Module
     tokenizer: Any
     storage_dtype: torch.dtype
-    staged: StagedModel
+    segmented: SegmentedModel
     sites: list[Site]
     digest: str
     other_bytes: int
@@ -73,27 +73,27 @@ class Subject:
     @property
     def distortion(self) -> Distortion:
         """What every tolerance of this model is about."""
-        return self.staged.distortion
+        return self.segmented.distortion
 
     @property
     def writes(self) -> bool:
         """Whether it can write text: a language model whose weights are in memory."""
-        return self.task.predicts and self.staged.weights.whole
+        return self.task.predicts and self.segmented.weights.whole
 
     @cached_property
     def gauges(self) -> dict[str, Gauge]:
-        """Unit → where its inputs can be rescaled; found when first asked for."""
-        return find_gauges(self.staged, self.sites, probe_ids(self.model))
+        """Fused group → where its inputs can be rescaled; found when first asked for."""
+        return find_gauges(self.segmented, self.sites, probe_ids(self.model))
 
     @cached_property
     def activations(self) -> list[Site]:
         """Sites that are no weights: found when first asked for."""
-        return find_activations(self.staged, self.sites, probe_ids(self.model), self.task.predicts)
+        return find_activations(self.segmented, self.sites, probe_ids(self.model), self.task.predicts)
 
     @property
     def unreached(self) -> set[str]:
         """Sites that a few tokens did not reach, and no other expert can speak for: text will hardly do so."""
-        reached, read = self.staged.probe.input_of.keys(), self.staged.probe.read
+        reached, read = self.segmented.probe.input_of.keys(), self.segmented.probe.read
         return {
             site.name
             for site in self.sites
@@ -118,14 +118,14 @@ class Subject:
         if isinstance(distortion, EmbeddingDistance) and loaded.head is not None:
             distortion = EmbeddingDistance(distortion.pooling, loaded.head)
         dtype = arithmetic(products, next(model.parameters()).device)
-        staged = StagedModel(model, probe_ids(model), distortion, loaded.weights, dtype)
-        sites = find_sites(staged)
+        segmented = SegmentedModel(model, probe_ids(model), distortion, loaded.weights, dtype)
+        sites = find_sites(segmented)
         return cls(
             name=public_name(loaded.name),
             model=model,
             tokenizer=loaded.tokenizer,
             storage_dtype=loaded.storage_dtype,
-            staged=staged,
+            segmented=segmented,
             sites=sites,
             digest=model_digest(model, loaded.weights),
             other_bytes=_other_bytes(model, sites, loaded.weights.dtypes),
@@ -175,13 +175,13 @@ class Subject:
         Raises:
             InputError: nothing can be rotated, or the weights are on disk.
         """
-        if not self.staged.weights.whole:
+        if not self.segmented.weights.whole:
             raise InputError(
                 f"transforms 'rotate': rotating {self.name!r} needs the whole model in memory, and its weights are on "
                 "disk; use --weights memory, or measure with --transforms auto"
             )
         seed = check_seed(seed)
-        for line in rotate(self.staged, self.sites, self.gauges, seed):
+        for line in rotate(self.segmented, self.sites, self.gauges, seed):
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
 
@@ -192,7 +192,7 @@ class Subject:
             ModelError: names the first module.
         """
         if engine_profile(engine).full_range and (inputs or cache):
-            refuse_rounded_otherwise(self.staged, self.activations, probe_ids(self.model), inputs, cache)
+            refuse_rounded_otherwise(self.segmented, self.activations, probe_ids(self.model), inputs, cache)
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"

@@ -1,8 +1,8 @@
 """The sweep: one forward and one backward per sequence give every site and every format at once.
 
 Forward block by block, keeping each block's input; then suffix, blocks from the last, prefix, each
-recomputed with gradients on and left as soon as its sites are contracted. At any time one stage's
-gradients are in memory, and of weights that lie on disk one stage's. After each stage the state goes
+recomputed with gradients on and left as soon as its sites are contracted. At any time one segment's
+gradients are in memory, and of weights that lie on disk one segment's. After each segment the state goes
 to disk, so a killed run resumes there and arrives at the same bits: every random draw depends only
 on the seed and the sequence's index. Of several processes each sweeps its own sequences: see
 `natprec.measurement.sharding`.
@@ -24,14 +24,14 @@ from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.curves import Curve
 from natprec.measurement.few_tokens import lend, without_few
 from natprec.measurement.forward import Fitted, forward_blocks
-from natprec.measurement.gptq_parallel import divided_columns, judge_units, spread, to_fit
+from natprec.measurement.gptq_parallel import divided_columns, judge_fused_groups, spread, to_fit
 from natprec.measurement.gptq_ratio import JUDGING, Compensation
 from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.weight_observer import WeightObserver
 from natprec.models.batches import batch_rows, batches
 from natprec.models.differentiation import Gathering, differentiate
-from natprec.models.segments import Context, StagedModel
+from natprec.models.segments import Context, SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.roundings import rounding_named
 from natprec.transforms import Gauge
@@ -41,7 +41,7 @@ from natprec.utils.workers import Workers
 
 
 def sweep(
-    staged: StagedModel,
+    segmented: SegmentedModel,
     sites: Sequence[Site],
     formats: dict[str, tuple[Format, ...]],
     ids: Tensor,
@@ -52,7 +52,7 @@ def sweep(
     parts: int = 1,
     gauges: Mapping[str, Gauge] | None = None,
     activations: Mapping[Site, tuple[Format, ...]] | None = None,
-    advance: Advance = lambda stage: None,
+    advance: Advance = lambda step: None,
     state: SweepState | None = None,
     save: Callable[[SweepState], None] = lambda state: None,
     scratch: Path | None = None,
@@ -69,9 +69,9 @@ def sweep(
         seed: of what the distortion draws.
         rounding: where it compensates for errors, what GPTQ leaves of the distortion to nearest is measured too.
         parts: kinds of text: equal, consecutive shares of the sequences.
-        gauges: unit → where its inputs can be rescaled; used where that lowers what GPTQ leaves.
+        gauges: fused group → where its inputs can be rescaled; used where that lowers what GPTQ leaves.
         activations: more sites, with their candidate formats.
-        state: of an earlier run that was killed; `save` receives it after each stage, complete at process 0.
+        state: of an earlier run that was killed; `save` receives it after each segment, complete at process 0.
         scratch: folder for block inputs that memory is too small for; default: the system's.
         sharding: which of the sequences this process sweeps; default: all.
         fitted: (sequences, time), more token ids, which go forward alone: GPTQ is fitted to their inputs too.
@@ -80,9 +80,9 @@ def sweep(
     """
     sharding = sharding or Sharding.alone(len(ids))
     workers, own_ids = sharding.workers, sharding.take(ids)
-    terms = staged.distortion.terms(ids.shape[1])
+    terms = segmented.distortion.terms(ids.shape[1])
     compensates = rounding_named(rounding).compensates
-    state = state or SweepState(len(staged.blocks), None, {}, {})
+    state = state or SweepState(len(segmented.blocks), None, {}, {})
     spare: dict[torch.Size, list[Tensor]] = {}
     moments: dict[str, Tensor] = {}
 
@@ -90,15 +90,15 @@ def sweep(
         if not compensates or not site.gptq or not formats[site.name]:
             return None
         every = JUDGING if fitted is None else max(1, JUDGING * len(ids) // (len(ids) + len(fitted)))
-        return Compensation(site, site_layer(staged.model, site), scale_dtype, moments, every)
+        return Compensation(site, site_layer(segmented.model, site), scale_dtype, moments, every)
 
-    together = Counter(staged.routing.alike(site.name) for site in sites if site.experts)
+    together = Counter(segmented.routing.alike(site.name) for site in sites if site.experts)
     observers = {
         site.name: WeightObserver(
-            site, site_layer(staged.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
+            site, site_layer(segmented.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
             ids=ids if site.tied else None, compensation=compensation(site),
-            peers=together[staged.routing.alike(site.name)] if site.experts else 1,
-            hidden=not staged.probe.read.isdisjoint(site.uses),
+            peers=together[segmented.routing.alike(site.name)] if site.experts else 1,
+            hidden=not segmented.probe.read.isdisjoint(site.uses),
         )
         for site in sites
         if site.name not in state.curves
@@ -110,52 +110,54 @@ def sweep(
     }
     load_tied(observers, state.tied)
     # products in bfloat16 would put the activations whose rounding is measured on a grid of their own
-    gathering = staged.judging if flowing else staged.gathering
+    gathering = segmented.judging if flowing else segmented.gathering
     inputs, contexts = BlockInputs(), list[list[Context]]()
-    more = Fitted(staged, fitted, workers, gathering, advance)
-    if state.stage >= 0:
+    more = Fitted(segmented, fitted, workers, gathering, advance)
+    if state.segment >= 0:
         with gathering():
-            inputs, contexts = forward_blocks(staged, own_ids, state.stage, advance, scratch)
-        more.go_forward(state.stage, scratch)
+            inputs, contexts = forward_blocks(segmented, own_ids, state.segment, advance, scratch)
+        more.go_forward(state.segment, scratch)
     gradient = None if state.gradient is None else sharding.take(state.gradient)
-    for stage in range(state.stage, -2 if staged.blocks else -1, -1):
-        workers.stage = stage_label(staged, stage)
-        with staged.hold(stage):
-            with _watching(staged, observers, stage), watching(staged, flowing, stage):
+    for segment in range(state.segment, -2 if segmented.blocks else -1, -1):
+        workers.stage = segment_label(segmented, segment)
+        with segmented.hold(segment):
+            with _watching(segmented, observers, segment), watching(segmented, flowing, segment):
                 gradient = backward(
-                    staged, observers, flowing, stage, inputs, contexts, own_ids, gradient, seed, advance,
+                    segmented, observers, flowing, segment, inputs, contexts, own_ids, gradient, seed, advance,
                     gathering, first=sharding.own.start,
                 )  # fmt: skip
-            fits = [each.compensation for each in observers.values() if each.compensation and each.site.stage == stage]
+            fits = [
+                each.compensation for each in observers.values() if each.compensation and each.site.segment == segment
+            ]
             fits = [each for each in fits if each.gathers]
-            with attached([hook for each in fits for hook in each.attach(staged.model)]):
-                more.show(stage, [use for each in fits for use in each.site.uses])
+            with attached([hook for each in fits for hook in each.attach(segmented.model)]):
+                more.show(segment, [use for each in fits for use in each.site.uses])
             if inputs:
                 inputs.pop()
             _contract(observers, workers, terms)
-            done = {site.name: observers.pop(site.name) for site in sites if site.stage == stage}
+            done = {site.name: observers.pop(site.name) for site in sites if site.segment == segment}
             fitting = to_fit(without_few(done), workers)
-            judge_units(fitting, gauges or {}, terms)
+            judge_fused_groups(fitting, gauges or {}, terms)
             spread(without_few(done), workers)
             curves = {name: observer.curve(terms) for name, observer in done.items()}
             state.curves |= lend(curves, done, terms)
-            for name in [watcher.site.name for watcher in flowing.values() if watcher.site.stage == stage]:
+            for name in [watcher.site.name for watcher in flowing.values() if watcher.site.segment == segment]:
                 watcher = flowing.pop(name)
                 state.curves[name] = watcher.curve(terms, divided_columns(watcher.site, done, gauges or {}))
             moments.clear()
         for shape in spare.keys() - {observer.buffer for observer in observers.values() if observer.site.gptq}:
             del spare[shape]
-        state.stage, state.tied = stage - 1, tied_state(observers, state.tied)
+        state.segment, state.tied = segment - 1, tied_state(observers, state.tied)
         state.gradient = None if gradient is None else sharding.gather(gradient, at=0)
         save(state)
     return {site.name: state.curves[site.name] for site in (*sites, *(activations or {}))}
 
 
 def backward(
-    staged: StagedModel,
+    segmented: SegmentedModel,
     observers: Mapping[str, WeightObserver],
     flowing: Mapping[str, ActivationObserver],
-    stage: int,
+    segment: int,
     inputs: BlockInputs,
     contexts: list[list[Context]],
     ids: Tensor,
@@ -165,14 +167,14 @@ def backward(
     gathering: Gathering,
     first: int = 0,
 ) -> Tensor | None:
-    """Run a stage forward and backward under its observers; returns the gradient at its input.
+    """Run a segment forward and backward under its observers; returns the gradient at its input.
 
     Args:
         ids: of this process's sequences, as all that is given and returned; the first has the number `first`.
     """
-    own = inputs[stage] if inputs else None
+    own = inputs[segment] if inputs else None
     gradient = None if own is None else torch.empty_like(own)
-    for number, batch in enumerate(batches(*ids.shape, routed=staged.routed)):
+    for number, batch in enumerate(batches(*ids.shape, routed=segmented.routed)):
         sequences = range(first + batch.start, first + batch.stop)
         for observer in observers.values():
             observer.sequences = sequences
@@ -182,17 +184,17 @@ def backward(
         hidden = None if own is None else own[rows].detach().requires_grad_()
         known = None if incoming is None else incoming[rows]
         given = (hidden, ids[rows], contexts[number] if contexts else [], known)
-        differentiate(staged, stage, *given, sequences, seed, gathering)
+        differentiate(segmented, segment, *given, sequences, seed, gathering)
         if hidden is not None and gradient is not None:
             gradient[rows] = hidden.grad  # type: ignore[assignment]
         for observer in observers.values():
             observer.flush()
-        advance(f"{stage_label(staged, stage)} backward")
+        advance(f"{segment_label(segmented, segment)} backward")
     return gradient
 
 
 def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: int) -> None:
-    """Contract all matrix products of a finished stage: the processes do so together, each for some rows."""
+    """Contract all matrix products of a finished segment: the processes do so together, each for some rows."""
     if observers:
         reached = workers.all_sum(*(each.reached() for each in observers.values()))
         for each, found in zip(observers.values(), reached, strict=True):
@@ -200,22 +202,22 @@ def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: 
             each.finish_product(terms)
 
 
-def stage_label(staged: StagedModel, stage: int) -> str:
-    """What a person calls a stage."""
-    if stage == len(staged.blocks):
+def segment_label(segmented: SegmentedModel, segment: int) -> str:
+    """What a person calls a segment."""
+    if segment == len(segmented.blocks):
         return "head"
-    return staged.block_names[stage] if stage >= 0 else "embedding"
+    return segmented.block_names[segment] if segment >= 0 else "embedding"
 
 
 @contextlib.contextmanager
-def _watching(staged: StagedModel, observers: dict[str, WeightObserver], stage: int) -> Iterator[None]:
-    """Hooks of the observers on the modules that run in a stage."""
+def _watching(segmented: SegmentedModel, observers: dict[str, WeightObserver], segment: int) -> Iterator[None]:
+    """Hooks of the observers on the modules that run in a segment."""
     handles = [
         handle
         for observer in observers.values()
         for use in observer.site.uses
-        if staged.stage_of(use) == stage
-        for handle in observer.attach(staged.model.get_submodule(use))
+        if segmented.segment_of(use) == segment
+        for handle in observer.attach(segmented.model.get_submodule(use))
     ]
     with attached(handles):
         yield

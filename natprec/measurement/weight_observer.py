@@ -6,7 +6,7 @@ distortion draws, whose gradient has the covariance of d log p(y) for labels y d
     KL per token of format b  ≈  1/2 · sum_ij E[g_ij²] (Q_b(w_ij) - w_ij)² / tokens.
 
 Other distortions draw another scalar than log p(y) and have other terms than tokens: see `natprec.distortions`.
-Gradients are gathered per unit (a sequence; where memory is short the squares of a pool of sequences) and contracted
+Gradients are gathered per pool (one sequence; the squares of several where memory is short) and contracted
 with every format's errors once, as one matrix product: see `contraction`, also for what becomes of the products of
 different weights, which the diagonal form leaves out. What GPTQ will leave of that: see `compensation`.
 
@@ -32,10 +32,10 @@ from natprec.models.layers import Layer, known_layer
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import Site
 
-UNIT_MEMORY = 1 << 30
-"""Bytes that the squared gradients of one site may take; beyond it sequences share a unit."""
+POOL_MEMORY = 1 << 30
+"""Bytes that the squared gradients of one site may take; beyond it sequences share a pool."""
 
-MIN_UNITS = 4
+MIN_POOLS = 4
 
 
 def pools(sequences: int, parts: int, elements: int) -> int:
@@ -45,7 +45,7 @@ def pools(sequences: int, parts: int, elements: int) -> int:
         sequences: in `parts` kinds of text.
         elements: of all weights that share the memory.
     """
-    affordable, each = max(MIN_UNITS, UNIT_MEMORY // (4 * elements)), sequences // parts
+    affordable, each = max(MIN_POOLS, POOL_MEMORY // (4 * elements)), sequences // parts
     return parts * max(n for n in range(1, each + 1) if each % n == 0 and (n == 1 or n * parts <= affordable))
 
 
@@ -115,18 +115,18 @@ class WeightObserver:
         return self.sharding.total
 
     @cached_property
-    def units(self) -> int:
+    def pool_count(self) -> int:
         """Pools of sequences: see `pools`."""
         return pools(self.total, self.parts, self.site.elements * self.peers)
 
     @property
     def buffer(self) -> torch.Size:
-        """Shape of `gathered`, and of what can be reused for it: (own units, rows, columns)."""
-        return torch.Size((len(self.sharding.pool(self.units)), *self.site.shape))
+        """Shape of `gathered`, and of what can be reused for it: (own pools, rows, columns)."""
+        return torch.Size((len(self.sharding.pool(self.pool_count)), *self.site.shape))
 
-    def _unit(self, sequence: int) -> int:
+    def _pool(self, sequence: int) -> int:
         """Where in `gathered` a sequence is."""
-        return sequence * self.units // self.total - self.sharding.pool(self.units).start
+        return sequence * self.pool_count // self.total - self.sharding.pool(self.pool_count).start
 
     def attach(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         """Watch one use of the weight."""
@@ -137,7 +137,7 @@ class WeightObserver:
     def _watch_product(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         inputs, self.called = args[0].detach(), True
         if torch.is_grad_enabled():
-            if not output.requires_grad:  # its inputs are the same in all stages, like those of relative positions
+            if not output.requires_grad:  # its inputs are the same in all segments, like those of relative positions
                 output = output.detach().requires_grad_()
             output.register_hook(lambda gradient: self.add_product(inputs, gradient))
         return output
@@ -166,17 +166,17 @@ class WeightObserver:
             self.widened |= product.dtype != torch.bfloat16 or sequence in self.pending
             if sequence in self.pending:
                 self.pending[sequence] += product
-            elif self.units == self.total:
-                self.pending[sequence] = self.gathered[self._unit(sequence)].copy_(product)
-                self.filled.add(self._unit(sequence))
+            elif self.pool_count == self.total:
+                self.pending[sequence] = self.gathered[self._pool(sequence)].copy_(product)
+                self.filled.add(self._pool(sequence))
             else:
                 self.pending[sequence] = product.float()
 
     def _buffer(self) -> Tensor:
-        """A buffer; of units that are not sums `complete` sets those to zero that nothing has filled."""
+        """A buffer; of pools that are not sums `complete` sets those to zero that nothing has filled."""
         ready = self.spare.get(self.buffer)
         buffer = ready.pop() if ready else torch.empty(self.buffer, device=self.layer.weight.device)
-        return buffer.zero_() if self.units < self.total else buffer
+        return buffer.zero_() if self.pool_count < self.total else buffer
 
     def flush(self) -> None:
         """Finish the gradients of the batch's sequences, now that all uses have added to them."""
@@ -189,8 +189,8 @@ class WeightObserver:
             if self.compensation is not None:
                 self.compensation.judge(gradient, sequence)
             assert self.gathered is not None
-            if self.units < self.total:
-                self.gathered[self._unit(sequence)].addcmul_(gradient, gradient)
+            if self.pool_count < self.total:
+                self.gathered[self._pool(sequence)].addcmul_(gradient, gradient)
         self.pending.clear()
 
     def add_lookup(self, ids: Tensor, gradient: Tensor) -> None:
@@ -201,7 +201,7 @@ class WeightObserver:
             own.index_add_(0, inverse, gradient[index].float())
             own[~self.weight[rows].any(1)] = 0.0  # every format holds zeros, where gradients of norms may be infinite
             other = torch.zeros_like(own)  # the gradient through the matrix product of a tied weight
-            if sequence in self.pending:  # in the same stage: not squared yet
+            if sequence in self.pending:  # in the same segment: not squared yet
                 other = self.pending[sequence][rows]
             elif sequence in self.head_rows:
                 first = torch.empty_like(rows)
@@ -221,19 +221,19 @@ class WeightObserver:
         self.called = bool(reached[0])
         if reached[1] and self.gathered is None:
             self.gathered = self._buffer()
-        if self.gathered is not None and self.units == self.total:
-            for unit in set(range(len(self.gathered))) - self.filled:
-                self.gathered[unit].zero_()
+        if self.gathered is not None and self.pool_count == self.total:
+            for pool in set(range(len(self.gathered))) - self.filled:
+                self.gathered[pool].zero_()
         self.looked_up, self.widened = bool(reached[2]), bool(reached[3])
         self.tokens = int(reached[4])
 
     def finish_product(self, terms: int) -> None:
         """Contract the gradients of the matrix product with the errors of every format."""
         if self.gathered is not None:
-            pooled = self.total // self.units
-            squared = self.units < self.total
+            pooled = self.total // self.pool_count
+            squared = self.pool_count < self.total
             product = contract(
-                self.gathered, self.weight, self.formats, self.scale_dtype, squared=squared, count=self.units,
+                self.gathered, self.weight, self.formats, self.scale_dtype, squared=squared, count=self.pool_count,
                 sharding=self.sharding, wire=torch.float32 if squared else self.wire,
             )  # fmt: skip
             self.head_values, self.head_energy = product.values / (2 * terms * pooled), product.energy / pooled
@@ -248,27 +248,27 @@ class WeightObserver:
         What is unknown has no format: so it stays at 16 bits.
         """
         self.finish_product(terms)
-        units, columns = self.units, len(self.formats) + 1  # the last: stored unquantized
+        pool_count, columns = self.pool_count, len(self.formats) + 1  # the last: stored unquantized
         gptq = self.compensation
-        forward = torch.zeros(units, columns, dtype=torch.float64)
-        energy = torch.zeros(units, dtype=torch.float64)
+        forward = torch.zeros(pool_count, columns, dtype=torch.float64)
+        energy = torch.zeros(pool_count, dtype=torch.float64)
         if self.head_values is not None and self.head_energy is not None:
             forward += self.head_values
             energy += self.head_energy
         if self.looked_up:
             sparse = lookup_values(self.lookups, self.weight, self.formats, self.scale_dtype, terms, self.sharding)
-            forward += sparse.view(units, -1, columns).mean(1)
+            forward += sparse.view(pool_count, -1, columns).mean(1)
             sums = torch.zeros(self.total, dtype=torch.float64)
             for sequence, lookup in self.lookups.items():
                 sums[sequence] = float(lookup.joint.sum())
-            energy += self.sharding.workers.all_sum(sums)[0].view(units, -1).mean(1)
+            energy += self.sharding.workers.all_sum(sums)[0].view(pool_count, -1).mean(1)
         backward = rounding_distortion(self.samples.rows, self.samples.standing, self.formats, self.sharding)
         ones = torch.ones(columns - 1, dtype=torch.float64)
         found = Curve(
             self.site,
             self.formats,
-            forward[:, :-1].reshape(self.parts, units // self.parts, columns - 1).numpy(),
-            backward.view(units, self.total // units, columns - 1).mean(1).numpy(),
+            forward[:, :-1].reshape(self.parts, pool_count // self.parts, columns - 1).numpy(),
+            backward.view(pool_count, self.total // pool_count, columns - 1).mean(1).numpy(),
             energy.numpy(),
             (ones if gptq is None or gptq.left is None else gptq.left).numpy(),
             forward[:, -1].reshape(self.parts, -1).numpy(),

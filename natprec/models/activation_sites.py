@@ -1,7 +1,7 @@
 """Sites that are no weights: inputs of Linears, the residual stream, keys and values.
 
-Linears of one unit share their input, so a unit has one: `UNIT:input`. The stream is taken where it enters a
-block, `BLOCK:stream`. Keys and values are found by watching who calls transformers' attention interface:
+Linears of one fused group share their input, so a fused group has one: `GROUP:input`. The stream is taken where it
+enters a block, `BLOCK:stream`. Keys and values are found by watching who calls transformers' attention interface:
 `ATTENTION:key`, `ATTENTION:value`. Inputs of experts are none: transformers, whose experts are one parameter, would not
 round them.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from natprec.formats import CHANNEL, FP8_TENSOR, Format, Granularity, PerFeature, PerGroup, PerToken, activation
 from natprec.models.attention import AttentionHook
 from natprec.models.layers import multiplies
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import flowing_scale, round_activations
 from natprec.utils.hooks import attached
@@ -30,8 +30,8 @@ GROUPED_WIDTHS = (4, 8)
 """Measured also with one scale per group of a token, and with a fixed one per feature."""
 
 
-def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, cached: bool) -> list[Site]:
-    """The activations of a model, in the order of its stages.
+def find_activations(segmented: SegmentedModel, sites: Sequence[Site], ids: Tensor, cached: bool) -> list[Site]:
+    """The activations of a model, in the order of its segments.
 
     Args:
         sites: its weights.
@@ -39,23 +39,23 @@ def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, ca
         cached: whether it keeps keys and values.
     """
     found = [
-        Site(f"{name}:stream", "activation", "stream", (1, size), (name,), f"{name}:stream", stage)
-        for stage, (name, size) in enumerate(_streams(staged, ids))
+        Site(f"{name}:stream", "activation", "stream", (1, size), (name,), f"{name}:stream", segment)
+        for segment, (name, size) in enumerate(_streams(segmented, ids))
     ]
-    units: dict[str, list[Site]] = {}
+    fused_groups: dict[str, list[Site]] = {}
     for site in sites:
-        if site.role == "linear" and site.name in staged.probe.input_of and not site.experts:
-            units.setdefault(site.unit, []).append(site)
-    for unit, members in units.items():
+        if site.role == "linear" and site.name in segmented.probe.input_of and not site.experts:
+            fused_groups.setdefault(site.fused_group, []).append(site)
+    for fused_group, members in fused_groups.items():
         uses = tuple(use for member in members for use in member.uses)
         shape = (1, members[0].shape[1])
-        found.append(Site(f"{unit}:input", "activation", "linear", shape, uses, unit, members[0].stage))
-    for name, (keys, values) in (_attentions(staged, ids) if cached else {}).items():
-        stage = staged.stage_of(name + ".")
+        found.append(Site(f"{fused_group}:input", "activation", "linear", shape, uses, fused_group, members[0].segment))
+    for name, (keys, values) in (_attentions(segmented, ids) if cached else {}).items():
+        segment = segmented.segment_of(name + ".")
         for site_kind, shape in (("key", keys), ("value", values)):
             site_name = f"{name}:{site_kind}"
-            found.append(Site(site_name, site_kind, "cache", shape, (name,), site_name, stage))  # type: ignore[arg-type]
-    return sorted(found, key=lambda site: site.stage)
+            found.append(Site(site_name, site_kind, "cache", shape, (name,), site_name, segment))  # type: ignore[arg-type]
+    return sorted(found, key=lambda site: site.segment)
 
 
 def activation_formats(site: Site, group_size: int | None, full_range: bool = False) -> tuple[Format, ...]:
@@ -122,14 +122,14 @@ def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | None 
 
 
 def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, Format]) -> list[Any]:
-    """Round what Linears read, by the unit that they belong to; returns the hooks, to remove.
+    """Round what Linears read, by the fused group that they belong to; returns the hooks, to remove.
 
     Args:
         sites: activations, of which the inputs of Linears are taken.
-        inputs: unit → format; those of other units stay as they are.
+        inputs: fused group → format; those of other fused groups stay as they are.
     """
-    linears = [site for site in sites if site.role == "linear" and site.unit in inputs]
-    return [hook for site in linears for hook in round_site(model, site, inputs[site.unit])]
+    linears = [site for site in sites if site.role == "linear" and site.fused_group in inputs]
+    return [hook for site in linears for hook in round_site(model, site, inputs[site.fused_group])]
 
 
 @contextlib.contextmanager
@@ -140,16 +140,16 @@ def rounded(model: nn.Module, site: Site, fmt: Format) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _streams(staged: StagedModel, ids: Tensor) -> list[tuple[str, int]]:
+def _streams(segmented: SegmentedModel, ids: Tensor) -> list[tuple[str, int]]:
     """Each block's name and the features of its input."""
-    if not staged.blocks:
+    if not segmented.blocks:
         return []
-    size = staged.prefix(ids)[0].shape[-1]
-    return [(name, size) for name in staged.block_names]
+    size = segmented.prefix(ids)[0].shape[-1]
+    return [(name, size) for name in segmented.block_names]
 
 
 @torch.no_grad()
-def _attentions(staged: StagedModel, ids: Tensor) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+def _attentions(segmented: SegmentedModel, ids: Tensor) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
     """Modules that hand keys and values to the attention interface: (heads, head size) of both."""
     seen: dict[nn.Module, tuple[tuple[int, int], tuple[int, int]]] = {}
 
@@ -157,6 +157,6 @@ def _attentions(staged: StagedModel, ids: Tensor) -> dict[str, tuple[tuple[int, 
         seen[module] = (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
         return key, value
 
-    with attached([AttentionHook(module, note) for module in staged.model.modules()]):
-        staged.output(ids)
-    return {name: seen[module] for name, module in staged.model.named_modules() if module in seen}
+    with attached([AttentionHook(module, note) for module in segmented.model.modules()]):
+        segmented.output(ids)
+    return {name: seen[module] for name, module in segmented.model.named_modules() if module in seen}

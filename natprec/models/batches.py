@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 
 BATCH_TOKENS = 1024
 
@@ -20,9 +20,9 @@ def batch_rows(batch: range) -> slice:
     return slice(batch.start, batch.stop)
 
 
-def batch_count(staged: StagedModel, sequences: int, length: int, stage: int | None = None) -> int:
-    """How many times `sweep` calls `advance`; from the stage on that a resumed one begins with."""
-    blocks = len(staged.blocks)
-    stage = blocks if stage is None else stage
-    forward, backward = (1 + stage, 2 + stage) if blocks else (0, 1 + stage)
-    return len(batches(sequences, length, routed=staged.routed)) * (forward + backward)
+def batch_count(segmented: SegmentedModel, sequences: int, length: int, segment: int | None = None) -> int:
+    """How many times `sweep` calls `advance`; from the segment on that a resumed one begins with."""
+    blocks = len(segmented.blocks)
+    segment = blocks if segment is None else segment
+    forward, backward = (1 + segment, 2 + segment) if blocks else (0, 1 + segment)
+    return len(batches(sequences, length, routed=segmented.routed)) * (forward + backward)

@@ -1,4 +1,4 @@
-"""One stage forward and back: for hooks that watch it, and for the gradient at its input."""
+"""One segment forward and back: for hooks that watch it, and for the gradient at its input."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from natprec.models.segments import Context, StagedModel
+from natprec.models.segments import Context, SegmentedModel
 
 Gathering = Callable[[], contextlib.AbstractContextManager[object]]
-"""What stands around a forward that serves averages: see `StagedModel.gathering`."""
+"""What stands around a forward that serves averages: see `SegmentedModel.gathering`."""
 
 
 def differentiate(
-    staged: StagedModel,
-    stage: int,
+    segmented: SegmentedModel,
+    segment: int,
     hidden: Tensor | None,
     ids: Tensor,
     contexts: list[Context],
@@ -24,17 +24,17 @@ def differentiate(
     seed: int,
     gathering: Gathering,
 ) -> None:
-    """Run a stage and go back through it, for the hooks that watch and for the gradient of `hidden`.
+    """Run a segment and go back through it, for the hooks that watch and for the gradient of `hidden`.
 
     Args:
-        incoming: the gradient at the output of a batch; the last stage draws its own.
+        incoming: the gradient at the output of a batch; the last segment draws its own.
         sequences: numbers of the batch's sequences, by which it draws.
         gathering: around the way forward, which decides what products are computed in.
     """
     with gathering():
-        output = staged.run(stage, hidden, ids, contexts).float()
-    if stage == len(staged.blocks):
-        staged.distortion.draw(output, sequences, seed).backward()
+        output = segmented.run(segment, hidden, ids, contexts).float()
+    if segment == len(segmented.blocks):
+        segmented.distortion.draw(output, sequences, seed).backward()
     elif output.requires_grad:
         assert incoming is not None
         output.backward(incoming.to(output.device))

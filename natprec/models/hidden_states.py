@@ -17,7 +17,7 @@ from torch import Tensor
 
 from natprec.models.batches import batch_rows, batches
 from natprec.models.differentiation import differentiate
-from natprec.models.segments import Context, StagedModel
+from natprec.models.segments import Context, SegmentedModel
 from natprec.utils.atomic_files import write_bytes
 from natprec.utils.marks import KEY
 from natprec.utils.progress import Advance
@@ -33,22 +33,22 @@ class HiddenStates:
 
     Attributes:
         ids: (sequences, time) token ids.
-        stage: the last one that the text has passed; None: not even the prefix.
+        segment: the last one that the text has passed; None: not even the prefix.
         reached: the last one that an earlier run had passed.
     """
 
     def __init__(
-        self, staged: StagedModel, ids: Tensor, kept: Path | None = None, key: str = "", label: str = ""
+        self, segmented: SegmentedModel, ids: Tensor, file: Path | None = None, key: str = "", label: str = ""
     ) -> None:
         """Begin before the prefix.
 
         Args:
-            kept: file of the state, written by `keep`; one with another `key` is not used.
+            file: of the state, written by `keep`; one with another `key` is not used.
             label: of these states in the file, if there are several.
         """
         self.ids = ids
-        self.stage: int | None = None
-        self._staged, self._kept, self._key, self._label = staged, kept, key, label
+        self.segment: int | None = None
+        self._segmented, self._file, self._key, self._label = segmented, file, key, label
         self._twin: HiddenStates | None = None
         self._hidden: list[Tensor] = []
         self._contexts: list[list[Context]] = []
@@ -57,67 +57,67 @@ class HiddenStates:
     def twin(self) -> HiddenStates:
         """The same text before the prefix, for other weights of the model; `keep` keeps its state too.
 
-        After a stage that is kept both have passed it.
+        After a segment that is kept both have passed it.
         """
-        self._twin = HiddenStates(self._staged, self.ids, self._kept, self._key, "twin.")
+        self._twin = HiddenStates(self._segmented, self.ids, self._file, self._key, "twin.")
         return self._twin
 
     @torch.no_grad()
-    def show(self, stage: int, watched: Sequence[str], advance: Advance = lambda stage: None) -> None:
-        """Let the text into a stage, which changes nothing, for hooks that see what some modules are given."""
+    def show(self, segment: int, watched: Sequence[str], advance: Advance = lambda step: None) -> None:
+        """Let the text into a segment, which changes nothing, for hooks that see what some modules are given."""
         for number, batch in enumerate(batches(*self.ids.shape)):
             hidden = self._hidden[number] if self._hidden else None
             contexts = self._contexts[number] if self._hidden else []
-            self._staged.show(stage, hidden, self.ids[batch_rows(batch)], contexts, watched)
-            advance(f"{stage} forward")
+            self._segmented.show(segment, hidden, self.ids[batch_rows(batch)], contexts, watched)
+            advance(f"{segment} forward")
 
     @torch.enable_grad()
-    def back(self, stage: int, gradient: Tensor | None, seed: int = 0, advance: Advance = lambda stage: None) -> None:
-        """As `show`, of a whole block or the last stage, and the way back to its input, for hooks that watch that.
+    def back(self, segment: int, gradient: Tensor | None, seed: int = 0, advance: Advance = lambda step: None) -> None:
+        """As `show`, of a whole block or the last segment, and the way back to its input, for hooks that watch that.
 
         Args:
-            gradient: at a block's output, (sequences, time, hidden); the last stage draws its own, by `seed`.
+            gradient: at a block's output, (sequences, time, hidden); the last segment draws its own, by `seed`.
         """
         for number, batch in enumerate(batches(*self.ids.shape)):
             rows = batch_rows(batch)
             hidden = self._hidden[number].detach().requires_grad_()
             known = None if gradient is None else gradient[rows]
             given = (hidden, self.ids[rows], self._contexts[number], known)
-            differentiate(self._staged, stage, *given, batch, seed, self._staged.gathering)
-            advance(f"{stage} backward")
+            differentiate(self._segmented, segment, *given, batch, seed, self._segmented.gathering)
+            advance(f"{segment} backward")
 
     @torch.no_grad()
-    def through(self, stage: int, advance: Advance = lambda stage: None) -> None:
+    def through(self, segment: int, advance: Advance = lambda step: None) -> None:
         """Go on through the prefix (-1) or a block; from behind the prefix at once to where an earlier run was."""
         for number, batch in enumerate(batches(*self.ids.shape)):
             rows = self.ids[batch_rows(batch)]
-            if stage < 0:
-                hidden, contexts = self._staged.prefix(rows)
+            if segment < 0:
+                hidden, contexts = self._segmented.prefix(rows)
                 self._hidden.append(hidden)
                 self._contexts.append(contexts)
             else:
-                self._hidden[number] = self.next(stage, number)
-                advance(f"{stage} forward")
-        self.stage = stage
-        if stage < 0 and self.reached is not None:
+                self._hidden[number] = self.next(segment, number)
+                advance(f"{segment} forward")
+        self.segment = segment
+        if segment < 0 and self.reached is not None:
             self._jump()
 
     def state(self, number: int) -> Tensor:
-        """Of a batch, after the last stage that the text has passed: (batch, time, hidden)."""
+        """Of a batch, after the last segment that the text has passed: (batch, time, hidden)."""
         return self._hidden[number]
 
-    def next(self, stage: int, number: int) -> Tensor:
+    def next(self, segment: int, number: int) -> Tensor:
         """What the next block makes of a batch, (batch, time, hidden), which changes nothing."""
-        return self._staged.block(stage, self._hidden[number], self._contexts[number][stage])
+        return self._segmented.block(segment, self._hidden[number], self._contexts[number][segment])
 
-    def has_passed(self, stage: int) -> bool:
+    def has_passed(self, segment: int) -> bool:
         """Whether an earlier run went through a block, so that this one need not."""
-        return self.reached is not None and 0 <= stage <= self.reached
+        return self.reached is not None and 0 <= segment <= self.reached
 
     def output(self, number: int) -> Tensor:
         """The model's output for a batch, from that of its last block: (batch, terms, size)."""
         rows = self.ids[batch_rows(batches(*self.ids.shape)[number])]
-        return self._staged.suffix(self._hidden[number] if self._hidden else None, rows)
+        return self._segmented.suffix(self._hidden[number] if self._hidden else None, rows)
 
     def keep(self) -> None:
         """Write the state to its file, in place of an earlier one.
@@ -125,45 +125,45 @@ class HiddenStates:
         Raises:
             OutputError: the disk is full.
         """
-        assert self._kept is not None
-        metadata = {KEY: "hidden states", "key": self._key, "stage": str(self.stage)}
-        write_bytes(self._kept, save(self._tensors() | (self._twin._tensors() if self._twin else {}), metadata))
+        assert self._file is not None
+        metadata = {KEY: "hidden states", "key": self._key, "stage": str(self.segment)}
+        write_bytes(self._file, save(self._tensors() | (self._twin._tensors() if self._twin else {}), metadata))
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f"{self._label}{number}": hidden.cpu().contiguous() for number, hidden in enumerate(self._hidden)}
 
     def _jump(self) -> None:
-        assert self._kept is not None
-        with safe_open(self._kept, "pt") as opened:
+        assert self._file is not None
+        with safe_open(self._file, "pt") as opened:
             for number, hidden in enumerate(self._hidden):
                 self._hidden[number] = opened.get_tensor(f"{self._label}{number}").to(hidden.device)
-        self.stage = self.reached
+        self.segment = self.reached
 
     def _found(self) -> int | None:
-        if self._kept is None or not self._kept.is_file():
+        if self._file is None or not self._file.is_file():
             return None
-        with safe_open(self._kept, "pt") as opened:
+        with safe_open(self._file, "pt") as opened:
             metadata = opened.metadata() or {}
         return int(metadata["stage"]) if metadata.get("key") == self._key else None
 
 
 @contextlib.contextmanager
 def passed(
-    staged: StagedModel, ids: Tensor, advance: Advance, kept: Path | None = None, key: str = ""
+    segmented: SegmentedModel, ids: Tensor, advance: Advance, file: Path | None = None, key: str = ""
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """What gives the output for one batch after another; all blocks are passed before, each read once.
 
     Args:
-        kept: file of the state after each block.
+        file: of the state after each block.
     """
-    states = HiddenStates(staged, ids, kept, key)
-    for stage in staged.stages[:-1]:
-        if states.has_passed(stage):
+    states = HiddenStates(segmented, ids, file, key)
+    for segment in segmented.segments[:-1]:
+        if states.has_passed(segment):
             continue
-        with staged.hold(stage), staged.judging():
-            states.through(stage, advance)
-        if stage >= 0 and kept is not None:
+        with segmented.hold(segment), segmented.judging():
+            states.through(segment, advance)
+        if segment >= 0 and file is not None:
             states.keep()
     numbers = iter(range(len(batches(*ids.shape))))
-    with staged.hold(len(staged.blocks)):
+    with segmented.hold(len(segmented.blocks)):
         yield lambda rows: states.output(next(numbers))

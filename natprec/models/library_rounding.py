@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.utils.hooks import attached
 
 
 @torch.no_grad()
 def refuse_rounded_otherwise(
-    staged: StagedModel, activations: Sequence[Site], ids: Tensor, inputs: bool, cache: bool
+    segmented: SegmentedModel, activations: Sequence[Site], ids: Tensor, inputs: bool, cache: bool
 ) -> None:
     """Refuse activations of plain transformers that would not be rounded as planned.
 
@@ -34,14 +34,16 @@ def refuse_rounded_otherwise(
     from compressed_tensors.quantization.lifecycle.initialize import is_cached_attention_module
 
     for name in (use for site in activations if cache and site.role == "cache" for use in site.uses):
-        module = staged.model.get_submodule(name)
+        module = segmented.model.get_submodule(name)
         if not is_cached_attention_module(module):
             raise ModelError(
                 f"keys and values of {name!r} ({type(module).__name__}) would stay as they are in transformers, whose "
                 "library knows attention by k_proj and v_proj; leave --kv out, or use another --engine"
             )
     flat: list[str] = []
-    names = {staged.model.get_submodule(use): use for site in activations if site.role == "linear" for use in site.uses}
+    names = {
+        segmented.model.get_submodule(use): use for site in activations if site.role == "linear" for use in site.uses
+    }
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args[0].dim() < 3:
@@ -49,7 +51,7 @@ def refuse_rounded_otherwise(
 
     if inputs:
         with attached([module.register_forward_pre_hook(look) for module in names]):
-            staged.output(ids)
+            segmented.output(ids)
     if flat:
         raise ModelError(
             f"inputs of {flat[0]!r} would be rounded with one scale for all tokens in transformers, not with one for "

@@ -1,11 +1,11 @@
-"""The model as prefix → blocks → suffix, found by structure, so that it can be run piece by piece.
+"""The model as segments, prefix → blocks → suffix, found by structure, so that it can be run piece by piece.
 
 The list of blocks is the `nn.ModuleList` with the most Linear weights whose members each receive
 the previous one's output; one probing forward verifies this. Prefix and suffix need no knowledge
 of the model's class: they are the model's own forward with the blocks passed through. A model
 without such a list, or whose blocks share weights or hand on more than a hidden state, is one suffix: the same code
 then works on the whole of it. Where weights lie on disk
-(see `natprec.models.weights`), each stage holds its own while it runs.
+(see `natprec.models.weights`), each segment holds its own while it runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _DoneError(Exception):
     """Raised where what comes next is not needed."""
 
 
-class StagedModel:
+class SegmentedModel:
     """Runs a model's prefix, blocks and suffix one at a time; its output is what a distortion compares.
 
     Attributes:
@@ -88,12 +88,12 @@ class StagedModel:
         with self.weights.passing(self._outside(), self.blocks):
             return self.distortion.output(self.model, ids)
 
-    def hold(self, stage: int) -> contextlib.AbstractContextManager[None]:
-        """Within the block the weights of a stage are in memory; running it and differentiating it needs them.
+    def hold(self, segment: int) -> contextlib.AbstractContextManager[None]:
+        """Within the block the weights of a segment are in memory; running it and differentiating it needs them.
 
-        Each stage that is run holds its own, so this only saves reading them again from one batch to the next.
+        Each segment that is run holds its own, so this only saves reading them again from one batch to the next.
         """
-        return self.weights.hold(self.parameters(stage))
+        return self.weights.hold(self.parameters(segment))
 
     def gathering(self) -> contextlib.AbstractContextManager[object]:
         """Within the block the model runs for statistics alone, its products in `products`."""
@@ -104,23 +104,24 @@ class StagedModel:
         return products_in(torch.float32, next(self.model.parameters()).device)
 
     @property
-    def stages(self) -> range:
-        """All stages by number, in the order in which they run: prefix (-1), blocks, suffix; see `stage_of`."""
+    def segments(self) -> range:
+        """All segments by number, in the order in which they run: prefix (-1), blocks, suffix; see `segment_of`."""
         return range(-1 if self.blocks else 0, len(self.blocks) + 1)
 
-    def parameters(self, stage: int) -> list[nn.Parameter]:
-        """What a stage needs; small parameters outside of the blocks are both the prefix's and the suffix's."""
-        if 0 <= stage < len(self.blocks):
-            return list(self.blocks[stage].parameters())
-        return self._outside(stage)
+    def parameters(self, segment: int) -> list[nn.Parameter]:
+        """What a segment needs; small parameters outside of the blocks are both the prefix's and the suffix's."""
+        if 0 <= segment < len(self.blocks):
+            return list(self.blocks[segment].parameters())
+        return self._outside(segment)
 
-    def _outside(self, stage: int | None = None) -> list[nn.Parameter]:
-        """Parameters that are in no block; of one stage: without the large ones that only the other one uses."""
+    def _outside(self, segment: int | None = None) -> list[nn.Parameter]:
+        """Parameters that are in no block; of one segment: without the large ones that only the other one uses."""
         inside = {id(module) for block in self.blocks for module in block.modules()}
         return [
             parameter
             for name, module in self.model.named_modules()
-            if id(module) not in inside and (stage is None or layer_of(module) is None or self.stage_of(name) == stage)
+            if id(module) not in inside
+            and (segment is None or layer_of(module) is None or self.segment_of(name) == segment)
             for parameter in module.parameters(recurse=False)
         ]
 
@@ -145,32 +146,32 @@ class StagedModel:
         with self.hold(len(self.blocks)), self._patched(hidden):
             return self.distortion.output(self.model, ids)
 
-    def run(self, stage: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context]) -> Tensor:
-        """One stage by its number (see `stage_of`), from its input; prefix and suffix also take the ids."""
-        if stage == len(self.blocks):
+    def run(self, segment: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context]) -> Tensor:
+        """One segment by its number (see `segment_of`), from its input; prefix and suffix also take the ids."""
+        if segment == len(self.blocks):
             return self.suffix(hidden, ids)
-        if stage < 0:
+        if segment < 0:
             return self.prefix(ids)[0]
         assert hidden is not None
-        return self.block(stage, hidden, contexts[stage])
+        return self.block(segment, hidden, contexts[segment])
 
     def show(
-        self, stage: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context], watched: Sequence[str]
+        self, segment: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context], watched: Sequence[str]
     ) -> None:
-        """Run a stage for hooks that see what modules are given, and no further than the last of these modules."""
+        """Run a segment for hooks that see what modules are given, and no further than the last of these modules."""
 
         def stop(*_: Any) -> None:
             raise _DoneError
 
-        known = stage >= 0 and not self.routed and all(name in self.probe.input_of for name in watched)
+        known = segment >= 0 and not self.routed and all(name in self.probe.input_of for name in watched)
         handles = []
         if watched and known and not self.probe.repeated.intersection(watched):
             last = max(watched, key=self.probe.order.index)
             handles.append(self.model.get_submodule(last).register_forward_pre_hook(stop))
         with attached(handles), contextlib.suppress(_DoneError):
-            self.run(stage, hidden, ids, contexts)
+            self.run(segment, hidden, ids, contexts)
 
-    def stage_of(self, module_name: str) -> int:
+    def segment_of(self, module_name: str) -> int:
         """-1 for the prefix, the block's index, or the number of blocks for the suffix."""
         for index, name in enumerate(self.block_names):
             if module_name.startswith(name + "."):
@@ -178,11 +179,11 @@ class StagedModel:
         if not self.blocks:
             return 0
         order = self.probe.order
-        blocks = [i for i, name in enumerate(order) if self.stage_name(name) is not None]
+        blocks = [i for i, name in enumerate(order) if self.block_of(name) is not None]
         before = module_name in order and order.index(module_name) < min(blocks)
         return -1 if before else len(self.blocks)
 
-    def stage_name(self, module_name: str) -> str | None:
+    def block_of(self, module_name: str) -> str | None:
         """The block that a module belongs to, if any."""
         return next((name for name in self.block_names if module_name.startswith(name + ".")), None)
 

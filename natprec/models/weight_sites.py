@@ -1,8 +1,8 @@
 """Sites: the tensors of a model whose precision is measured.
 
 A site is a tensor in the computation, not a module: a tied embedding and head are one site with
-two uses. Sites that an engine runs as one matrix (q/k/v, gate/up) form one unit and get one format;
-they are found by structure: Linears of one parent module that were called with one same tensor.
+two uses. Sites that an engine runs as one matrix (q/k/v, gate/up) form one fused group and get one
+format; they are found by structure: Linears of one parent module that were called with one same tensor.
 What routes tokens to experts is no site: see `natprec.models.routing`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from natprec.errors import InputError, ModelError
 from natprec.formats import CHANNEL, EngineProfile, Format
 from natprec.models.layers import Layer, known_layer, layer_of, multiplies
-from natprec.models.segments import StagedModel
-from natprec.utils.schema import Positive, Within
+from natprec.models.segments import SegmentedModel
+from natprec.utils.schema import Called, Positive, Within, written
 
 Kind = Literal["weight", "activation", "key", "value"]
 Role = Literal["linear", "embedding", "head", "stream", "cache"]
@@ -36,8 +36,8 @@ class Site:
         shape: of a weight: (rows, columns) = (outputs, inputs); of a token's activation (1, features), of its
             keys or values (heads, head size).
         uses: names of all modules that use the tensor: two for a tied embedding, several for a shared Linear.
-        unit: name of the first site of the unit that shares one format.
-        stage: where its last use stands in the order of the backward sweep: -1 for the prefix, the
+        fused_group: name of the first site of the fused group, which shares one format.
+        segment: where its last use stands in the order of the backward sweep: -1 for the prefix, the
             block's index, or the number of blocks for the suffix.
         experts: of an expert's weight, the module that holds all experts of its layer; else empty.
     """
@@ -47,8 +47,8 @@ class Site:
     role: Role
     shape: tuple[Positive, Positive]
     uses: tuple[str, ...]
-    unit: str
-    stage: Annotated[int, Within(-1)]
+    fused_group: Annotated[str, Called("unit")]
+    segment: Annotated[int, Within(-1), Called("stage")]
     experts: str = ""
 
     @property
@@ -64,43 +64,45 @@ class Site:
     @property
     def gptq(self) -> bool:
         """Whether GPTQ applies: the weight meets its inputs in one matrix product, after the prefix."""
-        return self.role != "embedding" and self.stage >= 0
+        return self.role != "embedding" and self.segment >= 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file header."""
-        return asdict(self)
+        return written(self)
 
 
-def find_sites(staged: StagedModel) -> list[Site]:
+def find_sites(segmented: SegmentedModel) -> list[Site]:
     """The weight of every layer (see `natprec.models.layers`), in the order in which the model runs them.
 
     Raises:
         ModelError: the model has no Linear layer.
     """
-    modules = dict(staged.model.named_modules())
+    modules = dict(segmented.model.named_modules())
     owners: dict[int, list[str]] = {}
-    for name in [*staged.probe.order, *_never_called(staged)]:
-        if name in staged.routing.routers:
+    for name in [*segmented.probe.order, *_never_called(segmented)]:
+        if name in segmented.routing.routers:
             continue
         if multiplies(modules[name]) or _looked_up(modules[name]):
             owners.setdefault(id(modules[name].weight), []).append(name)
     if not any(multiplies(modules[names[0]]) or len(names) > 1 for names in owners.values()):
-        raise ModelError(f"model {type(staged.model).__name__} has no Linear layer; natprec quantizes Linear weights")
-    output_head = getattr(staged.model, "get_output_embeddings", lambda: None)()
+        raise ModelError(
+            f"model {type(segmented.model).__name__} has no Linear layer; natprec quantizes Linear weights"
+        )
+    output_head = getattr(segmented.model, "get_output_embeddings", lambda: None)()
     sites = []
-    units: dict[tuple[str, int | str, int], str] = {}
-    inputs_of = _inputs_of(staged)
+    fused_groups: dict[tuple[str, int | str, int], str] = {}
+    inputs_of = _inputs_of(segmented)
     for names in owners.values():
         name, layer = names[0], known_layer(modules[names[0]])
         role: Role = "embedding" if layer.kind.looks_up else "linear"
         if layer.module is output_head:
             role = "head"
-        unit = name
+        fused_group = name
         if role == "linear" and name in inputs_of:
-            unit = units.setdefault((name.rpartition(".")[0], inputs_of[name], len(names)), name)
-        stage = min(staged.stage_of(use) for use in names)
-        experts = staged.routing.containers.get(name, "")
-        sites.append(Site(name, "weight", role, layer.shape, tuple(names), unit, stage, experts))
+            fused_group = fused_groups.setdefault((name.rpartition(".")[0], inputs_of[name], len(names)), name)
+        segment = min(segmented.segment_of(use) for use in names)
+        experts = segmented.routing.containers.get(name, "")
+        sites.append(Site(name, "weight", role, layer.shape, tuple(names), fused_group, segment, experts))
     return sites
 
 
@@ -118,7 +120,7 @@ def together(site: Site, profile: EngineProfile) -> tuple[str, str]:
     """What sites of one format have in common, for an engine."""
     if site.experts and profile.experts != "each":
         return "experts", site.experts if profile.experts == "layer" else ""
-    return "unit", site.unit if profile.fuses else site.name
+    return "fused group", site.fused_group if profile.fuses else site.name
 
 
 def refuse_indivisible(sites: list[Site], formats: tuple[Format, ...]) -> None:
@@ -176,13 +178,13 @@ def refuse_unblocked(sites: list[Site], types: tuple[Format, ...]) -> None:
             )
 
 
-def _inputs_of(staged: StagedModel) -> dict[str, int | str]:
+def _inputs_of(segmented: SegmentedModel) -> dict[str, int | str]:
     """Linear → an identity of its input; of an expert that the probing forward did not reach, as in the others."""
-    routing = staged.routing
-    known: dict[str, int | str] = {**staged.probe.input_of}
+    routing = segmented.routing
+    known: dict[str, int | str] = {**segmented.probe.input_of}
     first: dict[tuple[str, int], str] = {}
     like: dict[tuple[str, str], str] = {}  # a Linear of each expert → the first of that expert with the same input
-    for name, identity in staged.probe.input_of.items():
+    for name, identity in segmented.probe.input_of.items():
         if name in routing.containers:
             own = routing.alike(name)
             like[own] = first.setdefault((name.rpartition(".")[0], identity), own[1])
@@ -197,10 +199,10 @@ def _looked_up(module: nn.Module) -> bool:
     return layer is not None and layer.kind.looks_up and len(inspect.signature(module.forward).parameters) == 1
 
 
-def _never_called(staged: StagedModel) -> list[str]:
+def _never_called(segmented: SegmentedModel) -> list[str]:
     """Layers with a product that the probing forward did not reach (experts, unused branches)."""
     return [
         name
-        for name, module in staged.model.named_modules()
-        if multiplies(module) and name not in staged.probe.input_of
+        for name, module in segmented.model.named_modules()
+        if multiplies(module) and name not in segmented.probe.input_of
     ]

@@ -16,7 +16,7 @@ from natprec.measurement.measure import shared_out
 from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
 from natprec.measurement.weight_observer import pools
 from natprec.models.batches import batches
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.pipeline.tokens import calibration_parts
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.refine import SEQUENCES
@@ -41,7 +41,7 @@ WRITING = 7.0
 """Forwards that a token costs which the model writes itself, one after the other."""
 
 REFINE_FORWARDS = 4.0
-"""Of each refined token: the rounded model's forward, its backward (2), the original's last stage, the distortion."""
+"""Of each refined token: the rounded model's forward, its backward (2), the original's last segment, the distortion."""
 
 
 FACTORIZING = 9
@@ -87,17 +87,17 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     """
     embedding: Any = subject.model.get_input_embeddings()  # type: ignore[operator]
     size = min(
-        len(batches(1 << 20, config.length, routed=subject.staged.routed)[0]), max(1, config.tokens // config.length)
+        len(batches(1 << 20, config.length, routed=subject.segmented.routed)[0]), max(1, config.tokens // config.length)
     )
     ids = torch.randint(
         len(embedding.weight), (size, config.length), generator=torch.Generator().manual_seed(config.seed)
     )
     resident = resident_bytes()
     ids = ids.to(next(subject.model.parameters()).device)
-    with subject.staged.judging():
-        per_token, reading, output = _timed(subject.staged, ids)
-    with subject.staged.gathering():
-        gathering = min(per_token, _timed(subject.staged, ids)[0])
+    with subject.segmented.judging():
+        per_token, reading, output = _timed(subject.segmented, ids)
+    with subject.segmented.gathering():
+        gathering = min(per_token, _timed(subject.segmented, ids)[0])
     own_text = config.tokens // (2 if config.data else 1) + (
         0 if config.eval_data or config.data else config.eval_tokens
     )
@@ -121,14 +121,14 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
             "verify": 2 * config.eval_tokens * per_token,
         }
     model = sum(4 * parameter.numel() for parameter in subject.model.parameters())
-    held = model if subject.staged.weights.whole else 0
-    inputs = 4 * config.tokens * getattr(subject.model.config, "hidden_size", 0) * (len(subject.staged.blocks) + 1)
+    held = model if subject.segmented.weights.whole else 0
+    inputs = 4 * config.tokens * getattr(subject.model.config, "hidden_size", 0) * (len(subject.segmented.blocks) + 1)
     on_disk = inputs * SHARE > available_bytes()
     sweep = _sweep_memory(subject, config, output) + (0 if on_disk else inputs)
     return Estimate(
         weights=sum(site.elements for site in subject.sites),
         sites=len(subject.sites),
-        blocks=len(subject.staged.blocks),
+        blocks=len(subject.segmented.blocks),
         formats=formats,
         model_bytes=model,
         memory_bytes=resident + WORKING + max(sweep, 2 * held + 6 * output if judged else 0),
@@ -143,58 +143,59 @@ def _differentiated(subject: Subject, config: QuantizeConfig) -> int:
     """Sequences that also go back."""
     parts = calibration_parts(config, subject)
     sequences = parts * max(1, round(config.tokens / config.length / parts))
-    return len(shared_out(torch.empty(sequences, 0), parts, subject.staged.routed, config.rounding)[0])
+    return len(shared_out(torch.empty(sequences, 0), parts, subject.segmented.routed, config.rounding)[0])
 
 
 def _pace(subject: Subject, config: QuantizeConfig, forward: float, gathering: float) -> Pace:
     """Of what rounds the model to a plan; times are in seconds per token."""
     batch = min(config.tokens, len(batches(1 << 20, config.length)[0]) * config.length)
-    moved = sum(site.elements for site in subject.sites if 0 <= site.stage < len(subject.staged.blocks))
+    moved = sum(site.elements for site in subject.sites if 0 <= site.segment < len(subject.segmented.blocks))
     return Pace(config.tokens, batch, moved, forward, gathering)
 
 
-def _timed(staged: StagedModel, ids: Tensor) -> tuple[float, float, int]:
+def _timed(segmented: SegmentedModel, ids: Tensor) -> tuple[float, float, int]:
     """Seconds per token of a whole forward, seconds of reading all blocks, and the bytes of a batch's output."""
-    if not staged.blocks:
+    if not segmented.blocks:
         start = time.perf_counter()
-        output = staged.output(ids)
+        output = segmented.output(ids)
         return (time.perf_counter() - start) / ids.numel(), 0.0, 4 * output.numel()
-    hidden, contexts = staged.prefix(ids)
+    hidden, contexts = segmented.prefix(ids)
     reading = running = 0.0
-    timed = min(BLOCKS_TIMED, len(staged.blocks))
+    timed = min(BLOCKS_TIMED, len(segmented.blocks))
     for index in range(timed):
         start = time.perf_counter()
-        with staged.hold(index):
+        with segmented.hold(index):
             read = time.perf_counter()
-            hidden = staged.block(index, hidden, contexts[index])
+            hidden = segmented.block(index, hidden, contexts[index])
             reading, running = reading + read - start, running + time.perf_counter() - read
-    with staged.hold(len(staged.blocks)):
+    with segmented.hold(len(segmented.blocks)):
         start = time.perf_counter()
-        output = staged.suffix(hidden, ids)
+        output = segmented.suffix(hidden, ids)
         suffix = time.perf_counter() - start
-    share = len(staged.blocks) / timed
+    share = len(segmented.blocks) / timed
     return (running * share + suffix) / ids.numel(), reading * share, 4 * output.numel()
 
 
 def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int) -> int:
-    """The most that a stage of the sweep takes; `output` is the bytes of a batch's logits or the like."""
-    staged, sequences, parts = subject.staged, _differentiated(subject, config), calibration_parts(config, subject)
-    batch = len(batches(sequences, config.length, routed=staged.routed)[0])
-    together = Counter(staged.routing.alike(site.name) for site in subject.sites if site.experts)
+    """The most that a segment of the sweep takes; `output` is the bytes of a batch's logits or the like."""
+    segmented, parts = subject.segmented, calibration_parts(config, subject)
+    sequences = _differentiated(subject, config)
+    batch = len(batches(sequences, config.length, routed=segmented.routed)[0])
+    together = Counter(segmented.routing.alike(site.name) for site in subject.sites if site.experts)
     most = 0
-    for stage in range(-1, len(staged.blocks) + 1):
-        own = [site for site in subject.sites if stage in {staged.stage_of(use) for use in site.uses}]
-        products = [site for site in own if site.role != "embedding" or (site.tied and stage >= 0)]
-        needed = output if stage == len(staged.blocks) else 0
-        if not staged.weights.whole:
+    for segment in range(-1, len(segmented.blocks) + 1):
+        own = [site for site in subject.sites if segment in {segmented.segment_of(use) for use in site.uses}]
+        products = [site for site in own if site.role != "embedding" or (site.tied and segment >= 0)]
+        needed = output if segment == len(segmented.blocks) else 0
+        if not segmented.weights.whole:
             needed += 4 * sum(site.elements for site in own)
         for site in products:
-            peers = together[staged.routing.alike(site.name)] if site.experts else 1
-            units = pools(sequences, parts, site.elements * peers)
-            gathered = units + (batch if units < sequences else 0)
+            peers = together[segmented.routing.alike(site.name)] if site.experts else 1
+            pool_count = pools(sequences, parts, site.elements * peers)
+            gathered = pool_count + (batch if pool_count < sequences else 0)
             needed += 4 * site.elements * gathered + 8 * batch * config.length * sum(site.shape)
         if rounding_named(config.rounding).compensates:
-            squares = {site.unit: site.shape[1] ** 2 for site in products if site.gptq}
+            squares = {site.fused_group: site.shape[1] ** 2 for site in products if site.gptq}
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
             judges = max(1, config.tokens // config.length // JUDGING)
             needed += 8 * sum(squares.values()) + 4 * judges * judging

@@ -36,7 +36,7 @@ from natprec.pipeline.request import (
     solve_for,
     tell_leftovers,
 )
-from natprec.pipeline.resume import forget, kept_stages, measured
+from natprec.pipeline.resume import forget, measured, resume_folder_of
 from natprec.pipeline.tokens import calibration_tokens, held_out_tokens
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, rounded_segments
@@ -88,12 +88,12 @@ def quantize(
             with stages.stage("solve"):
                 plan = solve_for(config, measurement)
         except BudgetError as error:
-            kept = partial / "measurement.safetensors"
-            raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
+            file = partial / "measurement.safetensors"
+            raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {file}") from error
         with new_folder(out, overwrite) as folder:
-            kept_in = kept_stages(partial, subject)
+            resume_folder = resume_folder_of(partial, subject)
             plan, verdict = _round_and_prove(
-                config, subject, measurement, plan, ids, held_out, folder, kept_in, stages, tried=why is None
+                config, subject, measurement, plan, ids, held_out, folder, resume_folder, stages, tried=why is None
             )
             measurement.save(folder / MEASUREMENT)
         forget(partial)
@@ -115,7 +115,7 @@ def _round_and_prove(
     ids: Tensor,
     held_out: Tensor,
     folder: Path,
-    kept: Path | None,
+    resume_folder: Path | None,
     stages: Stages,
     tried: bool,
 ) -> tuple[Plan, Verification | NatprecError]:
@@ -127,11 +127,11 @@ def _round_and_prove(
     judged = public_name(config.eval_data or config.data or OWN_TEXT)
     verification: Verification | None = None
     for corrections in (0, 1):
-        round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)
+        round_and_write(subject, plan, ids, config.rounding, folder, resume_folder, stages, config.refine, config.seed)
         try:
             verification = verify(
                 folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages,
-                seed=config.seed, kept=kept, tried=tried,
+                seed=config.seed, resume_folder=resume_folder, tried=tried,
             )  # fmt: skip
         except NatprecError as error:
             return plan, error
@@ -166,7 +166,7 @@ def round_and_write(
     ids: Tensor | None,
     rounding: str,
     folder: Path,
-    kept: Path | None,
+    resume_folder: Path | None,
     stages: Stages,
     steps_refining: int = 0,
     seed: int = 0,
@@ -174,7 +174,7 @@ def round_and_write(
     """A checkpoint in an existing folder; the subject's model is as it was afterwards.
 
     Args:
-        kept: folder for the finished segments, on which a later call goes on; None: they stay in memory.
+        resume_folder: of the finished segments, on which a later call goes on; None: they stay in memory.
     """
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
@@ -184,14 +184,14 @@ def round_and_write(
             f"nonsense; {plan.engine} and natprec.load read each by its own"
         )
     if steps_refining:
-        with subject.staged.weights.hold(subject.model.parameters()):
+        with subject.segmented.weights.hold(subject.model.parameters()):
             codes = round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed)
             write(subject, plan, codes, folder, stages)
         return
-    writer = checkpoint_writer(folder, subject, plan, kept)
+    writer = checkpoint_writer(folder, subject, plan, resume_folder)
     with _rounding_stage(subject, ids, rounding, stages) as advance:
-        for stage, codes in rounded_segments(subject, plan, ids, rounding, kept, advance, seed):
-            writer.put(stage, codes)
+        for segment, codes in rounded_segments(subject, plan, ids, rounding, resume_folder, advance, seed):
+            writer.put(segment, codes)
     _finish(writer, stages)
 
 
@@ -210,7 +210,7 @@ def round_to_plan(
     """
     model, found = subject.model, dict[str, QuantizedTensor]()
     original = present_values(model)
-    with subject.staged.weights.hold(model.parameters()):
+    with subject.segmented.weights.hold(model.parameters()):
         with _rounding_stage(subject, ids, rounding, stages) as advance:
             for _, codes in rounded_segments(subject, plan, ids, rounding, None, advance, seed):
                 found |= codes
@@ -222,28 +222,28 @@ def round_to_plan(
         return codes
     with stages.stage("refine", steps_refining) as advance:
         refined = refine(
-            subject.staged, subject.sites, codes, original, ids, steps_refining,
+            subject.segmented, subject.sites, codes, original, ids, steps_refining,
             dtype=subject.storage_dtype, seed=seed, advance=advance,
         )  # fmt: skip
-    kept = ": not better, undone" if refined.codes is codes else ""
+    outcome = ": not better, undone" if refined.codes is codes else ""
     what = f"{subject.distortion.label} on calibration text that was held back"
-    stages.note(f"refined: {what} {refined.before:.4g} -> {refined.after:.4g}{kept}")
+    stages.note(f"refined: {what} {refined.before:.4g} -> {refined.after:.4g}{outcome}")
     return refined.codes
 
 
 def _rounding_stage(
     subject: Subject, ids: Tensor | None, rounding: str, stages: Stages
 ) -> contextlib.AbstractContextManager[Advance]:
-    steps = None if ids is None else apply_batches(subject.staged, rounding, *ids.shape) or None
+    steps = None if ids is None else apply_batches(subject.segmented, rounding, *ids.shape) or None
     return stages.stage(f"round ({rounding})", steps)
 
 
 def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], folder: Path, stages: Stages) -> None:
     """Checkpoint and plan.json of a model that is the quantized one, into an existing folder."""
     writer = checkpoint_writer(folder, subject, plan)
-    for stage in subject.staged.stages:
-        own = [site.name for site in subject.sites if site.stage == stage]
-        writer.put(stage, {name: quantized[name] for name in own if name in quantized})
+    for segment in subject.segmented.segments:
+        own = [site.name for site in subject.sites if site.segment == segment]
+        writer.put(segment, {name: quantized[name] for name in own if name in quantized})
     _finish(writer, stages)
 
 

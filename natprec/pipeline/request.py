@@ -26,7 +26,7 @@ from natprec.models.model_files import local_path
 from natprec.models.weight_sites import Site, site_layer
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
-from natprec.solver.units import check_flows
+from natprec.solver.fused_groups import check_flows
 from natprec.tasks import ENCODER
 from natprec.utils.memory import available_bytes
 from natprec.utils.progress import Stages
@@ -92,7 +92,7 @@ def open_subject(config: QuantizeConfig, stages: Stages, rotation: int | None = 
             subject = subject.rotated(rotation, stages.note)
         subject = for_engine(subject, config.engine)
         subject.refuse_rounded_otherwise(config.engine, config.activations != NOT_ROUNDED, config.kv != NOT_ROUNDED)
-    if on_disk and subject.staged.blocks:
+    if on_disk and subject.segmented.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")
     refuse_long(subject, config.length)
     return subject
@@ -109,7 +109,7 @@ def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
     Raises:
         InputError: its weights are on disk.
     """
-    if subject.staged.weights.whole:
+    if subject.segmented.weights.whole:
         return
     if refine:
         raise InputError(
@@ -159,9 +159,9 @@ def _refuse_unread_layers(subject: Subject, profile: EngineProfile) -> None:
 
 def _wider_than_16_bits(subject: Subject, profile: EngineProfile) -> int:
     """Bytes beyond 2 for each weight of the sites that the engine keeps, where their checkpoint has float32."""
-    kept = [site for site in subject.sites if site.role not in profile.formats]
-    dtypes = subject.staged.weights.dtypes
-    wide = [(site, dtypes.get(site.name + ".weight", torch.bfloat16)) for site in kept]
+    unquantized = [site for site in subject.sites if site.role not in profile.formats]
+    dtypes = subject.segmented.weights.dtypes
+    wide = [(site, dtypes.get(site.name + ".weight", torch.bfloat16)) for site in unquantized]
     return sum((dtype.itemsize - 2) * site.elements for site, dtype in wide)
 
 

@@ -26,13 +26,13 @@ from natprec.utils.progress import Stages
 from natprec.utils.records import OWN_TEXT, public_name
 from natprec.utils.workers import Workers
 
-STAGES = "stages"
-"""Folder in that of a run where a model whose weights are on disk is rounded and judged a stage at a time."""
+SEGMENTS = "segments"
+"""Folder in that of a run where a model whose weights are on disk is rounded and judged a segment at a time."""
 
 
-def kept_stages(partial: Path, subject: Subject) -> Path | None:
+def resume_folder_of(partial: Path, subject: Subject) -> Path | None:
     """Where a run keeps what it has rounded and judged; None for a model in memory, which is soon done again."""
-    return None if subject.staged.weights.whole else partial / STAGES
+    return None if subject.segmented.weights.whole else partial / SEGMENTS
 
 
 def measured(
@@ -134,8 +134,8 @@ def _refuse_other_measurement(
 
 def forget(partial: Path) -> None:
     """Remove what a run keeps for `--resume`, and nothing that is not ours."""
-    stages = partial / STAGES
-    _remove(stages, [file.name for file in stages.glob("*.safetensors")])
+    segments = partial / SEGMENTS
+    _remove(segments, [file.name for file in segments.glob("*.safetensors")])
     _remove(partial, ["measurement.safetensors", "sweep.safetensors"])
 
 

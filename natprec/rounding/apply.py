@@ -1,6 +1,6 @@
 """Rounding a whole model to a plan, a segment at a time.
 
-A text goes along, through each stage after it has been rounded, so that a rounding that gathers something of it lets
+A text goes along, through each segment after it has been rounded, so that a rounding that gathers something of it lets
 later blocks make up for the errors of earlier ones. How each one rounds is in the file of its name.
 """
 
@@ -17,12 +17,12 @@ from natprec.data.windows import data_digest
 from natprec.measurement.subject import Subject
 from natprec.models.batches import batch_count, batches
 from natprec.models.hidden_states import HiddenStates, state_key
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.moments import Gradients
 from natprec.rounding.rounder import Run, rounder_named
-from natprec.rounding.segment import StageRounder
+from natprec.rounding.segment import SegmentRounder
 from natprec.roundings import rounding_named
 from natprec.solver import Plan
 from natprec.transforms import Gauge
@@ -37,17 +37,17 @@ def rounded_segments(
     plan: Plan,
     ids: Tensor | None,
     rounding: str,
-    kept: Path | None = None,
-    advance: Advance = lambda stage: None,
+    resume_folder: Path | None = None,
+    advance: Advance = lambda step: None,
     seed: int = 0,
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
-    """Round one segment of a subject after another; after each: its stage, and the codes of its sites.
+    """Round one segment of a subject after another; after each: its number, and the codes of its sites.
 
     While they are yielded the segment is held, and its weights are those that an engine reconstructs.
 
     Args:
         ids: (sequences, time) calibration tokens; unused by roundings that need none.
-        kept: folder that holds how far the text has come, once what was yielded before has been taken; with the same
+        resume_folder: holds how far the text has come, once what was yielded before has been taken; with the same
             model, plan and text a later call goes on there.
         advance: called once per batch of forward work.
         seed: of what a rounding draws: only 'learned' does.
@@ -55,64 +55,65 @@ def rounded_segments(
     states = None
     if ids is not None:
         file, key = None, ""
-        if kept is not None:
-            file, plan_text = kept / STATE, json.dumps(plan.to_json(), sort_keys=True)
-            digest, products = data_digest(ids), str(subject.staged.products)
+        if resume_folder is not None:
+            file, plan_text = resume_folder / STATE, json.dumps(plan.to_json(), sort_keys=True)
+            digest, products = data_digest(ids), str(subject.segmented.products)
             key = state_key(subject.digest, plan_text, rounding, digest, products, str(seed))
-        states = HiddenStates(subject.staged, ids, file, key)
+        states = HiddenStates(subject.segmented, ids, file, key)
     gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
     dtype = subject.storage_dtype
-    for stage, codes in rounded_stages(
-        subject.staged, subject.sites, plan, states, rounding, dtype, advance, gauges, seed
+    for segment, codes in rounded_in_order(
+        subject.segmented, subject.sites, plan, states, rounding, dtype, advance, gauges, seed
     ):
-        yield stage, codes
-        if kept is not None and states is not None and states.stage is not None and stage >= 0:
+        yield segment, codes
+        if resume_folder is not None and states is not None and states.segment is not None and segment >= 0:
             states.keep()
 
 
 @torch.no_grad()
-def rounded_stages(
-    staged: StagedModel,
+def rounded_in_order(
+    segmented: SegmentedModel,
     sites: list[Site],
     plan: Plan,
     states: HiddenStates | None,
     rounding: str,
     storage_dtype: torch.dtype,
-    advance: Advance = lambda stage: None,
+    advance: Advance = lambda step: None,
     gauges: Mapping[str, Gauge] | None = None,
     seed: int = 0,
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
     """The same of a model's parts.
 
     Args:
-        states: the calibration text before the prefix; stages that it had passed in an earlier run are left out.
+        states: the calibration text before the prefix; segments that it had passed in an earlier run are left out.
         storage_dtype: of scales, and of everything that is not quantized.
-        gauges: unit → where its inputs can be rescaled; needed for units that the plan rescales, except by 'rtn'.
+        gauges: fused group → where its inputs can be rescaled; needed for fused groups that the plan rescales, except
+            by 'rtn'.
     Raises:
         ValueError: `gauges` are needed.
     """
     needs = rounding_named(rounding).needs
-    work = StageRounder(staged, sites, plan, storage_dtype, gauges)
+    work = SegmentRounder(segmented, sites, plan, storage_dtype, gauges)
     text = None if needs == "nothing" else states
     assert needs == "nothing" or text is not None
-    gradients = Gradients(staged, text, advance) if needs == "gradients" and text is not None else None
-    rounder = rounder_named(rounding)(Run(staged, work, text, gradients, seed, advance))
-    for stage in staged.stages:
-        if text is not None and text.has_passed(stage):
+    gradients = Gradients(segmented, text, advance) if needs == "gradients" and text is not None else None
+    rounder = rounder_named(rounding)(Run(segmented, work, text, gradients, seed, advance))
+    for segment in segmented.segments:
+        if text is not None and text.has_passed(segment):
             continue
-        with staged.hold(stage):
-            rounder.watch(stage)
-            work.store_the_rest(staged.parameters(stage))
-            codes = rounder.round(stage)
-            if text is not None and stage < len(staged.blocks):
-                with staged.gathering():
-                    text.through(stage, advance)
-            yield stage, {site.name: codes[site.name] for site in work.sites if site.stage == stage}
+        with segmented.hold(segment):
+            rounder.watch(segment)
+            work.store_the_rest(segmented.parameters(segment))
+            codes = rounder.round(segment)
+            if text is not None and segment < len(segmented.blocks):
+                with segmented.gathering():
+                    text.through(segment, advance)
+            yield segment, {site.name: codes[site.name] for site in work.sites if site.segment == segment}
 
 
-def apply_batches(staged: StagedModel, rounding: str, sequences: int, length: int) -> int:
+def apply_batches(segmented: SegmentedModel, rounding: str, sequences: int, length: int) -> int:
     """At most how many times `rounded_segments` calls `advance`; a rounding that needs no text does not."""
     needs = rounding_named(rounding).needs
-    steps = 0 if needs == "nothing" else (2 * len(staged.blocks) + 1) * len(batches(sequences, length))
-    steps += batch_count(staged, sequences, length) if needs == "gradients" else 0
-    return steps + rounder_named(rounding).more_batches(staged, sequences, length)
+    steps = 0 if needs == "nothing" else (2 * len(segmented.blocks) + 1) * len(batches(sequences, length))
+    steps += batch_count(segmented, sequences, length) if needs == "gradients" else 0
+    return steps + rounder_named(rounding).more_batches(segmented, sequences, length)

@@ -18,7 +18,7 @@ from torch import Tensor
 from natprec.models.batches import batch_rows, batches
 from natprec.models.hidden_states import HiddenStates
 from natprec.models.layers import Layer, known_layer
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.gptq import GPTQ
 from natprec.rounding.moments import Gradients
@@ -55,12 +55,12 @@ class Learner:
 
     def __init__(
         self,
-        staged: StagedModel,
+        segmented: SegmentedModel,
         states: HiddenStates,
         gradients: Gradients,
         storage_dtype: torch.dtype,
         seed: int = 0,
-        advance: Advance = lambda stage: None,
+        advance: Advance = lambda step: None,
     ) -> None:
         """Begin before the prefix.
 
@@ -69,23 +69,23 @@ class Learner:
             gradients: of the original's distortion, which say what each token counts.
             seed: of the order of batches.
         """
-        self._staged, self._states, self._original = staged, states, states.twin()
+        self._segmented, self._states, self._original = segmented, states, states.twin()
         self._dtype, self._seed, self._advance = storage_dtype, seed, advance
         self._gradients = gradients
         self._importance: list[Tensor] = []
 
-    def watch(self, stage: int) -> None:
-        """Let the original through a stage, whose weights are still its own."""
-        if stage < len(self._staged.blocks):
-            with self._staged.gathering():
-                self._original.through(stage, self._advance)
-        gradient = self._gradients.pop() if 0 <= stage < len(self._staged.blocks) else None
+    def watch(self, segment: int) -> None:
+        """Let the original through a segment, whose weights are still its own."""
+        if segment < len(self._segmented.blocks):
+            with self._segmented.gathering():
+                self._original.through(segment, self._advance)
+        gradient = self._gradients.pop() if 0 <= segment < len(self._segmented.blocks) else None
         if gradient is not None:
             importance = token_importance(gradient)
             self._importance = [importance[batch_rows(batch)] for batch in batches(*importance.shape[:2])]
 
     def improve(
-        self, stage: int, codes: dict[str, QuantizedTensor], unrounded: Mapping[str, Tensor]
+        self, segment: int, codes: dict[str, QuantizedTensor], unrounded: Mapping[str, Tensor]
     ) -> dict[str, QuantizedTensor]:
         """Learn the codes of a block that the states have come to; its weights are those of the result afterwards.
 
@@ -93,13 +93,13 @@ class Learner:
             codes: site → where learning starts; the weights are these.
             unrounded: site → what was rounded, (rows, columns).
         """
-        if not codes or not 0 <= stage < len(self._staged.blocks):
+        if not codes or not 0 <= segment < len(self._segmented.blocks):
             return codes
-        layers = {name: known_layer(self._staged.model.get_submodule(name)) for name in codes}
-        before = self._loss(stage)
+        layers = {name: known_layer(self._segmented.model.get_submodule(name)) for name in codes}
+        before = self._loss(segment)
         for path, advance in zip(PATHS, (self._advance, lambda _: None), strict=True):
-            found = self._learned(stage, codes, unrounded, layers, path, advance)
-            if self._loss(stage) < before:
+            found = self._learned(segment, codes, unrounded, layers, path, advance)
+            if self._loss(segment) < before:
                 return found
             for name, layer in layers.items():
                 layer.put(codes[name].dequantize())
@@ -107,7 +107,7 @@ class Learner:
 
     def _learned(
         self,
-        stage: int,
+        segment: int,
         codes: Mapping[str, QuantizedTensor],
         unrounded: Mapping[str, Tensor],
         layers: Mapping[str, Layer],
@@ -120,33 +120,33 @@ class Learner:
         now, order = dict(codes), list[int]()
         for step in range(STEPS):
             order = order or torch.randperm(len(self._importance), generator=draw).tolist()
-            gradients = self._descend(stage, order.pop(), layers)
+            gradients = self._descend(segment, order.pop(), layers)
             left = 1 - step / STEPS
             for name, gradient in gradients.items():
                 now[name] = positions[name].move(gradient, now[name], 2 * path / STEPS * left, RATE * left)
                 layers[name].put(now[name].dequantize())
-            advance(f"{self._staged.block_names[stage]} step {step + 1}")
+            advance(f"{self._segmented.block_names[segment]} step {step + 1}")
         return now
 
     @torch.no_grad()
-    def _loss(self, stage: int) -> float:
+    def _loss(self, segment: int) -> float:
         """Mean over all of the text."""
-        losses = [float(self._batch_loss(stage, number)) for number in range(len(self._importance))]
+        losses = [float(self._batch_loss(segment, number)) for number in range(len(self._importance))]
         return sum(losses) / len(losses)
 
-    def _batch_loss(self, stage: int, number: int) -> Tensor:
+    def _batch_loss(self, segment: int, number: int) -> Tensor:
         """Mean squared distance of the block's output from the original's, by what each token counts."""
-        with self._staged.gathering():
-            output = self._states.next(stage, number)
+        with self._segmented.gathering():
+            output = self._states.next(segment, number)
         return ((output.float() - self._original.state(number)).square() * self._importance[number]).mean()
 
     @torch.enable_grad()
-    def _descend(self, stage: int, number: int, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
+    def _descend(self, segment: int, number: int, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
         """Name → gradient of a batch's loss, of the weights that it depends on."""
         for layer in layers.values():
             layer.weight.requires_grad_(True)
         try:
-            self._batch_loss(stage, number).backward()
+            self._batch_loss(segment, number).backward()
             found = {name: layer.gradient for name, layer in layers.items()}
             return {name: gradient for name, gradient in found.items() if gradient is not None}
         finally:
@@ -208,21 +208,21 @@ class Learned(GPTQ):
         super().__init__(run)
         assert run.text is not None
         assert run.gradients is not None
-        self._learner = Learner(run.staged, run.text, run.gradients, run.work.dtype, run.seed, run.advance)
+        self._learner = Learner(run.segmented, run.text, run.gradients, run.work.dtype, run.seed, run.advance)
 
-    def watch(self, stage: int) -> None:
+    def watch(self, segment: int) -> None:
         """See `Rounder.watch`."""
-        self._learner.watch(stage)
+        self._learner.watch(segment)
 
-    def members(self, stage: int) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+    def members(self, segment: int) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
         """See `ByMoments.members`."""
-        codes, unrounded = super().members(stage)
-        return self._learner.improve(stage, codes, unrounded), unrounded
+        codes, unrounded = super().members(segment)
+        return self._learner.improve(segment, codes, unrounded), unrounded
 
     @classmethod
-    def more_batches(cls, staged: StagedModel, sequences: int, length: int) -> int:
+    def more_batches(cls, segmented: SegmentedModel, sequences: int, length: int) -> int:
         """See `Rounder.more_batches`."""
-        return len(staged.blocks) * (len(batches(sequences, length)) + STEPS)
+        return len(segmented.blocks) * (len(batches(sequences, length)) + STEPS)
 
     @classmethod
     def seconds(cls, pace: Pace) -> float:

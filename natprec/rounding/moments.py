@@ -1,4 +1,4 @@
-"""What rounding needs of a stage's text: Σ x xᵀ of its layers' inputs, and Σ g gᵀ of the gradients at their outputs.
+"""What rounding needs of a segment's text: Σ x xᵀ of its layers' inputs, and Σ g gᵀ of the gradients at their outputs.
 
 Both are gathered in one run on what the rounded prefix produces. The gradient that enters a block at its output is the
 original model's, from one way forward and back before anything is rounded; the blocks' Jacobians of the unrounded
@@ -18,7 +18,7 @@ from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.forward import forward_blocks
 from natprec.measurement.sweep import backward
 from natprec.models.hidden_states import HiddenStates
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gram import add_products, mirrored
 from natprec.utils.hooks import attached
@@ -30,10 +30,10 @@ SEED = 0
 
 @dataclass
 class Moments:
-    """Of one stage.
+    """Of one segment.
 
     Attributes:
-        inputs: unit → (columns, columns), Σ x xᵀ.
+        inputs: fused group → (columns, columns), Σ x xᵀ.
         outputs: site → (rows, rows), Σ g gᵀ; of Linears that gradients reach, if gathered at all.
     """
 
@@ -53,19 +53,20 @@ class Gradients:
     """
 
     @torch.enable_grad()
-    def __init__(self, staged: StagedModel, states: HiddenStates, advance: Advance = lambda stage: None) -> None:
+    def __init__(self, segmented: SegmentedModel, states: HiddenStates, advance: Advance = lambda step: None) -> None:
         """Go through the model and back, to the first block that an earlier run has not passed."""
-        last, first = len(staged.blocks), 0 if states.reached is None else states.reached + 1
+        last, first = len(segmented.blocks), 0 if states.reached is None else states.reached + 1
         self._kept = BlockInputs()
         if first >= last:
             return
-        with staged.gathering():
-            inputs, contexts = forward_blocks(staged, states.ids, last, advance)
+        with segmented.gathering():
+            inputs, contexts = forward_blocks(segmented, states.ids, last, advance)
         gradient = None
-        for stage in range(last, first, -1):
-            with staged.hold(stage):
+        for segment in range(last, first, -1):
+            with segmented.hold(segment):
                 gradient = backward(
-                    staged, {}, {}, stage, inputs, contexts, states.ids, gradient, SEED, advance, staged.gathering
+                    segmented, {}, {}, segment, inputs, contexts, states.ids, gradient, SEED, advance,
+                    segmented.gathering
                 )  # fmt: skip
             inputs.pop()
             assert gradient is not None
@@ -83,31 +84,31 @@ class Gradients:
         return gradient
 
 
-def stage_moments(
-    staged: StagedModel,
+def segment_moments(
+    segmented: SegmentedModel,
     members: Sequence[Site],
     states: HiddenStates,
-    stage: int,
+    segment: int,
     gradients: Gradients | None,
-    advance: Advance = lambda stage: None,
+    advance: Advance = lambda step: None,
 ) -> Moments:
-    """Gather the moments of a stage that the states have come to.
+    """Gather the moments of a segment that the states have come to.
 
     Args:
-        members: sites that the stage rounds.
+        members: sites that the segment rounds.
         gradients: to gather those of outputs too; call it for one block after the other then.
     """
     moments = Moments()
-    gradient = gradients.pop() if gradients is not None and 0 <= stage < len(staged.blocks) else None
-    layers = [site for site in members if site.role == "linear"] if gradients is not None and staged.blocks else []
+    gradient = gradients.pop() if gradients is not None and 0 <= segment < len(segmented.blocks) else None
+    layers = [site for site in members if site.role == "linear"] if gradients is not None and segmented.blocks else []
     if not members:
         return moments
-    with _gathering(staged.model, members, layers, moments):
+    with _gathering(segmented.model, members, layers, moments):
         if layers:
-            states.back(stage, gradient, SEED, advance)
+            states.back(segment, gradient, SEED, advance)
         else:
-            with staged.gathering():
-                states.show(stage, [use for site in members for use in site.uses], advance)
+            with segmented.gathering():
+                states.show(segment, [use for site in members for use in site.uses], advance)
     for sums in (moments.inputs, moments.outputs):
         sums.update({name: mirrored(upper) for name, upper in sums.items()})
     return moments
@@ -117,12 +118,12 @@ def stage_moments(
 def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site], moments: Moments) -> Iterator[None]:
     """Sum the products of inputs of all members, and of the gradients at the outputs of `layers`.
 
-    Sites of one unit share their input, so its first site gathers.
+    Sites of one fused group share their input, so its first site gathers.
     """
 
-    def input_hook(unit: str) -> Callable[..., None]:
+    def input_hook(fused_group: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            _add(moments.inputs, unit, args[0].detach())
+            _add(moments.inputs, fused_group, args[0].detach())
 
         return hook
 
@@ -133,10 +134,10 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
 
         return hook
 
-    firsts = {site.unit: site.uses for site in reversed(members)}
+    firsts = {site.fused_group: site.uses for site in reversed(members)}
     handles = [
-        model.get_submodule(use).register_forward_pre_hook(input_hook(unit))
-        for unit, uses in firsts.items()
+        model.get_submodule(use).register_forward_pre_hook(input_hook(fused_group))
+        for fused_group, uses in firsts.items()
         for use in uses
     ]
     handles += [

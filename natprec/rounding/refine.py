@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.models.weights import put_in
 from natprec.quantizers import QuantizedTensor
@@ -45,7 +45,7 @@ class Refined:
 
 
 def refine(
-    staged: StagedModel,
+    segmented: SegmentedModel,
     sites: Sequence[Site],
     codes: dict[str, QuantizedTensor],
     original: dict[str, Tensor],
@@ -54,12 +54,12 @@ def refine(
     *,
     dtype: torch.dtype,
     seed: int = 0,
-    advance: Advance = lambda stage: None,
+    advance: Advance = lambda step: None,
 ) -> Refined:
     """Tune the scales of a rounded model; its weights are those of the result afterwards.
 
     Args:
-        staged: the model, rounded to `codes`.
+        segmented: the model, rounded to `codes`.
         original: its weights before rounding, by name.
         ids: (sequences, time) calibration tokens.
         steps: of gradient descent, each on `SEQUENCES` sequences.
@@ -68,9 +68,9 @@ def refine(
     """
     judges = torch.arange(len(ids)) % HELD_BACK == HELD_BACK - 1
     judging, learning = (ids[judges], ids[~judges]) if judges.any() else (ids, ids)
-    layers = {site.name: site_layer(staged.model, site) for site in sites if site.name in codes}
+    layers = {site.name: site_layer(segmented.model, site) for site in sites if site.name in codes}
     rounded = {name: layer.weight.data for name, layer in layers.items()}
-    judge, teacher = (_Original(staged, original, some) for some in (judging, learning))
+    judge, teacher = (_Original(segmented, original, some) for some in (judging, learning))
     before = judge.distortion()
     moves = {name: torch.zeros_like(codes[name].scale, requires_grad=True) for name in layers}
     optimizer = torch.optim.Adam(moves.values(), lr=RATE)
@@ -99,24 +99,24 @@ def refine(
 
 
 class _Original:
-    """The original model's answers to some text: kept before its last stage, whose output would be far larger."""
+    """The original model's answers to some text: kept before its last segment, whose output would be far larger."""
 
-    def __init__(self, staged: StagedModel, weights: dict[str, Tensor], ids: Tensor) -> None:
-        self.staged, self.weights, self.sequences = staged, weights, ids.split(1)
-        with torch.no_grad(), put_in(staged.model, weights):
-            self._hidden = [_before_suffix(staged, sequence) for sequence in self.sequences]
+    def __init__(self, segmented: SegmentedModel, weights: dict[str, Tensor], ids: Tensor) -> None:
+        self.segmented, self.weights, self.sequences = segmented, weights, ids.split(1)
+        with torch.no_grad(), put_in(segmented.model, weights):
+            self._hidden = [_before_suffix(segmented, sequence) for sequence in self.sequences]
 
     @torch.no_grad()
     def output(self, index: int) -> Tensor:
         """Of one sequence."""
-        with put_in(self.staged.model, self.weights):
-            return self.staged.suffix(self._hidden[index], self.sequences[index])
+        with put_in(self.segmented.model, self.weights):
+            return self.segmented.suffix(self._hidden[index], self.sequences[index])
 
     @torch.no_grad()
     def distortion(self) -> float:
         """Of the model as it is now, over all of the text."""
         found = [
-            self.staged.distortion.between(self.output(index), self.staged.output(ids), ids).mean()
+            self.segmented.distortion.between(self.output(index), self.segmented.output(ids), ids).mean()
             for index, ids in enumerate(self.sequences)
         ]
         return float(torch.stack(found).mean())
@@ -128,18 +128,18 @@ class _Original:
         try:
             for index in chosen:
                 ids = self.sequences[index]
-                slope = self.staged.distortion.slope(self.output(index), self.staged.output(ids), ids)
+                slope = self.segmented.distortion.slope(self.output(index), self.segmented.output(ids), ids)
                 (slope / len(chosen)).backward()
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(False)
 
 
-def _before_suffix(staged: StagedModel, ids: Tensor) -> Tensor | None:
+def _before_suffix(segmented: SegmentedModel, ids: Tensor) -> Tensor | None:
     """What the last block returns; None where there are no blocks."""
-    if not staged.blocks:
+    if not segmented.blocks:
         return None
-    hidden, contexts = staged.prefix(ids)
+    hidden, contexts = segmented.prefix(ids)
     for index, context in enumerate(contexts):
-        hidden = staged.block(index, hidden, context)
+        hidden = segmented.block(index, hidden, context)
     return hidden

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from natprec.formats import Format
 from natprec.models.hidden_states import HiddenStates
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.hessian import Hessian
-from natprec.rounding.moments import Gradients, stage_moments
-from natprec.rounding.segment import StageRounder
+from natprec.rounding.moments import Gradients, segment_moments
+from natprec.rounding.segment import SegmentRounder
 from natprec.roundings import rounding_named
 from natprec.utils.progress import Advance
 
@@ -36,8 +36,8 @@ class Run:
         advance: called once per batch of forward work.
     """
 
-    staged: StagedModel
-    work: StageRounder
+    segmented: SegmentedModel
+    work: SegmentRounder
     text: HiddenStates | None
     gradients: Gradients | None
     seed: int
@@ -76,15 +76,15 @@ class Rounder(ABC):
         """Begin before the prefix."""
         self.run = run
 
-    def watch(self, stage: int) -> None:  # noqa: B027  # most have nothing to see
+    def watch(self, segment: int) -> None:  # noqa: B027  # most have nothing to see
         """Look at a segment whose weights are still the original's."""
 
     @abstractmethod
-    def round(self, stage: int) -> dict[str, QuantizedTensor]:
+    def round(self, segment: int) -> dict[str, QuantizedTensor]:
         """Codes of a held segment's sites by name; its weights become those that an engine reconstructs."""
 
     @classmethod
-    def more_batches(cls, staged: StagedModel, sequences: int, length: int) -> int:
+    def more_batches(cls, segmented: SegmentedModel, sequences: int, length: int) -> int:
         """At most how often it calls `advance`, beside what its text and gradients take."""
         return 0
 
@@ -97,17 +97,19 @@ class Rounder(ABC):
 class ByMoments(Rounder):
     """Rounds what has inputs of its own by what the rounded model before it puts in; the rest to nearest."""
 
-    def round(self, stage: int) -> dict[str, QuantizedTensor]:
+    def round(self, segment: int) -> dict[str, QuantizedTensor]:
         """See `Rounder.round`."""
-        nearest = self.run.work.to_nearest(stage, [site for site in self.run.work.sites if not site.gptq])
-        return nearest | self.members(stage)[0]
+        nearest = self.run.work.to_nearest(segment, [site for site in self.run.work.sites if not site.gptq])
+        return nearest | self.members(segment)[0]
 
-    def members(self, stage: int) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+    def members(self, segment: int) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
         """Round the sites with inputs of their own; returns by name their codes, and the weights that were rounded."""
         run = self.run
         assert run.text is not None
-        moments = stage_moments(run.staged, run.work.members(stage), run.text, stage, self.gathered(), run.advance)
-        return run.work.by_moments(stage, moments, self.weight)
+        moments = segment_moments(
+            run.segmented, run.work.members(segment), run.text, segment, self.gathered(), run.advance
+        )
+        return run.work.by_moments(segment, moments, self.weight)
 
     def gathered(self) -> Gradients | None:
         """The gradients whose moments are gathered beside those of inputs."""

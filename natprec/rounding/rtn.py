@@ -9,9 +9,9 @@ from natprec.rounding.rounder import Rounder
 class Nearest(Rounder):
     """Takes no time worth telling."""
 
-    def round(self, stage: int) -> dict[str, QuantizedTensor]:
+    def round(self, segment: int) -> dict[str, QuantizedTensor]:
         """See `Rounder.round`."""
-        return self.run.work.to_nearest(stage, self.run.work.sites)
+        return self.run.work.to_nearest(segment, self.run.work.sites)
 
 
 ROUNDER = Nearest

@@ -1,6 +1,6 @@
-"""One stage of a model rounded to a plan, while its weights are in memory.
+"""One segment of a model rounded to a plan, while its weights are in memory.
 
-Sites without a matrix-product input of their own in the stage (embeddings), and experts that no token reached, are
+Sites without a matrix-product input of their own in the segment (embeddings), and experts that no token reached, are
 rounded to nearest, the others by what is known of their inputs and, if it was gathered, of the gradients at their
 outputs: how, is the rounding's own affair.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from natprec.errors import InputError
 from natprec.formats import Format
 from natprec.models.layers import Layer
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.hessian import Hessian
@@ -28,7 +28,7 @@ RoundWeight = Callable[[Tensor, Hessian, Tensor | None, Format, torch.dtype], Qu
 """Weight (rows, columns), its inputs, Σ g gᵀ (rows, rows) at its outputs or None, format, dtype of scales → codes."""
 
 
-class StageRounder:
+class SegmentRounder:
     """Rounds the sites of a plan; the model's weights become those that an engine reconstructs.
 
     Attributes:
@@ -38,19 +38,19 @@ class StageRounder:
 
     def __init__(
         self,
-        staged: StagedModel,
+        segmented: SegmentedModel,
         sites: Sequence[Site],
         plan: Plan,
         storage_dtype: torch.dtype,
         gauges: Mapping[str, Gauge] | None = None,
     ) -> None:
-        """Arguments as for `natprec.rounding.apply.rounded_stages`."""
-        self._staged, self._plan, self.dtype, self._gauges = staged, plan, storage_dtype, gauges
+        """Arguments as for `natprec.rounding.apply.rounded_in_order`."""
+        self._segmented, self._plan, self.dtype, self._gauges = segmented, plan, storage_dtype, gauges
         self.sites = [site for site in sites if plan.sites[site.name].format is not None]
         self._twice: dict[str, QuantizedTensor] = {}  # tied weights, until their second use
-        self._quantized = {id(site_layer(staged.model, site).weight) for site in self.sites}
-        dtypes = staged.weights.dtypes
-        self._dtypes = {id(each): dtypes[name] for name, each in staged.model.named_parameters() if name in dtypes}
+        self._quantized = {id(site_layer(segmented.model, site).weight) for site in self.sites}
+        dtypes = segmented.weights.dtypes
+        self._dtypes = {id(each): dtypes[name] for name, each in segmented.model.named_parameters() if name in dtypes}
 
     def store_the_rest(self, parameters: Iterable[nn.Parameter]) -> None:
         """Round what is not quantized to the dtype in which it is stored."""
@@ -61,29 +61,29 @@ class StageRounder:
     def _stored(self, parameter: Tensor) -> torch.dtype:
         return self._dtypes.get(id(parameter), self.dtype)
 
-    def members(self, stage: int) -> list[Site]:
-        """Sites of a stage whose inputs GPTQ can know."""
-        return [site for site in self.sites if site.gptq and site.stage == stage]
+    def members(self, segment: int) -> list[Site]:
+        """Sites of a segment whose inputs GPTQ can know."""
+        return [site for site in self.sites if site.gptq and site.segment == segment]
 
-    def to_nearest(self, stage: int, sites: Iterable[Site]) -> dict[str, QuantizedTensor]:
-        """Those of some sites that the stage needs: tied weights in each stage that uses them."""
+    def to_nearest(self, segment: int, sites: Iterable[Site]) -> dict[str, QuantizedTensor]:
+        """Those of some sites that the segment needs: tied weights in each segment that uses them."""
         codes = {}
         for site in sites:
-            stages = {self._staged.stage_of(use) for use in site.uses}
-            if stage not in stages:
+            segments = {self._segmented.segment_of(use) for use in site.uses}
+            if segment not in segments:
                 continue
             if site.name in self._twice:
                 codes[site.name] = self._put(site, self._twice.pop(site.name))
             else:
                 codes[site.name] = self._nearest(site)
-                if stage < max(stages):
+                if segment < max(segments):
                     self._twice[site.name] = codes[site.name]
         return codes
 
     def by_moments(
-        self, stage: int, moments: Moments, round_weight: RoundWeight
+        self, segment: int, moments: Moments, round_weight: RoundWeight
     ) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
-        """The stage's members, channels rescaled where the plan says so.
+        """The segment's members, channels rescaled where the plan says so.
 
         Returns:
             Site name → codes; site name → the weight that was rounded.
@@ -91,16 +91,18 @@ class StageRounder:
             ValueError: the plan rescales channels, and there are no gauges.
             InputError: it does where the model has none.
         """
-        members = self.members(stage)
-        inputs = {unit: Hessian.of(moment) for unit, moment in moments.inputs.items()}
-        scaled = [site.unit for site in members if self._plan.sites[site.name].scaled and site.unit in inputs]
-        for unit in dict.fromkeys(scaled):
-            layers = [site_layer(self._staged.model, site) for site in members if site.unit == unit]
-            inputs[unit] = self._rescale(unit, layers, inputs[unit], moments)
-        unrounded = {site.name: site_weight(self._staged.model, site).detach() for site in members}
+        members = self.members(segment)
+        inputs = {fused_group: Hessian.of(moment) for fused_group, moment in moments.inputs.items()}
+        scaled = [
+            site.fused_group for site in members if self._plan.sites[site.name].scaled and site.fused_group in inputs
+        ]
+        for fused_group in dict.fromkeys(scaled):
+            layers = [site_layer(self._segmented.model, site) for site in members if site.fused_group == fused_group]
+            inputs[fused_group] = self._rescale(fused_group, layers, inputs[fused_group], moments)
+        unrounded = {site.name: site_weight(self._segmented.model, site).detach() for site in members}
         codes = {}
         for site in members:
-            weight, own = unrounded[site.name], inputs.get(site.unit)
+            weight, own = unrounded[site.name], inputs.get(site.fused_group)
             if own is None:
                 codes[site.name] = self._nearest(site)
             else:
@@ -108,13 +110,15 @@ class StageRounder:
                 codes[site.name] = self._put(site, round_weight(weight, own, errors, self._format(site), self.dtype))
         return codes, unrounded
 
-    def _rescale(self, unit: str, layers: list[Layer], inputs: Hessian, moments: Moments) -> Hessian:
-        """Multiply the columns of a unit, divide what produces its inputs; returns what its inputs are then."""
+    def _rescale(self, fused_group: str, layers: list[Layer], inputs: Hessian, moments: Moments) -> Hessian:
+        """Multiply the columns of a fused group, divide what produces its inputs; returns what its inputs are then."""
         if self._gauges is None:
-            raise ValueError(f"the plan rescales {unit!r}: give the subject's gauges")
-        if unit not in self._gauges:
-            raise InputError(f"the plan rescales {unit!r}, whose input nothing in this model scales; solve again")
-        gauge, fmt, model = self._gauges[unit], self._plan.sites[unit].format, self._staged.model
+            raise ValueError(f"the plan rescales {fused_group!r}: give the subject's gauges")
+        if fused_group not in self._gauges:
+            raise InputError(
+                f"the plan rescales {fused_group!r}, whose input nothing in this model scales; solve again"
+            )
+        gauge, fmt, model = self._gauges[fused_group], self._plan.sites[fused_group].format, self._segmented.model
         assert fmt is not None
         producer: Any = model.get_submodule(gauge.producer)
         wanted = channel_scales([layer.matrix for layer in layers], inputs.cost, fmt, gauge)
@@ -127,11 +131,11 @@ class StageRounder:
         return inputs.scaled(columns)
 
     def _nearest(self, site: Site) -> QuantizedTensor:
-        return self._put(site, quantize(site_weight(self._staged.model, site), self._format(site), self.dtype))
+        return self._put(site, quantize(site_weight(self._segmented.model, site), self._format(site), self.dtype))
 
     def _put(self, site: Site, value: QuantizedTensor) -> QuantizedTensor:
         """Leave what an engine reconstructs of a site in the model."""
-        site_layer(self._staged.model, site).put(value.dequantize())
+        site_layer(self._segmented.model, site).put(value.dequantize())
         return value
 
     def _format(self, site: Site) -> Format:

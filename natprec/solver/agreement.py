@@ -59,7 +59,7 @@ def refuse_other_engine(plan: Plan, place: Place) -> None:
     """
     profile, flowing = engine_profile(plan.engine), plan.rounded_inputs
     for name, choice in plan.sites.items():
-        own, inputs = choice.format, flowing.get(choice.unit)
+        own, inputs = choice.format, flowing.get(choice.fused_group)
         at = place.within("sites").at(name).within("format")
         if own is not None and not any(profile.runs(role, own) for role in WEIGHTS):
             raise at.wrong(f"is {own.name}, which engine {plan.engine!r} does not run")
@@ -69,7 +69,7 @@ def refuse_other_engine(plan: Plan, place: Place) -> None:
         raise place.within("cache.format").wrong(
             f"is {plan.cache.format.name}, in which engine {plan.engine!r} keeps no keys and values"
         )
-    if others := plan.inputs.keys() - {choice.unit for choice in plan.sites.values()}:
+    if others := plan.inputs.keys() - {choice.fused_group for choice in plan.sites.values()}:
         raise place.within("inputs").wrong(f"has {min(others)!r}, which is the fused group of no site")
 
 
@@ -81,8 +81,8 @@ def refuse_other_sites(plan: Plan, subject: Subject, place: Place) -> None:
     """
     profile, sites = engine_profile(plan.engine), {site.name: site for site in subject.sites}
     _refuse_difference(plan.sites.keys(), sites.keys(), "weights", place)
-    units = {site.unit for site in sites.values()}
-    if others := plan.inputs.keys() - units:
+    fused_groups = {site.fused_group for site in sites.values()}
+    if others := plan.inputs.keys() - fused_groups:
         raise place.within("inputs").wrong(f"has {min(others)!r}, and the model has no weights with such an input")
     if plan.cache is not None:
         cached = {site.name for site in subject.activations if site.role == "cache"}
@@ -90,7 +90,7 @@ def refuse_other_sites(plan: Plan, subject: Subject, place: Place) -> None:
     alike: dict[tuple[str, str], Format] = {}
     for name, site in sites.items():
         choice, at = plan.sites[name], place.within("sites").at(name)
-        fmt, first = choice.format, plan.sites[site.unit].format
+        fmt, first = choice.format, plan.sites[site.fused_group].format
         if choice.elements != site.elements:
             raise at.within("elements").wrong(f"is {choice.elements}, and the model's weight has {site.elements}")
         if fmt is None:
@@ -105,7 +105,9 @@ def refuse_other_sites(plan: Plan, subject: Subject, place: Place) -> None:
                 f"is {fmt.name}, and {other.name} is that of others that engine {plan.engine!r} runs together with it"
             )
         if choice.scaled and first is None:
-            raise at.within("scaled").wrong(f"is true, and {site.unit!r}, which shares its input, stays at 16 bits")
+            raise at.within("scaled").wrong(
+                f"is true, and {site.fused_group!r}, which shares its input, stays at 16 bits"
+            )
 
 
 def _refuse_difference(planned: Set[str], found: Set[str], of: str, place: Place) -> None:

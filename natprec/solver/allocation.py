@@ -1,9 +1,9 @@
-"""Sharing a tolerance or a size among units: one sort over the measured steps.
+"""Sharing a tolerance or a size among decisions: one sort over the measured steps.
 
-Each unit's useful formats form the lower convex hull of its (bytes, KL) points; a step along it
-saves bytes and costs KL. All steps of all units, sorted by KL per byte saved, form one staircase
+Each decision's useful formats form the lower convex hull of its (bytes, KL) points; a step along it
+saves bytes and costs KL. All steps of all decisions, sorted by KL per byte saved, form one staircase
 from the widest plan to the cheapest. A tolerance is a look-up in its running sum of KL, a size a
-look-up in its running sum of bytes. For KL ~ n · 4^-b the staircase stops where every unit spends
+look-up in its running sum of bytes. For KL ~ n · 4^-b the staircase stops where every decision spends
 the same KL per parameter: that is the closed form eps_v = E · n_v / Σ n_v of T5.
 """
 
@@ -17,12 +17,12 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Sites that share one format.
+class Decision:
+    """What the solver chooses at once: one format for all of some sites.
 
     Attributes:
         elements: number of weights.
-        kl: (formats,) nats per token, summed over the unit's sites.
+        kl: (formats,) nats per token, summed over the decision's sites.
         worst: (formats,) the largest KL of one of its sites.
         stored: (formats,) bytes.
     """
@@ -73,82 +73,82 @@ def _slope(stored: np.ndarray, kl: np.ndarray, cheap: int, wide: int) -> float:
 
 @dataclass(frozen=True)
 class Staircase:
-    """All steps of all units in the order in which they are taken.
+    """All steps of all decisions in the order in which they are taken.
 
     Attributes:
-        start: format index of each unit in the widest plan.
-        unit, format: (steps,) what each step changes.
+        start: format index of each decision in the widest plan.
+        decision, format: (steps,) what each step changes.
         kl, stored: (steps + 1,) of the whole plan before the first step and after each.
     """
 
     start: tuple[int, ...]
-    unit: np.ndarray
+    decision: np.ndarray
     format: np.ndarray
     kl: np.ndarray
     stored: np.ndarray
 
     def choices(self, steps: int) -> list[int]:
-        """Format index of each unit after so many steps."""
+        """Format index of each decision after so many steps."""
         chosen = list(self.start)
-        for unit, fmt in zip(self.unit[:steps], self.format[:steps], strict=True):
-            chosen[unit] = int(fmt)
+        for decision, fmt in zip(self.decision[:steps], self.format[:steps], strict=True):
+            chosen[decision] = int(fmt)
         return chosen
 
 
-def staircase(units: Sequence[Unit]) -> Staircase:
-    """Sort the steps of all units: least KL per byte saved first."""
+def staircase(decisions: Sequence[Decision]) -> Staircase:
+    """Sort the steps of all decisions: least KL per byte saved first."""
     steps: list[tuple[float, int, int, float, float]] = []
     start, kl, stored = [], 0.0, 0.0
-    for number, unit in enumerate(units):
-        hull = lower_hull(unit.stored, unit.kl)
+    for number, decision in enumerate(decisions):
+        hull = lower_hull(decision.stored, decision.kl)
         start.append(hull[0])
-        kl += float(unit.kl[hull[0]])
-        stored += float(unit.stored[hull[0]])
+        kl += float(decision.kl[hull[0]])
+        stored += float(decision.stored[hull[0]])
         for wide, cheap in itertools.pairwise(hull):
-            cost = float(unit.kl[cheap] - unit.kl[wide])
-            saved = float(unit.stored[wide] - unit.stored[cheap])
+            cost = float(decision.kl[cheap] - decision.kl[wide])
+            saved = float(decision.stored[wide] - decision.stored[cheap])
             steps.append((cost / saved, number, cheap, cost, saved))
     steps.sort(key=lambda step: step[:2])
     return Staircase(
         start=tuple(start),
-        unit=np.array([step[1] for step in steps], dtype=np.int64),
+        decision=np.array([step[1] for step in steps], dtype=np.int64),
         format=np.array([step[2] for step in steps], dtype=np.int64),
         kl=kl + np.concatenate([[0.0], np.cumsum([step[3] for step in steps])]),
         stored=stored - np.concatenate([[0.0], np.cumsum([step[4] for step in steps])]),
     )
 
 
-def within_kl(units: Sequence[Unit], stairs: Staircase, budget: float) -> list[int]:
+def within_kl(decisions: Sequence[Decision], stairs: Staircase, budget: float) -> list[int]:
     """The cheapest plan on the staircase with KL <= budget; the rest of the budget is then spent on
     the later steps that still fit, in the same order.
     """
     steps = int(np.searchsorted(stairs.kl, budget, side="right")) - 1
     chosen = stairs.choices(max(steps, 0))
     left = budget - float(stairs.kl[max(steps, 0)])
-    for unit, fmt in zip(stairs.unit[steps:], stairs.format[steps:], strict=True):
-        cost = float(units[unit].kl[fmt] - units[unit].kl[chosen[unit]])
-        if cost > left:  # the unit's later steps cost more still
+    for decision, fmt in zip(stairs.decision[steps:], stairs.format[steps:], strict=True):
+        cost = float(decisions[decision].kl[fmt] - decisions[decision].kl[chosen[decision]])
+        if cost > left:  # the decision's later steps cost more still
             continue
-        chosen[unit] = int(fmt)
+        chosen[decision] = int(fmt)
         left -= cost
     return chosen
 
 
-def within_bytes(units: Sequence[Unit], stairs: Staircase, budget: float) -> list[int]:
+def within_bytes(decisions: Sequence[Decision], stairs: Staircase, budget: float) -> list[int]:
     """The plan on the staircase with the least KL whose bytes are <= budget; what is left buys back
     the dearest of the steps taken that still fit.
     """
     steps = int(np.searchsorted(-stairs.stored, -budget, side="left"))
     chosen = stairs.choices(steps)
     left = budget - float(stairs.stored[steps])
-    hulls = [lower_hull(unit.stored, unit.kl) for unit in units]
-    for unit in reversed(stairs.unit[:steps]):
-        hull = hulls[unit]
-        place = hull.index(chosen[unit])
+    hulls = [lower_hull(decision.stored, decision.kl) for decision in decisions]
+    for decision in reversed(stairs.decision[:steps]):
+        hull = hulls[decision]
+        place = hull.index(chosen[decision])
         if place == 0:
             continue
-        cost = float(units[unit].stored[hull[place - 1]] - units[unit].stored[chosen[unit]])
+        cost = float(decisions[decision].stored[hull[place - 1]] - decisions[decision].stored[chosen[decision]])
         if cost <= left:
-            chosen[unit] = hull[place - 1]
+            chosen[decision] = hull[place - 1]
             left -= cost
     return chosen

@@ -15,8 +15,8 @@ from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
+from natprec.solver.fused_groups import FusedGroup, fewest_bits, kl_of, refuse_other_rule, stored_bytes
 from natprec.solver.plan import Plan
-from natprec.solver.units import Group, fewest_bits, kl_of, refuse_other_rule, stored_bytes
 from natprec.utils.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Target:
 def assemble(
     measurement: Measurement,
     profile: EngineProfile,
-    groups: Sequence[Group],
-    kept: Sequence[str],
+    groups: Sequence[FusedGroup],
+    unquantized: Sequence[str],
     chosen: Sequence[int],
     cache: CacheChoice | None,
     share: float,
@@ -48,20 +48,22 @@ def assemble(
     """The plan.
 
     Args:
-        kept: weights that stay at 16 bits.
+        unquantized: weights that stay at 16 bits.
         chosen: of each group the index of its pair.
         share: what all groups may cost together, or with `eps_scope` 'site' each site.
     """
     header, rounding = measurement.header, target.rounding
-    elements = sum(group.unit.elements for group in groups)
-    flowing = {group.unit.name: group.inputs for group in groups if target.activations != NOT_ROUNDED and group.inputs}
-    counted = elements + sum(group.unit.elements for group in groups if group.unit.name in flowing)
+    elements = sum(group.decision.elements for group in groups)
+    flowing = {
+        group.decision.name: group.inputs for group in groups if target.activations != NOT_ROUNDED and group.inputs
+    }
+    counted = elements + sum(group.decision.elements for group in groups if group.decision.name in flowing)
     choices: dict[str, Choice] = {}
     inputs: dict[str, InputChoice] = {}
     pooled = []
     for group, index in zip(groups, chosen, strict=True):
         pair = group.pairs[index]
-        own = share if target.eps_scope == "site" else share * group.unit.elements / counted
+        own = share if target.eps_scope == "site" else share * group.decision.elements / counted
         alone = group.alone
         found = natural_precision(alone.stored, alone.worst if target.eps_scope == "site" else alone.kl, own)
         natural = None if found is None else group.formats[found].bits
@@ -73,28 +75,29 @@ def assemble(
                 float(kl_of(curve, [pair.weight], rounding)[0]),
                 stored_bytes(curve, pair.weight, profile),
                 curve.site.elements,
-                group.unit.name,
+                group.decision.name,
                 curve.scaled and rounding_named(rounding).compensates,
                 group.backward[curve.site.name],
                 curve.tokens,
             )
-        if group.unit.name in flowing:
-            curve, kl = flowing[group.unit.name], float(kl_of(flowing[group.unit.name], [pair.inputs], rounding)[0])
+        if group.decision.name in flowing:
+            curve = flowing[group.decision.name]
+            kl = float(kl_of(curve, [pair.inputs], rounding)[0])
             natural = fewest_bits(curve.formats, curve.kl(rounding), own)
-            inputs[group.unit.name] = InputChoice(pair.inputs, natural, kl, group.backward[curve.site.name])
+            inputs[group.decision.name] = InputChoice(pair.inputs, natural, kl, group.backward[curve.site.name])
             if pair.inputs is not None:
                 pooled.append(curve.samples(pair.inputs, rounding))
-    for name in kept:
+    for name in unquantized:
         curve, site = measurement.curves[name], measurement.curves[name].site
         pooled.append(curve.samples(None))
-        choices[name] = Choice(None, None, curve.kept_kl, 2 * site.elements, site.elements, site.unit)
+        choices[name] = Choice(None, None, curve.unquantized_kl, 2 * site.elements, site.elements, site.fused_group)
     if cache is not None:
         pooled += [measurement.curves[name].samples(cache.format, rounding) for name in cache.largest]
-    units = min(len(values) for values in pooled)
-    total = sum(values.reshape(units, -1).mean(1) for values in pooled)
+    pool_count = min(len(values) for values in pooled)
+    total = sum(values.reshape(pool_count, -1).mean(1) for values in pooled)
     stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)
     fixed = 2 * len(cache.largest) if cache and cache.format.floating else 0
-    unquantized = sum(2 * measurement.curves[name].site.elements for name in kept)
+    unquantized_bytes = sum(2 * measurement.curves[name].site.elements for name in unquantized)
     everything = sum(choice.elements for choice in choices.values())
     costs = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
     costs += [cache.kl] if cache else []
@@ -108,10 +111,10 @@ def assemble(
         rotation=header.rotation,
         kl_predicted=float(np.sum(costs)),
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
-        stored_bytes=stored + unquantized + fixed + header.other_bytes + header.carried_bytes,
+        stored_bytes=stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes,
         stored_bytes_reference=header.other_bytes + header.carried_bytes + everything * UNQUANTIZED_BITS // 8,
         bits_per_weight=8 * stored / elements,
-        bits_per_weight_total=8 * (stored + unquantized) / everything,
+        bits_per_weight_total=8 * (stored + unquantized_bytes) / everything,
         sites={name: choices[name] for name in measurement.weights},
         inputs=inputs,
         cache=cache,

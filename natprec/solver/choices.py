@@ -5,11 +5,11 @@ The format comes from `format` alone, by name; the numbers beside it are for scr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from natprec.formats import CHANNEL, Format, integer, parse_activation, parse_format
-from natprec.utils.schema import Bits, Count, From0, Named, Place, Positive, Within, read
+from natprec.utils.schema import Bits, Called, Count, From0, Named, Place, Positive, Within, keys, read
 
 UNQUANTIZED_BITS = 16
 
@@ -38,7 +38,7 @@ class Choice:
     kl: float
     stored_bytes: Count
     elements: Positive
-    unit: str
+    fused_group: Annotated[str, Called("unit")]
     scaled: bool = False
     backward_bits: Bits | None = None
     tokens: Count | None = None
@@ -58,7 +58,7 @@ class Choice:
             "kl": self.kl,
             "stored_bytes": self.stored_bytes,
             "elements": self.elements,
-            "unit": self.unit,
+            "unit": self.fused_group,
             "scaled": self.scaled,
             "tokens": self.tokens,
         }
@@ -71,7 +71,7 @@ def dual(forward: int | None, backward: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class InputChoice:
-    """The format in which a unit's input meets its weights; attributes as those of `Choice`, None: 16 bits."""
+    """The format in which a fused group's input meets its weights; attributes as those of `Choice`, None: 16 bits."""
 
     format: _Flowing | None
     natural_bits: Bits | None
@@ -122,7 +122,7 @@ def upgraded(sites: Any, place: Place) -> dict[str, Any]:
     Raises:
         InputError: a value that is none of these.
     """
-    own = [each.name for each in fields(Choice)]
+    own = keys(Choice).values()
     made = {}
     for name, site in read(dict[str, dict[str, Any]], sites, place).items():
         at = place.at(name)

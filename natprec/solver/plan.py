@@ -38,7 +38,7 @@ class Plan:
             folder with 16-bit weights.
         uniform: the best single format for all Linear weights that stores no more; `kl_uniform`: predicted for
             it, all else as in this plan. If that is as good as mixed widths, this plan is that one.
-        activations: bits asked for of Linears' inputs, or 'auto'; `inputs`: unit → what its input got.
+        activations: bits asked for of Linears' inputs, or 'auto'; `inputs`: fused group → what its input got.
         eps_bwd: of each gradient's energy, the share that rounding it may lose; None: any.
         cache: of keys and values; None: 16 bits.
         distortion: name of what is kept small: 'kl' (nats per token) or another of `natprec.distortions`.
@@ -97,8 +97,8 @@ class Plan:
 
     @property
     def rounded_inputs(self) -> dict[str, Format]:
-        """Unit → format of its input, where that is rounded."""
-        return {unit: choice.format for unit, choice in self.inputs.items() if choice.format is not None}
+        """Fused group → format of its input, where that is rounded."""
+        return {fused_group: choice.format for fused_group, choice in self.inputs.items() if choice.format is not None}
 
     @property
     def few_tokens(self) -> dict[str, int]:

@@ -11,11 +11,11 @@ from natprec.config import NOT_ROUNDED, Scope, check_targets
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
 from natprec.roundings import rounding_named
-from natprec.solver.allocation import Staircase, Unit, natural_precision, staircase, within_bytes, within_kl
+from natprec.solver.allocation import Decision, Staircase, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
+from natprec.solver.fused_groups import FusedGroup, check_flows, groups_of, weight_formats
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
-from natprec.solver.units import Group, check_flows, groups_of, weight_formats
 from natprec.utils.options import positive, tolerance
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def solve(
         eps_solved: tolerance to solve for when a correction tightened it; default: for the whole model
             `HEADROOM` × eps, or what the widest formats reach if that is more; for each site eps.
         activations: bits of the inputs of all Linears: '16', what the engine multiplies, or 'auto': see
-            `natprec.solver.units`.
+            `natprec.solver.fused_groups`.
         kv: bits of keys and values in the cache: '16', or what the engine keeps.
         eps_bwd: of each site's gradient, the share of its energy that rounding may lose (T4).
     Raises:
@@ -70,55 +70,59 @@ def solve(
         raise InputError(
             f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
         )
-    groups, units, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd)
-    if not units:
+    groups, decisions, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd)
+    if not decisions:
         raise BudgetError(
             f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
         )
-    kept = [name for name, curve in measurement.weights.items() if not weight_formats(curve, profile)]
+    unquantized = [name for name, curve in measurement.weights.items() if not weight_formats(curve, profile)]
     cache = cache_of(measurement, profile, rounding, kv)
     lost = cache.kl if cache else 0.0
-    lost += sum(measurement.curves[name].kept_kl for name in kept)  # by storing them in 16 bits
+    lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
-    fixed += sum(2 * measurement.curves[name].site.elements for name in kept)
-    weights = sum(unit.elements for unit in units)
+    fixed += sum(2 * measurement.curves[name].site.elements for name in unquantized)
+    weights = sum(decision.elements for decision in decisions)
     budget = eps if eps_solved is None else eps_solved
     if bits is not None or max_size is not None:
         allowed = min(bits * weights / 8 if bits else math.inf, max_size - fixed if max_size else math.inf)
         _refuse_small(float(stairs.stored[-1]), allowed, fixed, weights, bits)
-        chosen = within_bytes(units, stairs, allowed)
+        chosen = within_bytes(decisions, stairs, allowed)
     elif budget is None:
         raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
     elif eps_scope == "site":
-        _refuse_tight(max(float(unit.worst.min()) for unit in units), budget, "at every site")
-        found = [natural_precision(unit.stored, unit.worst, budget) for unit in units]
+        _refuse_tight(max(float(decision.worst.min()) for decision in decisions), budget, "at every site")
+        found = [natural_precision(decision.stored, decision.worst, budget) for decision in decisions]
         chosen = [index for index in found if index is not None]
     else:
         smallest = float(stairs.kl[0]) + lost
         _refuse_tight(smallest, budget, "for the whole model")
         if eps_solved is None:
             budget = min(budget, max(HEADROOM * budget, smallest))
-        chosen = within_kl(units, stairs, budget - lost)
-    uniform = best_uniform(units, [group.pairs for group in groups], chosen)
-    if uniform is not None and eps_scope == "model" and total(units, uniform[1], "kl") < total(units, chosen, "kl"):
+        chosen = within_kl(decisions, stairs, budget - lost)
+    uniform = best_uniform(decisions, [group.pairs for group in groups], chosen)
+    if (
+        uniform is not None
+        and eps_scope == "model"
+        and total(decisions, uniform[1], "kl") < total(decisions, chosen, "kl")
+    ):
         chosen = uniform[1]
-    spent = total(units, chosen, "kl")
+    spent = total(decisions, chosen, "kl")
     share = spent if budget is None else budget if eps_scope == "site" else budget - lost
     target = Target(eps, budget, eps_scope, rounding, activations, eps_bwd)
-    plan = assemble(measurement, profile, groups, kept, chosen, cache, share, target)
+    plan = assemble(measurement, profile, groups, unquantized, chosen, cache, share, target)
     if uniform is None:
         return plan
-    return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(units, uniform[1], "kl"))
+    return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(decisions, uniform[1], "kl"))
 
 
 @lru_cache(maxsize=4)
 def _prepared(
     measurement: Measurement, profile: EngineProfile, rounding: str, activations: str, eps_bwd: float | None
-) -> tuple[list[Group], list[Unit], Staircase]:
+) -> tuple[list[FusedGroup], list[Decision], Staircase]:
     """What every target solves on; many targets come from one measurement."""
     groups = groups_of(measurement, profile, rounding, activations, eps_bwd)
-    units = [group.unit for group in groups]
-    return groups, units, staircase(units)
+    decisions = [group.decision for group in groups]
+    return groups, decisions, staircase(decisions)
 
 
 def _refuse_tight(smallest: float, eps: float, where: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.models.layers import change_outputs, layer_of, multiplies
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 
 HEADS = (256, 192, 160, 128, 96, 80, 64, 48, 32, 16, 8)
@@ -29,14 +29,14 @@ class Gauge:
     """Channels that can be rescaled.
 
     Attributes:
-        unit: the sites whose columns are multiplied by s.
+        fused_group: the sites whose columns are multiplied by s.
         producer: the norm or layer whose weight (first dimension) and bias are divided by it.
         produced: its number of channels.
         head: 0 where channel c is input c; else the producer's channels are heads of this size, and each
             head is read by several consecutive heads of the inputs (grouped-query attention).
     """
 
-    unit: str
+    fused_group: str
     producer: str
     produced: int
     head: int = 0
@@ -51,33 +51,35 @@ class Gauge:
 
 
 @torch.no_grad()
-def find_gauges(staged: StagedModel, sites: Sequence[Site], ids: Tensor) -> dict[str, Gauge]:
-    """Every unit of a block whose inputs can be rescaled.
+def find_gauges(segmented: SegmentedModel, sites: Sequence[Site], ids: Tensor) -> dict[str, Gauge]:
+    """Every fused group of a block whose inputs can be rescaled.
 
     Args:
         ids: (batch, time), a few tokens to try on.
     Returns:
-        Unit → gauge.
+        Fused group → gauge.
     """
     found: dict[str, Gauge] = {}
-    if not staged.blocks:
+    if not segmented.blocks:
         return found
-    hidden, contexts = staged.prefix(ids)
-    known: dict[tuple[str, int], list[tuple[str, int, int]]] = {}  # what the same unit had in an earlier block
-    for index, name in enumerate(staged.block_names):
-        with staged.hold(index):
-            expected = staged.block(index, hidden, contexts[index])
-            for unit, members in _units(staged, sites, index).items():
+    hidden, contexts = segmented.prefix(ids)
+    known: dict[tuple[str, int], list[tuple[str, int, int]]] = {}  # what the same fused group had in an earlier block
+    for index, name in enumerate(segmented.block_names):
+        with segmented.hold(index):
+            expected = segmented.block(index, hidden, contexts[index])
+            for fused_group, members in _fused_groups(segmented, sites, index).items():
                 columns = members[0].shape[1]
-                own = (unit.removeprefix(name), columns)
+                own = (fused_group.removeprefix(name), columns)
                 tried = known.get(own)
                 known[own] = []
-                for producer, produced, head in _candidates(staged.blocks[index], columns) if tried is None else tried:
-                    gauge = Gauge(unit, f"{name}.{producer}", produced, head)
-                    with rescaled(staged.model, gauge, members):
-                        same = torch.equal(staged.block(index, hidden, contexts[index]), expected)
+                for producer, produced, head in (
+                    _candidates(segmented.blocks[index], columns) if tried is None else tried
+                ):
+                    gauge = Gauge(fused_group, f"{name}.{producer}", produced, head)
+                    with rescaled(segmented.model, gauge, members):
+                        same = torch.equal(segmented.block(index, hidden, contexts[index]), expected)
                     if same:
-                        found[unit] = gauge
+                        found[fused_group] = gauge
                         known[own] = [(producer, produced, head)]
                         break
         hidden = expected
@@ -101,21 +103,21 @@ def fold(model: nn.Module, gauge: Gauge, scale: Tensor, dtype: torch.dtype = tor
     return scale
 
 
-def _units(staged: StagedModel, sites: Sequence[Site], index: int) -> dict[str, list[Site]]:
-    """The units of a block that were reached; none where another layer was not: it might read the same channels.
+def _fused_groups(segmented: SegmentedModel, sites: Sequence[Site], index: int) -> dict[str, list[Site]]:
+    """The fused groups of a block that were reached; none where another layer was not: it might read the same channels.
 
     An expert that was not reached reads what the others read.
     """
-    name, reached, routing = staged.block_names[index], staged.probe.input_of, staged.routing
-    layers = [f"{name}.{child}" for child, module in staged.blocks[index].named_modules() if multiplies(module)]
+    name, reached, routing = segmented.block_names[index], segmented.probe.input_of, segmented.routing
+    layers = [f"{name}.{child}" for child, module in segmented.blocks[index].named_modules() if multiplies(module)]
     like = {routing.alike(layer) for layer in reached if layer in routing.containers}
     if not all(each in reached or (each in routing.containers and routing.alike(each) in like) for each in layers):
         return {}
-    units: dict[str, list[Site]] = {}
+    fused_groups: dict[str, list[Site]] = {}
     for site in sites:
-        if site.stage == index and site.role == "linear" and len(site.uses) == 1 and site.name in reached:
-            units.setdefault(site.unit, []).append(site)
-    return units
+        if site.segment == index and site.role == "linear" and len(site.uses) == 1 and site.name in reached:
+            fused_groups.setdefault(site.fused_group, []).append(site)
+    return fused_groups
 
 
 def _candidates(block: nn.Module, columns: int) -> Iterator[tuple[str, int, int]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError
 from natprec.models.layers import change_outputs
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.transforms.gauges import HEADS, Gauge
 from natprec.transforms.hadamard import Rotation
@@ -44,28 +44,28 @@ def rotated_digest(digest: str, seed: int | None) -> str:
 
 
 @torch.no_grad()
-def rotate(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], seed: int) -> list[str]:
+def rotate(segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], seed: int) -> list[str]:
     """Turn what can be turned; weights are replaced, not overwritten.
 
     Args:
-        staged: the model, in float32 and in memory.
+        segmented: the model, in float32 and in memory.
         gauges: where its channels can be rescaled.
     Returns:
         What was turned and by how much the output changed; what was not and why. A line each.
     Raises:
         InputError: nothing can be turned, or the output changed by more than arithmetic does.
     """
-    ids = _text(staged.model)
-    before = staged.output(ids)
-    heads = find_heads(staged, sites, gauges, ids)
+    ids = _text(segmented.model)
+    before = segmented.output(ids)
+    heads = find_heads(segmented, sites, gauges, ids)
     notes = []
     if heads:
-        change = _proved(staged, ids, before, lambda: turn_heads(staged.model, sites, gauges, heads, seed))
+        change = _proved(segmented, ids, before, lambda: turn_heads(segmented.model, sites, gauges, heads, seed))
         sizes = " or ".join(str(size) for size in sorted(set(heads.values())))
         notes.append(f"rotated the heads of values, parts of {sizes}, at {len(heads)} places; {CHANGE.format(change)}")
     try:
-        stream = find_stream(staged, sites, gauges, ids)
-        change = _proved(staged, ids, before, lambda: turn_stream(staged.model, stream, seed))
+        stream = find_stream(segmented, sites, gauges, ids)
+        change = _proved(segmented, ids, before, lambda: turn_stream(segmented.model, stream, seed))
         notes.append(f"rotated the residual stream of {stream.size}; {CHANGE.format(change)}")
     except InputError as refused:
         if not heads:
@@ -75,47 +75,49 @@ def rotate(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str, Gaug
 
 
 @torch.no_grad()
-def find_heads(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], ids: Tensor) -> dict[str, int]:
-    """Unit → the size of the parts of its input that can be turned alike: a head, or what divides heads of odd sizes.
+def find_heads(
+    segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], ids: Tensor
+) -> dict[str, int]:
+    """Fused group → the size of the parts of its input that turn alike: a head, or what divides heads of odd sizes.
 
     Args:
         ids: (batch, time), a few tokens to try on.
     """
     found: dict[str, int] = {}
-    known: dict[str, tuple[int, ...]] = {}  # what the same unit had in an earlier block
-    hidden, contexts = staged.prefix(ids) if staged.blocks else (ids, [])
-    for index, name in enumerate(staged.block_names):
-        for unit, gauge in gauges.items():
-            producer: Tensor = staged.model.get_submodule(gauge.producer).weight  # type: ignore[assignment]
-            if not unit.startswith(f"{name}.") or producer.dim() < 2:
+    known: dict[str, tuple[int, ...]] = {}  # what the same fused group had in an earlier block
+    hidden, contexts = segmented.prefix(ids) if segmented.blocks else (ids, [])
+    for index, name in enumerate(segmented.block_names):
+        for fused_group, gauge in gauges.items():
+            producer: Tensor = segmented.model.get_submodule(gauge.producer).weight  # type: ignore[assignment]
+            if not fused_group.startswith(f"{name}.") or producer.dim() < 2:
                 continue
-            sizes = known.get(unit.removeprefix(name), (gauge.head,) if gauge.head else HEADS)
-            expected = _outputs(staged, unit, index, hidden, contexts[index])
+            sizes = known.get(fused_group.removeprefix(name), (gauge.head,) if gauge.head else HEADS)
+            expected = _outputs(segmented, fused_group, index, hidden, contexts[index])
             fits = [
                 size
                 for size in sizes
                 if gauge.produced % size == 0
-                and _same(staged, sites, gauges, (unit, size), expected, (index, hidden, contexts[index]))
+                and _same(segmented, sites, gauges, (fused_group, size), expected, (index, hidden, contexts[index]))
             ]
-            known[unit.removeprefix(name)] = tuple(fits[:1])
+            known[fused_group.removeprefix(name)] = tuple(fits[:1])
             if fits:
-                found[unit] = fits[0]
-        hidden = staged.block(index, hidden, contexts[index])
+                found[fused_group] = fits[0]
+        hidden = segmented.block(index, hidden, contexts[index])
     return found
 
 
 def turn_heads(
     model: nn.Module, sites: Sequence[Site], gauges: Mapping[str, Gauge], heads: Mapping[str, int], seed: int
 ) -> None:
-    """Turn rows and biases of what produces a unit's input, and the unit's columns."""
-    for unit, size in heads.items():
+    """Turn rows and biases of what produces a fused group's input, and the fused group's columns."""
+    for fused_group, size in heads.items():
         rotation = Rotation(size, seed)
-        change_outputs(model.get_submodule(gauges[unit].producer), partial(rotation.turn, dim=0))
-        for layer in (site_layer(model, site) for site in sites if site.unit == unit):
+        change_outputs(model.get_submodule(gauges[fused_group].producer), partial(rotation.turn, dim=0))
+        for layer in (site_layer(model, site) for site in sites if site.fused_group == fused_group):
             layer.put(rotation.turn(layer.matrix.detach(), 1))
 
 
-def _proved(staged: StagedModel, ids: Tensor, before: Tensor, turn: Callable[[], None]) -> float:
+def _proved(segmented: SegmentedModel, ids: Tensor, before: Tensor, turn: Callable[[], None]) -> float:
     """Turn something, and undo it if the output changes too much.
 
     Returns:
@@ -123,9 +125,9 @@ def _proved(staged: StagedModel, ids: Tensor, before: Tensor, turn: Callable[[],
     Raises:
         InputError: it is above `LIMIT`.
     """
-    kept = [(parameter, parameter.data) for parameter in staged.model.parameters()]
+    kept = [(parameter, parameter.data) for parameter in segmented.model.parameters()]
     turn()
-    change = float((staged.output(ids) - before).abs().max() / before.abs().max())
+    change = float((segmented.output(ids) - before).abs().max() / before.abs().max())
     if not change <= LIMIT:
         for parameter, data in kept:
             parameter.data = data
@@ -137,18 +139,18 @@ def _proved(staged: StagedModel, ids: Tensor, before: Tensor, turn: Callable[[],
 
 
 def _same(
-    staged: StagedModel,
+    segmented: SegmentedModel,
     sites: Sequence[Site],
     gauges: Mapping[str, Gauge],
     head: tuple[str, int],
     expected: Tensor,
     place: tuple[int, Tensor, tuple[tuple[object, ...], dict[str, object]]],
 ) -> bool:
-    """Whether the unit's output stays when parts of this size are turned; everything is put back."""
-    kept = [(parameter, parameter.data) for parameter in staged.blocks[place[0]].parameters()]
+    """Whether the fused group's output stays when parts of this size are turned; everything is put back."""
+    kept = [(parameter, parameter.data) for parameter in segmented.blocks[place[0]].parameters()]
     try:
-        turn_heads(staged.model, sites, gauges, dict([head]), seed=0)
-        change = (_outputs(staged, head[0], *place) - expected).abs().max()
+        turn_heads(segmented.model, sites, gauges, dict([head]), seed=0)
+        change = (_outputs(segmented, head[0], *place) - expected).abs().max()
         return bool(change <= SAME * expected.abs().max())
     finally:
         for parameter, data in kept:
@@ -156,16 +158,20 @@ def _same(
 
 
 def _outputs(
-    staged: StagedModel, unit: str, index: int, hidden: Tensor, context: tuple[tuple[object, ...], dict[str, object]]
+    segmented: SegmentedModel,
+    fused_group: str,
+    index: int,
+    hidden: Tensor,
+    context: tuple[tuple[object, ...], dict[str, object]],
 ) -> Tensor:
-    """What the unit's first Linear returns while a block runs."""
+    """What the fused group's first Linear returns while a block runs."""
     seen: list[Tensor] = []
 
     def watch(module: nn.Module, args: object, output: Tensor) -> None:
         seen.append(output)
 
-    with attached([staged.model.get_submodule(unit).register_forward_hook(watch)]):
-        staged.block(index, hidden, context)
+    with attached([segmented.model.get_submodule(fused_group).register_forward_hook(watch)]):
+        segmented.block(index, hidden, context)
     return seen[0]
 
 

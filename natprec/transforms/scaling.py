@@ -32,7 +32,7 @@ def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: Format, gauge:
     """The factors s of a gauge's channels.
 
     Args:
-        weights: of all sites of the gauge's unit, each (rows, columns).
+        weights: of all sites of the gauge's fused group, each (rows, columns).
         power: (columns,), what an error counts at each column; any positive factor.
         fmt: whose groups share a step.
     Returns:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError
 from natprec.models.layers import change_outputs, known_layer, layer_of, multiplies
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.transforms.gauges import Gauge, rescaled
 from natprec.transforms.hadamard import Rotation
@@ -55,7 +55,7 @@ class Stream:
 
 
 @torch.no_grad()
-def find_stream(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], ids: Tensor) -> Stream:
+def find_stream(segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], ids: Tensor) -> Stream:
     """Norms, readers and writers of a model in float32.
 
     Args:
@@ -63,20 +63,20 @@ def find_stream(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str,
     Raises:
         InputError: the stream cannot be turned; says why, and what to do instead.
     """
-    model = staged.model
+    model = segmented.model
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    if not staged.blocks or head is None:
+    if not segmented.blocks or head is None:
         raise InputError(f"{type(model).__name__} is no decoder of blocks with an output head; {REMEDY}")
     size = head.weight.shape[1]
-    folded = _block_norms(staged, sites, gauges, size)
-    inside = {id(module) for block in staged.blocks for module in block.modules()}
+    folded = _block_norms(segmented, sites, gauges, size)
+    inside = {id(module) for block in segmented.blocks for module in block.modules()}
     outside = {name: module for name, module in model.named_modules() if id(module) not in inside}
     embeddings = tuple(name for name, module in outside.items() if _looks_up(module, size))
     norms = [name for name, module in outside.items() if _is_norm(module, size)]
     tied = any(outside[name].weight is head.weight for name in embeddings)
     head_site = next((site for site in sites if site_layer(model, site).weight is head.weight), None)
     for name in norms:
-        if not tied and head_site is not None and _feeds(staged, name, head_site, ids):
+        if not tied and head_site is not None and _feeds(segmented, name, head_site, ids):
             folded[name] = (head_site.name,)
         elif not _constant(outside[name]):
             weight = _weight(outside[name]).float()
@@ -96,7 +96,7 @@ def find_stream(staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str,
     readers = {reader for names in folded.values() for reader in names}
     writers = tuple(
         f"{block_name}.{name}"
-        for block_name, block in zip(staged.block_names, staged.blocks, strict=True)
+        for block_name, block in zip(segmented.block_names, segmented.blocks, strict=True)
         for name, module in block.named_modules()
         if multiplies(module) and known_layer(module).shape[0] == size and f"{block_name}.{name}" not in readers
     )
@@ -121,7 +121,7 @@ def turn_stream(model: nn.Module, stream: Stream, seed: int) -> None:
 
 
 def _block_norms(
-    staged: StagedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], size: int
+    segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], size: int
 ) -> dict[str, tuple[str, ...]]:
     """Norm of a block → its readers.
 
@@ -129,15 +129,15 @@ def _block_norms(
         InputError: a block has none whose readers are known.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for unit, gauge in gauges.items():
-        members = [site for site in sites if site.unit == unit]
-        if _is_norm(staged.model.get_submodule(gauge.producer), size) and members[0].shape[1] == size:
+    for fused_group, gauge in gauges.items():
+        members = [site for site in sites if site.fused_group == fused_group]
+        if _is_norm(segmented.model.get_submodule(gauge.producer), size) and members[0].shape[1] == size:
             found[gauge.producer] = tuple(site.name for site in members)
-    for name, block in zip(staged.block_names, staged.blocks, strict=True):
+    for name, block in zip(segmented.block_names, segmented.blocks, strict=True):
         for child, module in block.named_modules():
             if _is_norm(module, size) and f"{name}.{child}" not in found:
                 raise InputError(
-                    f"the weight of norm '{name}.{child}' cannot be folded: it feeds more than one unit of Linears "
+                    f"the weight of norm '{name}.{child}' cannot be folded: it feeds several fused groups of Linears "
                     f"(a router, the stream itself), or is no plain factor; {REMEDY}"
                 )
         if not any(norm.startswith(f"{name}.") for norm in found):
@@ -164,11 +164,11 @@ def _constant(norm: nn.Module) -> bool:
     return bool((weight == weight[0]).all())
 
 
-def _feeds(staged: StagedModel, norm: str, head: Site, ids: Tensor) -> bool:
+def _feeds(segmented: SegmentedModel, norm: str, head: Site, ids: Tensor) -> bool:
     """Whether a norm outside of blocks feeds the head and nothing else: see `gauges`."""
-    expected = staged.output(ids)
-    with rescaled(staged.model, Gauge(head.unit, norm, head.shape[1]), [head]):
-        return torch.equal(staged.output(ids), expected)
+    expected = segmented.output(ids)
+    with rescaled(segmented.model, Gauge(head.fused_group, norm, head.shape[1]), [head]):
+        return torch.equal(segmented.output(ids), expected)
 
 
 def _commutes(norm: nn.Module, rotation: Rotation) -> bool:

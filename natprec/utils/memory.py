@@ -76,9 +76,9 @@ def keep_freed() -> None:
 def release_freed() -> None:
     """From now on the C library hands blocks beyond 4 MB back as soon as they are freed.
 
-    By default it learns to keep those up to 32 MB, in pieces that fit the next stage's blocks the less the longer a run
-    is: a model of 6 blocks of 124 million weights took 5.17 GB, growing from one to the next, and now 4.79 in the same
-    time (LOG.md, 2026-11-28).
+    By default it learns to keep those up to 32 MB, in pieces that fit the next segment's blocks the less the longer a
+    run is: a model of 6 blocks of 124 million weights took 5.17 GB, growing from one to the next, and now 4.79 in the
+    same time (LOG.md, 2026-11-28).
     """
     _mallopt(M_MMAP_THRESHOLD, 1 << 22)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[str], None]
-"""Told once per unit of work done, with what was being done."""
+"""Told once per piece of work done, with what was being done."""
 
 
 class Stages:

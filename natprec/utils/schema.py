@@ -2,6 +2,7 @@
 
     kl: Annotated[float, Within(0)]                    a range
     format: Annotated[Format, Named(parse_format)]     a name that stands for something
+    fused_group: Annotated[str, Called("unit")]        a key that is another word than the field
 
 `read` returns the record, or says in one sentence which field of which file is wrong, what it is, what it must be, and
 how to go on. A bool is no number, a whole number may stand for a fraction, NaN and infinity are no numbers at all. A
@@ -17,7 +18,7 @@ import functools
 import math
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -63,6 +64,13 @@ class Named:
     """Text that `parse` turns into a value, or refuses with an InputError."""
 
     parse: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Called:
+    """The key of a field in files and in `--json`, where that is another word than its name: scripts rely on it."""
+
+    key: str
 
 
 Count = Annotated[int, Within(0)]
@@ -114,7 +122,7 @@ def read(hint: Any, value: Any, place: Place) -> Any:
 
     Args:
         hint: bool, int, float, str, Any, a Literal, a dataclass; lists, tuples, and dicts by text, of these; each also
-            `| None`, or annotated with `Within`, `Among` or `Named`.
+            `| None`, or annotated with `Within`, `Among`, `Named` or `Called`.
     Raises:
         InputError: names the place, the value, and what is expected.
     """
@@ -176,7 +184,6 @@ def _among(value: Any, names: tuple[Any, ...], place: Place) -> Any:
 
 
 def _field(field: Field[Any], hint: Any, value: Any, place: Place) -> Any:
-    place = place.within(field.name)
     found = read(hint, value, place)
     if isinstance(option := field.metadata.get("option"), Option):
         try:
@@ -191,17 +198,38 @@ def _hints(kind: type) -> Mapping[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
+@functools.cache
+def keys(kind: type) -> Mapping[str, str]:
+    """Name of each field of a record → its key in files."""
+    found = {}
+    for name, hint in _hints(kind).items():
+        rules = hint.__metadata__ if get_origin(hint) is Annotated else ()
+        found[name] = next((rule.key for rule in rules if isinstance(rule, Called)), name)
+    return {each.name: found[each.name] for each in fields(kind)}
+
+
+def written(record: Any) -> dict[str, Any]:
+    """A record of plain values as files hold it, the inverse of `read`."""
+    kind: type = type(record)
+    plain = asdict(record)
+    return {key: plain[name] for name, key in keys(kind).items()}
+
+
 def _record(kind: type, value: Any, place: Place) -> Any:
     if not isinstance(value, dict):
         raise place.unlike(value, "an object")
-    own = {each.name: each for each in fields(kind)}
+    own = {keys(kind)[each.name]: each for each in fields(kind)}
     beside = value.keys() - own.keys()
     for name, each in own.items():
         if name not in value and each.default is MISSING and each.default_factory is MISSING:
             near = difflib.get_close_matches(name, beside, n=1)
             raise place.wrong(f"lacks {name!r}" + (f" (it has {near[0]!r})" if near else ""))
     made = kind(
-        **{name: _field(each, _hints(kind)[name], value[name], place) for name, each in own.items() if name in value}
+        **{
+            each.name: _field(each, _hints(kind)[each.name], value[key], place.within(key))
+            for key, each in own.items()
+            if key in value
+        }
     )
     follows = made.to_json() if beside and hasattr(made, "to_json") else {}
     for name in sorted(beside):

@@ -1,4 +1,4 @@
-"""Intervals from sequences: the only independent units that a text offers."""
+"""Intervals from sequences: the only independent samples that a text offers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ BOOTSTRAP_DRAWS = 2000
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979), resampling the units.
+    """Percentile bootstrap interval of the mean (Efron 1979), resampling the values.
 
     Args:
-        values: (units,), one mean per sequence or per pool of sequences; equal weights.
+        values: (samples,), one mean per sequence or per pool of sequences; equal weights.
         level: coverage, 0 to 1.
     Returns:
-        Low and high end; both equal the mean when there is a single unit.
+        Low and high end; both equal the mean when there is a single value.
     """
     draws = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAP_DRAWS, len(values)))
     means = values[draws].mean(axis=1)

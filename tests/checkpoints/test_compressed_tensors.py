@@ -34,7 +34,7 @@ def plan_of(made: Subject, engine: str, group_size: int | None = 32, **target: A
 
 def written(folder: Path, made: Subject, plan: Plan, **options: Any) -> tuple[nn.Module, dict[str, QuantizedTensor]]:
     """The checkpoint in `folder`; the quantized model in memory and its codes."""
-    quantized = apply_plan(made.staged, made.sites, plan, None, "rtn", made.storage_dtype)
+    quantized = apply_plan(made.segmented, made.sites, plan, None, "rtn", made.storage_dtype)
     write_checkpoint(folder, made, quantized, engine_profile(plan.engine), **options)
     return made.model, quantized
 

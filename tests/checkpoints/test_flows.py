@@ -40,14 +40,14 @@ def test_a_loaded_checkpoint_rounds_as_planned(
     ids, original = tokens(4, 16, seed=3), snapshot(made.model)
     codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
     with torch.no_grad():
-        weights_only = made.staged.output(ids)
+        weights_only = made.segmented.output(ids)
         with flows_rounded(made.model, made.activations, plan):
-            expected = made.staged.output(ids)
+            expected = made.segmented.output(ids)
     pipeline.write(made, plan, codes, tmp_path, QUIET)
     restore(made.model, original)
     loaded = load_quantized(tmp_path)
     with torch.no_grad():
-        got = made.staged.distortion.output(loaded, ids)
+        got = made.segmented.distortion.output(loaded, ids)
     torch.testing.assert_close(got, expected)
     assert (weights_only - expected).abs().max() > 1e-4, "rounding activations must show"
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
@@ -61,8 +61,10 @@ def test_a_loaded_checkpoint_rounds_as_planned(
 
 def test_w8a8_weights_are_int8_per_channel_for_vllm(made: Subject, tmp_path: Path) -> None:
     plan = measure(made, tokens(4, 16), group_size=32, sites="all", rounding="rtn").solve(bits=9, activations="8")
-    eight = {unit for unit, choice in plan.inputs.items() if choice.bits == 8}
-    wide = [choice.format for choice in plan.sites.values() if choice.unit in eight and choice.to_json()["bits"] == 8]
+    eight = {fused_group for fused_group, choice in plan.inputs.items() if choice.bits == 8}
+    wide = [
+        choice.format for choice in plan.sites.values() if choice.fused_group in eight and choice.to_json()["bits"] == 8
+    ]
     assert wide
     assert all(fmt is not None and fmt.name == "int8-channel" for fmt in wide)
     original = snapshot(made.model)

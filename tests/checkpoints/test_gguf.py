@@ -116,15 +116,15 @@ def test_gptq_with_channels_rescaled_stays_one_model(tiny_tokenizer: Any, tmp_pa
     ids = tokens(8, 16, 512)
     found = measure(made, ids, engine="llama.cpp")
     plan = found.solve(bits=6.0)
-    assert any(len({plan.sites[name].format for name in unit}) > 1 for unit in _units(made))
+    assert any(len({plan.sites[name].format for name in fused_group}) > 1 for fused_group in _fused_groups(made))
     model = written(tmp_path, made, plan, ids)
     torch.testing.assert_close(logits(load_quantized(tmp_path), ids), logits(model, ids), rtol=1e-5, atol=1e-5)
 
 
-def _units(made: Subject) -> list[list[str]]:
+def _fused_groups(made: Subject) -> list[list[str]]:
     names: dict[str, list[str]] = {}
     for site in made.sites:
-        names.setdefault(site.unit, []).append(site.name)
+        names.setdefault(site.fused_group, []).append(site.name)
     return list(names.values())
 
 
@@ -185,8 +185,8 @@ def test_smollm2_comes_back_in_the_same_bytes(smollm2: str, tmp_path: Path) -> N
         codes[site.name] = quantize(site_weight(subject.model, site), fmt, subject.storage_dtype)
     no_plan: Any = None
     writer = GGUFCheckpoint(tmp_path, subject, no_plan)
-    for stage in subject.staged.stages:
-        writer.put(stage, {site.name: codes[site.name] for site in subject.sites if site.stage == stage})
+    for segment in subject.segmented.segments:
+        writer.put(segment, {site.name: codes[site.name] for site in subject.sites if site.segment == segment})
     writer.close()
     written = GGUFReader(tmp_path / FILE_NAME)
     assert {tensor.name for tensor in written.tensors} == set(theirs)

@@ -40,7 +40,7 @@ def test_the_contract_of_scripts(inspected: dict[str, Any]) -> None:
 
 
 def test_the_picture_draws_equal_blocks_once(inspected: dict[str, Any]) -> None:
-    """An embedding, two blocks of five units each, a head; colours are those of the widths."""
+    """An embedding, two blocks of five fused operations each, a head; colours are those of the widths."""
     picture = ElementTree.fromstring(inspected["picture"])
     words = [element.text or "" for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     widths = {row["name"]: row["width"] for row in inspected["sites"]}

@@ -12,7 +12,7 @@ from natprec.errors import ModelError
 from natprec.formats import activation
 from natprec.measurement.subject import Subject
 from tests.conftest import tiny_model
-from tests.solver.test_units import three_layers
+from tests.solver.test_fused_groups import three_layers
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_plan_says_how_its_own_activations_are_rounded(subject: Subject, tmp_p
     assert rounded_inputs(subject, 16, tmp_path / "plan.json") == {}
     by_token = rounded_inputs(subject, 8, None)
     assert set(by_token.values()) == {activation(8)}
-    assert set(by_token) == {site.unit for site in subject.activations if site.role == "linear"}
+    assert set(by_token) == {site.fused_group for site in subject.activations if site.role == "linear"}
 
 
 @pytest.mark.parametrize("damage", ["nan", "missing", "unknown", "shape"])
@@ -98,7 +98,7 @@ def test_bytes_are_the_files_and_bits_are_of_what_is_quantized(subject: Subject,
     assert found["bits_per_weight"] == pytest.approx(4.5)
 
 
-def test_codes_under_the_weights_own_name_are_not_kept_weights(subject: Subject, tmp_path: Path) -> None:
+def test_codes_under_the_weights_own_name_are_not_unquantized_weights(subject: Subject, tmp_path: Path) -> None:
     """bitsandbytes stores int8 codes so."""
     state = {name: tensor.to(torch.int8) if "proj" in name else tensor for name, tensor in weights(subject).items()}
     save_file(state, tmp_path / "model.safetensors")

@@ -26,7 +26,7 @@ NAME = "encoder.layer.0.attention.self.value"
 
 def swept(made: Subject, ids: Tensor, seed: int = 5, **options: Any) -> dict[str, Curve]:
     formats = {site.name: FORMATS for site in made.sites}
-    return sweep(made.staged, made.sites, formats, ids, scale_dtype=made.storage_dtype, seed=seed, **options)
+    return sweep(made.segmented, made.sites, formats, ids, scale_dtype=made.storage_dtype, seed=seed, **options)
 
 
 def test_the_distance_is_two_minus_twice_the_cosine() -> None:
@@ -53,7 +53,7 @@ def test_what_is_drawn_has_the_curvature_of_the_distance() -> None:
     weight = site_weight(made.model, next(site for site in made.sites if site.name == NAME))
     change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     weight.requires_grad_()
-    output = made.staged.output(ids)
+    output = made.segmented.output(ids)
     rows = [torch.autograd.grad(output[0, 0, i], weight, retain_graph=True)[0] for i in range(output.shape[-1])]
     expected = sum(float((row * change).sum()) ** 2 for row in rows)
     draws = [
@@ -81,7 +81,7 @@ def test_the_sweep_agrees_with_the_definition(distortion: FeatureDistance) -> No
     curves = swept(made, ids)
     wanted = [(site, FORMATS) for site in made.sites if site.role == "linear" and "pooler" not in site.name]
     ratios = []
-    for site, values in exact_curves(made.staged, wanted, ids[:48], made.storage_dtype):
+    for site, values in exact_curves(made.segmented, wanted, ids[:48], made.storage_dtype):
         assert values.shape == (48, 3)
         ratios += list((curves[site.name].kl() / values.mean(0))[1:])
     assert len(ratios) == 12 * 2
@@ -97,7 +97,7 @@ def test_embeddings_of_words_positions_and_types_are_measured(monkeypatch: pytes
     alone = swept(made, ids)
     wanted = [(site, FORMATS) for site in made.sites if site.name in names]
     assert [site.name for site, _ in wanted] == names
-    for site, values in exact_curves(made.staged, wanted, ids, made.storage_dtype):
+    for site, values in exact_curves(made.segmented, wanted, ids, made.storage_dtype):
         np.testing.assert_allclose(curves[site.name].forward, alone[site.name].forward, rtol=1e-3)
         assert 0.6 < curves[site.name].kl()[-1] / values.mean(0)[-1] < 1.6, site.name
 

@@ -79,24 +79,24 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     plan = measured.solve(eps=2.0, **CASES[engine, family])
     folder, original = tmp_path_factory.mktemp("judged"), snapshot(made.model)
     codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
-    weights_only = observed(made.staged.output, made.model)
+    weights_only = observed(made.segmented.output, made.model)
     with flows_rounded(made.model, made.activations, plan):
-        expected = observed(made.staged.output, made.model)
+        expected = observed(made.segmented.output, made.model)
     pipeline.write(made, plan, codes, folder, QUIET)
     restore(made.model, original)
     return Case(engine, made, plan, folder, expected, weights_only)
 
 
-@pytest.mark.parametrize("path", ["whole", "by stage"])
+@pytest.mark.parametrize("path", ["whole", "by segment"])
 def test_what_is_judged_is_what_was_planned(case: Case, path: str) -> None:
     if path == "whole":
         model = load_quantized(case.folder, case.engine)
-        got = observed(lambda ids: case.made.staged.distortion.output(model, ids), model)
+        got = observed(lambda ids: case.made.segmented.distortion.output(model, ids), model)
     else:
-        staged = open_quantized(case.folder, case.made.staged, IDS.device, case.engine)
-        got = observed(staged.output, staged.model)
+        segmented = open_quantized(case.folder, case.made.segmented, IDS.device, case.engine)
+        got = observed(segmented.output, segmented.model)
     names = case.expected.keys()
-    if path == "whole" and case.engine == "transformers" and case.made.staged.routed:
+    if path == "whole" and case.engine == "transformers" and case.made.segmented.routed:
         # plain transformers runs experts as one tensor in bfloat16; before them all is the same
         names = {name for name in names if "layers.0.self_attn" in name}
         assert len(names) >= 6
@@ -127,7 +127,7 @@ def test_what_was_planned_is_what_is_written(case: Case) -> None:
             continue
         assert (group["weights"]["num_bits"], group["weights"]["symmetric"]) == (planned.bits, planned.symmetric)
         inputs = group["input_activations"] and activation_format(group["input_activations"], full_range)
-        assert inputs == plan.rounded_inputs.get(site.unit), site.name
+        assert inputs == plan.rounded_inputs.get(site.fused_group), site.name
     assert plan.rounded_inputs
     cache = config.get("kv_cache_scheme")
     assert (cache and activation_format(cache, full_range)) == (plan.cache and plan.cache.format)
@@ -151,7 +151,7 @@ def test_transformers_is_judged_as_it_computes(case: Case) -> None:
         model = load_quantized(case.folder, rule)
         ours = observed(lambda ids, model=model: model(input_ids=ids).logits, model)
         # experts are another matter: transformers computes them in bfloat16
-        exact = [name for name in theirs if "layers.0.self_attn" in name or not case.made.staged.routed]
+        exact = [name for name in theirs if "layers.0.self_attn" in name or not case.made.segmented.routed]
         assert len(exact) >= 6
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in exact) == same, rule
 

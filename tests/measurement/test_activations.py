@@ -33,13 +33,13 @@ WEIGHTS = (integer(4, 32),)
 
 def swept(of: Subject, ids: Tensor, wanted: list[Site], group_size: int | None = None) -> dict[str, Curve]:
     return sweep(
-        of.staged, [], {}, ids, scale_dtype=torch.bfloat16, seed=0,
+        of.segmented, [], {}, ids, scale_dtype=torch.bfloat16, seed=0,
         activations={site: activation_formats(site, group_size) for site in wanted},
     )  # fmt: skip
 
 
 def test_sites_of_a_llama_block() -> None:
-    found = [site for site in subject().activations if site.stage == 1]
+    found = [site for site in subject().activations if site.segment == 1]
     block = "model.layers.1"
     assert [(site.name.removeprefix(block), site.kind, site.shape) for site in found] == [
         (":stream", "activation", (1, 32)),
@@ -82,7 +82,7 @@ def test_the_fisher_estimate_meets_the_exact_value() -> None:
     pairs = [(site, activation_formats(site, None)) for site in wanted]
     logs = [
         np.log2(curves[site.name].forward[0].mean(0) / values.mean(0))
-        for site, values in exact_curves(of.staged, pairs, ids, torch.bfloat16)
+        for site, values in exact_curves(of.segmented, pairs, ids, torch.bfloat16)
     ]
     assert np.median(np.abs(np.concatenate(logs))) < 0.25  # the figure asked of SmolLM2, too
     assert all(abs(np.median(log)) < 0.6 for log in logs)
@@ -94,7 +94,7 @@ def test_inputs_of_an_encoder_are_apart_from_its_stream() -> None:
     ids = tokens(8, 16)
     site = next(site for site in of.activations if site.name.endswith("query:input"))
     curves = swept(of, ids.repeat(16, 1), [site])
-    exact = next(exact_curves(of.staged, [(site, activation_formats(site, None))], ids, torch.bfloat16))[1].mean(0)
+    exact = next(exact_curves(of.segmented, [(site, activation_formats(site, None))], ids, torch.bfloat16))[1].mean(0)
     assert np.abs(np.log2(curves[site.name].forward[0].mean(0) / exact)).max() < 0.6
 
 
@@ -111,7 +111,7 @@ def test_what_is_rounded_is_what_the_gradient_belongs_to() -> None:
         return (kept[0],)
 
     handle = module.register_forward_pre_hook(keep)
-    of.staged.distortion.draw(of.staged.output(ids), range(1), 0).backward()
+    of.segmented.distortion.draw(of.segmented.output(ids), range(1), 0).backward()
     handle.remove()
     for index, fmt in enumerate(curve.formats):
         assert isinstance(fmt, Format)
@@ -128,10 +128,10 @@ def test_what_is_rounded_is_what_the_gradient_belongs_to() -> None:
 def test_weights_come_out_the_same_beside_activations() -> None:
     of, ids = subject(), tokens(4, 16)
     formats = {site.name: WEIGHTS for site in of.sites}
-    alone = sweep(of.staged, of.sites, formats, ids, scale_dtype=torch.bfloat16, seed=0, rounding="gptq")
+    alone = sweep(of.segmented, of.sites, formats, ids, scale_dtype=torch.bfloat16, seed=0, rounding="gptq")
     flows = {site: activation_formats(site, None) for site in of.activations}
     both = sweep(
-        of.staged, of.sites, formats, ids, scale_dtype=torch.bfloat16, seed=0, rounding="gptq", activations=flows
+        of.segmented, of.sites, formats, ids, scale_dtype=torch.bfloat16, seed=0, rounding="gptq", activations=flows
     )
     for name, curve in alone.items():
         np.testing.assert_allclose(both[name].forward, curve.forward, rtol=1e-5)
@@ -227,5 +227,5 @@ def test_a_measurement_of_all_sites_is_read_back(tmp_path: Any) -> None:
 
 def test_a_model_without_the_interface_has_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     of = copy.copy(subject())
-    monkeypatch.setattr("natprec.models.activation_sites._attentions", lambda staged, ids: {})
+    monkeypatch.setattr("natprec.models.activation_sites._attentions", lambda segmented, ids: {})
     assert {site.kind for site in of.activations} == {"activation"}

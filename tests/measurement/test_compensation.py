@@ -1,4 +1,4 @@
-"""Rescaling is decided unit by unit, by what GPTQ then leaves; a plan that supposes it is rounded that way."""
+"""Rescaling is decided for each fused group, by what GPTQ then leaves; a plan that supposes it is rounded that way."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measured(made: Subject, **options: Any) -> Measurement:
     return measure(made, IDS, engine="natprec", group_size=32, **options)
 
 
-def test_a_unit_is_rescaled_where_that_leaves_less() -> None:
+def test_a_fused_group_is_rescaled_where_that_leaves_less() -> None:
     made = uneven()
     plain, auto = measured(made, transforms="none"), measured(made)
     assert not any(curve.scaled for curve in plain.curves.values())
@@ -49,10 +49,10 @@ def test_a_unit_is_rescaled_where_that_leaves_less() -> None:
         assert np.array_equal(before.forward, after.forward), "rounding to nearest is measured as it is"
         four = [i for i, fmt in enumerate(after.formats) if fmt.bits <= 5]
         assert (after.shares[four] < before.shares[four]).all()
-    by_unit: dict[str, set[bool]] = {}
+    by_fused_group: dict[str, set[bool]] = {}
     for curve in auto.curves.values():
-        by_unit.setdefault(curve.site.unit, set()).add(curve.scaled)
-    assert all(len(found) == 1 for found in by_unit.values())
+        by_fused_group.setdefault(curve.site.fused_group, set()).add(curve.scaled)
+    assert all(len(found) == 1 for found in by_fused_group.values())
     assert auto.solve(bits=4.5).kl_predicted < plain.solve(bits=4.5).kl_predicted
 
 
@@ -73,17 +73,17 @@ def test_a_weight_that_a_format_holds_exactly_keeps_its_grid() -> None:
 
 def test_a_plan_says_so_and_is_rounded_so() -> None:
     made = uneven()
-    reference, original = made.staged.output(IDS), snapshot(made.model)
+    reference, original = made.segmented.output(IDS), snapshot(made.model)
     norm = made.model.model.layers[1].input_layernorm
     kl = {}
     for transforms in ("none", "auto"):
         plan = measured(made, transforms=transforms).solve(bits=4.5)
         assert plan.sites[QUERY].scaled == (transforms == "auto")
-        apply_plan(made.staged, made.sites, plan, IDS, "gptq", made.storage_dtype, gauges=made.gauges)
+        apply_plan(made.segmented, made.sites, plan, IDS, "gptq", made.storage_dtype, gauges=made.gauges)
         assert torch.equal(norm.weight, original["model.layers.1.input_layernorm.weight"]) == (transforms == "none")
-        kl[transforms] = float(forward_kl(reference, made.staged.output(IDS)).mean())
+        kl[transforms] = float(forward_kl(reference, made.segmented.output(IDS)).mean())
         restore(made.model, original)
-        assert torch.equal(made.staged.output(IDS), reference)
+        assert torch.equal(made.segmented.output(IDS), reference)
     assert kl["auto"] < kl["none"]
 
 
@@ -130,7 +130,7 @@ def test_sequences_that_only_go_forward_are_fitted_to() -> None:
         return whole(upper)
 
     def judged(self: Compensation) -> Any:
-        fitted.setdefault(self.site.unit, last[-1])
+        fitted.setdefault(self.site.fused_group, last[-1])
         assert len(self.judging) == MANY // JUDGING
         return kept(self)
 
@@ -139,10 +139,10 @@ def test_sequences_that_only_go_forward_are_fitted_to() -> None:
         patch.setattr("natprec.measurement.gptq_ratio.mirrored", mirrored)
         measure(made, ids, engine="natprec", group_size=32)
     seen.clear()
-    made.staged.output(torch.cat([forward, back[::2]]))  # of those that go back every second one judges
+    made.segmented.output(torch.cat([forward, back[::2]]))  # of those that go back every second one judges
     handle.remove()
     rows = seen[0].flatten(0, 1).double()
-    torch.testing.assert_close(fitted[site.unit].triu(), (rows.T @ rows).triu(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fitted[site.fused_group].triu(), (rows.T @ rows).triu(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -97,7 +97,7 @@ def test_what_no_token_reached_is_rounded_to_nearest(rare: tuple[Subject, Measur
     original = {site.name: site_weight(subject.model, site).clone() for site in subject.sites}
     kept = {name: parameter.data for name, parameter in subject.model.named_parameters()}
     codes = apply_plan(
-        subject.staged, subject.sites, plan, tokens(16, 24), "gptq", subject.storage_dtype, gauges=subject.gauges
+        subject.segmented, subject.sites, plan, tokens(16, 24), "gptq", subject.storage_dtype, gauges=subject.gauges
     )
     for name, parameter in subject.model.named_parameters():
         parameter.data = kept[name]

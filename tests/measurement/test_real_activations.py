@@ -42,10 +42,10 @@ def test_fisher_meets_exact(model: str, sites: int, draws: int, request: pytest.
     found = [site for site in of.activations if "pooler" not in site.name]
     chosen = [found[i] for i in np.linspace(0, len(found) - 1, sites).round().astype(int)]
     flows = {site: activation_formats(site, None)[:6] for site in chosen}  # 3 to 8 bits
-    curves = sweep(of.staged, [], {}, few.repeat(draws, 1), scale_dtype=torch.bfloat16, seed=0, activations=flows)
+    curves = sweep(of.segmented, [], {}, few.repeat(draws, 1), scale_dtype=torch.bfloat16, seed=0, activations=flows)
     logs = np.stack([
         np.log2(curves[site.name].forward[0].mean(0) / values.mean(0))
-        for site, values in exact_curves(of.staged, list(flows.items()), few, torch.bfloat16)
+        for site, values in exact_curves(of.segmented, list(flows.items()), few, torch.bfloat16)
     ])  # fmt: skip
     for site, log in zip(chosen, logs, strict=True):
         print(f"{site.name:45}", np.round(log, 2))
@@ -60,13 +60,13 @@ def test_a_joint_plan_costs_what_it_says(minilm: str) -> None:
     ids, held_out = licence(of, 20, 64), licence(of, 12, 64, skip=20)
     measured = measure(of, ids, engine="natprec", sites="all", rounding="rtn")
     original = snapshot(of.model)
-    expected = of.staged.output(held_out)
+    expected = of.segmented.output(held_out)
     for eps in (0.3, 0.1, 0.03):
         for activations in ("8", "auto"):
             plan = measured.solve(eps=eps, activations=activations)
             round_to_plan(of, plan, None, "rtn", QUIET)
             with flows_rounded(of.model, of.activations, plan):
-                distance = float(of.distortion.between(expected, of.staged.output(held_out), held_out).mean())
+                distance = float(of.distortion.between(expected, of.segmented.output(held_out), held_out).mean())
             restore(of.model, original)
             ratio, inputs = distance / plan.kl_predicted, sorted(choice.bits for choice in plan.inputs.values())
             print(f"eps {eps} {activations}: {plan.bits_per_weight:.3f} bits, inputs {inputs}, {ratio:.3f}")

@@ -34,7 +34,7 @@ from tests.arrange import subject, tokens
 FORMATS = tuple(integer(bits, 32) for bits in (2, 4, 8))
 LENGTH, SEQUENCES = 16, 12
 TOLERANCE = 1e-6  # issue 6 asks for 1e-5
-KINDS = ("forward", "backward", "energy", "shares", "kept", "alignment")
+KINDS = ("forward", "backward", "energy", "shares", "unquantized", "alignment")
 
 Result = TypeVar("Result")
 
@@ -103,7 +103,8 @@ def built(**changes: Any) -> Subject:
 def swept(workers: Workers, tied: bool = True, flows: bool = True, **options: Any) -> dict[str, Curve]:
     made, ids = built(tie_word_embeddings=tied), tokens(SEQUENCES, LENGTH)
     return sweep(
-        made.staged, made.sites, {site.name: FORMATS for site in made.sites}, ids, scale_dtype=torch.bfloat16, seed=5,
+        made.segmented, made.sites, {site.name: FORMATS for site in made.sites}, ids, scale_dtype=torch.bfloat16,
+        seed=5,
         rounding="gptq", gauges=made.gauges, sharding=Sharding.of(batches(*ids.shape), workers),
         activations={site: activation_formats(site, 32) for site in made.activations} if flows else None, **options,
     )  # fmt: skip
@@ -127,7 +128,7 @@ def tied(request: pytest.FixtureRequest) -> bool:
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_any_number_of_workers_measures_the_same(size: int, tied: bool) -> None:
     expected = swept(Workers(), tied)
-    assert any(curve.scaled for curve in expected.values()), "some unit's columns are rescaled"
+    assert any(curve.scaled for curve in expected.values()), "some fused group's columns are rescaled"
     assert any((curve.shares < 1).any() for curve in expected.values()), "GPTQ was fitted"
     for curves in together(size, lambda workers: swept(workers, tied)):
         assert_same(curves, expected)
@@ -149,7 +150,7 @@ def test_any_number_of_workers_fits_to_the_same_more_text(size: int, monkeypatch
 @pytest.mark.parametrize("parts", [1, 2])
 def test_pools_of_sequences_across_workers(parts: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of three sequences, batches of two: a pool lies in two workers."""
-    monkeypatch.setattr("natprec.measurement.weight_observer.UNIT_MEMORY", 1)
+    monkeypatch.setattr("natprec.measurement.weight_observer.POOL_MEMORY", 1)
     shares = [Sharding.of(batches(SEQUENCES, LENGTH), Workers(rank, 3)) for rank in range(3)]
     assert [each.own for each in shares] == [range(4), range(4, 8), range(8, 12)]
     assert [each.pool(4) for each in shares] == [range(2), range(1, 3), range(2, 4)]
@@ -163,8 +164,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("stages", [1, 3])
-def test_another_number_of_workers_resumes(stages: int, tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("segments", [1, 3])
+def test_another_number_of_workers_resumes(segments: int, tied: bool, tmp_path: Path) -> None:
     expected = swept(Workers(), tied)
 
     def killed(workers: Workers) -> None:
@@ -176,7 +177,7 @@ def test_another_number_of_workers_resumes(stages: int, tied: bool, tmp_path: Pa
             if not workers.first:
                 return  # it waits for the first one, in vain
             save_state(tmp_path / "state", {}, state)
-            if done == stages:
+            if done == segments:
                 raise Killed
 
         swept(workers, tied, save=save)
@@ -186,7 +187,7 @@ def test_another_number_of_workers_resumes(stages: int, tied: bool, tmp_path: Pa
     for size in (1, 3):
         state = load_state(tmp_path / "state", {})
         assert state is not None
-        assert state.stage == 2 - stages
+        assert state.segment == 2 - segments
         for curves in together(size, lambda workers: swept(workers, tied, state=load_state(tmp_path / "state", {}))):
             assert_same(curves, expected)
 

@@ -56,7 +56,7 @@ def test_a_row_of_zeros_is_no_example_of_others(kind: str, row: float) -> None:
     site = next(site for site in made.sites if site.role == "embedding")
 
     def swept() -> np.ndarray:
-        curves = sweep(made.staged, [site], {site.name: FORMATS}, ids, scale_dtype=made.storage_dtype, seed=0)
+        curves = sweep(made.segmented, [site], {site.name: FORMATS}, ids, scale_dtype=made.storage_dtype, seed=0)
         return curves[site.name].kl()
 
     alive = swept()
@@ -72,7 +72,7 @@ def test_without_outliers_all_rare_rows_are_examples(monkeypatch: pytest.MonkeyP
     site = next(site for site in made.sites if site.role == "embedding")
 
     def swept() -> np.ndarray:
-        curves = sweep(made.staged, [site], {site.name: FORMATS}, ids, scale_dtype=made.storage_dtype, seed=0)
+        curves = sweep(made.segmented, [site], {site.name: FORMATS}, ids, scale_dtype=made.storage_dtype, seed=0)
         return curves[site.name].forward
 
     bounded = swept()

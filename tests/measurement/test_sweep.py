@@ -33,7 +33,7 @@ SEED = 5
 
 def swept(made: Subject, ids: Tensor, formats: tuple[Format, ...] = FORMATS, **options: Any) -> dict[str, Curve]:
     options = {"scale_dtype": made.storage_dtype, "seed": SEED, **options}
-    return sweep(made.staged, made.sites, {site.name: formats for site in made.sites}, ids, **options)
+    return sweep(made.segmented, made.sites, {site.name: formats for site in made.sites}, ids, **options)
 
 
 def gradients(made: Subject, ids: Tensor, name: str) -> Tensor:
@@ -42,7 +42,7 @@ def gradients(made: Subject, ids: Tensor, name: str) -> Tensor:
     weight.requires_grad_()
     try:
         losses = [
-            made.distortion.draw(made.staged.output(ids[i : i + 1]), range(i, i + 1), SEED) for i in range(len(ids))
+            made.distortion.draw(made.segmented.output(ids[i : i + 1]), range(i, i + 1), SEED) for i in range(len(ids))
         ]
         return torch.stack([torch.autograd.grad(loss, weight)[0] for loss in losses])
     finally:
@@ -128,27 +128,27 @@ def test_unseen_rows_are_not_free(tied: bool) -> None:
 def test_blocks_and_whole_model_agree(tied: bool) -> None:
     made, ids = subject(tie_word_embeddings=tied), tokens(6, LENGTH)
     by_block = swept(made, ids)
-    made.staged.blocks, made.staged.block_names = [], []
-    whole = dataclasses.replace(made, sites=find_sites(made.staged))
-    assert {site.stage for site in whole.sites} == {0}
+    made.segmented.blocks, made.segmented.block_names = [], []
+    whole = dataclasses.replace(made, sites=find_sites(made.segmented))
+    assert {site.segment for site in whole.sites} == {0}
     at_once = swept(whole, ids)
     assert by_block.keys() == at_once.keys()
     for name, curve in by_block.items():
-        for kind in ("forward", "backward", "energy", "shares", "kept"):
+        for kind in ("forward", "backward", "energy", "shares", "unquantized"):
             expected, found = getattr(curve, kind), getattr(at_once[name], kind)
             np.testing.assert_allclose(found, expected, rtol=2e-3, err_msg=f"{name} {kind}")
 
 
 def test_pools_are_means_of_their_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where memory is short, sequences share a unit; only the resolution is lost."""
+    """Where memory is short, sequences share a pool; only the resolution is lost."""
     made, ids = subject(), twice_each()
     single = swept(made, ids)
-    monkeypatch.setattr("natprec.measurement.weight_observer.UNIT_MEMORY", 1)
+    monkeypatch.setattr("natprec.measurement.weight_observer.POOL_MEMORY", 1)
     pooled = swept(made, ids)
     for name, curve in single.items():
-        for kind in ("forward", "backward", "energy", "kept"):
+        for kind in ("forward", "backward", "energy", "unquantized"):
             found, expected = getattr(pooled[name], kind), getattr(curve, kind)
-            if kind in ("forward", "kept"):
+            if kind in ("forward", "unquantized"):
                 found, expected = found[0], expected[0]
             assert len(found) == 4
             expected = expected.reshape(4, 3, *found.shape[1:]).mean(1)
@@ -177,7 +177,7 @@ def test_kinds_of_text_are_kept_apart() -> None:
     one, two = swept(made, ids), swept(made, ids, parts=2)
     for name, curve in two.items():
         assert curve.forward.shape == (2, 4, len(FORMATS))
-        assert curve.kept.shape == (2, 4)
+        assert curve.unquantized.shape == (2, 4)
         assert np.array_equal(curve.forward.reshape(1, 8, -1), one[name].forward)
         larger = np.maximum(curve.forward[0].mean(0), curve.forward[1].mean(0))
         assert np.array_equal(curve.kl(), larger * curve.alignment)
@@ -191,9 +191,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("segments", [1, 2, 3, 4])
 def test_killed_and_resumed_arrives_at_the_same_bits(
-    stages: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    segments: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 4 * LENGTH)
     made, ids = subject(tie_word_embeddings=tied), tokens(6, LENGTH)  # two batches
@@ -205,18 +205,18 @@ def test_killed_and_resumed_arrives_at_the_same_bits(
         nonlocal done
         save_state(file, fingerprint, state)
         done += 1
-        if done == stages:
+        if done == segments:
             raise Killed
 
     with pytest.raises(Killed):
         swept(made, ids, save=save)
     state = load_state(file, fingerprint)
     assert state is not None
-    assert state.stage == 2 - stages
+    assert state.segment == 2 - segments
     found = swept(made, ids, state=state)
     assert list(found) == list(expected)
     for name, curve in expected.items():
-        for kind in ("forward", "backward", "energy", "shares", "kept", "alignment"):
+        for kind in ("forward", "backward", "energy", "shares", "unquantized", "alignment"):
             assert np.array_equal(getattr(curve, kind), getattr(found[name], kind)), (name, kind)
 
 
@@ -270,7 +270,7 @@ def test_fisher_agrees_with_the_definition() -> None:
     curves = swept(made, ids, formats)
     wanted = [(site, formats) for site in made.sites if site.role == "linear"]
     ratios = []
-    for site, values in exact_curves(made.staged, wanted, ids[:24], made.storage_dtype):
+    for site, values in exact_curves(made.segmented, wanted, ids[:24], made.storage_dtype):
         ratios += list(curves[site.name].kl() / values.mean(0))
     assert len(ratios) == 14 * 3
     assert 0.75 < np.median(ratios) < 1.25
@@ -282,15 +282,15 @@ def test_exact_is_the_kl_of_the_replaced_model() -> None:
 
     made, ids = subject(), tokens(5, LENGTH)
     formats = (integer(3, 32),)
-    reference = made.staged.output(ids)
-    for site, values in exact_curves(made.staged, [(site, formats) for site in made.sites], ids, made.storage_dtype):
+    reference = made.segmented.output(ids)
+    for site, values in exact_curves(made.segmented, [(site, formats) for site in made.sites], ids, made.storage_dtype):
         weight = site_weight(made.model, site)
         original = weight.data
         weight.data = quantize(original, formats[0], made.storage_dtype).dequantize()
-        expected = forward_kl(reference, made.staged.output(ids)).mean(1)
+        expected = forward_kl(reference, made.segmented.output(ids)).mean(1)
         weight.data = original
         np.testing.assert_allclose(values[:, 0], expected.numpy(), rtol=1e-3, atol=1e-9, err_msg=site.name)
-    assert torch.equal(made.staged.output(ids), reference)
+    assert torch.equal(made.segmented.output(ids), reference)
 
 
 def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,11 +298,11 @@ def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch)
     made, ids = subject(), tokens(6, LENGTH)
     calls: list[str] = []
     swept(made, ids, FORMATS[:1], advance=calls.append)
-    assert len(calls) == batch_count(made.staged, *ids.shape)
+    assert len(calls) == batch_count(made.segmented, *ids.shape)
 
 
 @pytest.mark.parametrize(
-    ("total", "parts", "memory", "units"),
+    ("total", "parts", "memory", "pool_count"),
     [
         (12, 1, 1, 4),
         (12, 1, 1 << 30, 12),
@@ -314,11 +314,11 @@ def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_units_divide_each_kind_of_text(
-    total: int, parts: int, memory: int, units: int, monkeypatch: pytest.MonkeyPatch
+    total: int, parts: int, memory: int, pool_count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natprec.measurement.weight_observer.UNIT_MEMORY", memory)
+    monkeypatch.setattr("natprec.measurement.weight_observer.POOL_MEMORY", memory)
     made = subject()
     site = made.sites[1]
     shared = Sharding.alone(total)
     observer = WeightObserver(site, site_layer(made.model, site), FORMATS, shared, parts, torch.bfloat16, 0, {})
-    assert observer.units == units
+    assert observer.pool_count == pool_count

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.distortions import EmbeddingDistance, OutputKL
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from tests.arrange import SMALL, tokens
 from tests.conftest import tiny_encoder, tiny_model
 
@@ -135,26 +135,26 @@ class Parallel(nn.Module):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_stages_are_the_whole_model(family: str) -> None:
+def test_segments_are_the_whole_model(family: str) -> None:
     model = built(family)
     ids = tokens(3, 12)
     distortion = OutputKL() if model.can_generate() else EmbeddingDistance()
     expected = distortion.output(model, ids)
-    staged = StagedModel(model, ids[:1], distortion)
-    assert len(staged.blocks) == model.config.num_hidden_layers
-    hidden, contexts = staged.prefix(ids)
-    for index in range(len(staged.blocks)):
-        hidden = staged.block(index, hidden, contexts[index])
-    assert torch.equal(staged.suffix(hidden, ids), expected)
+    segmented = SegmentedModel(model, ids[:1], distortion)
+    assert len(segmented.blocks) == model.config.num_hidden_layers
+    hidden, contexts = segmented.prefix(ids)
+    for index in range(len(segmented.blocks)):
+        hidden = segmented.block(index, hidden, contexts[index])
+    assert torch.equal(segmented.suffix(hidden, ids), expected)
     assert torch.equal(distortion.output(model, ids), expected)
 
 
 @torch.no_grad()
 def test_gemma_masks_differ_by_layer() -> None:
     """The context of another layer would give other logits: the test above could fail."""
-    staged = StagedModel(built("gemma3"), tokens(1, 12))
-    hidden, contexts = staged.prefix(tokens(1, 12))
-    assert not torch.equal(staged.block(0, hidden, contexts[1]), staged.block(0, hidden, contexts[0]))
+    segmented = SegmentedModel(built("gemma3"), tokens(1, 12))
+    hidden, contexts = segmented.prefix(tokens(1, 12))
+    assert not torch.equal(segmented.block(0, hidden, contexts[1]), segmented.block(0, hidden, contexts[0]))
 
 
 class Block(nn.Linear):
@@ -210,25 +210,25 @@ class Shares(HandsOn):
 def test_a_model_without_a_chain_is_one_suffix(body: nn.Module) -> None:
     model = Output(body)
     ids = tokens(2, 5)
-    staged = StagedModel(model, ids)
-    assert staged.blocks == []
-    assert staged.stage_of("head") == staged.stage_of("embed") == 0
-    assert torch.equal(staged.suffix(None, ids), model(ids).logits)
+    segmented = SegmentedModel(model, ids)
+    assert segmented.blocks == []
+    assert segmented.segment_of("head") == segmented.segment_of("embed") == 0
+    assert torch.equal(segmented.suffix(None, ids), model(ids).logits)
 
 
 def test_a_chain_is_found_whatever_its_name() -> None:
     model = Output(nn.Sequential())
     model.body.steps = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
     model.body.forward = lambda hidden: model.body.steps[2](model.body.steps[1](model.body.steps[0](hidden)))
-    staged = StagedModel(model, tokens(1, 5))
-    assert staged.block_names == ["body.steps.0", "body.steps.1", "body.steps.2"]
+    segmented = SegmentedModel(model, tokens(1, 5))
+    assert segmented.block_names == ["body.steps.0", "body.steps.1", "body.steps.2"]
 
 
-def test_stage_of_each_module() -> None:
-    staged = StagedModel(built("llama"), tokens(1, 5))
-    assert staged.stage_of("model.embed_tokens") == -1
-    assert staged.stage_of("model.layers.1.mlp.up_proj") == 1
-    assert staged.stage_of("lm_head") == 2
+def test_segment_of_each_module() -> None:
+    segmented = SegmentedModel(built("llama"), tokens(1, 5))
+    assert segmented.segment_of("model.embed_tokens") == -1
+    assert segmented.segment_of("model.layers.1.mlp.up_proj") == 1
+    assert segmented.segment_of("lm_head") == 2
 
 
 @torch.no_grad()
@@ -236,17 +236,17 @@ def test_patches_are_gone_after_an_exception() -> None:
     model = built("llama")
     ids = tokens(1, 5)
     expected = model(input_ids=ids).logits
-    staged = StagedModel(model, ids)
-    hidden = staged.prefix(ids)[0]
+    segmented = SegmentedModel(model, ids)
+    hidden = segmented.prefix(ids)[0]
 
     def fail(*_: Any) -> None:
         raise RuntimeError("on purpose")
 
     handle = model.model.norm.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        staged.suffix(hidden, ids)
+        segmented.suffix(hidden, ids)
     handle.remove()
-    assert not any("forward" in vars(block) for block in staged.blocks)
+    assert not any("forward" in vars(block) for block in segmented.blocks)
     assert torch.equal(model(input_ids=ids).logits, expected)
 
 
@@ -254,18 +254,18 @@ def test_patches_are_gone_after_an_exception() -> None:
 @torch.no_grad()
 def test_what_modules_are_given_is_shown_and_nothing_behind_the_last_of_them_is_run(family: str) -> None:
     model, ids = built(family), tokens(3, 12)
-    staged = StagedModel(model, ids[:1], OutputKL() if model.can_generate() else EmbeddingDistance())
-    hidden, contexts = staged.prefix(ids)
-    inside = [name for name in staged.probe.order if name.startswith(staged.block_names[0] + ".")]
+    segmented = SegmentedModel(model, ids[:1], OutputKL() if model.can_generate() else EmbeddingDistance())
+    hidden, contexts = segmented.prefix(ids)
+    inside = [name for name in segmented.probe.order if name.startswith(segmented.block_names[0] + ".")]
     seen: list[str] = []
     for name in inside:
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
     for stop in range(1, len(inside) + 1):
         seen.clear()
-        staged.show(0, hidden, ids, contexts, inside[:stop][::-1])
+        segmented.show(0, hidden, ids, contexts, inside[:stop][::-1])
         assert seen == inside[: stop - 1], "the last one's hooks see its input, before it is run"
         seen.clear()
-        staged.run(0, hidden, ids, contexts)
+        segmented.run(0, hidden, ids, contexts)
         assert seen == inside, "and nothing stops the next run"
 
 
@@ -274,8 +274,8 @@ def test_a_module_that_is_called_twice_is_shown_both_times() -> None:
     model = Output(nn.Sequential())
     model.body.step = nn.Linear(16, 16)
     model.body.forward = lambda hidden: model.body.step(model.body.step(hidden))
-    staged, seen = StagedModel(model, tokens(1, 5)), []
-    assert staged.probe.repeated == {"body.step"}
+    segmented, seen = SegmentedModel(model, tokens(1, 5)), []
+    assert segmented.probe.repeated == {"body.step"}
     model.body.step.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    staged.show(0, None, tokens(1, 5), [], ["embed", "body.step"])
+    segmented.show(0, None, tokens(1, 5), [], ["embed", "body.step"])
     assert len(seen) == 2

@@ -73,7 +73,7 @@ def test_a_bit_in_each_file_is_named_by_every_reader(good: Path, made: Subject, 
             load_quantized,
             package.load,
             lambda where: package.verify(where, made.model, tokens(1, 8)),
-            lambda where: open_quantized(where, made.staged, torch.device("cpu")),
+            lambda where: open_quantized(where, made.segmented, torch.device("cpu")),
         ]
         for reader in readers:
             with pytest.raises(ModelError, match=rf"tensor '{tensor}' of '.*{file.name}' is damaged: its CRC-32"):

@@ -186,7 +186,7 @@ def test_float32_among_16_bits_stays(
             assert after[name].dtype == value.dtype, name
     assert checked >= 2
     whole = load_quantized(out)
-    apart = open_quantized(out, Subject.of(load_model(str(folder))).staged, torch.device("cpu"))
+    apart = open_quantized(out, Subject.of(load_model(str(folder))).segmented, torch.device("cpu"))
     ids = tokens(1, 6)
     torch.testing.assert_close(apart.output(ids), whole(input_ids=ids).logits, rtol=0, atol=2e-5)
     if way == "apply":

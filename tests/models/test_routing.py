@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.models.experts import take_apart
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, find_sites
 from natprec.transforms import find_gauges
 from tests.arrange import experts, tokens
@@ -59,32 +59,32 @@ class Model(nn.Module):
         return SimpleNamespace(logits=self.head(hidden))
 
 
-def staged(model: nn.Module) -> StagedModel:
-    return StagedModel(model, tokens(1, 8))
+def segmented(model: nn.Module) -> SegmentedModel:
+    return SegmentedModel(model, tokens(1, 8))
 
 
 def sites_of(model: nn.Module) -> dict[str, Site]:
-    return {site.name: site for site in find_sites(staged(model))}
+    return {site.name: site for site in find_sites(segmented(model))}
 
 
 def test_experts_of_a_list() -> None:
     torch.manual_seed(0)
     model = Model()
-    routing = staged(model).routing
+    routing = segmented(model).routing
     assert set(routing.containers.values()) == {"layers.0.members", "layers.1.members"}
     assert len(routing.containers) == 2 * 3 * 3
     assert routing.routers == {f"layers.{n}.{name}" for n in (0, 1) for name in ("wg", "how_much")}
     sites = sites_of(model)
     assert not routing.routers & sites.keys()
     assert sites["layers.0.always.a"].experts == ""
-    for number in range(3):  # the last is reached by no token; its units are those of the others
-        assert sites[f"layers.1.members.{number}.b"].unit == f"layers.1.members.{number}.a"
-        assert sites[f"layers.1.members.{number}.c"].unit == f"layers.1.members.{number}.c"
+    for number in range(3):  # the last is reached by no token; its fused groups are those of the others
+        assert sites[f"layers.1.members.{number}.b"].fused_group == f"layers.1.members.{number}.a"
+        assert sites[f"layers.1.members.{number}.c"].fused_group == f"layers.1.members.{number}.c"
         assert sites[f"layers.1.members.{number}.c"].experts == "layers.1.members"
 
 
 def test_a_dense_model_has_neither() -> None:
-    routing = staged(tiny_model(vocab_size=96)).routing
+    routing = segmented(tiny_model(vocab_size=96)).routing
     assert not routing.containers
     assert not routing.routers
 
@@ -101,22 +101,22 @@ def test_a_dense_model_has_neither() -> None:
 def test_experts_of_transformers(family: str, routers: list[str]) -> None:
     model = experts(family)
     take_apart(model)
-    own = staged(model)
+    own = segmented(model)
     assert own.routing.routers == {f"model.layers.{n}.mlp.{name}" for n in (0, 1) for name in routers}
     sites = sites_of(model)
     inside = [site for site in sites.values() if site.experts]
     assert {site.experts for site in inside} == {"model.layers.0.mlp.experts", "model.layers.1.mlp.experts"}
     assert len(inside) == 2 * 4 * 3
-    assert all(site.unit == site.name.replace("up_proj", "gate_proj") for site in inside)
+    assert all(site.fused_group == site.name.replace("up_proj", "gate_proj") for site in inside)
     assert not own.routing.routers & sites.keys()
 
 
 def test_channels_of_an_expert_are_rescaled_in_that_expert() -> None:
     model = experts()
     take_apart(model)
-    own = staged(model)
+    own = segmented(model)
     gauges = find_gauges(own, find_sites(own), tokens(1, 8))
-    found = {unit: gauge.producer for unit, gauge in gauges.items() if ".experts." in unit}
+    found = {fused_group: gauge.producer for fused_group, gauge in gauges.items() if ".experts." in fused_group}
     assert found, "some expert is reached"
-    assert all(unit.replace("down_proj", "up_proj") == producer for unit, producer in found.items())
-    assert not any(unit.endswith("gate_proj") for unit in found), "the router reads the norm too"
+    assert all(fused_group.replace("down_proj", "up_proj") == producer for fused_group, producer in found.items())
+    assert not any(fused_group.endswith("gate_proj") for fused_group in found), "the router reads the norm too"

@@ -122,10 +122,10 @@ def test_the_sweep_agrees_with_the_definition(tmp_path: Path, encoder_folder: Pa
     made = Subject.of(load_model(str(sentence_folder(tmp_path / "m", encoder_folder, kinds))))
     ids, formats = tokens(64, 16), tuple(integer(bits, 32) for bits in (6, 8))
     sites = [site for site in made.sites if site.role == "linear" and "pooler" not in site.name]
-    curves = sweep(made.staged, sites, {site.name: formats for site in sites}, ids,
+    curves = sweep(made.segmented, sites, {site.name: formats for site in sites}, ids,
                    scale_dtype=made.storage_dtype, seed=5)  # fmt: skip
     ratios = []
-    for site, values in exact_curves(made.staged, [(site, formats) for site in sites], ids[:32], made.storage_dtype):
+    for site, values in exact_curves(made.segmented, [(site, formats) for site in sites], ids[:32], made.storage_dtype):
         ratios += list(curves[site.name].kl() / values.mean(0))
     assert 0.75 < np.median(ratios) < 1.33
 

@@ -35,12 +35,12 @@ def good(tmp_path_factory: pytest.TempPathFactory, made: Subject) -> Path:
     return written(tmp_path_factory.mktemp("good") / "out", made, integer(4, 32), "vllm")
 
 
-@pytest.fixture(params=["runtime", "judge", "judge by stage", "transformers"])
+@pytest.fixture(params=["runtime", "judge", "judge by segment", "transformers"])
 def opened(request: pytest.FixtureRequest, made: Subject) -> Callable[[Path], Any]:
     ways: dict[str, Callable[[Path], Any]] = {
         "runtime": load,
         "judge": load_quantized,
-        "judge by stage": lambda folder: open_quantized(folder, made.staged, torch.device("cpu")),
+        "judge by segment": lambda folder: open_quantized(folder, made.segmented, torch.device("cpu")),
         "transformers": lambda folder: load_quantized(folder, "transformers"),
     }
     return ways[request.param]

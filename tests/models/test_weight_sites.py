@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
 from natprec.formats import CHANNEL, integer
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, find_sites, refuse_indivisible, site_weight
 from natprec.utils.schema import Place, read
 from tests.arrange import SMALL, tokens
@@ -19,14 +19,14 @@ from tests.conftest import tiny_model
 
 
 def sites_of(model: nn.Module) -> dict[str, Site]:
-    return {site.name: site for site in find_sites(StagedModel(model, tokens(1, 8)))}
+    return {site.name: site for site in find_sites(SegmentedModel(model, tokens(1, 8)))}
 
 
 def units_of(sites: dict[str, Site]) -> set[frozenset[str]]:
-    units: dict[str, set[str]] = {}
+    fused_groups: dict[str, set[str]] = {}
     for site in sites.values():
-        units.setdefault(site.unit, set()).add(site.name)
-    return {frozenset(names) for names in units.values()}
+        fused_groups.setdefault(site.fused_group, set()).add(site.name)
+    return {frozenset(names) for names in fused_groups.values()}
 
 
 def test_units_of_a_llama() -> None:
@@ -40,7 +40,7 @@ def test_units_of_a_llama() -> None:
 
 
 class Odd(nn.Module):
-    """Units by structure alone: no name says what belongs together."""
+    """Fused groups by structure alone: no name says what belongs together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_tied_embedding_is_one_site_with_two_uses() -> None:
     sites = sites_of(tiny_model(**SMALL))
     assert sites["model.embed_tokens"].uses == ("model.embed_tokens", "lm_head")
     assert sites["model.embed_tokens"].role == "embedding"
-    assert sites["model.embed_tokens"].stage == -1
+    assert sites["model.embed_tokens"].segment == -1
     assert "lm_head" not in sites
 
 
@@ -77,7 +77,7 @@ def test_untied_head_is_a_site_of_its_own() -> None:
     sites = sites_of(tiny_model(**SMALL, tie_word_embeddings=False))
     assert sites["model.embed_tokens"].uses == ("model.embed_tokens",)
     assert sites["lm_head"].role == "head"
-    assert sites["lm_head"].stage == 2
+    assert sites["lm_head"].segment == 2
     assert len(sites) == 2 + 2 * 7
 
 

@@ -36,7 +36,7 @@ def opened(folder: Path, on_disk: bool = True) -> Subject:
 
 def same(one: Measurement, other: Measurement) -> bool:
     """Bit by bit, spot checks too."""
-    kinds = ("forward", "backward", "energy", "shares", "kept")
+    kinds = ("forward", "backward", "energy", "shares", "unquantized")
     assert one.curves.keys() == other.curves.keys()
     arrays = [(getattr(one.curves[n], k), getattr(other.curves[n], k)) for n in one.curves for k in kinds]
     return all(np.array_equal(a, b) for a, b in arrays) and one.header.checks == other.header.checks
@@ -62,8 +62,8 @@ def test_one_block_at_a_time(
 ) -> None:
     folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=6, vocab_size=512), tiny_tokenizer)
     subject = opened(folder)
-    block = sum(parameter.numel() for parameter in subject.staged.blocks[0].parameters())
-    outside = sum(parameter.numel() for parameter in subject.staged._outside())
+    block = sum(parameter.numel() for parameter in subject.segmented.blocks[0].parameters())
+    outside = sum(parameter.numel() for parameter in subject.segmented._outside())
     most = 0
     values = OnDisk._values
 
@@ -83,7 +83,7 @@ def test_one_block_at_a_time(
 def test_what_is_not_held_is_not_a_number(tmp_path: Path, tiny_tokenizer: Any) -> None:
     subject = opened(saved(tmp_path / "m", tiny_model(), tiny_tokenizer))
     ids = tokens(1, 5)
-    assert subject.staged.output(ids).isfinite().all()
+    assert subject.segmented.output(ids).isfinite().all()
     assert subject.model(input_ids=ids).logits.isnan().all()
 
 
@@ -94,7 +94,7 @@ def test_a_sharded_checkpoint(tmp_path: Path, tiny_tokenizer: Any) -> None:
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     assert one.digest == many.digest
     ids = tokens(1, 5)
-    assert torch.equal(one.staged.output(ids), many.staged.output(ids))
+    assert torch.equal(one.segmented.output(ids), many.segmented.output(ids))
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same twice", "two different"])
@@ -117,7 +117,7 @@ def test_a_shard_that_vanishes(tmp_path: Path, tiny_tokenizer: Any) -> None:
     for file in folder.glob("*.safetensors"):
         file.unlink()
     with pytest.raises(ModelError, match=r"cannot be read any more.*--resume"):
-        subject.staged.output(tokens(1, 5))
+        subject.segmented.output(tokens(1, 5))
 
 
 def test_damage_is_found_when_a_block_is_read(tmp_path: Path, tiny_tokenizer: Any) -> None:

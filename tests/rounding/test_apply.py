@@ -12,7 +12,7 @@ from natprec.distortions.divergence import forward_kl
 from natprec.errors import InputError
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import find_sites, site_weight
 from natprec.quantizers import quantize
 from natprec.rounding import apply_batches
@@ -32,7 +32,7 @@ def planned(bits: float = 4.5, engine: str = "natprec", **changes: Any) -> tuple
 
 def applied(made: Subject, plan: Plan, rounding: str, **options: Any) -> Any:
     options = {"gauges": made.gauges, **options}
-    return apply_plan(made.staged, made.sites, plan, IDS, rounding, made.storage_dtype, **options)
+    return apply_plan(made.segmented, made.sites, plan, IDS, rounding, made.storage_dtype, **options)
 
 
 @pytest.mark.parametrize("engine", ["natprec", "vllm"])
@@ -58,13 +58,13 @@ def test_rtn_quantizes_each_site_by_itself(engine: str) -> None:
 def test_restore_is_bit_identical(rounding: str) -> None:
     made, plan = planned()
     weights = {name: parameter.clone() for name, parameter in made.model.named_parameters()}
-    logits = made.staged.output(IDS)
+    logits = made.segmented.output(IDS)
     original = snapshot(made.model)
     first = applied(made, plan, rounding)
-    assert not torch.equal(made.staged.output(IDS), logits)
+    assert not torch.equal(made.segmented.output(IDS), logits)
     restore(made.model, original)
     assert all(torch.equal(parameter, weights[name]) for name, parameter in made.model.named_parameters())
-    assert torch.equal(made.staged.output(IDS), logits)
+    assert torch.equal(made.segmented.output(IDS), logits)
     second = applied(made, plan, rounding)
     assert all(torch.equal(first[name].codes, second[name].codes) for name in first)
 
@@ -90,12 +90,12 @@ def test_weights_are_the_reconstructed_ones(rounding: str) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_gptq_keeps_the_output_better_than_nearest(tied: bool) -> None:
     made, plan = planned(bits=3.5, tie_word_embeddings=tied)
-    reference = made.staged.output(IDS)
+    reference = made.segmented.output(IDS)
     original = snapshot(made.model)
     kl = {}
     for rounding in ("rtn", "gptq"):
         applied(made, plan, rounding)
-        kl[rounding] = float(forward_kl(reference, made.staged.output(IDS)).mean())
+        kl[rounding] = float(forward_kl(reference, made.segmented.output(IDS)).mean())
         restore(made.model, original)
     assert kl["gptq"] < kl["rtn"]
 
@@ -104,10 +104,10 @@ def test_gptq_keeps_the_output_better_than_nearest(tied: bool) -> None:
 def test_without_blocks_every_site_is_rounded(rounding: str) -> None:
     made, plan = planned()
     gauges = made.gauges
-    made.staged.blocks, made.staged.block_names = [], []
-    whole = replace(made, sites=find_sites(made.staged))
+    made.segmented.blocks, made.segmented.block_names = [], []
+    whole = replace(made, sites=find_sites(made.segmented))
     assert applied(whole, plan, rounding, gauges=gauges).keys() == plan.sites.keys()
-    assert torch.isfinite(made.staged.output(IDS)).all()
+    assert torch.isfinite(made.segmented.output(IDS)).all()
 
 
 def test_later_blocks_see_rounded_earlier_ones() -> None:
@@ -127,7 +127,7 @@ def test_advance_is_called_at_most_as_often_as_promised(rounding: str) -> None:
     made, plan = planned()
     calls: list[str] = []
     applied(made, plan, rounding, advance=calls.append)
-    assert 0 < len(calls) <= apply_batches(made.staged, rounding, *IDS.shape)
+    assert 0 < len(calls) <= apply_batches(made.segmented, rounding, *IDS.shape)
 
 
 def test_unknown_rounding() -> None:
@@ -139,5 +139,5 @@ def test_unknown_rounding() -> None:
 def test_hooks_are_gone() -> None:
     made, plan = planned()
     applied(made, plan, "gptq")
-    assert isinstance(made.staged, StagedModel)
+    assert isinstance(made.segmented, SegmentedModel)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in made.model.modules())

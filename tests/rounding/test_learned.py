@@ -25,12 +25,12 @@ THREE = integer(3, 32)
 
 def improved(made: Subject, fmt: Any = THREE, **options: Any) -> tuple[dict[str, QuantizedTensor], ...]:
     """The first block's codes to nearest, and what is learned from them; the model holds those."""
-    states = HiddenStates(made.staged, IDS)
-    learner = Learner(made.staged, states, Gradients(made.staged, states), torch.float16, **options)
-    for stage in (-1, 0):
-        learner.watch(stage)
+    states = HiddenStates(made.segmented, IDS)
+    learner = Learner(made.segmented, states, Gradients(made.segmented, states), torch.float16, **options)
+    for segment in (-1, 0):
+        learner.watch(segment)
     states.through(-1)
-    sites = [site for site in made.sites if site.stage == 0]
+    sites = [site for site in made.sites if site.segment == 0]
     unrounded = {site.name: site_weight(made.model, site).data for site in sites}
     codes = {name: quantize(weight, fmt, torch.float16) for name, weight in unrounded.items()}
     for site in sites:
@@ -45,8 +45,8 @@ def distance(made: Subject, codes: dict[str, QuantizedTensor], original: dict[st
         restore(made.model, original)
         for name, value in (values or {}).items():
             made.model.get_submodule(name).weight.data = value.dequantize()
-        hidden, contexts = made.staged.prefix(ids)
-        outputs.append(made.staged.block(0, hidden, contexts[0]))
+        hidden, contexts = made.segmented.prefix(ids)
+        outputs.append(made.segmented.block(0, hidden, contexts[0]))
     return float((outputs[0] - outputs[1]).square().mean())
 
 
@@ -137,10 +137,10 @@ def test_it_costs_less_than_gptq() -> None:
     plan = measure(made, tokens(4, 16, seed=9), engine="natprec", group_size=32).solve(bits=3.4)
     assert len(plan.histogram()) > 1
     original, others = snapshot(made.model), tokens(16, 32, seed=5)
-    expected = made.staged.output(others)
+    expected = made.segmented.output(others)
     cost = {}
     for rounding in ("gptq", "learned"):
-        apply_plan(made.staged, made.sites, plan, IDS, rounding, made.storage_dtype, gauges=made.gauges)
-        cost[rounding] = float(made.distortion.between(expected, made.staged.output(others), others).mean())
+        apply_plan(made.segmented, made.sites, plan, IDS, rounding, made.storage_dtype, gauges=made.gauges)
+        cost[rounding] = float(made.distortion.between(expected, made.segmented.output(others), others).mean())
         restore(made.model, original)
     assert cost["learned"] < 0.9 * cost["gptq"]

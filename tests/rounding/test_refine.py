@@ -30,14 +30,14 @@ def rounded(made: Subject, fmt: Format = THREE) -> tuple[dict[str, QuantizedTens
 
 
 def refined(made: Subject, codes: dict[str, QuantizedTensor], original: dict[str, Tensor], **options: Any) -> Refined:
-    return refine(made.staged, made.sites, codes, original, IDS, 20, dtype=torch.float16, **options)
+    return refine(made.segmented, made.sites, codes, original, IDS, 20, dtype=torch.float16, **options)
 
 
 def distortion(made: Subject, original: dict[str, Tensor], ids: Tensor) -> float:
     present = snapshot(made.model)
-    found = made.staged.output(ids)
+    found = made.segmented.output(ids)
     restore(made.model, original)
-    value = made.distortion.between(made.staged.output(ids), found, ids).mean()
+    value = made.distortion.between(made.segmented.output(ids), found, ids).mean()
     restore(made.model, present)
     return float(value)
 

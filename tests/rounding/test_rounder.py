@@ -41,12 +41,12 @@ def test_another_one_is_known_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
     """Half of each weight: measured, solved for, counted and rounded, by a line and a file."""
 
     class Half(Nearest):
-        def round(self, stage: int) -> Any:
+        def round(self, segment: int) -> Any:
             for site in self.run.work.sites:
-                if site.stage == stage:
-                    weight = site_weight(self.run.staged.model, site)
+                if site.segment == segment:
+                    weight = site_weight(self.run.segmented.model, site)
                     weight.data = weight.data / 2
-            return super().round(stage)
+            return super().round(segment)
 
     file = ModuleType("natprec.rounding.half")
     file.ROUNDER = Half  # type: ignore[attr-defined]
@@ -57,6 +57,6 @@ def test_another_one_is_known_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
     plan = measure(made, IDS, engine="natprec", group_size=32, rounding="half").solve(bits=4.5)
     assert plan.rounding == "half"
     assert not any(choice.scaled for choice in plan.sites.values())
-    assert apply_batches(made.staged, "half", *IDS.shape) == 0
-    for name, value in apply_plan(made.staged, made.sites, plan, None, "half", made.storage_dtype).items():
+    assert apply_batches(made.segmented, "half", *IDS.shape) == 0
+    for name, value in apply_plan(made.segmented, made.sites, plan, None, "half", made.storage_dtype).items():
         assert torch.equal(value.codes, quantize(weights[name] / 2, value.format, made.storage_dtype).codes)

@@ -15,22 +15,22 @@ from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.measurement import Measurement
 from natprec.solver import Plan, solve
 from natprec.solver.allocation import natural_precision, staircase
+from natprec.solver.fused_groups import groups_of
 from natprec.solver.solve import HEADROOM
-from natprec.solver.units import groups_of
 from tests.arrange import curve, measurement
 
 FORMATS = tuple(integer(bits, 64) for bits in range(2, 9))
 
 
 def made_up(sites: int = 8, formats: tuple[Format, ...] = FORMATS, seed: int = 0, **changes: object) -> Measurement:
-    """Curves of about 4^-b with noise, of sites of several sizes; q, k and v in one unit."""
+    """Curves of about 4^-b with noise, of sites of several sizes; q, k and v in one fused group."""
     draw = np.random.default_rng(seed)
     curves = []
     for number in range(sites):
         rows = int(draw.integers(1, 9)) * 64
         scale = draw.lognormal() * rows / 64
         kl = [float(scale * 4.0**-fmt.bits * draw.uniform(0.7, 1.4)) for fmt in formats]
-        curves.append(curve(f"s{number}", kl, formats, shape=(rows, 128), unit="s0" if number < 3 else None))
+        curves.append(curve(f"s{number}", kl, formats, shape=(rows, 128), fused_group="s0" if number < 3 else None))
     return measurement(curves, **changes)
 
 
@@ -59,7 +59,7 @@ def test_a_tolerance_that_only_the_widest_formats_reach_gets_them() -> None:
         solve(made, widest * 0.99)
 
 
-def test_sites_of_a_unit_share_their_format() -> None:
+def test_sites_of_a_fused_group_share_their_format() -> None:
     for eps in EPSILONS:
         sites = solve(made_up(), eps).sites
         assert sites["s0"].format == sites["s1"].format == sites["s2"].format
@@ -70,7 +70,7 @@ def test_site_scope_is_natural_precision_of_each_site() -> None:
     for eps in (0.001, 0.01, 0.1):
         plan = solve(made, eps, eps_scope="site")
         for name, each in made.curves.items():
-            if each.site.unit != name or name == "s0":
+            if each.site.fused_group != name or name == "s0":
                 continue
             stored = np.array([fmt.stored_bytes(*each.site.shape) for fmt in FORMATS])
             index = natural_precision(stored, each.kl(), eps)
@@ -92,9 +92,9 @@ def test_site_scope_with_one_site_is_model_scope() -> None:
 def test_a_size_is_the_inverse_of_a_tolerance() -> None:
     """At each step of the staircase; between steps both are rounded to it in their own favour."""
     made = made_up()
-    units = [group.unit for group in groups_of(made, engine_profile("vllm"), "rtn", "16", None)]
-    stairs = staircase(units)
-    weights = sum(unit.elements for unit in units)
+    decisions = [group.decision for group in groups_of(made, engine_profile("vllm"), "rtn", "16", None)]
+    stairs = staircase(decisions)
+    weights = sum(decision.elements for decision in decisions)
     assert len(stairs.kl) > 20
     for kl, stored in zip(stairs.kl, stairs.stored, strict=True):
         plans = [
@@ -142,11 +142,11 @@ def test_the_mean_natural_precision_counts_weights_and_falls_with_eps() -> None:
     assert tight.natural_bits == pytest.approx(spread_out.mean())
 
 
-def with_embedding(kept: float) -> Measurement:
-    """vLLM keeps the embedding at 16 bits, which costs `kept`."""
+def with_embedding(unquantized: float) -> Measurement:
+    """vLLM keeps the embedding at 16 bits, which costs `unquantized`."""
     sites = made_up(sites=4)
     table = curve("table", [0.1] * 7, FORMATS, shape=(96, 128), role="embedding")
-    table = dataclasses.replace(table, kept=np.full((1, 4), kept))
+    table = dataclasses.replace(table, unquantized=np.full((1, 4), unquantized))
     return Measurement(sites.header, {"table": table, **sites.curves})
 
 
@@ -176,7 +176,7 @@ def test_a_site_costs_what_it_costs_on_its_worst_text() -> None:
     for number, (name, each) in enumerate(made.curves.items()):
         other = each.forward * (0.5 if number % 2 else 3.0)
         both[name] = dataclasses.replace(
-            each, forward=np.concatenate([each.forward, other]), kept=np.zeros((2, 4)), energy=np.ones(8)
+            each, forward=np.concatenate([each.forward, other]), unquantized=np.zeros((2, 4)), energy=np.ones(8)
         )
         worst[name] = dataclasses.replace(each, forward=np.maximum(each.forward, other))
     for eps in (0.02, 0.2):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.measurement.subject import Subject
-from natprec.models.segments import StagedModel
+from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import find_sites, site_weight
 from natprec.transforms import Gauge, find_gauges, fold
 from tests.arrange import encoder, subject, tokens
@@ -26,7 +26,7 @@ def moved(made: Subject, gauge: Gauge, seed: int = 0) -> None:
     weight = made.model.get_submodule(gauge.producer).weight
     scale = fold(made.model, gauge, scale.to(weight.dtype), weight.dtype)
     for site in made.sites:
-        if site.unit == gauge.unit:
+        if site.fused_group == gauge.fused_group:
             weight = site_weight(made.model, site)
             weight.data = weight.data * scale[gauge.channels(site.shape[1])].to(weight.dtype)
 
@@ -34,11 +34,11 @@ def moved(made: Subject, gauge: Gauge, seed: int = 0) -> None:
 def change(made: Subject, gauges: list[Gauge], dtype: torch.dtype) -> float:
     """Largest difference of the output after the gauges, computed in `dtype`, over its largest value."""
     made.model.to(dtype)
-    before = made.staged.output(IDS)
+    before = made.segmented.output(IDS)
     kept = {name: parameter.data for name, parameter in made.model.named_parameters()}
     for number, gauge in enumerate(gauges):
         moved(made, gauge, number)
-    after = made.staged.output(IDS)
+    after = made.segmented.output(IDS)
     for name, parameter in made.model.named_parameters():
         parameter.data = kept[name]
     return float((after - before).abs().max() / before.abs().max())
@@ -46,7 +46,7 @@ def change(made: Subject, gauges: list[Gauge], dtype: torch.dtype) -> float:
 
 def test_a_llama_has_all_four_with_grouped_heads() -> None:
     made = subject()
-    assert made.gauges.keys() == {site.unit for site in made.sites if site.role == "linear"}
+    assert made.gauges.keys() == {site.fused_group for site in made.sites if site.role == "linear"}
     assert made.gauges[BLOCK + "self_attn.q_proj"] == Gauge(
         BLOCK + "self_attn.q_proj", BLOCK + "input_layernorm", produced=32
     )
@@ -62,7 +62,7 @@ def test_of_a_bert_only_values_can_be_rescaled() -> None:
     made = encoder()
     found = {gauge.producer.rpartition(".")[2] for gauge in made.gauges.values()}
     assert found == {"value"}
-    assert len(made.gauges) == len(made.staged.blocks)
+    assert len(made.gauges) == len(made.segmented.blocks)
 
 
 def test_a_norm_that_two_units_read_is_no_gauge() -> None:
@@ -79,11 +79,11 @@ def test_a_norm_that_two_units_read_is_no_gauge() -> None:
 
 def test_a_block_with_a_layer_that_no_token_reached_has_none() -> None:
     made = subject()
-    made.staged.blocks[0].idle = nn.Linear(32, 32)
-    staged = StagedModel(made.model, IDS)
-    found = find_gauges(staged, find_sites(staged), IDS)
+    made.segmented.blocks[0].idle = nn.Linear(32, 32)
+    segmented = SegmentedModel(made.model, IDS)
+    found = find_gauges(segmented, find_sites(segmented), IDS)
     assert found
-    assert not any(unit.startswith(BLOCK) for unit in found)
+    assert not any(fused_group.startswith(BLOCK) for fused_group in found)
 
 
 def test_looking_for_them_leaves_the_weights_alone() -> None:

@@ -12,7 +12,7 @@ from natprec.quantizers.hessian import Hessian
 from natprec.transforms import Gauge, channel_scales
 
 FOUR = integer(4, 32)
-PLAIN = Gauge("unit", "norm", produced=64)
+PLAIN = Gauge("fused group", "norm", produced=64)
 
 
 def uneven(rows: int = 48, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -51,14 +51,14 @@ def test_even_columns_stay_about_as_they_are() -> None:
 
 def test_one_factor_for_all_readers_of_a_channel() -> None:
     weight, inputs = uneven()
-    gauge = Gauge("unit", "values", produced=32, head=16)
+    gauge = Gauge("fused group", "values", produced=32, head=16)
     scale = channel_scales([weight], inputs.square().sum(0), FOUR, gauge)
     assert scale.shape == (32,)
     assert gauge.channels(64).tolist() == [*range(16), *range(16), *range(16, 32), *range(16, 32)]
     assert (scale[::16] < 0.5 * scale[1::16]).all()
 
 
-def test_layers_of_a_unit_count_alike() -> None:
+def test_layers_of_a_fused_group_count_alike() -> None:
     """However large their weights: the scales are those of the shape, not of the size."""
     (one, inputs), (two, _) = uneven(), uneven(seed=1)
     power = inputs.square().sum(0)

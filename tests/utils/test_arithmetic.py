@@ -159,9 +159,9 @@ def test_what_judges_does_not_know_of_it() -> None:
     ids, found = tokens(2, 8), []
     for products in (torch.bfloat16, torch.float32):
         of = subject()
-        of.staged.products = products
+        of.segmented.products = products
         wanted = [(of.sites[3], of.candidates(engine_profile("vllm"), 32)[of.sites[3].name])]
-        found.append([values for _, values in exact_curves(of.staged, wanted, ids, of.storage_dtype)])
+        found.append([values for _, values in exact_curves(of.segmented, wanted, ids, of.storage_dtype)])
     np.testing.assert_array_equal(*found)
 
 
@@ -170,7 +170,7 @@ def test_gptq_is_fitted_in_it_too() -> None:
     plan = measure(of, ids, group_size=32).solve(bits=4)
     codes, before = {}, snapshot(of.model)
     for products in (torch.bfloat16, torch.float32):
-        of.staged.products = products
+        of.segmented.products = products
         codes[products] = round_to_plan(of, plan, ids, "gptq", Stages(quiet=True))
         restore(of.model, before)
     rough, fine = (torch.cat([each.codes.flatten() for each in found.values()]) for found in codes.values())

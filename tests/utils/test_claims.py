@@ -44,11 +44,11 @@ def test_a_lock_that_is_somebodys_file(tmp_path: Path, content: bytes) -> None:
     assert lock.exists()
 
 
-@pytest.mark.parametrize("name", ["out.partial", "out.partial/stages", "out.partial/measurement.safetensors"])
+@pytest.mark.parametrize("name", ["out.partial", "out.partial/segments", "out.partial/measurement.safetensors"])
 def test_progress_that_is_a_link(tmp_path: Path, tiny_folder: Path, text_file: Path, name: str) -> None:
     target = tmp_path / "elsewhere"
-    (target / "stages").mkdir(parents=True)
-    for file in ("measurement.safetensors", "stage-00000.safetensors", "stages/stage-00000.safetensors"):
+    (target / "segments").mkdir(parents=True)
+    for file in ("measurement.safetensors", "segment-00000.safetensors", "segments/segment-00000.safetensors"):
         (target / file).write_text("years of work")
     link = tmp_path / name
     link.parent.mkdir(exist_ok=True)

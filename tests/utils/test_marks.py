@@ -203,7 +203,7 @@ def test_progress_of_another_is_not_removed(tmp_path: Path, tiny_folder: Path, t
     assert result.code == 2
     assert "move it away" in result.reason
     assert kept.read_bytes() == (tiny_folder / "model.safetensors").read_bytes()
-    for name in ("measurement.safetensors", "stages/mine.safetensors"):
+    for name in ("measurement.safetensors", "segments/mine.safetensors"):
         mine = tmp_path / "out.partial" / name
         mine.parent.mkdir(parents=True, exist_ok=True)
         mine.write_bytes(b"years of work")
@@ -214,7 +214,7 @@ def test_progress_of_another_is_not_removed(tmp_path: Path, tiny_folder: Path, t
         mine.unlink()
     assert is_ours(measured)
     assert not is_ours(tiny_folder / "model.safetensors")
-    for metadata in ({"format": "pt", KEY: "a stage"}, {"key": "0f", "stage": "-1", KEY: "hidden states"}):
+    for metadata in ({"format": "pt", KEY: "a segment"}, {"key": "0f", "stage": "-1", KEY: "hidden states"}):
         (tmp_path / "kept").write_bytes(save({"t": np.zeros(3)}, metadata)[:-1])
         assert is_ours(tmp_path / "kept"), "cut off"
     (tmp_path / "kept").write_bytes(save({"natprec": np.zeros(3)}, {"format": "pt", "by": '"natprec":'}))

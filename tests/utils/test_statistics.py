@@ -25,7 +25,7 @@ def test_interval_holds_the_sample_mean_and_narrows() -> None:
     assert many[0] < half[0] < half[1] < many[1]
 
 
-def test_same_seed_same_interval_and_one_unit_is_a_point() -> None:
+def test_same_seed_same_interval_and_one_value_is_a_point() -> None:
     values = np.random.default_rng(2).normal(size=30)
     assert bootstrap_interval(values, 3) == bootstrap_interval(values, 3)
     assert bootstrap_interval(values, 3) != bootstrap_interval(values, 4)

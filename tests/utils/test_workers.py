@@ -97,7 +97,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]
 def assert_same(found: Measurement, expected: Measurement) -> None:
     assert list(found.curves) == list(expected.curves)
     for name, curve in expected.curves.items():
-        for kind in ("forward", "backward", "energy", "shares", "kept", "alignment"):
+        for kind in ("forward", "backward", "energy", "shares", "unquantized", "alignment"):
             ours, theirs = getattr(found.curves[name], kind), getattr(curve, kind)
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-300, err_msg=f"{name} {kind}")
         assert found.curves[name].scaled == curve.scaled

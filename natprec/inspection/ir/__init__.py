@@ -2,7 +2,7 @@
 
 from natprec.inspection.ir.boundaries import Boundary, Edge, cost, find_edges
 from natprec.inspection.ir.bundle import InfoBundle, Materialization
-from natprec.inspection.ir.domains import Domain, assign_domains, find_units
+from natprec.inspection.ir.domains import Domain, assign_domains, find_fused_operations
 from natprec.inspection.ir.graph import Capture, capture
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "capture",
     "cost",
     "find_edges",
-    "find_units",
+    "find_fused_operations",
 ]

@@ -8,8 +8,8 @@ what is injective on the codes that occur (T9) and, on held-out text, stays so; 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, fx
@@ -21,6 +21,7 @@ from natprec.inspection.ir.bundle import FLOATS, Materialization
 from natprec.inspection.ir.domains import place_of
 from natprec.inspection.ir.graph import Capture, module_path, weight_of
 from natprec.inspection.ir.operators import ATTENTION, before_moving, operands, operator
+from natprec.utils.schema import Called, written
 
 HALF = 16
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
@@ -37,7 +38,7 @@ class Edge:
     def names(self) -> tuple[str, str]:
         """Of the source and of the target, for people."""
         reader = self.readers[0]
-        return value_name(self.value), place_of(reader).unit or module_path(reader) or operator(reader)
+        return value_name(self.value), place_of(reader).operation or module_path(reader) or operator(reader)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Boundary:
     """A crossing, and its cost.
 
     Attributes:
-        source_unit, target_unit: the units on both sides; None for norms, the residual stream and the like.
+        source_operation, target_operation: the fused operations on both sides; None for norms, the residual stream and
+            the like.
         kind: 'activation', or 'weight' for the codes of a checkpoint that are rounded to another format.
         elements: of the values that were counted, or of the weight.
         source_bits, target_bits: widths of both materializations.
@@ -59,13 +61,14 @@ class Boundary:
         erased_bits: H(X | f(X)) × elements.
         erased_bits_bound: elements × max(0, H - target bits), below which no map can stay.
         landauer_joules: k_B T ln 2 × erased bits, a floor.
-        fused: whether the rounding stands in the epilogue of the unit before, so that its input is never stored.
+        fused: whether the rounding stands in the epilogue of the fused operation before, so that its input is never
+            stored.
     """
 
     source: str
     target: str
-    source_unit: str | None
-    target_unit: str | None
+    source_operation: Annotated[str | None, Called("source_unit")]
+    target_operation: Annotated[str | None, Called("target_unit")]
     kind: str
     elements: int
     source_bits: int
@@ -85,7 +88,7 @@ class Boundary:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return written(self)
 
 
 def value_name(node: fx.Node) -> str:
@@ -120,7 +123,7 @@ def static_map(materialization: Materialization, largest: float) -> Callable[[Te
     return lambda values: (values / scale).round().clamp(low, high)
 
 
-def in_gauge(book: Codebook, materialization: Materialization, largest: float) -> Codebook:
+def in_materialization(book: Codebook, materialization: Materialization, largest: float) -> Codebook:
     """The codebook as the source domain holds it: a 16-bit one, or rounded to its codes."""
     if materialization.bits >= HALF:
         return book
@@ -137,16 +140,16 @@ def cost(
     """
     source, target = place_of(edge.value).materialization, place_of(edge.readers[0]).materialization
     largest = float(book.values.abs().max())
-    own = in_gauge(book, source, largest)
-    other = None if heldout is None else in_gauge(heldout, source, largest)
+    own = in_materialization(book, source, largest)
+    other = None if heldout is None else in_materialization(heldout, source, largest)
     step = 1.0 if source.bits >= HALF else largest / max(2 ** (source.bits - 1) - 1, 1) or 1.0
     to_code = static_map(target, largest)
     made = recode(own, lambda codes: to_code(codes * step), target.bits, other)
     erased = made.erased_bits * own.elements
     return Boundary(
         *edge.names,
-        source_unit=place_of(edge.value).unit,
-        target_unit=place_of(edge.readers[0]).unit,
+        source_operation=place_of(edge.value).operation,
+        target_operation=place_of(edge.readers[0]).operation,
         kind="activation",
         elements=own.elements,
         source_bits=source.bits,
@@ -168,5 +171,5 @@ def cost(
 
 def has_epilogue(node: fx.Node) -> bool:
     """Whether the value comes out of a matrix product's epilogue, where rounding it needs no memory."""
-    unit = place_of(node).unit
-    return unit is not None and operator(node) not in (ATTENTION, "embedding")
+    operation = place_of(node).operation
+    return operation is not None and operator(node) not in (ATTENTION, "embedding")

@@ -1,9 +1,10 @@
 """Domains (T14): connected regions of the graph whose operations share one materialization.
 
-A unit is a weight's operator, or several that read one tensor and stand in one module (query, key and value), and the
-per-element operators after them whose every operand comes from the same unit: what an epilogue could hold. Each unit
-gets the width of its sites, the largest (T15: measured b* decides). Everything else, norms, attention, the residual
-stream, keeps the dtype of the model. Neighbours with equal materializations then are one domain.
+A fused operation is a weight's operator, or several that read one tensor and stand in one module (query, key and
+value), and the per-element operators after them whose every operand comes from the same fused operation: what an
+epilogue could hold. Each fused operation gets the width of its sites, the largest (T15: measured b* decides).
+Everything else, norms, attention, the residual stream, keeps the dtype of the model. Neighbours with equal
+materializations then are one domain.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ class Place:
     """Of one node.
 
     Attributes:
-        unit: the name of the unit that it belongs to; None outside of all.
+        operation: the name of the fused operation that it belongs to; None outside of all.
         materialization: of the values that it computes.
         domain: name of the domain.
     """
 
-    unit: str | None
+    operation: str | None
     materialization: Materialization
     domain: str
 
@@ -41,7 +42,7 @@ class Domain:
     """A connected region with one materialization.
 
     Attributes:
-        name: its first unit, or its first module.
+        name: its first fused operation, or its first module.
         sites: names of the weights in it, in order.
         operators: number of nodes.
     """
@@ -52,9 +53,9 @@ class Domain:
     operators: int
 
 
-def find_units(capture: Capture) -> dict[fx.Node, str]:
-    """Node → name of its unit, for nodes that have one. A unit is named after its first weight."""
-    units: dict[fx.Node, str] = {}
+def find_fused_operations(capture: Capture) -> dict[fx.Node, str]:
+    """Node → name of its fused operation, that of the operation's first weight; for nodes that have one."""
+    operations: dict[fx.Node, str] = {}
     shared: dict[tuple[str, fx.Node], str] = {}
     with_epilogue: set[fx.Node] = set()  # a lookup has none
     for node in capture.nodes:
@@ -63,21 +64,21 @@ def find_units(capture: Capture) -> dict[fx.Node, str]:
         if weight is not None:
             path = module_path(node) or weight
             together = operator(node) == "linear" and bool(reads)
-            units[node] = shared.setdefault((path.rpartition(".")[0], reads[0]), path) if together else path
+            operations[node] = shared.setdefault((path.rpartition(".")[0], reads[0]), path) if together else path
             if operator(node) != "embedding":
                 with_epilogue.add(node)
         elif operator(node) == ATTENTION:
-            units[node] = attention_unit(module_path(node))
+            operations[node] = attention_operation(module_path(node))
         elif operator(node) in EPILOGUE and reads and with_epilogue.issuperset(reads):
-            own = {units[other] for other in reads}
+            own = {operations[other] for other in reads}
             if len(own) == 1 and all(len(other.users) == 1 for other in reads):  # else the operand is stored anyway
-                units[node] = own.pop()
+                operations[node] = own.pop()
                 with_epilogue.add(node)
-    return units
+    return operations
 
 
-def attention_unit(module: str) -> str:
-    """Name of the unit of a module's scaled dot product."""
+def attention_operation(module: str) -> str:
+    """Name of the fused operation of a module's scaled dot product."""
     return f"{module}:attention"
 
 
@@ -85,15 +86,15 @@ def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Materia
     """Give every node its place, in `node.meta[KEY]`; returns the domains in the order of the graph.
 
     Args:
-        widths: unit → bits; units without one keep `storage`.
+        widths: fused operation → bits; fused operations without one keep `storage`.
     """
-    units = find_units(capture)
+    operations = find_fused_operations(capture)
     computed = [node for node in capture.nodes if node.op in ("call_function", "call_module", "placeholder")]
     materializations = {
-        node: Materialization.of_bits(widths[units[node]]) if units.get(node) in widths else storage
+        node: Materialization.of_bits(widths[operations[node]]) if operations.get(node) in widths else storage
         for node in computed
     }
-    leader = _connected(computed, units, materializations)
+    leader = _connected(computed, operations, materializations)
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in computed:
         members.setdefault(leader[node], []).append(node)
@@ -101,9 +102,11 @@ def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Materia
     for nodes in members.values():
         sites = tuple(dict.fromkeys(name for name in map(weight_of, nodes) if name is not None))
         first = nodes[0]
-        name = next((units[node] for node in nodes if node in units), None) or module_path(first) or first.name
+        name = (
+            next((operations[node] for node in nodes if node in operations), None) or module_path(first) or first.name
+        )
         for node in nodes:
-            node.meta[KEY] = Place(units.get(node), materializations[node], name)
+            node.meta[KEY] = Place(operations.get(node), materializations[node], name)
         domains.append(Domain(name, materializations[first], sites, len(nodes)))
     return domains
 
@@ -115,9 +118,9 @@ def place_of(node: fx.Node) -> Place:
 
 
 def _connected(
-    nodes: list[fx.Node], units: Mapping[fx.Node, str], materializations: Mapping[fx.Node, Materialization]
+    nodes: list[fx.Node], operations: Mapping[fx.Node, str], materializations: Mapping[fx.Node, Materialization]
 ) -> dict[fx.Node, fx.Node]:
-    """Node → a representative of its region: neighbours of one materialization, and all of one unit, are joined."""
+    """Node → a representative of its region: joins neighbours of one materialization, and fused operations."""
     parent = {node: node for node in nodes}
 
     def root(node: fx.Node) -> fx.Node:
@@ -133,8 +136,8 @@ def _connected(
             for other in node.all_input_nodes
             if other in parent and materializations[other] == materializations[node]
         ]
-        if node in units:
-            joined.append(first.setdefault(units[node], node))
+        if node in operations:
+            joined.append(first.setdefault(operations[node], node))
         for other in joined:
             one, two = root(other), root(node)
             parent[two] = one

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from natprec.errors import InputError, unknown
-from natprec.inspection.ir.domains import find_units
+from natprec.inspection.ir.domains import find_fused_operations
 from natprec.inspection.ir.graph import Capture, weight_of
 from natprec.inspection.ir.operators import PRODUCTS, operands, operator
 from natprec.quantizers import QuantizedTensor
@@ -29,7 +29,7 @@ from natprec.runtime.kernels.kernel import Layer
 from natprec.runtime.kernels.linear import QuantizedWeight
 
 CODES = "codes_of"
-"""In the meta of a node whose value is int8 codes: the unit that reads them."""
+"""In the meta of a node whose value is int8 codes: the fused operation that reads them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Lowered:
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Any]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The model's outputs in float64, and the int8 codes that each unit read."""
+        """The model's outputs in float64, and the int8 codes that each fused operation read."""
         interpreter = _InFloat64(self.module)
         return self._outputs(interpreter, inputs), interpreter.codes
 
@@ -129,18 +129,18 @@ def lower(
 
     Args:
         weights: name → codes; a name is that of the module that owns the weight. Others stay as they are.
-        scales: unit → step of the int8 codes that it reads; others read floats.
+        scales: fused operation → step of the int8 codes that it reads; others read floats.
         fuse: put epilogues into the calls; without, a Linear is one call and all else stays an operator.
         call: what a Linear becomes: the specification, or `KernelCall`.
     Raises:
-        InputError: a name that no Linear or unit has.
+        InputError: a name that no Linear or fused operation has.
     """
     every = {node: name for node in capture.nodes if operator(node) in PRODUCTS and (name := weight_of(node))}
-    units = find_units(capture)
+    operations = find_fused_operations(capture)
     _refuse_unknown("Linear", weights, every.values())
-    _refuse_unknown("unit", scales, (units[node] for node in every))
+    _refuse_unknown("fused operation", scales, (operations[node] for node in every))
     linears = {node: name for node, name in every.items() if name in weights}
-    reads = {node: (units[node], scales[units[node]]) for node in linears if units[node] in scales}
+    reads = {node: (operations[node], scales[operations[node]]) for node in linears if operations[node] in scales}
     groups = {group.nodes[-1]: group for group in _groups(capture, linears, reads, fuse)}
     inside = {node for group in groups.values() for node in group.nodes[:-1]}
     graph = fx.Graph()
@@ -158,12 +158,12 @@ def lower(
         source = operands(linear)[0]
         x, step = done[source], None
         if linear in reads:
-            unit, step = reads[linear]
+            operation, step = reads[linear]
             if source not in groups or groups[source].epilogue.output_scale is None:
-                if (source, unit) not in codes:
-                    codes[source, unit] = graph.call_function(round_to_codes, (x, step))
-                    codes[source, unit].meta[CODES] = unit
-                x = codes[source, unit]
+                if (source, operation) not in codes:
+                    codes[source, operation] = graph.call_function(round_to_codes, (x, step))
+                    codes[source, operation].meta[CODES] = operation
+                x = codes[source, operation]
         place = PRODUCTS[operator(linear)]
         bias = linear.args[place] if len(linear.args) > place else None
         values = _attribute(capture, bias) if isinstance(bias, fx.Node) else None
@@ -238,7 +238,7 @@ def _refuse_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> No
 
 
 class _InFloat64(fx.Interpreter):
-    """Parameters and float inputs in float64; keeps int8 codes by the unit that reads them."""
+    """Parameters and float inputs in float64; keeps int8 codes by the fused operation that reads them."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from natprec.formats import integer
-from natprec.inspection.ir import Materialization, assign_domains, capture, find_edges, find_units
+from natprec.inspection.ir import Materialization, assign_domains, capture, find_edges, find_fused_operations
 from natprec.inspection.ir.domains import place_of
 from natprec.inspection.ir.graph import Capture, weight_of
 from natprec.inspection.ir.lower import lower
@@ -22,17 +22,18 @@ IDS = torch.arange(100, 132)[None]
 
 
 def assert_placed(graph: Capture, inputs: Mapping[str, Any]) -> None:
-    """By torch.export; every matrix is in a domain, and its domain has the width that was given to its unit."""
+    """By torch.export; every matrix is in a domain of the width that was given to its fused operation."""
     assert (graph.by, graph.culprit) == ("torch.export", None)
-    units = find_units(graph)
-    widths = {unit: 3 + number % 6 for number, unit in enumerate(dict.fromkeys(units.values()))}
+    operations = find_fused_operations(graph)
+    widths = {operation: 3 + number % 6 for number, operation in enumerate(dict.fromkeys(operations.values()))}
     domains = assign_domains(graph, widths, Materialization("bf16"))
     owners = {name for name, module in graph.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    tied = {"lm_head"} if "model.embed_tokens" in units.values() else set()  # its weight goes by the embedding's name
+    # A tied head's weight goes by the embedding's name.
+    tied = {"lm_head"} if "model.embed_tokens" in operations.values() else set()
     assert owners - tied <= {site for domain in domains for site in domain.sites}
     for node in graph.nodes:
         if weight_of(node) is not None:
-            assert place_of(node).materialization.bits == widths[units[node]]
+            assert place_of(node).materialization.bits == widths[operations[node]]
     assert find_edges(graph)
 
 
@@ -45,7 +46,11 @@ def test_language_models(name: str, request: pytest.FixtureRequest) -> None:
     assert_placed(graph, inputs)
     blocks = ("layers.0.", "layers.29.", "layer.0.", "layer.5.", "pooler")  # the specification is slow
     weights = quantized(graph, integer(4, 32, False), blocks)
-    scales = {unit: step for unit, step in steps(graph, inputs).items() if any(block in unit for block in blocks)}
+    scales = {
+        operation: step
+        for operation, step in steps(graph, inputs).items()
+        if any(block in operation for block in blocks)
+    }
     assert scales
     assert_equal(lower(graph, weights, scales), lower(graph, weights, scales, fuse=False), inputs)
 
@@ -59,10 +64,10 @@ def test_a_convolutional_network() -> None:
     graph = capture(model, inputs)
     assert_placed(graph, inputs)
     assert sum(weight_of(node) is not None for node in graph.nodes) == 53
-    units = find_units(graph)
+    operations = find_fused_operations(graph)
     relus = [node for node in graph.nodes if "hardtanh" in node.name]
     assert len(relus) == 35
-    assert all(node in units for node in relus)  # convolution, norm and ReLU6 are one unit
+    assert all(node in operations for node in relus)  # convolution, norm and ReLU6 are one fused operation
     weights, scales = quantized(graph, integer(8, 32)), steps(graph, inputs)
     fused, plain = lower(graph, weights, scales), lower(graph, weights, scales, fuse=False)
     assert_equal(fused, plain, inputs)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from natprec.errors import InputError
 from natprec.formats import Format, integer
-from natprec.inspection.ir import Capture, capture, find_units
+from natprec.inspection.ir import Capture, capture, find_fused_operations
 from natprec.inspection.ir.graph import weight_of
 from natprec.inspection.ir.lower import Lowered, lower
 from natprec.inspection.ir.operators import operands, operator
@@ -31,10 +31,12 @@ def quantized(graph: Capture, fmt: Format | None = None, inside: tuple[str, ...]
 
 
 def steps(graph: Capture, inputs: Mapping[str, Any], only: str = "") -> dict[str, float]:
-    """Unit → step of int8 codes that span what it reads."""
-    units = find_units(graph)
+    """Fused operation → step of int8 codes that span what it reads."""
+    operations = find_fused_operations(graph)
     reads = {
-        operands(node)[0]: units[node] for node in graph.nodes if operator(node) == "linear" and only in units[node]
+        operands(node)[0]: operations[node]
+        for node in graph.nodes
+        if operator(node) == "linear" and only in operations[node]
     }
     found: dict[str, float] = {}
     graph.run(
@@ -47,9 +49,9 @@ def assert_equal(one: Lowered, other: Lowered, inputs: Mapping[str, Any]) -> Non
     """Codes identical, floats to the rounding of float64."""
     (outputs, codes), (expected, plain) = one.run(inputs), other.run(inputs)
     assert codes.keys() == plain.keys()
-    for unit, values in codes.items():
+    for operation, values in codes.items():
         assert values.dtype == torch.int8
-        assert torch.equal(values, plain[unit]), unit
+        assert torch.equal(values, plain[operation]), operation
     for own, theirs in zip(outputs, expected, strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-10, atol=1e-10)
 
@@ -119,5 +121,5 @@ def test_names_that_match_nothing() -> None:
     graph = capture(Shared(), {"x": torch.zeros(1, 5, 32)})
     with pytest.raises(InputError, match="unknown Linear 'tow'; did you mean 'two'"):
         lower(graph, {"tow": quantized(graph)["two"]}, {})
-    with pytest.raises(InputError, match="unknown unit 'three'"):
+    with pytest.raises(InputError, match="unknown fused operation 'three'"):
         lower(graph, {}, {"three": 1.0})

@@ -19,7 +19,10 @@ FORMATS = (integer(4, 64), integer(8, 64, False))
 
 def made_up() -> Measurement:
     return measurement(
-        [curve("layers.1.b", [0.5, 0.1], FORMATS, unit="layers.1.a"), curve("a", [0.25, 1e-9], FORMATS[:2], units=8)],
+        [
+            curve("layers.1.b", [0.5, 0.1], FORMATS, fused_group="layers.1.a"),
+            curve("a", [0.25, 1e-9], FORMATS[:2], pool_count=8),
+        ],
         checks=[("a", "int4-g64", 0.25, 0.3)],
         seconds={"measure": 1.5},
     )
@@ -39,7 +42,7 @@ def test_save_then_load_is_identity(saved: Path) -> None:
         after = found.curves[name]
         assert after.site == before.site
         assert after.formats == before.formats
-        for kind in ("forward", "backward", "energy", "shares", "kept", "alignment"):
+        for kind in ("forward", "backward", "energy", "shares", "unquantized", "alignment"):
             assert np.array_equal(getattr(after, kind), getattr(before, kind))
     assert found.solve(eps=1.0) == expected.solve(eps=1.0)
 

@@ -14,7 +14,7 @@ from natprec.formats import CHANNEL, Format, activation, engine_profile, integer
 from natprec.measurement import Curve, Measurement
 from natprec.models.weight_sites import Site
 from natprec.solver import Plan
-from natprec.solver.units import backward_bits
+from natprec.solver.fused_groups import backward_bits
 from tests.arrange import curve, measurement
 
 WEIGHTS = [*(integer(bits, 64) for bits in range(2, 9)), integer(8, CHANNEL)]
@@ -25,8 +25,8 @@ def falling(first: float, bits: list[Any]) -> list[float]:
     return [first * 4.0 ** -(fmt.bits - 2) for fmt in bits]
 
 
-def input_curve(unit: str, kl: list[float]) -> Curve:
-    site = Site(f"{unit}:input", "activation", "linear", (1, 128), (unit,), unit, 0)
+def input_curve(fused_group: str, kl: list[float]) -> Curve:
+    site = Site(f"{fused_group}:input", "activation", "linear", (1, 128), (fused_group,), fused_group, 0)
     forward = np.tile(np.asarray(kl), (1, 4, 1))
     ones = np.ones(len(kl))
     return Curve(site, tuple(INPUTS), forward, forward[0] / 2, np.ones(4), ones, np.zeros((1, 4)), ones)
@@ -49,17 +49,17 @@ def three_layers(hardest: float = 30.0) -> Measurement:
         ("natprec", [{f"{n}.{e}.{leaf}"} for n in (0, 1) for e in (0, 1) for leaf in ("up", "down")]),
     ],
 )
-def test_experts_that_an_engine_runs_together_are_one_unit(engine: str, expected: list[set[str]]) -> None:
+def test_experts_that_an_engine_runs_together_are_one_fused_group(engine: str, expected: list[set[str]]) -> None:
     curves = []
     for number, (layer, expert, leaf) in enumerate(itertools.product((0, 1), (0, 1), ("up", "down"))):
         made = curve(f"{layer}.{expert}.{leaf}", falling(0.1 * 8.0**number, WEIGHTS), WEIGHTS)
         curves.append(replace(made, site=replace(made.site, experts=str(layer)), tokens=500))
     plan = measurement([*curves, curve("dense", falling(1.0, WEIGHTS), WEIGHTS)]).solve(bits=5, engine=engine)
-    units: dict[str, set[str]] = {}
+    fused_groups: dict[str, set[str]] = {}
     for name, choice in plan.sites.items():
-        units.setdefault(choice.unit, set()).add(name)
-    assert sorted(map(sorted, units.values())) == sorted(map(sorted, [*expected, {"dense"}]))
-    for members in units.values():
+        fused_groups.setdefault(choice.fused_group, set()).add(name)
+    assert sorted(map(sorted, fused_groups.values())) == sorted(map(sorted, [*expected, {"dense"}]))
+    for members in fused_groups.values():
         assert len({plan.sites[name].format for name in members}) == 1
 
 

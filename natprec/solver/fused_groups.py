@@ -1,9 +1,10 @@
-"""The units that a plan decides on: what they can be in, what that costs and what it saves.
+"""The fused groups that a plan decides on: what they can be in, what that costs and what it saves.
 
-A unit's weights have one format and its input one: a pair, of those that the engine multiplies. Weights are stored, so
-their width saves bytes. Activations are not; a narrower one makes the product cheaper. With `--activations 8` that is
-the user's decision, and bytes are what is left to save. With `auto` both operands count alike: of each multiply-add
-the stored bits of its weight and the bits of its activation, and the same staircase then minimises their sum.
+A fused group's weights have one format and its input one: a pair, of those that the engine multiplies. Weights are
+stored, so their width saves bytes. Activations are not; a narrower one makes the product cheaper. With `--activations
+8` that is the user's decision, and bytes are what is left to save. With `auto` both operands count alike: of each
+multiply-add the stored bits of its weight and the bits of its activation, and the same staircase then minimises their
+sum.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from natprec.config import AUTO, NOT_ROUNDED
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, Format
 from natprec.models.weight_sites import together
-from natprec.solver.allocation import Unit, natural_precision
+from natprec.solver.allocation import Decision, natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
@@ -47,30 +48,30 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Group:
-    """A unit with its measured curves.
+class FusedGroup:
+    """A fused group with its measured curves.
 
     Attributes:
-        unit: `stored` is bytes, or with activations 'auto' eighths of the operands' bits.
+        decision: `stored` is bytes, or with activations 'auto' eighths of the operands' bits.
         curves: of its weights; `inputs`: of its input, if that was measured.
-        pairs: in the order of the unit's `kl` and `stored`.
-        formats, alone: the weights' formats, and the unit as if its input were never rounded, in their order.
+        pairs: in the order of the decision's `kl` and `stored`.
+        formats, alone: the weights' formats, and the decision as if its input were never rounded, in their order.
         backward: site → b* of the backward flow, at the tolerance given or else `EPS_BWD_SHOWN`.
     """
 
-    unit: Unit
+    decision: Decision
     curves: tuple[Curve, ...]
     pairs: tuple[Pair, ...]
     inputs: Curve | None
     formats: tuple[Format, ...]
-    alone: Unit
+    alone: Decision
     backward: dict[str, int | None]
 
 
 def groups_of(
     measurement: Measurement, profile: EngineProfile, rounding: str, activations: str, eps_bwd: float | None
-) -> list[Group]:
-    """Units with the pairs that the engine runs for all of their sites.
+) -> list[FusedGroup]:
+    """Fused groups with the pairs that the engine runs for all of their sites.
 
     Args:
         activations: bits of the Linears' inputs, or 'auto'.
@@ -79,7 +80,9 @@ def groups_of(
         InputError: activations that were not measured.
         BudgetError: no format keeps `eps_bwd` at some site.
     """
-    inputs = {curve.site.unit: curve for curve in measurement.curves.values() if curve.site.name.endswith(":input")}
+    inputs = {
+        curve.site.fused_group: curve for curve in measurement.curves.values() if curve.site.name.endswith(":input")
+    }
     if activations != NOT_ROUNDED and not inputs:
         raise InputError("activations were not measured; measure again with --sites all, or leave --activations out")
     if activations != NOT_ROUNDED:
@@ -90,7 +93,7 @@ def groups_of(
             members.setdefault(together(curve.site, profile), []).append(curve)
     groups = []
     for curves in members.values():
-        name = curves[0].site.unit if profile.fuses else curves[0].site.name
+        name = curves[0].site.fused_group if profile.fuses else curves[0].site.name
         groups.append(_group(name, curves, inputs.get(name), profile, rounding, activations, eps_bwd))
     return groups
 
@@ -119,7 +122,7 @@ def _group(
     rounding: str,
     activations: str,
     eps_bwd: float | None,
-) -> Group:
+) -> FusedGroup:
     shared = set.intersection(*(set(curve.formats) for curve in curves))
     formats = [fmt for fmt in weight_formats(curves[0], profile) if fmt in shared]
     if not any(curve.energy.any() for curve in curves):
@@ -140,15 +143,17 @@ def _group(
     table = np.array([kl_of(curve, formats, rounding) for curve in curves])
     elements = sum(curve.site.elements for curve in curves)
     stored = np.array([float(sum(stored_bytes(curve, fmt, profile) for curve in curves)) for fmt in formats])
-    unit = alone = Unit(name, elements, table.sum(0), table.max(0), stored)
+    decision = alone = Decision(name, elements, table.sum(0), table.max(0), stored)
     if any(pair.inputs for pair in pairs) and flowing is not None:
         place = [formats.index(pair.weight) for pair in pairs]
         more = kl_of(flowing, [pair.inputs for pair in pairs], rounding)
         saved = elements / 8 * np.array([pair.input_bits for pair in pairs]) if activations == AUTO else 0.0
-        unit = Unit(name, elements, alone.kl[place] + more, np.maximum(alone.worst[place], more), stored[place] + saved)
+        decision = Decision(
+            name, elements, alone.kl[place] + more, np.maximum(alone.worst[place], more), stored[place] + saved
+        )
     shown = [*curves, flowing] if flowing is not None and activations != NOT_ROUNDED else curves
     backward = {curve.site.name: backward_bits(curve, eps_bwd or EPS_BWD_SHOWN) for curve in shown}
-    return Group(unit, tuple(curves), tuple(pairs), flowing, tuple(formats), alone, backward)
+    return FusedGroup(decision, tuple(curves), tuple(pairs), flowing, tuple(formats), alone, backward)
 
 
 def _pairs(

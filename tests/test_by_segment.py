@@ -1,4 +1,4 @@
-"""A model on disk is rounded and judged a stage at a time: the same checkpoint, and a killed run goes on."""
+"""A model on disk is rounded and judged a segment at a time: the same checkpoint, and a killed run goes on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from natprec.models.hidden_states import HiddenStates
 from natprec.models.weights import OnDisk
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.request import refuse_on_disk
-from natprec.pipeline.resume import STAGES, forget
+from natprec.pipeline.resume import SEGMENTS, forget
 from natprec.rounding.apply import STATE
 from natprec.solver import Plan
 from natprec.utils.progress import Stages
@@ -55,10 +55,12 @@ def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq"
     return judge.verify(folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
 
 
-def from_disk(subject: Subject, plan: Plan, folder: Path, kept: Path, rounding: str = "gptq") -> Verification:
+def from_disk(subject: Subject, plan: Plan, folder: Path, resume_folder: Path, rounding: str = "gptq") -> Verification:
     folder.mkdir()
-    pipeline.round_and_write(subject, plan, IDS, rounding, folder, kept, QUIET)
-    return judge.verify(folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET, kept=kept)
+    pipeline.round_and_write(subject, plan, IDS, rounding, folder, resume_folder, QUIET)
+    return judge.verify(
+        folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET, resume_folder=resume_folder
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -91,13 +93,13 @@ def test_the_same_checkpoint_and_verdict(
     whole, apart = opened(folder, on_disk=False), opened(folder)
     plan = planned(whole, engine)
     one = in_memory(whole, plan, tmp_path / "one", rounding)
-    other = from_disk(apart, plan, tmp_path / "other", tmp_path / "kept" / STAGES, rounding)
+    other = from_disk(apart, plan, tmp_path / "other", tmp_path / "kept" / SEGMENTS, rounding)
     assert files(tmp_path / "one") == files(tmp_path / "other")
     assert one.kl_mean > 1e-4
     assert other.kl_mean == pytest.approx(one.kl_mean, rel=1e-4)
     assert other.kl_p99 == pytest.approx(one.kl_p99, rel=1e-4)
     assert other.perplexity_quantized == pytest.approx(one.perplexity_quantized)
-    assert any((tmp_path / "kept" / STAGES).iterdir())
+    assert any((tmp_path / "kept" / SEGMENTS).iterdir())
     forget(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
@@ -121,8 +123,8 @@ def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: p
     folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=6, vocab_size=512), tiny_tokenizer)
     subject = opened(folder)
     plan = planned(opened(folder, on_disk=False))
-    block = sum(parameter.numel() for parameter in subject.staged.blocks[0].parameters())
-    outside = sum(parameter.numel() for parameter in subject.staged._outside())
+    block = sum(parameter.numel() for parameter in subject.segmented.blocks[0].parameters())
+    outside = sum(parameter.numel() for parameter in subject.segmented._outside())
     held = most = 0
     values = OnDisk._values
     release = OnDisk.hold
@@ -160,7 +162,7 @@ def test_rounding_goes_on_where_it_was(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, last: int, rounding: str
 ) -> None:
     folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=4, vocab_size=96), tiny_tokenizer)
-    subject, kept = opened(folder), tmp_path / "kept"
+    subject, resume_folder = opened(folder), tmp_path / "kept"
     plan = planned(subject, "natprec")
     for name in ("whole", "cut", "resumed", "other"):
         (tmp_path / name).mkdir()
@@ -171,50 +173,50 @@ def test_rounding_goes_on_where_it_was(
     rounds(tmp_path / "whole", tmp_path / "kept-whole")
     put, rounded = CheckpointWriter.put, []
 
-    def interrupted(self: CheckpointWriter, stage: int, codes: Any) -> None:
-        if stage > last:
+    def interrupted(self: CheckpointWriter, segment: int, codes: Any) -> None:
+        if segment > last:
             raise KeyboardInterrupt
-        put(self, stage, codes)
+        put(self, segment, codes)
 
-    def recorded(self: CheckpointWriter, stage: int, codes: Any) -> None:
-        rounded.append(stage)
-        put(self, stage, codes)
+    def recorded(self: CheckpointWriter, segment: int, codes: Any) -> None:
+        rounded.append(segment)
+        put(self, segment, codes)
 
     monkeypatch.setattr(CheckpointWriter, "put", interrupted)
     if last < 4:
         with pytest.raises(KeyboardInterrupt):
-            rounds(tmp_path / "cut", kept)
+            rounds(tmp_path / "cut", resume_folder)
     else:
-        rounds(tmp_path / "cut", kept)
+        rounds(tmp_path / "cut", resume_folder)
     assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
     monkeypatch.setattr(CheckpointWriter, "put", recorded)
-    rounds(tmp_path / "resumed", kept)
+    rounds(tmp_path / "resumed", resume_folder)
     assert rounded == [-1, *range(min(last, 3) + 1, 5)]
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
     rounded.clear()
-    rounds(tmp_path / "other", kept, IDS.flip(0))
+    rounds(tmp_path / "other", resume_folder, IDS.flip(0))
     assert rounded == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"
 
 
 def test_judging_goes_on_where_it_was(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=4, vocab_size=96), tiny_tokenizer)
-    subject, kept, out = opened(folder), tmp_path / "kept", tmp_path / "out"
+    subject, resume_folder, out = opened(folder), tmp_path / "kept", tmp_path / "out"
     plan = planned(subject)
     whole = from_disk(subject, plan, out, tmp_path / "kept-whole")
     through, passes = HiddenStates.through, []
 
-    def counted(self: HiddenStates, stage: int, advance: Any = str) -> None:
-        passes.append(stage)
+    def counted(self: HiddenStates, segment: int, advance: Any = str) -> None:
+        passes.append(segment)
         if len(passes) == 9:  # the original's prefix and 4 blocks, then 2 blocks of the quantized
             raise KeyboardInterrupt
-        through(self, stage, advance)
+        through(self, segment, advance)
 
     monkeypatch.setattr(HiddenStates, "through", counted)
-    options: Any = {"rounding": "gptq", "data": "", "stages": QUIET, "kept": kept}
+    options: Any = {"rounding": "gptq", "data": "", "stages": QUIET, "resume_folder": resume_folder}
     with pytest.raises(KeyboardInterrupt):
         judge.verify(out, subject, HELD_OUT, plan, **options)
     monkeypatch.setattr(
-        HiddenStates, "through", lambda self, stage, advance: (passes.append(stage), through(self, stage))
+        HiddenStates, "through", lambda self, segment, advance: (passes.append(segment), through(self, segment))
     )
     passes.clear()
     assert judge.verify(out, subject, HELD_OUT, plan, **options).kl_mean == whole.kl_mean
@@ -241,12 +243,12 @@ def test_a_killed_quantize_goes_on(tmp_path: Path, large: list[str]) -> None:
     """SIGKILL while it rounds: the same checkpoint as in memory, and nothing of the run is left."""
     options = [*large, "--eps", "0.01", "--eval-tokens", "256", "--seed", "1", "--arithmetic", "float32"]
     assert natprec("quantize", *options, "--weights", "disk", "--out", tmp_path / "whole").code in (0, 3)
-    out, stage = tmp_path / "out", tmp_path / "out.partial" / "stages" / "stage-00003.safetensors"
+    out, segment = tmp_path / "out", tmp_path / "out.partial" / "segments" / "segment-00003.safetensors"
     process = subprocess.Popen(
         command("quantize", options, out, "--weights", "disk"), env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not (stage.exists() and stage.with_name(STATE).exists()):
+    while not (segment.exists() and segment.with_name(STATE).exists()):
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
