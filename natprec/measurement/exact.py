@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from natprec.formats import Format
 from natprec.measurement.forward import forward_blocks
 from natprec.models.activation_sites import rounded
-from natprec.models.batches import batch_rows, batches
 from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import quantize
+from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 
 
@@ -50,46 +50,44 @@ def quantized_site(model: nn.Module, site: Site, fmt: Format, scale_dtype: torch
 def exact_curves(
     staged: StagedModel,
     wanted: Sequence[tuple[Site, Sequence[Format]]],
-    ids: Tensor,
+    samples: Samples,
     scale_dtype: torch.dtype,
     advance: Advance = lambda stage: None,
 ) -> Iterator[tuple[Site, np.ndarray]]:
     """Distortion of each site under each of its formats, alone.
 
     Args:
-        ids: (sequences, time).
         advance: called once per site, format and batch.
     Yields:
-        The site and its (sequences, formats) distortion, averaged over the terms of each sequence.
+        The site and its (samples, formats) distortion, averaged over the terms of each sample.
     """
-    suffix, parts = len(staged.blocks), batches(*ids.shape, routed=staged.routed)
+    suffix, parts = len(staged.blocks), samples.batches(staged.together)
     with staged.judging():
-        inputs, contexts = forward_blocks(staged, ids, suffix)
+        inputs, contexts = forward_blocks(staged, samples, suffix)
     last = inputs[-1] if inputs else None
     with staged.hold(suffix), staged.judging():
-        references = [staged.suffix(None if last is None else last[batch_rows(b)], ids[batch_rows(b)]) for b in parts]
+        references = [staged.suffix(None if last is None else last[b], samples[b]) for b in parts]
     for site, formats in wanted:
         first = site.stage if staged.blocks else suffix
         uses = {staged.stage_of(use) for use in site.uses}
-        values = np.zeros((len(ids), len(formats)))
+        values = np.zeros((len(samples), len(formats)))
         for column, fmt in enumerate(formats):
             with contextlib.ExitStack() as held:
                 for stage in uses:
                     held.enter_context(staged.hold(stage))
                 held.enter_context(quantized_site(staged.model, site, fmt, scale_dtype))
                 start = inputs[first] if inputs and first >= 0 else None
-                hidden = [
-                    None if start is None else start[batch_rows(b)] for b in batches(*ids.shape, routed=staged.routed)
-                ]
+                hidden = [None if start is None else start[b] for b in parts]
                 for stage in range(first, suffix + 1):
                     with staged.hold(stage), staged.judging():
                         for number, batch in enumerate(parts):
-                            rows = batch_rows(batch)
-                            output = staged.run(stage, hidden[number], ids[rows], contexts[number] if contexts else [])
+                            output = staged.run(
+                                stage, hidden[number], samples[batch], contexts[number] if contexts else []
+                            )
                             if stage < suffix:
                                 hidden[number] = output
                                 continue
-                            distances = staged.distortion.between(references[number], output, ids[rows])
-                            values[rows, column] = distances.mean(1).cpu().numpy()
+                            distances = staged.distortion.between(references[number], output, samples[batch])
+                            values[batch, column] = distances.mean(1).cpu().numpy()
                             advance(f"{site.name} {fmt.name}")
         yield site, values

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from natprec.models.segments import Context, StagedModel
+from natprec.tasks import Samples
 
 Gathering = Callable[[], contextlib.AbstractContextManager[object]]
 """What stands around a forward that serves averages: see `StagedModel.gathering`."""
@@ -17,7 +18,7 @@ def differentiate(
     staged: StagedModel,
     stage: int,
     hidden: Tensor | None,
-    ids: Tensor,
+    samples: Samples,
     contexts: list[Context],
     incoming: Tensor | None,
     sequences: range,
@@ -32,7 +33,7 @@ def differentiate(
         gathering: around the way forward, which decides what products are computed in.
     """
     with gathering():
-        output = staged.run(stage, hidden, ids, contexts).float()
+        output = staged.run(stage, hidden, samples, contexts).float()
     if stage == len(staged.blocks):
         staged.distortion.draw(output, sequences, seed).backward()
     elif output.requires_grad:

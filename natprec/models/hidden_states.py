@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from natprec.models.batches import batch_rows, batches
 from natprec.models.differentiation import differentiate
 from natprec.models.segments import Context, StagedModel
+from natprec.tasks import Samples
 from natprec.utils.atomic_files import write_bytes
 from natprec.utils.marks import KEY
 from natprec.utils.progress import Advance
@@ -32,13 +32,13 @@ class HiddenStates:
     """Hidden states of every batch.
 
     Attributes:
-        ids: (sequences, time) token ids.
+        samples: the text.
         stage: the last one that the text has passed; None: not even the prefix.
         reached: the last one that an earlier run had passed.
     """
 
     def __init__(
-        self, staged: StagedModel, ids: Tensor, kept: Path | None = None, key: str = "", label: str = ""
+        self, staged: StagedModel, samples: Samples, kept: Path | None = None, key: str = "", label: str = ""
     ) -> None:
         """Begin before the prefix.
 
@@ -46,7 +46,7 @@ class HiddenStates:
             kept: file of the state, written by `keep`; one with another `key` is not used.
             label: of these states in the file, if there are several.
         """
-        self.ids = ids
+        self.samples = samples
         self.stage: int | None = None
         self._staged, self._kept, self._key, self._label = staged, kept, key, label
         self._twin: HiddenStates | None = None
@@ -59,16 +59,16 @@ class HiddenStates:
 
         After a stage that is kept both have passed it.
         """
-        self._twin = HiddenStates(self._staged, self.ids, self._kept, self._key, "twin.")
+        self._twin = HiddenStates(self._staged, self.samples, self._kept, self._key, "twin.")
         return self._twin
 
     @torch.no_grad()
     def show(self, stage: int, watched: Sequence[str], advance: Advance = lambda stage: None) -> None:
         """Let the text into a stage, which changes nothing, for hooks that see what some modules are given."""
-        for number, batch in enumerate(batches(*self.ids.shape)):
+        for number, batch in enumerate(self.samples.batches()):
             hidden = self._hidden[number] if self._hidden else None
             contexts = self._contexts[number] if self._hidden else []
-            self._staged.show(stage, hidden, self.ids[batch_rows(batch)], contexts, watched)
+            self._staged.show(stage, hidden, self.samples[batch], contexts, watched)
             advance(f"{stage} forward")
 
     @torch.enable_grad()
@@ -78,19 +78,18 @@ class HiddenStates:
         Args:
             gradient: at a block's output, (sequences, time, hidden); the last stage draws its own, by `seed`.
         """
-        for number, batch in enumerate(batches(*self.ids.shape)):
-            rows = batch_rows(batch)
+        for number, batch in enumerate(self.samples.batches()):
             hidden = self._hidden[number].detach().requires_grad_()
-            known = None if gradient is None else gradient[rows]
-            given = (hidden, self.ids[rows], self._contexts[number], known)
-            differentiate(self._staged, stage, *given, batch, seed, self._staged.gathering)
+            known = None if gradient is None else gradient[batch]
+            given = (hidden, self.samples[batch], self._contexts[number], known)
+            differentiate(self._staged, stage, *given, range(batch.start, batch.stop), seed, self._staged.gathering)
             advance(f"{stage} backward")
 
     @torch.no_grad()
     def through(self, stage: int, advance: Advance = lambda stage: None) -> None:
         """Go on through the prefix (-1) or a block; from behind the prefix at once to where an earlier run was."""
-        for number, batch in enumerate(batches(*self.ids.shape)):
-            rows = self.ids[batch_rows(batch)]
+        for number, batch in enumerate(self.samples.batches()):
+            rows = self.samples[batch]
             if stage < 0:
                 hidden, contexts = self._staged.prefix(rows)
                 self._hidden.append(hidden)
@@ -116,7 +115,7 @@ class HiddenStates:
 
     def output(self, number: int) -> Tensor:
         """The model's output for a batch, from that of its last block: (batch, terms, size)."""
-        rows = self.ids[batch_rows(batches(*self.ids.shape)[number])]
+        rows = self.samples[self.samples.batches()[number]]
         return self._staged.suffix(self._hidden[number] if self._hidden else None, rows)
 
     def keep(self) -> None:
@@ -149,14 +148,14 @@ class HiddenStates:
 
 @contextlib.contextmanager
 def passed(
-    staged: StagedModel, ids: Tensor, advance: Advance, kept: Path | None = None, key: str = ""
-) -> Iterator[Callable[[Tensor], Tensor]]:
+    staged: StagedModel, samples: Samples, advance: Advance, kept: Path | None = None, key: str = ""
+) -> Iterator[Callable[[Samples], Tensor]]:
     """What gives the output for one batch after another; all blocks are passed before, each read once.
 
     Args:
         kept: file of the state after each block.
     """
-    states = HiddenStates(staged, ids, kept, key)
+    states = HiddenStates(staged, samples, kept, key)
     for stage in staged.stages[:-1]:
         if states.has_passed(stage):
             continue
@@ -164,6 +163,6 @@ def passed(
             states.through(stage, advance)
         if stage >= 0 and kept is not None:
             states.keep()
-    numbers = iter(range(len(batches(*ids.shape))))
+    numbers = iter(range(len(samples.batches())))
     with staged.hold(len(staged.blocks)):
         yield lambda rows: states.output(next(numbers))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from natprec.errors import InputError, ModelError, NatprecError
 from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
-from natprec.models.encoders import after_pooling, companions, drop_missing_pooler, embedding_distortion
+from natprec.models.encoders import after_pooling, companions, embedding_distortion
 from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
 from natprec.models.headers import FLOATS, read_headers
@@ -121,7 +121,7 @@ def load_model(
             distortion, head = embedding_distortion(name, where), after_pooling(name, where)
             head = None if head is None else head.to(target)
     missing = sorted(lacking)
-    if missing and not (task == ENCODER and drop_missing_pooler(model, missing)):
+    if missing and not task.does_without(model, missing):
         raise ModelError(
             f"model {name!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; "
             "they would be random numbers: download the checkpoint again or use one saved with its head"

@@ -60,12 +60,12 @@ class Gradients:
         if first >= last:
             return
         with staged.gathering():
-            inputs, contexts = forward_blocks(staged, states.ids, last, advance)
+            inputs, contexts = forward_blocks(staged, states.samples, last, advance)
         gradient = None
         for stage in range(last, first, -1):
             with staged.hold(stage):
                 gradient = backward(
-                    staged, {}, {}, stage, inputs, contexts, states.ids, gradient, SEED, advance, staged.gathering
+                    staged, {}, {}, stage, inputs, contexts, states.samples, gradient, SEED, advance, staged.gathering
                 )  # fmt: skip
             inputs.pop()
             assert gradient is not None

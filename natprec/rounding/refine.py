@@ -18,6 +18,7 @@ from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.models.weights import put_in
 from natprec.quantizers import QuantizedTensor
+from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 
 SEQUENCES = 6
@@ -49,7 +50,7 @@ def refine(
     sites: Sequence[Site],
     codes: dict[str, QuantizedTensor],
     original: dict[str, Tensor],
-    ids: Tensor,
+    samples: Samples,
     steps: int,
     *,
     dtype: torch.dtype,
@@ -61,13 +62,13 @@ def refine(
     Args:
         staged: the model, rounded to `codes`.
         original: its weights before rounding, by name.
-        ids: (sequences, time) calibration tokens.
+        samples: of the calibration text.
         steps: of gradient descent, each on `SEQUENCES` sequences.
         dtype: in which scales are stored.
         advance: called once per step.
     """
-    judges = torch.arange(len(ids)) % HELD_BACK == HELD_BACK - 1
-    judging, learning = (ids[judges], ids[~judges]) if judges.any() else (ids, ids)
+    judges = torch.arange(len(samples)) % HELD_BACK == HELD_BACK - 1
+    judging, learning = (samples[judges], samples[~judges]) if judges.any() else (samples, samples)
     layers = {site.name: site_layer(staged.model, site) for site in sites if site.name in codes}
     rounded = {name: layer.weight.data for name, layer in layers.items()}
     judge, teacher = (_Original(staged, original, some) for some in (judging, learning))
@@ -101,23 +102,23 @@ def refine(
 class _Original:
     """The original model's answers to some text: kept before its last stage, whose output would be far larger."""
 
-    def __init__(self, staged: StagedModel, weights: dict[str, Tensor], ids: Tensor) -> None:
-        self.staged, self.weights, self.sequences = staged, weights, ids.split(1)
+    def __init__(self, staged: StagedModel, weights: dict[str, Tensor], samples: Samples) -> None:
+        self.staged, self.weights, self.samples = staged, weights, samples.split(1)
         with torch.no_grad(), put_in(staged.model, weights):
-            self._hidden = [_before_suffix(staged, sequence) for sequence in self.sequences]
+            self._hidden = [_before_suffix(staged, sample) for sample in self.samples]
 
     @torch.no_grad()
     def output(self, index: int) -> Tensor:
-        """Of one sequence."""
+        """Of one sample."""
         with put_in(self.staged.model, self.weights):
-            return self.staged.suffix(self._hidden[index], self.sequences[index])
+            return self.staged.suffix(self._hidden[index], self.samples[index])
 
     @torch.no_grad()
     def distortion(self) -> float:
         """Of the model as it is now, over all of the text."""
         found = [
-            self.staged.distortion.between(self.output(index), self.staged.output(ids), ids).mean()
-            for index, ids in enumerate(self.sequences)
+            self.staged.distortion.between(self.output(index), self.staged.output(sample), sample).mean()
+            for index, sample in enumerate(self.samples)
         ]
         return float(torch.stack(found).mean())
 
@@ -127,19 +128,19 @@ class _Original:
             parameter.requires_grad_(True)
         try:
             for index in chosen:
-                ids = self.sequences[index]
-                slope = self.staged.distortion.slope(self.output(index), self.staged.output(ids), ids)
+                sample = self.samples[index]
+                slope = self.staged.distortion.slope(self.output(index), self.staged.output(sample), sample)
                 (slope / len(chosen)).backward()
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(False)
 
 
-def _before_suffix(staged: StagedModel, ids: Tensor) -> Tensor | None:
+def _before_suffix(staged: StagedModel, samples: Samples) -> Tensor | None:
     """What the last block returns; None where there are no blocks."""
     if not staged.blocks:
         return None
-    hidden, contexts = staged.prefix(ids)
+    hidden, contexts = staged.prefix(samples)
     for index, context in enumerate(contexts):
         hidden = staged.block(index, hidden, context)
     return hidden

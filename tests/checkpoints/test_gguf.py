@@ -25,6 +25,7 @@ from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.request import for_engine
 from natprec.quantizers import quantize
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.progress import Stages
 from tests.arrange import tokens
@@ -71,23 +72,23 @@ def planned(subject: Subject, bits: float, rounding: str = "rtn") -> Plan:
     return measure(subject, tokens(8, 16), engine="llama.cpp", rounding=rounding).solve(bits=bits)
 
 
-def written(folder: Path, subject: Subject, plan: Plan, ids: Tensor | None = None) -> Any:
-    codes = pipeline.round_to_plan(subject, plan, ids, plan.rounding, Stages(quiet=True))
+def written(folder: Path, subject: Subject, plan: Plan, text: Samples | None = None) -> Any:
+    codes = pipeline.round_to_plan(subject, plan, text, plan.rounding, Stages(quiet=True))
     pipeline.write(subject, plan, codes, folder, Stages(quiet=True))
     return subject.model
 
 
-def logits(model: Any, ids: Tensor) -> Tensor:
+def logits(model: Any, text: Samples) -> Tensor:
     with torch.no_grad():
-        return model(input_ids=ids).logits
+        return model(input_ids=text.ids).logits
 
 
 def test_what_is_read_back_is_what_was_rounded(made: Subject, tmp_path: Path) -> None:
     plan = planned(made, 6.0)
     model = written(tmp_path, made, plan)
     again = load_quantized(tmp_path)
-    ids = tokens(2, 32, 512)
-    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=1e-5, atol=1e-5)
+    text = tokens(2, 32, 512)
+    torch.testing.assert_close(logits(again, text), logits(model, text), rtol=1e-5, atol=1e-5)
     types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / FILE_NAME).tensors}
     wanted = [choice.format.name for choice in plan.sites.values() if choice.format]
     assert sorted(kind for kind in types.values() if kind != "F32") == sorted(wanted)
@@ -113,12 +114,12 @@ def test_plan_survives_its_file(made: Subject, tmp_path: Path) -> None:
 def test_gptq_with_channels_rescaled_stays_one_model(tiny_tokenizer: Any, tmp_path: Path) -> None:
     """Queries, keys and values get types of their own and still share the scales of their input."""
     made = for_engine(Subject.in_memory(model_of("llama"), tiny_tokenizer, "llama"), "llama.cpp")
-    ids = tokens(8, 16, 512)
-    found = measure(made, ids, engine="llama.cpp")
+    text = tokens(8, 16, 512)
+    found = measure(made, text, engine="llama.cpp")
     plan = found.solve(bits=6.0)
     assert any(len({plan.sites[name].format for name in unit}) > 1 for unit in _units(made))
-    model = written(tmp_path, made, plan, ids)
-    torch.testing.assert_close(logits(load_quantized(tmp_path), ids), logits(model, ids), rtol=1e-5, atol=1e-5)
+    model = written(tmp_path, made, plan, text)
+    torch.testing.assert_close(logits(load_quantized(tmp_path), text), logits(model, text), rtol=1e-5, atol=1e-5)
 
 
 def _units(made: Subject) -> list[list[str]]:

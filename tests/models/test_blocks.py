@@ -75,8 +75,8 @@ def modernbert() -> Any:
     """Layers with a window and without, rotary angles of both."""
     from transformers import ModernBertConfig, ModernBertModel
 
-    ids = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
-    return ModernBertModel(ModernBertConfig(**SIZES, **ids, intermediate_size=64, local_attention=4))
+    text = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
+    return ModernBertModel(ModernBertConfig(**SIZES, **text, intermediate_size=64, local_attention=4))
 
 
 def deberta() -> Any:
@@ -137,16 +137,16 @@ class Parallel(nn.Module):
 @torch.no_grad()
 def test_stages_are_the_whole_model(family: str) -> None:
     model = built(family)
-    ids = tokens(3, 12)
+    text = tokens(3, 12)
     distortion = OutputKL() if model.can_generate() else EmbeddingDistance()
-    expected = distortion.output(model, ids)
-    staged = StagedModel(model, ids[:1], distortion)
+    expected = distortion.output(model, text)
+    staged = StagedModel(model, text[:1], distortion)
     assert len(staged.blocks) == model.config.num_hidden_layers
-    hidden, contexts = staged.prefix(ids)
+    hidden, contexts = staged.prefix(text)
     for index in range(len(staged.blocks)):
         hidden = staged.block(index, hidden, contexts[index])
-    assert torch.equal(staged.suffix(hidden, ids), expected)
-    assert torch.equal(distortion.output(model, ids), expected)
+    assert torch.equal(staged.suffix(hidden, text), expected)
+    assert torch.equal(distortion.output(model, text), expected)
 
 
 @torch.no_grad()
@@ -209,11 +209,11 @@ class Shares(HandsOn):
 @torch.no_grad()
 def test_a_model_without_a_chain_is_one_suffix(body: nn.Module) -> None:
     model = Output(body)
-    ids = tokens(2, 5)
-    staged = StagedModel(model, ids)
+    text = tokens(2, 5)
+    staged = StagedModel(model, text)
     assert staged.blocks == []
     assert staged.stage_of("head") == staged.stage_of("embed") == 0
-    assert torch.equal(staged.suffix(None, ids), model(ids).logits)
+    assert torch.equal(staged.suffix(None, text), model(text.ids).logits)
 
 
 def test_a_chain_is_found_whatever_its_name() -> None:
@@ -234,38 +234,38 @@ def test_stage_of_each_module() -> None:
 @torch.no_grad()
 def test_patches_are_gone_after_an_exception() -> None:
     model = built("llama")
-    ids = tokens(1, 5)
-    expected = model(input_ids=ids).logits
-    staged = StagedModel(model, ids)
-    hidden = staged.prefix(ids)[0]
+    text = tokens(1, 5)
+    expected = model(input_ids=text.ids).logits
+    staged = StagedModel(model, text)
+    hidden = staged.prefix(text)[0]
 
     def fail(*_: Any) -> None:
         raise RuntimeError("on purpose")
 
     handle = model.model.norm.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        staged.suffix(hidden, ids)
+        staged.suffix(hidden, text)
     handle.remove()
     assert not any("forward" in vars(block) for block in staged.blocks)
-    assert torch.equal(model(input_ids=ids).logits, expected)
+    assert torch.equal(model(input_ids=text.ids).logits, expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt-neox", "bert"])
 @torch.no_grad()
 def test_what_modules_are_given_is_shown_and_nothing_behind_the_last_of_them_is_run(family: str) -> None:
-    model, ids = built(family), tokens(3, 12)
-    staged = StagedModel(model, ids[:1], OutputKL() if model.can_generate() else EmbeddingDistance())
-    hidden, contexts = staged.prefix(ids)
+    model, text = built(family), tokens(3, 12)
+    staged = StagedModel(model, text[:1], OutputKL() if model.can_generate() else EmbeddingDistance())
+    hidden, contexts = staged.prefix(text)
     inside = [name for name in staged.probe.order if name.startswith(staged.block_names[0] + ".")]
     seen: list[str] = []
     for name in inside:
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
     for stop in range(1, len(inside) + 1):
         seen.clear()
-        staged.show(0, hidden, ids, contexts, inside[:stop][::-1])
+        staged.show(0, hidden, text, contexts, inside[:stop][::-1])
         assert seen == inside[: stop - 1], "the last one's hooks see its input, before it is run"
         seen.clear()
-        staged.run(0, hidden, ids, contexts)
+        staged.run(0, hidden, text, contexts)
         assert seen == inside, "and nothing stops the next run"
 
 
