@@ -225,10 +225,9 @@ def test_judging_goes_on_where_it_was(tmp_path: Path, tiny_tokenizer: Any, monke
 def test_what_needs_the_whole_model_is_refused(tiny_folder: Path) -> None:
     apart, whole = opened(tiny_folder), opened(tiny_folder, on_disk=False)
     with pytest.raises(InputError, match=r"refine 3: that needs the whole model.*--weights memory"):
-        refuse_on_disk(apart, "vllm", 3)
-    with pytest.raises(InputError, match=r"engine 'llama\.cpp': a GGUF file.*--weights memory"):
-        refuse_on_disk(apart, "llama.cpp", 0)
-    refuse_on_disk(whole, "llama.cpp", 3)
+        refuse_on_disk(apart, 3)
+    refuse_on_disk(apart, 0)
+    refuse_on_disk(whole, 3)
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def apply(
     subject = open_subject(config, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, config.model)
     plan.refuse_other_sites(subject)
-    refuse_on_disk(subject, plan.engine, config.refine)
+    refuse_on_disk(subject, config.refine)
     tell_leftovers(subject, plan.engine, stages)
     needed = config.refine or rounding_named(config.rounding).needs != "nothing"
     samples = calibration_samples(config, subject, stages) if needed else None

@@ -21,7 +21,8 @@ from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, embedding_distortion
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf
+from natprec.models.gguf_files import check_gguf, read_gguf
+from natprec.models.gguf_tensors import hollow_gguf, may_stay_on_disk
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
 from natprec.models.model_files import explained, first_line, local_path, refuse_without_linear, task_of, weight_files
@@ -104,9 +105,14 @@ def load_model(
         weights: Weights = InMemory()
         parts: dict[str, list[Part]] = {}
         unused: list[str] = []
-        if on_disk:
-            if gguf:
-                raise InputError(f"model {name!r} is a GGUF file, which is unpacked whole; use --weights memory")
+        if on_disk and gguf:
+            if not may_stay_on_disk(read_gguf(gguf)):
+                raise InputError(
+                    f"model {name!r} is a GGUF file of an architecture that is unpacked whole; use --weights memory"
+                )
+            model, weights, held = hollow_gguf(gguf, config, task, target)
+            lacking = set(held.missing)
+        elif on_disk:
             model, weights, stored = hollow_model(headers, where, config, task, target, trust_remote_code)
             parts, unused, lacking = stored.parts, stored.unused, stored.missing
         else:
@@ -163,7 +169,10 @@ def stored_elements(name: str) -> int | None:
     """Weights of a model that can be left on disk, counted without loading it; None where that is not known."""
     path = local_path(name)
     if path is not None:
-        return sum(count_elements(file) for file in weight_files(path)) if path.is_dir() else None
+        if path.is_dir():
+            return sum(count_elements(file) for file in weight_files(path))
+        header = read_gguf(path)
+        return sum(tensor.elements for tensor in header.tensors) if may_stay_on_disk(header) else None
     from huggingface_hub import model_info
 
     with contextlib.suppress(Exception):  # no connection or no such model: loading will say which

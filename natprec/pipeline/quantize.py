@@ -73,7 +73,7 @@ def quantize(
     partial = beside(out, ".partial")
     stages = stages or Stages(quiet=True)
     subject = open_subject(config, stages)
-    refuse_on_disk(subject, config.engine, config.refine)
+    refuse_on_disk(subject, config.refine)
     refuse_impossible_size(config, subject)
     tell_leftovers(subject, config.engine, stages)
     why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now

@@ -102,21 +102,15 @@ def too_large(model: str) -> bool:
     return 4 * COPIES * (stored_elements(model) or 0) > available_bytes()
 
 
-def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
+def refuse_on_disk(subject: Subject, refine: int) -> None:
     """Refuse what needs the whole model, before hours are spent.
 
     Raises:
         InputError: its weights are on disk.
     """
-    if subject.staged.weights.whole:
-        return
-    if refine:
+    if refine and not subject.staged.weights.whole:
         raise InputError(
             f"refine {refine}: that needs the whole model in memory; leave it out, or use --weights memory"
-        )
-    if engine_profile(engine).container == "gguf":
-        raise InputError(
-            f"engine {engine!r}: a GGUF file is written from memory; use --weights memory, or another engine"
         )
 
 

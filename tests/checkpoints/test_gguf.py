@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.checkpoints.gguf import FILE_NAME, GGUFCheckpoint
-from natprec.checkpoints.gguf_architectures import architecture_of
 from natprec.errors import InputError, ModelError
+from natprec.evaluation.verify import verify
 from natprec.formats import GGUF_TYPES
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
+from natprec.models.gguf_architectures import architecture_of
 from natprec.models.loading import load_model
 from natprec.models.weight_sites import site_weight
 from natprec.pipeline import quantize as pipeline
@@ -129,6 +131,36 @@ def _units(made: Subject) -> list[list[str]]:
     return list(names.values())
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_file_from_disk_is_the_one_from_memory(kind: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """Byte by byte, in its verification too, and as a model whose weights stay in it."""
+    model_of(kind).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    loaded = [
+        replace(load_model(str(tmp_path / "model"), on_disk=on_disk), tokenizer=tiny_tokenizer)
+        for on_disk in (False, True)
+    ]
+    whole, apart = (for_engine(Subject.of(each), "llama.cpp") for each in loaded)
+    assert not apart.staged.weights.whole
+    plan, text = measure(whole, tokens(4, 16), engine="llama.cpp").solve(bits=6.0), tokens(4, 32, 512)
+    found = []
+    for subject, folder in ((whole, tmp_path / "whole"), (apart, tmp_path / "apart")):
+        kept = None if subject is whole else tmp_path / "kept"
+        for each in filter(None, (folder, kept)):
+            each.mkdir()
+        pipeline.round_and_write(subject, plan, text, "gptq", folder, kept, Stages(quiet=True))
+        found.append(verify(folder, subject, text, plan, rounding="gptq", data="text", stages=Stages(quiet=True)))
+    file = tmp_path / "apart" / FILE_NAME
+    assert (tmp_path / "whole" / FILE_NAME).read_bytes() == file.read_bytes()
+    assert found[0] == found[1]
+    one, other = (Subject.of(load_model(str(file), on_disk=on_disk)) for on_disk in (False, True))
+    assert one.digest == other.digest
+    assert one.other_bytes == other.other_bytes
+    for name, parameter in one.model.named_parameters():
+        assert torch.equal(other.staged.weights.original(name, parameter), parameter), name
+    assert torch.equal(one.staged.output(text), other.staged.output(text))
+
+
 def test_refused_before_measuring(tiny_tokenizer: Any) -> None:
     import transformers
 
@@ -145,6 +177,8 @@ def test_refused_before_measuring(tiny_tokenizer: Any) -> None:
     )
     with pytest.raises(InputError, match=r"the 48 inputs of 'model.embed_tokens' are no multiple of 32"):
         measure(narrow, tokens(2, 8), engine="llama.cpp")
+    with pytest.raises(ModelError, match=r"has 512 tokens and the embedding 96 rows.*the model's own tokenizer"):
+        for_engine(Subject.in_memory(tiny_model(vocab_size=96), tiny_tokenizer), "llama.cpp")
     unigram = transformers.PreTrainedTokenizerFast(tokenizer_object=_unigram())
     with pytest.raises(ModelError, match="is not a BPE"):
         for_engine(Subject.in_memory(tiny_model(), unigram), "llama.cpp")
