@@ -119,7 +119,7 @@ def _header(file: BinaryIO) -> GGUFHeader:
     if version not in (2, 3):
         raise ValueError(f"version {version}")
     refuse_many_tensors(max(count, pairs), Path(file.name))
-    alignment, architecture, found = 32, "", []
+    alignment, architecture, found = 32, "", list[tuple[str, tuple[int, ...], int, int]]()
     for _ in range(pairs):
         key = _text(file)
         (kind,) = struct.unpack("<I", file.read(4))
@@ -141,7 +141,8 @@ def _header(file: BinaryIO) -> GGUFHeader:
         found.append((name, tuple(reversed(shape)), kind, offset))
     start = -(-file.tell() // max(1, alignment)) * alignment
     path = Path(file.name)
-    return GGUFHeader(architecture, tuple(GGUFTensor(path, *each, start + offset) for *each, offset in found))
+    tensors = (GGUFTensor(path, name, shape, kind, start + offset) for name, shape, kind, offset in found)
+    return GGUFHeader(architecture, tuple(tensors))
 
 
 def _text(file: BinaryIO) -> str:
