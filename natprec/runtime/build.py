@@ -60,7 +60,6 @@ class Builder:
         self.uses: dict[int, list[str]] = {}
         for name, layer in self.layers.items():
             self.uses.setdefault(id(layer.weight), []).append(name)
-        self._halves: dict[int, HalfWeight] = {}
 
     def replace_all(self) -> None:
         """Every layer, siblings with one input together."""
