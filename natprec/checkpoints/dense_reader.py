@@ -21,7 +21,7 @@ from natprec.models.devices import quiet
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
-from natprec.models.gguf_tensors import hollow_gguf
+from natprec.models.gguf_tensors import open_gguf
 from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
 from natprec.models.model_files import first_line, task_of, weight_files
@@ -59,7 +59,7 @@ def load_quantized(
         ModelError: it is damaged, or cannot be loaded; says what transformers said.
     """
     if (folder / FILE_NAME).is_file():
-        return load_model(str(folder / FILE_NAME)).model
+        return load_model(str(folder / FILE_NAME), plain=True).model
     scheme, profile, trust = _scheme(folder), engine_profile(engine), trust_remote_code
     why: str | None = None
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
@@ -101,7 +101,7 @@ def open_quantized(
         with _explained(folder), quiet(stderr=True):
             config = config_of(folder, trust_remote_code, gguf_file=str(file.absolute()))
             task = task_of(str(folder), config)
-            model, weights, _ = hollow_gguf(file, config, task, device)
+            model, weights, _ = open_gguf(file, config, task, device)
             model.eval().requires_grad_(False)
             return StagedModel(model, task.probe(model), original.distortion, weights)
     scheme = _scheme(folder)

@@ -22,7 +22,7 @@ from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, embedding_distortion
 from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf, read_gguf
-from natprec.models.gguf_tensors import hollow_gguf, may_stay_on_disk
+from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
 from natprec.models.model_files import explained, first_line, local_path, refuse_without_linear, task_of, weight_files
@@ -73,7 +73,7 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, *, trust_remote_code: bool = False, device: str = "cpu", on_disk: bool = False
+    name: str, *, trust_remote_code: bool = False, device: str = "cpu", on_disk: bool = False, plain: bool = False
 ) -> LoadedModel:
     """Load weights in float32 on the CPU, check them, then move them to `device`.
 
@@ -82,6 +82,7 @@ def load_model(
         trust_remote_code: run Python that comes with the checkpoint; never asked interactively.
         device: as torch spells it: 'cpu', 'cuda', 'cuda:1'.
         on_disk: leave the weights on disk until they are needed, block by block; they are checked then.
+        plain: let transformers itself read a GGUF file, as a check on what natprec wrote.
     Raises:
         InputError: the device does not exist, or weights that cannot be left on disk.
         ModelError: not found, incomplete, damaged, already quantized, neither causal nor an
@@ -105,13 +106,13 @@ def load_model(
         weights: Weights = InMemory()
         parts: dict[str, list[Part]] = {}
         unused: list[str] = []
-        if on_disk and gguf:
-            if not may_stay_on_disk(read_gguf(gguf)):
-                raise InputError(
-                    f"model {name!r} is a GGUF file of an architecture that is unpacked whole; use --weights memory"
-                )
-            model, weights, held = hollow_gguf(gguf, config, task, target)
-            lacking = set(held.missing)
+        readable = gguf is not None and is_known(read_gguf(gguf))
+        if gguf and on_disk and not readable:
+            raise InputError(
+                f"model {name!r} is a GGUF file of an architecture that is unpacked whole; use --weights memory"
+            )
+        if gguf and readable and not plain:
+            model, weights, lacking = open_gguf(gguf, config, task, target if on_disk else None)
         elif on_disk:
             model, weights, stored = hollow_model(headers, where, config, task, target, trust_remote_code)
             parts, unused, lacking = stored.parts, stored.unused, stored.missing
@@ -172,7 +173,7 @@ def stored_elements(name: str) -> int | None:
         if path.is_dir():
             return sum(count_elements(file) for file in weight_files(path))
         header = read_gguf(path)
-        return sum(tensor.elements for tensor in header.tensors) if may_stay_on_disk(header) else None
+        return sum(tensor.elements for tensor in header.tensors) if is_known(header) else None
     from huggingface_hub import model_info
 
     with contextlib.suppress(Exception):  # no connection or no such model: loading will say which

@@ -153,12 +153,18 @@ def test_a_file_from_disk_is_the_one_from_memory(kind: str, tiny_tokenizer: Any,
     file = tmp_path / "apart" / FILE_NAME
     assert (tmp_path / "whole" / FILE_NAME).read_bytes() == file.read_bytes()
     assert found[0] == found[1]
-    one, other = (Subject.of(load_model(str(file), on_disk=on_disk)) for on_disk in (False, True))
-    assert one.digest == other.digest
-    assert one.other_bytes == other.other_bytes
-    for name, parameter in one.model.named_parameters():
+    one, other, theirs = (Subject.of(load_model(str(file), **way)) for way in ({}, {"on_disk": True}, {"plain": True}))
+    assert one.digest == other.digest == theirs.digest
+    assert one.other_bytes == other.other_bytes == theirs.other_bytes
+    values = dict(one.model.named_parameters())
+    assert values.keys() == dict(theirs.model.named_parameters()).keys()
+    for name, parameter in theirs.model.named_parameters():
+        assert torch.equal(values[name], parameter), name
         assert torch.equal(other.staged.weights.original(name, parameter), parameter), name
-    assert torch.equal(one.staged.output(text), other.staged.output(text))
+    assert one.model.config.to_diff_dict() == theirs.model.config.to_diff_dict()
+    assert one.model.generation_config.to_dict() == theirs.model.generation_config.to_dict()
+    assert torch.equal(one.staged.output(text), theirs.staged.output(text))
+    assert torch.equal(other.staged.output(text), theirs.staged.output(text))
 
 
 def test_refused_before_measuring(tiny_tokenizer: Any) -> None:
