@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from natprec.solver.choices import Choice
     from natprec.solver.plan import Plan
     from natprec.solver.solve import solve
+    from natprec.tasks import Samples
 
 __all__ = [
     "BudgetError",
@@ -47,6 +48,7 @@ __all__ = [
     "QuantizeConfig",
     "Quantized",
     "Runnable",
+    "Samples",
     "Verification",
     "apply",
     "load",
@@ -70,6 +72,7 @@ _HOMES = {
     "natprec.solver.choices": ("Choice",),
     "natprec.solver.plan": ("Plan",),
     "natprec.solver.solve": ("solve",),
+    "natprec.tasks": ("Samples",),
 }
 """Module → its names that are the package's; it is imported when one is first asked for, since torch takes seconds."""
 

@@ -28,7 +28,8 @@ from natprec.models.weight_sites import Site
 from natprec.models.weights import present_values, put_in
 from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.pipeline.samples import calibration_parts, calibration_samples, held_out_samples
+from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Stages
 
@@ -52,11 +53,11 @@ def adapted(subject: Subject, pairs: dict[str, tuple[Tensor, Tensor]]) -> Iterat
         yield
 
 
-def gradient(subject: Subject, pairs: dict[str, tuple[Tensor, Tensor]], ids: Tensor) -> Tensor:
+def gradient(subject: Subject, pairs: dict[str, tuple[Tensor, Tensor]], samples: Samples) -> Tensor:
     """Of the mean loss on some text with respect to all adapters, as one vector."""
     with adapted(subject, pairs):
-        logits = subject.segmented.output(ids)
-        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        logits = subject.segmented.output(samples)
+        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), samples.ids[:, 1:].flatten())
         found = torch.autograd.grad(loss, [matrix for pair in pairs.values() for matrix in pair])
     return torch.cat([each.flatten() for each in found])
 
@@ -92,12 +93,12 @@ def main() -> None:
         eval_tokens=options.steps * options.sequence_length, length=options.sequence_length, rounding="rtn",
     )  # fmt: skip
     subject = open_subject(request, stages)
-    text = held_out_tokens(request, subject, stages)
+    text = held_out_samples(request, subject, stages)
     if options.measurement:
         measurement = Measurement.load(options.measurement)
     else:
-        ids, parts = calibration_tokens(request, subject, stages), calibration_parts(request, subject)
-        measurement = measure(subject, ids, engine=options.engine, rounding="rtn", parts=parts, stages=stages)
+        samples, parts = calibration_samples(request, subject, stages), calibration_parts(request, subject)
+        measurement = measure(subject, samples, engine=options.engine, rounding="rtn", parts=parts, stages=stages)
     linears = [site for site in subject.sites if site.role == "linear"]
     rows = []
     for eps_bwd in [None, *options.eps_bwd]:

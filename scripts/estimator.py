@@ -12,13 +12,13 @@ import argparse
 import json
 
 import numpy as np
+import torch
 
 from natprec.config import QuantizeConfig
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import DIFFERENTIATED, measure
-from natprec.models.batches import batches
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import calibration_tokens
+from natprec.pipeline.samples import calibration_samples
 from natprec.utils.progress import Stages
 
 
@@ -38,12 +38,12 @@ def main() -> None:
         options.model, eps=1.0, data=options.data, tokens=options.tokens, length=options.sequence_length
     )
     subject = open_subject(request, stages)
-    some = calibration_tokens(request, subject, stages)
+    some = calibration_samples(request, subject, stages)
     few = some[:: max(1, len(some) // options.exact_sequences)][: options.exact_sequences]
     # both estimators see one text; the sweep with other signs each time, of every second sequence
-    ids = few.repeat_interleave(DIFFERENTIATED * (len(some) // len(few)), 0)
+    samples = few[torch.arange(len(few)).repeat_interleave(DIFFERENTIATED * (len(some) // len(few)))]
     kind = "all" if options.activations else "weights"
-    measurement = measure(subject, ids, rounding="rtn", sites=kind, stages=stages)
+    measurement = measure(subject, samples, rounding="rtn", sites=kind, stages=stages)
     curves = [
         curve
         for curve in measurement.curves.values()
@@ -52,7 +52,7 @@ def main() -> None:
     # a stride that is prime to the sites of a block meets every kind at every depth
     chosen = [curves[i] for i in np.linspace(0, len(curves) - 1, options.sites).round().astype(int)]
     wanted = [(curve.site, curve.formats) for curve in chosen]
-    steps = sum(len(curve.formats) for curve in chosen) * len(batches(*few.shape))
+    steps = sum(len(curve.formats) for curve in chosen) * len(few.batches())
     logs = []
     with stages.stage("exact", steps) as advance:
         for site, values in exact_curves(subject.segmented, wanted, few, subject.storage_dtype, advance):

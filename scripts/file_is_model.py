@@ -25,7 +25,8 @@ from natprec.evaluation.verify import checkpoint_bytes
 from natprec.measurement import Measurement
 from natprec.pipeline.quantize import round_to_plan, write
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import calibration_tokens
+from natprec.pipeline.samples import calibration_samples
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 
 READER = """
@@ -59,9 +60,9 @@ def main() -> None:
         stages = Stages(quiet=True)
         request = QuantizeConfig(options.model, eps=options.eps, data=options.data)
         subject = open_subject(request, stages)
-        ids = calibration_tokens(request, subject, stages) if options.rounding != "rtn" else None
+        samples = calibration_samples(request, subject, stages) if options.rounding != "rtn" else None
         plan = measurement.solve(eps=options.eps, engine=engine, rounding=options.rounding)
-        quantized = round_to_plan(subject, plan, ids, options.rounding, stages)
+        quantized = round_to_plan(subject, plan, samples, options.rounding, stages)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "checkpoint"
             folder.mkdir()
@@ -72,7 +73,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-c", READER, *files], check=True, capture_output=True)
             theirs = load_file(files[2])["logits"]
             with torch.no_grad():
-                ours = torch.cat([subject.segmented.output(row[None]) for row in rows])
+                ours = torch.cat([subject.segmented.output(row) for row in Samples.text(rows).split(1)])
             result = {
                 "engine": engine,
                 "largest_logit_difference": float((theirs - ours).abs().max()),

@@ -30,13 +30,13 @@ from torch import nn
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.gptq_ratio import JUDGING
-from natprec.measurement.measure import shared_out
+from natprec.measurement.measure import goes_back
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.weight_observer import WeightObserver
-from natprec.models.batches import batches
 from natprec.models.layers import known_layer
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import SHARE_ROWS
+from natprec.tasks import Samples
 from natprec.utils.workers import Workers
 
 LLAMA_8B = {
@@ -89,8 +89,8 @@ def apart(one: Measurement, other: Measurement) -> dict[str, Any]:
 def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
     """Bytes and seconds per block of the shape `LLAMA_8B`, by arithmetic; GPTQ's fits are not in it."""
     sequences = tokens // length
-    back = len(shared_out(torch.empty(sequences, 0), 1, routed=False)[0])
-    sharding = Sharding.of(batches(back, length), Workers(0, processes))
+    back = goes_back(sequences, 1, False, "gptq")
+    sharding = Sharding.of(Samples.text(torch.empty(int(back.sum()), length)).batches(), Workers(0, processes))
     formats = engine_profile("vllm").measured((64,))
     gathered = work = 0.0
     for name, (rows, columns, fused_group) in LLAMA_8B.items():

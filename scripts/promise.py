@@ -19,10 +19,9 @@ from natprec.config import QuantizeConfig
 from natprec.evaluation.verification import compare
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.models.batches import batches
 from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.pipeline.samples import calibration_parts, calibration_samples, held_out_samples
 from natprec.rounding.flows import flows_rounded
 from natprec.utils.progress import Stages
 
@@ -56,20 +55,19 @@ def main() -> None:
         length=options.sequence_length,
     )
     subject = open_subject(request, stages)
-    ids = calibration_tokens(request, subject, stages)
-    held_out = held_out_tokens(request, subject, stages)
+    samples = calibration_samples(request, subject, stages)
+    held_out = held_out_samples(request, subject, stages)
     if options.measurement:
         measurement = Measurement.load(options.measurement)
     else:
         measurement = measure(
-            subject, ids, engine=options.engine, parts=calibration_parts(request, subject), stages=stages,
+            subject, samples, engine=options.engine, parts=calibration_parts(request, subject), stages=stages,
             sites="weights" if options.activations == options.kv == "16" else "all",
         )  # fmt: skip
         if options.save:
             measurement.save(options.save)
     with torch.no_grad():
-        rows = [slice(batch.start, batch.stop) for batch in batches(*held_out.shape)]
-        expected = [subject.segmented.output(held_out[part]) for part in rows]
+        expected = [subject.segmented.output(batch) for batch in held_out.split()]
     print(
         f"{'rounding':8} {'eps':>6} {'bits':>6} {'predicted/eps':>14} {'measured':>9} {'measured/predicted':>19} held"
     )
@@ -81,7 +79,7 @@ def main() -> None:
             )
             reference = iter(expected)
             with subject.segmented.weights.hold(subject.model.parameters()):
-                round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
+                round_to_plan(subject, plan, samples, rounding, Stages(quiet=True))
                 with flows_rounded(subject.model, subject.activations, plan):
                     summary = compare(
                         lambda _, it=reference: next(it),

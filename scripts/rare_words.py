@@ -25,18 +25,19 @@ from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.pipeline.samples import calibration_parts, calibration_samples, held_out_samples
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 
 
-def unseen_windows(windows: Tensor, seen: Tensor, count: int) -> Tensor:
+def unseen_windows(windows: Samples, seen: Tensor, count: int) -> Samples:
     """The windows with the largest share of unseen tokens."""
-    share = (~seen[windows]).float().mean(1)
+    share = (~seen[windows.ids]).float().mean(1)
     return windows[share.argsort(descending=True)[:count]]
 
 
-def unseen_lists(subject: Subject, text: str, seen: Tensor, count: int, length: int) -> Tensor:
+def unseen_lists(subject: Subject, text: str, seen: Tensor, count: int, length: int) -> Samples:
     """Windows of words whose every token is unseen, in the order of the text, each word once."""
     tokens: list[int] = []
     for word in dict.fromkeys(re.findall(r"\w+", text)):
@@ -44,7 +45,7 @@ def unseen_lists(subject: Subject, text: str, seen: Tensor, count: int, length: 
         if not seen[torch.tensor(ids)].any():
             tokens += ids
     usable = len(tokens) // length
-    return torch.tensor(tokens[: usable * length]).view(usable, length)[:count]
+    return Samples.text(torch.tensor(tokens[: usable * length]).view(usable, length)[:count])
 
 
 def main() -> None:
@@ -62,25 +63,25 @@ def main() -> None:
         options.model, eps=1.0, data=options.data, eval_data=str(options.eval_data), eval_tokens=4096
     )
     subject = open_subject(request, stages)
-    ids = calibration_tokens(request, subject, stages)
+    samples = calibration_samples(request, subject, stages)
     if options.measurement:
         measurement = Measurement.load(options.measurement)
     else:
-        measurement = measure(subject, ids, parts=calibration_parts(request, subject), stages=stages)
+        measurement = measure(subject, samples, parts=calibration_parts(request, subject), stages=stages)
     seen = torch.zeros(subject.model.config.vocab_size, dtype=torch.bool)
-    seen[ids.unique()] = True
+    seen[samples.ids.unique()] = True
     many = QuantizeConfig(options.model, eps=1.0, eval_data=str(options.eval_data), eval_tokens=200_000)
-    pool = held_out_tokens(many, subject, stages)
+    pool = held_out_samples(many, subject, stages)
     texts = {
-        "held-out": held_out_tokens(request, subject, stages),
+        "held-out": held_out_samples(request, subject, stages),
         "rarest windows": unseen_windows(pool, seen, 16),
         "lists of unseen words": unseen_lists(subject, options.eval_data.read_text(), seen, 16, request.length),
     }
     for eps in options.eps:
         plan = measurement.solve(eps=eps, engine="natprec", rounding=options.rounding)
-        first = divergences(subject, plan, ids, options.rounding, texts)
+        first = divergences(subject, plan, samples, options.rounding, texts)
         for name, windows in texts.items():
-            row: dict[str, object] = {"text": name, "tokens": windows.numel(), "eps": eps}
+            row: dict[str, object] = {"text": name, "tokens": windows.tokens, "eps": eps}
             row["unseen"] = float((~seen[windows]).float().mean())
             row["predicted"] = plan.kl_predicted
             row["measured"] = row["finally"] = first[name]
@@ -88,7 +89,7 @@ def main() -> None:
                 tighter = measurement.solve(
                     eps=eps, eps_solved=tightened(plan, first[name]), engine="natprec", rounding=options.rounding
                 )
-                row["finally"] = divergences(subject, tighter, ids, options.rounding, {name: windows})[name]
+                row["finally"] = divergences(subject, tighter, samples, options.rounding, {name: windows})[name]
             row["held"] = row["finally"] <= eps  # type: ignore[operator]
             embedding = plan.sites[subject.sites[0].name]
             row["embedding"] = embedding.format.name if embedding.format else None
@@ -97,15 +98,17 @@ def main() -> None:
 
 
 @torch.no_grad()
-def divergences(subject: Subject, plan: Plan, ids: Tensor, rounding: str, texts: dict[str, Tensor]) -> dict[str, float]:
+def divergences(
+    subject: Subject, plan: Plan, samples: Samples, rounding: str, texts: dict[str, Samples]
+) -> dict[str, float]:
     """KL per token of the rounded model on each text."""
-    expected = {name: [subject.segmented.output(window[None]) for window in text] for name, text in texts.items()}
+    expected = {name: [subject.segmented.output(window) for window in text.split(1)] for name, text in texts.items()}
     with subject.segmented.weights.hold(subject.model.parameters()):
-        round_to_plan(subject, plan, ids, rounding, Stages(quiet=True))
+        round_to_plan(subject, plan, samples, rounding, Stages(quiet=True))
         found = {
             name: [
-                float(forward_kl(logits, subject.segmented.output(window[None])).mean())
-                for logits, window in zip(expected[name], text, strict=True)
+                float(forward_kl(logits, subject.segmented.output(window)).mean())
+                for logits, window in zip(expected[name], text.split(1), strict=True)
             ]
             for name, text in texts.items()
         }

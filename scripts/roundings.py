@@ -18,10 +18,9 @@ import torch
 from natprec.config import QuantizeConfig
 from natprec.evaluation.verification import compare
 from natprec.measurement import Measurement
-from natprec.models.batches import batches
 from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import given_tokens, held_out_tokens
+from natprec.pipeline.samples import given_samples, held_out_samples
 from natprec.utils.progress import Stages
 
 
@@ -51,16 +50,16 @@ def main() -> None:
         length=options.sequence_length,
     )
     subject = open_subject(request, stages)
-    ids, held_out = given_tokens(request, subject, stages), held_out_tokens(request, subject, stages)
+    samples, held_out = given_samples(request, subject, stages), held_out_samples(request, subject, stages)
     plan = Measurement.load(options.measurement).solve(bits=options.bits, max_size=options.max_size)
     print(f"{plan.bits_per_weight:.3f} bits per weight, {plan.stored_bytes} bytes, predicted {plan.kl_predicted:.4f}")
     with torch.no_grad():
-        expected = [subject.segmented.output(held_out[batch.start : batch.stop]) for batch in batches(*held_out.shape)]
+        expected = [subject.segmented.output(batch) for batch in held_out.split()]
     for name in options.roundings.split(","):
         rounding, _, refine = name.partition("+")
         start, used = time.perf_counter(), time.process_time()
         with subject.segmented.weights.hold(subject.model.parameters()):
-            round_to_plan(subject, plan, ids, rounding, stages, int(refine or 0))
+            round_to_plan(subject, plan, samples, rounding, stages, int(refine or 0))
             seconds, cpu = time.perf_counter() - start, time.process_time() - used
             reference = iter(expected)
             summary = compare(

@@ -25,29 +25,28 @@ from natprec.formats import engine_profile
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
 from natprec.models.activation_sites import activation_formats
-from natprec.models.batches import batches
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import calibration_tokens
+from natprec.pipeline.samples import calibration_samples
+from natprec.tasks import CAUSAL, Samples
 from natprec.utils.progress import Stages
 
 
-def plain(subject: Subject, ids: torch.Tensor) -> dict[str, float]:
+def plain(subject: Subject, samples: Samples) -> dict[str, float]:
     """Seconds of one forward and backward per batch, in each arithmetic that a sweep uses."""
     kinds = {"float32": contextlib.nullcontext}
     if subject.segmented.products != torch.float32:
         kinds["bfloat16"] = subject.segmented.gathering
-    return {name: one_pass(subject.model, ids, context) for name, context in kinds.items()}
+    return {name: one_pass(subject.model, samples, context) for name, context in kinds.items()}
 
 
-def one_pass(model: Any, ids: torch.Tensor, context: Callable[[], Any]) -> float:
+def one_pass(model: Any, samples: Samples, context: Callable[[], Any]) -> float:
     """Seconds; the way forward stands in `context`."""
     model.requires_grad_(True)
     start = time.perf_counter()
-    for batch in batches(*ids.shape):
-        rows = ids[batch.start : batch.stop]
+    for batch in samples.split():
         with context():
-            logits = model(input_ids=rows, use_cache=False).logits.float()
-        functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="sum").backward()
+            logits = CAUSAL.forward(model, batch).logits.float()
+        functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="sum").backward()
         model.zero_grad(set_to_none=True)
     model.requires_grad_(False)
     return time.perf_counter() - start
@@ -67,7 +66,7 @@ def main() -> None:
         options.model, eps=1.0, data=options.data, tokens=options.tokens, arithmetic=options.arithmetic
     )
     subject = open_subject(request, Stages())
-    ids = calibration_tokens(request, subject, Stages())
+    samples = calibration_samples(request, subject, Stages())
     formats = subject.candidates(engine_profile("vllm"), options.group_size)
     loaded = psutil.Process().memory_info().rss
     peak = [loaded]
@@ -75,24 +74,24 @@ def main() -> None:
     def advance(_: str) -> None:
         peak.append(psutil.Process().memory_info().rss)
 
-    before = plain(subject, ids)
+    before = plain(subject, samples)
     seconds = {}
     flows = {site: activation_formats(site, options.group_size) for site in subject.activations}
     for kind in options.sweeps.split(","):
         start = time.perf_counter()
         sweep(
-            subject.segmented, subject.sites, formats, ids,
+            subject.segmented, subject.sites, formats, samples,
             scale_dtype=subject.storage_dtype, seed=0, rounding="gptq" if kind == "gptq" else "rtn",
             activations=flows if kind == "all" else None, advance=advance,
         )  # fmt: skip
         seconds[kind] = time.perf_counter() - start
-    after = plain(subject, ids)
+    after = plain(subject, samples)
     own = {kind: "float32" if kind == "all" else list(before)[-1] for kind in seconds}
     result = {
         "sites": len(subject.sites),
         "activations": len(flows),
         "widths": len(next(iter(formats.values()))),
-        "tokens": ids.numel(),
+        "tokens": samples.tokens,
         "plain_seconds": [before, after],
         "sweep_seconds": seconds,
         "arithmetic": own,

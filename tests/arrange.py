@@ -25,6 +25,7 @@ from natprec.models.weights import present_values
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.apply import rounded_in_order
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from tests.conftest import tiny_encoder, tiny_model
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 96}
@@ -48,9 +49,10 @@ def encoder(distortion: Distortion | None = None, **changes: Any) -> Subject:
     return Subject.in_memory(tiny_encoder(**{"vocab_size": 96, **changes}), None, "small", distortion)
 
 
-def tokens(sequences: int, length: int, vocabulary: int = 96, seed: int = 0) -> Tensor:
-    """(sequences, length) random token ids."""
-    return torch.randint(vocabulary, (sequences, length), generator=torch.Generator().manual_seed(seed))
+def tokens(sequences: int, length: int, vocabulary: int = 96, seed: int = 0) -> Samples:
+    """Random token text."""
+    draw = torch.Generator().manual_seed(seed)
+    return Samples.text(torch.randint(vocabulary, (sequences, length), generator=draw))
 
 
 def header(**changes: Any) -> Header:
@@ -138,13 +140,13 @@ def apply_plan(
     segmented: SegmentedModel,
     sites: list[Site],
     plan: Plan,
-    ids: Tensor | None,
+    text: Samples | None,
     rounding: str,
     storage_dtype: torch.dtype,
     **options: Any,
 ) -> dict[str, QuantizedTensor]:
     """Site name → codes; the model's weights are those of the codes afterwards."""
-    states, codes = None if ids is None else HiddenStates(segmented, ids), dict[str, QuantizedTensor]()
+    states, codes = None if text is None else HiddenStates(segmented, text), dict[str, QuantizedTensor]()
     with segmented.weights.hold(segmented.model.parameters()):
         for _, found in rounded_in_order(segmented, sites, plan, states, rounding, storage_dtype, **options):
             codes |= found

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import natprec
-from natprec.data.windows import data_digest, load_tokens
+from natprec.data.windows import load_tokens
+from natprec.tasks import Samples
 from tests.conftest import made_up_text, tiny_model
 from tests.run_command import SMALL
 from tests.run_command import natprec as command
@@ -79,8 +80,8 @@ def test_measuring_and_judging_on_one_text_take_different_parts(here: Path, tiny
         natprec.verify("out", model, "text.txt", **SIZES)
     verification = natprec.verify("out", model, "text.txt", tiny_tokenizer, **SIZES)
     own = load_tokens(tiny_tokenizer, None, sequences=4, length=64, split="calibration", model=model)
-    assert measurement.header.data_digest == data_digest(torch.cat([measured, own]))
-    assert verification.data_digest == data_digest(judged)
+    assert measurement.header.data_digest == Samples.text(torch.cat([measured, own])).digest
+    assert verification.data_digest == Samples.text(judged).digest
 
 
 def test_token_ids_are_taken_as_they_are(here: Path, tiny_tokenizer: Any) -> None:

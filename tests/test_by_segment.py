@@ -28,6 +28,7 @@ from natprec.pipeline.request import refuse_on_disk
 from natprec.pipeline.resume import SEGMENTS, forget
 from natprec.rounding.apply import STATE
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from tests.arrange import tokens
 from tests.conftest import tiny_model
@@ -37,12 +38,12 @@ from tests.run_command import natprec
 from tests.test_kill import ENVIRONMENT, command
 
 QUIET = Stages(quiet=True)
-IDS, HELD_OUT = tokens(4, 16), tokens(3, 16, seed=1)
+TEXT, HELD_OUT = tokens(4, 16), tokens(3, 16, seed=1)
 
 
 def planned(subject: Subject, engine: str = "vllm", **options: Any) -> Plan:
     sites = "all" if options.keys() & {"activations", "kv"} else "weights"
-    found = measure(subject, IDS, group_size=16, engine=engine, sites=sites)
+    found = measure(subject, TEXT, group_size=16, engine=engine, sites=sites)
     return found.solve(bits=4.5, **options) if "kv" not in options else found.solve(eps=0.5, **options)
 
 
@@ -50,14 +51,14 @@ def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq"
     """A checkpoint of a model in memory, which is the original again afterwards, and how it is judged."""
     before = {name: parameter.clone() for name, parameter in subject.model.named_parameters()}
     folder.mkdir()
-    pipeline.round_and_write(subject, plan, IDS, rounding, folder, None, QUIET)
+    pipeline.round_and_write(subject, plan, TEXT, rounding, folder, None, QUIET)
     assert all(torch.equal(parameter, before[name]) for name, parameter in subject.model.named_parameters())
     return judge.verify(folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
 
 
 def from_disk(subject: Subject, plan: Plan, folder: Path, resume_folder: Path, rounding: str = "gptq") -> Verification:
     folder.mkdir()
-    pipeline.round_and_write(subject, plan, IDS, rounding, folder, resume_folder, QUIET)
+    pipeline.round_and_write(subject, plan, TEXT, rounding, folder, resume_folder, QUIET)
     return judge.verify(
         folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET, resume_folder=resume_folder
     )
@@ -167,8 +168,8 @@ def test_rounding_goes_on_where_it_was(
     for name in ("whole", "cut", "resumed", "other"):
         (tmp_path / name).mkdir()
 
-    def rounds(out: Path, partial: Path, ids: Tensor = IDS) -> None:
-        pipeline.round_and_write(subject, plan, ids, rounding, out, partial, QUIET)
+    def rounds(out: Path, partial: Path, text: Samples = TEXT) -> None:
+        pipeline.round_and_write(subject, plan, text, rounding, out, partial, QUIET)
 
     rounds(tmp_path / "whole", tmp_path / "kept-whole")
     put, rounded = CheckpointWriter.put, []
@@ -194,7 +195,7 @@ def test_rounding_goes_on_where_it_was(
     assert rounded == [-1, *range(min(last, 3) + 1, 5)]
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
     rounded.clear()
-    rounds(tmp_path / "other", resume_folder, IDS.flip(0))
+    rounds(tmp_path / "other", resume_folder, TEXT[torch.arange(3, -1, -1)])
     assert rounded == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"
 
 
@@ -226,10 +227,9 @@ def test_judging_goes_on_where_it_was(tmp_path: Path, tiny_tokenizer: Any, monke
 def test_what_needs_the_whole_model_is_refused(tiny_folder: Path) -> None:
     apart, whole = opened(tiny_folder), opened(tiny_folder, on_disk=False)
     with pytest.raises(InputError, match=r"refine 3: that needs the whole model.*--weights memory"):
-        refuse_on_disk(apart, "vllm", 3)
-    with pytest.raises(InputError, match=r"engine 'llama\.cpp': a GGUF file.*--weights memory"):
-        refuse_on_disk(apart, "llama.cpp", 0)
-    refuse_on_disk(whole, "llama.cpp", 3)
+        refuse_on_disk(apart, 3)
+    refuse_on_disk(apart, 0)
+    refuse_on_disk(whole, 3)
 
 
 @pytest.fixture(scope="module")

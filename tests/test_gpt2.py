@@ -86,8 +86,8 @@ def test_a_matrix_that_stays_at_16_bits_is_stored_as_transformers_stores_it(
     subject: Subject, folder: Path, tmp_path: Path
 ) -> None:
     """So that the checkpoint differs from the original's in nothing but what was quantized."""
-    kept, ids = "transformer.h.0.mlp.c_fc", tokens(4, 16)
-    found = measure(subject, ids, engine="natprec", group_size=32, rounding="rtn")
+    kept, text = "transformer.h.0.mlp.c_fc", tokens(4, 16)
+    found = measure(subject, text, engine="natprec", group_size=32, rounding="rtn")
     found = replace(found, curves={**found.curves, kept: found.curves[kept].unknown()})
     fresh = opened(folder, on_disk=False)
     round_and_write(fresh, found.solve(eps=0.05), None, "rtn", tmp_path, tmp_path / "kept", Stages(quiet=True))
@@ -97,8 +97,8 @@ def test_a_matrix_that_stays_at_16_bits_is_stored_as_transformers_stores_it(
     matrix = known_layer(dense.get_submodule(kept)).matrix
     assert torch.equal(matrix, site_layer(fresh.model, site).matrix.to(fresh.storage_dtype).float())
     with torch.no_grad():
-        expected = dense(input_ids=ids).logits
-        running = load(tmp_path).model(input_ids=ids).logits
+        expected = dense(input_ids=text.ids).logits
+        running = load(tmp_path).model(input_ids=text.ids).logits
     assert float((running - expected).abs().max()) < 5e-2 * float(expected.abs().max())
 
 

@@ -63,13 +63,15 @@ def test_transformers_loads_it_and_computes_the_same(
 
     model = saved(tmp_path / "m", family, tiny_tokenizer)
     result = quantized(tmp_path, model, text_file, "--engine", "transformers")
-    ids = tokens(2, 24, 512)
+    text = tokens(2, 24, 512)
     with torch.no_grad():
-        ours = load_quantized(tmp_path / "out")(input_ids=ids).logits
+        ours = load_quantized(tmp_path / "out")(input_ids=text.ids).logits
         plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-        theirs = plain(input_ids=ids).logits
-        original = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(input_ids=ids).logits
-        running = package.load(tmp_path / "out")(input_ids=ids).logits
+        theirs = plain(input_ids=text.ids).logits
+        original = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(
+            input_ids=text.ids
+        ).logits
+        running = package.load(tmp_path / "out")(input_ids=text.ids).logits
     assert float((ours - theirs).abs().max()) <= 1e-3
     assert float((ours - running).abs().max()) <= ROUNDED * float(ours.abs().max())
     assert float((ours - original).abs().max()) > 1e-3, "it is rounded"
@@ -116,8 +118,8 @@ def test_from_disk_as_from_memory(family: str, tmp_path: Path, tiny_tokenizer: A
     assert apart.digest == whole.digest
     assert apart.sites == whole.sites
     assert apart.gauges == whole.gauges
-    ids = tokens(4, 48, 512)
-    found, other = (measure(subject, ids, group_size=32).curves for subject in (whole, apart))
+    text = tokens(4, 48, 512)
+    found, other = (measure(subject, text, group_size=32).curves for subject in (whole, apart))
     for name, one in found.items():
         assert one.tokens == other[name].tokens
         for kind in ("forward", "backward", "energy", "shares", "unquantized"):
@@ -126,22 +128,22 @@ def test_from_disk_as_from_memory(family: str, tmp_path: Path, tiny_tokenizer: A
 
 
 def test_a_checkpoint_from_disk_is_the_one_from_memory(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    model, ids, stages = saved(tmp_path / "m", "Mixtral", tiny_tokenizer), tokens(4, 48, 512), Stages(quiet=True)
+    model, text, stages = saved(tmp_path / "m", "Mixtral", tiny_tokenizer), tokens(4, 48, 512), Stages(quiet=True)
     subjects = {on_disk: Subject.of(load_model(str(model), on_disk=on_disk)) for on_disk in (False, True)}
-    plan = measure(subjects[False], ids, group_size=32).solve(eps=1e-4)
+    plan = measure(subjects[False], text, group_size=32).solve(eps=1e-4)
     for on_disk, subject in subjects.items():
         (tmp_path / str(on_disk)).mkdir()
         resume_folder = tmp_path / "kept" if on_disk else None
-        round_and_write(subject, plan, ids, "gptq", tmp_path / str(on_disk), resume_folder, stages)
+        round_and_write(subject, plan, text, "gptq", tmp_path / str(on_disk), resume_folder, stages)
     one, other = (load_file(tmp_path / str(on_disk) / "model.safetensors") for on_disk in subjects)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     configs = [(tmp_path / str(on_disk) / "config.json").read_text() for on_disk in subjects]
     assert json.loads(configs[0]) == json.loads(configs[1])
     with torch.no_grad():
-        whole = load_quantized(tmp_path / "True")(input_ids=ids).logits
+        whole = load_quantized(tmp_path / "True")(input_ids=text.ids).logits
         apart = open_quantized(tmp_path / "True", Subject.of(load_model(str(model))).segmented, torch.device("cpu"))
-        torch.testing.assert_close(apart.output(ids), whole)
+        torch.testing.assert_close(apart.output(text), whole)
 
 
 def test_experts_stored_as_one_tensor_are_refused_for_transformers(
@@ -155,10 +157,10 @@ def test_experts_stored_as_one_tensor_are_refused_for_transformers(
     assert "experts of GptOssForCausalLM" in result.reason
     assert "--engine vllm" in result.reason
     quantized(tmp_path, model, text_file, "--rounding", "rtn")
-    ids = tokens(1, 12, 512)
+    text = tokens(1, 12, 512)
     with torch.no_grad():
-        ours = load_quantized(tmp_path / "out")(input_ids=ids).logits
-        running = package.load(tmp_path / "out")(input_ids=ids).logits
+        ours = load_quantized(tmp_path / "out")(input_ids=text.ids).logits
+        running = package.load(tmp_path / "out")(input_ids=text.ids).logits
     assert float((ours - running).abs().max()) <= ROUNDED * float(ours.abs().max())
 
 
@@ -174,8 +176,8 @@ def test_the_correction_counts_tokens_that_go_elsewhere() -> None:
 
 
 def test_a_model_in_memory(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    model, ids = experts(std=0.02, vocab_size=512), tokens(8, 32, 512)
-    plan = package.measure(model, tiny_tokenizer, ids, group_size=32).solve(eps=1e-3)
+    model, text = experts(std=0.02, vocab_size=512), tokens(8, 32, 512)
+    plan = package.measure(model, tiny_tokenizer, text, group_size=32).solve(eps=1e-3)
     assert sum(choice.tokens is not None for choice in plan.sites.values()) == 2 * 4 * 3
-    package.save(plan.apply(model, tiny_tokenizer, ids), tmp_path / "out")
+    package.save(plan.apply(model, tiny_tokenizer, text), tmp_path / "out")
     assert package.verify(tmp_path / "out", model, tokens(4, 32, 512, seed=5)).kl_mean < 2e-3

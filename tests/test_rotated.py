@@ -20,8 +20,10 @@ from natprec.models.stored import read_stored
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.request import open_subject
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.transforms import rotated_digest
 from natprec.utils.progress import Stages
+from tests.arrange import tokens
 from tests.conftest import VOCABULARY, tiny_model
 from tests.run_command import SMALL, left_behind
 from tests.run_command import natprec as command
@@ -85,7 +87,7 @@ def test_apply_rotates_as_the_plan_says(
     assert "rotated the residual stream of 64" in applied.err
     ids = torch.randint(VOCABULARY, (4, 64), generator=torch.Generator().manual_seed(1))
     original = open_subject(replace(request_, transforms="auto"), QUIET)
-    found = verify(tmp_path / "out", original, ids, plan, rounding="rtn", data="ids", stages=QUIET)
+    found = verify(tmp_path / "out", original, Samples.text(ids), plan, rounding="rtn", data="ids", stages=QUIET)
     assert found.kl_mean < 3 * plan.kl_predicted
 
     plain = json.loads((tmp_path / "plan.json").read_text())
@@ -143,7 +145,7 @@ def test_a_measurement_must_be_of_a_rotated_subject(request_: QuantizeConfig) ->
 
     plain = open_subject(replace(request_, transforms="auto"), QUIET)
     with pytest.raises(errors.InputError, match="was not rotated"):
-        measure(plain, torch.zeros(4, 8, dtype=torch.int64), group_size=32, transforms="rotate")
+        measure(plain, tokens(4, 8), group_size=32, transforms="rotate")
 
 
 def test_a_plan_of_before_is_read(tmp_path: Path, request_: QuantizeConfig) -> None:

@@ -21,6 +21,7 @@ from natprec.pipeline.quantize import round_and_write, round_to_plan
 from natprec.pipeline.request import refuse_impossible_size
 from natprec.runtime.load import load
 from natprec.solver import solve
+from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Stages
 from tests import structures as tiny
@@ -30,13 +31,13 @@ FAMILIES = [
     tiny.gpt2, tiny.deberta, tiny.mpnet, tiny.albert, tiny.zamba2, tiny.qwen3_next, tiny.mamba2, tiny.mamba, tiny.jamba,
     tiny.gemma3n, tiny.deepseek,
 ]  # fmt: skip
-IDS = tokens(8, 16)
+TEXT = tokens(8, 16)
 EXACT = 5e-3
 """Of the largest value: what kernels make of another order of products, and activations as int16."""
 
 
-def output(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    found = model(input_ids=ids)
+def output(model: Any, text: Samples) -> torch.Tensor:
+    found = model(input_ids=text.ids)
     value: torch.Tensor = found.logits if hasattr(found, "logits") else found.last_hidden_state
     return value
 
@@ -53,17 +54,17 @@ def test_what_is_written_is_what_runs(
     build: Callable[[], Any], tmp_path: Path, tiny_tokenizer: Any, encoder_tokenizer: Any
 ) -> None:
     subject = tiny.made(build)
-    subject = Subject.in_memory(subject.model, tiny_tokenizer if subject.task.predicts else encoder_tokenizer, "small")
-    plan = solve(measure(subject, IDS, engine="natprec", group_size=32), 0.05)
+    subject = Subject.in_memory(subject.model, tiny_tokenizer if subject.task.generates else encoder_tokenizer, "small")
+    plan = solve(measure(subject, TEXT, engine="natprec", group_size=32), 0.05)
     assert all(choice.kl >= 0 for choice in plan.sites.values())
     (tmp_path / "out").mkdir()
-    round_and_write(subject, plan, IDS, "gptq", tmp_path / "out", None, Stages(quiet=True))
+    round_and_write(subject, plan, TEXT, "gptq", tmp_path / "out", None, Stages(quiet=True))
     with torch.no_grad(), subject.segmented.weights.hold(subject.model.parameters()):
-        round_to_plan(subject, plan, IDS, "gptq", Stages(quiet=True))
-        rounded = output(subject.model, IDS)
+        round_to_plan(subject, plan, TEXT, "gptq", Stages(quiet=True))
+        rounded = output(subject.model, TEXT)
     with torch.no_grad():
-        unpacked = output(load_quantized(tmp_path / "out"), IDS)
-        running = output(load(tmp_path / "out").model, IDS)
+        unpacked = output(load_quantized(tmp_path / "out"), TEXT)
+        running = output(load(tmp_path / "out").model, TEXT)
     size = float(rounded.abs().max())
     assert float((unpacked - rounded).abs().max()) < EXACT * size
     assert float((running - unpacked).abs().max()) < EXACT * size
@@ -78,12 +79,12 @@ def test_what_is_written_is_what_runs(
 def test_a_gradient_is_that_of_all_uses(build: Callable[[], Any], shared: str) -> None:
     """That of positions, too, which all sequences of a batch have in common and no earlier weight has touched."""
     subject = tiny.made(build)
-    found = measure(subject, IDS, engine="natprec", group_size=32, rounding="rtn", seed=3)
+    found = measure(subject, TEXT, engine="natprec", group_size=32, rounding="rtn", seed=3)
     site = next(site for site in subject.sites if site.name.endswith(shared))
     weight = subject.model.get_submodule(site.name).weight.requires_grad_()
     energies = []
-    for number in range(len(IDS)):
-        out = subject.segmented.output(IDS[number : number + 1])
+    for number in range(len(TEXT)):
+        out = subject.segmented.output(TEXT[number : number + 1])
         subject.distortion.draw(out, range(number, number + 1), 3).backward()
         energies.append(float(weight.grad.square().sum()))
         weight.grad = None
@@ -93,7 +94,7 @@ def test_a_gradient_is_that_of_all_uses(build: Callable[[], Any], shared: str) -
 def test_an_input_that_is_several_tensors_is_measured_in_all_of_them() -> None:
     """That of a block which runs three times is three as expensive as in a sum of squares over all three."""
     subject = tiny.made(tiny.albert)
-    found = measure(subject, IDS, engine="natprec", group_size=32, sites="all", rounding="rtn", seed=3)
+    found = measure(subject, TEXT, engine="natprec", group_size=32, sites="all", rounding="rtn", seed=3)
     site = next(site for site in subject.activations if site.name.endswith("ffn:input"))
     module = subject.model.get_submodule(site.uses[0])
     energies, inputs = [], list[torch.Tensor]()
@@ -104,9 +105,9 @@ def test_an_input_that_is_several_tensors_is_measured_in_all_of_them() -> None:
         return (inputs[-1],)
 
     with attached([module.register_forward_pre_hook(apart)]):
-        for number in range(len(IDS)):
+        for number in range(len(TEXT)):
             inputs.clear()
-            out = subject.segmented.output(IDS[number : number + 1])
+            out = subject.segmented.output(TEXT[number : number + 1])
             subject.distortion.draw(out, range(number, number + 1), 3).backward()
             energies.append(sum(float(each.grad.square().sum()) for each in inputs if each.grad is not None))
     assert len(inputs) == 3
@@ -128,7 +129,7 @@ def test_keys_and_values_that_one_scheme_cannot_describe_are_refused_before_meas
 def test_latent_attention_is_measured_with_its_keys_and_values(version: int, rank: int) -> None:
     """64 is also how many values a token has: an inner norm of that size produces none of them either."""
     subject = tiny.made(tiny.deepseek, version=version, kv_lora_rank=rank)
-    found = measure(subject, IDS, engine="vllm", group_size=32, sites="all")
+    found = measure(subject, TEXT, engine="vllm", group_size=32, sites="all")
     sizes = {curve.site.kind: curve.site.shape[1] for curve in found.curves.values() if curve.site.role == "cache"}
     assert sizes == {"key": 24, "value": 16}
     assert solve(found, 0.5, kv="8", activations="8").cache is not None
@@ -138,9 +139,9 @@ def test_latent_attention_is_measured_with_its_keys_and_values(version: int, ran
 def test_an_embedding_row_of_zeros_costs_nothing() -> None:
     """Gradients of norms are huge there, or infinite."""
     subject = tiny.made(tiny.gemma3n)
-    unlike_the_first = next(token for token in IDS[0].tolist() if token not in IDS[:, 0])
+    unlike_the_first = next(token for token in TEXT.ids[0].tolist() if token not in TEXT.ids[:, 0])
     subject.model.model.embed_tokens.weight.data[unlike_the_first] = 0.0
-    found = measure(subject, IDS, engine="natprec", group_size=32, rounding="rtn")
+    found = measure(subject, TEXT, engine="natprec", group_size=32, rounding="rtn")
     curve = found.curves["model.embed_tokens"]
     assert float(curve.kl()[-1]) < 1.0
     assert found.header.checks[0][2] < 10 * found.header.checks[0][3]

@@ -16,12 +16,12 @@ from natprec.checkpoints.gguf import FILE_NAME
 from natprec.checkpoints.trial import unlike
 from natprec.errors import InputError, ModelError, NatprecError
 from natprec.formats import engine_profile
-from natprec.measurement.subject import probe_ids
 from natprec.models.checksums import refuse_damaged
 from natprec.models.devices import quiet
 from natprec.models.disk_names import DiskNames
-from natprec.models.encoders import drop_missing_pooler
 from natprec.models.experts import take_apart
+from natprec.models.gguf_files import check_gguf
+from natprec.models.gguf_tensors import open_gguf
 from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
 from natprec.models.model_files import first_line, task_of, weight_files
@@ -30,7 +30,7 @@ from natprec.models.segments import SegmentedModel
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
 from natprec.models.stored_codes import in_library_order, refuse_other_formats
 from natprec.models.trust import config_of, model_of, unfilled_model
-from natprec.tasks import ENCODER, Task
+from natprec.tasks import Task
 
 UNPACKED = "transformers does not load such a checkpoint ({}), so natprec judges it by unpacking the codes itself"
 
@@ -59,7 +59,7 @@ def load_quantized(
         ModelError: it is damaged, or cannot be loaded; says what transformers said.
     """
     if (folder / FILE_NAME).is_file():
-        return load_model(str(folder / FILE_NAME)).model
+        return load_model(str(folder / FILE_NAME), plain=True).model
     scheme, profile, trust = _scheme(folder), engine_profile(engine), trust_remote_code
     why: str | None = None
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
@@ -95,6 +95,15 @@ def open_quantized(
         InputError: the folder is no checkpoint.
         ModelError: it is damaged, or cannot be loaded.
     """
+    file = folder / FILE_NAME
+    if file.is_file():
+        check_gguf(file)
+        with _explained(folder), quiet(stderr=True):
+            config = config_of(folder, trust_remote_code, gguf_file=str(file.absolute()))
+            task = task_of(str(folder), config)
+            model, weights, _ = open_gguf(file, config, task, device)
+            model.eval().requires_grad_(False)
+            return SegmentedModel(model, task.probe(model), original.distortion, weights)
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):
         config, task = _dense_config(folder, trust_remote_code)
@@ -106,7 +115,7 @@ def open_quantized(
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
         round_as_written(model, scheme, _tensor_files(folder), engine_profile(engine), str(folder))
-        return SegmentedModel(model, probe_ids(model), original.distortion, weights)
+        return SegmentedModel(model, task.probe(model), original.distortion, weights)
 
 
 def _scheme(folder: Path) -> dict[str, Any]:
@@ -144,12 +153,12 @@ def _plain(folder: Path, scheme: dict[str, Any], trust: bool) -> nn.Module:
     task = task_of(str(folder), config)
     model, report = model_of(folder, task, trust, config=config, output_loading_info=True)
     missing = report["missing_keys"]
-    if missing and task == ENCODER and drop_missing_pooler(model, missing):
+    if missing and task.does_without(model, missing):
         report = {**report, "missing_keys": ()}
     wrong = unlike(report, empty_model(*_dense_config(folder, trust), trust))
     if wrong is not None:
         raise ValueError(f"transformers has tensors {wrong}")
-    model(input_ids=torch.zeros(1, 1, dtype=torch.int64))  # the first forward decompresses
+    task.forward(model, task.probe(model))  # the first forward decompresses
     dense: nn.Module = model.eval().requires_grad_(False)
     return dense
 

@@ -2,7 +2,7 @@
 
 Weights that the plan quantizes are stored as blocks of their type, vectors (norms, biases) as float32, what else there
 is in 16 bits. Names and metadata keys are those of the `gguf` package; what differs from architecture to
-architecture is in `natprec.checkpoints.gguf_architectures`.
+architecture is in `natprec.models.gguf_architectures`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from natprec.checkpoints.gguf_architectures import architecture_of, interleaved
 from natprec.checkpoints.gguf_blocks import pack_blocks
 from natprec.checkpoints.gguf_tokenizer import add_tokenizer, copied_fields
 from natprec.checkpoints.writer import CheckpointWriter
 from natprec.measurement.subject import Subject
+from natprec.models.gguf_architectures import architecture_of, interleaved
 from natprec.quantizers import QuantizedTensor
 
 FILE_NAME = "model.gguf"

@@ -47,7 +47,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocabulary: int) -> None:
     Args:
         vocabulary: rows of the embedding, which may be more than there are tokens.
     Raises:
-        ModelError: it is not a BPE that llama.cpp has.
+        ModelError: it is not a BPE that llama.cpp has, or has more tokens than the embedding.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     told = json.loads(backend.to_str()) if backend is not None else {}
@@ -55,6 +55,12 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocabulary: int) -> None:
         raise ModelError(
             f"tokenizer {type(tokenizer).__name__} is not a BPE, which is all that natprec writes into GGUF; "
             "use another --engine"
+        )
+    needed = 1 + max([*told["model"]["vocab"].values(), *(added["id"] for added in told["added_tokens"])])
+    if needed > vocabulary:
+        raise ModelError(
+            f"the tokenizer has {needed} tokens and the embedding {vocabulary} rows, which llama.cpp refuses; "
+            "use the model's own tokenizer, or another --engine"
         )
     bytewise = told["model"].get("byte_fallback", False)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]]

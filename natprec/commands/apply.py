@@ -31,7 +31,7 @@ def apply(
     from natprec.pipeline import quantize as pipeline
     from natprec.pipeline import resume as resumable
     from natprec.pipeline.request import check, inputs, open_subject, refuse_on_disk, tell_leftovers
-    from natprec.pipeline.tokens import calibration_tokens
+    from natprec.pipeline.samples import calibration_samples
     from natprec.roundings import rounding_named
     from natprec.solver import Plan
     from natprec.utils.atomic_files import new_folder, refuse_existing
@@ -51,10 +51,10 @@ def apply(
     subject = open_subject(config, stages, plan.rotation)
     plan.refuse_other_model(subject.digest, config.model)
     plan.refuse_other_sites(subject)
-    refuse_on_disk(subject, plan.engine, config.refine)
+    refuse_on_disk(subject, config.refine)
     tell_leftovers(subject, plan.engine, stages)
     needed = config.refine or rounding_named(config.rounding).needs != "nothing"
-    ids = calibration_tokens(config, subject, stages) if needed else None
+    samples = calibration_samples(config, subject, stages) if needed else None
     with claimed(out):
         if not resume:
             resumable.forget(partial)
@@ -62,7 +62,7 @@ def apply(
             pipeline.round_and_write(
                 subject,
                 plan,
-                ids,
+                samples,
                 config.rounding,
                 folder,
                 resumable.resume_folder_of(partial, subject),

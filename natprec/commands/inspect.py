@@ -61,7 +61,7 @@ def inspect(
     from natprec.measurement import Measurement
     from natprec.measurement.measure import measure
     from natprec.pipeline.request import check, inputs, open_subject
-    from natprec.pipeline.tokens import given_tokens, held_out_tokens
+    from natprec.pipeline.samples import given_samples, held_out_samples
     from natprec.solver import Plan
     from natprec.solver.fused_groups import EPS_BWD_SHOWN
     from natprec.utils.atomic_files import new_folder, refuse_existing, write_json
@@ -91,12 +91,12 @@ def inspect(
         raise InputError(f"measurement {str(measurement)!r} is of {known.header.model!r}, not of {name!r}")
     if known is not None and measurement is not None:
         known.refuse_other_sites(subject.sites, measurement)
-    ids = given_tokens(config, subject, stages)
-    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
+    samples = given_samples(config, subject, stages)
+    held_out = held_out_samples(config, subject, stages, pieces_of(samples))
     if known is None:
-        known = measure(subject, ids, config, stages=stages)
+        known = measure(subject, samples, config, stages=stages)
     found = run(
-        subject, ids, held_out, known, eps=eps, eps_bwd=tolerance, plan=planned, kelvin=kelvin,
+        subject, samples, held_out, known, eps=eps, eps_bwd=tolerance, plan=planned, kelvin=kelvin,
         stages=stages,
     )  # fmt: skip
     if strict:

@@ -32,8 +32,8 @@ def verify(
     from natprec.evaluation import verify as judge
     from natprec.pipeline import resume as resumable
     from natprec.pipeline.request import check, open_subject
+    from natprec.pipeline.samples import held_out_samples
     from natprec.pipeline.summary import verification_table
-    from natprec.pipeline.tokens import held_out_tokens
     from natprec.solver import Plan
     from natprec.transforms import rotated_digest
     from natprec.utils.claims import beside
@@ -51,12 +51,12 @@ def verify(
     subject = open_subject(config, stages)
     # judged beside the original itself
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
-    ids = held_out_tokens(config, subject, stages, judge.measured_on(folder))
+    samples = held_out_samples(config, subject, stages, judge.measured_on(folder))
     partial = beside(folder, ".verify.partial")
     if not resume:
         resumable.forget(partial)
     verification = judge.verify(
-        folder, subject, ids, plan, rounding=judge.recorded_rounding(folder),
+        folder, subject, samples, plan, rounding=judge.recorded_rounding(folder),
         data=public_name(text or OWN_TEXT), stages=stages, seed=config.seed,
         resume_folder=resumable.resume_folder_of(partial, subject),
     )  # fmt: skip

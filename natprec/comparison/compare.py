@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from natprec.comparison.judging import UNROUNDED, judge, judged_model, rounded_inputs, sizes
 from natprec.comparison.methods import METHODS, SIZED_BY, Method
@@ -24,14 +23,14 @@ from natprec.comparison.processes import interpreter, run_job
 from natprec.comparison.proxies import NAMES, correlations, proxies
 from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
-from natprec.data.windows import data_digest
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.formats import integer
 from natprec.measurement.subject import Subject
 from natprec.models.devices import quiet
 from natprec.models.weight_sites import refuse_indivisible
 from natprec.pipeline.request import inputs, open_subject
-from natprec.pipeline.tokens import given_tokens, held_out_tokens
+from natprec.pipeline.samples import given_samples, held_out_samples
+from natprec.tasks import Samples
 from natprec.utils.atomic_files import write_json
 from natprec.utils.human import human_seconds
 from natprec.utils.marks import KEY, is_ours, refuse_inputs
@@ -90,9 +89,9 @@ def compare(
     subject = open_subject(config, stages)
     sites = [site for site in subject.sites if site.role == "linear"]
     refuse_indivisible(sites, (integer(4, config.group_size, True),))
-    ids = given_tokens(config, subject, stages)
-    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
-    bench = _Bench(config, settings, folder, stages, subject, ids, held_out)
+    samples = given_samples(config, subject, stages)
+    held_out = held_out_samples(config, subject, stages, pieces_of(samples))
+    bench = _Bench(config, settings, folder, stages, subject, samples, held_out)
     bench.write_inputs()
     rows: list[dict[str, Any]] = []
     targets: dict[int, int] = {}
@@ -111,11 +110,11 @@ def compare(
         "model": subject.name,
         "model_digest": subject.digest,
         "data": public_name(config.data or OWN_TEXT),
-        "data_digest": data_digest(ids),
+        "data_digest": samples.digest,
         "eval_data": public_name(config.eval_data or config.data or OWN_TEXT),
-        "eval_data_digest": data_digest(held_out),
-        "tokens": bench.ids.numel(),
-        "eval_tokens": bench.held_out.numel(),
+        "eval_data_digest": held_out.digest,
+        "tokens": bench.samples.tokens,
+        "eval_tokens": bench.held_out.tokens,
         "group_size": config.group_size,
         "activations": settings.activations,
         "target_bytes": targets,
@@ -162,8 +161,8 @@ class _Bench:
     folder: Path
     stages: Stages
     subject: Subject
-    ids: Tensor
-    held_out: Tensor
+    samples: Samples
+    held_out: Samples
 
     def write_inputs(self) -> None:
         """The reference and the calibration tokens, as every worker reads them."""
@@ -173,7 +172,11 @@ class _Bench:
             model.save_pretrained(self.folder / REFERENCE)
             self.subject.tokenizer.save_pretrained(self.folder / REFERENCE)
             marked = {KEY: "calibration tokens of natprec compare"}
-            save_file({"input_ids": self.ids.contiguous()}, self.folder / CALIBRATION, marked)
+            save_file(
+                {name: each.contiguous() for name, each in self.samples.tensors.items()},
+                self.folder / CALIBRATION,
+                marked,
+            )
 
     def row(self, name: str, bits: int, target: int | None, resume: bool) -> dict[str, Any]:
         """One method at one width: run, judge, keep."""
@@ -205,7 +208,7 @@ class _Bench:
             size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
         except (ModelError, InputError) as error:
             return {"status": without_places(str(error))}
-        return {**size, **figures, **proxies(self.subject, model, self.ids, method.rescales)}
+        return {**size, **figures, **proxies(self.subject, model, self.samples, method.rescales)}
 
     def _job(self, name: str, method: Method, bits: int, target: int | None) -> Job:
         settings = {
@@ -230,7 +233,7 @@ class _Bench:
     def _key(self, job: Job) -> str:
         """Everything that a row depends on, except the versions of the peers."""
         inputs = {name: value for name, value in asdict(job).items() if name not in ("peer", "model", "calibration")}
-        parts = [self.subject.digest, data_digest(self.ids), data_digest(self.held_out), inputs, self.config.seed]
+        parts = [self.subject.digest, self.samples.digest, self.held_out.digest, inputs, self.config.seed]
         if job.activations < UNROUNDED:
             parts.append("activations rounded as planned" if METHODS[job.method].own else "by token")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

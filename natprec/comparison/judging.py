@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from natprec.errors import ModelError
 from natprec.evaluation.verification import compare
@@ -24,6 +24,7 @@ from natprec.formats import Format, activation
 from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import round_inputs
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt")
@@ -78,11 +79,11 @@ def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Map
 def judge(
     subject: Subject,
     model: nn.Module,
-    held_out: Tensor,
+    held_out: Samples,
     seed: int,
     inputs: Mapping[str, Format] = AS_THEY_ARE,
 ) -> dict[str, Any]:
-    """KL (or the distortion that suits the model), perplexity and agreement on (sequences, length) held-out tokens.
+    """KL (or the distortion that suits the model), perplexity and agreement on held-out samples.
 
     Args:
         inputs: fused group of a Linear → how its input is rounded while the model runs.
@@ -91,7 +92,7 @@ def judge(
     """
     with attached(round_inputs(model, subject.activations, inputs)):
         summary = compare(
-            subject.segmented.output, lambda ids: subject.distortion.output(model, ids), held_out,
+            subject.segmented.output, lambda batch: subject.distortion.output(model, batch), held_out,
             distortion=subject.distortion,
         ).summary(seed)  # fmt: skip
     if not math.isfinite(summary["kl_mean"]):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from natprec.measurement.subject import Subject
 from natprec.models.layers import known_layer
+from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 from natprec.utils.statistics import bootstrap_correlation, rank_correlation
 
@@ -24,12 +25,12 @@ FITS = 20
 
 
 @torch.no_grad()
-def proxies(subject: Subject, model: nn.Module, ids: Tensor, rescales: bool) -> dict[str, float | None]:
+def proxies(subject: Subject, model: nn.Module, samples: Samples, rescales: bool) -> dict[str, float | None]:
     """Mean over the blocks' Linear layers of the relative errors; inputs are the original's.
 
     Args:
         model: the same modules with other weights.
-        ids: (sequences, length) calibration tokens; the first 2048 are used.
+        samples: of the calibration text; the first 2048 tokens are used.
         rescales: divide out scales that the method moved between layers.
     Returns:
         Name of the proxy → mean; None where the weights are in another basis, so that the error is
@@ -45,8 +46,8 @@ def proxies(subject: Subject, model: nn.Module, ids: Tensor, rescales: bool) -> 
         errors[name] = (without_scales(other, weight) if rescales else other) - weight
         hooks.append(layer.module.register_forward_hook(_gather(sums[name], weight, errors[name])))
     with attached(hooks):
-        for row in ids[: max(1, PROXY_TOKENS // ids.shape[1])].split(1):
-            subject.segmented.output(row)
+        for sample in samples[: max(1, PROXY_TOKENS // samples.length)].split(1):
+            subject.segmented.output(sample)
     layers = np.stack(list(sums.values()))
     ratios = layers[:, :2] / layers[:, 2:]
     return {name: float(mean) if mean < 1 else None for name, mean in zip(NAMES, ratios.mean(0), strict=True)}

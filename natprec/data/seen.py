@@ -18,6 +18,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from natprec.data.sources import TEXT_LIMIT
+from natprec.tasks import Samples
 from natprec.utils.records import public_name
 
 PIECE = 32
@@ -50,9 +51,9 @@ def same_text(name: str, digest: str | None, source: str) -> bool:
     return public_name(source) == name if digest is own is None else digest == own
 
 
-def pieces_of(ids: Tensor) -> Pieces:
-    """Of (sequences, time) tokens."""
-    return np.unique(_hashes(ids))
+def pieces_of(samples: Samples) -> Pieces:
+    """Of all of a text."""
+    return np.unique(_hashes(samples.ids))
 
 
 def unseen(windows: Tensor, candidates: Sequence[int], seen: Pieces) -> list[int]:

@@ -2,12 +2,11 @@
 
 Every source becomes windows of equal length without padding. If calibration and held-out text come
 from one source they get different windows of it, whatever the number asked for. Given the same
-source, counts and seed the tokens are the same on every run; `data_digest` says so.
+source, counts and seed the tokens are the same on every run.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -152,12 +151,6 @@ def generate_tokens(
                     progress(start * length + rows * tokens.shape[1], sequences * length)
             done.append(tokens)
     return torch.cat(done)
-
-
-def data_digest(tokens: Tensor) -> str:
-    """Which tokens these are: 16 hex digits of sha256 over shape and int64 values."""
-    content = tokens.to("cpu", torch.int64).contiguous().numpy().astype("<i8").tobytes()
-    return hashlib.sha256(f"{tuple(tokens.shape)};".encode() + content).hexdigest()[:16]
 
 
 def _windows(

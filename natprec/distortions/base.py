@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from natprec.tasks import Samples, Task
 from natprec.utils.seeds import derived
 
 
@@ -23,7 +24,7 @@ class Distortion(ABC):
         label: in tables, before 'predicted' and 'measured'.
         unit: of D and of every tolerance.
         term: what D is averaged over, in the plural.
-        predicts: whether `output` is logits of the next token, so that perplexity means something.
+        task: whose models put out what it compares; None: any model of which `output` can be had.
         falls: whether it can be less than 0.
     """
 
@@ -31,16 +32,16 @@ class Distortion(ABC):
     label: str
     unit: str
     term: str
-    predicts: bool
+    task: Task | None = None
     falls: bool = False
 
     @abstractmethod
-    def output(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """What is compared: (batch, time) token ids to (batch, terms, size)."""
+    def output(self, model: nn.Module, samples: Samples) -> Tensor:
+        """What is compared, of a batch: (batch, terms, size)."""
 
     @abstractmethod
     def terms(self, length: int) -> int:
-        """Terms of a sequence of `length` tokens."""
+        """Terms of a sample of `length` positions."""
 
     @abstractmethod
     def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
@@ -53,19 +54,19 @@ class Distortion(ABC):
         """
 
     @abstractmethod
-    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def between(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """D of each term.
 
         Args:
             reference: (batch, terms, size); quantized: the same.
-            ids: (batch, time), the tokens that both models read.
+            samples: the batch that both models read.
         Returns:
             (batch, terms), in `unit`, float64.
         """
 
-    def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def slope(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """A scalar to go down by gradient: the mean of `between`, or what is faster and has the same gradient."""
-        return self.between(reference, quantized, ids).mean()
+        return self.between(reference, quantized, samples).mean()
 
 
 def for_each(sequences: range, seed: int, random: Callable[[torch.Generator], Tensor]) -> Tensor:

@@ -37,14 +37,3 @@ def forward_kl(reference: Tensor, quantized: Tensor) -> Tensor:
         expected, found = some.double().log_softmax(-1), other.double().log_softmax(-1)
         parts.append(torch.linalg.vecdot(expected.exp(), expected - found))
     return torch.cat(parts).view(reference.shape[:-1])
-
-
-def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """-log p of each next token of the text: (batch, time - 1), nats.
-
-    Args:
-        logits: (batch, time, vocabulary).
-        ids: (batch, time).
-    """
-    before = logits[:, :-1].float()
-    return before.logsumexp(-1) - before.gather(-1, ids[:, 1:, None]).squeeze(-1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.distortions.base import Distortion, for_each
-from natprec.tasks import ENCODER
+from natprec.tasks import ENCODER, Samples
 
 Pooling = Literal["mean", "cls"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -26,21 +26,20 @@ class FeatureDistance(Distortion):
     """‖f - f'‖² of any features, one vector per sequence: the way to a distortion of one's own.
 
     Args:
-        features: (model, (batch, time) token ids) → (batch, size), differentiable, each sequence by itself.
+        features: (model, samples) → (batch, size), differentiable, each sample by itself.
     """
 
     name = "features"
     label = "D"
     unit = "‖f - f'‖² per sequence"
     term = "sequences"
-    predicts = False
 
-    def __init__(self, features: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    def __init__(self, features: Callable[[nn.Module, Samples], Tensor]) -> None:
         self.features = features
 
-    def output(self, model: nn.Module, ids: Tensor) -> Tensor:
+    def output(self, model: nn.Module, samples: Samples) -> Tensor:
         """The features as (batch, 1, size)."""
-        return self.features(model, ids).unsqueeze(1)
+        return self.features(model, samples).unsqueeze(1)
 
     def terms(self, length: int) -> int:
         """A sequence is one term, whatever its length."""
@@ -52,7 +51,7 @@ class FeatureDistance(Distortion):
         bits = for_each(sequences, seed, lambda generator: torch.randint(2, shape, generator=generator))
         return math.sqrt(2) * ((2 * bits - 1).to(output) * output).sum()
 
-    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def between(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """‖f - f'‖²: (batch, 1). From the difference: 2 - 2cos would cancel at 8 bits, where it is near 1e-6."""
         return (reference.double() - quantized.double()).square().sum(-1)
 
@@ -68,6 +67,8 @@ class EmbeddingDistance(FeatureDistance):
         head: from pooled vectors (batch, size) to embeddings; None: they get the length 1.
     """
 
+    task = ENCODER
+
     def __init__(self, pooling: Pooling = "mean", head: nn.Module | None = None) -> None:
         super().__init__(self._embed)
         self.pooling = pooling
@@ -75,8 +76,8 @@ class EmbeddingDistance(FeatureDistance):
         self.unit = "‖e - e'‖² per sequence"
         self.name = "embedding" if pooling == "mean" else f"embedding-{pooling}"
 
-    def _embed(self, model: nn.Module, ids: Tensor) -> Tensor:
-        hidden = model(**ENCODER.inputs(ids)).last_hidden_state.float()
+    def _embed(self, model: nn.Module, samples: Samples) -> Tensor:
+        hidden = ENCODER.forward(model, samples).last_hidden_state.float()
         pooled = hidden.mean(1) if self.pooling == "mean" else hidden[:, 0]
         return functional.normalize(pooled, dim=-1) if self.head is None else self.head(pooled)
 
@@ -84,9 +85,9 @@ class EmbeddingDistance(FeatureDistance):
         """√2 ⟨u, e⟩ / ‖e‖ summed, the length taken as it is."""
         return super().draw(output if self.head is None else output / _length(output), sequences, seed)
 
-    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def between(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """‖e - e'‖² / ‖e‖²: (batch, 1)."""
-        distance = super().between(reference, quantized, ids)
+        distance = super().between(reference, quantized, samples)
         return distance if self.head is None else distance / _length(reference.double()).squeeze(-1).square()
 
 

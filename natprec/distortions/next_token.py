@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.distortions.base import Distortion, for_each
-from natprec.distortions.divergence import few_tokens, forward_kl, token_losses
-from natprec.tasks import CAUSAL
+from natprec.distortions.divergence import few_tokens, forward_kl
+from natprec.tasks import CAUSAL, Samples
+from natprec.tasks.text import token_losses
 
 SIGNS = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1) * 2.0 - 1
 """(256, 8), the signs that a byte of coins says."""
@@ -30,11 +31,12 @@ class OutputKL(Distortion):
     label = "KL"
     unit = "nats per token"
     term = "tokens"
-    predicts = True
+    task = CAUSAL
 
-    def output(self, model: nn.Module, ids: Tensor) -> Tensor:
+    def output(self, model: nn.Module, samples: Samples) -> Tensor:
         """Logits of the next token: (batch, time, vocabulary)."""
-        return model(**CAUSAL.inputs(ids)).logits
+        logits: Tensor = CAUSAL.forward(model, samples).logits
+        return logits
 
     def terms(self, length: int) -> int:
         """Every token has a prediction."""
@@ -54,11 +56,11 @@ class OutputKL(Distortion):
                 into.copy_(drawn.addcmul_(probability, drawn.sum(-1, keepdim=True), value=-1))
         return _Drawn.apply(output, gradient)
 
-    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def between(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """KL of each token: (batch, time), nats."""
         return forward_kl(reference, quantized)
 
-    def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def slope(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """The cross entropy, in float32: KL and the original's entropy, in a quarter of the time of a float64 KL."""
         return functional.cross_entropy(quantized.float().flatten(0, 1), reference.float().softmax(-1).flatten(0, 1))
 
@@ -90,13 +92,13 @@ class TopKKL(OutputKL):
         """As for KL, of k + 1 outcomes: one of the k tokens, or another."""
         return super().draw(self._merged(output.float(), output), sequences, seed)
 
-    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def between(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """KL of each token: (batch, time), nats."""
         return forward_kl(self._merged(reference, reference), self._merged(quantized, reference))
 
-    def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def slope(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """The cross entropy of the merged outcomes."""
-        return super().slope(self._merged(reference, reference), self._merged(quantized, reference), ids)
+        return super().slope(self._merged(reference, reference), self._merged(quantized, reference), samples)
 
     def _merged(self, logits: Tensor, reference: Tensor) -> Tensor:
         """Logits of k + 1 outcomes, the k likeliest of `reference` first: (batch, time, k + 1)."""
@@ -124,13 +126,13 @@ class LossIncrease(OutputKL):
         """As for KL, at the tokens that have a next one."""
         return super().draw(output[:, :-1], sequences, seed)
 
-    def between(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def between(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """Difference of -log p of each next token of the text: (batch, time - 1), nats."""
-        return (token_losses(quantized, ids) - token_losses(reference, ids)).double()
+        return (token_losses(quantized, samples.ids) - token_losses(reference, samples.ids)).double()
 
-    def slope(self, reference: Tensor, quantized: Tensor, ids: Tensor) -> Tensor:
+    def slope(self, reference: Tensor, quantized: Tensor, samples: Samples) -> Tensor:
         """The loss itself: the original's is a constant."""
-        return token_losses(quantized, ids).mean()
+        return token_losses(quantized, samples.ids).mean()
 
 
 KL, KL_TOP10, LOSS = OutputKL(), TopKKL(), LossIncrease()

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from natprec.distortions import Distortion, OutputKL, impossible
-from natprec.distortions.divergence import token_losses
 from natprec.errors import InputError
-from natprec.models.batches import batches
+from natprec.tasks import CAUSAL, Metric, Samples
 from natprec.utils.atomic_files import write_json
 from natprec.utils.matmul import products_in
 from natprec.utils.own_files import VERIFICATION, read_json, sealed
@@ -28,8 +27,8 @@ from natprec.utils.statistics import bootstrap_interval
 VERSION = 1
 """Of verification.json: 1 since it has a checksum; a file without `version` is of version 0 and says the same."""
 
-Output = Callable[[Tensor], Tensor]
-"""(batch, time) ids → (batch, terms, size): what the distortion compares, logits of the next token by default."""
+Output = Callable[[Samples], Tensor]
+"""A batch → (batch, terms, size): what the distortion compares, logits of the next token by default."""
 
 
 @dataclass(frozen=True)
@@ -96,59 +95,57 @@ class Verification:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on one text: per-sequence and per-token figures before they are summed up."""
+    """Two models on one text, before figures are summed up.
 
-    kl: np.ndarray  # (sequences, terms), the distortion; KL: a term is a token, nats
+    Attributes:
+        kl: (samples, terms), the distortion; KL: a term is a token, nats.
+        tokens: positions of all samples.
+        metrics: what the task reports, with what each figure is made of, (samples, …).
+    """
+
+    kl: np.ndarray
     tokens: int
-    agreement: np.ndarray | None = None  # (sequences, time), whether both rank the same token first
-    loss_reference: np.ndarray | None = None  # (sequences, time - 1), nats
-    loss_quantized: np.ndarray | None = None  # (sequences, time - 1), nats
+    metrics: tuple[tuple[Metric, np.ndarray], ...] = ()
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
-        """The fields of `Verification` that come from the text."""
+        """The fields of `Verification` that come from the text; what is not reported of this task is None."""
         return {
             "kl_mean": float(self.kl.mean()),
             "kl_ci95": bootstrap_interval(self.kl.mean(1), seed),
             "kl_p99": float(np.quantile(self.kl, 0.99)),
-            "perplexity_reference": _perplexity(self.loss_reference),
-            "perplexity_quantized": _perplexity(self.loss_quantized),
-            "top1_agreement": None if self.agreement is None else float(self.agreement.mean()),
+            **dict.fromkeys(metric.name for metric in CAUSAL.metrics),
+            **{metric.name: metric.total(values) for metric, values in self.metrics},
             "tokens": self.tokens,
         }
-
-
-def _perplexity(losses: np.ndarray | None) -> float | None:
-    return None if losses is None else float(np.exp(losses.mean()))
 
 
 @torch.no_grad()
 def compare(
     reference: Output,
     quantized: Output,
-    ids: Tensor,
+    samples: Samples,
     advance: Callable[[str], None] = lambda step: None,
     distortion: Distortion | None = None,
 ) -> Comparison:
-    """Run both models over (sequences, time) token ids, a batch at a time.
+    """Run both models over all samples, a batch at a time.
 
     Args:
         distortion: of what the two return; KL of the next token unless given.
     Raises:
         InputError: no tokens.
     """
-    if ids.numel() == 0:
+    if samples.tokens == 0:
         raise InputError("no held-out tokens to verify on; raise --eval-tokens or give more --eval-data")
     distortion = distortion or OutputKL()
-    parts: list[list[Tensor]] = [[], [], [], []]
-    for batch in batches(*ids.shape):
-        rows = ids[batch.start : batch.stop]
-        with products_in(torch.float32, ids.device):
-            expected, got = reference(rows), quantized(rows)
-        parts[0].append(distortion.between(expected, got, rows))
-        if distortion.predicts:
-            parts[1].append((expected.argmax(-1) == got.argmax(-1)).double())
-            parts[2].append(token_losses(expected, rows).double())
-            parts[3].append(token_losses(got, rows).double())
+    metrics = distortion.task.metrics if distortion.task else ()
+    distances: list[Tensor] = []
+    parts: list[list[Tensor]] = [[] for _ in metrics]
+    for batch in samples.split():
+        with products_in(torch.float32, samples.device):
+            expected, got = reference(batch), quantized(batch)
+        distances.append(distortion.between(expected, got, batch))
+        for part, metric in zip(parts, metrics, strict=True):
+            part.append(metric.values(expected, got, batch))
         advance("verify")
-    values = [torch.cat(part).cpu().numpy() for part in parts if part]
-    return Comparison(values[0], ids.numel(), *values[1:])
+    values = [torch.cat(part).cpu().numpy() for part in parts]
+    return Comparison(torch.cat(distances).cpu().numpy(), samples.tokens, tuple(zip(metrics, values, strict=True)))

@@ -9,19 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.data.seen import NO_PIECES, Pieces, same_text
-from natprec.data.windows import data_digest
 from natprec.errors import InputError, ModelError
 from natprec.evaluation.verification import Comparison, Verification, compare
 from natprec.measurement import Measurement
-from natprec.measurement.subject import Subject, probe_ids
-from natprec.models.batches import batches
+from natprec.measurement.subject import Subject
 from natprec.models.hidden_states import passed, state_key
 from natprec.models.segments import SegmentedModel
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.progress import Advance, Stages
 
@@ -35,7 +33,7 @@ MARGIN = 0.85
 def verify(
     folder: Path,
     subject: Subject,
-    ids: Tensor,
+    samples: Samples,
     plan: Plan,
     *,
     rounding: str,
@@ -60,9 +58,9 @@ def verify(
             "judge by the one that was measured"
         )
     with stages.stage("load checkpoint"):
-        quantized = opened(folder, subject, ids.device, plan.engine, tried, stages.note)
-    with stages.stage("verify", len(batches(*ids.shape)) * (2 * len(subject.segmented.blocks) + 1)) as advance:
-        summary = compared(subject, quantized, folder, ids, resume_folder, advance).summary(seed)
+        quantized = opened(folder, subject, samples.device, plan.engine, tried, stages.note)
+    with stages.stage("verify", len(samples.batches()) * (2 * len(subject.segmented.blocks) + 1)) as advance:
+        summary = compared(subject, quantized, folder, samples, resume_folder, advance).summary(seed)
     if not np.isfinite(summary["kl_mean"]):
         raise ModelError(
             f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
@@ -78,7 +76,7 @@ def verify(
         bits_per_weight=plan.bits_per_weight,
         bits_per_weight_total=plan.bits_per_weight_total,
         data=data,
-        data_digest=data_digest(ids),
+        data_digest=samples.digest,
         rounding=rounding,
         distortion=plan.distortion,
         **summary,
@@ -98,29 +96,34 @@ def opened(
         return open_quantized(folder, subject.segmented, device, engine, subject.trusted)
     model = load_quantized(folder, engine, subject.trusted, tried, note)
     model.to(device)
-    return SegmentedModel(model, probe_ids(model), subject.distortion)
+    return SegmentedModel(model, subject.task.probe(model), subject.distortion)
 
 
 @torch.no_grad()
 def compared(
-    subject: Subject, quantized: SegmentedModel, folder: Path, ids: Tensor, resume_folder: Path | None, advance: Advance
+    subject: Subject,
+    quantized: SegmentedModel,
+    folder: Path,
+    samples: Samples,
+    resume_folder: Path | None,
+    advance: Advance,
 ) -> Comparison:
     """A checkpoint's model against the original: all of the text goes through each, a block at a time.
 
     Args:
         folder: of the checkpoint.
-        ids: (sequences, time) token ids.
+        samples: the held-out text.
         resume_folder: see `verify`.
     """
     files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
     states = [
         None if resume_folder is None else resume_folder / f"{name}.safetensors" for name in ("original", "quantized")
     ]
-    keys = [state_key(subject.digest, data_digest(ids)), state_key(*files, data_digest(ids))]
+    keys = [state_key(subject.digest, samples.digest), state_key(*files, samples.digest)]
     with contextlib.ExitStack() as held:
-        reference = held.enter_context(passed(subject.segmented, ids, advance, states[0], keys[0]))
-        other = held.enter_context(passed(quantized, ids, advance, states[1], keys[1]))
-        return compare(reference, other, ids, advance, subject.distortion)
+        reference = held.enter_context(passed(subject.segmented, samples, advance, states[0], keys[0]))
+        other = held.enter_context(passed(quantized, samples, advance, states[1], keys[1]))
+        return compare(reference, other, samples, advance, subject.distortion)
 
 
 def promised(plan: Plan) -> float | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from torch import Tensor
 
 from natprec.config import ROOM_KELVIN
 from natprec.errors import BoundError, unknown
@@ -36,6 +35,7 @@ from natprec.inspection.rows import SiteRow, activation_rows, activation_values,
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from natprec.utils.statistics import rank_correlation
 
@@ -67,8 +67,8 @@ class Inspection:
 
 def inspect(
     subject: Subject,
-    ids: Tensor,
-    held_out: Tensor,
+    samples: Samples,
+    held_out: Samples,
     measurement: Measurement,
     *,
     eps: float,
@@ -80,13 +80,13 @@ def inspect(
     """Everything of T7-T9, T13-T15 and T18 about one model.
 
     Args:
-        ids, held_out: (sequences, time) tokens, of one length.
+        samples, held_out: of one length.
         measurement: whose b*(eps) and b*(eps_bwd) give the domains their widths.
         plan: the formats are those of the plan instead.
     """
     stages = stages or Stages(quiet=True)
     with stages.stage("capture the graph"):
-        graph = capture(subject.model, subject.task.inputs(ids[:1]))
+        graph = capture(subject.model, subject.task.inputs(samples[:1]))
     operations = {
         operation if operator(node) == ATTENTION else module_path(node): operation
         for node, operation in find_fused_operations(graph).items()
@@ -98,10 +98,12 @@ def inspect(
     edges = find_edges(graph)
     values = activation_values(graph, operations, subject.segmented.block_names)
     nodes = {edge.value for edge in edges} | set(values.values())
-    with stages.stage("count codes", len(ids) + len(held_out)) as advance:
+    with stages.stage("count codes", len(samples) + len(held_out)) as advance:
         books, others = (
-            codebooks(graph, [subject.task.inputs(row[None]) for row in text], nodes, subject.storage_dtype, advance)
-            for text in (ids, held_out)
+            codebooks(
+                graph, [subject.task.inputs(each) for each in text.split(1)], nodes, subject.storage_dtype, advance
+            )
+            for text in (samples, held_out)
         )
     flow(graph, {node: book.entropy_bits for node, book in books.items()}, _vocabulary(subject))
     boundaries = [cost(edge, books[edge.value], others[edge.value], kelvin) for edge in edges]

@@ -24,6 +24,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.layers import known_layer
 from natprec.models.segments import Context
 from natprec.quantizers import QuantizedTensor, quantize
+from natprec.tasks import Samples
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class LoweredBlock:
 
 
 @torch.no_grad()
-def lowered_block(subject: Subject, ids: Tensor, formats: Mapping[str, Format | None], name: str) -> LoweredBlock:
+def lowered_block(subject: Subject, samples: Samples, formats: Mapping[str, Format | None], name: str) -> LoweredBlock:
     """Lower a block, run it, and compare.
 
     Args:
-        ids: (sequences, time) tokens, of which the first sequence is run.
+        samples: of which the first is run.
         formats: weight site → format, rounded to nearest; None: it stays dense.
         name: of the block, or of something inside it; empty: the first block.
     Raises:
@@ -67,7 +68,7 @@ def lowered_block(subject: Subject, ids: Tensor, formats: Mapping[str, Format | 
         raise unknown("block", name, segmented.block_names)
     block = found or segmented.block_names[0]
     index = segmented.block_names.index(block)
-    hidden, contexts = segmented.prefix(ids[:1])
+    hidden, contexts = segmented.prefix(samples[:1])
     for before in range(index):
         hidden = segmented.block(before, hidden, contexts[before])
     with segmented.hold(index):
@@ -98,7 +99,7 @@ def lowered_block(subject: Subject, ids: Tensor, formats: Mapping[str, Format | 
         }
         for weight in made.epilogues
     }  # fmt: skip
-    return LoweredBlock(block, ids.shape[1], calls, _apart(output, dense), _apart(dense, original))
+    return LoweredBlock(block, samples.length, calls, _apart(output, dense), _apart(dense, original))
 
 
 class _Alone(nn.Module):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from natprec.formats import Format
 from natprec.measurement.forward import forward_blocks
 from natprec.models.activation_sites import rounded
-from natprec.models.batches import batch_rows, batches
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import quantize
+from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 
 
@@ -50,51 +50,44 @@ def quantized_site(model: nn.Module, site: Site, fmt: Format, scale_dtype: torch
 def exact_curves(
     segmented: SegmentedModel,
     wanted: Sequence[tuple[Site, Sequence[Format]]],
-    ids: Tensor,
+    samples: Samples,
     scale_dtype: torch.dtype,
     advance: Advance = lambda step: None,
 ) -> Iterator[tuple[Site, np.ndarray]]:
     """Distortion of each site under each of its formats, alone.
 
     Args:
-        ids: (sequences, time).
         advance: called once per site, format and batch.
     Yields:
-        The site and its (sequences, formats) distortion, averaged over the terms of each sequence.
+        The site and its (samples, formats) distortion, averaged over the terms of each sample.
     """
-    suffix, parts = len(segmented.blocks), batches(*ids.shape, routed=segmented.routed)
+    suffix, parts = len(segmented.blocks), samples.batches(segmented.together)
     with segmented.judging():
-        inputs, contexts = forward_blocks(segmented, ids, suffix)
+        inputs, contexts = forward_blocks(segmented, samples, suffix)
     last = inputs[-1] if inputs else None
     with segmented.hold(suffix), segmented.judging():
-        references = [
-            segmented.suffix(None if last is None else last[batch_rows(b)], ids[batch_rows(b)]) for b in parts
-        ]
+        references = [segmented.suffix(None if last is None else last[b], samples[b]) for b in parts]
     for site, formats in wanted:
         first = site.segment if segmented.blocks else suffix
         uses = {segmented.segment_of(use) for use in site.uses}
-        values = np.zeros((len(ids), len(formats)))
+        values = np.zeros((len(samples), len(formats)))
         for column, fmt in enumerate(formats):
             with contextlib.ExitStack() as held:
                 for segment in uses:
                     held.enter_context(segmented.hold(segment))
                 held.enter_context(quantized_site(segmented.model, site, fmt, scale_dtype))
                 start = inputs[first] if inputs and first >= 0 else None
-                hidden = [
-                    None if start is None else start[batch_rows(b)]
-                    for b in batches(*ids.shape, routed=segmented.routed)
-                ]
+                hidden = [None if start is None else start[b] for b in parts]
                 for segment in range(first, suffix + 1):
                     with segmented.hold(segment), segmented.judging():
                         for number, batch in enumerate(parts):
-                            rows = batch_rows(batch)
                             output = segmented.run(
-                                segment, hidden[number], ids[rows], contexts[number] if contexts else []
+                                segment, hidden[number], samples[batch], contexts[number] if contexts else []
                             )
                             if segment < suffix:
                                 hidden[number] = output
                                 continue
-                            distances = segmented.distortion.between(references[number], output, ids[rows])
-                            values[rows, column] = distances.mean(1).cpu().numpy()
+                            distances = segmented.distortion.between(references[number], output, samples[batch])
+                            values[batch, column] = distances.mean(1).cpu().numpy()
                             advance(f"{site.name} {fmt.name}")
         yield site, values

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
-from natprec.data.windows import data_digest
 from natprec.errors import InputError
 from natprec.formats import engine_profile
 from natprec.measurement.curves import Curve
@@ -25,12 +24,12 @@ from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.spot_check import not_believed, spot_check
 from natprec.measurement.subject import Subject
-from natprec.measurement.sweep import sweep
+from natprec.measurement.sweep import sweep, sweep_batches
 from natprec.models.activation_sites import activation_formats
-from natprec.models.batches import batch_count, batches
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import uneven
 from natprec.roundings import rounding_named
+from natprec.tasks import Samples
 from natprec.utils.memory import keep_freed
 from natprec.utils.progress import Stages
 from natprec.utils.workers import Workers
@@ -43,7 +42,7 @@ MANY = 16
 
 def measure(
     subject: Subject,
-    ids: Tensor,
+    samples: Samples,
     config: QuantizeConfig | None = None,
     *,
     parts: int = 1,
@@ -58,10 +57,10 @@ def measure(
     """Forward distortion and gradient distortion of every site under every candidate format.
 
     Args:
-        ids: (sequences, time) calibration tokens.
+        samples: of the calibration text.
         config: the options. Of `rounding`: where it compensates for errors, what GPTQ leaves is measured too, which
             plans may then suppose; 'rtn': half the time. `transforms` 'rotate' is of a subject that was rotated.
-        parts: kinds of text in `ids`, equal and one after the other; a site costs what it costs on
+        parts: kinds of text in `samples`, equal and one after the other; a site costs what it costs on
             the kind where it costs most.
         data: what the text is called; `text_digest`: of its file, see `natprec.data.seen`.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
@@ -75,19 +74,19 @@ def measure(
     config.check_each()
     if config.transforms == "rotate" and subject.rotation is None:
         raise InputError(f"transforms 'rotate': {subject.name!r} was not rotated; measure subject.rotated(seed)")
-    if len(ids) % parts:
-        raise InputError(f"{len(ids)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
+    if len(samples) % parts:
+        raise InputError(f"{len(samples)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
     if subject.segmented.weights.whole:  # what is read from disk, block by block, is to go back to the system
         keep_freed()
     workers = workers or Workers()
-    own, others = shared_out(ids, parts, subject.segmented.routed, config.rounding)
-    sharding = Sharding.of(batches(*own.shape, routed=subject.segmented.routed), workers)
+    own, others = shared_out(samples, parts, subject.segmented.routed, config.rounding)
+    sharding = Sharding.of(own.batches(subject.segmented.together), workers)
     profile = engine_profile(config.engine)
     formats = subject.candidates(profile, config.group_size, config.sites)
     stages = stages or Stages(quiet=True)
     if said := uneven(subject.sites, formats, None if profile.container == "gguf" else config.group_size):
         stages.note(said)
-    header = header_of(subject, ids, config, parts, data, text_digest)
+    header = header_of(subject, samples, config, parts, data, text_digest)
     fingerprint = {
         **header.identity(fmt for several in formats.values() for fmt in several),
         "differentiated": len(own),
@@ -103,15 +102,15 @@ def measure(
     begun = json.dumps([fingerprint, state.segment, sorted(state.curves), sorted(state.exact)])
     workers.refuse_difference("model, text, options or state", hashlib.sha256(begun.encode()).digest())
     flows = subject.activations if config.sites == "all" else []
-    if flows and not any(site.kind == "key" for site in flows) and subject.task.predicts:
+    if flows and not any(site.kind == "key" for site in flows) and subject.task.generates:
         stages.note("keys and values were not found: this model does not call transformers' attention interface")
     compensates = rounding_named(config.rounding).compensates
     fitted = others if compensates else None
-    steps = batch_count(subject.segmented, len(sharding.own), ids.shape[1], state.segment)
+    steps = sweep_batches(subject.segmented, sharding.take(own), state.segment)
     if fitted is not None:
         fitting = sum(segment <= state.segment for segment in {site.segment for site in subject.sites if site.gptq})
         forward = 1 + state.segment if subject.segmented.blocks else 0
-        steps += len(workers.share(len(batches(*fitted.shape)))) * (forward + fitting)
+        steps += len(workers.share(len(fitted.batches()))) * (forward + fitting)
     with stages.stage("measure", steps) as advance:
         curves = sweep(
             subject.segmented,
@@ -150,9 +149,9 @@ def measure(
     if config.estimator == "exact":
         exact = _exactly(subject, own, state, save, stages, sharding, list(curves))
         curves = {name: exact[name] for name in curves}
-    measurement = Measurement(header, curves, pieces_of(ids))
+    measurement = Measurement(header, curves, pieces_of(samples))
     if config.estimator == "fisher":
-        measurement = spot_check(subject, measurement, ids, stages, workers)
+        measurement = spot_check(subject, measurement, samples, stages, workers)
         far = not_believed(measurement)
         if far:
             row = next(row for row in measurement.header.checks if row[0] == far[0])
@@ -167,17 +166,17 @@ def measure(
 
 
 def header_of(
-    subject: Subject, ids: Tensor, config: QuantizeConfig, parts: int, data: str, text_digest: str | None = None
+    subject: Subject, samples: Samples, config: QuantizeConfig, parts: int, data: str, text_digest: str | None = None
 ) -> Header:
-    """What a measurement of this subject on these tokens is of, before it is made."""
+    """What a measurement of this subject on these samples is of, before it is made."""
     return Header(
         model=subject.name,
         model_digest=subject.digest,
         data=data,
-        data_digest=data_digest(ids),
+        data_digest=samples.digest,
         text_digest=text_digest,
-        sequences=ids.shape[0],
-        length=ids.shape[1],
+        sequences=len(samples),
+        length=samples.length,
         parts=parts,
         engine=config.engine,
         storage_dtype=str(subject.storage_dtype).removeprefix("torch."),
@@ -190,17 +189,25 @@ def header_of(
     )
 
 
-def shared_out(ids: Tensor, parts: int, routed: bool, rounding: str = "gptq") -> tuple[Tensor, Tensor | None]:
-    """The sequences of each part that also go back, and those that do not, if any.
+def shared_out(samples: Samples, parts: int, routed: bool, rounding: str = "gptq") -> tuple[Samples, Samples | None]:
+    """The samples of each part that also go back, and those that do not, if any: see `goes_back`."""
+    back = goes_back(len(samples), parts, routed, rounding)
+    return (samples, None) if back.all() else (samples[back], samples[~back])
+
+
+def goes_back(count: int, parts: int, routed: bool, rounding: str) -> Tensor:
+    """Which of so many samples, in equal parts, also go back.
 
     An expert sees few of the tokens as it is, so that of a model with experts (`routed`) all go back; as they do before
     a rounding that takes so long that they hardly add to it.
+
+    Returns:
+        (count,), bool.
     """
-    each = ids.unflatten(0, (parts, -1))
-    if each.shape[1] < MANY or routed or not rounding_named(rounding).quick:
-        return ids, None
-    back = torch.arange(each.shape[1]) % DIFFERENTIATED == DIFFERENTIATED - 1
-    return each[:, back].flatten(0, 1), each[:, ~back].flatten(0, 1)
+    each = count // parts
+    if each < MANY or routed or not rounding_named(rounding).quick:
+        return torch.ones(count, dtype=torch.bool)
+    return (torch.arange(each) % DIFFERENTIATED == DIFFERENTIATED - 1).repeat(parts)
 
 
 def products_of(subject: Subject, sites: str) -> str:
@@ -211,7 +218,7 @@ def products_of(subject: Subject, sites: str) -> str:
 
 def _exactly(
     subject: Subject,
-    ids: Tensor,
+    samples: Samples,
     state: SweepState,
     save: Any,
     stages: Stages,
@@ -221,8 +228,8 @@ def _exactly(
     """Replace the forward curves of these sites by exact ones, site by site."""
     known = [curve for curve in state.curves.values() if curve.formats and not curve.few]
     left = [curve for curve in known if curve.site.name in names and curve.site.name not in state.exact]
-    own = sharding.take(ids)
-    steps = sum(len(curve.formats) for curve in left) * len(batches(*own.shape, routed=subject.segmented.routed))
+    own = sharding.take(samples)
+    steps = sum(len(curve.formats) for curve in left) * len(own.batches(subject.segmented.together))
     sharding.workers.stage = "exact"
     with stages.stage("measure exactly", steps) as advance:
         wanted = [(curve.site, curve.formats) for curve in left]

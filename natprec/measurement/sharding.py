@@ -13,12 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from natprec.errors import InputError
+from natprec.tasks import Samples
 from natprec.utils.workers import Workers
+
+Rows = TypeVar("Rows", Tensor, Samples)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Sharding:
         return cls((range(total),))
 
     @classmethod
-    def of(cls, batches: Sequence[range], workers: Workers) -> Sharding:
+    def of(cls, batches: Sequence[slice], workers: Workers) -> Sharding:
         """Share out whole batches.
 
         Raises:
@@ -67,8 +71,8 @@ class Sharding:
         own = self.sequences[self.workers.rank if rank is None else rank]
         return range(own.start * pool_count // self.total, (own.stop - 1) * pool_count // self.total + 1)
 
-    def take(self, everything: Tensor) -> Tensor:
-        """This process's part of (sequences, ...)."""
+    def take(self, everything: Rows) -> Rows:
+        """This process's part of samples, or of (sequences, ...)."""
         return everything[self.own.start : self.own.stop]
 
     def gather(self, own: Tensor, at: int | None = None) -> Tensor:

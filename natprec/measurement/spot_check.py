@@ -12,15 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from natprec.formats import Format
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measurement import Measurement
 from natprec.measurement.subject import Subject
-from natprec.models.batches import batches
 from natprec.models.weight_sites import Site
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from natprec.utils.workers import Workers
 
@@ -37,17 +36,17 @@ SUSPECTS, OUTWEIGHS = 4, 1000.0
 
 
 def spot_check(
-    subject: Subject, measurement: Measurement, ids: Tensor, stages: Stages, workers: Workers | None = None
+    subject: Subject, measurement: Measurement, samples: Samples, stages: Stages, workers: Workers | None = None
 ) -> Measurement:
     """Compare the sweep with the exact estimator at a few sites, spread over the depth; processes share the sites."""
     workers = workers or Workers()
     wanted = list(_checked(measurement))
     own = wanted[workers.rank :: workers.size]
-    first = ids[: len(ids) // measurement.header.parts]  # of the first kind of text, as the Fisher values below
+    first = samples[: len(samples) // measurement.header.parts]  # of the first kind of text, as the Fisher values below
     few = first[:: max(1, len(first) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
     exact = torch.zeros(len(wanted), dtype=torch.float64)
     workers.stage = "spot check"
-    with stages.stage("spot check", len(own) * len(batches(*few.shape, routed=subject.segmented.routed))) as advance:
+    with stages.stage("spot check", len(own) * len(few.batches(subject.segmented.together))) as advance:
         found = exact_curves(subject.segmented, own, few, subject.storage_dtype, advance) if own else ()
         for number, (_, values) in enumerate(found):
             exact[workers.rank + number * workers.size] = float(values.mean())

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from natprec.config import DISTORTIONS
 from natprec.distortions import Distortion, EmbeddingDistance, named
 from natprec.errors import InputError
 from natprec.formats import EngineProfile, Format, engine_profile
@@ -27,14 +26,15 @@ from natprec.models.segments import SegmentedModel
 from natprec.models.trust import code_files
 from natprec.models.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
 from natprec.models.weights import InMemory
-from natprec.tasks import CAUSAL, ENCODER, Task
+from natprec.tasks import CAUSAL, ENCODER, Samples, Task
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.matmul import arithmetic
 from natprec.utils.records import public_name
 from natprec.utils.seeds import check_seed
 
-PROBE_TOKENS = 8
+TRIED = 2, 32
+"""Random samples, and positions of each, on which a rotation is tried."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,24 @@ class Subject:
         return self.segmented.distortion
 
     @property
+    def probe(self) -> Samples:
+        """A small sample, to see how the model is put together."""
+        return self.task.probe(self.model)
+
+    @property
     def writes(self) -> bool:
         """Whether it can write text: a language model whose weights are in memory."""
-        return self.task.predicts and self.segmented.weights.whole
+        return self.task.generates and self.segmented.weights.whole
 
     @cached_property
     def gauges(self) -> dict[str, Gauge]:
         """Fused group → where its inputs can be rescaled; found when first asked for."""
-        return find_gauges(self.segmented, self.sites, probe_ids(self.model))
+        return find_gauges(self.segmented, self.sites, self.probe)
 
     @cached_property
     def activations(self) -> list[Site]:
         """Sites that are no weights: found when first asked for."""
-        return find_activations(self.segmented, self.sites, probe_ids(self.model), self.task.predicts)
+        return find_activations(self.segmented, self.sites, self.probe, self.task.generates)
 
     @property
     def unreached(self) -> set[str]:
@@ -112,13 +117,13 @@ class Subject:
             ModelError: no Linear layer.
         """
         model = loaded.model
-        if distortion is not None and distortion.name in DISTORTIONS:
+        if distortion is not None:
             _refuse_unsuitable(distortion, loaded)
         distortion = distortion or named(loaded.distortion)
         if isinstance(distortion, EmbeddingDistance) and loaded.head is not None:
             distortion = EmbeddingDistance(distortion.pooling, loaded.head)
         dtype = arithmetic(products, next(model.parameters()).device)
-        segmented = SegmentedModel(model, probe_ids(model), distortion, loaded.weights, dtype)
+        segmented = SegmentedModel(model, loaded.task.probe(model), distortion, loaded.weights, dtype)
         sites = find_sites(segmented)
         return cls(
             name=public_name(loaded.name),
@@ -151,7 +156,7 @@ class Subject:
         Of an encoder the body is taken, without a head; unless told otherwise its embeddings are means.
         """
         task = ENCODER if is_encoder(model.config, [type(model).__name__]) else CAUSAL
-        model = model.base_model if task == ENCODER else model
+        model = task.part(model)
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
         common, dtypes = stored_dtypes(model, {key: value.dtype for key, value in model.state_dict().items()})
@@ -181,7 +186,7 @@ class Subject:
                 "disk; use --weights memory, or measure with --transforms auto"
             )
         seed = check_seed(seed)
-        for line in rotate(self.segmented, self.sites, self.gauges, seed):
+        for line in rotate(self.segmented, self.sites, self.gauges, self.task.made_up(self.model, *TRIED), seed):
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
 
@@ -192,7 +197,7 @@ class Subject:
             ModelError: names the first module.
         """
         if engine_profile(engine).full_range and (inputs or cache):
-            refuse_rounded_otherwise(self.segmented, self.activations, probe_ids(self.model), inputs, cache)
+            refuse_rounded_otherwise(self.segmented, self.activations, self.probe, inputs, cache)
 
     def candidates(
         self, profile: EngineProfile, group_size: int | None, sites: str = "weights"
@@ -238,16 +243,9 @@ def _is_smaller(fmt: Format, site: Site) -> bool:
     return fmt.stored_bytes(*site.shape) < 2 * site.elements
 
 
-def probe_ids(model: nn.Module) -> torch.Tensor:
-    """(1, tokens): a few, to see how the model is put together."""
-    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device) % vocabulary
-    return ids.unsqueeze(0)
-
-
 def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
-    """A distortion reads either next-token logits or the hidden states of an encoder."""
-    if distortion.predicts != loaded.task.predicts:
+    """A distortion reads what the models of its task put out."""
+    if distortion.task not in (None, loaded.task):
         raise InputError(
             f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {loaded.task.noun}; "
             f"leave it out for {loaded.distortion!r}"

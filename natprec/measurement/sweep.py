@@ -29,11 +29,11 @@ from natprec.measurement.gptq_ratio import JUDGING, Compensation
 from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.weight_observer import WeightObserver
-from natprec.models.batches import batch_rows, batches
 from natprec.models.differentiation import Gathering, differentiate
 from natprec.models.segments import Context, SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.roundings import rounding_named
+from natprec.tasks import Samples
 from natprec.transforms import Gauge
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Advance
@@ -44,7 +44,7 @@ def sweep(
     segmented: SegmentedModel,
     sites: Sequence[Site],
     formats: dict[str, tuple[Format, ...]],
-    ids: Tensor,
+    samples: Samples,
     *,
     scale_dtype: torch.dtype,
     seed: int,
@@ -57,14 +57,14 @@ def sweep(
     save: Callable[[SweepState], None] = lambda state: None,
     scratch: Path | None = None,
     sharding: Sharding | None = None,
-    fitted: Tensor | None = None,
+    fitted: Samples | None = None,
 ) -> dict[str, Curve]:
     """Measure every site.
 
     Args:
         sites: weights.
         formats: site name → candidate formats.
-        ids: (sequences, time) token ids.
+        samples: what goes forward and back.
         scale_dtype: dtype in which scales are stored.
         seed: of what the distortion draws.
         rounding: where it compensates for errors, what GPTQ leaves of the distortion to nearest is measured too.
@@ -74,13 +74,13 @@ def sweep(
         state: of an earlier run that was killed; `save` receives it after each segment, complete at process 0.
         scratch: folder for block inputs that memory is too small for; default: the system's.
         sharding: which of the sequences this process sweeps; default: all.
-        fitted: (sequences, time), more token ids, which go forward alone: GPTQ is fitted to their inputs too.
+        fitted: more samples, which go forward alone: GPTQ is fitted to their inputs too.
     Returns:
         Site name → curve; the same in all processes.
     """
-    sharding = sharding or Sharding.alone(len(ids))
-    workers, own_ids = sharding.workers, sharding.take(ids)
-    terms = segmented.distortion.terms(ids.shape[1])
+    sharding = sharding or Sharding.alone(len(samples))
+    workers, own_samples = sharding.workers, sharding.take(samples)
+    terms = segmented.distortion.terms(samples.length)
     compensates = rounding_named(rounding).compensates
     state = state or SweepState(len(segmented.blocks), None, {}, {})
     spare: dict[torch.Size, list[Tensor]] = {}
@@ -89,14 +89,14 @@ def sweep(
     def compensation(site: Site) -> Compensation | None:
         if not compensates or not site.gptq or not formats[site.name]:
             return None
-        every = JUDGING if fitted is None else max(1, JUDGING * len(ids) // (len(ids) + len(fitted)))
+        every = JUDGING if fitted is None else max(1, JUDGING * len(samples) // (len(samples) + len(fitted)))
         return Compensation(site, site_layer(segmented.model, site), scale_dtype, moments, every)
 
     together = Counter(segmented.routing.alike(site.name) for site in sites if site.experts)
     observers = {
         site.name: WeightObserver(
             site, site_layer(segmented.model, site), formats[site.name], sharding, parts, scale_dtype, seed, spare,
-            ids=ids if site.tied else None, compensation=compensation(site),
+            ids=samples.ids if site.tied else None, compensation=compensation(site),
             peers=together[segmented.routing.alike(site.name)] if site.experts else 1,
             hidden=not segmented.probe.read.isdisjoint(site.uses),
         )
@@ -115,7 +115,7 @@ def sweep(
     more = Fitted(segmented, fitted, workers, gathering, advance)
     if state.segment >= 0:
         with gathering():
-            inputs, contexts = forward_blocks(segmented, own_ids, state.segment, advance, scratch)
+            inputs, contexts = forward_blocks(segmented, own_samples, state.segment, advance, scratch)
         more.go_forward(state.segment, scratch)
     gradient = None if state.gradient is None else sharding.take(state.gradient)
     for segment in range(state.segment, -2 if segmented.blocks else -1, -1):
@@ -123,7 +123,7 @@ def sweep(
         with segmented.hold(segment):
             with _watching(segmented, observers, segment), watching(segmented, flowing, segment):
                 gradient = backward(
-                    segmented, observers, flowing, segment, inputs, contexts, own_ids, gradient, seed, advance,
+                    segmented, observers, flowing, segment, inputs, contexts, own_samples, gradient, seed, advance,
                     gathering, first=sharding.own.start,
                 )  # fmt: skip
             fits = [
@@ -153,6 +153,14 @@ def sweep(
     return {site.name: state.curves[site.name] for site in (*sites, *(activations or {}))}
 
 
+def sweep_batches(segmented: SegmentedModel, samples: Samples, segment: int | None = None) -> int:
+    """How many times `sweep` calls `advance`; from the segment on that a resumed one begins with."""
+    blocks = len(segmented.blocks)
+    segment = blocks if segment is None else segment
+    forward, backward = (1 + segment, 2 + segment) if blocks else (0, 1 + segment)
+    return len(samples.batches(segmented.together)) * (forward + backward)
+
+
 def backward(
     segmented: SegmentedModel,
     observers: Mapping[str, WeightObserver],
@@ -160,7 +168,7 @@ def backward(
     segment: int,
     inputs: BlockInputs,
     contexts: list[list[Context]],
-    ids: Tensor,
+    samples: Samples,
     incoming: Tensor | None,
     seed: int,
     advance: Advance,
@@ -170,23 +178,22 @@ def backward(
     """Run a segment forward and backward under its observers; returns the gradient at its input.
 
     Args:
-        ids: of this process's sequences, as all that is given and returned; the first has the number `first`.
+        samples: of this process, as all that is given and returned; the first sample has the number `first`.
     """
     own = inputs[segment] if inputs else None
     gradient = None if own is None else torch.empty_like(own)
-    for number, batch in enumerate(batches(*ids.shape, routed=segmented.routed)):
+    for number, batch in enumerate(samples.batches(segmented.together)):
         sequences = range(first + batch.start, first + batch.stop)
         for observer in observers.values():
             observer.sequences = sequences
         for watcher in flowing.values():
             watcher.sequences = sequences
-        rows = batch_rows(batch)
-        hidden = None if own is None else own[rows].detach().requires_grad_()
-        known = None if incoming is None else incoming[rows]
-        given = (hidden, ids[rows], contexts[number] if contexts else [], known)
+        hidden = None if own is None else own[batch].detach().requires_grad_()
+        known = None if incoming is None else incoming[batch]
+        given = (hidden, samples[batch], contexts[number] if contexts else [], known)
         differentiate(segmented, segment, *given, sequences, seed, gathering)
         if hidden is not None and gradient is not None:
-            gradient[rows] = hidden.grad  # type: ignore[assignment]
+            gradient[batch] = hidden.grad  # type: ignore[assignment]
         for observer in observers.values():
             observer.flush()
         advance(f"{segment_label(segmented, segment)} backward")

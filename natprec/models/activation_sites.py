@@ -21,6 +21,7 @@ from natprec.models.layers import multiplies
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import flowing_scale, round_activations
+from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 
 WIDTHS = range(3, 9)
@@ -30,17 +31,17 @@ GROUPED_WIDTHS = (4, 8)
 """Measured also with one scale per group of a token, and with a fixed one per feature."""
 
 
-def find_activations(segmented: SegmentedModel, sites: Sequence[Site], ids: Tensor, cached: bool) -> list[Site]:
+def find_activations(segmented: SegmentedModel, sites: Sequence[Site], samples: Samples, cached: bool) -> list[Site]:
     """The activations of a model, in the order of its segments.
 
     Args:
         sites: its weights.
-        ids: (batch, time), a few tokens to try on.
+        samples: a few to try on.
         cached: whether it keeps keys and values.
     """
     found = [
         Site(f"{name}:stream", "activation", "stream", (1, size), (name,), f"{name}:stream", segment)
-        for segment, (name, size) in enumerate(_streams(segmented, ids))
+        for segment, (name, size) in enumerate(_streams(segmented, samples))
     ]
     fused_groups: dict[str, list[Site]] = {}
     for site in sites:
@@ -50,7 +51,7 @@ def find_activations(segmented: SegmentedModel, sites: Sequence[Site], ids: Tens
         uses = tuple(use for member in members for use in member.uses)
         shape = (1, members[0].shape[1])
         found.append(Site(f"{fused_group}:input", "activation", "linear", shape, uses, fused_group, members[0].segment))
-    for name, (keys, values) in (_attentions(segmented, ids) if cached else {}).items():
+    for name, (keys, values) in (_attentions(segmented, samples) if cached else {}).items():
         segment = segmented.segment_of(name + ".")
         for site_kind, shape in (("key", keys), ("value", values)):
             site_name = f"{name}:{site_kind}"
@@ -140,16 +141,16 @@ def rounded(model: nn.Module, site: Site, fmt: Format) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _streams(segmented: SegmentedModel, ids: Tensor) -> list[tuple[str, int]]:
+def _streams(segmented: SegmentedModel, samples: Samples) -> list[tuple[str, int]]:
     """Each block's name and the features of its input."""
     if not segmented.blocks:
         return []
-    size = segmented.prefix(ids)[0].shape[-1]
+    size = segmented.prefix(samples)[0].shape[-1]
     return [(name, size) for name in segmented.block_names]
 
 
 @torch.no_grad()
-def _attentions(segmented: SegmentedModel, ids: Tensor) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+def _attentions(segmented: SegmentedModel, samples: Samples) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
     """Modules that hand keys and values to the attention interface: (heads, head size) of both."""
     seen: dict[nn.Module, tuple[tuple[int, int], tuple[int, int]]] = {}
 
@@ -158,5 +159,5 @@ def _attentions(segmented: SegmentedModel, ids: Tensor) -> dict[str, tuple[tuple
         return key, value
 
     with attached([AttentionHook(module, note) for module in segmented.model.modules()]):
-        segmented.output(ids)
+        segmented.output(samples)
     return {name: seen[module] for name, module in segmented.model.named_modules() if module in seen}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from natprec.models.segments import Context, SegmentedModel
+from natprec.tasks import Samples
 
 Gathering = Callable[[], contextlib.AbstractContextManager[object]]
 """What stands around a forward that serves averages: see `SegmentedModel.gathering`."""
@@ -17,7 +18,7 @@ def differentiate(
     segmented: SegmentedModel,
     segment: int,
     hidden: Tensor | None,
-    ids: Tensor,
+    samples: Samples,
     contexts: list[Context],
     incoming: Tensor | None,
     sequences: range,
@@ -32,7 +33,7 @@ def differentiate(
         gathering: around the way forward, which decides what products are computed in.
     """
     with gathering():
-        output = segmented.run(segment, hidden, ids, contexts).float()
+        output = segmented.run(segment, hidden, samples, contexts).float()
     if segment == len(segmented.blocks):
         segmented.distortion.draw(output, sequences, seed).backward()
     elif output.requires_grad:

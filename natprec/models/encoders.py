@@ -1,5 +1,5 @@
 """What sets an encoder of text apart from a language model when it is loaded: how its token vectors
-become one embedding, the files that say so, and the pooler that a checkpoint may lack.
+become one embedding, and the files that say so.
 
 A folder of sentence-transformers lists its modules in modules.json: the transformer, then the pooling, then maybe
 Dense layers and a normalization. The embedding at their end is what its users get.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -133,18 +132,6 @@ def _dense(name: str, where: str, path: str) -> nn.Module:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     linear.load_state_dict({key.removeprefix("linear."): value for key, value in stored.items()})
     return nn.Sequential(linear, getattr(nn, last)())
-
-
-def drop_missing_pooler(model: Any, missing: Iterable[str]) -> bool:
-    """Take out a pooler whose weights the checkpoint lacks (masked-LM ones do), as embeddings do not use it.
-
-    Returns:
-        Whether that accounts for all the missing tensors.
-    """
-    lacks_only_pooler = all(name.startswith("pooler.") for name in missing) and hasattr(model, "pooler")
-    if lacks_only_pooler:
-        model.pooler = None
-    return lacks_only_pooler
 
 
 def companions(name: str, where: str) -> dict[str, bytes]:

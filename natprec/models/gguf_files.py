@@ -1,4 +1,4 @@
-"""Defects of a GGUF file, named from its header before transformers reads it.
+"""The header of a GGUF file: defects named before transformers reads it, and where its tensors lie.
 
 The header lists metadata, then each tensor's name, shape, type and place; it is read here without the values (the
 `gguf` package takes seconds to parse them all).
@@ -6,9 +6,11 @@ The header lists metadata, then each tensor's name, shape, type and place; it is
 
 from __future__ import annotations
 
+import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from natprec.errors import ModelError
 from natprec.models.bounds import refuse_counts, refuse_many_tensors
@@ -19,6 +21,68 @@ _INTEGERS = {4: "I", 5: "i", 10: "Q", 11: "q"}
 _STRING, _ARRAY = 8, 9
 
 
+@dataclass(frozen=True)
+class GGUFTensor:
+    """One tensor of a file.
+
+    Attributes:
+        shape: as torch has it; in the file it stands the other way round.
+        kind: number of its type.
+        offset: in the file.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+    @property
+    def elements(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
+    def type(self) -> Any:
+        """The `gguf` package's type.
+
+        Raises:
+            ModelError: nothing here can unpack it.
+        """
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import _type_traits
+
+        readable = {*_type_traits, GGMLQuantizationType.F32, GGMLQuantizationType.F16}
+        known = {int(each): each for each in GGML_QUANT_SIZES}
+        if known.get(self.kind) not in readable:
+            label = known[self.kind].name if self.kind in known else "a newer one, or damage"
+            raise ModelError(
+                f"tensor {self.name!r} of {str(self.file)!r} has GGUF type {self.kind} ({label}), which the gguf "
+                "package cannot unpack; update it (pip install -U gguf), or use a file with other types"
+            )
+        return known[self.kind]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+        from gguf import GGML_QUANT_SIZES
+
+        block, stored = GGML_QUANT_SIZES[self.type]
+        return self.elements // block * stored
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a file says of itself.
+
+    Attributes:
+        architecture: as GGUF spells it; empty where it says none.
+    """
+
+    architecture: str
+    tensors: tuple[GGUFTensor, ...]
+
+
 def check_gguf(file: Path) -> None:
     """Refuse a file that is cut off or has tensors of a type that nothing here can read.
 
@@ -26,53 +90,43 @@ def check_gguf(file: Path) -> None:
         ModelError: names the file, the tensor and its type.
     """
     size = file.stat().st_size
-    with file.open("rb") as opened:
-        try:
-            tensors, start = _header(opened)
-        except (struct.error, ValueError, OverflowError, MemoryError) as error:
+    for tensor in read_gguf(file).tensors:
+        if tensor.offset + tensor.nbytes > size:
             raise ModelError(
-                f"{str(file)!r} ({size} bytes) has no whole GGUF header ({error}); download it again"
-            ) from error
-    for name, elements, kind, offset in tensors:
-        if start + offset + _stored(file, name, kind, elements) > size:
-            raise ModelError(f"{str(file)!r} ({size} bytes) is cut off before tensor {name!r} ends; download it again")
+                f"{str(file)!r} ({size} bytes) is cut off before tensor {tensor.name!r} ends; download it again"
+            )
 
 
-def _stored(file: Path, name: str, kind: int, elements: int) -> int:
-    """Bytes of a tensor.
+def read_gguf(file: Path) -> GGUFHeader:
+    """The header of a file.
 
     Raises:
-        ModelError: its type is unknown.
+        ModelError: it has none, or not a whole one.
     """
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import _type_traits
-
-    readable = {*_type_traits, GGMLQuantizationType.F32, GGMLQuantizationType.F16}
-    known = {int(each): each for each in GGML_QUANT_SIZES}
-    if known.get(kind) not in readable:
-        label = known[kind].name if kind in known else "a newer one, or damage"
-        raise ModelError(
-            f"tensor {name!r} of {str(file)!r} has GGUF type {kind} ({label}), which the gguf package cannot unpack; "
-            "update it (pip install -U gguf), or use a file with other types"
-        )
-    block, stored = GGML_QUANT_SIZES[known[kind]]
-    return elements // block * stored
+    with file.open("rb") as opened:
+        try:
+            return _header(opened)
+        except (struct.error, ValueError, OverflowError, MemoryError) as error:
+            raise ModelError(
+                f"{str(file)!r} ({file.stat().st_size} bytes) has no whole GGUF header ({error}); download it again"
+            ) from error
 
 
-def _header(file: BinaryIO) -> tuple[list[tuple[str, int, int, int]], int]:
-    """Name, number of values, type and offset of each tensor, and where in the file the offsets begin."""
+def _header(file: BinaryIO) -> GGUFHeader:
     if file.read(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     version, count, pairs = struct.unpack("<IQQ", file.read(20))
     if version not in (2, 3):
         raise ValueError(f"version {version}")
     refuse_many_tensors(max(count, pairs), Path(file.name))
-    alignment, tensors = 32, []
+    alignment, architecture, found = 32, "", list[tuple[str, tuple[int, ...], int, int]]()
     for _ in range(pairs):
         key = _text(file)
         (kind,) = struct.unpack("<I", file.read(4))
         if key == "general.alignment":
             (alignment,) = struct.unpack("<I", file.read(4))
+        elif key == "general.architecture" and kind == _STRING:
+            architecture = _text(file)
         elif kind in _INTEGERS:
             (number,) = struct.unpack(f"<{_INTEGERS[kind]}", file.read(_WIDTHS[kind]))
             refuse_counts({key: number}, file.name)
@@ -84,11 +138,11 @@ def _header(file: BinaryIO) -> tuple[list[tuple[str, int, int, int]], int]:
         if dimensions > 8:
             raise ValueError(f"tensor of {dimensions} dimensions")
         *shape, kind, offset = struct.unpack(f"<{dimensions}QIQ", file.read(8 * dimensions + 12))
-        elements = 1
-        for length in shape:
-            elements *= length
-        tensors.append((name, elements, kind, offset))
-    return tensors, -(-file.tell() // max(1, alignment)) * alignment
+        found.append((name, tuple(reversed(shape)), kind, offset))
+    start = -(-file.tell() // max(1, alignment)) * alignment
+    path = Path(file.name)
+    tensors = (GGUFTensor(path, name, shape, kind, start + offset) for name, shape, kind, offset in found)
+    return GGUFHeader(architecture, tuple(tensors))
 
 
 def _text(file: BinaryIO) -> str:

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from natprec.models.batches import batch_rows, batches
 from natprec.models.differentiation import differentiate
 from natprec.models.segments import Context, SegmentedModel
+from natprec.tasks import Samples
 from natprec.utils.atomic_files import write_bytes
 from natprec.utils.marks import KEY
 from natprec.utils.progress import Advance
@@ -32,13 +32,13 @@ class HiddenStates:
     """Hidden states of every batch.
 
     Attributes:
-        ids: (sequences, time) token ids.
+        samples: the text.
         segment: the last one that the text has passed; None: not even the prefix.
         reached: the last one that an earlier run had passed.
     """
 
     def __init__(
-        self, segmented: SegmentedModel, ids: Tensor, file: Path | None = None, key: str = "", label: str = ""
+        self, segmented: SegmentedModel, samples: Samples, file: Path | None = None, key: str = "", label: str = ""
     ) -> None:
         """Begin before the prefix.
 
@@ -46,7 +46,7 @@ class HiddenStates:
             file: of the state, written by `keep`; one with another `key` is not used.
             label: of these states in the file, if there are several.
         """
-        self.ids = ids
+        self.samples = samples
         self.segment: int | None = None
         self._segmented, self._file, self._key, self._label = segmented, file, key, label
         self._twin: HiddenStates | None = None
@@ -59,16 +59,16 @@ class HiddenStates:
 
         After a segment that is kept both have passed it.
         """
-        self._twin = HiddenStates(self._segmented, self.ids, self._file, self._key, "twin.")
+        self._twin = HiddenStates(self._segmented, self.samples, self._file, self._key, "twin.")
         return self._twin
 
     @torch.no_grad()
     def show(self, segment: int, watched: Sequence[str], advance: Advance = lambda step: None) -> None:
         """Let the text into a segment, which changes nothing, for hooks that see what some modules are given."""
-        for number, batch in enumerate(batches(*self.ids.shape)):
+        for number, batch in enumerate(self.samples.batches()):
             hidden = self._hidden[number] if self._hidden else None
             contexts = self._contexts[number] if self._hidden else []
-            self._segmented.show(segment, hidden, self.ids[batch_rows(batch)], contexts, watched)
+            self._segmented.show(segment, hidden, self.samples[batch], contexts, watched)
             advance(f"{segment} forward")
 
     @torch.enable_grad()
@@ -78,19 +78,20 @@ class HiddenStates:
         Args:
             gradient: at a block's output, (sequences, time, hidden); the last segment draws its own, by `seed`.
         """
-        for number, batch in enumerate(batches(*self.ids.shape)):
-            rows = batch_rows(batch)
+        for number, batch in enumerate(self.samples.batches()):
             hidden = self._hidden[number].detach().requires_grad_()
-            known = None if gradient is None else gradient[rows]
-            given = (hidden, self.ids[rows], self._contexts[number], known)
-            differentiate(self._segmented, segment, *given, batch, seed, self._segmented.gathering)
+            known = None if gradient is None else gradient[batch]
+            given = (hidden, self.samples[batch], self._contexts[number], known)
+            differentiate(
+                self._segmented, segment, *given, range(batch.start, batch.stop), seed, self._segmented.gathering
+            )
             advance(f"{segment} backward")
 
     @torch.no_grad()
     def through(self, segment: int, advance: Advance = lambda step: None) -> None:
         """Go on through the prefix (-1) or a block; from behind the prefix at once to where an earlier run was."""
-        for number, batch in enumerate(batches(*self.ids.shape)):
-            rows = self.ids[batch_rows(batch)]
+        for number, batch in enumerate(self.samples.batches()):
+            rows = self.samples[batch]
             if segment < 0:
                 hidden, contexts = self._segmented.prefix(rows)
                 self._hidden.append(hidden)
@@ -116,7 +117,7 @@ class HiddenStates:
 
     def output(self, number: int) -> Tensor:
         """The model's output for a batch, from that of its last block: (batch, terms, size)."""
-        rows = self.ids[batch_rows(batches(*self.ids.shape)[number])]
+        rows = self.samples[self.samples.batches()[number]]
         return self._segmented.suffix(self._hidden[number] if self._hidden else None, rows)
 
     def keep(self) -> None:
@@ -149,14 +150,14 @@ class HiddenStates:
 
 @contextlib.contextmanager
 def passed(
-    segmented: SegmentedModel, ids: Tensor, advance: Advance, file: Path | None = None, key: str = ""
-) -> Iterator[Callable[[Tensor], Tensor]]:
+    segmented: SegmentedModel, samples: Samples, advance: Advance, file: Path | None = None, key: str = ""
+) -> Iterator[Callable[[Samples], Tensor]]:
     """What gives the output for one batch after another; all blocks are passed before, each read once.
 
     Args:
         file: of the state after each block.
     """
-    states = HiddenStates(segmented, ids, file, key)
+    states = HiddenStates(segmented, samples, file, key)
     for segment in segmented.segments[:-1]:
         if states.has_passed(segment):
             continue
@@ -164,6 +165,6 @@ def passed(
             states.through(segment, advance)
         if segment >= 0 and file is not None:
             states.keep()
-    numbers = iter(range(len(batches(*ids.shape))))
+    numbers = iter(range(len(samples.batches())))
     with segmented.hold(len(segmented.blocks)):
         yield lambda rows: states.output(next(numbers))

@@ -11,22 +11,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from natprec.errors import ModelError
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
+from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 
 
 @torch.no_grad()
 def refuse_rounded_otherwise(
-    segmented: SegmentedModel, activations: Sequence[Site], ids: Tensor, inputs: bool, cache: bool
+    segmented: SegmentedModel, activations: Sequence[Site], samples: Samples, inputs: bool, cache: bool
 ) -> None:
     """Refuse activations of plain transformers that would not be rounded as planned.
 
     Args:
-        ids: (batch, time), a few tokens to try on.
+        samples: a few to try on.
         inputs: whether inputs of Linears are to be rounded; `cache`: keys and values.
     Raises:
         ModelError: names the first module.
@@ -51,7 +52,7 @@ def refuse_rounded_otherwise(
 
     if inputs:
         with attached([module.register_forward_pre_hook(look) for module in names]):
-            segmented.output(ids)
+            segmented.output(samples)
     if flat:
         raise ModelError(
             f"inputs of {flat[0]!r} would be rounded with one scale for all tokens in transformers, not with one for "

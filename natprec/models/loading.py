@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from natprec.errors import InputError, ModelError, NatprecError
 from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
-from natprec.models.encoders import after_pooling, companions, drop_missing_pooler, embedding_distortion
+from natprec.models.encoders import after_pooling, companions, embedding_distortion
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf
+from natprec.models.gguf_files import check_gguf, read_gguf
+from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
 from natprec.models.model_files import explained, first_line, local_path, refuse_without_linear, task_of, weight_files
@@ -72,7 +73,7 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, *, trust_remote_code: bool = False, device: str = "cpu", on_disk: bool = False
+    name: str, *, trust_remote_code: bool = False, device: str = "cpu", on_disk: bool = False, plain: bool = False
 ) -> LoadedModel:
     """Load weights in float32 on the CPU, check them, then move them to `device`.
 
@@ -81,6 +82,7 @@ def load_model(
         trust_remote_code: run Python that comes with the checkpoint; never asked interactively.
         device: as torch spells it: 'cpu', 'cuda', 'cuda:1'.
         on_disk: leave the weights on disk until they are needed, block by block; they are checked then.
+        plain: let transformers itself read a GGUF file, as a check on what natprec wrote.
     Raises:
         InputError: the device does not exist, or weights that cannot be left on disk.
         ModelError: not found, incomplete, damaged, already quantized, neither causal nor an
@@ -104,9 +106,14 @@ def load_model(
         weights: Weights = InMemory()
         parts: dict[str, list[Part]] = {}
         unused: list[str] = []
-        if on_disk:
-            if gguf:
-                raise InputError(f"model {name!r} is a GGUF file, which is unpacked whole; use --weights memory")
+        readable = gguf is not None and is_known(read_gguf(gguf))
+        if gguf and on_disk and not readable:
+            raise InputError(
+                f"model {name!r} is a GGUF file of an architecture that is unpacked whole; use --weights memory"
+            )
+        if gguf and readable and not plain:
+            model, weights, lacking = open_gguf(gguf, config, task, target if on_disk else None)
+        elif on_disk:
             model, weights, stored = hollow_model(headers, where, config, task, target, trust_remote_code)
             parts, unused, lacking = stored.parts, stored.unused, stored.missing
         else:
@@ -121,7 +128,7 @@ def load_model(
             distortion, head = embedding_distortion(name, where), after_pooling(name, where)
             head = None if head is None else head.to(target)
     missing = sorted(lacking)
-    if missing and not (task == ENCODER and drop_missing_pooler(model, missing)):
+    if missing and not task.does_without(model, missing):
         raise ModelError(
             f"model {name!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; "
             "they would be random numbers: download the checkpoint again or use one saved with its head"
@@ -163,7 +170,10 @@ def stored_elements(name: str) -> int | None:
     """Weights of a model that can be left on disk, counted without loading it; None where that is not known."""
     path = local_path(name)
     if path is not None:
-        return sum(count_elements(file) for file in weight_files(path)) if path.is_dir() else None
+        if path.is_dir():
+            return sum(count_elements(file) for file in weight_files(path))
+        header = read_gguf(path)
+        return sum(tensor.elements for tensor in header.tensors) if is_known(header) else None
     from huggingface_hub import model_info
 
     with contextlib.suppress(Exception):  # no connection or no such model: loading will say which

@@ -23,6 +23,7 @@ from natprec.models.layers import layer_of, multiplies
 from natprec.models.probe import probed
 from natprec.models.routing import Routing, find_routing
 from natprec.models.weights import InMemory, Weights
+from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 from natprec.utils.matmul import products_in
 
@@ -56,24 +57,24 @@ class SegmentedModel:
     def __init__(
         self,
         model: nn.Module,
-        probe_ids: Tensor,
+        probe: Samples,
         distortion: Distortion | None = None,
         weights: Weights | None = None,
         products: torch.dtype = torch.float32,
     ) -> None:
-        """Find the blocks and verify them on `probe_ids` (batch, time), which may be short."""
+        """Find the blocks and verify them on a small sample."""
         self.model = model
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
         self.products = products
         name, self.blocks = _longest_list(model)
-        self.probe = probed(model, self.blocks, probe_ids.shape, lambda: self.output(probe_ids))
+        self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe))
         if not self.probe.chained or self._shared():
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
-        if self.probe.beside and self.blocks and not self._same(probe_ids):
+        if self.probe.beside and self.blocks and not self._same(probe):
             self.blocks, self.block_names = [], []
-        self.routing: Routing = find_routing(model, self.probe.rows, probe_ids.numel())
+        self.routing: Routing = find_routing(model, self.probe.rows, probe.tokens)
 
     @property
     def routed(self) -> bool:
@@ -83,10 +84,15 @@ class SegmentedModel:
         """
         return bool(self.routing.containers) or self.probe.mixed
 
-    def output(self, ids: Tensor) -> Tensor:
-        """The whole model: (batch, time) token ids to (batch, terms, size), for example logits."""
+    @property
+    def together(self) -> int | None:
+        """Samples of a batch whose gradients are told apart: one if `routed`; None: as many as are run at once."""
+        return 1 if self.routed else None
+
+    def output(self, samples: Samples) -> Tensor:
+        """The whole model: what is compared of a batch, (batch, terms, size), for example logits."""
         with self.weights.passing(self._outside(), self.blocks):
-            return self.distortion.output(self.model, ids)
+            return self.distortion.output(self.model, samples)
 
     def hold(self, segment: int) -> contextlib.AbstractContextManager[None]:
         """Within the block the weights of a segment are in memory; running it and differentiating it needs them.
@@ -125,10 +131,10 @@ class SegmentedModel:
             for parameter in module.parameters(recurse=False)
         ]
 
-    def prefix(self, ids: Tensor) -> tuple[Tensor, list[Context]]:
+    def prefix(self, samples: Samples) -> tuple[Tensor, list[Context]]:
         """The first block's input (batch, time, hidden), and every block's context."""
         with self.hold(-1), self._patched(None) as patch, contextlib.suppress(_DoneError):
-            self.distortion.output(self.model, ids)
+            self.distortion.output(self.model, samples)
         assert patch.first is not None
         return patch.first, patch.contexts
 
@@ -139,24 +145,24 @@ class SegmentedModel:
             output = self.blocks[index](hidden, *arguments, **keywords)
         return output[0] if isinstance(output, tuple) else output
 
-    def suffix(self, hidden: Tensor | None, ids: Tensor) -> Tensor:
-        """The output, from that of the last block; from the ids alone where there are no blocks."""
+    def suffix(self, hidden: Tensor | None, samples: Samples) -> Tensor:
+        """The output, from that of the last block; from the samples alone where there are no blocks."""
         if not self.blocks:
-            return self.output(ids)
+            return self.output(samples)
         with self.hold(len(self.blocks)), self._patched(hidden):
-            return self.distortion.output(self.model, ids)
+            return self.distortion.output(self.model, samples)
 
-    def run(self, segment: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context]) -> Tensor:
-        """One segment by its number (see `segment_of`), from its input; prefix and suffix also take the ids."""
+    def run(self, segment: int, hidden: Tensor | None, samples: Samples, contexts: list[Context]) -> Tensor:
+        """One segment by its number (see `segment_of`), from its input; prefix and suffix also take the samples."""
         if segment == len(self.blocks):
-            return self.suffix(hidden, ids)
+            return self.suffix(hidden, samples)
         if segment < 0:
-            return self.prefix(ids)[0]
+            return self.prefix(samples)[0]
         assert hidden is not None
         return self.block(segment, hidden, contexts[segment])
 
     def show(
-        self, segment: int, hidden: Tensor | None, ids: Tensor, contexts: list[Context], watched: Sequence[str]
+        self, segment: int, hidden: Tensor | None, samples: Samples, contexts: list[Context], watched: Sequence[str]
     ) -> None:
         """Run a segment for hooks that see what modules are given, and no further than the last of these modules."""
 
@@ -169,7 +175,7 @@ class SegmentedModel:
             last = max(watched, key=self.probe.order.index)
             handles.append(self.model.get_submodule(last).register_forward_pre_hook(stop))
         with attached(handles), contextlib.suppress(_DoneError):
-            self.run(segment, hidden, ids, contexts)
+            self.run(segment, hidden, samples, contexts)
 
     def segment_of(self, module_name: str) -> int:
         """-1 for the prefix, the block's index, or the number of blocks for the suffix."""
@@ -198,16 +204,16 @@ class SegmentedModel:
         return False
 
     @torch.no_grad()
-    def _same(self, ids: Tensor) -> bool:
+    def _same(self, samples: Samples) -> bool:
         """Whether prefix, blocks and suffix compute what the model does, although blocks return more than they hand on.
 
         The replaced forwards return None in its place, with which the model's own code may not be able to go on.
         """
         try:
-            hidden, contexts = self.prefix(ids)
+            hidden, contexts = self.prefix(samples)
             for index, context in enumerate(contexts):
                 hidden = self.block(index, hidden, context)
-            return torch.equal(self.suffix(hidden, ids), self.output(ids))
+            return torch.equal(self.suffix(hidden, samples), self.output(samples))
         except (TypeError, ValueError, AttributeError, IndexError):
             return False
 

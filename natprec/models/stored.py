@@ -11,7 +11,7 @@ import copy
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from natprec.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+Found = TypeVar("Found")
 
 Part = tuple[Path, str, str | None]
 """A stored tensor that makes up one of the model's, or a piece of it: file, key, pattern of its converter."""
@@ -55,6 +57,15 @@ def placed(headers: Mapping[str, Header], model: Any) -> tuple[dict[str, list[Pa
         else:
             unused.append(key)
     return parts, unused, {pattern: rule for rule in converters for pattern in rule.source_patterns}
+
+
+def same_tensors(model: Any, parts: Mapping[str, Found]) -> dict[str, Found]:
+    """For all names of each of a tied model's tensors what one of them has in `parts`."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    firsts = [(same, next((name for name in same if name in parts), None)) for same in names.values()]
+    return {name: parts[first] for same, first in firsts if first is not None for name in same}
 
 
 class StoredTensors:
@@ -88,13 +99,7 @@ class StoredTensors:
             if {one, other} <= self.parts.keys() and torch.equal(self.tensor(one), self.tensor(other)):
                 self.missing.add(one)
         self._model.tie_weights(missing_keys=self.missing, recompute_mapping=False)
-        names: dict[int, list[str]] = {}
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            names.setdefault(id(tensor), []).append(name)
-        for same in names.values():
-            found = next((self.parts[name] for name in same if name in self.parts), None)
-            if found is not None:
-                self.parts |= dict.fromkeys(same, found)
+        self.parts |= same_tensors(self._model, self.parts)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in its stored dtype: a view of its file, or put together from several.

@@ -21,15 +21,20 @@ from natprec.measurement.subject import Subject
 from natprec.models.trust import tokenizer_of
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.request import for_engine, refuse_long
-from natprec.pipeline.tokens import calibration_parts, calibration_tokens, held_out_tokens
+from natprec.pipeline.samples import calibration_parts, calibration_samples, held_out_samples
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.flows import round_flows
 from natprec.roundings import rounding_named
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.transforms import rotated_digest
 from natprec.utils.atomic_files import new_folder
 from natprec.utils.progress import Stages
 from natprec.utils.records import OWN_TEXT, public_name
+
+GIVEN = Tensor, Samples
+Data = str | Path | Tensor | Samples | None
+"""A text file, table or hub dataset; (sequences, time) token ids, or samples; None: the model writes it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Quantized:
 def measure(
     model: Any,
     tokenizer: Any,
-    data: str | Path | Tensor | None = None,
+    data: Data = None,
     *,
     distortion: str | Distortion | None = None,
     **options: Any,
@@ -63,7 +68,7 @@ def measure(
     """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
 
     Args:
-        data: text file, table, hub dataset, or (sequences, time) token ids; None: the model writes it.
+        data: text file, table, hub dataset, (sequences, time) token ids, or samples; None: the model writes it.
             The last fifth of a text is left for `verify`.
         distortion: what every tolerance is about: a name or one of your own; default: KL, of encoders the
             distance of mean embeddings.
@@ -77,16 +82,16 @@ def measure(
     subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=config.arithmetic)
     subject = subject.rotated(config.seed) if rotates else subject
     subject = for_engine(subject, config.engine)
-    ids, parts = _calibration(subject, data, config)
-    digest = None if data is None or isinstance(data, Tensor) else source_digest(str(data))
-    return measure_subject(subject, ids, config, parts=parts, data=_label(data), text_digest=digest)
+    samples, parts = _calibration(subject, data, config)
+    digest = None if data is None or isinstance(data, GIVEN) else source_digest(str(data))
+    return measure_subject(subject, samples, config, parts=parts, data=_label(data), text_digest=digest)
 
 
 def apply(
     plan: Plan,
     model: Any,
     tokenizer: Any = None,
-    data: str | Path | Tensor | None = None,
+    data: Data = None,
     *,
     rounding: str | None = None,
     **options: Any,
@@ -110,9 +115,9 @@ def apply(
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
     needs_text = rounding_named(config.rounding).needs != "nothing" or config.refine
-    ids = _calibration(subject, data, config)[0] if needs_text else None
+    samples = _calibration(subject, data, config)[0] if needs_text else None
     quiet = Stages(quiet=True)
-    codes = pipeline.round_to_plan(subject, plan, ids, config.rounding, quiet, config.refine, config.seed)
+    codes = pipeline.round_to_plan(subject, plan, samples, config.rounding, quiet, config.refine, config.seed)
     if plan.inputs or plan.cache:
         round_flows(subject.model, subject.activations, plan)
     return Quantized(subject.model, subject, plan, codes, config.rounding)
@@ -131,7 +136,7 @@ def save(quantized: Quantized, out: str | Path, *, overwrite: bool = False) -> N
 def verify(
     folder: str | Path,
     model: Any,
-    data: str | Path | Tensor | None = None,
+    data: Data = None,
     tokenizer: Any = None,
     *,
     tokens: int = 4096,
@@ -143,7 +148,7 @@ def verify(
     """Judge a checkpoint on disk against the original model; writes verification.json into it.
 
     Args:
-        data: held-out text, or (sequences, time) token ids. Of a text that may be the one measured
+        data: held-out text, (sequences, time) token ids, or samples. Of a text that may be the one measured
             on, the last fifth is taken, which measuring leaves out.
         tokenizer: needed for text; the checkpoint's own by default.
         distortion: needed only where it was one of your own.
@@ -152,21 +157,21 @@ def verify(
     config = QuantizeConfig.of("verify", "", {"eval_tokens": tokens, "length": length, "seed": seed})
     path = Path(folder)
     plan = Plan.load(path / "plan.json")
-    if tokenizer is None and not isinstance(data, Tensor):
+    if tokenizer is None and not isinstance(data, GIVEN):
         tokenizer = _own_tokenizer(path, trust_remote_code)
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
     subject = replace(subject, trusted=trust_remote_code)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
-    ids = _given(subject, data, length)
-    if ids is None:
+    samples = _given(subject, data, length)
+    if samples is None:
         source = None if data is None else str(data)
         shared = source if source is not None and judge.may_be_measured_on(path, source) else None
         config = replace(config, eval_data=source, data=shared)
-        ids = held_out_tokens(config, subject, Stages(quiet=True), judge.measured_on(path))
+        samples = held_out_samples(config, subject, Stages(quiet=True), judge.measured_on(path))
     result = judge.verify(
         path,
         subject,
-        ids,
+        samples,
         plan,
         rounding=judge.recorded_rounding(path),
         data=_label(data),
@@ -190,21 +195,22 @@ def _own_tokenizer(folder: Path, trust: bool) -> Any:
         raise InputError(f"checkpoint {str(folder)!r} has no tokenizer; give one with tokenizer=") from error
 
 
-def _label(data: str | Path | Tensor | None) -> str:
+def _label(data: Data) -> str:
     """What the text is called."""
-    return "given tokens" if isinstance(data, Tensor) else OWN_TEXT if data is None else public_name(data)
+    return "given tokens" if isinstance(data, GIVEN) else OWN_TEXT if data is None else public_name(data)
 
 
-def _given(subject: Subject, data: str | Path | Tensor | None, length: int) -> Tensor | None:
-    """Token ids that were given as such, on the model's device; the model must have positions for them."""
-    refuse_long(subject, data.shape[1] if isinstance(data, Tensor) else length)
-    return data.to(next(subject.model.parameters()).device) if isinstance(data, Tensor) else None
+def _given(subject: Subject, data: Data, length: int) -> Samples | None:
+    """Samples that were given as such, on the model's device; the model must have positions for them."""
+    samples = Samples.text(data) if isinstance(data, Tensor) else data
+    refuse_long(subject, samples.length if isinstance(samples, Samples) else length)
+    return samples.to(next(subject.model.parameters()).device) if isinstance(samples, Samples) else None
 
 
-def _calibration(subject: Subject, data: str | Path | Tensor | None, config: QuantizeConfig) -> tuple[Tensor, int]:
-    """Tokens to measure on and how many kinds of text they are; text is handled as the command line does."""
-    ids = _given(subject, data, config.length)
-    if ids is not None:
-        return ids, 1
+def _calibration(subject: Subject, data: Data, config: QuantizeConfig) -> tuple[Samples, int]:
+    """Samples to measure on and how many kinds of text they are; text is handled as the command line does."""
+    samples = _given(subject, data, config.length)
+    if samples is not None:
+        return samples, 1
     config = replace(config, data=None if data is None else str(data))
-    return calibration_tokens(config, subject, Stages(quiet=True)), calibration_parts(config, subject)
+    return calibration_samples(config, subject, Stages(quiet=True)), calibration_parts(config, subject)

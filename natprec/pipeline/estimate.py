@@ -5,23 +5,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from natprec.measurement.block_inputs import SHARE
 from natprec.measurement.gptq_ratio import JUDGING
-from natprec.measurement.measure import shared_out
+from natprec.measurement.measure import goes_back
 from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
 from natprec.measurement.weight_observer import pools
-from natprec.models.batches import batches
 from natprec.models.segments import SegmentedModel
-from natprec.pipeline.tokens import calibration_parts
+from natprec.pipeline.samples import calibration_parts
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.refine import SEQUENCES
 from natprec.rounding.rounder import Pace, rounder_named
 from natprec.roundings import rounding_named
+from natprec.tasks import Samples
+from natprec.tasks.samples import fitting
 from natprec.utils.memory import available_bytes, resident_bytes
 
 if TYPE_CHECKING:
@@ -85,19 +85,13 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     Args:
         judged: rounding and verification follow.
     """
-    embedding: Any = subject.model.get_input_embeddings()  # type: ignore[operator]
-    size = min(
-        len(batches(1 << 20, config.length, routed=subject.segmented.routed)[0]), max(1, config.tokens // config.length)
-    )
-    ids = torch.randint(
-        len(embedding.weight), (size, config.length), generator=torch.Generator().manual_seed(config.seed)
-    )
+    size = min(subject.segmented.together or fitting(config.length), max(1, config.tokens // config.length))
+    samples = subject.task.made_up(subject.model, size, config.length, config.seed)
     resident = resident_bytes()
-    ids = ids.to(next(subject.model.parameters()).device)
     with subject.segmented.judging():
-        per_token, reading, output = _timed(subject.segmented, ids)
+        per_token, reading, output = _timed(subject.segmented, samples)
     with subject.segmented.gathering():
-        gathering = min(per_token, _timed(subject.segmented, ids)[0])
+        gathering = min(per_token, _timed(subject.segmented, samples)[0])
     own_text = config.tokens // (2 if config.data else 1) + (
         0 if config.eval_data or config.data else config.eval_tokens
     )
@@ -143,23 +137,23 @@ def _differentiated(subject: Subject, config: QuantizeConfig) -> int:
     """Sequences that also go back."""
     parts = calibration_parts(config, subject)
     sequences = parts * max(1, round(config.tokens / config.length / parts))
-    return len(shared_out(torch.empty(sequences, 0), parts, subject.segmented.routed, config.rounding)[0])
+    return int(goes_back(sequences, parts, subject.segmented.routed, config.rounding).sum())
 
 
 def _pace(subject: Subject, config: QuantizeConfig, forward: float, gathering: float) -> Pace:
     """Of what rounds the model to a plan; times are in seconds per token."""
-    batch = min(config.tokens, len(batches(1 << 20, config.length)[0]) * config.length)
+    batch = min(config.tokens, fitting(config.length) * config.length)
     moved = sum(site.elements for site in subject.sites if 0 <= site.segment < len(subject.segmented.blocks))
     return Pace(config.tokens, batch, moved, forward, gathering)
 
 
-def _timed(segmented: SegmentedModel, ids: Tensor) -> tuple[float, float, int]:
+def _timed(segmented: SegmentedModel, samples: Samples) -> tuple[float, float, int]:
     """Seconds per token of a whole forward, seconds of reading all blocks, and the bytes of a batch's output."""
     if not segmented.blocks:
         start = time.perf_counter()
-        output = segmented.output(ids)
-        return (time.perf_counter() - start) / ids.numel(), 0.0, 4 * output.numel()
-    hidden, contexts = segmented.prefix(ids)
+        output = segmented.output(samples)
+        return (time.perf_counter() - start) / samples.tokens, 0.0, 4 * output.numel()
+    hidden, contexts = segmented.prefix(samples)
     reading = running = 0.0
     timed = min(BLOCKS_TIMED, len(segmented.blocks))
     for index in range(timed):
@@ -170,17 +164,17 @@ def _timed(segmented: SegmentedModel, ids: Tensor) -> tuple[float, float, int]:
             reading, running = reading + read - start, running + time.perf_counter() - read
     with segmented.hold(len(segmented.blocks)):
         start = time.perf_counter()
-        output = segmented.suffix(hidden, ids)
+        output = segmented.suffix(hidden, samples)
         suffix = time.perf_counter() - start
     share = len(segmented.blocks) / timed
-    return (running * share + suffix) / ids.numel(), reading * share, 4 * output.numel()
+    return (running * share + suffix) / samples.tokens, reading * share, 4 * output.numel()
 
 
 def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int) -> int:
     """The most that a segment of the sweep takes; `output` is the bytes of a batch's logits or the like."""
     segmented, parts = subject.segmented, calibration_parts(config, subject)
     sequences = _differentiated(subject, config)
-    batch = len(batches(sequences, config.length, routed=segmented.routed)[0])
+    batch = min(segmented.together or fitting(config.length), sequences)
     together = Counter(segmented.routing.alike(site.name) for site in subject.sites if site.experts)
     most = 0
     for segment in range(-1, len(segmented.blocks) + 1):

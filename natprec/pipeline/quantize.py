@@ -12,8 +12,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from natprec.checkpoints import checkpoint_writer
 from natprec.checkpoints.dense_reader import UNPACKED
 from natprec.checkpoints.trial import refusal
@@ -37,11 +35,12 @@ from natprec.pipeline.request import (
     tell_leftovers,
 )
 from natprec.pipeline.resume import forget, measured, resume_folder_of
-from natprec.pipeline.tokens import calibration_tokens, held_out_tokens
+from natprec.pipeline.samples import calibration_samples, held_out_samples
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, rounded_segments
 from natprec.rounding.refine import refine
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, new_folder, refuse_existing
 from natprec.utils.claims import beside, claimed
 from natprec.utils.marks import refuse_inputs
@@ -74,16 +73,16 @@ def quantize(
     partial = beside(out, ".partial")
     stages = stages or Stages(quiet=True)
     subject = open_subject(config, stages)
-    refuse_on_disk(subject, config.engine, config.refine)
+    refuse_on_disk(subject, config.refine)
     refuse_impossible_size(config, subject)
     tell_leftovers(subject, config.engine, stages)
     why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
     if why is not None:
         stages.note(UNPACKED.format(why))
-    ids = calibration_tokens(config, subject, stages)
-    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
+    samples = calibration_samples(config, subject, stages)
+    held_out = held_out_samples(config, subject, stages, pieces_of(samples))
     with claimed(out):
-        measurement = measured(config, subject, ids, partial / "measurement.safetensors", resume, stages)
+        measurement = measured(config, subject, samples, partial / "measurement.safetensors", resume, stages)
         try:
             with stages.stage("solve"):
                 plan = solve_for(config, measurement)
@@ -93,7 +92,7 @@ def quantize(
         with new_folder(out, overwrite) as folder:
             resume_folder = resume_folder_of(partial, subject)
             plan, verdict = _round_and_prove(
-                config, subject, measurement, plan, ids, held_out, folder, resume_folder, stages, tried=why is None
+                config, subject, measurement, plan, samples, held_out, folder, resume_folder, stages, tried=why is None
             )
             measurement.save(folder / MEASUREMENT)
         forget(partial)
@@ -112,8 +111,8 @@ def _round_and_prove(
     subject: Subject,
     measurement: Measurement,
     plan: Plan,
-    ids: Tensor,
-    held_out: Tensor,
+    samples: Samples,
+    held_out: Samples,
     folder: Path,
     resume_folder: Path | None,
     stages: Stages,
@@ -127,7 +126,9 @@ def _round_and_prove(
     judged = public_name(config.eval_data or config.data or OWN_TEXT)
     verification: Verification | None = None
     for corrections in (0, 1):
-        round_and_write(subject, plan, ids, config.rounding, folder, resume_folder, stages, config.refine, config.seed)
+        round_and_write(
+            subject, plan, samples, config.rounding, folder, resume_folder, stages, config.refine, config.seed
+        )
         try:
             verification = verify(
                 folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages,
@@ -163,7 +164,7 @@ def _empty(folder: Path) -> None:
 def round_and_write(
     subject: Subject,
     plan: Plan,
-    ids: Tensor | None,
+    samples: Samples | None,
     rounding: str,
     folder: Path,
     resume_folder: Path | None,
@@ -185,12 +186,12 @@ def round_and_write(
         )
     if steps_refining:
         with subject.segmented.weights.hold(subject.model.parameters()):
-            codes = round_to_plan(subject, plan, ids, rounding, stages, steps_refining, seed)
+            codes = round_to_plan(subject, plan, samples, rounding, stages, steps_refining, seed)
             write(subject, plan, codes, folder, stages)
         return
     writer = checkpoint_writer(folder, subject, plan, resume_folder)
-    with _rounding_stage(subject, ids, rounding, stages) as advance:
-        for segment, codes in rounded_segments(subject, plan, ids, rounding, resume_folder, advance, seed):
+    with _rounding_stage(subject, samples, rounding, stages) as advance:
+        for segment, codes in rounded_segments(subject, plan, samples, rounding, resume_folder, advance, seed):
             writer.put(segment, codes)
     _finish(writer, stages)
 
@@ -198,7 +199,7 @@ def round_and_write(
 def round_to_plan(
     subject: Subject,
     plan: Plan,
-    ids: Tensor | None,
+    samples: Samples | None,
     rounding: str,
     stages: Stages,
     steps_refining: int = 0,
@@ -211,18 +212,18 @@ def round_to_plan(
     model, found = subject.model, dict[str, QuantizedTensor]()
     original = present_values(model)
     with subject.segmented.weights.hold(model.parameters()):
-        with _rounding_stage(subject, ids, rounding, stages) as advance:
-            for _, codes in rounded_segments(subject, plan, ids, rounding, None, advance, seed):
+        with _rounding_stage(subject, samples, rounding, stages) as advance:
+            for _, codes in rounded_segments(subject, plan, samples, rounding, None, advance, seed):
                 found |= codes
         rounded = present_values(model)
     for name, parameter in model.named_parameters():
         parameter.data = rounded[name]
     codes = {site.name: found[site.name] for site in subject.sites if site.name in found}
-    if not steps_refining or ids is None:
+    if not steps_refining or samples is None:
         return codes
     with stages.stage("refine", steps_refining) as advance:
         refined = refine(
-            subject.segmented, subject.sites, codes, original, ids, steps_refining,
+            subject.segmented, subject.sites, codes, original, samples, steps_refining,
             dtype=subject.storage_dtype, seed=seed, advance=advance,
         )  # fmt: skip
     outcome = ": not better, undone" if refined.codes is codes else ""
@@ -232,9 +233,9 @@ def round_to_plan(
 
 
 def _rounding_stage(
-    subject: Subject, ids: Tensor | None, rounding: str, stages: Stages
+    subject: Subject, samples: Samples | None, rounding: str, stages: Stages
 ) -> contextlib.AbstractContextManager[Advance]:
-    steps = None if ids is None else apply_batches(subject.segmented, rounding, *ids.shape) or None
+    steps = None if samples is None else apply_batches(subject.segmented, rounding, samples) or None
     return stages.stage(f"round ({rounding})", steps)
 
 

@@ -27,7 +27,6 @@ from natprec.models.weight_sites import Site, site_layer
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
 from natprec.solver.fused_groups import check_flows
-from natprec.tasks import ENCODER
 from natprec.utils.memory import available_bytes
 from natprec.utils.progress import Stages
 
@@ -103,21 +102,15 @@ def too_large(model: str) -> bool:
     return 4 * COPIES * (stored_elements(model) or 0) > available_bytes()
 
 
-def refuse_on_disk(subject: Subject, engine: str, refine: int) -> None:
+def refuse_on_disk(subject: Subject, refine: int) -> None:
     """Refuse what needs the whole model, before hours are spent.
 
     Raises:
         InputError: its weights are on disk.
     """
-    if subject.segmented.weights.whole:
-        return
-    if refine:
+    if refine and not subject.segmented.weights.whole:
         raise InputError(
             f"refine {refine}: that needs the whole model in memory; leave it out, or use --weights memory"
-        )
-    if engine_profile(engine).container == "gguf":
-        raise InputError(
-            f"engine {engine!r}: a GGUF file is written from memory; use --weights memory, or another engine"
         )
 
 
@@ -173,10 +166,8 @@ def refuse_long(subject: Subject, length: int) -> None:
     """
     config: Any = getattr(subject.model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limit = getattr(config, "max_position_embeddings", None)
-    if subject.task == ENCODER and limit:  # some (RoBERTa's) have positions that no token gets
-        limit = min(limit, getattr(subject.tokenizer, "model_max_length", limit))
-    if isinstance(limit, int) and length > limit > 0:
+    limit = subject.task.longest(config, subject.tokenizer)
+    if limit is not None and length > limit:
         raise InputError(
             f"sequence-length {length} is more than the {limit} positions of model {subject.name!r}; "
             f"use --sequence-length {limit} or less"

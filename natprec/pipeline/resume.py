@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from natprec.config import QuantizeConfig
 from natprec.data.seen import source_digest
@@ -18,7 +17,8 @@ from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.measurement.subject import Subject
 from natprec.pipeline.request import inputs, open_subject, too_large
-from natprec.pipeline.tokens import calibration_parts, calibration_tokens
+from natprec.pipeline.samples import calibration_parts, calibration_samples
+from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, refuse_existing_file
 from natprec.utils.claims import beside, claimed
 from natprec.utils.marks import discard, is_ours, refuse_inputs
@@ -36,7 +36,7 @@ def resume_folder_of(partial: Path, subject: Subject) -> Path | None:
 
 
 def measured(
-    config: QuantizeConfig, subject: Subject, ids: Tensor, file: Path, resume: bool, stages: Stages
+    config: QuantizeConfig, subject: Subject, samples: Samples, file: Path, resume: bool, stages: Stages
 ) -> Measurement:
     """The measurement, kept in `file`; with `resume` an earlier one, finished or not, is used.
 
@@ -45,13 +45,13 @@ def measured(
     """
     if resume and file.is_file():
         found = Measurement.load(file)
-        _refuse_other_measurement(found, config, subject, ids, file)
+        _refuse_other_measurement(found, config, subject, samples, file)
         stages.note(f"measured before: {file}")
         return found
     if not resume:
         forget(file.parent)
     state_file = file.parent / "sweep.safetensors"
-    measurement = run_measurement(config, subject, ids, state_file, resume, stages)
+    measurement = run_measurement(config, subject, samples, state_file, resume, stages)
     measurement.save(file)
     state_file.unlink(missing_ok=True)
     return measurement
@@ -76,9 +76,9 @@ def measured_together(
                 discard(state_file)
         config = _weights_alike(config, workers)
         subject = open_subject(config, stages)
-        ids = workers.from_first(calibration_tokens(config, subject, stages) if workers.first else None)
-        ids = ids.to(next(subject.model.parameters()).device)
-        measurement = run_measurement(config, subject, ids, state_file, resume, stages, workers)
+        own = calibration_samples(config, subject, stages).packed() if workers.first else None
+        samples = Samples.unpacked(workers.from_first(own)).to(next(subject.model.parameters()).device)
+        measurement = run_measurement(config, subject, samples, state_file, resume, stages, workers)
         if workers.first:
             measurement.save(out)
             state_file.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def _weights_alike(config: QuantizeConfig, workers: Workers) -> QuantizeConfig:
 def run_measurement(
     config: QuantizeConfig,
     subject: Subject,
-    ids: Tensor,
+    samples: Samples,
     state_file: Path,
     resume: bool,
     stages: Stages,
@@ -107,7 +107,7 @@ def run_measurement(
         clear_stale(state_file)
     return measure(
         subject,
-        ids,
+        samples,
         config,
         parts=calibration_parts(config, subject),
         data=public_name(config.data) if config.data else OWN_TEXT,
@@ -120,10 +120,10 @@ def run_measurement(
 
 
 def _refuse_other_measurement(
-    found: Measurement, config: QuantizeConfig, subject: Subject, ids: Tensor, file: Path
+    found: Measurement, config: QuantizeConfig, subject: Subject, samples: Samples, file: Path
 ) -> None:
     formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
-    ours = header_of(subject, ids, config, calibration_parts(config, subject), "")
+    ours = header_of(subject, samples, config, calibration_parts(config, subject), "")
     refuse_other(
         file,
         found.header.identity(fmt for curve in found.weights.values() for fmt in curve.formats),

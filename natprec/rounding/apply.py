@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from natprec.data.windows import data_digest
 from natprec.measurement.subject import Subject
-from natprec.models.batches import batch_count, batches
+from natprec.measurement.sweep import sweep_batches
 from natprec.models.hidden_states import HiddenStates, state_key
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
@@ -25,6 +23,7 @@ from natprec.rounding.rounder import Run, rounder_named
 from natprec.rounding.segment import SegmentRounder
 from natprec.roundings import rounding_named
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.transforms import Gauge
 from natprec.utils.progress import Advance
 
@@ -35,7 +34,7 @@ STATE = "text.safetensors"
 def rounded_segments(
     subject: Subject,
     plan: Plan,
-    ids: Tensor | None,
+    samples: Samples | None,
     rounding: str,
     resume_folder: Path | None = None,
     advance: Advance = lambda step: None,
@@ -46,20 +45,20 @@ def rounded_segments(
     While they are yielded the segment is held, and its weights are those that an engine reconstructs.
 
     Args:
-        ids: (sequences, time) calibration tokens; unused by roundings that need none.
+        samples: of the calibration text; unused by roundings that need none.
         resume_folder: holds how far the text has come, once what was yielded before has been taken; with the same
             model, plan and text a later call goes on there.
         advance: called once per batch of forward work.
         seed: of what a rounding draws: only 'learned' does.
     """
     states = None
-    if ids is not None:
+    if samples is not None:
         file, key = None, ""
         if resume_folder is not None:
             file, plan_text = resume_folder / STATE, json.dumps(plan.to_json(), sort_keys=True)
-            digest, products = data_digest(ids), str(subject.segmented.products)
-            key = state_key(subject.digest, plan_text, rounding, digest, products, str(seed))
-        states = HiddenStates(subject.segmented, ids, file, key)
+            products = str(subject.segmented.products)
+            key = state_key(subject.digest, plan_text, rounding, samples.digest, products, str(seed))
+        states = HiddenStates(subject.segmented, samples, file, key)
     gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
     dtype = subject.storage_dtype
     for segment, codes in rounded_in_order(
@@ -111,9 +110,9 @@ def rounded_in_order(
             yield segment, {site.name: codes[site.name] for site in work.sites if site.segment == segment}
 
 
-def apply_batches(segmented: SegmentedModel, rounding: str, sequences: int, length: int) -> int:
+def apply_batches(segmented: SegmentedModel, rounding: str, samples: Samples) -> int:
     """At most how many times `rounded_segments` calls `advance`; a rounding that needs no text does not."""
     needs = rounding_named(rounding).needs
-    steps = 0 if needs == "nothing" else (2 * len(segmented.blocks) + 1) * len(batches(sequences, length))
-    steps += batch_count(segmented, sequences, length) if needs == "gradients" else 0
-    return steps + rounder_named(rounding).more_batches(segmented, sequences, length)
+    steps = 0 if needs == "nothing" else (2 * len(segmented.blocks) + 1) * len(samples.batches())
+    steps += sweep_batches(segmented, samples) if needs == "gradients" else 0
+    return steps + rounder_named(rounding).more_batches(segmented, samples)

@@ -15,7 +15,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from natprec.models.batches import batch_rows, batches
 from natprec.models.hidden_states import HiddenStates
 from natprec.models.layers import Layer, known_layer
 from natprec.models.segments import SegmentedModel
@@ -23,6 +22,7 @@ from natprec.quantizers import QuantizedTensor
 from natprec.rounding.gptq import GPTQ
 from natprec.rounding.moments import Gradients
 from natprec.rounding.rounder import Pace, Run
+from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 
 STEPS = 100
@@ -82,7 +82,7 @@ class Learner:
         gradient = self._gradients.pop() if 0 <= segment < len(self._segmented.blocks) else None
         if gradient is not None:
             importance = token_importance(gradient)
-            self._importance = [importance[batch_rows(batch)] for batch in batches(*importance.shape[:2])]
+            self._importance = [importance[batch] for batch in self._states.samples.batches()]
 
     def improve(
         self, segment: int, codes: dict[str, QuantizedTensor], unrounded: Mapping[str, Tensor]
@@ -220,9 +220,9 @@ class Learned(GPTQ):
         return self._learner.improve(segment, codes, unrounded), unrounded
 
     @classmethod
-    def more_batches(cls, segmented: SegmentedModel, sequences: int, length: int) -> int:
+    def more_batches(cls, segmented: SegmentedModel, samples: Samples) -> int:
         """See `Rounder.more_batches`."""
-        return len(segmented.blocks) * (len(batches(sequences, length)) + STEPS)
+        return len(segmented.blocks) * (len(samples.batches()) + STEPS)
 
     @classmethod
     def seconds(cls, pace: Pace) -> float:

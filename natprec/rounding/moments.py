@@ -60,12 +60,12 @@ class Gradients:
         if first >= last:
             return
         with segmented.gathering():
-            inputs, contexts = forward_blocks(segmented, states.ids, last, advance)
+            inputs, contexts = forward_blocks(segmented, states.samples, last, advance)
         gradient = None
         for segment in range(last, first, -1):
             with segmented.hold(segment):
                 gradient = backward(
-                    segmented, {}, {}, segment, inputs, contexts, states.ids, gradient, SEED, advance,
+                    segmented, {}, {}, segment, inputs, contexts, states.samples, gradient, SEED, advance,
                     segmented.gathering
                 )  # fmt: skip
             inputs.pop()

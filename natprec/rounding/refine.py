@@ -18,6 +18,7 @@ from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.models.weights import put_in
 from natprec.quantizers import QuantizedTensor
+from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 
 SEQUENCES = 6
@@ -49,7 +50,7 @@ def refine(
     sites: Sequence[Site],
     codes: dict[str, QuantizedTensor],
     original: dict[str, Tensor],
-    ids: Tensor,
+    samples: Samples,
     steps: int,
     *,
     dtype: torch.dtype,
@@ -61,13 +62,13 @@ def refine(
     Args:
         segmented: the model, rounded to `codes`.
         original: its weights before rounding, by name.
-        ids: (sequences, time) calibration tokens.
+        samples: of the calibration text.
         steps: of gradient descent, each on `SEQUENCES` sequences.
         dtype: in which scales are stored.
         advance: called once per step.
     """
-    judges = torch.arange(len(ids)) % HELD_BACK == HELD_BACK - 1
-    judging, learning = (ids[judges], ids[~judges]) if judges.any() else (ids, ids)
+    judges = torch.arange(len(samples)) % HELD_BACK == HELD_BACK - 1
+    judging, learning = (samples[judges], samples[~judges]) if judges.any() else (samples, samples)
     layers = {site.name: site_layer(segmented.model, site) for site in sites if site.name in codes}
     rounded = {name: layer.weight.data for name, layer in layers.items()}
     judge, teacher = (_Original(segmented, original, some) for some in (judging, learning))
@@ -101,23 +102,23 @@ def refine(
 class _Original:
     """The original model's answers to some text: kept before its last segment, whose output would be far larger."""
 
-    def __init__(self, segmented: SegmentedModel, weights: dict[str, Tensor], ids: Tensor) -> None:
-        self.segmented, self.weights, self.sequences = segmented, weights, ids.split(1)
+    def __init__(self, segmented: SegmentedModel, weights: dict[str, Tensor], samples: Samples) -> None:
+        self.segmented, self.weights, self.samples = segmented, weights, samples.split(1)
         with torch.no_grad(), put_in(segmented.model, weights):
-            self._hidden = [_before_suffix(segmented, sequence) for sequence in self.sequences]
+            self._hidden = [_before_suffix(segmented, sample) for sample in self.samples]
 
     @torch.no_grad()
     def output(self, index: int) -> Tensor:
-        """Of one sequence."""
+        """Of one sample."""
         with put_in(self.segmented.model, self.weights):
-            return self.segmented.suffix(self._hidden[index], self.sequences[index])
+            return self.segmented.suffix(self._hidden[index], self.samples[index])
 
     @torch.no_grad()
     def distortion(self) -> float:
         """Of the model as it is now, over all of the text."""
         found = [
-            self.segmented.distortion.between(self.output(index), self.segmented.output(ids), ids).mean()
-            for index, ids in enumerate(self.sequences)
+            self.segmented.distortion.between(self.output(index), self.segmented.output(sample), sample).mean()
+            for index, sample in enumerate(self.samples)
         ]
         return float(torch.stack(found).mean())
 
@@ -127,19 +128,19 @@ class _Original:
             parameter.requires_grad_(True)
         try:
             for index in chosen:
-                ids = self.sequences[index]
-                slope = self.segmented.distortion.slope(self.output(index), self.segmented.output(ids), ids)
+                sample = self.samples[index]
+                slope = self.segmented.distortion.slope(self.output(index), self.segmented.output(sample), sample)
                 (slope / len(chosen)).backward()
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(False)
 
 
-def _before_suffix(segmented: SegmentedModel, ids: Tensor) -> Tensor | None:
+def _before_suffix(segmented: SegmentedModel, samples: Samples) -> Tensor | None:
     """What the last block returns; None where there are no blocks."""
     if not segmented.blocks:
         return None
-    hidden, contexts = segmented.prefix(ids)
+    hidden, contexts = segmented.prefix(samples)
     for index, context in enumerate(contexts):
         hidden = segmented.block(index, hidden, context)
     return hidden

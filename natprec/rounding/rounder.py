@@ -22,6 +22,7 @@ from natprec.quantizers.hessian import Hessian
 from natprec.rounding.moments import Gradients, segment_moments
 from natprec.rounding.segment import SegmentRounder
 from natprec.roundings import rounding_named
+from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 
 
@@ -84,7 +85,7 @@ class Rounder(ABC):
         """Codes of a held segment's sites by name; its weights become those that an engine reconstructs."""
 
     @classmethod
-    def more_batches(cls, segmented: SegmentedModel, sequences: int, length: int) -> int:
+    def more_batches(cls, segmented: SegmentedModel, samples: Samples) -> int:
         """At most how often it calls `advance`, beside what its text and gradients take."""
         return 0
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from natprec.checkpoints.code_reader import Checkpoint, Scheme
 from natprec.errors import ModelError
-from natprec.models.encoders import drop_missing_pooler
 from natprec.models.layers import Layer, layer_of
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.kernels.dispatch import choose
@@ -25,6 +24,7 @@ from natprec.runtime.kernels.linear import (
     QuantLinear,
     StoredWeight,
 )
+from natprec.tasks import Task
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
 """Linears of one parent that models call with one input; they run as one product where they share a format."""
@@ -60,7 +60,6 @@ class Builder:
         self.uses: dict[int, list[str]] = {}
         for name, layer in self.layers.items():
             self.uses.setdefault(id(layer.weight), []).append(name)
-        self._halves: dict[int, HalfWeight] = {}
 
     def replace_all(self) -> None:
         """Every layer, siblings with one input together."""
@@ -79,7 +78,7 @@ class Builder:
                 self._put(use, stored)
             done.update(uses)
 
-    def fill_the_rest(self, may_lack_pooler: bool) -> None:
+    def fill_the_rest(self, task: Task) -> None:
         """Norms, biases of other modules, saved buffers: as float32."""
         uses: dict[int, list[str]] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
@@ -87,7 +86,7 @@ class Builder:
                 uses.setdefault(id(tensor), []).append(name)
         wanted = {next((n for n in names if n in self.checkpoint.files), names[0]): names for names in uses.values()}
         missing = [name for name in wanted if name not in self.checkpoint.files]
-        if missing and may_lack_pooler and drop_missing_pooler(self.model, missing):
+        if missing and task.does_without(self.model, missing):
             wanted = {name: names for name, names in wanted.items() if name not in missing}
         for stored, names in wanted.items():
             value = self.checkpoint.tensor(stored)

@@ -93,7 +93,7 @@ def prompt_ids(runnable: Runnable, prompt: str) -> list[int]:
         InputError: the model writes no text, or there is nothing to read.
         ModelError: the chat template fails, or exceeds its limits.
     """
-    if not runnable.task.predicts:
+    if not runnable.task.generates:
         raise InputError(f"the checkpoint is {runnable.task.noun}, which writes no text; give one of a language model")
     tokenizer = runnable.tokenizer
     if not prompt:

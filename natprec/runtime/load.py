@@ -24,7 +24,7 @@ from natprec.models.trust import config_of, tokenizer_of
 from natprec.runtime.build import Builder, Chosen
 from natprec.runtime.kernels.kernel import Kernel
 from natprec.runtime.replacements import Replaced, replace
-from natprec.tasks import ENCODER, Task
+from natprec.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ def load(
         tokenizer = tokenizer_of(folder, trust_remote_code, config)
     builder = Builder(checkpoint, model, target.type, kernels)
     builder.replace_all()
-    builder.fill_the_rest(may_lack_pooler=task == ENCODER)
+    builder.fill_the_rest(task)
     model.eval().requires_grad_(False).to(target)
     answers: Any = model
     answers.tie_weights, answers.num_parameters = _tied, partial(_counted, count)
-    replaced = Replaced() if target.type != "cpu" else replace(model, causal=task.predicts)
+    replaced = Replaced() if target.type != "cpu" else replace(model, causal=task.generates)
     return Runnable(model, tokenizer, builder.chosen, task, target, replaced)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from natprec.models.layers import change_outputs, layer_of, multiplies
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
+from natprec.tasks import Samples
 
 HEADS = (256, 192, 160, 128, 96, 80, 64, 48, 32, 16, 8)
 """Head sizes that are tried where a layer has fewer outputs than its reader inputs."""
@@ -51,18 +52,18 @@ class Gauge:
 
 
 @torch.no_grad()
-def find_gauges(segmented: SegmentedModel, sites: Sequence[Site], ids: Tensor) -> dict[str, Gauge]:
+def find_gauges(segmented: SegmentedModel, sites: Sequence[Site], samples: Samples) -> dict[str, Gauge]:
     """Every fused group of a block whose inputs can be rescaled.
 
     Args:
-        ids: (batch, time), a few tokens to try on.
+        samples: a few to try on.
     Returns:
         Fused group → gauge.
     """
     found: dict[str, Gauge] = {}
     if not segmented.blocks:
         return found
-    hidden, contexts = segmented.prefix(ids)
+    hidden, contexts = segmented.prefix(samples)
     known: dict[tuple[str, int], list[tuple[str, int, int]]] = {}  # what the same fused group had in an earlier block
     for index, name in enumerate(segmented.block_names):
         with segmented.hold(index):

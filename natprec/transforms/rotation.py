@@ -21,6 +21,7 @@ from natprec.errors import InputError
 from natprec.models.layers import change_outputs
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
+from natprec.tasks import Samples
 from natprec.transforms.gauges import HEADS, Gauge
 from natprec.transforms.hadamard import Rotation
 from natprec.transforms.stream import find_stream, turn_stream
@@ -34,9 +35,6 @@ SAME = 1e-4
 
 CHANGE = "output changes by {:.1e} of its largest value"
 
-TEXT = (2, 32)
-"""Sequences and tokens of the text on which a rotated model is compared with the original."""
-
 
 def rotated_digest(digest: str, seed: int | None) -> str:
     """Which weights these are after a rotation. Not of the rotated ones: their last bits depend on the machine."""
@@ -44,28 +42,30 @@ def rotated_digest(digest: str, seed: int | None) -> str:
 
 
 @torch.no_grad()
-def rotate(segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], seed: int) -> list[str]:
+def rotate(
+    segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], samples: Samples, seed: int
+) -> list[str]:
     """Turn what can be turned; weights are replaced, not overwritten.
 
     Args:
         segmented: the model, in float32 and in memory.
         gauges: where its channels can be rescaled.
+        samples: some to try on.
     Returns:
         What was turned and by how much the output changed; what was not and why. A line each.
     Raises:
         InputError: nothing can be turned, or the output changed by more than arithmetic does.
     """
-    ids = _text(segmented.model)
-    before = segmented.output(ids)
-    heads = find_heads(segmented, sites, gauges, ids)
+    before = segmented.output(samples)
+    heads = find_heads(segmented, sites, gauges, samples)
     notes = []
     if heads:
-        change = _proved(segmented, ids, before, lambda: turn_heads(segmented.model, sites, gauges, heads, seed))
+        change = _proved(segmented, samples, before, lambda: turn_heads(segmented.model, sites, gauges, heads, seed))
         sizes = " or ".join(str(size) for size in sorted(set(heads.values())))
         notes.append(f"rotated the heads of values, parts of {sizes}, at {len(heads)} places; {CHANGE.format(change)}")
     try:
-        stream = find_stream(segmented, sites, gauges, ids)
-        change = _proved(segmented, ids, before, lambda: turn_stream(segmented.model, stream, seed))
+        stream = find_stream(segmented, sites, gauges, samples)
+        change = _proved(segmented, samples, before, lambda: turn_stream(segmented.model, stream, seed))
         notes.append(f"rotated the residual stream of {stream.size}; {CHANGE.format(change)}")
     except InputError as refused:
         if not heads:
@@ -76,16 +76,18 @@ def rotate(segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str
 
 @torch.no_grad()
 def find_heads(
-    segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], ids: Tensor
+    segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], samples: Samples
 ) -> dict[str, int]:
     """Fused group → the size of the parts of its input that turn alike: a head, or what divides heads of odd sizes.
 
     Args:
-        ids: (batch, time), a few tokens to try on.
+        samples: a few to try on.
     """
     found: dict[str, int] = {}
     known: dict[str, tuple[int, ...]] = {}  # what the same fused group had in an earlier block
-    hidden, contexts = segmented.prefix(ids) if segmented.blocks else (ids, [])
+    if not segmented.blocks:
+        return found
+    hidden, contexts = segmented.prefix(samples)
     for index, name in enumerate(segmented.block_names):
         for fused_group, gauge in gauges.items():
             producer: Tensor = segmented.model.get_submodule(gauge.producer).weight  # type: ignore[assignment]
@@ -117,7 +119,7 @@ def turn_heads(
             layer.put(rotation.turn(layer.matrix.detach(), 1))
 
 
-def _proved(segmented: SegmentedModel, ids: Tensor, before: Tensor, turn: Callable[[], None]) -> float:
+def _proved(segmented: SegmentedModel, samples: Samples, before: Tensor, turn: Callable[[], None]) -> float:
     """Turn something, and undo it if the output changes too much.
 
     Returns:
@@ -127,7 +129,7 @@ def _proved(segmented: SegmentedModel, ids: Tensor, before: Tensor, turn: Callab
     """
     kept = [(parameter, parameter.data) for parameter in segmented.model.parameters()]
     turn()
-    change = float((segmented.output(ids) - before).abs().max() / before.abs().max())
+    change = float((segmented.output(samples) - before).abs().max() / before.abs().max())
     if not change <= LIMIT:
         for parameter, data in kept:
             parameter.data = data
@@ -173,10 +175,3 @@ def _outputs(
     with attached([segmented.model.get_submodule(fused_group).register_forward_hook(watch)]):
         segmented.block(index, hidden, context)
     return seen[0]
-
-
-def _text(model: nn.Module) -> Tensor:
-    """Random tokens."""
-    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = torch.randint(vocabulary, TEXT, generator=torch.Generator().manual_seed(vocabulary))
-    return ids.to(next(model.parameters()).device)

@@ -23,6 +23,7 @@ from natprec.errors import InputError
 from natprec.models.layers import change_outputs, known_layer, layer_of, multiplies
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
+from natprec.tasks import Samples
 from natprec.transforms.gauges import Gauge, rescaled
 from natprec.transforms.hadamard import Rotation
 
@@ -55,11 +56,13 @@ class Stream:
 
 
 @torch.no_grad()
-def find_stream(segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], ids: Tensor) -> Stream:
+def find_stream(
+    segmented: SegmentedModel, sites: Sequence[Site], gauges: Mapping[str, Gauge], samples: Samples
+) -> Stream:
     """Norms, readers and writers of a model in float32.
 
     Args:
-        ids: (batch, time), a few tokens to try on.
+        samples: a few to try on.
     Raises:
         InputError: the stream cannot be turned; says why, and what to do instead.
     """
@@ -76,7 +79,7 @@ def find_stream(segmented: SegmentedModel, sites: Sequence[Site], gauges: Mappin
     tied = any(outside[name].weight is head.weight for name in embeddings)
     head_site = next((site for site in sites if site_layer(model, site).weight is head.weight), None)
     for name in norms:
-        if not tied and head_site is not None and _feeds(segmented, name, head_site, ids):
+        if not tied and head_site is not None and _feeds(segmented, name, head_site, samples):
             folded[name] = (head_site.name,)
         elif not _constant(outside[name]):
             weight = _weight(outside[name]).float()
@@ -164,11 +167,11 @@ def _constant(norm: nn.Module) -> bool:
     return bool((weight == weight[0]).all())
 
 
-def _feeds(segmented: SegmentedModel, norm: str, head: Site, ids: Tensor) -> bool:
+def _feeds(segmented: SegmentedModel, norm: str, head: Site, samples: Samples) -> bool:
     """Whether a norm outside of blocks feeds the head and nothing else: see `gauges`."""
-    expected = segmented.output(ids)
+    expected = segmented.output(samples)
     with rescaled(segmented.model, Gauge(head.fused_group, norm, head.shape[1]), [head]):
-        return torch.equal(segmented.output(ids), expected)
+        return torch.equal(segmented.output(samples), expected)
 
 
 def _commutes(norm: nn.Module, rotation: Rotation) -> bool:

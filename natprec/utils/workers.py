@@ -136,15 +136,12 @@ class Workers:
         if self.rank == rank:
             torch.cat(parts, out=tensor)
 
-    def from_first(self, tensor: Tensor | None) -> Tensor:
-        """(rows, columns) int64 that only process 0 has, at all of them."""
-        if self.size == 1:
-            assert tensor is not None
-            return tensor
-        shape = torch.zeros(2, dtype=torch.int64) if tensor is None else torch.tensor(tensor.shape)
-        (shape,) = self.all_sum(shape)
-        content = torch.zeros(*shape.tolist(), dtype=torch.int64) if tensor is None else tensor
-        return self.all_sum(content)[0]
+    def from_first(self, content: bytes | None) -> bytes:
+        """Bytes that only process 0 has, at all of them."""
+        own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+        (size,) = self.all_sum(torch.tensor([len(own)]))
+        sizes = [int(size) if rank == 0 else 0 for rank in range(self.size)]
+        return self.exchange([own] * self.size, [(each,) for each in sizes])[0].numpy().tobytes()
 
     def refuse_difference(self, what: str, digest: bytes) -> None:
         """Of what must be the same everywhere.

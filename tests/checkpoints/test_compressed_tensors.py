@@ -24,7 +24,7 @@ from natprec.solver import Plan
 from natprec.utils.atomic_files import folder_bytes
 from tests.arrange import apply_plan, encoder, subject, tokens, write_checkpoint
 
-IDS = tokens(4, 24)
+TEXT = tokens(4, 24)
 
 
 def plan_of(made: Subject, engine: str, group_size: int | None = 32, **target: Any) -> Plan:
@@ -47,9 +47,9 @@ def plainly(folder: Path) -> nn.Module:
 
 @torch.no_grad()
 def assert_same(model: nn.Module, expected: nn.Module) -> None:
-    found = model(input_ids=IDS, use_cache=False).logits
+    found = model(input_ids=TEXT.ids, use_cache=False).logits
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected(input_ids=IDS, use_cache=False).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected(input_ids=TEXT.ids, use_cache=False).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -82,11 +82,13 @@ def test_an_encoder_comes_back_with_its_biases(engine: str, tmp_path: Path) -> N
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     model, quantized = written(tmp_path, made, plan_of(made, engine))
     assert ("embeddings.word_embeddings" in quantized) == (engine != "vllm")
-    expected = model(input_ids=IDS).last_hidden_state
-    torch.testing.assert_close(load_quantized(tmp_path)(input_ids=IDS).last_hidden_state, expected, rtol=0, atol=1e-5)
+    expected = model(input_ids=TEXT.ids).last_hidden_state
+    torch.testing.assert_close(
+        load_quantized(tmp_path)(input_ids=TEXT.ids).last_hidden_state, expected, rtol=0, atol=1e-5
+    )
     if engine != "natprec":
         plain = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
-        torch.testing.assert_close(plain(input_ids=IDS).last_hidden_state, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(plain(input_ids=TEXT.ids).last_hidden_state, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -37,17 +37,17 @@ def test_a_loaded_checkpoint_rounds_as_planned(
 ) -> None:
     plan = measured.solve(bits=8.8, eps=1.0, **options) if "auto" not in options.values() else None
     plan = plan or measured.solve(eps=0.004, **options)
-    ids, original = tokens(4, 16, seed=3), snapshot(made.model)
+    text, original = tokens(4, 16, seed=3), snapshot(made.model)
     codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
     with torch.no_grad():
-        weights_only = made.segmented.output(ids)
+        weights_only = made.segmented.output(text)
         with flows_rounded(made.model, made.activations, plan):
-            expected = made.segmented.output(ids)
+            expected = made.segmented.output(text)
     pipeline.write(made, plan, codes, tmp_path, QUIET)
     restore(made.model, original)
     loaded = load_quantized(tmp_path)
     with torch.no_grad():
-        got = made.segmented.distortion.output(loaded, ids)
+        got = made.segmented.distortion.output(loaded, text)
     torch.testing.assert_close(got, expected)
     assert (weights_only - expected).abs().max() > 1e-4, "rounding activations must show"
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ from torch import Tensor
 
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.checkpoints.gguf import FILE_NAME, GGUFCheckpoint
-from natprec.checkpoints.gguf_architectures import architecture_of
 from natprec.errors import InputError, ModelError
+from natprec.evaluation.verify import verify
 from natprec.formats import GGUF_TYPES
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
+from natprec.models.gguf_architectures import architecture_of
 from natprec.models.loading import load_model
 from natprec.models.weight_sites import site_weight
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.request import for_engine
 from natprec.quantizers import quantize
 from natprec.solver import Plan
+from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.progress import Stages
 from tests.arrange import tokens
@@ -71,23 +74,23 @@ def planned(subject: Subject, bits: float, rounding: str = "rtn") -> Plan:
     return measure(subject, tokens(8, 16), engine="llama.cpp", rounding=rounding).solve(bits=bits)
 
 
-def written(folder: Path, subject: Subject, plan: Plan, ids: Tensor | None = None) -> Any:
-    codes = pipeline.round_to_plan(subject, plan, ids, plan.rounding, Stages(quiet=True))
+def written(folder: Path, subject: Subject, plan: Plan, text: Samples | None = None) -> Any:
+    codes = pipeline.round_to_plan(subject, plan, text, plan.rounding, Stages(quiet=True))
     pipeline.write(subject, plan, codes, folder, Stages(quiet=True))
     return subject.model
 
 
-def logits(model: Any, ids: Tensor) -> Tensor:
+def logits(model: Any, text: Samples) -> Tensor:
     with torch.no_grad():
-        return model(input_ids=ids).logits
+        return model(input_ids=text.ids).logits
 
 
 def test_what_is_read_back_is_what_was_rounded(made: Subject, tmp_path: Path) -> None:
     plan = planned(made, 6.0)
     model = written(tmp_path, made, plan)
     again = load_quantized(tmp_path)
-    ids = tokens(2, 32, 512)
-    torch.testing.assert_close(logits(again, ids), logits(model, ids), rtol=1e-5, atol=1e-5)
+    text = tokens(2, 32, 512)
+    torch.testing.assert_close(logits(again, text), logits(model, text), rtol=1e-5, atol=1e-5)
     types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / FILE_NAME).tensors}
     wanted = [choice.format.name for choice in plan.sites.values() if choice.format]
     assert sorted(kind for kind in types.values() if kind != "F32") == sorted(wanted)
@@ -113,12 +116,12 @@ def test_plan_survives_its_file(made: Subject, tmp_path: Path) -> None:
 def test_gptq_with_channels_rescaled_stays_one_model(tiny_tokenizer: Any, tmp_path: Path) -> None:
     """Queries, keys and values get types of their own and still share the scales of their input."""
     made = for_engine(Subject.in_memory(model_of("llama"), tiny_tokenizer, "llama"), "llama.cpp")
-    ids = tokens(8, 16, 512)
-    found = measure(made, ids, engine="llama.cpp")
+    text = tokens(8, 16, 512)
+    found = measure(made, text, engine="llama.cpp")
     plan = found.solve(bits=6.0)
     assert any(len({plan.sites[name].format for name in fused_group}) > 1 for fused_group in _fused_groups(made))
-    model = written(tmp_path, made, plan, ids)
-    torch.testing.assert_close(logits(load_quantized(tmp_path), ids), logits(model, ids), rtol=1e-5, atol=1e-5)
+    model = written(tmp_path, made, plan, text)
+    torch.testing.assert_close(logits(load_quantized(tmp_path), text), logits(model, text), rtol=1e-5, atol=1e-5)
 
 
 def _fused_groups(made: Subject) -> list[list[str]]:
@@ -126,6 +129,42 @@ def _fused_groups(made: Subject) -> list[list[str]]:
     for site in made.sites:
         names.setdefault(site.fused_group, []).append(site.name)
     return list(names.values())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_file_from_disk_is_the_one_from_memory(kind: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """Byte by byte, in its verification too, and as a model whose weights stay in it."""
+    model_of(kind).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    loaded = [
+        replace(load_model(str(tmp_path / "model"), on_disk=on_disk), tokenizer=tiny_tokenizer)
+        for on_disk in (False, True)
+    ]
+    whole, apart = (for_engine(Subject.of(each), "llama.cpp") for each in loaded)
+    assert not apart.segmented.weights.whole
+    plan, text = measure(whole, tokens(4, 16), engine="llama.cpp").solve(bits=6.0), tokens(4, 32, 512)
+    found = []
+    for subject, folder in ((whole, tmp_path / "whole"), (apart, tmp_path / "apart")):
+        kept = None if subject is whole else tmp_path / "kept"
+        for each in filter(None, (folder, kept)):
+            each.mkdir()
+        pipeline.round_and_write(subject, plan, text, "gptq", folder, kept, Stages(quiet=True))
+        found.append(verify(folder, subject, text, plan, rounding="gptq", data="text", stages=Stages(quiet=True)))
+    file = tmp_path / "apart" / FILE_NAME
+    assert (tmp_path / "whole" / FILE_NAME).read_bytes() == file.read_bytes()
+    assert found[0] == found[1]
+    one, other, theirs = (Subject.of(load_model(str(file), **way)) for way in ({}, {"on_disk": True}, {"plain": True}))
+    assert one.digest == other.digest == theirs.digest
+    assert one.other_bytes == other.other_bytes == theirs.other_bytes
+    values = dict(one.model.named_parameters())
+    assert values.keys() == dict(theirs.model.named_parameters()).keys()
+    for name, parameter in theirs.model.named_parameters():
+        assert torch.equal(values[name], parameter), name
+        assert torch.equal(other.segmented.weights.original(name, parameter), parameter), name
+    assert one.model.config.to_diff_dict() == theirs.model.config.to_diff_dict()
+    assert one.model.generation_config.to_dict() == theirs.model.generation_config.to_dict()
+    assert torch.equal(one.segmented.output(text), theirs.segmented.output(text))
+    assert torch.equal(other.segmented.output(text), theirs.segmented.output(text))
 
 
 def test_refused_before_measuring(tiny_tokenizer: Any) -> None:
@@ -144,6 +183,8 @@ def test_refused_before_measuring(tiny_tokenizer: Any) -> None:
     )
     with pytest.raises(InputError, match=r"the 48 inputs of 'model.embed_tokens' are no multiple of 32"):
         measure(narrow, tokens(2, 8), engine="llama.cpp")
+    with pytest.raises(ModelError, match=r"has 512 tokens and the embedding 96 rows.*the model's own tokenizer"):
+        for_engine(Subject.in_memory(tiny_model(vocab_size=96), tiny_tokenizer), "llama.cpp")
     unigram = transformers.PreTrainedTokenizerFast(tokenizer_object=_unigram())
     with pytest.raises(ModelError, match="is not a BPE"):
         for_engine(Subject.in_memory(tiny_model(), unigram), "llama.cpp")

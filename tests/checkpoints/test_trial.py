@@ -122,10 +122,10 @@ def test_with_transformers_as_engine_its_report_is_clean_and_its_logits_count(
         tmp_path / "out", dtype=torch.float32, output_loading_info=True
     )
     assert not any(report.values()), report
-    ids = tokens(4, 64, 512)
+    text = tokens(4, 64, 512)
     original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
-        one, two = (each(input_ids=ids).logits.double().log_softmax(-1) for each in (original, loaded))
+        one, two = (each(input_ids=text.ids).logits.double().log_softmax(-1) for each in (original, loaded))
     assert float((one.exp() * (one - two)).sum(-1).mean()) <= 2 * 0.05
 
 

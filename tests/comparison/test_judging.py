@@ -11,6 +11,7 @@ from natprec.comparison.judging import judge, judged_model, rounded_inputs, size
 from natprec.errors import ModelError
 from natprec.formats import activation
 from natprec.measurement.subject import Subject
+from natprec.tasks import Samples
 from tests.conftest import tiny_model
 from tests.solver.test_fused_groups import three_layers
 
@@ -24,9 +25,12 @@ def weights(subject: Subject) -> dict[str, Any]:
     return {name: parameter.detach().clone() for name, parameter in subject.model.named_parameters()}
 
 
+HELD_OUT = Samples.text(torch.arange(64).reshape(2, 32))
+
+
 def test_the_reference_itself_is_at_no_distance(subject: Subject, tmp_path: Path) -> None:
     save_file(weights(subject), tmp_path / "dense.safetensors")
-    figures = judge(subject, judged_model(subject, tmp_path / "dense.safetensors"), torch.arange(64).reshape(2, 32), 0)
+    figures = judge(subject, judged_model(subject, tmp_path / "dense.safetensors"), HELD_OUT, 0)
     assert figures["kl_mean"] == pytest.approx(0, abs=1e-12)
     assert figures["top1_agreement"] == 1
     assert figures["perplexity"] == figures["perplexity_reference"]
@@ -37,7 +41,7 @@ def test_other_weights_are_at_a_distance_and_the_reference_is_not_changed(subjec
     before = changed["model.layers.0.mlp.up_proj.weight"].clone()
     changed["model.layers.0.mlp.up_proj.weight"] += 0.1
     save_file(changed, tmp_path / "dense.safetensors")
-    figures = judge(subject, judged_model(subject, tmp_path / "dense.safetensors"), torch.arange(64).reshape(2, 32), 0)
+    figures = judge(subject, judged_model(subject, tmp_path / "dense.safetensors"), HELD_OUT, 0)
     assert figures["kl_mean"] > 1e-6
     assert figures["kl_ci95"][0] <= figures["kl_mean"] <= figures["kl_ci95"][1]
     assert torch.equal(subject.model.get_submodule("model.layers.0.mlp.up_proj").weight, before)  # type: ignore[arg-type]
@@ -45,9 +49,9 @@ def test_other_weights_are_at_a_distance_and_the_reference_is_not_changed(subjec
 
 def test_rounded_activations_are_a_distance_and_leave_no_hooks(subject: Subject, tmp_path: Path) -> None:
     save_file(weights(subject), tmp_path / "dense.safetensors")
-    model, held_out = judged_model(subject, tmp_path / "dense.safetensors"), torch.arange(64).reshape(2, 32)
+    model = judged_model(subject, tmp_path / "dense.safetensors")
     kl = {
-        bits: judge(subject, model, held_out, 0, rounded_inputs(subject, bits, None))["kl_mean"] for bits in (4, 8, 16)
+        bits: judge(subject, model, HELD_OUT, 0, rounded_inputs(subject, bits, None))["kl_mean"] for bits in (4, 8, 16)
     }
     assert kl[4] > 10 * kl[8] > 0
     assert kl[16] == pytest.approx(0, abs=1e-12)

@@ -8,9 +8,10 @@ import torch
 
 from natprec.comparison.proxies import correlations, proxies, without_scales
 from natprec.measurement.subject import Subject
+from natprec.tasks import Samples
 from tests.conftest import tiny_model
 
-IDS = torch.arange(128).reshape(2, 64)
+IDS = Samples.text(torch.arange(128).reshape(2, 64))
 LAYER = "model.layers.1.mlp.down_proj"
 
 
@@ -25,7 +26,7 @@ def test_the_errors_are_the_definitions(subject: Subject) -> None:
     layer = model.get_submodule(LAYER)
     inputs = []
     handle = subject.model.get_submodule(LAYER).register_forward_hook(lambda _, args, __: inputs.append(args[0]))
-    subject.model(input_ids=IDS)
+    subject.model(input_ids=IDS.ids)
     handle.remove()
     x = inputs[0].reshape(-1, 128)
     weight = subject.model.get_submodule(LAYER).weight

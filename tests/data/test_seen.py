@@ -16,7 +16,8 @@ from natprec.data.seen import NO_PIECES, PIECE, pieces_of, same_text, source_dig
 from natprec.data.windows import load_tokens
 from natprec.evaluation.verify import MEASUREMENT, may_be_measured_on, measured_on
 from natprec.measurement import Measurement
-from natprec.pipeline.tokens import shares_text
+from natprec.pipeline.samples import shares_text
+from natprec.tasks import Samples
 from tests.arrange import curve, measurement, tokens
 from tests.conftest import made_up_text
 from tests.run_command import natprec
@@ -32,16 +33,16 @@ def runs(ids: torch.Tensor) -> set[tuple[int, ...]]:
 
 
 def test_pieces_are_found_wherever_they_lie() -> None:
-    measured = tokens(4, 80, 5000)
-    other = tokens(6, 50, 5000, seed=1)
+    measured = tokens(4, 80, 5000).ids
+    other = tokens(6, 50, 5000, seed=1).ids
     other[2, 11 : 11 + PIECE] = measured[3, 40 : 40 + PIECE]
     other[4, 18:50] = measured[0, :32]
     other[5, 18:49] = measured[0, 40:71]  # one token less than a piece
-    assert unseen(other, range(6), pieces_of(measured)) == [0, 1, 3, 5]
-    assert unseen(other, [2, 3], pieces_of(measured)) == [3]
+    assert unseen(other, range(6), pieces_of(Samples.text(measured))) == [0, 1, 3, 5]
+    assert unseen(other, [2, 3], pieces_of(Samples.text(measured))) == [3]
     assert unseen(other, range(6), NO_PIECES) == list(range(6))
-    assert unseen(other[:, : PIECE - 1], range(6), pieces_of(measured)) == list(range(6))
-    assert len(pieces_of(measured[:, :8])) == 0
+    assert unseen(other[:, : PIECE - 1], range(6), pieces_of(Samples.text(measured))) == list(range(6))
+    assert len(pieces_of(Samples.text(measured[:, :8]))) == 0
 
 
 def test_one_text_under_several_names(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def checkpoint(folder: Path, tokenizer: Any, text: Path) -> Path:
     """A folder with the measurement of a checkpoint."""
     ids = windows(tokenizer, text, "calibration", shared=True)
     made = measurement([curve("a", [0.1], [])], data=text.name, text_digest=source_digest(str(text)))
-    replace(made, curves={}, pieces=pieces_of(ids)).save(folder / MEASUREMENT)
+    replace(made, curves={}, pieces=pieces_of(Samples.text(ids))).save(folder / MEASUREMENT)
     return folder
 
 
@@ -105,7 +106,7 @@ def test_a_part_of_the_text_does_not_judge(change: str, tmp_path: Path, text_fil
     )
     assert source_digest(str(file)) != source_digest(str(text_file))
     plain = windows(tiny_tokenizer, file, sequences=60)
-    clean = windows(tiny_tokenizer, file, sequences=60, seen=pieces_of(ids))
+    clean = windows(tiny_tokenizer, file, sequences=60, seen=pieces_of(Samples.text(ids)))
     if change in ("excerpt", "reordered"):
         assert runs(plain) & runs(ids), "without it they do"
     assert not runs(clean) & runs(ids)

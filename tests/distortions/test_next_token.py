@@ -9,8 +9,9 @@ from torch import Tensor
 
 from natprec.config import DISTORTIONS
 from natprec.distortions import Distortion, LossIncrease, OutputKL, TopKKL, named
-from natprec.distortions.divergence import forward_kl, token_losses
+from natprec.distortions.divergence import forward_kl
 from natprec.errors import InputError
+from natprec.tasks.text import token_losses
 from tests.arrange import subject, tokens
 
 PREDICTING = [OutputKL(), TopKKL(3), LossIncrease()]
@@ -22,19 +23,19 @@ def logits(seed: int, vocabulary: int = 12) -> torch.Tensor:
 
 @pytest.mark.parametrize("distortion", PREDICTING, ids=lambda each: each.name)
 def test_equal_outputs_have_none(distortion: Distortion) -> None:
-    ids = tokens(2, 5, 12)
-    found = distortion.between(logits(0), logits(0), ids)
+    text = tokens(2, 5, 12)
+    found = distortion.between(logits(0), logits(0), text)
     assert found.shape == (2, distortion.terms(5))
     assert found.abs().max() < 1e-12
-    assert distortion.between(logits(0), logits(1), ids).abs().max() > 0.1
+    assert distortion.between(logits(0), logits(1), text).abs().max() > 0.1
 
 
 def test_merging_outcomes_never_raises_the_kl_and_all_of_them_is_the_kl() -> None:
-    ids, one, two = tokens(2, 5, 12), logits(0), logits(1)
+    text, one, two = tokens(2, 5, 12), logits(0), logits(1)
     whole = forward_kl(one, two)
     last = torch.zeros_like(whole)
     for k in (1, 3, 6, 11):
-        merged = TopKKL(k).between(one, two, ids)
+        merged = TopKKL(k).between(one, two, text)
         assert (last - 1e-12 <= merged).all()
         assert (merged <= whole + 1e-12).all()
         last = merged
@@ -42,9 +43,9 @@ def test_merging_outcomes_never_raises_the_kl_and_all_of_them_is_the_kl() -> Non
 
 
 def test_loss_increase_is_that_of_the_text() -> None:
-    ids, one, two = tokens(2, 5, 12), logits(0), logits(1)
+    text, one, two = tokens(2, 5, 12), logits(0), logits(1)
     torch.testing.assert_close(
-        LossIncrease().between(one, two, ids), (token_losses(two, ids) - token_losses(one, ids)).double()
+        LossIncrease().between(one, two, text), (token_losses(two, text.ids) - token_losses(one, text.ids)).double()
     )
 
 
@@ -61,10 +62,10 @@ def test_what_is_drawn_has_the_curvature_of_the_distortion(distortion: Distortio
 
 @pytest.mark.parametrize("distortion", PREDICTING, ids=lambda each: each.name)
 def test_the_slope_has_the_gradient_of_the_mean(distortion: Distortion) -> None:
-    ids, found = tokens(2, 5, 12), []
+    text, found = tokens(2, 5, 12), []
     for scalar in (distortion.slope, lambda *given: distortion.between(*given).mean()):
         output = logits(1).float().requires_grad_()
-        scalar(logits(0).float(), output, ids).backward()
+        scalar(logits(0).float(), output, text).backward()
         found.append(output.grad)
     assert found[1] is not None
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from natprec.distortions.divergence import forward_kl, token_losses
+from natprec.distortions.divergence import forward_kl
+from natprec.tasks.text import token_losses
 
 
 def logits(seed: int, size: float = 3.0, vocabulary: int = 7) -> Tensor:

@@ -28,7 +28,7 @@ from natprec.utils.progress import Stages
 from tests.arrange import experts, restore, snapshot, subject, tokens
 
 QUIET = Stages(quiet=True)
-IDS = tokens(2, 16, seed=3)
+TEXT = tokens(2, 16, seed=3)
 
 CASES = {
     ("vllm", "llama"): {"activations": "8", "kv": "8"},
@@ -67,7 +67,7 @@ def observed(run: Any, model: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, nn.Linear):
             hooks.append(module.register_forward_hook(lambda _, args, output, name=name: found.update({name: output})))
     with torch.no_grad(), attached(hooks):
-        found["logits"] = run(IDS)
+        found["logits"] = run(TEXT)
     return found
 
 
@@ -91,9 +91,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_what_is_judged_is_what_was_planned(case: Case, path: str) -> None:
     if path == "whole":
         model = load_quantized(case.folder, case.engine)
-        got = observed(lambda ids: case.made.segmented.distortion.output(model, ids), model)
+        got = observed(lambda text: case.made.segmented.distortion.output(model, text), model)
     else:
-        segmented = open_quantized(case.folder, case.made.segmented, IDS.device, case.engine)
+        segmented = open_quantized(case.folder, case.made.segmented, TEXT.device, case.engine)
         got = observed(segmented.output, segmented.model)
     names = case.expected.keys()
     if path == "whole" and case.engine == "transformers" and case.made.segmented.routed:
@@ -146,10 +146,10 @@ def test_transformers_is_judged_as_it_computes(case: Case) -> None:
     if case.engine != "transformers":
         pytest.skip("other engines round by another rule than plain transformers")
     plain = transformers.AutoModelForCausalLM.from_pretrained(case.folder, dtype=torch.float32)
-    theirs = observed(lambda ids: plain(input_ids=ids).logits, plain)
+    theirs = observed(lambda text: plain(input_ids=text.ids).logits, plain)
     for rule, same in ((case.engine, True), ("vllm", False)):
         model = load_quantized(case.folder, rule)
-        ours = observed(lambda ids, model=model: model(input_ids=ids).logits, model)
+        ours = observed(lambda text, model=model: model(input_ids=text.ids).logits, model)
         # experts are another matter: transformers computes them in bfloat16
         exact = [name for name in theirs if "layers.0.self_attn" in name or not case.made.segmented.routed]
         assert len(exact) >= 6
@@ -171,4 +171,4 @@ def test_a_cache_without_its_scales_is_refused(case: Case, tmp_path: Path) -> No
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     (folder / "plan.json").unlink()
     with pytest.raises(ModelError, match=r"no scales \['model.layers.0.self_attn.k_scale', .*v_scale'\] of the cache"):
-        load_quantized(folder, case.engine)(input_ids=IDS)
+        load_quantized(folder, case.engine)(input_ids=TEXT.ids)

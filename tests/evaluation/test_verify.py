@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from natprec.distortions.divergence import forward_kl, token_losses
+from natprec.distortions.divergence import forward_kl
 from natprec.errors import InputError
 from natprec.evaluation.verification import Comparison, Verification, compare
+from natprec.tasks.text import token_losses
 from tests.arrange import tokens
 
 FIELDS = {"kl_mean", "kl_ci95", "kl_p99", "perplexity_reference", "perplexity_quantized", "top1_agreement", "tokens"}
@@ -24,7 +25,7 @@ def table(seed: int, vocabulary: int = 96) -> Tensor:
 
 def test_comparison_of_a_model_with_itself() -> None:
     one = table(0)
-    summary = compare(lambda ids: one[ids], lambda ids: one[ids], tokens(5, 12)).summary()
+    summary = compare(lambda batch: one[batch.ids], lambda batch: one[batch.ids], tokens(5, 12)).summary()
     assert summary.keys() == FIELDS
     assert summary["kl_mean"] == summary["kl_p99"] == 0
     assert summary["kl_ci95"] == (0, 0)
@@ -35,13 +36,13 @@ def test_comparison_of_a_model_with_itself() -> None:
 
 def test_summary_is_made_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the text takes several batches."""
-    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 24)
-    one, ids = table(0), tokens(5, 12)
+    monkeypatch.setattr("natprec.tasks.samples.BATCH_TOKENS", 24)
+    one, text = table(0), tokens(5, 12)
     two = one + 0.5 * table(1)
     calls: list[str] = []
-    found = compare(lambda rows: one[rows], lambda rows: two[rows], ids, calls.append)
+    found = compare(lambda batch: one[batch.ids], lambda batch: two[batch.ids], text, calls.append)
     assert len(calls) == 3
-    kl = forward_kl(one[ids], two[ids])
+    kl = forward_kl(one[text.ids], two[text.ids])
     summary = found.summary(seed=3)
     assert found.kl.shape == (5, 12)
     assert summary["kl_mean"] == pytest.approx(float(kl.mean()))
@@ -50,31 +51,30 @@ def test_summary_is_made_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert low < summary["kl_mean"] < high
     assert kl.mean(1).min() <= low < high <= kl.mean(1).max()
     assert summary["top1_agreement"] == pytest.approx(
-        float((one[ids].argmax(-1) == two[ids].argmax(-1)).double().mean())
+        float((one[text.ids].argmax(-1) == two[text.ids].argmax(-1)).double().mean())
     )
     assert 0 < summary["top1_agreement"] < 1
     for name, logits in (("reference", one), ("quantized", two)):
-        expected = float(token_losses(logits[ids], ids).double().mean().exp())
+        expected = float(token_losses(logits[text.ids], text.ids).double().mean().exp())
         assert summary[f"perplexity_{name}"] == pytest.approx(expected)
     assert found.summary(seed=3) == summary
 
 
 def test_uniform_model_has_the_vocabulary_as_perplexity() -> None:
     flat = torch.zeros(96, 96)
-    assert compare(lambda ids: flat[ids], lambda ids: flat[ids], tokens(2, 8)).summary()["perplexity_reference"] == (
-        pytest.approx(96)
-    )
+    found = compare(lambda batch: flat[batch.ids], lambda batch: flat[batch.ids], tokens(2, 8)).summary()
+    assert found["perplexity_reference"] == pytest.approx(96)
 
 
 def test_no_tokens() -> None:
     with pytest.raises(InputError, match="no held-out tokens"):
-        compare(lambda ids: ids, lambda ids: ids, torch.empty(0, 8, dtype=torch.int64))
+        compare(table, table, tokens(0, 8))
 
 
 def test_interval_resamples_sequences_not_tokens() -> None:
     """Tokens of a sequence are not independent: what counts is the spread of sequence means."""
     kl = np.repeat(np.array([[0.0], [1.0]]), 1000, 1)
-    low, high = Comparison(kl, kl.size, kl, kl[:, 1:], kl[:, 1:]).summary()["kl_ci95"]
+    low, high = Comparison(kl, kl.size).summary()["kl_ci95"]
     assert (low, high) == (0, 1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from natprec.errors import ModelError
@@ -26,14 +26,15 @@ from natprec.models.activation_sites import activation_formats, rounded
 from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import fixed_scale, flowing_scale, round_activations
 from natprec.runtime.kernels.reference import quantize_tokens
+from natprec.tasks import Samples
 from tests.arrange import encoder, subject, tokens
 
 WEIGHTS = (integer(4, 32),)
 
 
-def swept(of: Subject, ids: Tensor, wanted: list[Site], group_size: int | None = None) -> dict[str, Curve]:
+def swept(of: Subject, text: Samples, wanted: list[Site], group_size: int | None = None) -> dict[str, Curve]:
     return sweep(
-        of.segmented, [], {}, ids, scale_dtype=torch.bfloat16, seed=0,
+        of.segmented, [], {}, text, scale_dtype=torch.bfloat16, seed=0,
         activations={site: activation_formats(site, group_size) for site in wanted},
     )  # fmt: skip
 
@@ -64,25 +65,25 @@ def test_keys_are_seen_after_the_rotary_embedding(implementation: str) -> None:
     of = subject()
     of.model.set_attn_implementation(implementation)  # type: ignore[operator]
     site = next(site for site in of.activations if site.kind == "key")
-    ids = tokens(1, 8)
-    cache = of.model(input_ids=ids, use_cache=True).past_key_values
+    text = tokens(1, 8)
+    cache = of.model(input_ids=text.ids, use_cache=True).past_key_values
     with torch.no_grad(), rounded(of.model, site, activation(3, 8)):
-        changed = of.model(input_ids=ids).logits
-        quantized = of.model(input_ids=ids, use_cache=True).past_key_values
+        changed = of.model(input_ids=text.ids).logits
+        quantized = of.model(input_ids=text.ids, use_cache=True).past_key_values
     assert torch.equal(cache.layers[0].keys, quantized.layers[0].keys)  # the cache is filled before
-    assert not torch.equal(changed, of.model(input_ids=ids).logits)
+    assert not torch.equal(changed, of.model(input_ids=text.ids).logits)
     assert not ALL_ATTENTION_FUNCTIONS._local_mapping, "nothing stays patched"
 
 
 def test_the_fisher_estimate_meets_the_exact_value() -> None:
     of = subject()
-    ids = tokens(16, 32)
+    text = tokens(16, 32)
     wanted = of.activations
-    curves = swept(of, ids.repeat(8, 1), wanted)
+    curves = swept(of, Samples.text(text.ids.repeat(8, 1)), wanted)
     pairs = [(site, activation_formats(site, None)) for site in wanted]
     logs = [
         np.log2(curves[site.name].forward[0].mean(0) / values.mean(0))
-        for site, values in exact_curves(of.segmented, pairs, ids, torch.bfloat16)
+        for site, values in exact_curves(of.segmented, pairs, text, torch.bfloat16)
     ]
     assert np.median(np.abs(np.concatenate(logs))) < 0.25  # the figure asked of SmolLM2, too
     assert all(abs(np.median(log)) < 0.6 for log in logs)
@@ -91,19 +92,19 @@ def test_the_fisher_estimate_meets_the_exact_value() -> None:
 def test_inputs_of_an_encoder_are_apart_from_its_stream() -> None:
     """In a BERT the tensor that q, k and v read is also the residual: its whole gradient would be another one."""
     of = encoder()
-    ids = tokens(8, 16)
+    text = tokens(8, 16)
     site = next(site for site in of.activations if site.name.endswith("query:input"))
-    curves = swept(of, ids.repeat(16, 1), [site])
-    exact = next(exact_curves(of.segmented, [(site, activation_formats(site, None))], ids, torch.bfloat16))[1].mean(0)
+    curves = swept(of, Samples.text(text.ids.repeat(16, 1)), [site])
+    exact = next(exact_curves(of.segmented, [(site, activation_formats(site, None))], text, torch.bfloat16))[1].mean(0)
     assert np.abs(np.log2(curves[site.name].forward[0].mean(0) / exact)).max() < 0.6
 
 
 def test_what_is_rounded_is_what_the_gradient_belongs_to() -> None:
     """The sweep's numbers against plain autograd on one sequence."""
     of = subject(num_hidden_layers=1)
-    ids = tokens(1, 8)
+    text = tokens(1, 8)
     site = next(site for site in of.activations if site.name.endswith("down_proj:input"))
-    curve = swept(of, ids, [site])[site.name]
+    curve = swept(of, text, [site])[site.name]
     module, kept = of.model.get_submodule(site.uses[0]), []
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -111,7 +112,7 @@ def test_what_is_rounded_is_what_the_gradient_belongs_to() -> None:
         return (kept[0],)
 
     handle = module.register_forward_pre_hook(keep)
-    of.segmented.distortion.draw(of.segmented.output(ids), range(1), 0).backward()
+    of.segmented.distortion.draw(of.segmented.output(text), range(1), 0).backward()
     handle.remove()
     for index, fmt in enumerate(curve.formats):
         assert isinstance(fmt, Format)
@@ -126,12 +127,12 @@ def test_what_is_rounded_is_what_the_gradient_belongs_to() -> None:
 
 
 def test_weights_come_out_the_same_beside_activations() -> None:
-    of, ids = subject(), tokens(4, 16)
+    of, text = subject(), tokens(4, 16)
     formats = {site.name: WEIGHTS for site in of.sites}
-    alone = sweep(of.segmented, of.sites, formats, ids, scale_dtype=torch.bfloat16, seed=0, rounding="gptq")
+    alone = sweep(of.segmented, of.sites, formats, text, scale_dtype=torch.bfloat16, seed=0, rounding="gptq")
     flows = {site: activation_formats(site, None) for site in of.activations}
     both = sweep(
-        of.segmented, of.sites, formats, ids, scale_dtype=torch.bfloat16, seed=0, rounding="gptq", activations=flows
+        of.segmented, of.sites, formats, text, scale_dtype=torch.bfloat16, seed=0, rounding="gptq", activations=flows
     )
     for name, curve in alone.items():
         np.testing.assert_allclose(both[name].forward, curve.forward, rtol=1e-5)
@@ -139,11 +140,11 @@ def test_weights_come_out_the_same_beside_activations() -> None:
 
 
 def test_tokens_are_left_out_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    of, ids = subject(num_hidden_layers=1), tokens(64, 32)
+    of, text = subject(num_hidden_layers=1), tokens(64, 32)
     wanted = [site for site in of.activations if site.name.endswith("q_proj:input")]
-    whole = swept(of, ids, wanted)
+    whole = swept(of, text, wanted)
     monkeypatch.setattr(observing, "SITE_MEMORY", 8 * 32 * 64 * 16)  # half of the tokens
-    part = swept(of, ids, wanted)
+    part = swept(of, text, wanted)
     for name in whole:
         ratio = part[name].forward.mean() / whole[name].forward.mean()
         assert 0.7 < ratio < 1.4
@@ -210,8 +211,8 @@ def test_int8_by_token_is_that_of_the_kernels() -> None:
 
 
 def test_a_measurement_of_all_sites_is_read_back(tmp_path: Any) -> None:
-    of, ids = subject(), tokens(4, 16)
-    measured = measure(of, ids, group_size=32, sites="all")
+    of, text = subject(), tokens(4, 16)
+    measured = measure(of, text, group_size=32, sites="all")
     measured.save(tmp_path / "m")
     again = Measurement.load(tmp_path / "m")
     assert list(again.curves) == [site.name for site in (*of.sites, *of.activations)]
@@ -227,5 +228,5 @@ def test_a_measurement_of_all_sites_is_read_back(tmp_path: Any) -> None:
 
 def test_a_model_without_the_interface_has_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     of = copy.copy(subject())
-    monkeypatch.setattr("natprec.models.activation_sites._attentions", lambda segmented, ids: {})
+    monkeypatch.setattr("natprec.models.activation_sites._attentions", lambda segmented, text: {})
     assert {site.kind for site in of.activations} == {"activation"}

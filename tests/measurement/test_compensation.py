@@ -18,10 +18,11 @@ from natprec.measurement.measure import DIFFERENTIATED, MANY, measure, shared_ou
 from natprec.measurement.subject import Subject
 from natprec.quantizers import quantize
 from natprec.quantizers.gram import mirrored as whole
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
-IDS = tokens(8, 32)
+TEXT = tokens(8, 32)
 QUERY = "model.layers.1.self_attn.q_proj"
 
 
@@ -36,7 +37,7 @@ def uneven() -> Subject:
 
 
 def measured(made: Subject, **options: Any) -> Measurement:
-    return measure(made, IDS, engine="natprec", group_size=32, **options)
+    return measure(made, TEXT, engine="natprec", group_size=32, **options)
 
 
 def test_a_fused_group_is_rescaled_where_that_leaves_less() -> None:
@@ -73,17 +74,17 @@ def test_a_weight_that_a_format_holds_exactly_keeps_its_grid() -> None:
 
 def test_a_plan_says_so_and_is_rounded_so() -> None:
     made = uneven()
-    reference, original = made.segmented.output(IDS), snapshot(made.model)
+    reference, original = made.segmented.output(TEXT), snapshot(made.model)
     norm = made.model.model.layers[1].input_layernorm
     kl = {}
     for transforms in ("none", "auto"):
         plan = measured(made, transforms=transforms).solve(bits=4.5)
         assert plan.sites[QUERY].scaled == (transforms == "auto")
-        apply_plan(made.segmented, made.sites, plan, IDS, "gptq", made.storage_dtype, gauges=made.gauges)
+        apply_plan(made.segmented, made.sites, plan, TEXT, "gptq", made.storage_dtype, gauges=made.gauges)
         assert torch.equal(norm.weight, original["model.layers.1.input_layernorm.weight"]) == (transforms == "none")
-        kl[transforms] = float(forward_kl(reference, made.segmented.output(IDS)).mean())
+        kl[transforms] = float(forward_kl(reference, made.segmented.output(TEXT)).mean())
         restore(made.model, original)
-        assert torch.equal(made.segmented.output(IDS), reference)
+        assert torch.equal(made.segmented.output(TEXT), reference)
     assert kl["auto"] < kl["none"]
 
 
@@ -99,25 +100,25 @@ def test_decided_at_the_width_next_to_four_and_its_smallest_groups() -> None:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_one_in_two_sequences_of_each_part_goes_back(parts: int) -> None:
-    ids = torch.arange(parts * MANY).unsqueeze(1)
-    back, forward = shared_out(ids, parts, routed=False)
+    text = Samples.text(torch.arange(parts * MANY).unsqueeze(1))
+    back, forward = shared_out(text, parts, routed=False)
     assert forward is not None
-    assert back.flatten().tolist() == list(range(1, parts * MANY, DIFFERENTIATED))
-    assert sorted(torch.cat([back, forward]).flatten().tolist()) == list(range(parts * MANY))
+    assert back.ids.flatten().tolist() == list(range(1, parts * MANY, DIFFERENTIATED))
+    assert sorted(back.followed_by(forward).ids.flatten().tolist()) == list(range(parts * MANY))
 
 
 def test_all_go_back_where_they_are_few_or_experts_see_few_or_rounding_takes_long() -> None:
     few, many = tokens(MANY - 1, 8), tokens(MANY, 8)
-    for ids, routed, rounding in ((few, False, "gptq"), (many, True, "gptq"), (many, False, "learned")):
-        back, forward = shared_out(ids, 1, routed, rounding)
-        assert torch.equal(back, ids)
+    for text, routed, rounding in ((few, False, "gptq"), (many, True, "gptq"), (many, False, "learned")):
+        back, forward = shared_out(text, 1, routed, rounding)
+        assert back is text
         assert forward is None
 
 
 def test_sequences_that_only_go_forward_are_fitted_to() -> None:
     """Second moments of what goes back and does not judge, and of all that goes forward; one in four judges."""
-    made, ids = subject(), tokens(MANY, 16)
-    back, forward = shared_out(ids, 1, routed=False)
+    made, text = subject(), tokens(MANY, 16)
+    back, forward = shared_out(text, 1, routed=False)
     assert forward is not None
     site = next(site for site in made.sites if site.name == QUERY)
     seen: list[torch.Tensor] = []
@@ -137,9 +138,9 @@ def test_sequences_that_only_go_forward_are_fitted_to() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Compensation, "judged", judged)
         patch.setattr("natprec.measurement.gptq_ratio.mirrored", mirrored)
-        measure(made, ids, engine="natprec", group_size=32)
+        measure(made, text, engine="natprec", group_size=32)
     seen.clear()
-    made.segmented.output(torch.cat([forward, back[::2]]))  # of those that go back every second one judges
+    made.segmented.output(forward.followed_by(back[::2]))  # of those that go back every second one judges
     handle.remove()
     rows = seen[0].flatten(0, 1).double()
     torch.testing.assert_close(fitted[site.fused_group].triu(), (rows.T @ rows).triu(), rtol=1e-4, atol=1e-4)
@@ -147,7 +148,7 @@ def test_sequences_that_only_go_forward_are_fitted_to() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_progress_comes_to_what_was_announced(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 48)  # three sequences
+    monkeypatch.setattr("natprec.tasks.samples.BATCH_TOKENS", 48)  # three sequences
     announced: dict[str, int | None] = {}
     calls: dict[str, int] = {}
 

@@ -116,9 +116,9 @@ def test_what_no_token_reached_is_rounded_to_nearest(rare: tuple[Subject, Measur
 
 
 def test_the_estimate_of_an_expert_agrees_with_the_exact_one() -> None:
-    subject, ids = steered({}), tokens(16, 24)
-    fisher = measure(subject, ids, group_size=32, rounding="rtn").curves
-    exact = measure(subject, ids, group_size=32, rounding="rtn", estimator="exact").curves
+    subject, text = steered({}), tokens(16, 24)
+    fisher = measure(subject, text, group_size=32, rounding="rtn").curves
+    exact = measure(subject, text, group_size=32, rounding="rtn", estimator="exact").curves
     ratios = [
         fisher[name].kl()[place] / exact[name].kl()[place]
         for name in fisher

@@ -21,6 +21,7 @@ from natprec.models.activation_sites import activation_formats
 from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
 from natprec.rounding.flows import flows_rounded
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from tests.arrange import restore, snapshot
 
@@ -29,10 +30,10 @@ pytestmark = pytest.mark.slow
 QUIET = Stages(quiet=True)
 
 
-def licence(of: Subject, sequences: int, length: int, skip: int = 0) -> torch.Tensor:
+def licence(of: Subject, sequences: int, length: int, skip: int = 0) -> Samples:
     text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
     ids = of.tokenizer(text, add_special_tokens=False)["input_ids"][skip * length :]
-    return torch.tensor(ids[: sequences * length]).view(sequences, length)
+    return Samples.text(torch.tensor(ids[: sequences * length]).view(sequences, length))
 
 
 @pytest.mark.parametrize(("model", "sites", "draws"), [("minilm", 30, 16), ("smollm2", 24, 12)])
@@ -42,7 +43,8 @@ def test_fisher_meets_exact(model: str, sites: int, draws: int, request: pytest.
     found = [site for site in of.activations if "pooler" not in site.name]
     chosen = [found[i] for i in np.linspace(0, len(found) - 1, sites).round().astype(int)]
     flows = {site: activation_formats(site, None)[:6] for site in chosen}  # 3 to 8 bits
-    curves = sweep(of.segmented, [], {}, few.repeat(draws, 1), scale_dtype=torch.bfloat16, seed=0, activations=flows)
+    many = Samples.text(few.ids.repeat(draws, 1))
+    curves = sweep(of.segmented, [], {}, many, scale_dtype=torch.bfloat16, seed=0, activations=flows)
     logs = np.stack([
         np.log2(curves[site.name].forward[0].mean(0) / values.mean(0))
         for site, values in exact_curves(of.segmented, list(flows.items()), few, torch.bfloat16)
@@ -57,8 +59,8 @@ def test_fisher_meets_exact(model: str, sites: int, draws: int, request: pytest.
 
 def test_a_joint_plan_costs_what_it_says(minilm: str) -> None:
     of = open_subject(QuantizeConfig(minilm, eps=1.0), QUIET)
-    ids, held_out = licence(of, 20, 64), licence(of, 12, 64, skip=20)
-    measured = measure(of, ids, engine="natprec", sites="all", rounding="rtn")
+    text, held_out = licence(of, 20, 64), licence(of, 12, 64, skip=20)
+    measured = measure(of, text, engine="natprec", sites="all", rounding="rtn")
     original = snapshot(of.model)
     expected = of.segmented.output(held_out)
     for eps in (0.3, 0.1, 0.03):

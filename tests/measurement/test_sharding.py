@@ -25,7 +25,6 @@ from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import _contract, sweep
 from natprec.measurement.weight_observer import WeightObserver
 from natprec.models.activation_sites import activation_formats
-from natprec.models.batches import batches
 from natprec.models.layers import known_layer
 from natprec.models.weight_sites import Site
 from natprec.utils.workers import Workers
@@ -86,7 +85,7 @@ def together(size: int, work: Callable[[Workers], Result]) -> list[Result]:
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of two sequences, and few rows at a time, so that there is something to share."""
-    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 2 * LENGTH)
+    monkeypatch.setattr("natprec.tasks.samples.BATCH_TOKENS", 2 * LENGTH)
     monkeypatch.setattr("natprec.measurement.fisher.CONTRACT_VALUES", 6 * SEQUENCES * 32)
     monkeypatch.setattr("natprec.measurement.fisher.ROWS_VALUES", 5 * 32)
 
@@ -101,11 +100,11 @@ def built(**changes: Any) -> Subject:
 
 
 def swept(workers: Workers, tied: bool = True, flows: bool = True, **options: Any) -> dict[str, Curve]:
-    made, ids = built(tie_word_embeddings=tied), tokens(SEQUENCES, LENGTH)
+    made, text = built(tie_word_embeddings=tied), tokens(SEQUENCES, LENGTH)
     return sweep(
-        made.segmented, made.sites, {site.name: FORMATS for site in made.sites}, ids, scale_dtype=torch.bfloat16,
+        made.segmented, made.sites, {site.name: FORMATS for site in made.sites}, text, scale_dtype=torch.bfloat16,
         seed=5,
-        rounding="gptq", gauges=made.gauges, sharding=Sharding.of(batches(*ids.shape), workers),
+        rounding="gptq", gauges=made.gauges, sharding=Sharding.of(text.batches(), workers),
         activations={site: activation_formats(site, 32) for site in made.activations} if flows else None, **options,
     )  # fmt: skip
 
@@ -137,7 +136,7 @@ def test_any_number_of_workers_measures_the_same(size: int, tied: bool) -> None:
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_any_number_of_workers_fits_to_the_same_more_text(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three batches: of four workers one has none of it."""
-    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 3 * LENGTH)
+    monkeypatch.setattr("natprec.tasks.samples.BATCH_TOKENS", 3 * LENGTH)
     more = tokens(9, LENGTH, seed=9)
     expected = swept(Workers(), flows=False, fitted=more)
     without = swept(Workers(), flows=False)
@@ -151,7 +150,7 @@ def test_any_number_of_workers_fits_to_the_same_more_text(size: int, monkeypatch
 def test_pools_of_sequences_across_workers(parts: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of three sequences, batches of two: a pool lies in two workers."""
     monkeypatch.setattr("natprec.measurement.weight_observer.POOL_MEMORY", 1)
-    shares = [Sharding.of(batches(SEQUENCES, LENGTH), Workers(rank, 3)) for rank in range(3)]
+    shares = [Sharding.of(tokens(SEQUENCES, LENGTH).batches(), Workers(rank, 3)) for rank in range(3)]
     assert [each.own for each in shares] == [range(4), range(4, 8), range(8, 12)]
     assert [each.pool(4) for each in shares] == [range(2), range(1, 3), range(2, 4)]
     expected = swept(Workers(), tied, flows=False, parts=parts)
@@ -242,13 +241,13 @@ def test_a_site_that_one_worker_never_reaches(dtype: torch.dtype, uses: int) -> 
 
 def test_fewer_batches_than_processes_are_refused() -> None:
     with pytest.raises(InputError, match="12 sequences are 6 batches, too few for 7 processes; raise --tokens, or"):
-        Sharding.of(batches(SEQUENCES, LENGTH), Workers(0, 7))
+        Sharding.of(tokens(SEQUENCES, LENGTH).batches(), Workers(0, 7))
 
 
 def test_different_text_is_refused() -> None:
     def measured(workers: Workers) -> Measurement:
-        ids = tokens(SEQUENCES, LENGTH, seed=workers.rank // 2)
-        return measure(built(), ids, group_size=32, rounding="rtn", workers=workers)
+        text = tokens(SEQUENCES, LENGTH, seed=workers.rank // 2)
+        return measure(built(), text, group_size=32, rounding="rtn", workers=workers)
 
     with pytest.raises(InputError, match="of process 2 are not those of process 0; give all hosts the same files"):
         together(3, measured)

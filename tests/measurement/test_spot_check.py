@@ -15,6 +15,7 @@ from natprec.measurement.measure import measure
 from natprec.measurement.spot_check import _checked, not_believed
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from tests.arrange import curve, measurement, subject, tokens
 
@@ -23,11 +24,11 @@ DEAD = 90
 """A token whose embedding was never trained; the text has it once."""
 
 
-def text_with_one(token: int) -> torch.Tensor:
+def text_with_one(token: int) -> Samples:
     """(8, 16): half of the vocabulary never occurs, and many tokens once."""
-    ids = tokens(8, 16, vocabulary=60)
-    ids[3, 5] = token
-    return ids
+    text = tokens(8, 16, vocabulary=60)
+    text.ids[3, 5] = token
+    return text
 
 
 def models(kind: str) -> Any:
@@ -51,12 +52,12 @@ def models(kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["tied", "untied", "gemma3"])
 def test_a_row_of_zeros_is_no_example_of_others(kind: str, row: float) -> None:
     """Its gradient is 1/√eps times the others'; the estimate was 10⁵ times what it is with another row."""
-    model, ids = models(kind), text_with_one(DEAD)
+    model, text = models(kind), text_with_one(DEAD)
     made = Subject.in_memory(model, None, "small")
     site = next(site for site in made.sites if site.role == "embedding")
 
     def swept() -> np.ndarray:
-        curves = sweep(made.segmented, [site], {site.name: FORMATS}, ids, scale_dtype=made.storage_dtype, seed=0)
+        curves = sweep(made.segmented, [site], {site.name: FORMATS}, text, scale_dtype=made.storage_dtype, seed=0)
         return curves[site.name].kl()
 
     alive = swept()
@@ -68,11 +69,11 @@ def test_a_row_of_zeros_is_no_example_of_others(kind: str, row: float) -> None:
 
 def test_without_outliers_all_rare_rows_are_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit: the bound is where no ordinary model comes."""
-    made, ids = subject(), text_with_one(DEAD)
+    made, text = subject(), text_with_one(DEAD)
     site = next(site for site in made.sites if site.role == "embedding")
 
     def swept() -> np.ndarray:
-        curves = sweep(made.segmented, [site], {site.name: FORMATS}, ids, scale_dtype=made.storage_dtype, seed=0)
+        curves = sweep(made.segmented, [site], {site.name: FORMATS}, text, scale_dtype=made.storage_dtype, seed=0)
         return curves[site.name].forward
 
     bounded = swept()
@@ -82,7 +83,7 @@ def test_without_outliers_all_rare_rows_are_examples(monkeypatch: pytest.MonkeyP
 
 def test_an_estimate_far_from_the_exact_value_gives_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a site that the look over the depth does not take."""
-    made, ids, lines, name = subject(), tokens(8, 16), list[str](), "model.layers.0.self_attn.q_proj"
+    made, text, lines, name = subject(), tokens(8, 16), list[str](), "model.layers.0.self_attn.q_proj"
 
     def blown_up(*arguments: Any, **options: Any) -> dict[str, Curve]:
         curves = sweep(*arguments, **options)
@@ -91,12 +92,12 @@ def test_an_estimate_far_from_the_exact_value_gives_way_to_it(monkeypatch: pytes
     monkeypatch.setattr("natprec.measurement.measure.sweep", blown_up)
     stages = Stages(quiet=True)
     stages.note = lines.append  # type: ignore[method-assign]
-    found = measure(made, ids, engine="natprec", group_size=32, rounding="rtn", stages=stages)
+    found = measure(made, text, engine="natprec", group_size=32, rounding="rtn", stages=stages)
     row = found.header.checks[-1]
     assert row[0] == name
     assert row[2] > 1e5 * row[3]
     assert any(f"{name} as {row[1]} costs {row[3]:.3g}, not {row[2]:.3g}" in line for line in lines)
-    exactly = measure(made, ids, engine="natprec", group_size=32, rounding="rtn", estimator="exact")
+    exactly = measure(made, text, engine="natprec", group_size=32, rounding="rtn", estimator="exact")
     for site, own in found.curves.items():
         assert np.array_equal(own.forward, exactly.curves[site].forward) == (site == name)
 

@@ -18,11 +18,11 @@ from natprec.measurement.exact import exact_curves
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.subject import Subject
-from natprec.measurement.sweep import sweep
+from natprec.measurement.sweep import sweep, sweep_batches
 from natprec.measurement.weight_observer import WeightObserver
-from natprec.models.batches import batch_count
 from natprec.models.weight_sites import find_sites, site_layer, site_weight
 from natprec.quantizers import quantize
+from natprec.tasks import Samples
 from tests.arrange import subject, tokens
 
 FORMATS = tuple(integer(bits, 32, symmetric) for bits in (2, 4, 8) for symmetric in (True, False))
@@ -31,18 +31,19 @@ LENGTH = 16
 SEED = 5
 
 
-def swept(made: Subject, ids: Tensor, formats: tuple[Format, ...] = FORMATS, **options: Any) -> dict[str, Curve]:
+def swept(made: Subject, text: Samples, formats: tuple[Format, ...] = FORMATS, **options: Any) -> dict[str, Curve]:
     options = {"scale_dtype": made.storage_dtype, "seed": SEED, **options}
-    return sweep(made.segmented, made.sites, {site.name: formats for site in made.sites}, ids, **options)
+    return sweep(made.segmented, made.sites, {site.name: formats for site in made.sites}, text, **options)
 
 
-def gradients(made: Subject, ids: Tensor, name: str) -> Tensor:
+def gradients(made: Subject, text: Samples, name: str) -> Tensor:
     """∂ log p(y)/∂w of each sequence, by autograd through the whole model: (sequences, rows, columns)."""
     weight = made.model.get_submodule(name).weight
     weight.requires_grad_()
     try:
         losses = [
-            made.distortion.draw(made.segmented.output(ids[i : i + 1]), range(i, i + 1), SEED) for i in range(len(ids))
+            made.distortion.draw(made.segmented.output(text[i : i + 1]), range(i, i + 1), SEED)
+            for i in range(len(text))
         ]
         return torch.stack([torch.autograd.grad(loss, weight)[0] for loss in losses])
     finally:
@@ -53,18 +54,18 @@ def squared_error(made: Subject, weight: Tensor, fmt: Format) -> Tensor:
     return (quantize(weight, fmt, made.storage_dtype).dequantize() - weight).square()
 
 
-def brute_force(made: Subject, ids: Tensor, name: str) -> np.ndarray:
+def brute_force(made: Subject, text: Samples, name: str) -> np.ndarray:
     """1/2 Σ g² δ² per token: (sequences, formats)."""
     weight = made.model.get_submodule(name).weight
-    squares = gradients(made, ids, name).double().square()
-    columns = [(squares * squared_error(made, weight, fmt)).sum((1, 2)) / (2 * ids.shape[1]) for fmt in FORMATS]
+    squares = gradients(made, text, name).double().square()
+    columns = [(squares * squared_error(made, weight, fmt)).sum((1, 2)) / (2 * text.length) for fmt in FORMATS]
     return torch.stack(columns, 1).numpy()
 
 
-def twice_each() -> Tensor:
+def twice_each() -> Samples:
     """Twelve sequences in which every token of the vocabulary occurs twice: no row is unseen."""
     half = torch.randperm(96, generator=torch.Generator().manual_seed(0)).view(12, LENGTH // 2)
-    return torch.cat([half, half.flip(1)], 1)
+    return Samples.text(torch.cat([half, half.flip(1)], 1))
 
 
 LAYERS = ["model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"]
@@ -72,38 +73,38 @@ LAYERS = ["model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj", "mo
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_linear_is_half_its_squared_gradient_times_its_squared_error(name: str) -> None:
-    made, ids = subject(), tokens(5, LENGTH)
-    np.testing.assert_allclose(swept(made, ids)[name].forward[0], brute_force(made, ids, name), rtol=1e-3)
+    made, text = subject(), tokens(5, LENGTH)
+    np.testing.assert_allclose(swept(made, text)[name].forward[0], brute_force(made, text, name), rtol=1e-3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_embedding_without_singletons_sums_both_uses_before_squaring(tied: bool) -> None:
-    made, ids = subject(tie_word_embeddings=tied), twice_each()
-    curve = swept(made, ids)["model.embed_tokens"]
-    np.testing.assert_allclose(curve.forward[0], brute_force(made, ids, "model.embed_tokens"), rtol=1e-3)
+    made, text = subject(tie_word_embeddings=tied), twice_each()
+    curve = swept(made, text)["model.embed_tokens"]
+    np.testing.assert_allclose(curve.forward[0], brute_force(made, text, "model.embed_tokens"), rtol=1e-3)
 
 
 def test_untied_head() -> None:
-    made, ids = subject(tie_word_embeddings=False), tokens(5, LENGTH)
-    np.testing.assert_allclose(swept(made, ids)["lm_head"].forward[0], brute_force(made, ids, "lm_head"), rtol=1e-3)
+    made, text = subject(tie_word_embeddings=False), tokens(5, LENGTH)
+    np.testing.assert_allclose(swept(made, text)["lm_head"].forward[0], brute_force(made, text, "lm_head"), rtol=1e-3)
 
 
 def test_unseen_rows_cost_what_a_token_seen_once_costs() -> None:
     """The formula of `lookup_values`, written out for an embedding that is only looked up."""
-    made, ids = subject(tie_word_embeddings=False), tokens(4, LENGTH)
+    made, text = subject(tie_word_embeddings=False), tokens(4, LENGTH)
     name = "model.embed_tokens"
-    squares = gradients(made, ids, name).double().square()
-    counts = torch.bincount(ids.flatten(), minlength=96)
+    squares = gradients(made, text, name).double().square()
+    counts = torch.bincount(text.ids.flatten(), minlength=96)
     once, unseen = counts == 1, counts == 0
     assert once.any()
     assert unseen.any()
     mass = float(once.sum() / counts.sum())
-    plain = brute_force(made, ids, name)
+    plain = brute_force(made, text, name)
     weight = site_weight(made.model, made.sites[0])
     single = squares.sum(0)[once].mean(0)
     pooled = [float(single @ squared_error(made, weight, fmt)[unseen].double().mean(0)) / 2 for fmt in FORMATS]
     expected = (1 - mass) * plain + mass * np.array(pooled)
-    np.testing.assert_allclose(swept(made, ids)[name].forward[0], expected, rtol=1e-3)
+    np.testing.assert_allclose(swept(made, text)[name].forward[0], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -112,13 +113,14 @@ def test_unseen_rows_are_not_free(tied: bool) -> None:
     made = subject(tie_word_embeddings=tied)
     with torch.no_grad():
         made.model.model.embed_tokens.weight[:10] = 2.0 ** -torch.arange(10.0)[:, None]
-    ids = torch.cat([tokens(2, LENGTH, vocabulary=9), torch.full((2, LENGTH), 3)])
+    ids = torch.cat([tokens(2, LENGTH, vocabulary=9).ids, torch.full((2, LENGTH), 3)])
     ids[3, 4] = 9  # seen once
+    text = Samples.text(ids)
     symmetric = tuple(integer(bits, 32) for bits in (2, 4, 8))
-    curve = swept(made, ids, symmetric)["model.embed_tokens"]
+    curve = swept(made, text, symmetric)["model.embed_tokens"]
     weight = site_weight(made.model, made.sites[0])
-    own = gradients(made, ids, "model.embed_tokens").double().square()
-    unpooled = [float((own * squared_error(made, weight, fmt)).sum() / (2 * ids.numel())) for fmt in symmetric]
+    own = gradients(made, text, "model.embed_tokens").double().square()
+    unpooled = [float((own * squared_error(made, weight, fmt)).sum() / (2 * text.tokens)) for fmt in symmetric]
     if not tied:
         assert unpooled == [0, 0, 0]
     assert (curve.kl() > np.array(unpooled) * 1.0001).all()
@@ -126,12 +128,12 @@ def test_unseen_rows_are_not_free(tied: bool) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_blocks_and_whole_model_agree(tied: bool) -> None:
-    made, ids = subject(tie_word_embeddings=tied), tokens(6, LENGTH)
-    by_block = swept(made, ids)
+    made, text = subject(tie_word_embeddings=tied), tokens(6, LENGTH)
+    by_block = swept(made, text)
     made.segmented.blocks, made.segmented.block_names = [], []
     whole = dataclasses.replace(made, sites=find_sites(made.segmented))
     assert {site.segment for site in whole.sites} == {0}
-    at_once = swept(whole, ids)
+    at_once = swept(whole, text)
     assert by_block.keys() == at_once.keys()
     for name, curve in by_block.items():
         for kind in ("forward", "backward", "energy", "shares", "unquantized"):
@@ -141,10 +143,10 @@ def test_blocks_and_whole_model_agree(tied: bool) -> None:
 
 def test_pools_are_means_of_their_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory is short, sequences share a pool; only the resolution is lost."""
-    made, ids = subject(), twice_each()
-    single = swept(made, ids)
+    made, text = subject(), twice_each()
+    single = swept(made, text)
     monkeypatch.setattr("natprec.measurement.weight_observer.POOL_MEMORY", 1)
-    pooled = swept(made, ids)
+    pooled = swept(made, text)
     for name, curve in single.items():
         for kind in ("forward", "backward", "energy", "unquantized"):
             found, expected = getattr(pooled[name], kind), getattr(curve, kind)
@@ -157,9 +159,9 @@ def test_pools_are_means_of_their_sequences(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_gptq_leaves_a_share_of_the_error() -> None:
     """Judged on other text than it is fitted to; what has no inputs of its own keeps the whole error."""
-    made, ids = subject(), tokens(64, 16)
+    made, text = subject(), tokens(64, 16)
     shares = []
-    for curve in swept(made, ids, rounding="gptq").values():
+    for curve in swept(made, text, rounding="gptq").values():
         if curve.site.role == "embedding":
             assert (curve.shares == 1).all()
         else:
@@ -167,14 +169,14 @@ def test_gptq_leaves_a_share_of_the_error() -> None:
             shares.append(curve.shares.mean())
         np.testing.assert_array_equal(curve.kl("gptq"), curve.forward[0].mean(0) * curve.shares)
     assert 0.3 < np.mean(shares) < 0.95
-    assert all((curve.shares == 1).all() for curve in swept(made, ids).values())
+    assert all((curve.shares == 1).all() for curve in swept(made, text).values())
 
 
 def test_kinds_of_text_are_kept_apart() -> None:
     """Linears: each part's curve is that of its own sequences; a site's KL is the larger one."""
     made = subject()
-    ids = torch.cat([tokens(4, LENGTH, vocabulary=6), tokens(4, LENGTH, seed=1)])
-    one, two = swept(made, ids), swept(made, ids, parts=2)
+    text = tokens(4, LENGTH, vocabulary=6).followed_by(tokens(4, LENGTH, seed=1))
+    one, two = swept(made, text), swept(made, text, parts=2)
     for name, curve in two.items():
         assert curve.forward.shape == (2, 4, len(FORMATS))
         assert curve.unquantized.shape == (2, 4)
@@ -195,9 +197,9 @@ class Killed(Exception):
 def test_killed_and_resumed_arrives_at_the_same_bits(
     segments: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 4 * LENGTH)
-    made, ids = subject(tie_word_embeddings=tied), tokens(6, LENGTH)  # two batches
-    expected = swept(made, ids)
+    monkeypatch.setattr("natprec.tasks.samples.BATCH_TOKENS", 4 * LENGTH)
+    made, text = subject(tie_word_embeddings=tied), tokens(6, LENGTH)  # two batches
+    expected = swept(made, text)
     file, fingerprint = tmp_path / "state.safetensors", {"seed": SEED}
     done = 0
 
@@ -209,11 +211,11 @@ def test_killed_and_resumed_arrives_at_the_same_bits(
             raise Killed
 
     with pytest.raises(Killed):
-        swept(made, ids, save=save)
+        swept(made, text, save=save)
     state = load_state(file, fingerprint)
     assert state is not None
     assert state.segment == 2 - segments
-    found = swept(made, ids, state=state)
+    found = swept(made, text, state=state)
     assert list(found) == list(expected)
     for name, curve in expected.items():
         for kind in ("forward", "backward", "energy", "shares", "unquantized", "alignment"):
@@ -229,9 +231,9 @@ def test_state_of_another_measurement_is_refused(tmp_path: Path) -> None:
 
 
 def test_seed_decides_what_is_drawn() -> None:
-    made, ids = subject(), tokens(3, LENGTH)
-    first, second = swept(made, ids, seed=1), swept(made, ids, seed=1)
-    other = swept(made, ids, seed=2)
+    made, text = subject(), tokens(3, LENGTH)
+    first, second = swept(made, text, seed=1), swept(made, text, seed=1)
+    other = swept(made, text, seed=2)
     name = LAYERS[0]
     assert np.array_equal(first[name].forward, second[name].forward)
     assert not np.array_equal(first[name].forward, other[name].forward)
@@ -257,20 +259,20 @@ def test_relative_gradient_error_falls_with_width() -> None:
 
 
 def test_gradient_energy_is_the_squared_norm() -> None:
-    made, ids = subject(), tokens(4, LENGTH)
-    energy = swept(made, ids)[LAYERS[1]].energy
-    expected = gradients(made, ids, LAYERS[1]).square().sum((1, 2)).numpy()
+    made, text = subject(), tokens(4, LENGTH)
+    energy = swept(made, text)[LAYERS[1]].energy
+    expected = gradients(made, text, LAYERS[1]).square().sum((1, 2)).numpy()
     np.testing.assert_allclose(energy, expected, rtol=1e-3)
 
 
 def test_fisher_agrees_with_the_definition() -> None:
     """From 6 bits, where errors are small, the median site is within a quarter of the exact KL."""
-    made, ids = subject(), tokens(96, 32)
+    made, text = subject(), tokens(96, 32)
     formats = WIDTHS[4:]
-    curves = swept(made, ids, formats)
+    curves = swept(made, text, formats)
     wanted = [(site, formats) for site in made.sites if site.role == "linear"]
     ratios = []
-    for site, values in exact_curves(made.segmented, wanted, ids[:24], made.storage_dtype):
+    for site, values in exact_curves(made.segmented, wanted, text[:24], made.storage_dtype):
         ratios += list(curves[site.name].kl() / values.mean(0))
     assert len(ratios) == 14 * 3
     assert 0.75 < np.median(ratios) < 1.25
@@ -280,25 +282,27 @@ def test_fisher_agrees_with_the_definition() -> None:
 def test_exact_is_the_kl_of_the_replaced_model() -> None:
     from natprec.distortions.divergence import forward_kl
 
-    made, ids = subject(), tokens(5, LENGTH)
+    made, text = subject(), tokens(5, LENGTH)
     formats = (integer(3, 32),)
-    reference = made.segmented.output(ids)
-    for site, values in exact_curves(made.segmented, [(site, formats) for site in made.sites], ids, made.storage_dtype):
+    reference = made.segmented.output(text)
+    for site, values in exact_curves(
+        made.segmented, [(site, formats) for site in made.sites], text, made.storage_dtype
+    ):
         weight = site_weight(made.model, site)
         original = weight.data
         weight.data = quantize(original, formats[0], made.storage_dtype).dequantize()
-        expected = forward_kl(reference, made.segmented.output(ids)).mean(1)
+        expected = forward_kl(reference, made.segmented.output(text)).mean(1)
         weight.data = original
         np.testing.assert_allclose(values[:, 0], expected.numpy(), rtol=1e-3, atol=1e-9, err_msg=site.name)
-    assert torch.equal(made.segmented.output(ids), reference)
+    assert torch.equal(made.segmented.output(text), reference)
 
 
 def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natprec.models.batches.BATCH_TOKENS", 4 * LENGTH)
-    made, ids = subject(), tokens(6, LENGTH)
+    monkeypatch.setattr("natprec.tasks.samples.BATCH_TOKENS", 4 * LENGTH)
+    made, text = subject(), tokens(6, LENGTH)
     calls: list[str] = []
-    swept(made, ids, FORMATS[:1], advance=calls.append)
-    assert len(calls) == batch_count(made.segmented, *ids.shape)
+    swept(made, text, FORMATS[:1], advance=calls.append)
+    assert len(calls) == sweep_batches(made.segmented, text)
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def modernbert() -> Any:
     """Layers with a window and without, rotary angles of both."""
     from transformers import ModernBertConfig, ModernBertModel
 
-    ids = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
-    return ModernBertModel(ModernBertConfig(**SIZES, **ids, intermediate_size=64, local_attention=4))
+    text = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
+    return ModernBertModel(ModernBertConfig(**SIZES, **text, intermediate_size=64, local_attention=4))
 
 
 def deberta() -> Any:
@@ -137,16 +137,16 @@ class Parallel(nn.Module):
 @torch.no_grad()
 def test_segments_are_the_whole_model(family: str) -> None:
     model = built(family)
-    ids = tokens(3, 12)
+    text = tokens(3, 12)
     distortion = OutputKL() if model.can_generate() else EmbeddingDistance()
-    expected = distortion.output(model, ids)
-    segmented = SegmentedModel(model, ids[:1], distortion)
+    expected = distortion.output(model, text)
+    segmented = SegmentedModel(model, text[:1], distortion)
     assert len(segmented.blocks) == model.config.num_hidden_layers
-    hidden, contexts = segmented.prefix(ids)
+    hidden, contexts = segmented.prefix(text)
     for index in range(len(segmented.blocks)):
         hidden = segmented.block(index, hidden, contexts[index])
-    assert torch.equal(segmented.suffix(hidden, ids), expected)
-    assert torch.equal(distortion.output(model, ids), expected)
+    assert torch.equal(segmented.suffix(hidden, text), expected)
+    assert torch.equal(distortion.output(model, text), expected)
 
 
 @torch.no_grad()
@@ -209,11 +209,11 @@ class Shares(HandsOn):
 @torch.no_grad()
 def test_a_model_without_a_chain_is_one_suffix(body: nn.Module) -> None:
     model = Output(body)
-    ids = tokens(2, 5)
-    segmented = SegmentedModel(model, ids)
+    text = tokens(2, 5)
+    segmented = SegmentedModel(model, text)
     assert segmented.blocks == []
     assert segmented.segment_of("head") == segmented.segment_of("embed") == 0
-    assert torch.equal(segmented.suffix(None, ids), model(ids).logits)
+    assert torch.equal(segmented.suffix(None, text), model(text.ids).logits)
 
 
 def test_a_chain_is_found_whatever_its_name() -> None:
@@ -234,38 +234,38 @@ def test_segment_of_each_module() -> None:
 @torch.no_grad()
 def test_patches_are_gone_after_an_exception() -> None:
     model = built("llama")
-    ids = tokens(1, 5)
-    expected = model(input_ids=ids).logits
-    segmented = SegmentedModel(model, ids)
-    hidden = segmented.prefix(ids)[0]
+    text = tokens(1, 5)
+    expected = model(input_ids=text.ids).logits
+    segmented = SegmentedModel(model, text)
+    hidden = segmented.prefix(text)[0]
 
     def fail(*_: Any) -> None:
         raise RuntimeError("on purpose")
 
     handle = model.model.norm.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        segmented.suffix(hidden, ids)
+        segmented.suffix(hidden, text)
     handle.remove()
     assert not any("forward" in vars(block) for block in segmented.blocks)
-    assert torch.equal(model(input_ids=ids).logits, expected)
+    assert torch.equal(model(input_ids=text.ids).logits, expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt-neox", "bert"])
 @torch.no_grad()
 def test_what_modules_are_given_is_shown_and_nothing_behind_the_last_of_them_is_run(family: str) -> None:
-    model, ids = built(family), tokens(3, 12)
-    segmented = SegmentedModel(model, ids[:1], OutputKL() if model.can_generate() else EmbeddingDistance())
-    hidden, contexts = segmented.prefix(ids)
+    model, text = built(family), tokens(3, 12)
+    segmented = SegmentedModel(model, text[:1], OutputKL() if model.can_generate() else EmbeddingDistance())
+    hidden, contexts = segmented.prefix(text)
     inside = [name for name in segmented.probe.order if name.startswith(segmented.block_names[0] + ".")]
     seen: list[str] = []
     for name in inside:
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
     for stop in range(1, len(inside) + 1):
         seen.clear()
-        segmented.show(0, hidden, ids, contexts, inside[:stop][::-1])
+        segmented.show(0, hidden, text, contexts, inside[:stop][::-1])
         assert seen == inside[: stop - 1], "the last one's hooks see its input, before it is run"
         seen.clear()
-        segmented.run(0, hidden, ids, contexts)
+        segmented.run(0, hidden, text, contexts)
         assert seen == inside, "and nothing stops the next run"
 
 

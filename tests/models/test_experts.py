@@ -24,8 +24,8 @@ TOGETHER = ("GptOss", "GraniteMoe")
 @pytest.mark.parametrize("family", [*ONE_BY_ONE, *TOGETHER])
 @torch.no_grad()
 def test_experts_are_linears_that_compute_the_same(family: str) -> None:
-    model, ids = experts(family), tokens(2, 12)
-    expected = model(input_ids=ids).logits
+    model, text = experts(family), tokens(2, 12)
+    expected = model(input_ids=text.ids).logits
     take_apart(model)
     containers = dict(linear_experts(model))
     assert len(containers) == 2
@@ -33,11 +33,11 @@ def test_experts_are_linears_that_compute_the_same(family: str) -> None:
         linears = [each for each in module.modules() if isinstance(each, nn.Linear)]
         assert len(linears) == 3 * 4
         assert not list(module.parameters(recurse=False)), "nothing is kept twice"
-    torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    torch.testing.assert_close(model(input_ids=text.ids).logits, expected)
     take_apart(model)  # again: nothing is left to do
-    torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    torch.testing.assert_close(model(input_ids=text.ids).logits, expected)
     next(iter(containers.values())).get_submodule("1.up_proj").weight.data.zero_()
-    assert not torch.allclose(model(input_ids=ids).logits, expected)
+    assert not torch.allclose(model(input_ids=text.ids).logits, expected)
 
 
 def test_linears_are_views_where_they_can_be() -> None:

@@ -76,7 +76,7 @@ def test_draft_layers_are_carried_over(
     ignore = json.loads((out / "config.json").read_text())["quantization_config"]["ignore"]
     assert {"mtp.fc", r"re:mtp\.layers\.0\.mlp\.experts\..*"} <= set(ignore)
     assert plain(out) == set(MTP)
-    assert load(out)(input_ids=tokens(1, 5)).logits.isfinite().all()
+    assert load(out)(input_ids=tokens(1, 5).ids).logits.isfinite().all()
     extra = sum(value.nbytes for value in MTP.values())
     bare = Subject.of(load_model(str(made(tmp_path / "bare", tiny_tokenizer))))
     assert Subject.of(load_model(str(folder))).carried_bytes == bare.carried_bytes + extra, "the forecast knows them"
@@ -187,8 +187,8 @@ def test_float32_among_16_bits_stays(
     assert checked >= 2
     whole = load_quantized(out)
     apart = open_quantized(out, Subject.of(load_model(str(folder))).segmented, torch.device("cpu"))
-    ids = tokens(1, 6)
-    torch.testing.assert_close(apart.output(ids), whole(input_ids=ids).logits, rtol=0, atol=2e-5)
+    text = tokens(1, 6)
+    torch.testing.assert_close(apart.output(text), whole(input_ids=text.ids).logits, rtol=0, atol=2e-5)
     if way == "apply":
         forecast = json.loads((out / "plan.json").read_text())["stored_bytes"]
         stored = sum(value.nbytes for name, value in after.items() if not name.endswith("weight_shape"))
@@ -205,10 +205,10 @@ def test_float32_in_a_model_that_is_in_memory(tmp_path: Path) -> None:
     model.model.norm.float()
     model.model.norm.weight.data += 1e-4
     expected = model.model.norm.weight.clone()
-    ids = tokens(2, 16)
-    plan = library.measure(model, None, ids, group_size=32).solve(bits=5)
+    text = tokens(2, 16)
+    plan = library.measure(model, None, text, group_size=32).solve(bits=5)
     model.to(torch.bfloat16).model.norm.float().weight.data = expected.clone()
-    library.save(library.apply(plan, model, None, ids), tmp_path / "out")
+    library.save(library.apply(plan, model, None, text), tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(stored["model.norm.weight"], expected)
     assert stored["model.embed_tokens.weight"].dtype == torch.bfloat16
@@ -233,9 +233,9 @@ def test_a_head_tied_by_hand(tmp_path: Path) -> None:
     """A notebook may do so; the config follows."""
     model = tiny_model(tie_word_embeddings=False, vocab_size=96)
     model.lm_head.weight = model.model.embed_tokens.weight
-    ids = tokens(2, 16)
-    plan = library.measure(model, None, ids, group_size=32).solve(bits=5)
-    library.save(library.apply(plan, model, None, ids), tmp_path / "out")
+    text = tokens(2, 16)
+    plan = library.measure(model, None, text, group_size=32).solve(bits=5)
+    library.save(library.apply(plan, model, None, text), tmp_path / "out")
     reloaded: Any = load_quantized(tmp_path / "out")
     assert reloaded.config.tie_word_embeddings is True
     assert torch.equal(reloaded.lm_head.weight, reloaded.model.embed_tokens.weight)

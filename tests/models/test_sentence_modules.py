@@ -66,18 +66,18 @@ def test_embeddings_are_made_in_the_order_of_modules_json(tmp_path: Path, encode
     kinds = ["Pooling", "Dense", "Normalize", "Dropout", "Dense"]
     folder = sentence_folder(tmp_path / "m", encoder_folder, kinds)
     loaded = load_model(str(folder))
-    made, ids = Subject.of(loaded), tokens(3, 9)
+    made, text = Subject.of(loaded), tokens(3, 9)
     first, second = stored(folder, "2_Dense"), stored(folder, "5_Dense")
-    pooled = made.model(input_ids=ids).last_hidden_state.mean(1)
+    pooled = made.model(input_ids=text.ids).last_hidden_state.mean(1)
     dense = functional.normalize(torch.tanh(pooled @ first["linear.weight"].T + first["linear.bias"]))
     expected = torch.tanh(dense @ second["linear.weight"].T + second["linear.bias"])
-    found = made.distortion.output(made.model, ids)[:, 0]
+    found = made.distortion.output(made.model, text)[:, 0]
     torch.testing.assert_close(found, expected)
     assert made.distortion.name == "embedding"
     other = found + 0.1 * torch.randn(3, 8)
     relative = (other - found).square().sum(-1) / found.square().sum(-1)
     torch.testing.assert_close(
-        made.distortion.between(found[:, None], other[:, None], ids)[:, 0], relative.double(), rtol=1e-5, atol=0
+        made.distortion.between(found[:, None], other[:, None], text)[:, 0], relative.double(), rtol=1e-5, atol=0
     )
 
 
@@ -91,11 +91,11 @@ def test_embeddings_are_made_in_the_order_of_modules_json(tmp_path: Path, encode
 @torch.no_grad()
 def test_dense_layers(tmp_path: Path, encoder_folder: Path, dense: dict[str, Any], activation: nn.Module) -> None:
     folder = sentence_folder(tmp_path / "m", encoder_folder, ["Pooling", "Dense", "Normalize"], dense)
-    made, ids = Subject.of(load_model(str(folder))), tokens(3, 9)
+    made, text = Subject.of(load_model(str(folder))), tokens(3, 9)
     layer = stored(folder, "2_Dense")
-    pooled = made.model(input_ids=ids).last_hidden_state.mean(1)
+    pooled = made.model(input_ids=text.ids).last_hidden_state.mean(1)
     expected = activation(pooled @ layer["linear.weight"].T + layer.get("linear.bias", torch.zeros(8)))
-    found = made.distortion.output(made.model, ids)[:, 0]
+    found = made.distortion.output(made.model, text)[:, 0]
     torch.testing.assert_close(found, functional.normalize(expected))
 
 
@@ -103,11 +103,11 @@ def test_dense_layers(tmp_path: Path, encoder_folder: Path, dense: dict[str, Any
 def test_without_normalize_the_length_counts(tmp_path: Path, encoder_folder: Path) -> None:
     """Relative to the length, so that a tolerance means the same for embeddings of any length."""
     made = Subject.of(load_model(str(sentence_folder(tmp_path / "m", encoder_folder, ["Pooling"]))))
-    ids = tokens(3, 9)
-    one = made.distortion.output(made.model, ids)
-    torch.testing.assert_close(one[:, 0], made.model(input_ids=ids).last_hidden_state.mean(1))
-    torch.testing.assert_close(made.distortion.between(one, 1.1 * one, ids), torch.full((3, 1), 0.01).double())
-    assert not EmbeddingDistance().between(one, one, ids).any()
+    text = tokens(3, 9)
+    one = made.distortion.output(made.model, text)
+    torch.testing.assert_close(one[:, 0], made.model(input_ids=text.ids).last_hidden_state.mean(1))
+    torch.testing.assert_close(made.distortion.between(one, 1.1 * one, text), torch.full((3, 1), 0.01).double())
+    assert not EmbeddingDistance().between(one, one, text).any()
 
 
 def test_pooling_and_normalize_alone_are_what_they_were(tmp_path: Path, encoder_folder: Path) -> None:
@@ -120,12 +120,14 @@ def test_pooling_and_normalize_alone_are_what_they_were(tmp_path: Path, encoder_
 def test_the_sweep_agrees_with_the_definition(tmp_path: Path, encoder_folder: Path, kinds: list[str]) -> None:
     """Also where the layers behind the pooling scale vectors down or up: a gradient that misses them would show."""
     made = Subject.of(load_model(str(sentence_folder(tmp_path / "m", encoder_folder, kinds))))
-    ids, formats = tokens(64, 16), tuple(integer(bits, 32) for bits in (6, 8))
+    text, formats = tokens(64, 16), tuple(integer(bits, 32) for bits in (6, 8))
     sites = [site for site in made.sites if site.role == "linear" and "pooler" not in site.name]
-    curves = sweep(made.segmented, sites, {site.name: formats for site in sites}, ids,
+    curves = sweep(made.segmented, sites, {site.name: formats for site in sites}, text,
                    scale_dtype=made.storage_dtype, seed=5)  # fmt: skip
     ratios = []
-    for site, values in exact_curves(made.segmented, [(site, formats) for site in sites], ids[:32], made.storage_dtype):
+    for site, values in exact_curves(
+        made.segmented, [(site, formats) for site in sites], text[:32], made.storage_dtype
+    ):
         ratios += list(curves[site.name].kl() / values.mean(0))
     assert 0.75 < np.median(ratios) < 1.33
 
@@ -142,11 +144,11 @@ def test_what_is_judged_is_what_users_get(tmp_path: Path, encoder_folder: Path, 
                  "2_Dense/model.safetensors"):  # fmt: skip
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     original, again = Subject.of(load_model(str(folder))), AutoModel.from_pretrained(out, dtype=torch.float32).eval()
-    distortion, ids = original.distortion, tokens(8, 16)
+    distortion, text = original.distortion, tokens(8, 16)
     with torch.no_grad():
-        reference, quantized = distortion.output(original.model, ids), distortion.output(again, ids)
+        reference, quantized = distortion.output(original.model, text), distortion.output(again, text)
     assert reference.shape == (8, 1, 8)
-    assert 0 < distortion.between(reference, quantized, ids).mean() < 0.03
+    assert 0 < distortion.between(reference, quantized, text).mean() < 0.03
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,10 @@ def test_the_same_measurement_from_disk(tmp_path: Path, tiny_tokenizer: Any, fam
     assert apart.sites == whole.sites
     assert apart.gauges == whole.gauges
     assert apart.other_bytes == whole.other_bytes
-    ids = tokens(4, 12)
-    measured = [measure(subject, ids, group_size=16) for subject in (whole, apart)]
+    text = tokens(4, 12)
+    measured = [measure(subject, text, group_size=16) for subject in (whole, apart)]
     assert same(*measured)
-    assert not same(measured[0], measure(apart, ids, group_size=16, seed=1)), "the comparison sees a difference"
+    assert not same(measured[0], measure(apart, text, group_size=16, seed=1)), "the comparison sees a difference"
 
 
 @pytest.mark.parametrize("estimator", ["fisher", "exact"])
@@ -82,9 +82,9 @@ def test_one_block_at_a_time(
 
 def test_what_is_not_held_is_not_a_number(tmp_path: Path, tiny_tokenizer: Any) -> None:
     subject = opened(saved(tmp_path / "m", tiny_model(), tiny_tokenizer))
-    ids = tokens(1, 5)
-    assert subject.segmented.output(ids).isfinite().all()
-    assert subject.model(input_ids=ids).logits.isnan().all()
+    text = tokens(1, 5)
+    assert subject.segmented.output(text).isfinite().all()
+    assert subject.model(input_ids=text.ids).logits.isnan().all()
 
 
 def test_a_sharded_checkpoint(tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -93,8 +93,8 @@ def test_a_sharded_checkpoint(tmp_path: Path, tiny_tokenizer: Any) -> None:
     many = opened(saved(tmp_path / "many", model, tiny_tokenizer, max_shard_size="100KB"))
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     assert one.digest == many.digest
-    ids = tokens(1, 5)
-    assert torch.equal(one.segmented.output(ids), many.segmented.output(ids))
+    text = tokens(1, 5)
+    assert torch.equal(one.segmented.output(text), many.segmented.output(text))
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same twice", "two different"])
@@ -150,10 +150,10 @@ def test_a_measurement_with_its_inputs_on_disk(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = opened(tiny_folder)
-    ids = tokens(4, 12)
-    plain = measure(subject, ids)
+    text = tokens(4, 12)
+    plain = measure(subject, text)
     monkeypatch.setattr("natprec.measurement.block_inputs.available_bytes", lambda: 0)
-    assert same(plain, measure(subject, ids, state_file=tmp_path / "state"))
+    assert same(plain, measure(subject, text, state_file=tmp_path / "state"))
 
 
 def test_on_the_command_line(

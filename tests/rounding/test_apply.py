@@ -19,7 +19,7 @@ from natprec.rounding import apply_batches
 from natprec.solver import Plan
 from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
-IDS = tokens(8, 32)
+TEXT = tokens(8, 32)
 
 
 def planned(bits: float = 4.5, engine: str = "natprec", **changes: Any) -> tuple[Subject, Plan]:
@@ -32,7 +32,7 @@ def planned(bits: float = 4.5, engine: str = "natprec", **changes: Any) -> tuple
 
 def applied(made: Subject, plan: Plan, rounding: str, **options: Any) -> Any:
     options = {"gauges": made.gauges, **options}
-    return apply_plan(made.segmented, made.sites, plan, IDS, rounding, made.storage_dtype, **options)
+    return apply_plan(made.segmented, made.sites, plan, TEXT, rounding, made.storage_dtype, **options)
 
 
 @pytest.mark.parametrize("engine", ["natprec", "vllm"])
@@ -58,13 +58,13 @@ def test_rtn_quantizes_each_site_by_itself(engine: str) -> None:
 def test_restore_is_bit_identical(rounding: str) -> None:
     made, plan = planned()
     weights = {name: parameter.clone() for name, parameter in made.model.named_parameters()}
-    logits = made.segmented.output(IDS)
+    logits = made.segmented.output(TEXT)
     original = snapshot(made.model)
     first = applied(made, plan, rounding)
-    assert not torch.equal(made.segmented.output(IDS), logits)
+    assert not torch.equal(made.segmented.output(TEXT), logits)
     restore(made.model, original)
     assert all(torch.equal(parameter, weights[name]) for name, parameter in made.model.named_parameters())
-    assert torch.equal(made.segmented.output(IDS), logits)
+    assert torch.equal(made.segmented.output(TEXT), logits)
     second = applied(made, plan, rounding)
     assert all(torch.equal(first[name].codes, second[name].codes) for name in first)
 
@@ -90,12 +90,12 @@ def test_weights_are_the_reconstructed_ones(rounding: str) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_gptq_keeps_the_output_better_than_nearest(tied: bool) -> None:
     made, plan = planned(bits=3.5, tie_word_embeddings=tied)
-    reference = made.segmented.output(IDS)
+    reference = made.segmented.output(TEXT)
     original = snapshot(made.model)
     kl = {}
     for rounding in ("rtn", "gptq"):
         applied(made, plan, rounding)
-        kl[rounding] = float(forward_kl(reference, made.segmented.output(IDS)).mean())
+        kl[rounding] = float(forward_kl(reference, made.segmented.output(TEXT)).mean())
         restore(made.model, original)
     assert kl["gptq"] < kl["rtn"]
 
@@ -107,7 +107,7 @@ def test_without_blocks_every_site_is_rounded(rounding: str) -> None:
     made.segmented.blocks, made.segmented.block_names = [], []
     whole = replace(made, sites=find_sites(made.segmented))
     assert applied(whole, plan, rounding, gauges=gauges).keys() == plan.sites.keys()
-    assert torch.isfinite(made.segmented.output(IDS)).all()
+    assert torch.isfinite(made.segmented.output(TEXT)).all()
 
 
 def test_later_blocks_see_rounded_earlier_ones() -> None:
@@ -127,7 +127,7 @@ def test_advance_is_called_at_most_as_often_as_promised(rounding: str) -> None:
     made, plan = planned()
     calls: list[str] = []
     applied(made, plan, rounding, advance=calls.append)
-    assert 0 < len(calls) <= apply_batches(made.segmented, rounding, *IDS.shape)
+    assert 0 < len(calls) <= apply_batches(made.segmented, rounding, TEXT)
 
 
 def test_unknown_rounding() -> None:

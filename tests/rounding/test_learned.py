@@ -17,15 +17,16 @@ from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import learned
 from natprec.rounding.learned import Learner
 from natprec.rounding.moments import Gradients
+from natprec.tasks import Samples
 from tests.arrange import apply_plan, encoder, restore, snapshot, subject, tokens
 
-IDS = tokens(16, 32)
+TEXT = tokens(16, 32)
 THREE = integer(3, 32)
 
 
 def improved(made: Subject, fmt: Any = THREE, **options: Any) -> tuple[dict[str, QuantizedTensor], ...]:
     """The first block's codes to nearest, and what is learned from them; the model holds those."""
-    states = HiddenStates(made.segmented, IDS)
+    states = HiddenStates(made.segmented, TEXT)
     learner = Learner(made.segmented, states, Gradients(made.segmented, states), torch.float16, **options)
     for segment in (-1, 0):
         learner.watch(segment)
@@ -38,14 +39,14 @@ def improved(made: Subject, fmt: Any = THREE, **options: Any) -> tuple[dict[str,
     return codes, learner.improve(0, codes, unrounded)
 
 
-def distance(made: Subject, codes: dict[str, QuantizedTensor], original: dict[str, Tensor], ids: Tensor) -> float:
+def distance(made: Subject, codes: dict[str, QuantizedTensor], original: dict[str, Tensor], text: Samples) -> float:
     """Mean squared distance of the first block's output from the original's."""
     outputs = []
     for values in (None, codes):
         restore(made.model, original)
         for name, value in (values or {}).items():
             made.model.get_submodule(name).weight.data = value.dequantize()
-        hidden, contexts = made.segmented.prefix(ids)
+        hidden, contexts = made.segmented.prefix(text)
         outputs.append(made.segmented.block(0, hidden, contexts[0]))
     return float((outputs[0] - outputs[1]).square().mean())
 
@@ -55,8 +56,8 @@ def test_a_block_comes_nearer_on_other_text(make: Any) -> None:
     made = make()
     original = snapshot(made.model)
     before, after = improved(made)
-    for ids in (IDS, tokens(16, 32, seed=5)):
-        assert distance(made, after, original, ids) < 0.8 * distance(made, before, original, ids)
+    for text in (TEXT, tokens(16, 32, seed=5)):
+        assert distance(made, after, original, text) < 0.8 * distance(made, before, original, text)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +118,9 @@ def test_steps_uphill_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_seed_repeats_it() -> None:
-    ids = [improved(subject(), seed=seed)[1] for seed in (1, 1)]
-    assert all(torch.equal(ids[0][name].codes, ids[1][name].codes) for name in ids[0])
-    assert all(torch.equal(ids[0][name].scale, ids[1][name].scale) for name in ids[0])
+    found = [improved(subject(), seed=seed)[1] for seed in (1, 1)]
+    assert all(torch.equal(found[0][name].codes, found[1][name].codes) for name in found[0])
+    assert all(torch.equal(found[0][name].scale, found[1][name].scale) for name in found[0])
 
 
 def test_what_no_text_reaches_stays() -> None:
@@ -140,7 +141,7 @@ def test_it_costs_less_than_gptq() -> None:
     expected = made.segmented.output(others)
     cost = {}
     for rounding in ("gptq", "learned"):
-        apply_plan(made.segmented, made.sites, plan, IDS, rounding, made.storage_dtype, gauges=made.gauges)
+        apply_plan(made.segmented, made.sites, plan, TEXT, rounding, made.storage_dtype, gauges=made.gauges)
         cost[rounding] = float(made.distortion.between(expected, made.segmented.output(others), others).mean())
         restore(made.model, original)
     assert cost["learned"] < 0.9 * cost["gptq"]

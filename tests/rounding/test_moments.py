@@ -15,12 +15,12 @@ from natprec.models.weight_sites import Site
 from natprec.rounding.moments import SEED, Gradients, Moments, segment_moments
 from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
-IDS = tokens(8, 32)
+TEXT = tokens(8, 32)
 
 
 def gathered(made: Subject, until: int) -> dict[str, Tensor]:
     """Of the outputs of all layers of the blocks up to one, nothing rounded."""
-    states = HiddenStates(made.segmented, IDS)
+    states = HiddenStates(made.segmented, TEXT)
     gradients = Gradients(made.segmented, states)
     found: dict[str, Tensor] = {}
     for segment in range(-1, until + 1):
@@ -42,7 +42,7 @@ def whole(made: Subject, site: Site) -> Tensor:
 
     handle = made.model.get_submodule(site.name).register_forward_hook(watch)
     try:
-        made.distortion.draw(made.segmented.output(IDS), range(len(IDS)), SEED).backward()
+        made.distortion.draw(made.segmented.output(TEXT), range(len(TEXT)), SEED).backward()
     finally:
         handle.remove()
     (leaf,) = seen
@@ -71,7 +71,7 @@ def test_a_rescaled_producer_has_rescaled_gradients() -> None:
 @pytest.mark.parametrize("passed", [0, 1])
 def test_gradients_of_a_resumed_run_begin_where_it_does(passed: int) -> None:
     made = subject()
-    states = HiddenStates(made.segmented, IDS)
+    states = HiddenStates(made.segmented, TEXT)
     gradients = Gradients(made.segmented, states)
     expected = [gradients.pop() for _ in range(2)]
     assert gradients.pop() is None
@@ -91,10 +91,10 @@ def test_yaqa_costs_less_than_gptq() -> None:
     plan = measure(made, tokens(4, 16, seed=9), engine="natprec", group_size=32, rounding="yaqa").solve(bits=3.4)
     assert plan.rounding == "yaqa"
     original = snapshot(made.model)
-    reference = made.segmented.output(IDS)
+    reference = made.segmented.output(TEXT)
     distortion = {}
     for rounding in ("gptq", "yaqa"):
-        apply_plan(made.segmented, made.sites, plan, IDS, rounding, made.storage_dtype, gauges=made.gauges)
-        distortion[rounding] = float(made.distortion.between(reference, made.segmented.output(IDS), IDS).mean())
+        apply_plan(made.segmented, made.sites, plan, TEXT, rounding, made.storage_dtype, gauges=made.gauges)
+        distortion[rounding] = float(made.distortion.between(reference, made.segmented.output(TEXT), TEXT).mean())
         restore(made.model, original)
     assert distortion["yaqa"] < distortion["gptq"]

@@ -14,9 +14,10 @@ from natprec.models.weight_sites import site_weight
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.rounding import refine as module
 from natprec.rounding.refine import Refined, refine
+from natprec.tasks import Samples
 from tests.arrange import encoder, restore, snapshot, subject, tokens
 
-IDS = tokens(16, 24)
+TEXT = tokens(16, 24)
 THREE = integer(3, 32)
 
 
@@ -30,14 +31,14 @@ def rounded(made: Subject, fmt: Format = THREE) -> tuple[dict[str, QuantizedTens
 
 
 def refined(made: Subject, codes: dict[str, QuantizedTensor], original: dict[str, Tensor], **options: Any) -> Refined:
-    return refine(made.segmented, made.sites, codes, original, IDS, 20, dtype=torch.float16, **options)
+    return refine(made.segmented, made.sites, codes, original, TEXT, 20, dtype=torch.float16, **options)
 
 
-def distortion(made: Subject, original: dict[str, Tensor], ids: Tensor) -> float:
+def distortion(made: Subject, original: dict[str, Tensor], text: Samples) -> float:
     present = snapshot(made.model)
-    found = made.segmented.output(ids)
+    found = made.segmented.output(text)
     restore(made.model, original)
-    value = made.distortion.between(made.segmented.output(ids), found, ids).mean()
+    value = made.distortion.between(made.segmented.output(text), found, text).mean()
     restore(made.model, present)
     return float(value)
 

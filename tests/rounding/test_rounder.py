@@ -18,7 +18,7 @@ from natprec.rounding.rtn import Nearest
 from natprec.roundings import ROUNDINGS, Rounding
 from tests.arrange import apply_plan, subject, tokens
 
-IDS = tokens(4, 16)
+TEXT = tokens(4, 16)
 
 
 @pytest.mark.parametrize("name", ROUNDINGS)
@@ -54,9 +54,9 @@ def test_another_one_is_known_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(ROUNDINGS, "half", Rounding("half", "half of it", "nothing", compensates=False, quick=True))
     made = subject(tie_word_embeddings=False)
     weights = {site.name: site_weight(made.model, site).clone() for site in made.sites}
-    plan = measure(made, IDS, engine="natprec", group_size=32, rounding="half").solve(bits=4.5)
+    plan = measure(made, TEXT, engine="natprec", group_size=32, rounding="half").solve(bits=4.5)
     assert plan.rounding == "half"
     assert not any(choice.scaled for choice in plan.sites.values())
-    assert apply_batches(made.segmented, "half", *IDS.shape) == 0
+    assert apply_batches(made.segmented, "half", TEXT) == 0
     for name, value in apply_plan(made.segmented, made.sites, plan, None, "half", made.storage_dtype).items():
         assert torch.equal(value.codes, quantize(weights[name] / 2, value.format, made.storage_dtype).codes)

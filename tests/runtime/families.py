@@ -16,7 +16,7 @@ from natprec.runtime.load import Runnable
 from tests.arrange import tokens
 from tests.runtime.test_load import written
 
-IDS = tokens(1, 24)
+IDS = tokens(1, 24).ids
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,

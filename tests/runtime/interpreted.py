@@ -24,7 +24,7 @@ from natprec.runtime.kernels.triton import launch, ops
 from natprec.runtime.load import load
 from tests.arrange import tokens
 
-IDS = tokens(2, 24)
+IDS = tokens(2, 24).ids
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from natprec.runtime.kernels.reference import quantize_tokens
 from natprec.runtime.load import load
 from tests.arrange import encoder, subject, tokens, write_checkpoint
 
-IDS = tokens(2, 24)
+IDS = tokens(2, 24).ids
 EXACT, ROUNDED = 5e-4, 0.05
 """Largest difference of a logit over the largest logit: activations as int16, and as bfloat16."""
 
@@ -148,7 +148,7 @@ def test_what_lm_eval_calls(tied: bool, tmp_path: Path, tiny_tokenizer: Any) -> 
     made = subject(tiny_tokenizer, vocab_size=512, tie_word_embeddings=tied)
     weights = sum(parameter.numel() for parameter in made.model.parameters())
     runnable = load(written(tmp_path / "out", made, integer(4, 32), "vllm"))
-    model, ids = runnable.model, tokens(3, 12, 500)
+    model, ids = runnable.model, tokens(3, 12, 500).ids
     before = model(ids).logits
     assert isinstance(model, nn.Module)
     assert model.eval() is model

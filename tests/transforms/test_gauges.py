@@ -15,7 +15,7 @@ from natprec.models.weight_sites import find_sites, site_weight
 from natprec.transforms import Gauge, find_gauges, fold
 from tests.arrange import encoder, subject, tokens
 
-IDS = tokens(2, 16)
+TEXT = tokens(2, 16)
 BLOCK = "model.layers.0."
 
 
@@ -34,11 +34,11 @@ def moved(made: Subject, gauge: Gauge, seed: int = 0) -> None:
 def change(made: Subject, gauges: list[Gauge], dtype: torch.dtype) -> float:
     """Largest difference of the output after the gauges, computed in `dtype`, over its largest value."""
     made.model.to(dtype)
-    before = made.segmented.output(IDS)
+    before = made.segmented.output(TEXT)
     kept = {name: parameter.data for name, parameter in made.model.named_parameters()}
     for number, gauge in enumerate(gauges):
         moved(made, gauge, number)
-    after = made.segmented.output(IDS)
+    after = made.segmented.output(TEXT)
     for name, parameter in made.model.named_parameters():
         parameter.data = kept[name]
     return float((after - before).abs().max() / before.abs().max())
@@ -80,8 +80,8 @@ def test_a_norm_that_two_units_read_is_no_gauge() -> None:
 def test_a_block_with_a_layer_that_no_token_reached_has_none() -> None:
     made = subject()
     made.segmented.blocks[0].idle = nn.Linear(32, 32)
-    segmented = SegmentedModel(made.model, IDS)
-    found = find_gauges(segmented, find_sites(segmented), IDS)
+    segmented = SegmentedModel(made.model, TEXT)
+    found = find_gauges(segmented, find_sites(segmented), TEXT)
     assert found
     assert not any(fused_group.startswith(BLOCK) for fused_group in found)
 

@@ -22,7 +22,7 @@ from natprec.transforms.rotation import LIMIT, find_heads, rotate, turn_heads
 from natprec.transforms.stream import Stream, find_stream, turn_stream
 from tests.arrange import encoder, experts, subject, tokens
 
-IDS = tokens(2, 16)
+TEXT = tokens(2, 16)
 UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
 BIASES: dict[str, Any] = {**UNTIED, "attention_bias": True, "mlp_bias": True}
 
@@ -57,7 +57,7 @@ MODELS: dict[str, Callable[[], Subject]] = {
 
 
 def stream_of(made: Subject) -> Stream:
-    return find_stream(made.segmented, made.sites, made.gauges, IDS)
+    return find_stream(made.segmented, made.sites, made.gauges, TEXT)
 
 
 def relative(after: Tensor, before: Tensor) -> float:
@@ -70,12 +70,12 @@ def test_the_error_is_that_of_arithmetic(name: str) -> None:
     found = {}
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         made = MODELS[name]()
-        heads, stream = find_heads(made.segmented, made.sites, made.gauges, IDS), stream_of(made)
+        heads, stream = find_heads(made.segmented, made.sites, made.gauges, TEXT), stream_of(made)
         made.model.to(dtype)
-        before = made.segmented.output(IDS)
+        before = made.segmented.output(TEXT)
         turn_heads(made.model, made.sites, made.gauges, heads, seed=1)
         turn_stream(made.model, stream, seed=1)
-        found[dtype] = relative(made.segmented.output(IDS), before)
+        found[dtype] = relative(made.segmented.output(TEXT), before)
     assert found[torch.float32] < 1e-2 * found[torch.bfloat16]
     assert found[torch.float32] < 1e-5
     if name not in ("qwen2", "qwen3"):  # transformers computes their norms in float32 whatever the dtype
@@ -86,7 +86,7 @@ def test_the_error_is_that_of_arithmetic(name: str) -> None:
 def test_heads_are_found_and_products_of_layers_are_not(groups: int) -> None:
     """Where keys and values have as many heads as queries nothing in the shapes tells where a head ends."""
     made = llama(num_key_value_heads=groups)
-    heads = find_heads(made.segmented, made.sites, made.gauges, IDS)
+    heads = find_heads(made.segmented, made.sites, made.gauges, TEXT)
     assert heads == {f"model.layers.{index}.self_attn.o_proj": 8 for index in range(2)}
 
 
@@ -158,14 +158,14 @@ MISTAKES = (left_out, not_written, bias_left, norm_kept, norm_dropped, head_left
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_found_and_undone(mistake: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     made = llama(**BIASES)
-    before = made.segmented.output(IDS)
+    before = made.segmented.output(TEXT)
     monkeypatch.setattr(module, "turn_stream", lambda model, stream, seed: mistake(made, stream, seed))
     kept = {name: parameter.data_ptr() for name, parameter in made.model.named_parameters()}
     monkeypatch.setattr(module, "find_heads", lambda *of: {})
     with pytest.raises(InputError, match=rf"changes by .* \(limit {LIMIT:g}\)"):
-        rotate(made.segmented, made.sites, made.gauges, seed=0)
+        rotate(made.segmented, made.sites, made.gauges, TEXT, seed=0)
     assert kept == {name: parameter.data_ptr() for name, parameter in made.model.named_parameters()}
-    assert torch.equal(made.segmented.output(IDS), before)
+    assert torch.equal(made.segmented.output(TEXT), before)
 
 
 def test_heads_turned_wrongly_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_heads_turned_wrongly_are_found(monkeypatch: pytest.MonkeyPatch) -> None
     for wrong in ({fused_group: 16}, {"model.layers.0.mlp.down_proj": 8}):
         monkeypatch.setattr(module, "find_heads", lambda *of, wrong=wrong: wrong)
         with pytest.raises(InputError, match="changes by"):
-            rotate(made.segmented, made.sites, made.gauges, seed=0)
+            rotate(made.segmented, made.sites, made.gauges, TEXT, seed=0)
 
 
 def test_a_large_channel_is_spread() -> None:
@@ -206,7 +206,7 @@ def test_a_tied_model_turns_its_heads_alone() -> None:
 def test_a_tied_model_whose_last_norm_is_even_turns_whole() -> None:
     made = llama()
     made.model.model.norm.weight.data = torch.full((32,), 1.5)
-    assert [line.split(";")[0] for line in rotate(made.segmented, made.sites, made.gauges, 0)] == [
+    assert [line.split(";")[0] for line in rotate(made.segmented, made.sites, made.gauges, TEXT, 0)] == [
         "rotated the heads of values, parts of 8, at 2 places",
         "rotated the residual stream of 32",
     ]
@@ -229,10 +229,10 @@ def test_other_norms_are_refused(name: str, reason: str) -> None:
 
 def test_an_encoder_turns_its_heads_alone() -> None:
     made, lines = encoder(), []
-    before = made.segmented.output(IDS)
+    before = made.segmented.output(TEXT)
     made.rotated(0, lines.append)
     assert lines[1].startswith("did not rotate the residual stream: BertModel is no decoder")
-    assert 0 < relative(made.segmented.output(IDS), before) < 1e-5
+    assert 0 < relative(made.segmented.output(TEXT), before) < 1e-5
 
 
 @torch.no_grad()
@@ -240,14 +240,14 @@ def test_plain_transformers_loads_it(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     made = llama(**BIASES)
-    before = made.model(IDS).logits
+    before = made.model(TEXT.ids).logits
     made.rotated(seed=0)
     made.model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert all((norm.weight == 1).all() for name, norm in loaded.named_modules() if name.endswith("norm"))
     assert isinstance(loaded.lm_head, nn.Linear)
-    assert torch.equal(loaded(IDS).logits, made.model(IDS).logits)
-    assert relative(loaded(IDS).logits, before) < 1e-5
+    assert torch.equal(loaded(TEXT.ids).logits, made.model(TEXT.ids).logits)
+    assert relative(loaded(TEXT.ids).logits, before) < 1e-5
 
 
 def test_seeds_give_different_weights_and_names() -> None:

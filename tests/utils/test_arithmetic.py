@@ -145,8 +145,8 @@ def test_attention_of_other_shapes_is_torchs(query: tuple[int, ...], key: tuple[
 
 
 def test_curves_are_those_of_float32_within_a_few_percent() -> None:
-    ids = tokens(8, 16)
-    rough, fine = (measure(encoder(products), ids, group_size=32) for products in ("bfloat16", "float32"))
+    text = tokens(8, 16)
+    rough, fine = (measure(encoder(products), text, group_size=32) for products in ("bfloat16", "float32"))
     assert (rough.header.products, fine.header.products) == ("bfloat16", "float32")
     for name, curve in fine.curves.items():
         if curve.energy.any():
@@ -156,22 +156,22 @@ def test_curves_are_those_of_float32_within_a_few_percent() -> None:
 
 
 def test_what_judges_does_not_know_of_it() -> None:
-    ids, found = tokens(2, 8), []
+    text, found = tokens(2, 8), []
     for products in (torch.bfloat16, torch.float32):
         of = subject()
         of.segmented.products = products
         wanted = [(of.sites[3], of.candidates(engine_profile("vllm"), 32)[of.sites[3].name])]
-        found.append([values for _, values in exact_curves(of.segmented, wanted, ids, of.storage_dtype)])
+        found.append([values for _, values in exact_curves(of.segmented, wanted, text, of.storage_dtype)])
     np.testing.assert_array_equal(*found)
 
 
 def test_gptq_is_fitted_in_it_too() -> None:
-    of, ids = subject(), tokens(8, 16)
-    plan = measure(of, ids, group_size=32).solve(bits=4)
+    of, text = subject(), tokens(8, 16)
+    plan = measure(of, text, group_size=32).solve(bits=4)
     codes, before = {}, snapshot(of.model)
     for products in (torch.bfloat16, torch.float32):
         of.segmented.products = products
-        codes[products] = round_to_plan(of, plan, ids, "gptq", Stages(quiet=True))
+        codes[products] = round_to_plan(of, plan, text, "gptq", Stages(quiet=True))
         restore(of.model, before)
     rough, fine = (torch.cat([each.codes.flatten() for each in found.values()]) for found in codes.values())
     assert 0 < (rough != fine).float().mean() < 0.2

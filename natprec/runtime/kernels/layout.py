@@ -91,29 +91,6 @@ class PlanarWeight:
         return replace(self, rows=scale.shape[1], planes=planes, scale=scale, zero_point=zero)
 
 
-def repack(
-    packed: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    fmt: Format,
-    columns: int,
-    depth: int = DEPTH_OF_FLOATS,
-) -> PlanarWeight:
-    """From the checkpoint's dense bitstream (`pack_to_int32` of compressed-tensors), on the CPU or wherever it lies.
-
-    Args:
-        packed: (rows, words), int32.
-        scale: (rows, groups).
-        zero_point: (rows, groups), int8, unpacked; None when symmetric.
-        columns: of the unpacked weight.
-        depth: R.
-    """
-    from compressed_tensors.compressors.pack_quantized import unpack_from_int32
-
-    codes = unpack_from_int32(packed, fmt.bits, torch.Size((len(packed), columns)))
-    return planar(QuantizedTensor(fmt, codes, scale, zero_point), depth)
-
-
 def planar(weight: QuantizedTensor, depth: int = DEPTH_OF_FLOATS) -> PlanarWeight:
     """The codes of a weight in the order above.
 

@@ -124,7 +124,7 @@ def test_the_orders_of_one_result() -> None:
 @torch.no_grad()
 def test_the_layers_that_are_compared_are_those_of_the_model() -> None:
     """Each result is what the model goes on with: down_proj's input, the stream after attention, after the MLP."""
-    model, ids = tiny_model(), tokens(2, 16)
+    model, ids = tiny_model(), tokens(2, 16).ids
     block = model.model.layers[1]
     seen = {}
     block.mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.__setitem__("gated", args[0]))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from compressed_tensors.compressors.pack_quantized import pack_to_int32
+from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_from_int32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natprec.errors import InputError
 from natprec.formats import CHANNEL, Format, integer
 from natprec.quantizers import QuantizedTensor
-from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, ROWS, TILE, planar, repack, unpack
+from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, ROWS, TILE, planar, unpack
 
 
 def made(fmt: Format, rows: int, columns: int, seed: int = 0) -> QuantizedTensor:
@@ -43,7 +44,8 @@ def test_from_the_checkpoints_words_and_back(
     fmt = integer(bits, group, symmetric)
     weight = made(fmt, rows, columns)
     dense = pack_to_int32(weight.codes, bits)
-    stored = repack(dense, weight.scale, weight.zero_point, fmt, columns, depth)
+    codes = unpack_from_int32(dense, bits, weight.codes.shape)
+    stored = planar(replace(weight, codes=codes), depth)
     back = unpack(stored)
     assert torch.equal(pack_to_int32(back.codes, bits), dense)
     assert torch.equal(back.scale, weight.scale)

@@ -106,6 +106,14 @@ def architecture_of(model: nn.Module) -> Architecture:
     return known
 
 
+def halved(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+    """The inverse of `interleaved`."""
+    if not heads:
+        return values
+    shape = values.shape
+    return values.reshape(heads, -1, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+
 def interleaved(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Rows of each head in the order 0, n/2, 1, n/2 + 1, …; as they are for 0 heads."""
     if not heads:

@@ -1,21 +1,19 @@
-"""The tokens of a run: to measure on, and to judge on."""
+"""The samples of a run: to measure on, and to judge on."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from natprec.config import QuantizeConfig
+from natprec.data.readers import READERS
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
-from natprec.data.windows import load_tokens
 from natprec.errors import InputError
 from natprec.measurement.subject import Subject
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from natprec.utils.records import public_name
 
 
-def calibration_tokens(config: QuantizeConfig, subject: Subject, stages: Stages) -> Tensor:
-    """(sequences, length) tokens to measure on.
+def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
+    """What to measure on.
 
     With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
     text where it costs most, and the promise survives text that `data` did not foresee. An encoder, or a model
@@ -25,29 +23,29 @@ def calibration_tokens(config: QuantizeConfig, subject: Subject, stages: Stages)
         InputError: no text to be had.
     """
     if config.data is None or not subject.writes:
-        return _tokens(config, subject, stages, config.data, config.tokens, "calibration")
+        return _samples(config, subject, stages, config.data, config.tokens, "calibration")
     half = max(1, round(config.tokens / config.length / 2)) * config.length
-    given = _tokens(config, subject, stages, config.data, half, "calibration")
-    return torch.cat([given, _tokens(config, subject, stages, None, half, "calibration")])
+    given = _samples(config, subject, stages, config.data, half, "calibration")
+    return given.followed_by(_samples(config, subject, stages, None, half, "calibration"))
 
 
-def given_tokens(config: QuantizeConfig, subject: Subject, stages: Stages) -> Tensor:
-    """(sequences, length) tokens of `data` alone; the model's own text without it. Peers measure on these."""
-    return _tokens(config, subject, stages, config.data, config.tokens, "calibration")
+def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
+    """Samples of `data` alone; the model's own text without it. Peers measure on these."""
+    return _samples(config, subject, stages, config.data, config.tokens, "calibration")
 
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
-    """Kinds of text in `calibration_tokens`."""
+    """Kinds of text in `calibration_samples`."""
     return 1 if config.data is None or not subject.writes else 2
 
 
-def held_out_tokens(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Tensor:
-    """(sequences, length) tokens to judge on: another part of the text, or another text, without what was `seen`."""
+def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:
+    """What to judge on: another part of the text, or another text, without what was `seen`."""
     source = config.eval_data or config.data
-    return _tokens(config, subject, stages, source, config.eval_tokens, "held-out", seen)
+    return _samples(config, subject, stages, source, config.eval_tokens, "held-out", seen)
 
 
-def _tokens(
+def _samples(
     config: QuantizeConfig,
     subject: Subject,
     stages: Stages,
@@ -55,8 +53,8 @@ def _tokens(
     tokens: int,
     split: str,
     seen: Pieces = NO_PIECES,
-) -> Tensor:
-    if source is None and subject.task.predicts and not subject.writes:
+) -> Samples:
+    if source is None and subject.task.generates and not subject.writes:
         raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
     steps = None if source else tokens
     with stages.stage(f"{split} text" if source else f"{split} text, written by the model", steps) as advance:
@@ -69,12 +67,12 @@ def _tokens(
             done = now
 
         device = next(subject.model.parameters()).device
-        return load_tokens(
+        return READERS[subject.task.reader](
             subject.tokenizer,
             source,
             sequences=max(1, round(tokens / config.length)),
             length=config.length,
-            split=split,  # type: ignore[arg-type]
+            split=split,
             shared=shares_text(config),
             seen=seen,
             model=subject.model,

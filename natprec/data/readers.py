@@ -1,0 +1,18 @@
+"""What makes samples of a source, by the name that a task has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from natprec.data.windows import load_tokens
+from natprec.tasks import Samples
+
+
+def read_text(tokenizer: Any, source: str | None, **wanted: Any) -> Samples:
+    """Windows of tokens: see `natprec.data.windows.load_tokens`."""
+    return Samples.text(load_tokens(tokenizer, source, **wanted))
+
+
+READERS: dict[str, Callable[..., Samples]] = {"text": read_text}
+"""Name → what is called with a processor (of text, a tokenizer), a source, and what is wanted of it, by keyword."""

@@ -1,0 +1,7 @@
+"""What models are for: the samples that they are given, how they are run, which figures are reported."""
+
+from natprec.tasks.samples import Samples
+from natprec.tasks.task import Metric, Task
+from natprec.tasks.text import CAUSAL, ENCODER
+
+__all__ = ["CAUSAL", "ENCODER", "Metric", "Samples", "Task"]

@@ -1,0 +1,112 @@
+"""What a model is given: named tensors whose first dimension counts samples, for text token ids alone.
+
+Whatever runs a model takes samples in batches, in their order, and asks nothing of what they hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+TOKENS = "input_ids"
+"""What transformers calls the token ids of a text."""
+
+BATCH_TOKENS = 1024
+
+
+def fitting(length: int) -> int:
+    """Samples in a batch of about `BATCH_TOKENS` tokens."""
+    return max(1, BATCH_TOKENS // length)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs of a model.
+
+    Attributes:
+        tensors: name of the model's argument → (samples, …).
+        length: positions that a sample takes in the model: tokens of a text, patches of an image.
+    """
+
+    tensors: Mapping[str, Tensor]
+    length: int
+
+    @classmethod
+    def text(cls, ids: Tensor) -> Samples:
+        """Of (sequences, time) token ids."""
+        return cls({TOKENS: ids}, ids.shape[1])
+
+    @property
+    def ids(self) -> Tensor:
+        """(sequences, time): the tokens of a text."""
+        return self.tensors[TOKENS]
+
+    @property
+    def shape(self) -> torch.Size:
+        """(samples, positions)."""
+        return torch.Size((len(self), self.length))
+
+    @property
+    def tokens(self) -> int:
+        """Positions of all samples."""
+        return len(self) * self.length
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return next(iter(self.tensors.values())).device
+
+    @cached_property
+    def digest(self) -> str:
+        """Which samples these are: 16 hex digits of sha256 over shapes and values; of tokens as int64."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            values = tensor.to("cpu", torch.int64) if name == TOKENS else tensor.cpu()
+            label = "" if len(self.tensors) == 1 and name == TOKENS else f"{name};{values.dtype};"
+            digest.update(f"{label}{tuple(values.shape)};".encode())
+            digest.update(values.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def batches(self, size: int | None = None) -> list[slice]:
+        """Which samples run together, as indices.
+
+        Args:
+            size: samples of a batch; default: as many as have about `BATCH_TOKENS` tokens.
+        """
+        step = size or fitting(self.length)
+        return [slice(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+
+    def split(self, size: int | None = None) -> list[Samples]:
+        """The batches themselves: see `batches`."""
+        return [self[batch] for batch in self.batches(size)]
+
+    def to(self, device: torch.device | str) -> Samples:
+        """The same samples, on a device."""
+        return Samples({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.length)
+
+    def followed_by(self, other: Samples) -> Samples:
+        """These samples, then others of the same names and shapes."""
+        both = {name: torch.cat([tensor, other.tensors[name]]) for name, tensor in self.tensors.items()}
+        return Samples(both, self.length)
+
+    def packed(self) -> bytes:
+        """For other processes: see `unpacked`."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
+        return self.length.to_bytes(8, "little") + save(tensors)
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> Samples:
+        """The inverse of `packed`; on the CPU."""
+        return cls(load(content[8:]), int.from_bytes(content[:8], "little"))
+
+    def __getitem__(self, index: slice | Tensor) -> Samples:
+        return Samples({name: tensor[index] for name, tensor in self.tensors.items()}, self.length)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
