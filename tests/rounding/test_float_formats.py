@@ -152,3 +152,15 @@ def test_inputs_are_measured_and_rounded(name: str, tmp_path: Path) -> None:
             after = made.staged.output(ids)
     got = float(made.staged.distortion.between(before, after, ids).mean())
     assert 0.5 < got / predicted < 2
+
+
+def test_gradients_are_rounded_in_floats_too() -> None:
+    """T3 and T4: the backward curve of a float format is relative, and `eps_bwd` keeps what loses too much out."""
+    _, found = measured(rounding="rtn")
+    for curve in found.weights.values():
+        lost = dict(zip((fmt.name for fmt in curve.formats), curve.backward.mean(0) / curve.energy.mean(), strict=True))
+        assert 2e-4 < lost["fp8-channel"] < 2e-3  # a mantissa of 3 bits: (2⁻⁴)² / 3 of the energy, or less
+        assert lost["fp8-channel"] < lost["mxfp6"] < lost["nvfp4"] < lost["mxfp4"] < 0.05
+    free, kept = found.solve(bits=5), found.solve(bits=9, eps_bwd=0.002)
+    assert min(choice.format.bits for choice in free.sites.values() if choice.format) == 4
+    assert min(choice.format.bits for choice in kept.sites.values() if choice.format) == 8
