@@ -38,6 +38,7 @@ class Floats(Listed):
 
 
 WEIGHTS = Floats(tuple(FLOAT_WEIGHTS.values()))
+CACHE = Listed((FLOAT_ACTIVATIONS["fp8-head"], FLOAT_ACTIVATIONS["fp8-tensor"]))
 INPUTS = Floats(tuple(FLOAT_ACTIVATIONS.values()))
 
 
@@ -46,7 +47,7 @@ def floating(profile: EngineProfile) -> EngineProfile:
     both = (Integers((4, 8)), WEIGHTS)
     return replace(
         profile,
-        formats={"linear": both, "head": both, "embedding": both, "cache": (Listed((FLOAT_WEIGHTS["fp8-tensor"],)),)},
+        formats={"linear": both, "head": both, "embedding": both, "cache": (CACHE,)},
         pairings=(Pairing(WEIGHTS, INPUTS),),  # type: ignore[arg-type]
     )
 
@@ -164,3 +165,32 @@ def test_gradients_are_rounded_in_floats_too() -> None:
     free, kept = found.solve(bits=5), found.solve(bits=9, eps_bwd=0.002)
     assert min(choice.format.bits for choice in free.sites.values() if choice.format) == 4
     assert min(choice.format.bits for choice in kept.sites.values() if choice.format) == 8
+
+
+def test_a_cache_has_a_scale_for_each_head(tmp_path: Path) -> None:
+    """Of heads whose values differ in size; a plan keeps what each reaches, and the file says what is predicted."""
+    made = subject()
+    with torch.no_grad():
+        for layer in made.model.model.layers:
+            layer.self_attn.v_proj.weight[: layer.self_attn.head_dim] *= 2.0**-12
+            layer.self_attn.o_proj.weight[:, : 2 * layer.self_attn.head_dim] *= 2.0**12
+    made = Subject.in_memory(made.model, None, "small")
+    ids = tokens(8, 16, seed=9)
+    found = measure(made, ids, engine="natprec", group_size=32, sites="all", rounding="rtn")
+    found.save(tmp_path / "measured.safetensors")
+    found = Measurement.load(tmp_path / "measured.safetensors")
+    values = [curve for name, curve in found.curves.items() if name.endswith(":value")]
+    costs = [curve.kl("rtn")[curve.formats.index(fmt)] for curve in values for fmt in CACHE.formats]
+    assert all(head < tensor for head, tensor in zip(costs[::2], costs[1::2], strict=True))
+    assert all(len(curve.by_head[0]) == 2 and max(curve.by_head[0]) == curve.largest[0] for curve in values)  # type: ignore
+    plan = found.solve(bits=9, kv="8")
+    assert plan.cache is not None
+    assert plan.cache.format.name == "fp8-head"
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    with torch.no_grad():
+        before = made.staged.output(ids)
+        with flows_rounded(made.model, made.activations, replace(plan, inputs={})):
+            after = made.staged.output(ids)
+    got = float(made.staged.distortion.between(before, after, ids).mean())
+    assert 0.5 < got / plan.cache.kl < 2
