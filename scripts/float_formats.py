@@ -3,7 +3,8 @@
     python scripts/float_formats.py --data valid.txt --eval-data test.txt      # all Linears of all blocks
     python scripts/float_formats.py --data valid.txt --exact 24 --tokens 1024         # site by site, on the same text
 
-The first rounds the Linears of all blocks to one format, then their inputs too, and judges on other text. The second
+The first rounds the Linears of all blocks to one format, then their inputs too, and judges on other text; as in a plan,
+half of the text that it measures on is the model's own, and a site costs what it costs on the worse half. The second
 holds the Fisher sweep against the exact estimator: both see the same sequences, the sweep each several times.
 """
 
@@ -27,7 +28,7 @@ from natprec.models.activation_sites import round_site
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.models.weights import present_values
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import given_tokens, held_out_tokens
+from natprec.pipeline.tokens import calibration_parts, calibration_tokens, given_tokens, held_out_tokens
 from natprec.quantizers import quantize
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Stages
@@ -51,7 +52,7 @@ def linears(subject: Subject) -> list[Site]:
     return [site for site in subject.sites if site.role == "linear"]
 
 
-def swept(subject: Subject, ids: Tensor, inputs: bool, stages: Stages) -> dict[str, Curve]:
+def swept(subject: Subject, ids: Tensor, parts: int, inputs: bool, stages: Stages) -> dict[str, Curve]:
     """Curves of all Linears, and of their inputs."""
     wanted, every = {site.name for site in linears(subject)}, tuple(FLOAT_WEIGHTS.values())
     formats = {
@@ -66,7 +67,7 @@ def swept(subject: Subject, ids: Tensor, inputs: bool, stages: Stages) -> dict[s
     with stages.stage("measure", 0) as advance:
         return sweep(
             subject.staged, subject.sites, formats, ids, scale_dtype=subject.storage_dtype, seed=0,
-            activations=flows or None, advance=advance,
+            parts=parts, activations=flows or None, advance=advance,
         )  # fmt: skip
 
 
@@ -94,9 +95,9 @@ def judged(subject: Subject, ids: Tensor, weights: Format, inputs: dict[str, tup
     return float(torch.stack(found).mean())
 
 
-def jointly(subject: Subject, ids: Tensor, other: Tensor, stages: Stages) -> list[dict[str, float | str]]:
+def jointly(subject: Subject, curves: dict[str, Curve], other: Tensor) -> list[dict[str, float | str]]:
     """Predicted and measured, of each format, with and without rounded inputs."""
-    curves, rows = swept(subject, ids, True, stages), []
+    rows = []
     flowing = {name: curve for name, curve in curves.items() if name.endswith(":input")}
     for fmt in FLOAT_WEIGHTS.values():
         own = [curves[site.name] for site in linears(subject)]
@@ -120,7 +121,7 @@ def _row(name: str, predicted: float, measured: float) -> dict[str, float | str]
 
 def site_by_site(subject: Subject, ids: Tensor, count: int, stages: Stages) -> dict[str, float]:
     """|log2(Fisher / exact)| over sites of all kinds and depths, under every format."""
-    curves = swept(subject, ids.repeat_interleave(DRAWS, 0), False, stages)
+    curves = swept(subject, ids.repeat_interleave(DRAWS, 0), 1, False, stages)
     own = linears(subject)
     chosen = [curves[own[place].name] for place in np.linspace(0, len(own) - 1, count).round().astype(int)]
     logs = []
@@ -149,11 +150,12 @@ def main() -> None:
         eval_tokens=options.tokens, length=options.length,
     )  # fmt: skip
     subject = open_subject(config, stages)
-    ids = given_tokens(config, subject, stages)
     if options.exact:
-        print(json.dumps(site_by_site(subject, ids, options.exact, stages)))
+        print(json.dumps(site_by_site(subject, given_tokens(config, subject, stages), options.exact, stages)))
     else:
-        print(json.dumps(jointly(subject, ids, held_out_tokens(config, subject, stages), stages)))
+        ids, parts = calibration_tokens(config, subject, stages), calibration_parts(config, subject)
+        curves = swept(subject, ids, parts, True, stages)
+        print(json.dumps(jointly(subject, curves, held_out_tokens(config, subject, stages))))
 
 
 if __name__ == "__main__":
