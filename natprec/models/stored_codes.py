@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
 from natprec.formats import Format, PerChannel, PerGroup, PerTensor
 from natprec.formats.codebook import E2M1, E4M3
-from natprec.formats.compressed_tensors import weight_format
 from natprec.formats.format import WORD_BITS
 from natprec.models.headers import FLOATS, Header, read_headers
-from natprec.models.patterns import Groups
+from natprec.models.stored_config import StoredConfig
 
 Shape = tuple[int, int]
 
@@ -30,12 +29,15 @@ CODES = ("weight_packed", "weight")
 _HOLDS = {"I8": "integers of 8 bits", "U8": "bytes", "F8_E4M3": "floats of 8 bits (E4M3)", "F8_E5M2": "floats (E5M2)"}
 
 
-def refuse_other_formats(files: Mapping[str, Path], groups: Groups, called: Mapping[str, str] | None = None) -> None:
-    """Compare all weights of a checkpoint with the scheme that config.json gives them.
+def refuse_other_formats(
+    files: Mapping[str, Path], config: StoredConfig, model: nn.Module, called: Mapping[str, str] | None = None
+) -> None:
+    """Compare all weights of a checkpoint with the format that config.json gives them.
 
     Args:
         files: tensor → the file that holds it.
-        called: module in the files → its name in the model, by which the scheme may call it.
+        model: whose weights they are; it may be empty.
+        called: module in the files → its name in the model, by which config.json may call it.
     Raises:
         ModelError: names the module, and both formats.
     """
@@ -44,13 +46,14 @@ def refuse_other_formats(files: Mapping[str, Path], groups: Groups, called: Mapp
         module, _, leaf = name.rpartition(".")
         if name in files:
             modules.setdefault(module, {})[leaf] = header
-    shapes = _shapes(files)
+    shapes, in_model = _shapes(files), dict(model.named_modules())
     for module, own in modules.items():
-        described = groups.of(module) or groups.of((called or {}).get(module, module))
-        if described is None or "weight_scale" not in own or not own.keys() & set(CODES):
+        name = (called or {}).get(module, module)
+        group = config.of(module, name, module=in_model.get(name))
+        if group is None or "weight_scale" not in own or not own.keys() & set(CODES):
             continue
         try:
-            fmt = weight_format(described["weights"])
+            fmt = group.format
         except InputError:
             continue  # of another program, whose library knows it
         shape = shapes.get(module) or own.get("weight", own["weight_scale"]).shape
