@@ -20,7 +20,7 @@ from natprec.models.attention import AttentionHook
 from natprec.models.layers import multiplies
 from natprec.models.segments import StagedModel
 from natprec.models.weight_sites import Site
-from natprec.quantizers.activations import flowing_scale, round_activations
+from natprec.quantizers.activations import fixed_scale, round_activations
 from natprec.utils.hooks import attached
 
 WIDTHS = range(3, 9)
@@ -77,13 +77,17 @@ def activation_formats(site: Site, group_size: int | None, full_range: bool = Fa
     return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
 
 
-def round_input(module: nn.Module, fmt: Format) -> Any:
-    """From now on a module computes with its first argument rounded; returns what `remove()` undoes it."""
+def round_input(module: nn.Module, fmt: Format, scale: Tensor | None = None) -> Any:
+    """From now on a module computes with its first argument rounded; returns what `remove()` undoes it.
+
+    Args:
+        scale: what the format fixes; default: found in each batch.
+    """
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not multiplies(module) and "forward" in vars(module):  # a block that is only passed through
             return args
-        return (round_activations(args[0], fmt), *args[1:])
+        return (round_activations(args[0], fmt, scale), *args[1:])
 
     return module.register_forward_pre_hook(hook)
 
@@ -113,23 +117,30 @@ def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | None 
         largest: magnitude that a fixed scale is made for; default: that of each batch.
     """
     modules = [model.get_submodule(use) for use in site.uses]
+    scale = None
+    if fmt.fixed and largest is not None:
+        scale = fixed_scale(fmt, torch.tensor(largest, device=next(model.parameters()).device))
     if site.role == "cache":
-        scale = None
-        if not fmt.dynamic and largest is not None:
-            scale = flowing_scale(fmt, torch.tensor(largest, device=next(model.parameters()).device))
         return [round_states(module, fmt, (site.kind,), scale) for module in modules]
-    return [round_input(module, fmt) for module in modules]
+    return [round_input(module, fmt, scale) for module in modules]
 
 
-def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, Format]) -> list[Any]:
+def round_inputs(
+    model: nn.Module,
+    sites: Iterable[Site],
+    inputs: Mapping[str, Format],
+    largest: Mapping[str, float | None] | None = None,
+) -> list[Any]:
     """Round what Linears read, by the unit that they belong to; returns the hooks, to remove.
 
     Args:
         sites: activations, of which the inputs of Linears are taken.
         inputs: unit → format; those of other units stay as they are.
+        largest: unit → magnitude that fixed scales are made for; default: that of each batch.
     """
     linears = [site for site in sites if site.role == "linear" and site.unit in inputs]
-    return [hook for site in linears for hook in round_site(model, site, inputs[site.unit])]
+    reach = largest or {}
+    return [hook for site in linears for hook in round_site(model, site, inputs[site.unit], reach.get(site.unit))]
 
 
 @contextlib.contextmanager
