@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from natprec.checkpoints.fixed_scales import stored_input_scale
+from natprec.checkpoints.packed_weights import unpacked
 from natprec.errors import InputError, ModelError
 from natprec.formats import Format, Integer, activation
 from natprec.models.checksums import refuse_damaged
@@ -25,6 +27,8 @@ from natprec.models.stored_codes import CODES, in_library_order, refuse_other_fo
 from natprec.models.stored_config import Group, StoredConfig, read_config
 from natprec.quantizers import QuantizedTensor
 
+SCALES = ("weight_scale", "weight_global_scale")
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -32,11 +36,11 @@ class Scheme:
 
     Attributes:
         format: of the weight.
-        int8_inputs: activations are rounded to int8, one scale per token.
+        inputs: of the activations; None: they are floats.
     """
 
     format: Format
-    int8_inputs: bool = False
+    inputs: Format | None = None
 
 
 class Checkpoint:
@@ -125,6 +129,10 @@ class Checkpoint:
         fmt, (rows, columns) = scheme.format, shape
         leaves = {leaf: self._headers.get(f"{owner}.{leaf}") for leaf in (*CODES, "weight_scale")}
         refuse_other_format(owner, fmt, shape, {leaf: header for leaf, header in leaves.items() if header is not None})
+        if not isinstance(fmt.codebook, Integer):
+            wanted = [leaf for leaf in (*CODES, *SCALES) if leaf == SCALES[0] or f"{owner}.{leaf}" in self.files]
+            tensors = {leaf: self.tensor(f"{owner}.{leaf}") for leaf in wanted}
+            return unpacked(fmt, shape, tensors, f"{owner!r} in {str(self.files[owner + '.weight_scale'])!r}")
         codes = self._codes(owner, fmt, shape)
         scale = self.tensor(f"{owner}.weight_scale").float()
         scale = (scale.expand(rows, 1) if scale.numel() == 1 else scale.view(rows, -1)).contiguous()
@@ -135,6 +143,20 @@ class Checkpoint:
                 f"{fmt.name} needs {rows} × {fmt.groups(columns)} finite scales; download it or quantize again"
             )
         return QuantizedTensor(fmt, codes, scale, zero)
+
+    def shared(self, uses: tuple[str, ...], scheme: Scheme) -> tuple[Tensor | None, Tensor | None]:
+        """What a weight shares with those that it is multiplied with at once: the outer scale of its codes, and what is
+        fixed of its input; each (), None where there is none.
+
+        Raises:
+            ModelError: it is not there, or no positive number.
+        """
+        names = [name for use in uses if (name := f"{use}.{SCALES[1]}") in self.files]
+        nested = scheme.format.scaling.outer is not None
+        outer = self.tensor(names[0]).float().reshape(()) if nested and names else None
+        if scheme.inputs is None:
+            return outer, None
+        return outer, stored_input_scale(uses[0], scheme.inputs, lambda n: self.tensor(n) if n in self.files else None)
 
     def _codes(self, owner: str, fmt: Format, shape: tuple[int, int]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
@@ -173,13 +195,13 @@ def _scheme(group: Group, folder: Path) -> Scheme:
     """How modules of a group are computed."""
     try:
         fmt, inputs = group.format, group.inputs()
-        if not isinstance(fmt.codebook, Integer) or fmt.bits < 2:
-            raise InputError(f"weights in {fmt.name}; kernels exist for integers of 2 to 8 bits")
-        if inputs not in (None, activation(8)):
-            raise InputError(f"activations in {inputs.name}; kernels exist for {activation(8).name}")
+        if isinstance(fmt.codebook, Integer) and fmt.bits < 2:
+            raise InputError(f"weights in {fmt.name}; kernels exist for integers of 2 to 8 bits and floats of 4 to 8")
+        if inputs is not None and inputs != activation(8) and not inputs.floating:
+            raise InputError(f"activations in {inputs.name}; kernels exist for {activation(8).name} and for floats")
     except InputError as error:
         raise ModelError(
             f"scheme {group.name!r} of {str(folder)!r} cannot run here: {error}; it needs a kernel of its own: "
             "run it in vLLM, or quantize the original with natprec"
         ) from error
-    return Scheme(fmt, inputs is not None)
+    return Scheme(fmt, inputs)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from natprec.checkpoints.flows import STATES, round_as_written, weights_only
+from natprec.checkpoints.fixed_scales import INPUT, INPUT_OUTER, STATES
+from natprec.checkpoints.flows import round_as_written, weights_only
 from natprec.checkpoints.gguf import FILE_NAME
+from natprec.checkpoints.library import dense_weight
 from natprec.checkpoints.trial import unlike
 from natprec.errors import ModelError, NatprecError
 from natprec.formats import engine_profile
@@ -28,7 +30,7 @@ from natprec.models.model_files import first_line, task_of, weight_files
 from natprec.models.patterns import MARK
 from natprec.models.segments import StagedModel
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
-from natprec.models.stored_codes import in_library_order, refuse_other_formats
+from natprec.models.stored_codes import refuse_other_formats
 from natprec.models.stored_config import Group, StoredConfig, read_config
 from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.tasks import ENCODER, Task
@@ -151,8 +153,9 @@ def _needs_unpacking(stored: StoredConfig) -> bool:
     """Whether plain transformers would refuse it, or match its regular expressions, for as long as they take."""
     if f'"{MARK}' in json.dumps(stored.described):
         return True
-    if any(group.described["weights"].get("symmetric") is False for group in stored.groups):
-        return True
+    weights = [group.described["weights"] for group in stored.groups]
+    if any(each.get("symmetric") is False or each.get("strategy") == "tensor_group" for each in weights):
+        return True  # zero points; NVFP4, whose weights would be rounded to bfloat16 once more
     packed = [name.split(".") for name in _tensor_files(stored.folder) if name.endswith(".weight_packed")]
     # embed_tokens, embed_in, word_embeddings; experts
     return any("embed" in name[-2] or "experts" in name for name in packed)
@@ -190,6 +193,8 @@ class Unpacked:
             name = in_model.get(module, module)
             group = config.of(module, name, module=layers.get(name))  # one for transformers has the model's names
             weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
+            if group is not None:
+                own = {leaf: file for leaf, file in own.items() if leaf not in (INPUT, INPUT_OUTER)}
             if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
                 self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one
             self._plain |= {
@@ -199,19 +204,12 @@ class Unpacked:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One dense tensor."""
-        from compressed_tensors.compressors import BaseCompressor
-        from compressed_tensors.quantization import QuantizationScheme
-
         if name in self._plain:
             key, file = self._plain[name]
             return read_stored(file, key)
         group, module, files = self._packed[name]
         own = {leaf: read_stored(file, f"{module}.{leaf}") for leaf, file in files.items()}
-        own["weight_scale"] = own["weight_scale"].float()
-        if "weight_zero_point" in own:
-            own["weight_zero_point"] = in_library_order(own["weight_zero_point"])
-        compressor = BaseCompressor.get_value_from_registry(group.container)
-        dense: torch.Tensor = compressor.decompress(own, QuantizationScheme.model_validate(group.described))["weight"]
+        dense = dense_weight(group, own)
         layer = known_layer(self._model.get_submodule(name.removesuffix(".weight")))
         return layer.kind.stored(dense)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from natprec.checkpoints.fixed_scales import STATES, stored_input_scale
 from natprec.errors import ModelError
 from natprec.formats import EngineProfile, Format
 from natprec.formats.compressed_tensors import activation_format
@@ -21,9 +22,6 @@ from natprec.models.disk_names import DiskNames
 from natprec.models.layers import multiplies
 from natprec.models.stored import read_stored
 from natprec.models.stored_config import StoredConfig
-
-STATES = {"key": ".k_scale", "value": ".v_scale"}
-"""What the cache holds → ending of the tensor with its fixed scale, which is no part of a model."""
 
 
 def round_as_written(
@@ -36,17 +34,19 @@ def round_as_written(
         profile: of the engine that is to run it.
     Raises:
         InputError: a format that natprec does not know, which is named.
-        ModelError: fixed scales of inputs, which natprec does not write.
+        ModelError: a fixed scale is not there, or none that natprec reads.
     """
     names = DiskNames(model)
+
+    def find(tensor: str) -> Tensor | None:
+        return read_stored(files[tensor], tensor) if tensor in files else None
+
     hooks: list[Any] = []
     for name, module in model.named_modules():
         group = config.of(names.module(name), name, module=module) if multiplies(module) else None
         fmt = None if group is None else group.inputs(profile.full_range)
         if fmt is not None:
-            if not fmt.dynamic:
-                raise ModelError(f"inputs of {name!r} have fixed scales ({fmt.name}), which natprec does not read")
-            hooks.append(round_input(module, fmt))
+            hooks.append(round_input(module, fmt, stored_input_scale(names.module(name), fmt, find)))
     if config.cache:
         fmt = activation_format(config.cache, profile.full_range)
         for name, module in model.named_modules():  # only those that compute attention will ask

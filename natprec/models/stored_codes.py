@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import Format, PerChannel, PerGroup, PerTensor
-from natprec.formats.codebook import E2M1, E4M3
+from natprec.formats import Format, PerBlock
+from natprec.formats.codebook import E2M1, E2M3, E4M3
 from natprec.formats.format import WORD_BITS
 from natprec.models.headers import FLOATS, Header, read_headers
+from natprec.models.layers import layer_of
 from natprec.models.stored_config import StoredConfig
 
 Shape = tuple[int, int]
@@ -27,6 +28,8 @@ CODES = ("weight_packed", "weight")
 """Tensors that hold codes: words full of them, or each by itself."""
 
 _HOLDS = {"I8": "integers of 8 bits", "U8": "bytes", "F8_E4M3": "floats of 8 bits (E4M3)", "F8_E5M2": "floats (E5M2)"}
+
+_SCALES = {"U8": "scales that are powers of two", "F8_E4M3": "scales in floats of 8 bits (E4M3)"}
 
 
 def refuse_other_formats(
@@ -56,8 +59,9 @@ def refuse_other_formats(
             fmt = group.format
         except InputError:
             continue  # of another program, whose library knows it
-        shape = shapes.get(module) or own.get("weight", own["weight_scale"]).shape
-        if len(shape) == 2 and ("weight" in own or module in shapes):
+        layer = layer_of(in_model[name]) if name in in_model else None
+        shape = shapes.get(module) or (own["weight"].shape if "weight" in own else layer.shape if layer else ())
+        if len(shape) == 2:
             refuse_other_format(module, fmt, (shape[0], shape[1]), own)
 
 
@@ -70,25 +74,44 @@ def refuse_other_format(module: str, fmt: Format, shape: Shape, tensors: Mapping
     Raises:
         ModelError: names the format of config.json and that of the tensors.
     """
-    for leaf, wanted in _stored(fmt, shape).items():
-        found = tensors.get(leaf)
-        if found is not None and (found.dtype, found.shape) != wanted:
-            raise _differs(module, leaf, fmt, found, _held(found, leaf, shape), wanted)
+    wanted = _stored(fmt, shape)
+    for leaf in CODES:
+        found, expected = tensors.get(leaf), wanted.get(leaf) or next(iter(wanted.values()), None)
+        if found is not None and expected is not None and (leaf not in wanted or _is_other(found, expected)):
+            raise _differs(module, leaf, fmt, found, _held(found, leaf, shape), expected)
     scale, groups = tensors.get("weight_scale"), fmt.groups(shape[1])
-    if scale is None or not isinstance(fmt.scaling.granularity, PerTensor | PerChannel | PerGroup):
+    if scale is None:
         return
-    if scale.elements != shape[0] * groups and not (groups == 1 and scale.elements == 1):
+    dtype, by = _scale_type(fmt), fmt.scaling.granularity
+    rows = math.ceil(shape[0] / by.rows) if isinstance(by, PerBlock) else shape[0]
+    if (scale.dtype != dtype) if dtype else (scale.dtype not in FLOATS):
+        kind = _SCALES.get(scale.dtype, "other scales")
+        raise _differs(module, "weight_scale", fmt, scale, kind, (dtype or "16 or 32 bits", (rows, groups)))
+    if scale.elements != rows * groups and not (groups == 1 and scale.elements == 1):
         each, rest = divmod(scale.elements, shape[0])
         fits = each > 0 and rest == 0 and shape[1] % each == 0
         held = f"scales of groups of {shape[1] // each}" if fits else "other scales"
-        raise _differs(module, "weight_scale", fmt, scale, held, (scale.dtype, (shape[0], groups)))
+        raise _differs(module, "weight_scale", fmt, scale, held, (scale.dtype, (rows, groups)))
+
+
+def _is_other(found: Header, expected: tuple[str, tuple[int, ...]]) -> bool:
+    return (found.dtype, found.shape) != expected
+
+
+def _scale_type(fmt: Format) -> str | None:
+    """Of stored scales; None: floats of the model's dtype, or wider."""
+    if fmt.scaling.dtype == "e8m0":
+        return "U8"
+    return "F8_E4M3" if fmt.scaling.dtype == E4M3 else None
 
 
 def _stored(fmt: Format, shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Tensor → type and shape, where codes of a format are in it; empty where that is not known here."""
     rows, columns = shape
-    if fmt.codebook in (E4M3, E2M1):
-        return {"weight": ("F8_E4M3", shape), "weight_packed": ("U8", (rows, columns // 2))}
+    if fmt.codebook == E4M3:
+        return {"weight": ("F8_E4M3", shape)}
+    if fmt.codebook in (E2M1, E2M3):
+        return {"weight_packed": ("U8", (rows, columns * fmt.bits // 8))}
     if fmt.floating:
         return {}
     return {"weight": ("I8", shape), "weight_packed": ("I32", (rows, math.ceil(columns * fmt.bits / WORD_BITS)))}
@@ -96,8 +119,9 @@ def _stored(fmt: Format, shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]
 
 def _held(found: Header, leaf: str, shape: Shape) -> str:
     """What a tensor of codes holds, in words."""
-    if leaf == "weight_packed" and found.dtype == "I32" and found.shape[:1] == shape[:1] and len(found.shape) == 2:
-        return f"codes of {found.shape[1] * WORD_BITS // shape[1]} bits"
+    width = {"I32": WORD_BITS, "U8": 8}.get(found.dtype)
+    if leaf == "weight_packed" and width and found.shape[:1] == shape[:1] and len(found.shape) == 2:
+        return f"codes of {found.shape[1] * width // shape[1]} bits"
     return "weights that are not quantized" if found.dtype in FLOATS else _HOLDS.get(found.dtype, "something else")
 
 
