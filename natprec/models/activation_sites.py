@@ -15,7 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.formats import CHANNEL, FP8_TENSOR, Format, Granularity, PerFeature, PerGroup, PerToken, activation
+from natprec.formats import (
+    CHANNEL,
+    FP8_TENSOR,
+    EngineProfile,
+    Format,
+    Granularity,
+    PerFeature,
+    PerGroup,
+    PerToken,
+    activation,
+)
 from natprec.models.attention import AttentionHook
 from natprec.models.layers import multiplies
 from natprec.models.segments import StagedModel
@@ -58,7 +68,9 @@ def find_activations(staged: StagedModel, sites: Sequence[Site], ids: Tensor, ca
     return sorted(found, key=lambda site: site.stage)
 
 
-def activation_formats(site: Site, group_size: int | None, full_range: bool = False) -> tuple[Format, ...]:
+def activation_formats(
+    site: Site, group_size: int | None, full_range: bool = False, profile: EngineProfile | None = None
+) -> tuple[Format, ...]:
     """What is measured at a site: one scale per token, or per head of a key or value; float8 too in a cache.
 
     Inputs of Linears are also measured with fixed scales per feature, which no engine multiplies: what they cost beside
@@ -67,14 +79,27 @@ def activation_formats(site: Site, group_size: int | None, full_range: bool = Fa
     Args:
         group_size: of the weights; inputs of Linears are measured with that as well, where it divides them.
         full_range: the engine's rule for scales.
+        profile: of an engine whose floating-point formats are measured too, beside float8 in a cache.
     """
+    floats = [] if profile is None else _floats(site, profile)
     if site.role == "cache":
-        return (*(activation(bits, PerGroup(site.shape[1]), full_range) for bits in WIDTHS), FP8_TENSOR)
+        own = [activation(bits, PerGroup(site.shape[1]), full_range) for bits in WIDTHS]
+        return (*own, FP8_TENSOR, *(fmt for fmt in floats if fmt != FP8_TENSOR and fmt.divides(site.shape[1])))
     formats = [activation(bits, PerToken(), full_range) for bits in WIDTHS]
     if site.role == "linear":
         by: list[Granularity] = [] if group_size is None or group_size == CHANNEL else [PerGroup(group_size)]
         formats += [activation(bits, each, full_range) for each in (*by, PerFeature()) for bits in GROUPED_WIDTHS]
-    return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
+    return tuple(fmt for fmt in (*formats, *floats) if fmt.divides(site.shape[1]))
+
+
+def _floats(site: Site, profile: EngineProfile) -> list[Format]:
+    """The floating-point formats of an engine that a site may have."""
+    if site.role == "cache":
+        patterns = profile.formats.get("cache", ())
+    else:
+        patterns = tuple(each.inputs for each in profile.pairings) if site.role == "linear" else ()
+    found = [fmt for pattern in patterns for fmt in pattern.at((site.shape[1],)) if fmt.floating]
+    return list(dict.fromkeys(found))
 
 
 def round_input(module: nn.Module, fmt: Format, scale: Tensor | None = None) -> Any:
