@@ -10,7 +10,7 @@ import numpy as np
 
 from natprec.config import NOT_ROUNDED
 from natprec.errors import InputError
-from natprec.formats import EngineProfile, Format
+from natprec.formats import EngineProfile, Format, PerHead
 from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import natural_precision
@@ -84,7 +84,10 @@ def assemble(
             curve = flowing[group.decision.name]
             kl = float(kl_of(curve, [pair.inputs], rounding)[0])
             natural = fewest_bits(curve.formats, curve.kl(rounding), own)
-            inputs[group.decision.name] = InputChoice(pair.inputs, natural, kl, group.backward[curve.site.name])
+            largest = curve.largest[rounding_named(rounding).compensates] if _fixes(pair.inputs) else None
+            inputs[group.decision.name] = InputChoice(
+                pair.inputs, natural, kl, group.backward[curve.site.name], largest
+            )
             if pair.inputs is not None:
                 pooled.append(curve.samples(pair.inputs, rounding))
     for name in unquantized:
@@ -96,7 +99,8 @@ def assemble(
     pool_count = min(len(values) for values in pooled)
     total = sum(values.reshape(pool_count, -1).mean(1) for values in pooled)
     stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)
-    fixed = 2 * len(cache.largest) if cache and cache.format.floating else 0
+    scales = [] if cache is None else [len(each) for each in cache.by_head.values()] or [1] * len(cache.largest)
+    fixed = 2 * sum(scales) if cache and cache.format.floating else 0
     unquantized_bytes = sum(2 * measurement.curves[name].site.elements for name in unquantized)
     everything = sum(choice.elements for choice in choices.values())
     costs = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
@@ -121,6 +125,11 @@ def assemble(
     )
 
 
+def _fixes(fmt: Format | None) -> bool:
+    """Whether a format of inputs has something in its scales that calibration decides."""
+    return fmt is not None and fmt.fixed
+
+
 def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv: str) -> CacheChoice | None:
     """Keys and values at so many bits; None for 16.
 
@@ -136,8 +145,13 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
     if not fmt.floating:
         refuse_other_rule(curves, profile)
     kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve in curves)
-    largest = {curve.site.name: curve.largest[rounding_named(rounding).compensates] for curve in curves}
-    return CacheChoice(fmt, kl, largest)
+    way = rounding_named(rounding).compensates
+    heads = {
+        curve.site.name: curve.by_head[way]
+        for curve in curves
+        if curve.by_head is not None and fmt.scaling.granularity == PerHead()
+    }
+    return CacheChoice(fmt, kl, {curve.site.name: curve.largest[way] for curve in curves}, heads)
 
 
 def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> Format:
