@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+from torch import nn
 
 from natprec.errors import ModelError
 from natprec.models.bounds import refuse_counts, refuse_many_tensors
@@ -19,6 +23,12 @@ _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the metadata's scalars, by type."""
 _INTEGERS = {4: "I", 5: "i", 10: "Q", 11: "q"}
 _STRING, _ARRAY = 8, 9
+_FLOAT32 = 0
+"""Type of a tensor."""
+
+ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""What rotary frequencies are divided by (Llama 3.1 and later, Phi-3); where they are not all 1, they change the
+function."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +93,22 @@ class GGUFHeader:
     tensors: tuple[GGUFTensor, ...]
 
 
-def check_gguf(file: Path) -> None:
+def check_gguf(file: Path) -> GGUFHeader:
     """Refuse a file that is cut off or has tensors of a type that nothing here can read.
 
+    Returns:
+        What is in it.
     Raises:
         ModelError: names the file, the tensor and its type.
     """
     size = file.stat().st_size
-    for tensor in read_gguf(file).tensors:
+    header = read_gguf(file)
+    for tensor in header.tensors:
         if tensor.offset + tensor.nbytes > size:
             raise ModelError(
                 f"{str(file)!r} ({size} bytes) is cut off before tensor {tensor.name!r} ends; download it again"
             )
+    return header
 
 
 def read_gguf(file: Path) -> GGUFHeader:
@@ -110,6 +124,47 @@ def read_gguf(file: Path) -> GGUFHeader:
             raise ModelError(
                 f"{str(file)!r} ({file.stat().st_size} bytes) has no whole GGUF header ({error}); download it again"
             ) from error
+
+
+def passed_over(header: GGUFHeader, model: nn.Module) -> tuple[str, ...]:
+    """Tensors of a file that transformers does not read into this model, which it has just made of it.
+
+    Raises:
+        ModelError: the model computes something else without them.
+    """
+    config: Any = model.config
+    rotary = getattr(config, "rope_parameters", None) or {}
+    lost = [each for each in header.tensors if each.name in ROTARY and not _all_one(each)]
+    if lost and rotary.get("rope_type", "default") == "default":
+        raise ModelError(
+            f"tensor {lost[0].name!r} of {str(lost[0].file)!r} scales the rotary frequencies, which transformers does "
+            "not read from GGUF: the model would be another one; use the original checkpoint, in safetensors"
+        )
+    read = _read_names(header.architecture, model)
+    names = (each.name for each in header.tensors)
+    return tuple(name for name in names if name in ROTARY or (read and name not in read))
+
+
+def _read_names(architecture: str, model: Any) -> Sequence[str]:
+    """GGUF's names of what transformers reads; none where it does not tell."""
+    try:
+        from transformers.modeling_gguf_pytorch_utils import (
+            TENSOR_PROCESSORS,
+            TensorProcessor,
+            get_gguf_hf_weights_map,
+        )
+
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+        return list(get_gguf_hf_weights_map(model, processor))
+    except Exception:  # a part of transformers that other versions may not have
+        return []
+
+
+def _all_one(tensor: GGUFTensor) -> bool:
+    """Whether each value is 1, as far as that is known."""
+    if tensor.kind != _FLOAT32:
+        return False
+    return bool((np.fromfile(tensor.file, "<f4", tensor.elements, offset=tensor.offset) == 1).all())
 
 
 def _header(file: BinaryIO) -> GGUFHeader:

@@ -21,7 +21,7 @@ from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, embedding_distortion
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf, read_gguf
+from natprec.models.gguf_files import check_gguf, passed_over, read_gguf
 from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
@@ -93,8 +93,7 @@ def load_model(
     local = path is not None
     path = path or _downloaded(name)
     gguf = path if path.is_file() else None
-    if gguf:
-        check_gguf(gguf)
+    header = check_gguf(gguf) if gguf else None
     files = [gguf] if gguf else weight_files(path)
     headers = {} if gguf else read_headers(files)
     if not gguf:
@@ -106,7 +105,8 @@ def load_model(
         weights: Weights = InMemory()
         parts: dict[str, list[Part]] = {}
         unused: list[str] = []
-        readable = gguf is not None and is_known(read_gguf(gguf))
+        unread: tuple[str, ...] = ()
+        readable = header is not None and is_known(header)
         if gguf and on_disk and not readable:
             raise InputError(
                 f"model {name!r} is a GGUF file of an architecture that is unpacked whole; use --weights memory"
@@ -118,9 +118,11 @@ def load_model(
             parts, unused, lacking = stored.parts, stored.unused, stored.missing
         else:
             model, lacking = _load_weights(where, gguf, config, task, trust_remote_code)
-            if not gguf:
+            if header is None:
                 parts, unused, _ = placed(headers, model)
             take_apart(model)
+        if header is not None:
+            unread = passed_over(header, model)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
         distortion, head = task.distortion, None
         others = {} if gguf else code_files(where) | companions(name, where)
@@ -142,7 +144,8 @@ def load_model(
     storage_dtype = choose_storage_dtype(common if common in HALF else dtype, model, weights)
     weights.dtypes = exceptions(common, dtypes, storage_dtype)
     leftovers = replace(
-        Leftovers() if gguf else find_leftovers(path, files, headers, unused, model), head=settle_head(model)
+        Leftovers(unread=unread) if gguf else find_leftovers(path, files, headers, unused, model),
+        head=settle_head(model),
     )
     if weights.whole:
         check_finite(model)
