@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from natprec.distortions import impossible
 from natprec.formats import Format, engine_profile
-from natprec.formats.engines import Role
+from natprec.formats.offers import Role
 from natprec.models.weight_sites import together
 from natprec.utils.schema import Place
 
