@@ -187,7 +187,7 @@ def directional(
     Args:
         values, gradient: (tokens, features), each standing for `standing` tokens.
     """
-    scale = None if fmt.dynamic or largest is None else fixed_scale(fmt, largest)
+    scale = fixed_scale(fmt, largest) if fmt.fixed and largest is not None else None
     error = round_activations(values, fmt, scale).sub_(values)
     common, slope = error.mean(0), gradient.mean(0)
     together = (slope @ common).double() * len(error) * standing

@@ -123,7 +123,9 @@ def measure(
             rounding=config.rounding,
             parts=parts,
             gauges=subject.gauges if compensates and config.transforms != "none" else None,
-            activations={site: activation_formats(site, config.group_size, profile.full_range) for site in flows},
+            activations={
+                site: activation_formats(site, config.group_size, profile.full_range, profile) for site in flows
+            },
             advance=advance,
             state=state,
             save=save,

@@ -217,7 +217,7 @@ class Subject:
             formats = profile.measured(GROUP_SIZES)
             return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
         asked = profile.measured((group_size,))
-        if not any(asked[0].divides(site.shape[1]) for site in linears):
+        if not any(fmt.divides(site.shape[1]) for fmt in asked for site in linears):
             refuse_indivisible(self.sites, asked)
         more = profile.per_channel() if sites == "all" else ()
         alike: dict[tuple[str, str], list[Site]] = {}
@@ -226,11 +226,12 @@ class Subject:
         found: dict[str, tuple[Format, ...]] = {}
         for members in alike.values():
             size = profile.fitting(group_size, [site.shape[1] for site in members])
-            formats = asked if size == group_size else () if size is None else profile.measured((size,))
+            formats = asked if size == group_size else profile.measured(() if size is None else (size,))
             formats += tuple(fmt for fmt in more if size is not None and fmt not in formats)
             if size != group_size:
                 formats = tuple(fmt for fmt in formats if all(_is_smaller(fmt, site) for site in members))
-            found |= {site.name: formats for site in members}
+            divided = tuple(fmt for fmt in formats if all(fmt.divides(site.shape[1]) for site in members))
+            found |= {site.name: divided for site in members}
         return {site.name: found[site.name] for site in self.sites}
 
 

@@ -202,7 +202,8 @@ def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
     }
     if config.sites == "all":
         candidates |= {
-            site: activation_formats(site, config.group_size, profile.full_range) for site in subject.activations
+            site: activation_formats(site, config.group_size, profile.full_range, profile)
+            for site in subject.activations
         }
     none, one = np.zeros(1), np.ones(1)
     curves = {}

@@ -81,7 +81,8 @@ def assemble(
         if group.unit.name in flowing:
             curve, kl = flowing[group.unit.name], float(kl_of(flowing[group.unit.name], [pair.inputs], rounding)[0])
             natural = fewest_bits(curve.formats, curve.kl(rounding), own)
-            inputs[group.unit.name] = InputChoice(pair.inputs, natural, kl, group.backward[curve.site.name])
+            largest = curve.largest[rounding_named(rounding).compensates] if _fixes(pair.inputs) else None
+            inputs[group.unit.name] = InputChoice(pair.inputs, natural, kl, group.backward[curve.site.name], largest)
             if pair.inputs is not None:
                 pooled.append(curve.samples(pair.inputs, rounding))
     for name in kept:
@@ -116,6 +117,11 @@ def assemble(
         inputs=inputs,
         cache=cache,
     )
+
+
+def _fixes(fmt: Format | None) -> bool:
+    """Whether a format of inputs has something in its scales that calibration decides."""
+    return fmt is not None and fmt.fixed
 
 
 def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv: str) -> CacheChoice | None:

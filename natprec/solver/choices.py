@@ -71,12 +71,17 @@ def dual(forward: int | None, backward: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class InputChoice:
-    """The format in which a unit's input meets its weights; attributes as those of `Choice`, None: 16 bits."""
+    """The format in which a unit's input meets its weights; attributes as those of `Choice`, None: 16 bits.
+
+    Attributes:
+        largest: the magnitude on all calibration text, for formats that fix a scale.
+    """
 
     format: _Flowing | None
     natural_bits: Bits | None
     kl: float
     backward_bits: Bits | None = None
+    largest: From0 | None = None
 
     @property
     def bits(self) -> int:
@@ -92,6 +97,7 @@ class InputChoice:
             "backward_bits": self.backward_bits,
             "dual_bits": dual(self.natural_bits, self.backward_bits),
             "kl": self.kl,
+            **({} if self.largest is None else {"largest": self.largest}),
         }
 
 
