@@ -86,7 +86,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the folder of one")
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        scheme = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+        scheme: Any = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
         method = scheme["quant_method"]
         groups = scheme.get("config_groups") or {}
         known = all(isinstance(group["targets"], list) for group in groups.values())

@@ -48,7 +48,7 @@ def verify(
     config = replace(config, data=shared, tokens=config.eval_tokens, distortion=plan.distortion, engine=plan.engine)
     check(config, solved=False)
     stages = Stages()
-    subject = open_subject(config, stages)
+    subject = open_subject(config, stages, apart=False)
     # judged beside the original itself
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
     ids = held_out_tokens(config, subject, stages, judge.measured_on(folder))

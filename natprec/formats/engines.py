@@ -32,7 +32,7 @@ from typing import Literal
 from natprec.errors import InputError, unknown
 from natprec.formats.format import Format
 from natprec.formats.gpus import generation
-from natprec.formats.offers import OFFERS, Role, first_gpu, offered
+from natprec.formats.offers import OFFERS, Role, offered
 from natprec.formats.patterns import Integers, Listed, Pairing, Pattern
 from natprec.formats.presets import CHANNEL, FP8_TENSOR, GGUF_TYPES
 from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, PerToken
@@ -234,8 +234,3 @@ def _on_gpu(name: str, gpu: str, untested: bool, portable: bool) -> EngineProfil
         untested=untested,
         portable=portable,
     )
-
-
-def runs_from(profile: EngineProfile, role: Role, weight: Format, inputs: Format | None = None) -> str:
-    """Where the engine runs what it does not run on the profile's GPU, for errors; empty: nowhere."""
-    return first_gpu(profile.name, lambda offer: offer.covers(role, weight, inputs))

@@ -86,7 +86,7 @@ VLLM = (
     Offer("a packed embedding", ("embedding",), Integers((2, 4, 8))),
     Offer("float8 weights", _LINEAR, _weights("fp8-tensor", "fp8-channel", "fp8-block128"), portable=True),
     Offer("float8 weights of a head", ("head",), _weights("fp8-channel"), since="0.33.0", portable=True),
-    Offer("NVFP4 weights", _LINEAR, _weights("nvfp4"), portable=True),
+    Offer("NVFP4 weights", _LINEAR, _weights("nvfp4")),
     Offer("MXFP4 weights", _LINEAR, _weights("mxfp4"), gpus=(80, 86, 89)),
     Offer("MXFP8 weights", _LINEAR, _weights("mxfp8"), gpus=_BEFORE_100),
     Offer(

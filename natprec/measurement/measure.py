@@ -17,7 +17,6 @@ from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
 from natprec.data.windows import data_digest
 from natprec.errors import InputError
-from natprec.formats import engine_profile
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measurement import Header, Measurement
@@ -82,7 +81,7 @@ def measure(
     workers = workers or Workers()
     own, others = shared_out(ids, parts, subject.staged.routed, config.rounding)
     sharding = Sharding.of(batches(*own.shape, routed=subject.staged.routed), workers)
-    profile = engine_profile(config.engine)
+    profile = config.profile
     formats = subject.candidates(profile, config.group_size, config.sites)
     stages = stages or Stages(quiet=True)
     if said := uneven(subject.sites, formats, None if profile.container == "gguf" else config.group_size):
@@ -133,7 +132,7 @@ def measure(
             sharding=sharding,
             fitted=fitted,
         )
-    unreached = [name for name, curve in curves.items() if not curve.formats]
+    unreached = [name for name, curve in curves.items() if not curve.formats and formats.get(name) != ()]
     if unreached:
         stages.note(
             f"{len(unreached)} of {len(curves)} sites stay at 16 bits, as no sample reached them or their weights are "
@@ -187,6 +186,10 @@ def header_of(
         carried_bytes=subject.carried_bytes,
         distortion=subject.distortion.name,
         rotation=subject.rotation,
+        gpu=config.profile.gpu,
+        untested=config.untested,
+        portable=config.portable,
+        untied=subject.untied,
         products=products_of(subject, config.sites),
         **config.entering(),
     )
