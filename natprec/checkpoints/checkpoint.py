@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from natprec.checkpoints.compressed_tensors import (
-    cache_scales,
     checkpoint_tensors,
     quantization_config,
     write_settings,
     write_weights,
 )
+from natprec.checkpoints.fixed_scales import cache_scales, input_scales
 from natprec.checkpoints.gguf import GGUFCheckpoint
 from natprec.checkpoints.writer import CheckpointWriter
 from natprec.engines.architectures import CLASS_TARGET, EMBEDDINGS
@@ -48,7 +48,9 @@ class PackedCheckpoint(CheckpointWriter):
         """See `CheckpointWriter.close`."""
         subject, plan = self.subject, self.plan
         shard = SHARD_BYTES if self.kept is None else MAPPED_SHARD_BYTES
+        largest = {unit: choice.largest for unit, choice in plan.inputs.items()}
         tensors = self.pieces() | cache_scales(plan.cache, subject.storage_dtype)
+        tensors |= input_scales(subject.sites, plan.rounded_inputs, largest, subject.storage_dtype, self._names)
         write_weights(self.folder, tensors, shard, subject.leftovers.read())
         formats = {name: choice.format for name, choice in plan.sites.items() if choice.format is not None}
         scheme = quantization_config(

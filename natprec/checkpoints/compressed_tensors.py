@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.formats import EngineProfile, Format, PerTensor
-from natprec.formats.compressed_tensors import arguments
+from natprec.checkpoints.packed_weights import packed
+from natprec.formats import EngineProfile, Format
+from natprec.formats.compressed_tensors import arguments, container
 from natprec.models.checksums import CARRIED, CHECKSUMS, tensor_checksum
 from natprec.models.disk_names import DiskNames
 from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor
-from natprec.quantizers.activations import flowing_scale
 from natprec.solver.choices import CacheChoice
 
 
@@ -95,38 +95,7 @@ def checkpoint_tensors(
         if site.name in quantized:
             int8 = is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.unit))
             owner_first = sorted(site.uses, key=lambda use: f"{use}.weight" in tied)  # loaders tie the others to it
-            tensors |= _packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
-    return tensors
-
-
-def cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """`k_scale` and `v_scale` of each attention module, where they are fixed."""
-    if cache is None or cache.format.scaling.granularity != PerTensor() or cache.format.scaling.dynamic:
-        return {}
-    scales = {}
-    for name, largest in cache.largest.items():
-        module, _, kind = name.rpartition(":")
-        scales[f"{module}.{kind[0]}_scale"] = flowing_scale(cache.format, torch.tensor([largest])).to(dtype)
-    return scales
-
-
-def _packed(uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    """One site's tensors, by the modules that use it: codes, scales, zero points."""
-    from compressed_tensors.compressors.pack_quantized import pack_to_int32
-
-    value = value.to("cpu")
-    scale = value.scale.to(dtype).contiguous()
-    if int8:
-        tensors = {f"{uses[0]}.weight": value.codes.contiguous()}
-        return tensors | {f"{use}.weight_scale": scale.clone() for use in uses}
-    tensors = {
-        f"{uses[0]}.weight_packed": pack_to_int32(value.codes, value.format.bits).contiguous(),
-        f"{uses[0]}.weight_scale": scale,
-        f"{uses[0]}.weight_shape": torch.tensor(value.codes.shape),
-    }
-    if value.zero_point is not None:
-        zeros = pack_to_int32(value.zero_point, value.format.bits, packed_dim=0)
-        tensors[f"{uses[0]}.weight_zero_point"] = zeros.contiguous()
+            tensors |= packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
     return tensors
 
 
@@ -181,7 +150,7 @@ def quantization_config(
     for (fmt, int8, rounded), own in targets.items():
         groups[fmt.name + ("-int8" if int8 else "") + (f"-{rounded.name}" if rounded else "")] = {
             "targets": own,
-            "format": "int-quantized" if int8 else "pack-quantized",
+            "format": container(fmt, int8),
             "weights": arguments(fmt),
             "input_activations": arguments(rounded) if rounded else None,
             "output_activations": None,

@@ -241,4 +241,5 @@ class Table:
 
 E4M3 = Float(4, 3)
 E3M2 = Float(3, 2)
+E2M3 = Float(2, 3)
 E2M1 = Float(2, 1)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Literal
 
 from natprec.errors import InputError
-from natprec.formats.codebook import E2M1, E3M2, E4M3, Integer
+from natprec.formats.codebook import E2M1, E2M3, E4M3, Integer
 from natprec.formats.format import Format
 from natprec.formats.scaling import (
     Granularity,
@@ -77,7 +77,7 @@ FLOAT_WEIGHTS = {
     for fmt in (
         Format("nvfp4", E2M1, _NVFP4),
         Format("mxfp4", E2M1, _MICRO),
-        Format("mxfp6", E3M2, _MICRO),
+        Format("mxfp6", E2M3, _MICRO),
         FP8_TENSOR,
         Format("fp8-channel", E4M3, Scaling(PerChannel())),
         Format("fp8-block128", E4M3, Scaling(PerBlock(128, 128))),
