@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.checkpoints.packed_weights import packed
-from natprec.formats import EngineProfile, Format
+from natprec.formats import EngineProfile, Format, Integer
 from natprec.formats.compressed_tensors import arguments, container
 from natprec.models.checksums import CARRIED, CHECKSUMS, tensor_checksum
 from natprec.models.disk_names import DiskNames
@@ -101,6 +101,8 @@ def checkpoint_tensors(
 
 def is_int8(site: Site, fmt: Format, profile: EngineProfile, inputs: Format | None) -> bool:
     """Whether codes are stored one to a byte: embeddings of some engines, weights of W8A8."""
+    if not isinstance(fmt.codebook, Integer):
+        return False
     if site.role == "embedding":
         return not profile.packs_embeddings
     return inputs is not None and fmt in profile.per_channel()

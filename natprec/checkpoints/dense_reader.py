@@ -15,8 +15,9 @@ from natprec.checkpoints.fixed_scales import INPUT, INPUT_OUTER, STATES
 from natprec.checkpoints.flows import round_as_written, weights_only
 from natprec.checkpoints.gguf import FILE_NAME
 from natprec.checkpoints.library import dense_weight
+from natprec.checkpoints.packed_weights import stored_scales
 from natprec.checkpoints.trial import unlike
-from natprec.errors import ModelError, NatprecError
+from natprec.errors import InputError, ModelError, NatprecError
 from natprec.formats import engine_profile
 from natprec.measurement.subject import probe_ids
 from natprec.models.checksums import refuse_damaged
@@ -36,6 +37,10 @@ from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.tasks import ENCODER, Task
 
 UNPACKED = "transformers does not load such a checkpoint ({}), so natprec judges it by unpacking the codes itself"
+
+IN_BFLOAT16 = ("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized")
+"""Containers whose weights the library makes dense in bfloat16, whatever a model's dtype is: with float32 activations
+transformers stops there, and NVFP4's values are rounded once more."""
 
 
 def load_quantized(
@@ -133,7 +138,13 @@ def _plain(stored: StoredConfig, scheme: Mapping[str, Any], trust: bool) -> nn.M
     """As transformers loads the folder if its `quantization_config` is this; it must load everything."""
     folder = stored.folder
     dense_model = empty_model(*_dense_config(folder, trust), trust)
-    refuse_other_formats(_tensor_files(folder), stored, dense_model)
+    files, layers = _tensor_files(folder), dict(dense_model.named_modules())
+    refuse_other_formats(files, stored, dense_model)
+    for name in (name for name in files if name.endswith(".weight_scale")):
+        module = name.rpartition(".")[0]
+        group = stored.of(module, module=layers.get(module))
+        if group is not None and group.described["weights"].get("type") == "float":
+            _refuse_bad_scales(group, module, {"weight_scale": read_stored(files[name], name)}, folder)
     config = config_of(folder, trust)
     config.quantization_config = scheme
     task = task_of(str(folder), config)
@@ -149,13 +160,21 @@ def _plain(stored: StoredConfig, scheme: Mapping[str, Any], trust: bool) -> nn.M
     return dense
 
 
+def _refuse_bad_scales(group: Group, module: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Refuse scales of floats that are no positive numbers, as far as natprec knows the format."""
+    with contextlib.suppress(InputError):
+        if group.format.floating:
+            stored_scales(group.format, tensors, f"{module!r} in {str(folder)!r}")
+
+
 def _needs_unpacking(stored: StoredConfig) -> bool:
     """Whether plain transformers would refuse it, or match its regular expressions, for as long as they take."""
     if f'"{MARK}' in json.dumps(stored.described):
         return True
-    weights = [group.described["weights"] for group in stored.groups]
-    if any(each.get("symmetric") is False or each.get("strategy") == "tensor_group" for each in weights):
-        return True  # zero points; NVFP4, whose weights would be rounded to bfloat16 once more
+    if any(group.described["weights"].get("symmetric") is False for group in stored.groups):
+        return True
+    if any(group.container in IN_BFLOAT16 for group in stored.groups):
+        return True
     packed = [name.split(".") for name in _tensor_files(stored.folder) if name.endswith(".weight_packed")]
     # embed_tokens, embed_in, word_embeddings; experts
     return any("embed" in name[-2] or "experts" in name for name in packed)
@@ -180,7 +199,7 @@ class Unpacked:
         Args:
             model: that is to be filled, whose layers say in which form their weights are wanted.
         """
-        self._model, in_model = model, DiskNames(model).in_model
+        self._model, self._folder, in_model = model, config.folder, DiskNames(model).in_model
         modules: dict[str, dict[str, Path]] = {}
         self._packed: dict[str, tuple[Group, str, dict[str, Path]]] = {}
         self._plain: dict[str, tuple[str, Path]] = {}
@@ -209,6 +228,7 @@ class Unpacked:
             return read_stored(file, key)
         group, module, files = self._packed[name]
         own = {leaf: read_stored(file, f"{module}.{leaf}") for leaf, file in files.items()}
+        _refuse_bad_scales(group, module, own, self._folder)
         dense = dense_weight(group, own)
         layer = known_layer(self._model.get_submodule(name.removesuffix(".weight")))
         return layer.kind.stored(dense)

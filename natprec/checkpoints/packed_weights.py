@@ -52,6 +52,35 @@ def packed(uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dty
     return tensors
 
 
+def stored_as(fmt: Format, shape: tuple[int, int], int8: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a weight by the last part of their names, on the meta device: types and shapes alone.
+
+    Args:
+        shape: rows and columns.
+        int8: integer codes one to a byte.
+        dtype: of scales in the model's dtype.
+    """
+    rows, columns = shape
+
+    def empty(*sizes: int, of: torch.dtype) -> Tensor:
+        return torch.empty(sizes, dtype=of, device="meta")
+
+    by, kind, bits = fmt.scaling.granularity, fmt.scaling.dtype, fmt.bits
+    groups = (-(-rows // by.rows) if isinstance(by, PerBlock) else rows, fmt.groups(columns))
+    scale = {"e8m0": torch.uint8, E4M3: torch.float8_e4m3fn}.get(kind, dtype)
+    scales = {"weight_scale": empty(*((1,) if isinstance(by, PerTensor) else groups), of=scale)}
+    if not isinstance(fmt.codebook, Integer):
+        whole = {"weight": empty(rows, columns, of=torch.float8_e4m3fn)}
+        codes = whole if bits == 8 else {"weight_packed": empty(rows, columns * bits // 8, of=torch.uint8)}
+        outer = {} if fmt.scaling.outer is None else {"weight_global_scale": empty(1, of=torch.float32)}
+        return codes | scales | outer
+    if int8:
+        return {"weight": empty(rows, columns, of=torch.int8)} | scales
+    words = {"weight_packed": empty(rows, -(-columns * bits // 32), of=torch.int32)}
+    zeros = {"weight_zero_point": empty(-(-rows * bits // 32), groups[1], of=torch.int32)}
+    return words | scales | {"weight_shape": empty(2, of=torch.int64)} | ({} if fmt.symmetric else zeros)
+
+
 def _floating(value: QuantizedTensor, dtype: torch.dtype) -> dict[str, Tensor]:
     from compressed_tensors.compressors.mx_utils import compress_mx_scale
 

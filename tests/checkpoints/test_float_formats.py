@@ -21,8 +21,8 @@ from natprec.checkpoints.compressed_tensors import (
 )
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.checkpoints.fixed_scales import input_scales
-from natprec.checkpoints.packed_weights import packed, unpacked
-from natprec.formats import Format, engine_profile
+from natprec.checkpoints.packed_weights import packed, stored_as, unpacked
+from natprec.formats import Format, engine_profile, integer
 from natprec.formats.compressed_tensors import arguments, container
 from natprec.formats.presets import FLOAT_WEIGHTS
 from natprec.measurement.subject import Subject
@@ -154,3 +154,33 @@ def test_every_loader_computes_what_memory_does(fmt: Format, tmp_path: Path, tin
     assert runnable.resident_bytes < 1.1 * stored
     for found in (dense(input_ids=IDS).logits, by_segment, runnable(input_ids=IDS[:, :2]).logits):
         assert (found - expected[:, : found.shape[1]]).abs().max() <= LOGITS * size
+
+
+@pytest.mark.parametrize("fmt", [*FLOAT_WEIGHTS.values(), integer(4, 32)], ids=lambda fmt: fmt.name)
+def test_shapes_are_known_beforehand(fmt: Format) -> None:
+    value = quantize(torch.randn(200, 256, generator=torch.Generator().manual_seed(0)), fmt, torch.float16)
+    found = {name.removeprefix("m."): tensor for name, tensor in packed(["m"], value, False, torch.float16).items()}
+    expected = stored_as(fmt, (200, 256), False, torch.float16)
+    assert {leaf: (each.dtype, each.shape) for leaf, each in found.items()} == {
+        leaf: (each.dtype, each.shape) for leaf, each in expected.items()
+    }
+
+
+@pytest.mark.parametrize("fmt", FLOAT_WEIGHTS.values(), ids=lambda fmt: fmt.name)
+@torch.no_grad()
+def test_plain_transformers_loads_it(fmt: Format, tmp_path: Path) -> None:
+    """FP8 in float32; what the library makes dense in bfloat16 in that dtype: the same model, to the bit."""
+    from transformers import AutoModelForCausalLM
+
+    made, codes = made_of(fmt)
+    folder = written(tmp_path, made, codes)
+    plain = container(fmt) == "float-quantized"
+    dtype = torch.float32 if plain else torch.bfloat16
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    expected = AutoModelForCausalLM.from_config(made.model.config, dtype=dtype).eval()
+    expected.load_state_dict(made.model.state_dict())
+    assert torch.equal(loaded(input_ids=IDS).logits, expected(input_ids=IDS).logits)
+    assert all(torch.equal(loaded.get_submodule(n).weight, each.dequantize().to(dtype)) for n, each in codes.items())
+    if not plain:
+        with pytest.raises(RuntimeError, match="dtype"):  # when that changes, docs/engines.md says too little
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=IDS)

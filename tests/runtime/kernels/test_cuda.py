@@ -110,7 +110,7 @@ def test_values_of_rows_that_no_tile_begins_with_are_refused() -> None:
             planar_values(weight, unit, begin, end)
     with pytest.raises(InputError, match="depth 32"):
         planar_values(replace(weight, depth=32), unit, 0, 300)
-    arguments = (list(weight.planes), weight.scale, weight.zero_point, unit, 4, 64, 300, 128, 128, 300)
+    arguments = (list(weight.planes), weight.scale, weight.zero_point, unit, None, "int4-g64", 300, 128, 128, 300)
     torch.library.opcheck(
         torch.ops.natprec.planar_values.default, arguments, test_utils=("test_schema", "test_faketensor")
     )
