@@ -212,6 +212,7 @@ def _layer(
         container=scheme.container if scheme else "",
         dtype=dtype,
         wrong=wrong,
+        members=tuple(members),
     )
 
 

@@ -94,6 +94,7 @@ class Layer:
         container: the checkpoint's `format` for it, for example `pack-quantized`.
         dtype: of the model: 'bfloat16' or 'float16'.
         wrong: why no engine reads it as one matrix; empty where nothing is.
+        members: the checkpoint's modules that it is made of.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Layer:
     container: str = ""
     dtype: str = "bfloat16"
     wrong: str = ""
+    members: tuple[str, ...] = ()
 
     @property
     def says(self) -> str:

@@ -44,7 +44,8 @@ class Checked:
     def note(self) -> str:
         """Of this version, then of others."""
         others = (
-            f"{version}: {other.kernel or 'cannot run'}" + (f", {other.runs}" if other.runs != self.run.runs else "")
+            f"{version}: {other.kernel or 'cannot run'}"
+            + (f", {other.runs}" if other.runs not in (None, self.run.runs) else "")
             for version, other in self.elsewhere.items()
         )
         return "; ".join([*filter(None, [self.run.note]), *others])

@@ -88,6 +88,8 @@ def verification_table(plan: Plan, verification: Verification, predicted: bool =
     label, unit, terms = _words(plan)
     rows.add_row(f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit))
     rows.add_row("", f"99 % of {terms} below {verification.kl_p99:.4g}")
+    if verification.gpu is not None:
+        rows.add_row("arithmetic", f"of {plan.engine} on {verification.gpu}")
     rows.add_row("promise", _verdict(plan, verification))
     before, after = verification.perplexity_reference, verification.perplexity_quantized
     if before is not None and after is not None:
