@@ -11,7 +11,7 @@ install (Conch, b12x, fbgemm, quark). FlashInfer, DeepGEMM and Humming are insta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 ALL, ANY_GPU, BLACKWELL = (2, 3, 4, 5, 6, 7, 8), (75, 999), (100, 999)
 
@@ -41,6 +41,9 @@ class Kernel:
     inputs: str = "16"
 
 
+_CUTLASS_W4A8 = Kernel("CutlassW4A8", (90, 90), (4,), groups=(128,), columns=128, rows=128, inputs="said")
+
+
 @dataclass(frozen=True)
 class Rules:
     """Of one version.
@@ -68,9 +71,7 @@ class Rules:
     head_widths: tuple[int, ...] = ALL
     humming_first: tuple[int, ...] = ()
     groups_as_16: bool = False
-    w4afp8: tuple[Kernel, ...] = field(
-        default=(Kernel("CutlassW4A8", (90, 90), (4,), groups=(128,), columns=128, rows=128, inputs="said"),)
-    )
+    w4afp8: tuple[Kernel, ...] = (_CUTLASS_W4A8,)
 
 
 _MACHETE = Kernel("Machete", (90, 90), (4, 8), (4, 8), (-1, 64, 128), columns=64, rows=128)
@@ -131,6 +132,7 @@ VLLM = {
             rounds_integers=(8, 4),
             humming_first=(90,),
             groups_as_16=True,
+            w4afp8=(_CUTLASS_W4A8, _REST[-1]),
         ),
     )
 }

@@ -19,6 +19,7 @@ from natprec.data.windows import data_digest
 from natprec.errors import InputError
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
+from natprec.measurement.left_out import left_out
 from natprec.measurement.measurement import Header, Measurement
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
@@ -86,6 +87,8 @@ def measure(
     stages = stages or Stages(quiet=True)
     if said := uneven(subject.sites, formats, None if profile.container == "gguf" else config.group_size):
         stages.note(said)
+    for sentence in left_out(subject, profile, formats):
+        stages.note(sentence)
     header = header_of(subject, ids, config, parts, data, text_digest)
     fingerprint = {
         **header.identity(fmt for several in formats.values() for fmt in several),
