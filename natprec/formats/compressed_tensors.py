@@ -13,7 +13,16 @@ from natprec.errors import InputError
 from natprec.formats.codebook import E2M1, E2M3, E4M3, Float, Integer
 from natprec.formats.format import Format
 from natprec.formats.presets import FLOAT_ACTIVATIONS, FLOAT_WEIGHTS, activation, integer
-from natprec.formats.scaling import Granularity, PerBlock, PerChannel, PerFeature, PerGroup, PerTensor, PerToken
+from natprec.formats.scaling import (
+    Granularity,
+    PerBlock,
+    PerChannel,
+    PerFeature,
+    PerGroup,
+    PerHead,
+    PerTensor,
+    PerToken,
+)
 
 FLOATS = {8: E4M3, 6: E2M3, 4: E2M1}
 """What the library means by a float of so many bits; MXFP6 is E2M3 since 0.20 brought it, never OCP's E3M2."""
@@ -23,7 +32,7 @@ SCALE_DTYPES: dict[Any, str] = {E4M3: "torch.float8_e4m3fn", "e8m0": "torch.uint
 
 _STRATEGIES: dict[type, str] = {
     PerTensor: "tensor", PerChannel: "channel", PerFeature: "channel", PerGroup: "group", PerBlock: "block",
-    PerToken: "token",
+    PerToken: "token", PerHead: "attn_head",
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from natprec.inspection.ir.lint import double_roundings
 from natprec.inspection.ir.observe import codebooks
 from natprec.inspection.ir.operators import ATTENTION, operator
 from natprec.inspection.lowered import LoweredBlock
-from natprec.inspection.natural_bits import planned_bits, planned_widths, stars, unit_widths
+from natprec.inspection.natural_bits import planned_bits, planned_formats, stars, unit_widths
 from natprec.inspection.rows import SiteRow, activation_rows, activation_values, shown_format, weight_rows
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
@@ -92,8 +92,9 @@ def inspect(
         if weight_of(node) is not None or operator(node) == ATTENTION
     }
     found = stars(measurement, eps, eps_bwd)
-    widths = unit_widths(units, measurement, found) if plan is None else planned_widths(plan, units)
-    domains = assign_domains(graph, widths, Materialization.of_dtype(subject.storage_dtype))
+    planned = {} if plan is None else planned_formats(plan, units)
+    widths = {unit: fmt.bits for unit, fmt in planned.items()} if plan else unit_widths(units, measurement, found)
+    domains = assign_domains(graph, planned or widths, Materialization(subject.storage_dtype))
     edges = find_edges(graph)
     values = activation_values(graph, units, subject.staged.block_names)
     nodes = {edge.value for edge in edges} | set(values.values())
@@ -112,7 +113,7 @@ def inspect(
     members: dict[str, list[str]] = {unit: [] for unit in units.values()}
     for module, unit in units.items():
         members[unit] += [module] if module != unit or not unit.endswith(":attention") else []
-    storage = Materialization.of_dtype(subject.storage_dtype).bits
+    storage = Materialization(subject.storage_dtype).bits
     drawn = {
         unit: widths.get(unit, storage) if plan is None or not modules else planned_bits(subject, plan, modules)
         for unit, modules in members.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from natprec.formats import Format
 from natprec.inspection.ir import Materialization
 from natprec.inspection.ir.domains import attention_unit
 from natprec.measurement import Curve, Measurement
@@ -66,11 +67,10 @@ def unit_widths(units: Mapping[str, str], measurement: Measurement, found: Mappi
     return {unit: bits for unit, bits in widths.items() if unit not in unknown}
 
 
-def planned_widths(plan: Plan, units: Mapping[str, str]) -> dict[str, int]:
-    """Unit → bits in which the plan hands it its input, or its keys and values; others read 16 bits."""
-    widths = {unit: choice.format.bits for unit, choice in plan.inputs.items() if choice.format is not None}
+def planned_formats(plan: Plan, units: Mapping[str, str]) -> dict[str, Format]:
+    """Unit → format in which the plan hands it its input, or its keys and values; others read 16 bits."""
     attentions = [] if plan.cache is None else [unit for unit in units.values() if unit.endswith(":attention")]
-    return widths | {unit: plan.cache.format.bits for unit in attentions if plan.cache is not None}
+    return plan.rounded_inputs | {unit: plan.cache.format for unit in attentions if plan.cache is not None}
 
 
 def planned_bits(subject: Subject, plan: Plan, modules: list[str]) -> int:
@@ -78,4 +78,4 @@ def planned_bits(subject: Subject, plan: Plan, modules: list[str]) -> int:
     names = {use: site.name for site in subject.sites for use in site.uses}
     formats = [plan.sites[names[module]].format for module in modules if module in names]
     known = [fmt.bits for fmt in formats if fmt is not None]
-    return max(known) if known else Materialization.of_dtype(subject.storage_dtype).bits
+    return max(known) if known else Materialization(subject.storage_dtype).bits

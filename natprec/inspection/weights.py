@@ -72,7 +72,7 @@ def rounding_cost(
         made = quantize(part, fmt, scale_dtype, extent.at(slice(start, start + step)))
         values = part.reshape(-1, size if whole else part.shape[1])
         order = values.sort(1)
-        given = made.codes if whole else made.dequantize()
+        given = made.ranks if whole else made.dequantize()
         own, images = _runs(order.values), _runs(given.reshape(values.shape).gather(1, order.indices))
         colliding += int(((images.counts != own.counts) & own.starts).sum())
         if codes.book is None:

@@ -23,6 +23,7 @@ from natprec.formats import (
     Granularity,
     PerFeature,
     PerGroup,
+    PerHead,
     PerToken,
     activation,
 )
@@ -123,28 +124,31 @@ def round_states(
     """The same for the keys or values, or both, of an attention module.
 
     Args:
-        scale: the fixed one; default: found in each batch.
+        scale: the fixed one, or (heads, 1, 1); default: found in each batch.
     """
 
+    def rounded(states: Tensor) -> Tensor:
+        if scale is None and fmt.scaling.granularity == PerHead():
+            return round_activations(states, fmt, fixed_scale(fmt, states.abs().amax((0, 2, 3)).view(-1, 1, 1)))
+        return round_activations(states, fmt, scale)
+
     def hook(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            round_activations(key, fmt, scale) if "key" in kinds else key,
-            round_activations(value, fmt, scale) if "value" in kinds else value,
-        )
+        return rounded(key) if "key" in kinds else key, rounded(value) if "value" in kinds else value
 
     return AttentionHook(module, hook)
 
 
-def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | None = None) -> list[Any]:
+def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | Sequence[float] | None = None) -> list[Any]:
     """Round an activation wherever it is used; returns the hooks, to remove.
 
     Args:
-        largest: magnitude that a fixed scale is made for; default: that of each batch.
+        largest: magnitude that a fixed scale is made for, or of each head; default: that of each batch.
     """
     modules = [model.get_submodule(use) for use in site.uses]
     scale = None
     if fmt.fixed and largest is not None:
-        scale = fixed_scale(fmt, torch.tensor(largest, device=next(model.parameters()).device))
+        reach = torch.tensor(largest, device=next(model.parameters()).device)
+        scale = fixed_scale(fmt, reach.view(-1, 1, 1) if reach.dim() else reach)
     if site.role == "cache":
         return [round_states(module, fmt, (site.kind,), scale) for module in modules]
     return [round_input(module, fmt, scale) for module in modules]

@@ -24,7 +24,7 @@ def round_flows(model: nn.Module, activations: Sequence[Site], plan: Plan) -> li
     hooks = round_inputs(model, activations, plan.rounded_inputs, largest)
     if plan.cache is not None:
         for site in (site for site in activations if site.role == "cache"):
-            hooks += round_site(model, site, plan.cache.format, plan.cache.largest[site.name])
+            hooks += round_site(model, site, plan.cache.format, plan.cache.reach(site.name))
     return hooks
 
 

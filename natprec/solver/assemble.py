@@ -10,7 +10,7 @@ import numpy as np
 
 from natprec.config import NOT_ROUNDED
 from natprec.errors import InputError
-from natprec.formats import EngineProfile, Format
+from natprec.formats import EngineProfile, Format, PerHead
 from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import natural_precision
@@ -95,7 +95,8 @@ def assemble(
     units = min(len(values) for values in pooled)
     total = sum(values.reshape(units, -1).mean(1) for values in pooled)
     stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)
-    fixed = 2 * len(cache.largest) if cache and cache.format.floating else 0
+    scales = [] if cache is None else [len(each) for each in cache.by_head.values()] or [1] * len(cache.largest)
+    fixed = 2 * sum(scales) if cache and cache.format.floating else 0
     unquantized = sum(2 * measurement.curves[name].site.elements for name in kept)
     everything = sum(choice.elements for choice in choices.values())
     twice = choices[header.untied].elements if header.untied else 0
@@ -149,8 +150,13 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
     if not fmt.floating:
         refuse_other_rule(curves, profile)
     kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve in curves)
-    largest = {curve.site.name: curve.largest[rounding_named(rounding).compensates] for curve in curves}
-    return CacheChoice(fmt, kl, largest)
+    way = rounding_named(rounding).compensates
+    heads = {
+        curve.site.name: curve.by_head[way]
+        for curve in curves
+        if curve.by_head is not None and fmt.scaling.granularity == PerHead()
+    }
+    return CacheChoice(fmt, kl, {curve.site.name: curve.largest[way] for curve in curves}, heads)
 
 
 def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> Format:

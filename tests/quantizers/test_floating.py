@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from compressed_tensors.compressors.mxfp4 import MXFP4PackedCompressor
@@ -11,13 +13,14 @@ from compressed_tensors.compressors.nvfp4 import NVFP4PackedCompressor, unpack_f
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from torch import Tensor
 
-from natprec.formats import Format
-from natprec.formats.codebook import E4M3
+from natprec.formats import Codebook, Format, Integer, Table
+from natprec.formats.codebook import E2M1, E3M2, E4M3
 from natprec.formats.compressed_tensors import arguments
 from natprec.formats.presets import FLOAT_WEIGHTS
 from natprec.quantizers import Extent, QuantizedTensor, quantize, rounding_errors
 from natprec.quantizers.gptq import gptq
 from natprec.quantizers.hessian import Hessian
+from natprec.quantizers.ranks import code_at, interval, rank, rank_range
 from natprec.quantizers.scale_storage import effective_scales, inner_scales
 from natprec.quantizers.yaqa import output_order, yaqa
 
@@ -111,11 +114,12 @@ def test_errors_of_some_rows_are_those_of_the_whole(fmt: Format) -> None:
     assert torch.equal(some.view(110, 288), whole[40:150])
 
 
-@pytest.mark.parametrize(("name", "plain"), [("mxfp4", 4.0), ("mxfp6", 16.0), ("mxfp8", 256.0)])
-def test_the_better_power_of_two(name: str, plain: float) -> None:
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp6", "mxfp8"])
+def test_the_better_power_of_two(name: str) -> None:
     """Never worse than OCP's, which takes the one below; somewhere better."""
     fmt, original = FLOAT_WEIGHTS[name], weight()
     groups = original.view(160, -1, 32)
+    plain = 2.0 ** math.floor(math.log2(fmt.codebook.largest))
     scale = (groups.abs().amax(-1, keepdim=True)).log2().floor().exp2() / plain
     theirs = (fmt.codebook.nearest_(groups / scale) * scale - groups).square().sum(-1)
     ours = (quantize(original, fmt, torch.bfloat16).dequantize() - original).view(160, -1, 32).square().sum(-1)
@@ -183,3 +187,37 @@ def test_an_outer_scale_is_that_of_all_that_share_it() -> None:
     assert alone.outer < shared.outer
     inner = inner_scales(shared.scale, shared.outer, fmt)
     assert torch.equal(E4M3.nearest_(inner.clone()), inner)
+
+
+@pytest.mark.parametrize("fmt", ALL, ids=lambda fmt: fmt.name)
+def test_refined_scales_stay_on_what_files_hold(fmt: Format) -> None:
+    """Powers of two do not move; scales that rows share move together; others are rounded to their dtype."""
+    value = quantize(weight(), fmt, torch.bfloat16)
+    slope = value.scale_slope(torch.randn(160, 288, generator=torch.Generator().manual_seed(3)))
+    assert slope.shape == value.scale.shape
+    moved = value.scaled(1 + 0.1 * slope.sign(), torch.bfloat16)
+    assert torch.equal(moved.codes, value.codes)
+    assert torch.equal(moved.scale, value.scale) == (fmt.scaling.dtype == "e8m0")
+    if fmt.name == "fp8-tensor":
+        assert len(moved.scale.unique()) == 1
+    if fmt.name == "fp8-block128":
+        assert torch.equal(moved.scale[:128], moved.scale[:1].expand(128, -1))
+    if moved.outer is not None:
+        inner = inner_scales(moved.scale, moved.outer, fmt)
+        assert torch.equal(effective_scales(inner, moved.outer), moved.scale)
+
+
+@pytest.mark.parametrize("codebook", [E2M1, E3M2, E4M3, Integer(4), Table("three", (-1.0, 0.25, 2.0))], ids=str)
+def test_ranks_count_the_values_of_a_codebook(codebook: Codebook) -> None:
+    low, high = rank_range(codebook)
+    ranks = torch.arange(low, high + 1)
+    values = codebook.decode(code_at(codebook, ranks.float()))
+    assert (values[1:] > values[:-1]).all()
+    assert (values[0], values[-1]) == (codebook.smallest, codebook.largest)
+    assert torch.equal(rank(codebook, values), ranks.float())
+    middle = (values[1:] + values[:-1]) / 2
+    torch.testing.assert_close(rank(codebook, middle), ranks[:-1] + 0.5)
+    below, above = interval(codebook, code_at(codebook, ranks.float()))
+    assert torch.equal(below[1:], above[:-1])
+    assert torch.equal(below[1:], middle)
+    assert below[0] == -above[-1] == -torch.inf

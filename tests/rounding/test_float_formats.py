@@ -38,6 +38,7 @@ class Floats(Listed):
 
 
 WEIGHTS = Floats(tuple(FLOAT_WEIGHTS.values()))
+CACHE = Listed((FLOAT_ACTIVATIONS["fp8-head"], FLOAT_ACTIVATIONS["fp8-tensor"]))
 INPUTS = Floats(tuple(FLOAT_ACTIVATIONS.values()))
 
 
@@ -46,7 +47,7 @@ def floating(profile: EngineProfile) -> EngineProfile:
     both = (Integers((4, 8)), WEIGHTS)
     return replace(
         profile,
-        formats={"linear": both, "head": both, "embedding": both, "cache": (Listed((FLOAT_WEIGHTS["fp8-tensor"],)),)},
+        formats={"linear": both, "head": both, "embedding": both, "cache": (CACHE,)},
         pairings=(Pairing(WEIGHTS, INPUTS),),  # type: ignore[arg-type]
     )
 
@@ -85,7 +86,7 @@ def test_all_formats_are_measured_and_solved(tmp_path: Path) -> None:
     assert names == {*FLOAT_WEIGHTS, "int4-g32", "int8-g32"}
     for curve in found.curves.values():
         kl = dict(zip((fmt.name for fmt in curve.formats), curve.forward.mean((0, 1)), strict=True))
-        assert 0 < kl["mxfp8"] < kl["mxfp6"] < kl["mxfp4"]
+        assert 0 < max(kl["mxfp8"], kl["mxfp6"]) < kl["mxfp4"]
         assert kl["fp8-channel"] < kl["nvfp4"] < kl["mxfp4"]
         assert curve.shares.min() > 0
     plan = found.solve(bits=6)
@@ -152,3 +153,44 @@ def test_inputs_are_measured_and_rounded(name: str, tmp_path: Path) -> None:
             after = made.staged.output(ids)
     got = float(made.staged.distortion.between(before, after, ids).mean())
     assert 0.5 < got / predicted < 2
+
+
+def test_gradients_are_rounded_in_floats_too() -> None:
+    """T3 and T4: the backward curve of a float format is relative, and `eps_bwd` keeps what loses too much out."""
+    _, found = measured(rounding="rtn")
+    for curve in found.weights.values():
+        lost = dict(zip((fmt.name for fmt in curve.formats), curve.backward.mean(0) / curve.energy.mean(), strict=True))
+        assert 2e-4 < lost["fp8-channel"] < 2e-3  # a mantissa of 3 bits: (2⁻⁴)² / 3 of the energy, or less
+        assert max(lost["fp8-channel"], lost["mxfp6"]) < lost["nvfp4"] < lost["mxfp4"] < 0.05
+    free, kept = found.solve(bits=5), found.solve(bits=9, eps_bwd=0.002)
+    assert min(choice.format.bits for choice in free.sites.values() if choice.format) == 4
+    assert min(choice.format.bits for choice in kept.sites.values() if choice.format) == 8
+
+
+def test_a_cache_has_a_scale_for_each_head(tmp_path: Path) -> None:
+    """Of heads whose values differ in size; a plan keeps what each reaches, and the file says what is predicted."""
+    made = subject()
+    with torch.no_grad():
+        for layer in made.model.model.layers:
+            layer.self_attn.v_proj.weight[: layer.self_attn.head_dim] *= 2.0**-12
+            layer.self_attn.o_proj.weight[:, : 2 * layer.self_attn.head_dim] *= 2.0**12
+    made = Subject.in_memory(made.model, None, "small")
+    ids = tokens(8, 16, seed=9)
+    found = measure(made, ids, engine="natprec", group_size=32, sites="all", rounding="rtn")
+    found.save(tmp_path / "measured.safetensors")
+    found = Measurement.load(tmp_path / "measured.safetensors")
+    values = [curve for name, curve in found.curves.items() if name.endswith(":value")]
+    costs = [curve.kl("rtn")[curve.formats.index(fmt)] for curve in values for fmt in CACHE.formats]
+    assert all(head < tensor for head, tensor in zip(costs[::2], costs[1::2], strict=True))
+    assert all(len(curve.by_head[0]) == 2 and max(curve.by_head[0]) == curve.largest[0] for curve in values)  # type: ignore
+    plan = found.solve(bits=9, kv="8")
+    assert plan.cache is not None
+    assert plan.cache.format.name == "fp8-head"
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    with torch.no_grad():
+        before = made.staged.output(ids)
+        with flows_rounded(made.model, made.activations, replace(plan, inputs={})):
+            after = made.staged.output(ids)
+    got = float(made.staged.distortion.between(before, after, ids).mean())
+    assert 0.5 < got / plan.cache.kl < 2

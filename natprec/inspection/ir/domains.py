@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from natprec.formats import Format
 from natprec.inspection.ir.bundle import Materialization
 from natprec.inspection.ir.graph import Capture, module_path, weight_of
 from natprec.inspection.ir.operators import ATTENTION, EPILOGUE, operands, operator
@@ -81,16 +82,18 @@ def attention_unit(module: str) -> str:
     return f"{module}:attention"
 
 
-def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Materialization) -> list[Domain]:
+def assign_domains(
+    capture: Capture, widths: Mapping[str, int] | Mapping[str, Format], storage: Materialization
+) -> list[Domain]:
     """Give every node its place, in `node.meta[KEY]`; returns the domains in the order of the graph.
 
     Args:
-        widths: unit → bits; units without one keep `storage`.
+        widths: unit → format of its codes, or bits of integers; units without one keep `storage`.
     """
     units = find_units(capture)
     computed = [node for node in capture.nodes if node.op in ("call_function", "call_module", "placeholder")]
     materializations = {
-        node: Materialization.of_bits(widths[units[node]]) if units.get(node) in widths else storage
+        node: Materialization.of_codes(widths[units[node]]) if units.get(node) in widths else storage
         for node in computed
     }
     leader = _connected(computed, units, materializations)

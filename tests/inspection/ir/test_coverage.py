@@ -26,7 +26,7 @@ def assert_placed(graph: Capture, inputs: Mapping[str, Any]) -> None:
     assert (graph.by, graph.culprit) == ("torch.export", None)
     units = find_units(graph)
     widths = {unit: 3 + number % 6 for number, unit in enumerate(dict.fromkeys(units.values()))}
-    domains = assign_domains(graph, widths, Materialization("bf16"))
+    domains = assign_domains(graph, widths, Materialization(torch.bfloat16))
     owners = {name for name, module in graph.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     tied = {"lm_head"} if "model.embed_tokens" in units.values() else set()  # its weight goes by the embedding's name
     assert owners - tied <= {site for domain in domains for site in domain.sites}
