@@ -5,7 +5,7 @@
     python scripts/kernel_table.py --formats nvfp4 fp8-channel --epilogues full      floats, beside 16-bit activations
 
 One line per kernel, as Markdown: registers per thread, shared bytes, programs on a multiprocessor, spilled bytes, and
-the instruction that multiplies. Exit code 1 if any kernel spills or cannot be launched.
+the instruction that multiplies. Exit code 1 if any kernel spills, cannot be launched, or has no such instruction.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ def main() -> int:
     ):
         shared = phase != "prefill"
         variant = Variant(fmt, dtype, EPILOGUES[name], biased=name == "full", shared=shared)
-        tile = tiles(tokens, ARCHITECTURES[arch].capability, fmt.bits, dtype == torch.int8)[0]
+        codes, fine = dtype == torch.int8, bool(chosen.formats)
+        tile = tiles(tokens, ARCHITECTURES[arch].capability, fmt.bits, codes, fine)[0]
         built = compile_for(variant, tile, arch)
         fits = built.programs >= 1 and built.shared <= ARCHITECTURES[arch].shared_per_program
-        bad += bool(built.local) or not fits
+        bad += bool(built.local) or not fits or not built.tensor_core
         cells = (
             f"W{fmt.bits}" if isinstance(fmt.codebook, Integer) else fmt.name,
             "A8" if dtype == torch.int8 else "A16",

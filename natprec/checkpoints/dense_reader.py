@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from natprec.checkpoints.fixed_scales import INPUT, INPUT_OUTER, STATES
 from natprec.checkpoints.flows import round_as_written, weights_only
 from natprec.checkpoints.gguf import FILE_NAME
-from natprec.checkpoints.library import dense_weight
-from natprec.checkpoints.packed_weights import stored_scales
 from natprec.checkpoints.trial import unlike
-from natprec.errors import InputError, ModelError, NatprecError
+from natprec.checkpoints.unpacked import Unpacked, lacking, refuse_bad_scales, tensor_files
+from natprec.errors import ModelError, NatprecError
 from natprec.formats import Format, engine_profile
 from natprec.measurement.subject import probe_ids
 from natprec.models.checksums import refuse_damaged
 from natprec.models.devices import quiet
-from natprec.models.disk_names import DiskNames
 from natprec.models.encoders import drop_missing_pooler
 from natprec.models.experts import take_apart
-from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
 from natprec.models.model_files import first_line, task_of, weight_files
 from natprec.models.patterns import MARK
 from natprec.models.segments import StagedModel
-from natprec.models.stored import empty_model, hollowed, read_stored, stored_names
+from natprec.models.stored import empty_model, hollowed, read_stored
 from natprec.models.stored_codes import refuse_other_formats
-from natprec.models.stored_config import Group, StoredConfig, read_config
+from natprec.models.stored_config import StoredConfig, read_config
 from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.tasks import ENCODER, Task
 
@@ -82,7 +78,7 @@ def load_quantized(
             except Exception as error:  # whatever a model's own code raises
                 why = first_line(error)
         model = model or _unpacked(stored, trust)
-        round_as_written(model, stored, _tensor_files(folder), profile, running)
+        round_as_written(model, stored, tensor_files(folder), profile, running)
     if why is not None:
         note(UNPACKED.format(why))
     return model
@@ -114,10 +110,10 @@ def open_quantized(
         model.tie_weights()
         take_apart(model)
         stored = Unpacked(described, model)
-        missing = _lacking(model, stored.names)
+        missing = lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
-        round_as_written(model, described, _tensor_files(folder), engine_profile(engine), running)
+        round_as_written(model, described, tensor_files(folder), engine_profile(engine), running)
         return StagedModel(model, probe_ids(model), original.distortion, weights)
 
 
@@ -125,7 +121,7 @@ def _config(folder: Path) -> StoredConfig:
     """What config.json says of the folder; its files are whole."""
     described = read_config(folder)["quantization_config"]
     refuse_damaged(weight_files(folder), ours=(folder / "plan.json").is_file())
-    return StoredConfig(folder, described, _tensor_files(folder))
+    return StoredConfig(folder, described, tensor_files(folder))
 
 
 @contextlib.contextmanager
@@ -142,13 +138,13 @@ def _plain(stored: StoredConfig, scheme: Mapping[str, Any], trust: bool) -> nn.M
     """As transformers loads the folder if its `quantization_config` is this; it must load everything."""
     folder = stored.folder
     dense_model = empty_model(*_dense_config(folder, trust), trust)
-    files, layers = _tensor_files(folder), dict(dense_model.named_modules())
+    files, layers = tensor_files(folder), dict(dense_model.named_modules())
     refuse_other_formats(files, stored, dense_model)
     for name in (name for name in files if name.endswith(".weight_scale")):
         module = name.rpartition(".")[0]
         group = stored.of(module, module=layers.get(module))
         if group is not None and group.described["weights"].get("type") == "float":
-            _refuse_bad_scales(group, module, {"weight_scale": read_stored(files[name], name)}, folder)
+            refuse_bad_scales(group, module, {"weight_scale": read_stored(files[name], name)}, folder)
     config = config_of(folder, trust)
     config.quantization_config = scheme
     task = task_of(str(folder), config)
@@ -164,13 +160,6 @@ def _plain(stored: StoredConfig, scheme: Mapping[str, Any], trust: bool) -> nn.M
     return dense
 
 
-def _refuse_bad_scales(group: Group, module: str, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Refuse scales of floats that are no positive numbers, as far as natprec knows the format."""
-    with contextlib.suppress(InputError):
-        if group.format.floating:
-            stored_scales(group.format, tensors, f"{module!r} in {str(folder)!r}")
-
-
 def _needs_unpacking(stored: StoredConfig) -> bool:
     """Whether plain transformers would refuse it, or match its regular expressions, for as long as they take."""
     if f'"{MARK}' in json.dumps(stored.described):
@@ -179,63 +168,9 @@ def _needs_unpacking(stored: StoredConfig) -> bool:
         return True
     if any(group.container in IN_BFLOAT16 for group in stored.groups):
         return True
-    packed = [name.split(".") for name in _tensor_files(stored.folder) if name.endswith(".weight_packed")]
+    packed = [name.split(".") for name in tensor_files(stored.folder) if name.endswith(".weight_packed")]
     # embed_tokens, embed_in, word_embeddings; experts
     return any("embed" in name[-2] or "experts" in name for name in packed)
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name → the file that holds it, without those that are carried along and no part of the model."""
-    files = sorted(folder.glob("*.safetensors"))
-    return {name: file for file in files for name in stored_names(file, carried=False)}
-
-
-class Unpacked:
-    """A compressed-tensors checkpoint as dense weights, which the library reconstructs one at a time.
-
-    Attributes:
-        names: of the tensors, in the model.
-    """
-
-    def __init__(self, config: StoredConfig, model: nn.Module) -> None:
-        """Read the headers.
-
-        Args:
-            model: that is to be filled, whose layers say in which form their weights are wanted.
-        """
-        self._model, self._folder, in_model = model, config.folder, DiskNames(model).in_model
-        modules: dict[str, dict[str, Path]] = {}
-        self._packed: dict[str, tuple[Group, str, dict[str, Path]]] = {}
-        self._plain: dict[str, tuple[str, Path]] = {}
-        files, layers = _tensor_files(config.folder), dict(model.named_modules())
-        refuse_other_formats(files, config, model, in_model)
-        for key, file in files.items():
-            module, _, leaf = key.rpartition(".")
-            modules.setdefault(module, {})[leaf] = file
-        for module, own in modules.items():
-            name = in_model.get(module, module)
-            group = config.of(module, name, module=layers.get(name))  # one for transformers has the model's names
-            weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
-            if group is not None:
-                own = {leaf: file for leaf, file in own.items() if leaf not in (INPUT, INPUT_OUTER)}
-            if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
-                self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one
-            self._plain |= {
-                f"{name}.{leaf}".removeprefix("."): (f"{module}.{leaf}", file) for leaf, file in own.items()
-            }
-        self.names = [*self._plain, *self._packed]
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """One dense tensor."""
-        if name in self._plain:
-            key, file = self._plain[name]
-            return read_stored(file, key)
-        group, module, files = self._packed[name]
-        own = {leaf: read_stored(file, f"{module}.{leaf}") for leaf, file in files.items()}
-        _refuse_bad_scales(group, module, own, self._folder)
-        dense = dense_weight(group, own)
-        layer = known_layer(self._model.get_submodule(name.removesuffix(".weight")))
-        return layer.kind.stored(dense)
 
 
 def _dense_config(folder: Path, trust: bool) -> tuple[Any, Task]:
@@ -253,19 +188,5 @@ def _unpacked(described: StoredConfig, trust: bool) -> nn.Module:
     stored = Unpacked(described, model)
     model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)
     model.tie_weights()
-    _lacking(model, stored.names)
+    lacking(model, stored.names)
     return model.eval().requires_grad_(False)
-
-
-def _lacking(model: nn.Module, names: Collection[str]) -> set[str]:
-    """Tensors of the model that only tied ones stand for.
-
-    Raises:
-        ValueError: others are missing, or some of the checkpoint's have no place.
-    """
-    wanted = set(model.state_dict())
-    missing, tied = wanted - set(names), set(getattr(model, "all_tied_weights_keys", None) or {})
-    unexpected = {name for name in names if name not in wanted and not name.endswith(tuple(STATES.values()))}
-    if unexpected or missing - tied:
-        raise ValueError(f"missing {sorted(missing - tied)[:3]}, unexpected {sorted(unexpected)[:3]}")
-    return missing

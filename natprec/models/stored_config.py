@@ -22,6 +22,7 @@ from natprec.models.patterns import Targets
 from natprec.utils.schema import Place, read
 
 METHOD = "compressed-tensors"
+SCALE = ".weight_scale"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ class StoredConfig:
         ]
         self.ignore: list[str] = read(list[str], described.get("ignore") or [], place.within("ignore"))
         targets = [target for group in self.groups for target in group.targets] + self.ignore
-        self._patterns = Targets(targets, (name.rpartition(".")[0] for name in tensors), str(folder))
+        names = [*tensors]
+        self._patterns = Targets(targets, (name.rpartition(".")[0] for name in names), str(folder))
+        scaled = {name.removesuffix(SCALE) for name in names if name.endswith(SCALE)}
+        self._scaled = scaled if names else None
 
     @classmethod
     def read(cls, folder: Path, tensors: Iterable[str] = ()) -> StoredConfig:
@@ -114,15 +118,16 @@ class StoredConfig:
 
         Args:
             names: in the checkpoint, and in the model where that is another.
-            module: for targets that are classes.
+            module: for targets that are classes; of a class, only what has scales in the checkpoint has a group.
         """
         classes = {cls.__name__ for cls in type(module).__mro__} if module is not None else set()
+        scaled = self._scaled is None or not self._scaled.isdisjoint(names)
         for name in dict.fromkeys(names):
             if self._meant(name, classes, self.ignore):
                 continue
             named = (group for group in self.groups if name in group.targets)
             matched = (group for group in self.groups if self._patterns.match(name, group.targets))
-            by_class = (group for group in self.groups if classes.intersection(group.targets))
+            by_class = (group for group in self.groups if scaled and classes.intersection(group.targets))
             if found := next(named, None) or next(matched, None) or next(by_class, None):
                 return found
         return None

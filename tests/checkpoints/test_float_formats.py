@@ -63,6 +63,7 @@ def written(
     largest: Mapping[str, float] | None = None,
 ) -> Path:
     """A checkpoint, with the fixed scales of its inputs."""
+    folder.mkdir(exist_ok=True)
     names, dtype = DiskNames(made.model), made.storage_dtype
     tensors = checkpoint_tensors(made.model, made.sites, dict(codes), VLLM, dtype, inputs, names=names)
     tensors |= input_scales(made.sites, inputs or {}, largest or {}, dtype, names)
@@ -73,9 +74,9 @@ def written(
     return folder
 
 
-def made_of(fmt: Format, tokenizer: Any = None) -> tuple[Subject, dict[str, QuantizedTensor]]:
+def made_of(fmt: Format, tokenizer: Any = None, **more: Any) -> tuple[Subject, dict[str, QuantizedTensor]]:
     """A subject whose other weights its dtype holds, and its codes."""
-    made = subject(tokenizer, **SIZES)
+    made = subject(tokenizer, **SIZES, **more)
     for parameter in made.model.parameters():
         parameter.data = parameter.data.to(made.storage_dtype).float()
     return made, rounded(made, {site.name: fmt for site in made.sites})
@@ -164,6 +165,8 @@ def test_shapes_are_known_beforehand(fmt: Format) -> None:
     assert {leaf: (each.dtype, each.shape) for leaf, each in found.items()} == {
         leaf: (each.dtype, each.shape) for leaf, each in expected.items()
     }
+    stored = sum(each.nbytes for leaf, each in found.items() if leaf != "weight_shape")
+    assert stored == fmt.stored_bytes(200, 256)
 
 
 @pytest.mark.parametrize("fmt", FLOAT_WEIGHTS.values(), ids=lambda fmt: fmt.name)

@@ -48,5 +48,7 @@ def test_inputs_are_rounded_as_the_file_says(weights: str, inputs: str, tmp_path
     size = float(expected.abs().max())
     assert (expected - plain).abs().max() > 2 * LOGITS * size, "rounding inputs must show"
     assert (load_quantized(folder)(input_ids=IDS).logits - expected).abs().max() <= 1e-5 * size
-    runs = load(folder)(input_ids=IDS[:1, :2]).logits
+    runnable = load(folder)
+    assert all(runnable.replaced.blocks.values()), "block.c rounds no inputs to floats"
+    runs = runnable(input_ids=IDS[:1, :2]).logits
     assert (runs - made.model(input_ids=IDS[:1, :2]).logits).abs().max() <= 0.02 * size  # a code may be the next one

@@ -62,6 +62,11 @@ class PlanarWeight:
     outer: Tensor | None = None
 
     @property
+    def fine(self) -> bool:
+        """Whether it is one that `natprec.runtime.kernels.triton.tiles` has smaller tiles for."""
+        return isinstance(self.format.codebook, Float) or self.format.group_size == self.depth
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes, padding included."""
         tensors = [*self.planes, self.scale] + ([] if self.zero_point is None else [self.zero_point])

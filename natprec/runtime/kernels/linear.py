@@ -62,7 +62,7 @@ class QuantizedWeight(StoredWeight):
         self.layer, self.kernel = layer, kernel
         self.rows, self.columns, self.few = layer.rows, layer.columns, kernel.few
         packed = kernel.pack(weight, scale_dtype)
-        self._inputs: Format | None = None
+        self.inputs: Format | None = None
         self._parts = [f"part{index}" for index in range(len(packed))]
         for name, buffer in zip(self._parts, packed, strict=True):
             self.register_buffer(name, buffer)
@@ -74,13 +74,13 @@ class QuantizedWeight(StoredWeight):
 
     def round_inputs(self, fmt: Format, scale: Tensor | None) -> None:
         """From now on round activations to a format of floats; `scale`, (), is what the checkpoint fixes of it."""
-        self._inputs = fmt
+        self.inputs = fmt
         self.register_buffer("input_scale", scale)
 
     def rounded(self, x: Tensor) -> Tensor:
         """Rounded to floats, or to int8 for each token, where the layer says so and its kernel does not do it."""
-        if self._inputs is not None:
-            return round_activations(x.float(), self._inputs, self._buffers["input_scale"]).to(x.dtype)
+        if self.inputs is not None:
+            return round_activations(x.float(), self.inputs, self._buffers["input_scale"]).to(x.dtype)
         if not self.layer.int8_inputs or self.kernel.rounds_inputs:
             return x
         codes, scale = quantize_tokens(x)

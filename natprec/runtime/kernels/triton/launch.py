@@ -154,7 +154,8 @@ def launch(
     if not out.numel():
         return
     if tile is None:
-        tile = tiles(len(x), capability(x.device), weight.format.bits, x.dtype == torch.int8)[0]
+        codes, fine = x.dtype == torch.int8, weight.fine
+        tile = tiles(len(x), capability(x.device), weight.format.bits, codes, fine)[0]
     outputs = (triton.cdiv(len(x), tile.tokens), triton.cdiv(weight.rows, tile.rows))
     if programs is None:
         turns = triton.cdiv(weight.columns, tile.columns)

@@ -229,8 +229,8 @@ VALUES = [
 ]
 
 
-UNIT = 64.0
-"""Values are written in multiples of 1 / 64."""
+UNIT = 32.0
+"""Values are written in multiples of 1 / 32."""
 
 
 def run_values(case: Values, place: Callable[[Tensor], Tensor]) -> dict[str, object]:

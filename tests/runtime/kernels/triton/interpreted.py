@@ -79,8 +79,8 @@ MUTATIONS = {
 OF_VALUES = {
     "the wrong row": (Values(4), "words = rn[:, None]", "words = (rn ^ 1)[:, None]"),
     "one group's scale for all": (Values(4), "group = (first + step) * R // GROUP", "group = first * 0"),
-    "no unit": (Values(4), "to(tl.float32) * factor", "to(tl.float32) * 1.0"),
-    "no zero point": (Values(4, symmetric=False), "operand(code, z, BITS", "operand(code, None, BITS"),
+    "no unit": (Values(4), "UNIT) * factor", "UNIT) * 1.0"),
+    "no zero point": (Values(4, symmetric=False), "numbers(code, z, BITS", "numbers(code, None, BITS"),
     "a column further": (Values(4), "line + k", "line + 1 + k"),
     "rows not masked": (Values(4), "(rn < N)[:, None] &", "(rn >= 0)[:, None] &"),
     "columns not masked": (Values(4), "& (k < K)", "& (k >= 0)"),

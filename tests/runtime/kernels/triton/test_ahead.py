@@ -124,13 +124,14 @@ def test_values_are_read_and_written_16_bytes_at_a_time(architecture: str, fmt: 
 
 @pytest.mark.parametrize(
     ("architecture", "name"),
-    [("sm_80", "nvfp4"), ("sm_89", "mxfp4"), ("sm_90a", "fp8-channel"), ("sm_100a", "nvfp4"), ("sm_120a", "mxfp8")],
-)
+    [("sm_80", "nvfp4"), ("sm_89", "mxfp4"), ("sm_90a", "mxfp6"), ("sm_100a", "nvfp4"), ("sm_100a", "int4-g16"),
+     ("sm_120a", "fp8-channel")],
+)  # fmt: skip
 @pytest.mark.parametrize("tokens", [16, MANY_TOKENS])
-def test_floats_spill_nothing(architecture: str, name: str, tokens: int) -> None:
-    """scripts/kernel_table.py --formats has all of them."""
+def test_floats_and_groups_of_one_step_spill_nothing(architecture: str, name: str, tokens: int) -> None:
+    """scripts/kernel_table.py --formats has all floats. Of groups of 16 there was an empty kernel for sm_100a."""
     fmt = parse_format(name)
-    tile = tiles(tokens, ARCHITECTURES[architecture].capability, fmt.bits, codes=False)[0]
+    tile = tiles(tokens, ARCHITECTURES[architecture].capability, fmt.bits, codes=False, fine=True)[0]
     compiled = compile_for(Variant(fmt, epilogue=FULL, biased=True), tile, architecture)
     assert compiled.local == 0
     assert compiled.programs >= 1
