@@ -1,11 +1,11 @@
 """vLLM's own code chooses kernels for a pretended GPU, and natprec's rules are compared: no GPU, nothing computed.
 
-    python scripts/vllm_chooser.py /path/to/unpacked/wheel --gpu sm90
+    python scripts/vllm_chooser.py VLLM HUMMING REQUIREMENTS --gpu sm90
 
-The folder holds vLLM's Python (a wheel, unpacked) and whatever else of its requirements is not installed here; of the
-kernel libraries, humming-kernels. What is still missing is replaced by empty modules. Its compressed-tensors reader then
-finds each layer's scheme, and the scheme's `create_weights` its kernel, for layers of natprec's formats. Pretended are
-the platform, that FlashInfer and DeepGEMM are installed, and three questions that vLLM asks its compiled code:
+The first folder holds vLLM's Python (a wheel, unpacked), others what is not installed here of its requirements; of the
+kernel libraries, humming-kernels. What is still missing is replaced by empty modules. vLLM's compressed-tensors reader
+then finds each layer's scheme, and the scheme's `create_weights` its kernel, for layers of natprec's formats. Pretended
+are the platform, that FlashInfer and DeepGEMM are installed, and three questions that vLLM asks its compiled code:
 `cutlass_scaled_mm_supports_fp8` (from sm89), `…_block_fp8` (from sm90), `…_fp4` (from sm100).
 Prints JSON: a line for each layer where both differ; exit code 1 if there is one.
 """
@@ -20,7 +20,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -33,7 +33,8 @@ from natprec.formats.compressed_tensors import arguments, container
 from natprec.formats.gpus import capabilities, generation
 
 STAND_INS = frozenset(
-    "xgrammar llguidance soundfile torchaudio cv2 cuda flashinfer deep_gemm ray tilelang librosa vllm".split()
+    ("xgrammar", "llguidance", "soundfile", "torchaudio", "cv2", "cuda", "flashinfer", "deep_gemm", "ray", "tilelang")
+    + ("librosa", "vllm")
 )
 """Packages that may be missing; of `vllm` only compiled modules are."""
 
@@ -66,7 +67,7 @@ class _Anything:
 
 
 class _StandIn(types.ModuleType):
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -194,8 +195,8 @@ def main() -> None:
     compared, different = 0, []
     torch.set_default_dtype(torch.bfloat16)
     with (
-        mock.patch.object(vllm.config, "get_current_vllm_config", lambda: pretended),
-        mock.patch.object(vllm.config, "get_current_vllm_config_or_none", lambda: pretended),
+        mock.patch.object(vllm.config, "get_current_vllm_config", return_value=pretended),
+        mock.patch.object(vllm.config, "get_current_vllm_config_or_none", return_value=pretended),
     ):
         for layer, described in layers():
             own, theirs = run(layer, capability, VLLM[NEWEST]), chosen(layer, described)

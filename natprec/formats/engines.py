@@ -144,9 +144,10 @@ _FOUR_EIGHT = (Integers((4, 8)),)
 _GGUF = (Listed(tuple(GGUF_TYPES.values())),)
 _KEPT_BY_HEAD = (Integers(_NARROW, (PerGroup,), flowing=True),)
 _BY_TOKEN, _BY_TOKEN_OR_GROUP = (PerToken,), (PerToken, PerGroup)
-_ANY_PAIR = (Pairing(Integers(_ALL), Integers(_NARROW, _BY_TOKEN_OR_GROUP, flowing=True)),)
+_ANY_INPUTS = Integers(_NARROW, _BY_TOKEN_OR_GROUP, flowing=True)
+_ANY_PAIR = (Pairing(Integers(_ALL), _ANY_INPUTS),)
 _BY_HEAD_FULL = (replace(_KEPT_BY_HEAD[0], full_range=True),)
-_ANY_PAIR_FULL = (Pairing(Integers(_ALL), replace(_ANY_PAIR[0].inputs, full_range=True)),)
+_ANY_PAIR_FULL = (Pairing(Integers(_ALL), replace(_ANY_INPUTS, full_range=True)),)
 _W8A8 = Pairing(Integers((8,), (PerChannel,)), Integers((8,), _BY_TOKEN, flowing=True))
 
 PROFILES = {
