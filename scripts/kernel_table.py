@@ -2,9 +2,10 @@
 
     python scripts/kernel_table.py                       all 1050 (about half an hour on one core)
     python scripts/kernel_table.py --epilogues full      one epilogue; --bits, --architectures likewise
+    python scripts/kernel_table.py --formats nvfp4 fp8-channel --epilogues full      floats, beside 16-bit activations
 
 One line per kernel, as Markdown: registers per thread, shared bytes, programs on a multiprocessor, spilled bytes, and
-the instruction that multiplies. Exit code 1 if any kernel spills or cannot be launched.
+the instruction that multiplies. Exit code 1 if any kernel spills, cannot be launched, or has no such instruction.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import sys
 
 import torch
 
-from natprec.formats import integer
+from natprec.formats import Integer, integer, parse_format
+from natprec.formats.presets import FLOAT_WEIGHTS
 from natprec.runtime.kernels import Epilogue
 from natprec.runtime.kernels.triton.ahead import ARCHITECTURES, Variant, compile_for
 from natprec.runtime.kernels.triton.tiles import tiles
@@ -37,20 +39,25 @@ def main() -> int:
     parser.add_argument("--bits", type=int, nargs="+", default=list(range(2, 9)))
     parser.add_argument("--epilogues", nargs="+", choices=EPILOGUES, default=list(EPILOGUES))
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--formats", nargs="+", choices=FLOAT_WEIGHTS, default=[], help="instead of integers")
     chosen = parser.parse_args()
+    weights = [parse_format(name) for name in chosen.formats] or [integer(bits, 64, False) for bits in chosen.bits]
     print("| weights | activations | epilogue | tokens | architecture | registers | shared | programs | spilled | by |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     bad = 0
-    for name, arch, bits, (phase, tokens), dtype in itertools.product(
-        chosen.epilogues, chosen.architectures, chosen.bits, TOKENS.items(), (torch.float16, torch.int8)
+    dtypes = (torch.float16,) if chosen.formats else (torch.float16, torch.int8)
+    for name, arch, fmt, (phase, tokens), dtype in itertools.product(
+        chosen.epilogues, chosen.architectures, weights, TOKENS.items(), dtypes
     ):
         shared = phase != "prefill"
-        variant = Variant(integer(bits, 64, False), dtype, EPILOGUES[name], biased=name == "full", shared=shared)
-        built = compile_for(variant, tiles(tokens, ARCHITECTURES[arch].capability, bits, dtype == torch.int8)[0], arch)
+        variant = Variant(fmt, dtype, EPILOGUES[name], biased=name == "full", shared=shared)
+        codes, fine = dtype == torch.int8, bool(chosen.formats)
+        tile = tiles(tokens, ARCHITECTURES[arch].capability, fmt.bits, codes, fine)[0]
+        built = compile_for(variant, tile, arch)
         fits = built.programs >= 1 and built.shared <= ARCHITECTURES[arch].shared_per_program
-        bad += bool(built.local) or not fits
+        bad += bool(built.local) or not fits or not built.tensor_core
         cells = (
-            f"W{bits}",
+            f"W{fmt.bits}" if isinstance(fmt.codebook, Integer) else fmt.name,
             "A8" if dtype == torch.int8 else "A16",
             variant.epilogue.name,
             phase,

@@ -8,25 +8,26 @@ name.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from natprec.checkpoints.fixed_scales import stored_input_scale
+from natprec.checkpoints.packed_weights import unpacked
 from natprec.errors import InputError, ModelError
 from natprec.formats import Format, Integer, activation
-from natprec.formats.compressed_tensors import activation_format, weight_format
 from natprec.models.checksums import refuse_damaged
 from natprec.models.disk_names import DiskNames
 from natprec.models.headers import read_headers
 from natprec.models.model_files import weight_files
-from natprec.models.patterns import MARK, Targets
 from natprec.models.stored_codes import CODES, in_library_order, refuse_other_format
+from natprec.models.stored_config import Group, StoredConfig, read_config
 from natprec.quantizers import QuantizedTensor
+
+SCALES = ("weight_scale", "weight_global_scale")
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Scheme:
 
     Attributes:
         format: of the weight.
-        int8_inputs: activations are rounded to int8, one scale per token.
+        inputs: of the activations; None: they are floats.
     """
 
     format: Format
-    int8_inputs: bool = False
+    inputs: Format | None = None
 
 
 class Checkpoint:
@@ -53,9 +54,8 @@ class Checkpoint:
             ModelError: a weight file is missing, truncated or damaged.
         """
         self.folder = folder
-        self.config = _read_config(folder)
-        self.groups: dict[str, dict[str, Any]] = self.config["quantization_config"]["config_groups"]
-        states = self.config["quantization_config"].get("kv_cache_scheme")
+        described = read_config(folder)["quantization_config"]
+        states = described.get("kv_cache_scheme")
         if states:
             raise ModelError(
                 f"checkpoint {str(folder)!r} keeps keys and values in {states.get('num_bits')} bits, for which there "
@@ -63,11 +63,11 @@ class Checkpoint:
             )
         self._in_file: dict[str, str] = {}
         self._module: Callable[[str], str] = str
-        self._ignore: list[str] = list(self.config["quantization_config"].get("ignore") or [])
         files = weight_files(folder)
         refuse_damaged(files, ours=(folder / "plan.json").is_file())
         self._headers = read_headers(files)
         self.files = {name: header.file for name, header in self._headers.items()}
+        self._described = StoredConfig(folder, described, self.files)
 
     def rename(self, names: DiskNames) -> None:
         """From now on call tensors and modules as the model does."""
@@ -80,33 +80,18 @@ class Checkpoint:
                 self._headers[name] = self._headers.pop(key)
         self._module = names.module
 
-    @functools.cached_property
-    def _patterns(self) -> Targets:
-        """Of targets and of what is to be ignored."""
-        targets = [target for own, _ in self._schemes for target in own] + self._ignore
-        return Targets(targets, (name.rpartition(".")[0] for name in self.files), str(self.folder))
-
-    @functools.cached_property
-    def _schemes(self) -> list[tuple[list[str], Scheme]]:
-        return _schemes(self.groups, self.folder)
-
     def scheme(self, name: str, module: nn.Module) -> Scheme | None:
         """Of a Linear or embedding; None where its weight is not quantized.
 
         Raises:
             ModelError: a scheme of the checkpoint is none that natprec runs.
         """
-        from compressed_tensors.utils import is_match
+        group = self._described.of(self._module(name), name, module=module)
+        return None if group is None else self._schemes[group.name]
 
-        def meant(stored: str, targets: list[str]) -> bool:
-            plain = [target for target in targets if not target.startswith(MARK)]
-            return self._patterns.match(stored, targets) or is_match(stored, module, plain)
-
-        for stored in dict.fromkeys((self._module(name), name)):  # one written for transformers has the model's names
-            found = (scheme for targets, scheme in self._schemes if meant(stored, targets))
-            if not meant(stored, self._ignore) and (scheme := next(found, None)) is not None:
-                return scheme
-        return None
+    @functools.cached_property
+    def _schemes(self) -> dict[str, Scheme]:
+        return {group.name: _scheme(group, self.folder) for group in self._described.groups}
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, as it is stored.
@@ -144,6 +129,10 @@ class Checkpoint:
         fmt, (rows, columns) = scheme.format, shape
         leaves = {leaf: self._headers.get(f"{owner}.{leaf}") for leaf in (*CODES, "weight_scale")}
         refuse_other_format(owner, fmt, shape, {leaf: header for leaf, header in leaves.items() if header is not None})
+        if not isinstance(fmt.codebook, Integer):
+            wanted = [leaf for leaf in (*CODES, *SCALES) if leaf == SCALES[0] or f"{owner}.{leaf}" in self.files]
+            tensors = {leaf: self.tensor(f"{owner}.{leaf}") for leaf in wanted}
+            return unpacked(fmt, shape, tensors, f"{owner!r} in {str(self.files[owner + '.weight_scale'])!r}")
         codes = self._codes(owner, fmt, shape)
         scale = self.tensor(f"{owner}.weight_scale").float()
         scale = (scale.expand(rows, 1) if scale.numel() == 1 else scale.view(rows, -1)).contiguous()
@@ -154,6 +143,20 @@ class Checkpoint:
                 f"{fmt.name} needs {rows} × {fmt.groups(columns)} finite scales; download it or quantize again"
             )
         return QuantizedTensor(fmt, codes, scale, zero)
+
+    def shared(self, uses: tuple[str, ...], scheme: Scheme) -> tuple[Tensor | None, Tensor | None]:
+        """What a weight shares with those that it is multiplied with at once: the outer scale of its codes, and what is
+        fixed of its input; each (), None where there is none.
+
+        Raises:
+            ModelError: it is not there, or no positive number.
+        """
+        names = [name for use in uses if (name := f"{use}.{SCALES[1]}") in self.files]
+        nested = scheme.format.scaling.outer is not None
+        outer = self.tensor(names[0]).float().reshape(()) if nested and names else None
+        if scheme.inputs is None:
+            return outer, None
+        return outer, stored_input_scale(uses[0], scheme.inputs, lambda n: self.tensor(n) if n in self.files else None)
 
     def _codes(self, owner: str, fmt: Format, shape: tuple[int, int]) -> Tensor:
         from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
@@ -188,47 +191,17 @@ class Checkpoint:
             )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
+def _scheme(group: Group, folder: Path) -> Scheme:
+    """How modules of a group are computed."""
     try:
-        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
-        config["quantization_config"]["config_groups"].values()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{str(config_file)!r} describes no checkpoint in compressed-tensors format ({error!r}); quantize again"
+        fmt, inputs = group.format, group.inputs()
+        if isinstance(fmt.codebook, Integer) and fmt.bits < 2:
+            raise InputError(f"weights in {fmt.name}; kernels exist for integers of 2 to 8 bits and floats of 4 to 8")
+        if inputs is not None and inputs != activation(8) and not inputs.floating:
+            raise InputError(f"activations in {inputs.name}; kernels exist for {activation(8).name} and for floats")
+    except InputError as error:
+        raise ModelError(
+            f"scheme {group.name!r} of {str(folder)!r} cannot run here: {error}; it needs a kernel of its own: "
+            "run it in vLLM, or quantize the original with natprec"
         ) from error
-    return config
-
-
-def _schemes(groups: dict[str, dict[str, Any]], folder: Path) -> list[tuple[list[str], Scheme]]:
-    """Targets → scheme, single names before regular expressions before classes, as the library resolves them."""
-    schemes = []
-    for name, group in groups.items():
-        try:
-            scheme = Scheme(_weight_format(group["weights"]), _int8_inputs(group.get("input_activations")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"scheme {name!r} of {str(folder)!r} cannot run here: {error}; it needs a kernel of its own: "
-                "run it in vLLM, or quantize the original with natprec"
-            ) from error
-        schemes.append((list(group["targets"]), scheme))
-    rank = {True: 0, False: 1}
-    return sorted(schemes, key=lambda entry: rank[all("." in t and not t.startswith("re:") for t in entry[0])])
-
-
-def _weight_format(described: dict[str, Any]) -> Format:
-    fmt = weight_format(described)
-    if not isinstance(fmt.codebook, Integer) or fmt.bits < 2:
-        raise ValueError(f"weights in {fmt.name}; kernels exist for integers of 2 to 8 bits")
-    return fmt
-
-
-def _int8_inputs(described: dict[str, Any] | None) -> bool:
-    if described is None:
-        return False
-    fmt = activation_format(described)
-    if fmt != activation(8):
-        raise ValueError(f"activations in {fmt.name}; kernels exist for {activation(8).name}")
-    return True
+    return Scheme(fmt, inputs)

@@ -17,24 +17,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.formats import EngineProfile, Format, PerTensor
-from natprec.formats.compressed_tensors import arguments
+from natprec.checkpoints.packed_weights import packed
+from natprec.formats import EngineProfile, Format, Integer
+from natprec.formats.compressed_tensors import arguments, container
 from natprec.models.checksums import CARRIED, CHECKSUMS, tensor_checksum
 from natprec.models.disk_names import DiskNames
 from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor
-from natprec.quantizers.activations import flowing_scale
 from natprec.solver.choices import CacheChoice
 
 
 def write_settings(
-    folder: Path, model: nn.Module, tokenizer: Any, scheme: dict[str, Any], storage_dtype: torch.dtype
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Any,
+    scheme: dict[str, Any],
+    storage_dtype: torch.dtype,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write configuration, with its `quantization_config`, generation configuration and tokenizer."""
+    """Write configuration, with its `quantization_config`, generation configuration and tokenizer.
+
+    Args:
+        more: of the configuration, said even where it is the default.
+    """
     config = model.config.to_diff_dict() | {  # type: ignore[operator, union-attr]
         "architectures": [type(model).__name__],
         "dtype": str(storage_dtype).removeprefix("torch."),
         "quantization_config": scheme,
+        **(more or {}),
     }
     (folder / "config.json").write_text(json.dumps(_as_json(config), indent=2, allow_nan=False) + "\n")
     if getattr(model, "generation_config", None) is not None:
@@ -85,43 +95,14 @@ def checkpoint_tensors(
         if site.name in quantized:
             int8 = is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.fused_group))
             owner_first = sorted(site.uses, key=lambda use: f"{use}.weight" in tied)  # loaders tie the others to it
-            tensors |= _packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
-    return tensors
-
-
-def cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """`k_scale` and `v_scale` of each attention module, where they are fixed."""
-    if cache is None or cache.format.scaling.granularity != PerTensor() or cache.format.scaling.dynamic:
-        return {}
-    scales = {}
-    for name, largest in cache.largest.items():
-        module, _, kind = name.rpartition(":")
-        scales[f"{module}.{kind[0]}_scale"] = flowing_scale(cache.format, torch.tensor([largest])).to(dtype)
-    return scales
-
-
-def _packed(uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    """One site's tensors, by the modules that use it: codes, scales, zero points."""
-    from compressed_tensors.compressors.pack_quantized import pack_to_int32
-
-    value = value.to("cpu")
-    scale = value.scale.to(dtype).contiguous()
-    if int8:
-        tensors = {f"{uses[0]}.weight": value.codes.contiguous()}
-        return tensors | {f"{use}.weight_scale": scale.clone() for use in uses}
-    tensors = {
-        f"{uses[0]}.weight_packed": pack_to_int32(value.codes, value.format.bits).contiguous(),
-        f"{uses[0]}.weight_scale": scale,
-        f"{uses[0]}.weight_shape": torch.tensor(value.codes.shape),
-    }
-    if value.zero_point is not None:
-        zeros = pack_to_int32(value.zero_point, value.format.bits, packed_dim=0)
-        tensors[f"{uses[0]}.weight_zero_point"] = zeros.contiguous()
+            tensors |= packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
     return tensors
 
 
 def is_int8(site: Site, fmt: Format, profile: EngineProfile, inputs: Format | None) -> bool:
     """Whether codes are stored one to a byte: embeddings of some engines, weights of W8A8."""
+    if not isinstance(fmt.codebook, Integer):
+        return False
     if site.role == "embedding":
         return not profile.packs_embeddings
     return inputs is not None and fmt in profile.per_channel()
@@ -135,12 +116,14 @@ def quantization_config(
     cache: CacheChoice | None = None,
     names: DiskNames | None = None,
     routers: Collection[str] = (),
+    classes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json, validated by the compressed-tensors library.
 
     Args:
         names: of modules, in the checkpoint; default: those in the model.
         routers: modules that are no sites, which engines must be told to leave alone.
+        classes: site → one more target, which an engine finds in the name of a class.
     """
     from compressed_tensors.quantization import QuantizationConfig
 
@@ -162,13 +145,14 @@ def quantization_config(
                 found.extend([pattern] if pattern not in found else [])
             else:
                 found.extend(stored(use, bool(site.experts)) for use in site.uses)
+                found.extend([classes[site.name]] if classes and site.name in classes else [])
         else:
             ignore.extend(map(stored, site.uses))
     groups = {}
     for (fmt, int8, rounded), own in targets.items():
         groups[fmt.name + ("-int8" if int8 else "") + (f"-{rounded.name}" if rounded else "")] = {
             "targets": own,
-            "format": "int-quantized" if int8 else "pack-quantized",
+            "format": container(fmt, int8),
             "weights": arguments(fmt),
             "input_activations": arguments(rounded) if rounded else None,
             "output_activations": None,

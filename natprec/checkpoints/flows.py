@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from natprec.checkpoints.fixed_scales import STATES, stored_input_scale
 from natprec.errors import ModelError
 from natprec.formats import EngineProfile, Format
 from natprec.formats.compressed_tensors import activation_format
@@ -19,39 +20,41 @@ from natprec.models.activation_sites import round_input, round_states
 from natprec.models.attention import AttentionHook
 from natprec.models.disk_names import DiskNames
 from natprec.models.layers import multiplies
-from natprec.models.patterns import Groups
 from natprec.models.stored import read_stored
-
-STATES = {"key": ".k_scale", "value": ".v_scale"}
-"""What the cache holds → ending of the tensor with its fixed scale, which is no part of a model."""
+from natprec.models.stored_config import StoredConfig
 
 
 def round_as_written(
-    model: nn.Module, scheme: Mapping[str, Any], files: Mapping[str, Path], profile: EngineProfile, where: str
+    model: nn.Module,
+    config: StoredConfig,
+    files: Mapping[str, Path],
+    profile: EngineProfile,
+    running: Mapping[str, Format | None] | None = None,
 ) -> list[Any]:
     """Round inputs of Linears, keys and values from now on; returns the hooks, to remove.
 
     Args:
-        scheme: a `quantization_config`.
         files: tensor in the checkpoint → the file that holds it.
         profile: of the engine that is to run it.
-        where: the checkpoint, for errors.
+        running: module in the checkpoint → the inputs that it has on a GPU, where config.json says otherwise.
     Raises:
         InputError: a format that natprec does not know, which is named.
-        ModelError: fixed scales of inputs, which natprec does not write.
+        ModelError: a fixed scale is not there, or none that natprec reads.
     """
     names = DiskNames(model)
-    groups = Groups(scheme["config_groups"], files, where)
+
+    def find(tensor: str) -> Tensor | None:
+        return read_stored(files[tensor], tensor) if tensor in files else None
+
     hooks: list[Any] = []
     for name, module in model.named_modules():
-        group = groups.of(names.module(name)) or groups.of(name) if multiplies(module) else None
-        if group is not None and group.get("input_activations"):
-            fmt = activation_format(group["input_activations"], profile.full_range)
-            if not fmt.dynamic:
-                raise ModelError(f"inputs of {name!r} have fixed scales ({fmt.name}), which natprec does not read")
-            hooks.append(round_input(module, fmt))
-    if scheme.get("kv_cache_scheme"):
-        fmt = activation_format(scheme["kv_cache_scheme"], profile.full_range)
+        group = config.of(names.module(name), name, module=module) if multiplies(module) else None
+        fmt = None if group is None else group.inputs(profile.full_range)
+        fmt = (running or {}).get(names.module(name), fmt)
+        if fmt is not None:
+            hooks.append(round_input(module, fmt, stored_input_scale(names.module(name), fmt, find)))
+    if config.cache:
+        fmt = activation_format(config.cache, profile.full_range)
         for name, module in model.named_modules():  # only those that compute attention will ask
             hooks += _states(names.module(name), module, fmt, files)
     return hooks

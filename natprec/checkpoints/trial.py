@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.checkpoints.compressed_tensors import is_int8, quantization_config
+from natprec.checkpoints.packed_weights import stored_as
 from natprec.errors import ModelError
 from natprec.formats import Format, engine_profile
 from natprec.measurement.subject import Subject
@@ -117,14 +118,13 @@ def _empty(subject: Subject, engine: str, formats: Mapping[str, Format], names: 
     for site in subject.sites:
         if site.name not in formats:
             continue
-        fmt, (rows, columns), owner = formats[site.name], site.shape, names.module(site.uses[0])
-        scale = (rows, fmt.groups(columns))
-        if is_int8(site, fmt, engine_profile(engine), None):
-            tensors[f"{owner}.weight"] = empty(rows, columns, dtype=torch.int8)
-            for use in site.uses:
-                tensors[f"{names.module(use)}.weight_scale"] = empty(*scale, dtype=subject.storage_dtype)
-            continue
-        tensors[f"{owner}.weight_packed"] = empty(rows, -(-columns * fmt.bits // 32), dtype=torch.int32)
-        tensors[f"{owner}.weight_scale"] = empty(*scale, dtype=subject.storage_dtype)
-        tensors[f"{owner}.weight_shape"] = empty(2, dtype=torch.int64)
+        fmt, owner = formats[site.name], names.module(site.uses[0])
+        int8 = is_int8(site, fmt, engine_profile(engine), None)
+        stored_tensors = stored_as(fmt, site.shape, int8, subject.storage_dtype)
+        tensors |= {f"{owner}.{leaf}": tensor for leaf, tensor in stored_tensors.items()}
+        if int8:
+            scale = stored_tensors["weight_scale"]
+            tensors |= {
+                f"{names.module(use)}.weight_scale": empty(*scale.shape, dtype=scale.dtype) for use in site.uses
+            }
     return tensors

@@ -47,6 +47,9 @@ class Codebook(Protocol):
     def decode(self, codes: Tensor) -> Tensor:
         """The values of codes, float32."""
 
+    def __hash__(self) -> int:
+        """Codebooks are values."""
+
 
 @dataclass(frozen=True, order=True)
 class Integer:
@@ -149,9 +152,10 @@ class Float:
         import torch
 
         values.clamp_(self.smallest, self.largest)
-        if self.bits == 8 and self.exponent in (4, 5) and values.dtype == torch.float32:
-            dtype = torch.float8_e4m3fn if self.exponent == 4 else torch.float8_e5m2
-            return values.copy_(values.to(dtype))
+        if values.dtype == torch.float32:  # a sum whose last bit is worth one step rounds as it should
+            power = (values.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=2.0 ** (1 - self.bias))
+            power.mul_(1.5 * 2.0 ** (23 - self.mantissa))
+            return torch.copysign((values + power).sub_(power), values, out=values)
         exponent = torch.frexp(values)[1].sub_(1).clamp_(min=1 - self.bias)
         step = torch.ldexp(torch.ones_like(values), exponent - self.mantissa)
         return values.div_(step).round_().mul_(step)
@@ -237,4 +241,5 @@ class Table:
 
 E4M3 = Float(4, 3)
 E3M2 = Float(3, 2)
+E2M3 = Float(2, 3)
 E2M1 = Float(2, 1)

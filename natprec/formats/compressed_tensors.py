@@ -10,20 +10,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from natprec.errors import InputError
-from natprec.formats.codebook import E2M1, E3M2, E4M3, Float, Integer
+from natprec.formats.codebook import E2M1, E2M3, E4M3, Float, Integer
 from natprec.formats.format import Format
 from natprec.formats.presets import FLOAT_ACTIVATIONS, FLOAT_WEIGHTS, activation, integer
-from natprec.formats.scaling import Granularity, PerBlock, PerChannel, PerFeature, PerGroup, PerTensor, PerToken
+from natprec.formats.scaling import (
+    Granularity,
+    PerBlock,
+    PerChannel,
+    PerFeature,
+    PerGroup,
+    PerHead,
+    PerTensor,
+    PerToken,
+)
 
-FLOATS = {8: E4M3, 6: E3M2, 4: E2M1}
-"""What the library means by a float of so many bits."""
+FLOATS = {8: E4M3, 6: E2M3, 4: E2M1}
+"""What the library means by a float of so many bits; MXFP6 is E2M3 since 0.20 brought it, never OCP's E3M2."""
 
 SCALE_DTYPES: dict[Any, str] = {E4M3: "torch.float8_e4m3fn", "e8m0": "torch.uint8"}
 """Scales that the library has to be told of; others have the model's dtype."""
 
 _STRATEGIES: dict[type, str] = {
     PerTensor: "tensor", PerChannel: "channel", PerFeature: "channel", PerGroup: "group", PerBlock: "block",
-    PerToken: "token",
+    PerToken: "token", PerHead: "attn_head",
 }  # fmt: skip
 
 
@@ -54,6 +63,22 @@ def arguments(fmt: Format) -> dict[str, Any]:
     if scaling.dtype in SCALE_DTYPES:
         described["scale_dtype"] = SCALE_DTYPES[scaling.dtype]
     return described
+
+
+def container(fmt: Format, bytes_apart: bool = False) -> str:
+    """How the library stores weights of a format: the `format` of a config group.
+
+    Args:
+        bytes_apart: integer codes are stored one to a byte.
+    """
+    if isinstance(fmt.codebook, Integer):
+        return "int-quantized" if bytes_apart else "pack-quantized"
+    micro = {E2M1: "mxfp4-pack-quantized", E2M3: "mxfp6-pack-quantized", E4M3: "mxfp8-quantized"}
+    known = {(code, "e8m0"): name for code, name in micro.items()} | {
+        (E2M1, E4M3): "nvfp4-pack-quantized",
+        (E4M3, "model"): "float-quantized",
+    }
+    return known[fmt.codebook, fmt.scaling.dtype]  # type: ignore[index]
 
 
 def weight_format(described: Mapping[str, Any]) -> Format:

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from natprec.formats.codebook import Codebook, Float, Integer
-from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, Scaling
+from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, PerTensor, Scaling
+
+if TYPE_CHECKING:
+    import torch
 
 WORD_BITS = 32
 """Codes of a row are packed into whole words."""
@@ -51,6 +55,13 @@ class Format:
         return self.codebook
 
     @property
+    def code_dtype(self) -> torch.dtype:
+        """Of codes in memory, see `Codebook.encode`."""
+        import torch
+
+        return torch.int8 if isinstance(self.codebook, Integer) else torch.uint8
+
+    @property
     def floating(self) -> bool:
         """Whether codes are floating-point numbers."""
         return isinstance(self.codebook, Float)
@@ -81,6 +92,11 @@ class Format:
         return self.scaling.dynamic
 
     @property
+    def fixed(self) -> bool:
+        """Whether something of the scales is fixed before the model runs: all of it, or an outer scale."""
+        return not self.dynamic or self.scaling.outer is not None
+
+    @property
     def full_range(self) -> bool:
         """See `Scaling`."""
         return self.scaling.full_range
@@ -103,9 +119,22 @@ class Format:
         """Whether rows, or tokens, of this many features split into whole blocks."""
         return features % self.block == 0
 
+    def span(self, columns: int) -> int:
+        """Neighbours in a row of so many that share a scale."""
+        granularity = self.scaling.granularity
+        return granularity.columns if isinstance(granularity, PerBlock) else self.group_size or columns
+
     def groups(self, columns: int) -> int:
-        """Scales per row."""
-        return columns // self.group_size if self.group_size else 1
+        """Scales per row; the last block of a row may be shorter than the others."""
+        ragged = isinstance(self.scaling.granularity, PerBlock)
+        return math.ceil(columns / self.span(columns)) if ragged else columns // self.span(columns)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether codes of a row follow from that row alone: no scale is shared with others."""
+        outer = self.scaling.outer
+        own = outer is None or not isinstance(outer.granularity, PerTensor)
+        return own and not isinstance(self.scaling.granularity, PerBlock | PerTensor)
 
     def stored_bytes(self, rows: int, columns: int) -> int:
         """Bytes of the densely packed weight: codes, scales and zero points, padded to 32-bit words."""

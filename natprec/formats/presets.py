@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Literal
 
 from natprec.errors import InputError
-from natprec.formats.codebook import E2M1, E3M2, E4M3, Integer
+from natprec.formats.codebook import E2M1, E2M3, E4M3, Integer
 from natprec.formats.format import Format
 from natprec.formats.scaling import (
     Granularity,
@@ -25,6 +25,7 @@ from natprec.formats.scaling import (
     PerChannel,
     PerFeature,
     PerGroup,
+    PerHead,
     PerTensor,
     PerToken,
     Scaling,
@@ -77,7 +78,7 @@ FLOAT_WEIGHTS = {
     for fmt in (
         Format("nvfp4", E2M1, _NVFP4),
         Format("mxfp4", E2M1, _MICRO),
-        Format("mxfp6", E3M2, _MICRO),
+        Format("mxfp6", E2M3, _MICRO),
         FP8_TENSOR,
         Format("fp8-channel", E4M3, Scaling(PerChannel())),
         Format("fp8-block128", E4M3, Scaling(PerBlock(128, 128))),
@@ -92,6 +93,7 @@ FLOAT_ACTIVATIONS = {
         Format("nvfp4", E2M1, replace(_NVFP4, dynamic=True)),
         Format("mxfp4", E2M1, replace(_MICRO, dynamic=True)),
         FP8_TENSOR,
+        Format("fp8-head", E4M3, Scaling(PerHead())),
         Format("fp8-token", E4M3, _WHILE_RUNNING),
         Format("fp8-g128", E4M3, replace(_WHILE_RUNNING, granularity=PerGroup(128))),
         Format("mxfp8", E4M3, replace(_MICRO, dynamic=True)),

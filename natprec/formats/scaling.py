@@ -73,7 +73,14 @@ class PerFeature:
     name = "feature"
 
 
-Granularity = PerTensor | PerChannel | PerGroup | PerBlock | PerToken | PerFeature
+@dataclass(frozen=True, order=True)
+class PerHead:
+    """One scale for each head of keys or values, of all tokens, fixed beforehand."""
+
+    name = "head"
+
+
+Granularity = PerTensor | PerChannel | PerGroup | PerBlock | PerToken | PerFeature | PerHead
 
 ScaleType = Literal["model", "float16", "float32", "e8m0"] | Integer | Float
 """What a scale is stored as: 16 bits of the model's dtype, a float, a power of two, or a code times an outer scale."""

@@ -31,7 +31,7 @@ from natprec.inspection.ir.lint import double_roundings
 from natprec.inspection.ir.observe import codebooks
 from natprec.inspection.ir.operators import ATTENTION, operator
 from natprec.inspection.lowered import LoweredBlock
-from natprec.inspection.natural_bits import operation_widths, planned_bits, planned_widths, stars
+from natprec.inspection.natural_bits import operation_widths, planned_bits, planned_formats, stars
 from natprec.inspection.rows import SiteRow, activation_rows, activation_values, shown_format, weight_rows
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
@@ -93,8 +93,13 @@ def inspect(
         if weight_of(node) is not None or operator(node) == ATTENTION
     }
     found = stars(measurement, eps, eps_bwd)
-    widths = operation_widths(operations, measurement, found) if plan is None else planned_widths(plan, operations)
-    domains = assign_domains(graph, widths, Materialization.of_dtype(subject.storage_dtype))
+    planned = {} if plan is None else planned_formats(plan, operations)
+    widths = (
+        {operation: fmt.bits for operation, fmt in planned.items()}
+        if plan
+        else operation_widths(operations, measurement, found)
+    )
+    domains = assign_domains(graph, planned or widths, Materialization(subject.storage_dtype))
     edges = find_edges(graph)
     values = activation_values(graph, operations, subject.segmented.block_names)
     nodes = {edge.value for edge in edges} | set(values.values())
@@ -113,7 +118,7 @@ def inspect(
     members: dict[str, list[str]] = {operation: [] for operation in operations.values()}
     for module, operation in operations.items():
         members[operation] += [module] if module != operation or not operation.endswith(":attention") else []
-    storage = Materialization.of_dtype(subject.storage_dtype).bits
+    storage = Materialization(subject.storage_dtype).bits
     drawn = {
         operation: widths.get(operation, storage)
         if plan is None or not modules

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from natprec.formats import Format
 from natprec.inspection.ir import Materialization
 from natprec.inspection.ir.domains import attention_operation
 from natprec.measurement import Curve, Measurement
@@ -68,13 +69,14 @@ def operation_widths(
     return {operation: bits for operation, bits in widths.items() if operation not in unknown}
 
 
-def planned_widths(plan: Plan, operations: Mapping[str, str]) -> dict[str, int]:
-    """Fused operation → bits in which the plan hands it its input, or its keys and values; others read 16 bits."""
-    widths = {operation: choice.format.bits for operation, choice in plan.inputs.items() if choice.format is not None}
-    if plan.cache is None:
-        return widths
-    attentions = [operation for operation in operations.values() if operation.endswith(":attention")]
-    return widths | dict.fromkeys(attentions, plan.cache.format.bits)
+def planned_formats(plan: Plan, operations: Mapping[str, str]) -> dict[str, Format]:
+    """Fused operation → format in which the plan hands it its input, or its keys and values; others read 16 bits."""
+    attentions = (
+        []
+        if plan.cache is None
+        else [operation for operation in operations.values() if operation.endswith(":attention")]
+    )
+    return plan.rounded_inputs | {operation: plan.cache.format for operation in attentions if plan.cache is not None}
 
 
 def planned_bits(subject: Subject, plan: Plan, modules: list[str]) -> int:
@@ -82,4 +84,4 @@ def planned_bits(subject: Subject, plan: Plan, modules: list[str]) -> int:
     names = {use: site.name for site in subject.sites for use in site.uses}
     formats = [plan.sites[names[module]].format for module in modules if module in names]
     known = [fmt.bits for fmt in formats if fmt is not None]
-    return max(known) if known else Materialization.of_dtype(subject.storage_dtype).bits
+    return max(known) if known else Materialization(subject.storage_dtype).bits

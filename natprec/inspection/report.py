@@ -28,7 +28,7 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
         "domains": [
             {
                 "name": each.name,
-                "format": each.materialization.format,
+                "format": each.materialization.name,
                 "sites": list(each.sites),
                 "operators": each.operators,
             }

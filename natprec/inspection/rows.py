@@ -103,7 +103,7 @@ def weight_rows(
                     lossless_bits=codes.lossless_bits,
                     unseen_mass=None,
                     b_star=found.get(site.name, Star(None, None)),
-                    width=fmt.bits if fmt is not None else Materialization.of_dtype(subject.storage_dtype).bits,
+                    width=fmt.bits if fmt is not None else Materialization(subject.storage_dtype).bits,
                     grid=_describe(codes),
                     bits_above=above,
                 )
@@ -161,7 +161,7 @@ def activation_rows(
                 lossless_bits=book.lossless_bits,
                 unseen_mass=book.unseen_mass,
                 b_star=found.get(name, Star(None, None)),
-                width=widths.get(owner, Materialization.of_dtype(subject.storage_dtype).bits),
+                width=widths.get(owner, Materialization(subject.storage_dtype).bits),
                 effective_bits=node.meta[BUNDLE].entropy_bits,
             )
         )

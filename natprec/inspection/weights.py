@@ -18,7 +18,8 @@ from natprec.inspection.information.codebook import half_histogram
 from natprec.inspection.information.entropy import miller_madow_bits
 from natprec.inspection.information.landauer import marginal_bound_bits
 from natprec.inspection.ir.boundaries import Boundary
-from natprec.quantizers import QuantizedTensor, quantize
+from natprec.quantizers import Extent, QuantizedTensor, quantize
+from natprec.quantizers.ranks import interval
 
 CHUNK = 1 << 21
 
@@ -63,11 +64,16 @@ def rounding_cost(
     rows = weight.detach().reshape(len(weight), -1)
     elements = rows.numel()
     lost, bound, colliding = 0.0, 0.0, 0
-    for part in rows.split(max(1, CHUNK // rows.shape[1])):
-        made = quantize(part, fmt, scale_dtype)
-        values = part.reshape(-1, part.shape[1] // fmt.groups(part.shape[1]))
+    extent, size = Extent.of(rows, [fmt]), fmt.span(rows.shape[1])
+    whole = rows.shape[1] % size == 0  # else the last block is short: whole rows, by the values that codes stand for
+    step = max(1, CHUNK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        made = quantize(part, fmt, scale_dtype, extent.at(slice(start, start + step)))
+        values = part.reshape(-1, size if whole else part.shape[1])
         order = values.sort(1)
-        own, images = _runs(order.values), _runs(made.codes.reshape(values.shape).gather(1, order.indices))
+        given = made.ranks if whole else made.dequantize()
+        own, images = _runs(order.values), _runs(given.reshape(values.shape).gather(1, order.indices))
         colliding += int(((images.counts != own.counts) & own.starts).sum())
         if codes.book is None:
             lost += float((images.counts.double() / own.counts).log2().sum())
@@ -102,17 +108,13 @@ def rounding_cost(
 
 def interval_bits(book: Codebook, made: QuantizedTensor) -> float:
     """Σ over weights of the entropy of `book` within the interval of values that share the weight's code."""
-    low, high = made.format.code_range
-    codes = made.codes.view(*made.scale.shape, -1).float()
-    below = torch.where(codes == low, -torch.inf, codes - 0.5)
-    above = torch.where(codes == high, torch.inf, codes + 0.5)
-    scale = made.scale.unsqueeze(-1)
-    zero = 0.0 if made.zero_point is None else made.zero_point.unsqueeze(-1).float()
-    ends = [((end - zero) * scale).reshape(-1) for end in (below, above)]
+    scale = made.spread(made.scale)
+    zero = 0.0 if made.zero_point is None else made.spread(made.zero_point).float()
+    ends = [((end - zero) * scale).reshape(-1) for end in interval(made.format.codebook, made.codes)]
     counts = book.counts.double()
     sums = torch.stack([counts, counts * counts.log2()]).cumsum(1)
-    sums = torch.cat([torch.zeros(2, 1, dtype=torch.float64), sums], 1).to(codes.device)
-    table = book.values.to(codes.device)
+    sums = torch.cat([torch.zeros(2, 1, dtype=torch.float64), sums], 1).to(scale.device)
+    table = book.values.to(scale.device)
     first = torch.searchsorted(table, torch.minimum(*ends))  # a negative scale turns the interval round
     last = torch.searchsorted(table, torch.maximum(*ends))
     inside, weighted = sums[:, last] - sums[:, first]

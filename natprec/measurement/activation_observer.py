@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
-from natprec.formats import Format
+from natprec.formats import Format, PerHead
 from natprec.measurement.curves import Curve
 from natprec.measurement.sharding import Sharding
 from natprec.models.attention import AttentionHook
@@ -139,6 +139,7 @@ class ActivationObserver:
         energy = torch.zeros(self.total, dtype=torch.float64)
         largest = self._largest(1.0)
         after = largest if columns is None else self._largest(columns)
+        heads = any(fmt.scaling.granularity == PerHead() for fmt in self.formats)
         for sequence, by_tensor in self.gradients.items():
             several = self.values[sequence]
             tokens, standing = self.tokens * len(several), self.tokens / len(several[0])
@@ -147,12 +148,13 @@ class ActivationObserver:
             energy[sequence] = gradient.square().sum().double() * standing
             few = gradient[self._some(sequence, len(gradient), GRADIENT_TOKENS).to(gradient.device)]
             for index, fmt in enumerate(self.formats):
-                forward[sequence, index] = directional(values, gradient, fmt, largest, standing)
-                lost = (round_activations(few, fmt) - few).square().sum().double()
+                forward[sequence, index] = directional(values, gradient, fmt, self._reach(fmt, largest), standing)
+                scale = fixed_scale(fmt, self._reach(fmt, few.abs().amax(0))) if fmt.fixed else None
+                lost = (round_activations(few, fmt, scale) - few).square().sum().double()
                 backward[sequence, index] = lost * tokens / len(few)
                 if columns is not None:
                     inner, outer = values / columns, gradient * columns
-                    scaled[sequence, index] = directional(inner, outer, fmt, after, standing)
+                    scaled[sequence, index] = directional(inner, outer, fmt, self._reach(fmt, after), standing)
         forward, scaled, backward, energy = self.sharding.workers.all_sum(forward, scaled, backward, energy)
         plain = forward.sum(0)
         left = torch.where(plain > 0, scaled.sum(0) / plain, torch.ones_like(plain))
@@ -170,7 +172,17 @@ class ActivationObserver:
             np.ones(len(self.formats)),
             scaled=columns is not None,
             largest=(float(largest.amax()), float(after.amax())),
+            by_head=(self._of_heads(largest), self._of_heads(after)) if heads else None,
         )
+
+    def _reach(self, fmt: Format, largest: Tensor) -> Tensor:
+        """(features,): the largest magnitude of each, or that of the head that it is of, whose scale it has."""
+        if fmt.scaling.granularity != PerHead():
+            return largest
+        return largest.view(self.site.shape).amax(1, keepdim=True).expand(self.site.shape).flatten()
+
+    def _of_heads(self, largest: Tensor) -> tuple[float, ...]:
+        return tuple(largest.view(self.site.shape).amax(1).tolist())
 
     def _largest(self, columns: Tensor | float) -> Tensor:
         """(features,): the largest magnitude of each over all text, of values divided by `columns`."""
@@ -188,7 +200,7 @@ def directional(
     Args:
         values, gradient: (tokens, features), each standing for `standing` tokens.
     """
-    scale = None if fmt.dynamic or largest is None else fixed_scale(fmt, largest)
+    scale = fixed_scale(fmt, largest) if fmt.fixed and largest is not None else None
     error = round_activations(values, fmt, scale).sub_(values)
     common, slope = error.mean(0), gradient.mean(0)
     together = (slope @ common).double() * len(error) * standing

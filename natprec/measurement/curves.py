@@ -36,6 +36,7 @@ class Curve:
         alignment: (formats,) of `forward` for the errors that rounding to nearest really makes.
         unquantized: (parts, pools) distortion of storing the site in 16 bits; 0 for a 16-bit model.
         largest: magnitudes that a fixed scale must reach, as the model is and as GPTQ finds it; of activations only.
+        by_head: of keys or values that were measured with a scale for each head: its largest magnitudes, both ways.
         tokens: of an expert, those that were routed to it; None: the site sees all. An expert that saw fewer than
             `natprec.models.routing.MIN_TOKENS` has its curve from the others: see `natprec.measurement.few_tokens`.
         scaled: whether `shares` suppose that the site's columns are rescaled before GPTQ: see `natprec.transforms`.
@@ -52,6 +53,7 @@ class Curve:
     scaled: bool = False
     largest: tuple[float, float] = (0.0, 0.0)
     tokens: int | None = None
+    by_head: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def few(self) -> bool:

@@ -18,7 +18,7 @@ import torch
 from natprec.measurement.curves import Curve
 from natprec.measurement.fisher import ROWS_VALUES
 from natprec.measurement.weight_observer import WeightObserver
-from natprec.quantizers import squared_errors
+from natprec.quantizers import Extent, squared_errors
 
 
 def without_few(observers: Mapping[str, WeightObserver]) -> dict[str, WeightObserver]:
@@ -70,5 +70,7 @@ def _raised(curve: Curve, known: list[Curve], observer: WeightObserver, terms: i
 def _errors(observer: WeightObserver) -> torch.Tensor:
     """(formats + 1,), float64: the squared rounding errors of a weight; last: stored unquantized."""
     rows = max(1, ROWS_VALUES // observer.site.shape[1])
-    parts = [squared_errors(part, observer.formats, observer.scale_dtype) for part in observer.weight.split(rows)]
+    weight, extent = observer.weight, Extent.of(observer.weight, observer.formats)
+    slices = [slice(start, start + rows) for start in range(0, len(weight), rows)]
+    parts = [squared_errors(weight[part], observer.formats, observer.scale_dtype, extent.at(part)) for part in slices]
     return torch.stack([part.sum(1).double().cpu() for part in parts]).sum(0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from natprec.formats import Format
 from natprec.measurement.sharding import Sharding
-from natprec.quantizers import rounding_errors, squared_errors
+from natprec.quantizers import Extent, rounding_errors, squared_errors
 
 CONTRACT_VALUES = 1 << 21
 """Gathered values contracted at a time: so few that they stay in the cache."""
@@ -78,8 +78,10 @@ def contract(
     along = torch.zeros_like(values)
     gram = torch.zeros(count, count, dtype=torch.float64)
     step = max(1, CONTRACT_VALUES // (count * weight.shape[1]))
+    extent = Extent.of(weight, formats)
     for own, rows in sharding.by_rows(gathered, count, step, wire):
-        errors = rounding_errors(weight[own.start : own.stop], formats, scale_dtype)
+        part = slice(own.start, own.stop)
+        errors = rounding_errors(weight[part], formats, scale_dtype, extent.at(part))
         chunk = rows.reshape(count, -1)
         if not squared:
             along += (chunk @ errors.T).cpu()
@@ -181,10 +183,10 @@ def lookup_values(
     columns = weight.shape[1]
     values = torch.zeros(sharding.total, len(formats) + 1, dtype=torch.float64)
     single = torch.zeros(columns, dtype=torch.float64, device=weight.device)
-    rarest = counts[counts > 0].min()  # 1, unless the text repeats itself throughout
+    rarest, extent = counts[counts > 0].min(), Extent.of(weight, formats)  # 1, unless the text repeats itself
     examples = _examples(lookups, counts == rarest, weight, sharding)
     if lookups:
-        errors = squared_errors(weight[seen], formats, scale_dtype).view(-1, len(seen), columns)
+        errors = squared_errors(weight[seen], formats, scale_dtype, extent.at(seen)).view(-1, len(seen), columns)
     for sequence, lookup in lookups.items():
         at = position[lookup.rows]
         values[sequence] = torch.einsum("rc,krc->k", lookup.joint, errors[:, at]).cpu().double() / (2 * terms)
@@ -194,7 +196,7 @@ def lookup_values(
     chunks = others.split(max(1, ROWS_VALUES // columns)) if len(others) else ()
     typical = torch.zeros(len(formats) + 1, columns, dtype=torch.float64, device=weight.device)
     for number in workers.share(len(chunks)):
-        chunk = squared_errors(weight[chunks[number]], formats, scale_dtype)
+        chunk = squared_errors(weight[chunks[number]], formats, scale_dtype, extent.at(chunks[number]))
         typical += chunk.view(len(typical), -1, columns).sum(1)
     values, single, typical = workers.all_sum(values, single.cpu(), typical.cpu())
     if len(others) == 0:

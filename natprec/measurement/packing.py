@@ -31,6 +31,7 @@ class _Described(Site):
     scaled: bool
     largest: tuple[From0, From0]
     tokens: Count | None
+    by_head: tuple[tuple[From0, ...], tuple[From0, ...]] | None = None
 
 
 def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
@@ -40,7 +41,8 @@ def pack_curves(curves: Iterable[Curve]) -> tuple[dict[str, np.ndarray], list[di
     for curve in curves:
         formats = [fmt.name for fmt in curve.formats]
         own = {"formats": formats, "scaled": curve.scaled, "largest": curve.largest, "tokens": curve.tokens}
-        sites.append({**curve.site.to_json(), **own})
+        heads = {} if curve.by_head is None else {"by_head": curve.by_head}
+        sites.append({**curve.site.to_json(), **own, **heads})
         for kind, attribute in ARRAYS.items():
             arrays[f"{curve.site.name}|{kind}"] = np.ascontiguousarray(getattr(curve, attribute))
     return arrays, sites
@@ -84,6 +86,7 @@ def _curve(described: _Described, arrays: Mapping[str, np.ndarray], place: Place
         scaled=described.scaled,
         largest=described.largest,
         tokens=described.tokens,
+        by_head=described.by_head,
     )
 
 

@@ -15,12 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.formats import CHANNEL, FP8_TENSOR, Format, Granularity, PerFeature, PerGroup, PerToken, activation
+from natprec.formats import (
+    CHANNEL,
+    FP8_TENSOR,
+    EngineProfile,
+    Format,
+    Granularity,
+    PerFeature,
+    PerGroup,
+    PerHead,
+    PerToken,
+    activation,
+)
 from natprec.models.attention import AttentionHook
 from natprec.models.layers import multiplies
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
-from natprec.quantizers.activations import flowing_scale, round_activations
+from natprec.quantizers.activations import fixed_scale, round_activations
 from natprec.utils.hooks import attached
 
 WIDTHS = range(3, 9)
@@ -58,7 +69,9 @@ def find_activations(segmented: SegmentedModel, sites: Sequence[Site], ids: Tens
     return sorted(found, key=lambda site: site.segment)
 
 
-def activation_formats(site: Site, group_size: int | None, full_range: bool = False) -> tuple[Format, ...]:
+def activation_formats(
+    site: Site, group_size: int | None, full_range: bool = False, profile: EngineProfile | None = None
+) -> tuple[Format, ...]:
     """What is measured at a site: one scale per token, or per head of a key or value; float8 too in a cache.
 
     Inputs of Linears are also measured with fixed scales per feature, which no engine multiplies: what they cost beside
@@ -67,23 +80,40 @@ def activation_formats(site: Site, group_size: int | None, full_range: bool = Fa
     Args:
         group_size: of the weights; inputs of Linears are measured with that as well, where it divides them.
         full_range: the engine's rule for scales.
+        profile: of an engine whose floating-point formats are measured too, beside float8 in a cache.
     """
+    floats = [] if profile is None else _floats(site, profile)
     if site.role == "cache":
-        return (*(activation(bits, PerGroup(site.shape[1]), full_range) for bits in WIDTHS), FP8_TENSOR)
+        own = [activation(bits, PerGroup(site.shape[1]), full_range) for bits in WIDTHS]
+        return (*own, FP8_TENSOR, *(fmt for fmt in floats if fmt != FP8_TENSOR and fmt.divides(site.shape[1])))
     formats = [activation(bits, PerToken(), full_range) for bits in WIDTHS]
     if site.role == "linear":
         by: list[Granularity] = [] if group_size is None or group_size == CHANNEL else [PerGroup(group_size)]
         formats += [activation(bits, each, full_range) for each in (*by, PerFeature()) for bits in GROUPED_WIDTHS]
-    return tuple(fmt for fmt in formats if fmt.divides(site.shape[1]))
+    return tuple(fmt for fmt in (*formats, *floats) if fmt.divides(site.shape[1]))
 
 
-def round_input(module: nn.Module, fmt: Format) -> Any:
-    """From now on a module computes with its first argument rounded; returns what `remove()` undoes it."""
+def _floats(site: Site, profile: EngineProfile) -> list[Format]:
+    """The floating-point formats of an engine that a site may have."""
+    if site.role == "cache":
+        patterns = profile.formats.get("cache", ())
+    else:
+        patterns = tuple(each.inputs for each in profile.pairings) if site.role == "linear" else ()
+    found = [fmt for pattern in patterns for fmt in pattern.at((site.shape[1],)) if fmt.floating]
+    return list(dict.fromkeys(found))
+
+
+def round_input(module: nn.Module, fmt: Format, scale: Tensor | None = None) -> Any:
+    """From now on a module computes with its first argument rounded; returns what `remove()` undoes it.
+
+    Args:
+        scale: what the format fixes; default: found in each batch.
+    """
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not multiplies(module) and "forward" in vars(module):  # a block that is only passed through
             return args
-        return (round_activations(args[0], fmt), *args[1:])
+        return (round_activations(args[0], fmt, scale), *args[1:])
 
     return module.register_forward_pre_hook(hook)
 
@@ -94,42 +124,56 @@ def round_states(
     """The same for the keys or values, or both, of an attention module.
 
     Args:
-        scale: the fixed one; default: found in each batch.
+        scale: the fixed one, or (heads, 1, 1); default: found in each batch.
     """
 
+    def rounded(states: Tensor) -> Tensor:
+        if scale is None and fmt.scaling.granularity == PerHead():
+            return round_activations(states, fmt, fixed_scale(fmt, states.abs().amax((0, 2, 3)).view(-1, 1, 1)))
+        return round_activations(states, fmt, scale)
+
     def hook(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            round_activations(key, fmt, scale) if "key" in kinds else key,
-            round_activations(value, fmt, scale) if "value" in kinds else value,
-        )
+        return rounded(key) if "key" in kinds else key, rounded(value) if "value" in kinds else value
 
     return AttentionHook(module, hook)
 
 
-def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | None = None) -> list[Any]:
+def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | Sequence[float] | None = None) -> list[Any]:
     """Round an activation wherever it is used; returns the hooks, to remove.
 
     Args:
-        largest: magnitude that a fixed scale is made for; default: that of each batch.
+        largest: magnitude that a fixed scale is made for, or of each head; default: that of each batch.
     """
     modules = [model.get_submodule(use) for use in site.uses]
+    scale = None
+    if fmt.fixed and largest is not None:
+        reach = torch.tensor(largest, device=next(model.parameters()).device)
+        scale = fixed_scale(fmt, reach.view(-1, 1, 1) if reach.dim() else reach)
     if site.role == "cache":
-        scale = None
-        if not fmt.dynamic and largest is not None:
-            scale = flowing_scale(fmt, torch.tensor(largest, device=next(model.parameters()).device))
         return [round_states(module, fmt, (site.kind,), scale) for module in modules]
-    return [round_input(module, fmt) for module in modules]
+    return [round_input(module, fmt, scale) for module in modules]
 
 
-def round_inputs(model: nn.Module, sites: Iterable[Site], inputs: Mapping[str, Format]) -> list[Any]:
+def round_inputs(
+    model: nn.Module,
+    sites: Iterable[Site],
+    inputs: Mapping[str, Format],
+    largest: Mapping[str, float | None] | None = None,
+) -> list[Any]:
     """Round what Linears read, by the fused group that they belong to; returns the hooks, to remove.
 
     Args:
         sites: activations, of which the inputs of Linears are taken.
         inputs: fused group → format; those of other fused groups stay as they are.
+        largest: fused group → magnitude that fixed scales are made for; default: that of each batch.
     """
     linears = [site for site in sites if site.role == "linear" and site.fused_group in inputs]
-    return [hook for site in linears for hook in round_site(model, site, inputs[site.fused_group])]
+    reach = largest or {}
+    return [
+        hook
+        for site in linears
+        for hook in round_site(model, site, inputs[site.fused_group], reach.get(site.fused_group))
+    ]
 
 
 @contextlib.contextmanager

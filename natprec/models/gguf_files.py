@@ -1,4 +1,4 @@
-"""Defects of a GGUF file, named from its header before transformers reads it.
+"""Defects of a GGUF file, named from its header before transformers reads it, and tensors that transformers leaves out.
 
 The header lists metadata, then each tensor's name, shape, type and place; it is read here without the values (the
 `gguf` package takes seconds to parse them all).
@@ -7,8 +7,13 @@ The header lists metadata, then each tensor's name, shape, type and place; it is
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from torch import nn
 
 from natprec.errors import ModelError
 from natprec.models.bounds import refuse_counts, refuse_many_tensors
@@ -17,25 +22,96 @@ _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the metadata's scalars, by type."""
 _INTEGERS = {4: "I", 5: "i", 10: "Q", 11: "q"}
 _STRING, _ARRAY = 8, 9
+_FLOAT32 = 0
+"""Type of a tensor."""
+
+ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""What rotary frequencies are divided by (Llama 3.1 and later, Phi-3); where they are not all 1, they change the
+function."""
 
 
-def check_gguf(file: Path) -> None:
+@dataclass(frozen=True)
+class GGUFTensor:
+    """A tensor as the header describes it; `place` is its first byte in the file."""
+
+    name: str
+    elements: int
+    kind: int
+    place: int
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What the header of a file says; `architecture` as llama.cpp calls it."""
+
+    file: Path
+    architecture: str
+    tensors: tuple[GGUFTensor, ...]
+
+
+def check_gguf(file: Path) -> GGUFHeader:
     """Refuse a file that is cut off or has tensors of a type that nothing here can read.
 
+    Returns:
+        What is in it.
     Raises:
         ModelError: names the file, the tensor and its type.
     """
     size = file.stat().st_size
     with file.open("rb") as opened:
         try:
-            tensors, start = _header(opened)
+            header = _header(opened)
         except (struct.error, ValueError, OverflowError, MemoryError) as error:
             raise ModelError(
                 f"{str(file)!r} ({size} bytes) has no whole GGUF header ({error}); download it again"
             ) from error
-    for name, elements, kind, offset in tensors:
-        if start + offset + _stored(file, name, kind, elements) > size:
-            raise ModelError(f"{str(file)!r} ({size} bytes) is cut off before tensor {name!r} ends; download it again")
+    for each in header.tensors:
+        if each.place + _stored(file, each.name, each.kind, each.elements) > size:
+            raise ModelError(
+                f"{str(file)!r} ({size} bytes) is cut off before tensor {each.name!r} ends; download it again"
+            )
+    return header
+
+
+def passed_over(header: GGUFHeader, model: nn.Module) -> tuple[str, ...]:
+    """Tensors of a file that transformers does not read into this model, which it has just made of it.
+
+    Raises:
+        ModelError: the model computes something else without them.
+    """
+    config: Any = model.config
+    rotary = getattr(config, "rope_parameters", None) or {}
+    lost = [each for each in header.tensors if each.name in ROTARY and not _all_one(header.file, each)]
+    if lost and rotary.get("rope_type", "default") == "default":
+        raise ModelError(
+            f"tensor {lost[0].name!r} of {str(header.file)!r} scales the rotary frequencies, which transformers does "
+            "not read from GGUF: the model would be another one; use the original checkpoint, in safetensors"
+        )
+    read = _read_names(header.architecture, model)
+    names = (each.name for each in header.tensors)
+    return tuple(name for name in names if name in ROTARY or (read and name not in read))
+
+
+def _read_names(architecture: str, model: Any) -> Sequence[str]:
+    """GGUF's names of what transformers reads; none where it does not tell."""
+    try:
+        from transformers.modeling_gguf_pytorch_utils import (
+            TENSOR_PROCESSORS,
+            TensorProcessor,
+            get_gguf_hf_weights_map,
+        )
+
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+        return list(get_gguf_hf_weights_map(model, processor))
+    except Exception:  # a part of transformers that other versions may not have
+        return []
+
+
+def _all_one(file: Path, tensor: GGUFTensor) -> bool:
+    """Whether each value is 1, as far as that is known."""
+    if tensor.kind != _FLOAT32:
+        return False
+    return bool((np.fromfile(file, "<f4", tensor.elements, offset=tensor.place) == 1).all())
 
 
 def _stored(file: Path, name: str, kind: int, elements: int) -> int:
@@ -59,20 +135,21 @@ def _stored(file: Path, name: str, kind: int, elements: int) -> int:
     return elements // block * stored
 
 
-def _header(file: BinaryIO) -> tuple[list[tuple[str, int, int, int]], int]:
-    """Name, number of values, type and offset of each tensor, and where in the file the offsets begin."""
+def _header(file: BinaryIO) -> GGUFHeader:
     if file.read(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     version, count, pairs = struct.unpack("<IQQ", file.read(20))
     if version not in (2, 3):
         raise ValueError(f"version {version}")
     refuse_many_tensors(max(count, pairs), Path(file.name))
-    alignment, tensors = 32, []
+    alignment, architecture, tensors = 32, "", []
     for _ in range(pairs):
         key = _text(file)
         (kind,) = struct.unpack("<I", file.read(4))
         if key == "general.alignment":
             (alignment,) = struct.unpack("<I", file.read(4))
+        elif (key, kind) == ("general.architecture", _STRING):
+            architecture = _text(file)
         elif kind in _INTEGERS:
             (number,) = struct.unpack(f"<{_INTEGERS[kind]}", file.read(_WIDTHS[kind]))
             refuse_counts({key: number}, file.name)
@@ -88,7 +165,9 @@ def _header(file: BinaryIO) -> tuple[list[tuple[str, int, int, int]], int]:
         for length in shape:
             elements *= length
         tensors.append((name, elements, kind, offset))
-    return tensors, -(-file.tell() // max(1, alignment)) * alignment
+    start = -(-file.tell() // max(1, alignment)) * alignment
+    found = (GGUFTensor(name, elements, kind, start + offset) for name, elements, kind, offset in tensors)
+    return GGUFHeader(Path(file.name), architecture, tuple(found))
 
 
 def _text(file: BinaryIO) -> str:

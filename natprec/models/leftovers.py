@@ -58,6 +58,7 @@ class Leftovers:
         left: names of files that are not, and that nothing else stands for.
         head: of a head whose tie and config differ: 'tied' or 'untied', as it is in the files.
         owner: the model's class, for messages.
+        unread: tensors of a GGUF file that transformers does not read.
     """
 
     tensors: Mapping[str, Header] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Leftovers:
     left: tuple[str, ...] = ()
     head: str = ""
     owner: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -106,6 +108,12 @@ class Leftovers:
             some = ", ".join([*self.tensors][:3]) + (", …" if len(self.tensors) > 3 else "")
             what = f"{len(self.tensors)} tensors have no place in {self.owner} ({some}): they are not measured, and "
             found.append(what + ("GGUF has no names for them: left out" if gguf else "carried over as they are"))
+        if self.unread:
+            some = ", ".join(self.unread[:3]) + (", …" if len(self.unread) > 3 else "")
+            found.append(
+                f"transformers does not read {len(self.unread)} tensors of the GGUF file ({some}): they are neither in "
+                "the model that is measured nor in what is written"
+            )
         if self.left:
             found.append(f"files of the model that are not copied: {', '.join(self.left)}")
         return found

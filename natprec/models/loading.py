@@ -21,7 +21,7 @@ from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, drop_missing_pooler, embedding_distortion
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf
+from natprec.models.gguf_files import check_gguf, passed_over
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
 from natprec.models.model_files import explained, first_line, local_path, refuse_without_linear, task_of, weight_files
@@ -91,8 +91,7 @@ def load_model(
     local = path is not None
     path = path or _downloaded(name)
     gguf = path if path.is_file() else None
-    if gguf:
-        check_gguf(gguf)
+    header = check_gguf(gguf) if gguf else None
     files = [gguf] if gguf else weight_files(path)
     headers = {} if gguf else read_headers(files)
     if not gguf:
@@ -104,6 +103,7 @@ def load_model(
         weights: Weights = InMemory()
         parts: dict[str, list[Part]] = {}
         unused: list[str] = []
+        unread: tuple[str, ...] = ()
         if on_disk:
             if gguf:
                 raise InputError(f"model {name!r} is a GGUF file, which is unpacked whole; use --weights memory")
@@ -111,8 +111,9 @@ def load_model(
             parts, unused, lacking = stored.parts, stored.unused, stored.missing
         else:
             model, lacking = _load_weights(where, gguf, config, task, trust_remote_code)
-            if not gguf:
+            if header is None:
                 parts, unused, _ = placed(headers, model)
+            unread = () if header is None else passed_over(header, model)
             take_apart(model)
         tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
         distortion, head = task.distortion, None
@@ -135,7 +136,8 @@ def load_model(
     storage_dtype = choose_storage_dtype(common if common in HALF else dtype, model, weights)
     weights.dtypes = exceptions(common, dtypes, storage_dtype)
     leftovers = replace(
-        Leftovers() if gguf else find_leftovers(path, files, headers, unused, model), head=settle_head(model)
+        Leftovers(unread=unread) if gguf else find_leftovers(path, files, headers, unused, model),
+        head=settle_head(model),
     )
     if weights.whole:
         check_finite(model)

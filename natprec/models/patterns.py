@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable
 
 from natprec.errors import ModelError
 
@@ -79,26 +78,3 @@ class Targets:
             raise ModelError(f"a target of {self._where!r}: {cause[0]}; correct config.json, or quantize again")
         for pattern, matched in json.loads(done.stdout).items():
             self._found[MARK + pattern].update(matched)
-
-
-class Groups:
-    """The `config_groups` of a quantization_config, by the modules that they name."""
-
-    def __init__(self, groups: Mapping[str, Mapping[str, Any]], tensors: Iterable[str], where: str) -> None:
-        """Match all targets with the modules of all tensors.
-
-        Args:
-            tensors: names in the checkpoint; `where` names it, for errors.
-        Raises:
-            ModelError: a pattern among the targets is none, or takes too long.
-        """
-        self._groups = list(groups.values())
-        targets = [target for group in self._groups for target in group["targets"]]
-        self._patterns = Targets(targets, (name.rpartition(".")[0] for name in tensors), where)
-
-    def of(self, module: str) -> dict[str, Any] | None:
-        """The group that names a module; single names before regular expressions."""
-        named = (group for group in self._groups if module in group["targets"])
-        matched = (group for group in self._groups if self._patterns.match(module, group["targets"]))
-        found = next(named, None) or next(matched, None)
-        return None if found is None else dict(found)

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError
-from natprec.formats import Format, PerChannel, PerGroup, PerTensor
-from natprec.formats.codebook import E2M1, E4M3
-from natprec.formats.compressed_tensors import weight_format
+from natprec.formats import Format, PerBlock
+from natprec.formats.codebook import E2M1, E2M3, E4M3
 from natprec.formats.format import WORD_BITS
 from natprec.models.headers import FLOATS, Header, read_headers
-from natprec.models.patterns import Groups
+from natprec.models.layers import layer_of
+from natprec.models.stored_config import StoredConfig
 
 Shape = tuple[int, int]
 
@@ -29,13 +29,18 @@ CODES = ("weight_packed", "weight")
 
 _HOLDS = {"I8": "integers of 8 bits", "U8": "bytes", "F8_E4M3": "floats of 8 bits (E4M3)", "F8_E5M2": "floats (E5M2)"}
 
+_SCALES = {"U8": "scales that are powers of two", "F8_E4M3": "scales in floats of 8 bits (E4M3)"}
 
-def refuse_other_formats(files: Mapping[str, Path], groups: Groups, called: Mapping[str, str] | None = None) -> None:
-    """Compare all weights of a checkpoint with the scheme that config.json gives them.
+
+def refuse_other_formats(
+    files: Mapping[str, Path], config: StoredConfig, model: nn.Module, called: Mapping[str, str] | None = None
+) -> None:
+    """Compare all weights of a checkpoint with the format that config.json gives them.
 
     Args:
         files: tensor → the file that holds it.
-        called: module in the files → its name in the model, by which the scheme may call it.
+        model: whose weights they are; it may be empty.
+        called: module in the files → its name in the model, by which config.json may call it.
     Raises:
         ModelError: names the module, and both formats.
     """
@@ -44,17 +49,19 @@ def refuse_other_formats(files: Mapping[str, Path], groups: Groups, called: Mapp
         module, _, leaf = name.rpartition(".")
         if name in files:
             modules.setdefault(module, {})[leaf] = header
-    shapes = _shapes(files)
+    shapes, in_model = _shapes(files), dict(model.named_modules())
     for module, own in modules.items():
-        described = groups.of(module) or groups.of((called or {}).get(module, module))
-        if described is None or "weight_scale" not in own or not own.keys() & set(CODES):
+        name = (called or {}).get(module, module)
+        group = config.of(module, name, module=in_model.get(name))
+        if group is None or "weight_scale" not in own or not own.keys() & set(CODES):
             continue
         try:
-            fmt = weight_format(described["weights"])
+            fmt = group.format
         except InputError:
             continue  # of another program, whose library knows it
-        shape = shapes.get(module) or own.get("weight", own["weight_scale"]).shape
-        if len(shape) == 2 and ("weight" in own or module in shapes):
+        layer = layer_of(in_model[name]) if name in in_model else None
+        shape = shapes.get(module) or (own["weight"].shape if "weight" in own else layer.shape if layer else ())
+        if len(shape) == 2:
             refuse_other_format(module, fmt, (shape[0], shape[1]), own)
 
 
@@ -67,25 +74,44 @@ def refuse_other_format(module: str, fmt: Format, shape: Shape, tensors: Mapping
     Raises:
         ModelError: names the format of config.json and that of the tensors.
     """
-    for leaf, wanted in _stored(fmt, shape).items():
-        found = tensors.get(leaf)
-        if found is not None and (found.dtype, found.shape) != wanted:
-            raise _differs(module, leaf, fmt, found, _held(found, leaf, shape), wanted)
+    wanted = _stored(fmt, shape)
+    for leaf in CODES:
+        found, expected = tensors.get(leaf), wanted.get(leaf) or next(iter(wanted.values()), None)
+        if found is not None and expected is not None and (leaf not in wanted or _is_other(found, expected)):
+            raise _differs(module, leaf, fmt, found, _held(found, leaf, shape), expected)
     scale, groups = tensors.get("weight_scale"), fmt.groups(shape[1])
-    if scale is None or not isinstance(fmt.scaling.granularity, PerTensor | PerChannel | PerGroup):
+    if scale is None:
         return
-    if scale.elements != shape[0] * groups and not (groups == 1 and scale.elements == 1):
+    dtype, by = _scale_type(fmt), fmt.scaling.granularity
+    rows = math.ceil(shape[0] / by.rows) if isinstance(by, PerBlock) else shape[0]
+    if (scale.dtype != dtype) if dtype else (scale.dtype not in FLOATS):
+        kind = _SCALES.get(scale.dtype, "other scales")
+        raise _differs(module, "weight_scale", fmt, scale, kind, (dtype or "16 or 32 bits", (rows, groups)))
+    if scale.elements != rows * groups and not (groups == 1 and scale.elements == 1):
         each, rest = divmod(scale.elements, shape[0])
         fits = each > 0 and rest == 0 and shape[1] % each == 0
         held = f"scales of groups of {shape[1] // each}" if fits else "other scales"
-        raise _differs(module, "weight_scale", fmt, scale, held, (scale.dtype, (shape[0], groups)))
+        raise _differs(module, "weight_scale", fmt, scale, held, (scale.dtype, (rows, groups)))
+
+
+def _is_other(found: Header, expected: tuple[str, tuple[int, ...]]) -> bool:
+    return (found.dtype, found.shape) != expected
+
+
+def _scale_type(fmt: Format) -> str | None:
+    """Of stored scales; None: floats of the model's dtype, or wider."""
+    if fmt.scaling.dtype == "e8m0":
+        return "U8"
+    return "F8_E4M3" if fmt.scaling.dtype == E4M3 else None
 
 
 def _stored(fmt: Format, shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Tensor → type and shape, where codes of a format are in it; empty where that is not known here."""
     rows, columns = shape
-    if fmt.codebook in (E4M3, E2M1):
-        return {"weight": ("F8_E4M3", shape), "weight_packed": ("U8", (rows, columns // 2))}
+    if fmt.codebook == E4M3:
+        return {"weight": ("F8_E4M3", shape)}
+    if fmt.codebook in (E2M1, E2M3):
+        return {"weight_packed": ("U8", (rows, columns * fmt.bits // 8))}
     if fmt.floating:
         return {}
     return {"weight": ("I8", shape), "weight_packed": ("I32", (rows, math.ceil(columns * fmt.bits / WORD_BITS)))}
@@ -93,8 +119,9 @@ def _stored(fmt: Format, shape: Shape) -> dict[str, tuple[str, tuple[int, ...]]]
 
 def _held(found: Header, leaf: str, shape: Shape) -> str:
     """What a tensor of codes holds, in words."""
-    if leaf == "weight_packed" and found.dtype == "I32" and found.shape[:1] == shape[:1] and len(found.shape) == 2:
-        return f"codes of {found.shape[1] * WORD_BITS // shape[1]} bits"
+    width = {"I32": WORD_BITS, "U8": 8}.get(found.dtype)
+    if leaf == "weight_packed" and width and found.shape[:1] == shape[:1] and len(found.shape) == 2:
+        return f"codes of {found.shape[1] * width // shape[1]} bits"
     return "weights that are not quantized" if found.dtype in FLOATS else _HOLDS.get(found.dtype, "something else")
 
 

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from natprec.config import OPTIONS
 from natprec.errors import InputError, unknown
+from natprec.utils import schema
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,8 +46,6 @@ FIGURES = {
     "top1_agreement": "top1_agreement",
 }
 """What a recipe can expect → its name in verification.json."""
-
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "text, a path"}
 
 
 @dataclass(frozen=True)
@@ -158,23 +157,16 @@ def _parameter(file: Path, key: str, types: Mapping[str, Any]) -> str:
 
 
 def _typed(file: Path, key: str, value: Any, hint: Any, name: str = "") -> Any:
-    """A value of the type that an option has; whole numbers are numbers too.
+    """A value of the type that an option has, as the command line takes it.
 
     Raises:
         InputError: says what is expected.
     """
     if name in OPTIONS and OPTIONS[name].parse and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    union = () if get_origin(hint) is Literal else get_args(hint)
-    kinds = [kind for kind in union or (hint,) if kind is not NoneType]
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            if value in get_args(kind):
-                return value
-            raise _of(file, unknown(key, str(value), get_args(kind)))
-        if type(value) is kind or (kind, type(value)) in ((float, int), (Path, str)):
-            return value
-    raise _wrong(file, f"{key} is {value!r}; give {' or '.join(_WORDS[kind] for kind in kinds)}")
+    kinds = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
+    plain = [str if kind is Path else kind for kind in kinds if kind is not NoneType]
+    return schema.read(plain[0], value, schema.Place(f"recipe {str(file)!r}", "correct it", key))
 
 
 def _tolerances(file: Path, given: Any, expected: Mapping[str, Any]) -> dict[str, float]:

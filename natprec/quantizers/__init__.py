@@ -1,12 +1,16 @@
-"""Q_b: from a float tensor to codes on an integer grid, and back."""
+"""Q_b: from a float tensor to codes on a grid, and back."""
 
-from natprec.quantizers.integer import (
-    QuantizedTensor,
-    choose_grid,
-    quantize,
-    round_to_grid,
-    rounding_errors,
-    squared_errors,
-)
+from natprec.quantizers.floating import Extent
+from natprec.quantizers.integer import choose_grid, round_to_grid
+from natprec.quantizers.nearest import quantize, rounding_errors, squared_errors
+from natprec.quantizers.tensor import QuantizedTensor
 
-__all__ = ["QuantizedTensor", "choose_grid", "quantize", "round_to_grid", "rounding_errors", "squared_errors"]
+__all__ = [
+    "Extent",
+    "QuantizedTensor",
+    "choose_grid",
+    "quantize",
+    "round_to_grid",
+    "rounding_errors",
+    "squared_errors",
+]

@@ -9,15 +9,17 @@ power: so the order changes no layout, and an engine needs to know nothing of it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from natprec import native
-from natprec.formats import Format
+from natprec.formats import Codebook, Format, Integer
+from natprec.quantizers.floating import Extent
 from natprec.quantizers.hessian import Hessian
-from natprec.quantizers.integer import QuantizedTensor, choose_grid, squared_errors
+from natprec.quantizers.nearest import grid_for, squared_errors
+from natprec.quantizers.tensor import QuantizedTensor
 from natprec.utils.matmul import product
 
 LAZY_COLUMNS = 64
@@ -30,21 +32,24 @@ WORK = 1 << 22
 """Weights, times formats, rounded at a time."""
 
 
-def gptq(weight: Tensor, inputs: Hessian, fmt: Format, scale_dtype: torch.dtype) -> QuantizedTensor:
+def gptq(
+    weight: Tensor, inputs: Hessian, fmt: Format, scale_dtype: torch.dtype, extent: Extent | None = None
+) -> QuantizedTensor:
     """Round a weight for least output error.
 
     Args:
         weight: (rows, columns).
         fmt: a format whose group size divides the columns.
         scale_dtype: the dtype in which scales are stored.
+        extent: of the weight together with those that share its outer scale; default: its own.
     """
     rows, columns = weight.shape
-    codes = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
-    scale, offset = weighted_grid(weight.float(), inputs, fmt, scale_dtype)
+    codes = torch.empty(rows, columns, dtype=fmt.code_dtype, device=weight.device)
+    scale, offset, outer = grid_for(weight.float(), fmt, scale_dtype, inputs.power, extent)
     for part in _parts(rows, columns):
         grid = Grid.of(scale[part], None if offset is None else offset[part], fmt, inputs.order)
         codes[part] = _round_columns(weight[part].float().T[inputs.order], inputs, grid)[0].T
-    return QuantizedTensor.of(fmt, codes, scale, offset)
+    return QuantizedTensor.of(fmt, codes, scale, offset, outer)
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,12 @@ class Judged:
         """Of errors (…, rows, columns): (…,)."""
         return torch.einsum("...rc,src->...sr", errors, self.gradients).square().sum((-1, -2))
 
-    def nearest_losses(self, formats: Sequence[Format], scale_dtype: torch.dtype) -> Tensor:
+    def nearest_losses(
+        self, formats: Sequence[Format], scale_dtype: torch.dtype, extent: Extent | None = None
+    ) -> Tensor:
         """Of rounding to nearest: (formats,)."""
-        return squared_errors(self.weight, formats, scale_dtype)[:-1] @ self.gradients.square().sum(0).flatten()
+        errors = squared_errors(self.weight, formats, scale_dtype, extent)
+        return errors[:-1] @ self.gradients.square().sum(0).flatten()
 
 
 def judged_rows(count: int) -> Tensor:
@@ -97,61 +105,75 @@ def gptq_shares(
     counts = [len(each.weight) for each in weights]
     stacked = torch.cat([each.weight for each in weights])
     factors = [torch.ones_like(inputs.power) if scaling is None else scaling for scaling in scalings]
-    parts = []
-    for part in _parts(len(formats), stacked.numel() * len(scalings)):
-        grids = [_found_grid(stacked, inputs, factor, fmt, scale_dtype) for factor in factors for fmt in formats[part]]
-        work = stacked.T[inputs.order].repeat(1, len(grids))
-        values = _round_columns(work, inputs, Grid.joined(grids))[1].T.view(len(factors), -1, *stacked.shape)
-        left = (values - stacked).split(counts, 2)
-        parts.append(torch.stack([each.losses(error) for each, error in zip(weights, left, strict=True)]))
-    losses = torch.cat(parts, -1)
-    nearest = torch.stack([each.nearest_losses(formats, scale_dtype) for each in weights]).unsqueeze(1)
+    losses = torch.empty(len(weights), len(factors), len(formats), device=stacked.device)
+    for places in _alike(formats):
+        for part in _parts(len(places), stacked.numel() * len(scalings)):
+            some = [formats[place] for place in places[part]]
+            grids = [_found_grid(stacked, inputs, factor, fmt, scale_dtype) for factor in factors for fmt in some]
+            work = stacked.T[inputs.order].repeat(1, len(grids))
+            values = _round_columns(work, inputs, Grid.joined(grids))[1].T.view(len(factors), -1, *stacked.shape)
+            left = (values - stacked).split(counts, 2)
+            found = torch.stack([each.losses(error) for each, error in zip(weights, left, strict=True)])
+            losses[..., places[part]] = found
+    extent, ends = Extent.of(stacked, formats), torch.tensor(counts).cumsum(0).tolist()
+    nearest = torch.stack([
+        each.nearest_losses(formats, scale_dtype, extent.at(slice(end - count, end)))
+        for each, count, end in zip(weights, counts, ends, strict=True)
+    ]).unsqueeze(1)  # fmt: skip
     return torch.where(nearest > 0, losses / nearest, 1.0).cpu().double()
+
+
+def _alike(formats: Sequence[Format]) -> list[list[int]]:
+    """Places of the formats that can be rounded together: all integers, or all of one other codebook."""
+    found: dict[Codebook | None, list[int]] = {}
+    for place, fmt in enumerate(formats):
+        found.setdefault(None if isinstance(fmt.codebook, Integer) else fmt.codebook, []).append(place)
+    return list(found.values())
 
 
 def _found_grid(weight: Tensor, inputs: Hessian, factor: Tensor, fmt: Format, scale_dtype: torch.dtype) -> Grid:
     """The grid that GPTQ chooses for columns multiplied by `factor`, as one of the columns as they are."""
-    grid = Grid.of(*weighted_grid(weight * factor, inputs.scaled(factor), fmt, scale_dtype), fmt, inputs.order)
+    scale, offset, _ = grid_for(weight * factor, fmt, scale_dtype, inputs.scaled(factor).power)
+    grid = Grid.of(scale, offset, fmt, inputs.order)
     ordered = factor[inputs.order].unsqueeze(1)
-    return Grid(grid.scale / ordered, grid.offset / ordered, grid.low, grid.high)
-
-
-def weighted_grid(
-    weight: Tensor, inputs: Hessian, fmt: Format, scale_dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Scales and offsets of the groups, where an error counts by the power of its input."""
-    groups = fmt.groups(weight.shape[1])
-    grouped = weight.reshape(len(weight), groups, -1)
-    return choose_grid(grouped, fmt, scale_dtype, inputs.power.view(groups, -1))
+    return replace(grid, scale=grid.scale / ordered, offset=grid.offset / ordered)
 
 
 @dataclass
 class Grid:
-    """Scale, offset (columns in rounding order, rows) and code range (rows,) of a transposed weight."""
+    """Scale and offset (columns in rounding order, rows) of a transposed weight.
+
+    Attributes:
+        low, high: (rows,), the codes' range of integers.
+        codebook: of all rows; None: integers, of any widths.
+    """
 
     scale: Tensor
     offset: Tensor
     low: Tensor
     high: Tensor
+    codebook: Codebook | None = None
 
     @classmethod
     def of(cls, scale: Tensor, offset: Tensor | None, fmt: Format, order: Tensor) -> Grid:
         """Of the rows of `scale`, with their groups' columns in rounding order."""
-        group = order // (len(order) // scale.shape[1])
-        low, high = (torch.full((len(scale),), float(end), device=scale.device) for end in fmt.code_range)
+        group, book = order // fmt.span(len(order)), fmt.codebook
+        low, high = (
+            torch.full((len(scale),), float(end), device=scale.device) for end in (book.smallest, book.largest)
+        )
         offset = torch.zeros_like(scale) if offset is None else offset
-        return cls(scale.T[group], offset.T[group], low, high)
+        return cls(scale.T[group], offset.T[group], low, high, None if isinstance(book, Integer) else book)
 
     def columns(self, start: int, stop: int) -> Grid:
         """Of some columns, by their place in the order."""
-        return Grid(self.scale[start:stop], self.offset[start:stop], self.low, self.high)
+        return replace(self, scale=self.scale[start:stop], offset=self.offset[start:stop])
 
     @classmethod
     def joined(cls, grids: list[Grid]) -> Grid:
-        """Side by side."""
-        return cls(
-            *(torch.cat([getattr(grid, name) for grid in grids], -1) for name in ("scale", "offset", "low", "high"))
-        )
+        """Side by side, of one codebook or all integers."""
+        names = ("scale", "offset", "low", "high")
+        scale, offset, low, high = (torch.cat([getattr(grid, name) for grid in grids], -1) for name in names)
+        return cls(scale, offset, low, high, grids[0].codebook)
 
 
 def _round_columns(work: Tensor, inputs: Hessian, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -160,10 +182,10 @@ def _round_columns(work: Tensor, inputs: Hessian, grid: Grid) -> tuple[Tensor, T
     Args:
         work: (columns in rounding order, rows); it is overwritten.
     Returns:
-        (columns, rows), int8 and float32.
+        (columns, rows), int8 (or uint8) and float32.
     """
     work, (columns, rows) = work.contiguous(), work.shape
-    codes = torch.empty(columns, rows, dtype=torch.int8, device=work.device)
+    codes = torch.empty(columns, rows, dtype=torch.uint8 if grid.codebook else torch.int8, device=work.device)
     for start in range(0, columns, LAZY_COLUMNS):
         stop = min(start + LAZY_COLUMNS, columns)
         block, factor = work[start:stop], inputs.inverse[start:stop, start:stop]
@@ -176,6 +198,8 @@ def _round_columns(work: Tensor, inputs: Hessian, grid: Grid) -> tuple[Tensor, T
 
 def _in_turn(block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor:
     """Round a block (columns, rows) in place and fill its codes; returns its errors."""
+    if grid.codebook is not None:
+        return _in_turn_of(grid.codebook, block, factor, grid, codes)
     if native.reads(block):  # a tenth of the time
         return native.round_columns(block, factor, grid.scale, grid.offset, grid.low, grid.high, codes)
     errors = torch.empty_like(block)
@@ -187,6 +211,19 @@ def _in_turn(block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor
         torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
         block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
         block[i] = value
+    return errors
+
+
+def _in_turn_of(book: Codebook, block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+    """The same in a codebook whose codes are no integers."""
+    errors, chosen = torch.empty_like(block), torch.empty_like(block)
+    for i in range(len(block)):
+        torch.sub(block[i], grid.offset[i], out=chosen[i]).div_(grid.scale[i])
+        value = torch.addcmul(grid.offset[i], book.nearest_(chosen[i]), grid.scale[i])
+        torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
+        block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+        block[i] = value
+    codes.copy_(book.encode(chosen))
     return errors
 
 

@@ -9,8 +9,7 @@ codes it got: s = <w, q> / <q, q>. What a format can store of a grid is in `natp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -27,112 +26,6 @@ CLIP = {3: (1.0, 0.9, 0.8, 0.7), 4: (1.0, 0.92, 0.84), 5: (1.0, 0.95)}
 
 CHUNK = 1 << 18
 """Weights handled at a time: small enough that one chunk and its copies stay in the cache."""
-
-
-@dataclass(frozen=True)
-class QuantizedTensor:
-    """A weight on its grid.
-
-    Attributes:
-        codes: (rows, columns), int8.
-        scale: (rows, groups), float32 values that the stored dtype holds exactly.
-        zero_point: (rows, groups), int8; None when symmetric.
-        offset: (rows, groups), float32: the value of code 0, where the format stores that instead.
-    """
-
-    format: Format
-    codes: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-    offset: Tensor | None = None
-
-    @classmethod
-    def of(cls, fmt: Format, codes: Tensor, scale: Tensor, offset: Tensor | None) -> QuantizedTensor:
-        """Codes on a grid that the format can store; its offset becomes a zero point where that is what it stores."""
-        if fmt.float_offset or offset is None:
-            return cls(fmt, codes, scale, None, offset)
-        return cls(fmt, codes, scale, (-offset / scale).round().to(torch.int8))
-
-    def dequantize(self) -> Tensor:
-        """(rows, columns), float32: what an engine reconstructs."""
-        rows, columns = self.codes.shape
-        values = self.codes.view(rows, self.scale.shape[1], -1).to(torch.float32)
-        if self.zero_point is not None:
-            values = values - self.zero_point.unsqueeze(-1)
-        values = values * self.scale.unsqueeze(-1)
-        if self.offset is not None:
-            values = values + self.offset.unsqueeze(-1)
-        return values.view(rows, columns)
-
-    def scaled(self, factor: Tensor, dtype: torch.dtype) -> QuantizedTensor:
-        """The same codes with each group's values multiplied by `factor` (rows, groups), on stored scales."""
-        low = None if self.offset is None else self.offset * factor
-        scale, offset = nested_grid(*stored_grid(self.scale * factor, low, self.format, dtype), self.format)
-        return replace(self, scale=scale, offset=offset)
-
-    def located(self, values: Tensor) -> Tensor:
-        """Where values (rows, columns) lie on the grid, in codes that need not be whole: `dequantize` backwards."""
-        grouped = values.to(torch.float32).view(*self.scale.shape, -1)
-        if self.offset is not None:
-            grouped = grouped - self.offset.unsqueeze(-1)
-        at = grouped / self.scale.unsqueeze(-1)
-        if self.zero_point is not None:
-            at = at + self.zero_point.unsqueeze(-1)
-        return at.view(values.shape)
-
-    def scale_slope(self, slope: Tensor) -> Tensor:
-        """What a function's slope by each value (rows, columns) makes its slope by each group's relative scale."""
-        return (slope.float() * self.dequantize()).view(*self.scale.shape, -1).sum(-1)
-
-    def to(self, device: str) -> QuantizedTensor:
-        """The same tensor on a device."""
-        zero = None if self.zero_point is None else self.zero_point.to(device)
-        offset = None if self.offset is None else self.offset.to(device)
-        return QuantizedTensor(self.format, self.codes.to(device), self.scale.to(device), zero, offset)
-
-
-def quantize(weight: Tensor, fmt: Format, scale_dtype: torch.dtype) -> QuantizedTensor:
-    """Round a weight to the nearest code, group by group.
-
-    Args:
-        weight: (rows, columns), finite.
-        fmt: a format whose group size divides the columns.
-        scale_dtype: the dtype in which scales are stored; they are rounded to it first.
-    """
-    rows, columns = weight.shape
-    parts = []
-    for grouped in _grouped_rows(weight, fmt):
-        grid = choose_grid(grouped, fmt, scale_dtype)
-        parts.append((round_to_grid(grouped, fmt, *grid).to(torch.int8), *grid))
-    return QuantizedTensor.of(
-        fmt,
-        codes=torch.cat([codes for codes, _, _ in parts]).view(rows, columns),
-        scale=torch.cat([scale for _, scale, _ in parts]),
-        offset=None if fmt.symmetric else torch.cat([offset for _, _, offset in parts if offset is not None]),
-    )
-
-
-def rounding_errors(weight: Tensor, formats: Sequence[Format], scale_dtype: torch.dtype) -> Tensor:
-    """Q_b(w) - w of every weight under every format, and last that of storing it unquantized.
-
-    Returns:
-        (formats + 1, rows * columns), float32; the last row is 0 where `scale_dtype` holds w exactly.
-    """
-    errors = torch.empty(len(formats) + 1, weight.numel(), device=weight.device)
-    flat = weight.float().reshape(-1)
-    torch.sub(flat.to(scale_dtype).float(), flat, out=errors[-1])
-    for index, fmt in enumerate(formats):
-        start = 0
-        for grouped in _grouped_rows(weight, fmt):
-            scale, offset = choose_grid(grouped, fmt, scale_dtype)
-            _errors(grouped, fmt, scale, offset, errors[index, start : start + grouped.numel()])
-            start += grouped.numel()
-    return errors
-
-
-def squared_errors(weight: Tensor, formats: Sequence[Format], scale_dtype: torch.dtype) -> Tensor:
-    """(Q_b(w) - w)**2: see `rounding_errors`."""
-    return rounding_errors(weight, formats, scale_dtype).square_()
 
 
 def choose_grid(
@@ -196,11 +89,13 @@ def _line(codes: Tensor, grouped: Tensor, scale: Tensor, offset: Tensor) -> tupl
 
 def _squared_error(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, power: Tensor | None) -> Tensor:
     """Of each group, (rows, groups)."""
-    error = _errors(grouped, fmt, scale, offset)
+    error = grid_errors(grouped, fmt, scale, offset)
     return torch.linalg.vecdot(error, error if power is None else error * power)
 
 
-def _errors(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, out: Tensor | None = None) -> Tensor:
+def grid_errors(
+    grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """Nearest value less weight, of the shape of `grouped`; into `out`, contiguous, of so many elements."""
     if native.reads(grouped):
         return native.grid_errors(grouped, scale, offset, *fmt.code_range, out)
@@ -232,7 +127,7 @@ def _spanning_scale(low: Tensor, high: Tensor, fmt: Format) -> Tensor:
     return torch.where(high > -low, -scale, scale) if -smallest != largest else scale
 
 
-def _grouped_rows(weight: Tensor, fmt: Format) -> Iterator[Tensor]:
+def grouped_rows(weight: Tensor, fmt: Format) -> Iterator[Tensor]:
     """Chunks of whole rows as (rows, groups, group size), float32."""
     columns = weight.shape[1]
     step = max(1, CHUNK // columns)

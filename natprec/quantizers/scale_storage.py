@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from natprec.formats import Format, Integer
+from natprec.formats import Float, Format, Integer
 
 TINY = 2.0**-24
 """The smallest float16: a GGUF scale is never 0, so that codes are defined; ggml may decode it to 0."""
@@ -74,3 +74,66 @@ def nested_codes(values: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     step = (far / (smallest or largest)).half().float()
     step = torch.where(step == 0, TINY, step)
     return step, (blocks / step).round().clamp(smallest, largest)
+
+
+SMALLEST_POWER, LARGEST_POWER = -126, 127
+"""Exponents of scales that are powers of two: E8M0 without 2^-127, which bfloat16 has as a subnormal alone."""
+
+
+def stored_scale(scale: Tensor, fmt: Format, dtype: torch.dtype, outer: Tensor | None) -> Tensor:
+    """Positive scales as a format of floating-point codes stores them, never 0.
+
+    Args:
+        scale: (rows, groups); 0 where all values are.
+        dtype: of scales in the model's dtype.
+        outer: see `outer_scale`.
+    Returns:
+        Rounded to nearest, float32; powers of two are rounded up.
+    """
+    wanted, kind = torch.where(scale > 0, scale, 1.0), fmt.scaling.dtype
+    if isinstance(kind, Float):
+        assert outer is not None
+        wanted = torch.where(scale > 0, scale * (1.0 / outer), 1.0)
+        least = 2.0 ** (1 - kind.bias - kind.mantissa)
+        return kind.nearest_(wanted).clamp_(min=least) / (1.0 / outer)
+    if kind == "e8m0":
+        fraction, exponent = torch.frexp(wanted)
+        exponent = exponent - (fraction == 0.5).to(exponent.dtype)
+        return torch.ldexp(torch.ones_like(wanted), exponent.clamp(SMALLEST_POWER, LARGEST_POWER))
+    stored = {"model": dtype, "float16": torch.float16, "float32": torch.float32}[str(kind)]
+    return wanted.clamp(min=torch.finfo(stored).tiny, max=torch.finfo(stored).max).to(stored).to(torch.float32)
+
+
+def outer_scale(largest: Tensor, fmt: Format) -> Tensor:
+    """What the codes of scales are multiplied by, so that the group with the largest magnitude has the largest code.
+
+    Args:
+        largest: (), the largest magnitude of all weights that share it.
+    Returns:
+        (), float32, whose reciprocal's reciprocal it is: compressed-tensors stores the reciprocal.
+    """
+    kind = fmt.scaling.dtype
+    assert isinstance(kind, Float)
+    reach = kind.largest * fmt.codebook.largest
+    divisor = reach / largest.float().clamp(min=reach * torch.finfo(torch.float32).tiny)
+    divisor = torch.where(largest > 0, divisor, 1.0)
+    for _ in range(4):
+        divisor = 1.0 / (1.0 / divisor)
+    return 1.0 / divisor
+
+
+def inner_scales(scale: Tensor, outer: Tensor, fmt: Format) -> Tensor:
+    """The codes' values of scales (rows, groups) in units of their outer scale, float32, exactly as stored."""
+    kind = fmt.scaling.dtype
+    assert isinstance(kind, Float)
+    return kind.nearest_(scale * (1.0 / outer))
+
+
+def effective_scales(inner: Tensor, outer: Tensor) -> Tensor:
+    """What values are multiplied by, of what `inner_scales` gives: divided by the reciprocal, as engines do."""
+    return inner / (1.0 / outer)
+
+
+def rescaled(scale: Tensor, factor: Tensor, fmt: Format, dtype: torch.dtype, outer: Tensor | None) -> Tensor:
+    """Stored scales times `factor`, on stored scales again; powers of two stay."""
+    return scale if fmt.scaling.dtype == "e8m0" else stored_scale(scale * factor, fmt, dtype, outer)

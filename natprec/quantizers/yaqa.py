@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from natprec.formats import Format
-from natprec.quantizers.gptq import Grid, weighted_grid
+from natprec.formats import Codebook, Format
+from natprec.quantizers.floating import Extent
+from natprec.quantizers.gptq import Grid
 from natprec.quantizers.hessian import Hessian
-from natprec.quantizers.integer import QuantizedTensor
+from natprec.quantizers.nearest import grid_for
+from natprec.quantizers.tensor import QuantizedTensor
 
 DAMPING = 1.0
 """Share of the mean diagonal of S that is added to it: with GPTQ's 0.01, rounding is worse than GPTQ (LOG.md)."""
@@ -36,7 +38,14 @@ def output_order(moments: Tensor) -> Hessian:
     return Hessian.of(moments, DAMPING)
 
 
-def yaqa(weight: Tensor, inputs: Hessian, outputs: Hessian, fmt: Format, scale_dtype: torch.dtype) -> QuantizedTensor:
+def yaqa(
+    weight: Tensor,
+    inputs: Hessian,
+    outputs: Hessian,
+    fmt: Format,
+    scale_dtype: torch.dtype,
+    extent: Extent | None = None,
+) -> QuantizedTensor:
     """Round a weight for least tr(S D H Dᵀ); grids are those of GPTQ.
 
     Args:
@@ -44,18 +53,19 @@ def yaqa(weight: Tensor, inputs: Hessian, outputs: Hessian, fmt: Format, scale_d
         inputs: of H; outputs: of S, see `output_order`.
         fmt: a format whose group size divides the columns.
         scale_dtype: the dtype in which scales are stored.
+        extent: of the weight together with those that share its outer scale; default: its own.
     """
     rows = outputs.order
-    scale, offset = weighted_grid(weight.float(), inputs, fmt, scale_dtype)
+    scale, offset, outer = grid_for(weight.float(), fmt, scale_dtype, inputs.power, extent)
     grid = Grid.of(scale[rows], None if offset is None else offset[rows], fmt, inputs.order)
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    found = _round_tiles(weight.float()[rows].T[inputs.order], grid, inputs.inverse, outputs.inverse)
+    codes = torch.empty(weight.shape, dtype=fmt.code_dtype, device=weight.device)
+    found = _round_tiles(weight.float()[rows].T[inputs.order], fmt.codebook, grid, inputs.inverse, outputs.inverse)
     codes[rows.unsqueeze(1), inputs.order] = found.T
-    return QuantizedTensor.of(fmt, codes, scale, offset)
+    return QuantizedTensor.of(fmt, codes, scale, offset, outer)
 
 
-def _round_tiles(weight: Tensor, grid: Grid, across: Tensor, down: Tensor) -> Tensor:
-    """Codes (columns, rows), int8.
+def _round_tiles(weight: Tensor, codebook: Codebook, grid: Grid, across: Tensor, down: Tensor) -> Tensor:
+    """Codes (columns, rows), as `codebook` encodes them.
 
     Args:
         weight: (columns, rows), both in the order in which they are rounded, as all that follows.
@@ -69,9 +79,8 @@ def _round_tiles(weight: Tensor, grid: Grid, across: Tensor, down: Tensor) -> Te
     across, down = _grown(across, len(target)), _grown(down, target.shape[1])
     own = [slice(start, start + ROWS) for start in range(0, target.shape[1], ROWS)]
     made_up = [torch.linalg.solve_triangular(down[each, each], down[each, each.stop :], upper=True) for each in own]
-    low, top = float(grid.low[0]), float(grid.high[0])
     pushed = torch.zeros_like(target)  # by earlier columns; what earlier rows push is in `target`
-    codes = torch.empty(target.shape, dtype=torch.int8, device=weight.device)
+    codes = torch.empty(target.shape, dtype=torch.uint8 if grid.codebook else torch.int8, device=weight.device)
     for wave in range(high + wide - 1):
         numbers = range(max(0, wave - wide + 1), min(high, wave + 1))
         places = [slice(number * COLUMNS, (number + 1) * COLUMNS) for number in numbers]
@@ -83,7 +92,7 @@ def _round_tiles(weight: Tensor, grid: Grid, across: Tensor, down: Tensor) -> Te
         factor = torch.stack([across[place, place] for place in places])
         chosen, errors = torch.empty_like(work), torch.empty_like(work)
         for i in range(COLUMNS):
-            code = (work[:, i] - origins[:, i]).div_(steps[:, i]).round_().clamp_(low, top)
+            code = codebook.nearest_((work[:, i] - origins[:, i]).div_(steps[:, i]))
             chosen[:, i] = code
             value = code.mul_(steps[:, i]).add_(origins[:, i])
             torch.sub(work[:, i], value, out=errors[:, i]).div_(factor[:, i, i].unsqueeze(1))
@@ -91,7 +100,7 @@ def _round_tiles(weight: Tensor, grid: Grid, across: Tensor, down: Tensor) -> Te
             work[:, i] = value
         missed = wanted.sub_(work)
         for number, (place, rows_of) in enumerate(tiles):
-            codes[place, rows_of] = chosen[number].to(torch.int8)
+            codes[place, rows_of] = codebook.encode(chosen[number])
             pushed[place.stop :, rows_of].addmm_(across[place, place.stop :].T, errors[number], alpha=-1)
             target[place, rows_of.stop :].addmm_(missed[number], made_up[rows_of.start // ROWS], alpha=-1)
     return codes[:columns, :rows]

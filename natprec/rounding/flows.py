@@ -20,10 +20,11 @@ def round_flows(model: nn.Module, activations: Sequence[Site], plan: Plan) -> li
     Args:
         activations: the model's sites that are no weights.
     """
-    hooks = round_inputs(model, activations, plan.rounded_inputs)
+    largest = {fused_group: choice.largest for fused_group, choice in plan.inputs.items()}
+    hooks = round_inputs(model, activations, plan.rounded_inputs, largest)
     if plan.cache is not None:
         for site in (site for site in activations if site.role == "cache"):
-            hooks += round_site(model, site, plan.cache.format, plan.cache.largest[site.name])
+            hooks += round_site(model, site, plan.cache.format, plan.cache.reach(site.name))
     return hooks
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
-from natprec.quantizers import QuantizedTensor
+from natprec.quantizers import Extent, QuantizedTensor
 from natprec.quantizers.gptq import gptq
 from natprec.quantizers.hessian import Hessian
 from natprec.rounding.rounder import ByMoments
@@ -18,10 +18,16 @@ class GPTQ(ByMoments):
     forwards, rounding = 2.0, 0.3
 
     def weight(
-        self, weight: Tensor, inputs: Hessian, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
+        self,
+        weight: Tensor,
+        inputs: Hessian,
+        errors: Tensor | None,
+        fmt: Format,
+        scale_dtype: torch.dtype,
+        extent: Extent | None,
     ) -> QuantizedTensor:
         """See `ByMoments.weight`."""
-        return gptq(weight, inputs, fmt, scale_dtype)
+        return gptq(weight, inputs, fmt, scale_dtype, extent)
 
 
 ROUNDER = GPTQ

@@ -2,15 +2,15 @@
 arXiv:2004.10568).
 
 GPTQ chooses codes layer by layer. Here all codes of a block move together, so that the block puts out what the
-original's block does, though its input comes from the rounded prefix. Each weight has a position, in codes, that starts
-where the weight lay, within the code that GPTQ chose; its code is the nearest integer. Positions step against the sign
-of the loss's gradient, scales by Adam, both less and less. If that does not lower the loss, GPTQ's codes are kept.
+original's block does, though its input comes from the rounded prefix. Each weight has a position among the codebook's
+values that starts where the weight lay, within the code that GPTQ chose; its code is the nearest. Positions step
+against the sign of the loss's gradient, scales by Adam, both less and less. If that does not lower the loss, GPTQ's
+codes are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from natprec.models.hidden_states import HiddenStates
 from natprec.models.layers import Layer, known_layer
 from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
+from natprec.quantizers.ranks import rank_range
 from natprec.rounding.gptq import GPTQ
 from natprec.rounding.moments import Gradients
 from natprec.rounding.rounder import Pace, Run
@@ -175,9 +176,10 @@ class _Position:
             dtype: of stored scales.
         """
         self._start, self._dtype = start, dtype
-        at = torch.maximum(torch.minimum(start.located(weight), start.codes + WITHIN), start.codes - WITHIN)
-        self._at = at.view(*start.scale.shape, -1)
-        self._uphill = start.scale.sign().unsqueeze(-1)  # where values grow with codes
+        ranks = start.ranks
+        at = torch.maximum(torch.minimum(start.located(weight), ranks + WITHIN), ranks - WITHIN)
+        self._at, self._range = at, rank_range(start.format.codebook)
+        self._uphill = start.spread(start.scale.sign())  # where values grow with codes
         self._moves = torch.zeros_like(start.scale, requires_grad=True)
         self._optimizer = torch.optim.Adam([self._moves], lr=RATE)
 
@@ -192,11 +194,9 @@ class _Position:
         self._moves.grad = now.scale_slope(gradient)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
-        low, high = self._start.format.code_range
-        uphill = gradient.sign().view(self._at.shape).mul_(self._uphill)
-        self._at.sub_(uphill, alpha=step).clamp_(low - WITHIN, high + WITHIN)
-        codes = self._at.round().to(torch.int8).view(gradient.shape)
-        return replace(self._start, codes=codes).scaled(1 + self._moves.detach(), self._dtype)
+        low, high = self._range
+        self._at.sub_(gradient.sign().mul_(self._uphill), alpha=step).clamp_(low - WITHIN, high + WITHIN)
+        return self._start.at_ranks(self._at).scaled(1 + self._moves.detach(), self._dtype)
 
 
 class Learned(GPTQ):

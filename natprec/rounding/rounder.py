@@ -17,7 +17,7 @@ from torch import Tensor
 from natprec.formats import Format
 from natprec.models.hidden_states import HiddenStates
 from natprec.models.segments import SegmentedModel
-from natprec.quantizers import QuantizedTensor
+from natprec.quantizers import Extent, QuantizedTensor
 from natprec.quantizers.hessian import Hessian
 from natprec.rounding.moments import Gradients, segment_moments
 from natprec.rounding.segment import SegmentRounder
@@ -117,13 +117,20 @@ class ByMoments(Rounder):
 
     @abstractmethod
     def weight(
-        self, weight: Tensor, inputs: Hessian, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
+        self,
+        weight: Tensor,
+        inputs: Hessian,
+        errors: Tensor | None,
+        fmt: Format,
+        scale_dtype: torch.dtype,
+        extent: Extent | None,
     ) -> QuantizedTensor:
         """Round one weight.
 
         Args:
             weight: (rows, columns).
             errors: (rows, rows), Σ g gᵀ of the gradients at its outputs, where they were gathered.
+            extent: of the weight together with those that share its outer scale; None: its own.
         """
 
 

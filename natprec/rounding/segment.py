@@ -18,14 +18,15 @@ from natprec.formats import Format
 from natprec.models.layers import Layer
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer, site_weight
-from natprec.quantizers import QuantizedTensor, quantize
+from natprec.quantizers import Extent, QuantizedTensor, quantize
 from natprec.quantizers.hessian import Hessian
 from natprec.rounding.moments import Moments
 from natprec.solver import Plan
 from natprec.transforms import Gauge, channel_scales, fold
 
-RoundWeight = Callable[[Tensor, Hessian, Tensor | None, Format, torch.dtype], QuantizedTensor]
-"""Weight (rows, columns), its inputs, Σ g gᵀ (rows, rows) at its outputs or None, format, dtype of scales → codes."""
+RoundWeight = Callable[[Tensor, Hessian, Tensor | None, Format, torch.dtype, Extent | None], QuantizedTensor]
+"""Weight (rows, columns), its inputs, Σ g gᵀ (rows, rows) at its outputs or None, format, dtype of scales, its extent
+if the format asks for that → codes."""
 
 
 class SegmentRounder:
@@ -48,6 +49,7 @@ class SegmentRounder:
         self._segmented, self._plan, self.dtype, self._gauges = segmented, plan, storage_dtype, gauges
         self.sites = [site for site in sites if plan.sites[site.name].format is not None]
         self._twice: dict[str, QuantizedTensor] = {}  # tied weights, until their second use
+        self._shared: dict[str, Tensor] = {}  # fused group → the largest magnitude of its weights
         self._quantized = {id(site_layer(segmented.model, site).weight) for site in self.sites}
         dtypes = segmented.weights.dtypes
         self._dtypes = {id(each): dtypes[name] for name, each in segmented.model.named_parameters() if name in dtypes}
@@ -107,7 +109,8 @@ class SegmentRounder:
                 codes[site.name] = self._nearest(site)
             else:
                 errors = moments.outputs.get(site.name)
-                codes[site.name] = self._put(site, round_weight(weight, own, errors, self._format(site), self.dtype))
+                fmt, extent = self._format(site), self._extent(site)
+                codes[site.name] = self._put(site, round_weight(weight, own, errors, fmt, self.dtype, extent))
         return codes, unrounded
 
     def _rescale(self, fused_group: str, layers: list[Layer], inputs: Hessian, moments: Moments) -> Hessian:
@@ -131,7 +134,27 @@ class SegmentRounder:
         return inputs.scaled(columns)
 
     def _nearest(self, site: Site) -> QuantizedTensor:
-        return self._put(site, quantize(site_weight(self._segmented.model, site), self._format(site), self.dtype))
+        weight, fmt, extent = site_weight(self._segmented.model, site), self._format(site), self._extent(site)
+        return self._put(site, quantize(weight, fmt, self.dtype, extent))
+
+    def _extent(self, site: Site) -> Extent | None:
+        """How far a weight reaches, and the weights that it is fused with: engines give these one outer scale.
+
+        The first of them that is rounded asks, when all are still what they were.
+        """
+        fmt = self._format(site)
+        if fmt.by_row:
+            return None
+        weight = site_weight(self._segmented.model, site)
+        if fmt.scaling.outer is None:
+            return Extent.of(weight, [fmt])
+        if site.fused_group not in self._shared:
+            mates = [
+                each for each in self.sites if each.fused_group == site.fused_group and each.segment == site.segment
+            ]
+            weights = [site_weight(self._segmented.model, each) for each in mates if self._format(each) == fmt]
+            self._shared[site.fused_group] = torch.stack([Extent.of(each, [fmt]).largest for each in weights]).amax()
+        return Extent.of(weight, [fmt], self._shared[site.fused_group])
 
     def _put(self, site: Site, value: QuantizedTensor) -> QuantizedTensor:
         """Leave what an engine reconstructs of a site in the model."""

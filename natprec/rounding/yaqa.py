@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
-from natprec.quantizers import QuantizedTensor
+from natprec.quantizers import Extent, QuantizedTensor
 from natprec.quantizers.gptq import gptq
 from natprec.quantizers.hessian import Hessian
 from natprec.quantizers.yaqa import output_order, yaqa
@@ -24,12 +24,18 @@ class YAQA(ByMoments):
         return self.run.gradients
 
     def weight(
-        self, weight: Tensor, inputs: Hessian, errors: Tensor | None, fmt: Format, scale_dtype: torch.dtype
+        self,
+        weight: Tensor,
+        inputs: Hessian,
+        errors: Tensor | None,
+        fmt: Format,
+        scale_dtype: torch.dtype,
+        extent: Extent | None,
     ) -> QuantizedTensor:
         """See `ByMoments.weight`."""
         if errors is None:
-            return gptq(weight, inputs, fmt, scale_dtype)
-        return yaqa(weight, inputs, output_order(errors), fmt, scale_dtype)
+            return gptq(weight, inputs, fmt, scale_dtype, extent)
+        return yaqa(weight, inputs, output_order(errors), fmt, scale_dtype, extent)
 
 
 ROUNDER = YAQA

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from natprec.checkpoints.code_reader import Checkpoint, Scheme
 from natprec.errors import ModelError
+from natprec.formats import activation
 from natprec.models.encoders import drop_missing_pooler
 from natprec.models.layers import Layer, layer_of
 from natprec.quantizers import QuantizedTensor
@@ -30,6 +31,7 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_pr
 """Linears of one parent that models call with one input; they run as one product where they share a format."""
 
 HALF = (torch.bfloat16, torch.float16)
+INT8_INPUTS = activation(8)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Builder:
             layers = [self.layers[other] for other in names]
             if any(layer.kind.looks_up for layer in layers):
                 continue
-            alike = {(self._scheme((other,)), self.layers[other].shape[1]) for other in names}
+            alike = {(self._scheme((other,)), self.layers[other].shape[1], self._shared((other,))) for other in names}
             shared = any(len(self.uses[id(layer.weight)]) > 1 for layer in layers)
             biases = {layer.bias is None for layer in layers}
             if len(alike) == len(biases) == 1 and not shared:
@@ -144,6 +146,12 @@ class Builder:
     def _scheme(self, uses: tuple[str, ...]) -> Scheme | None:
         return next(filter(None, (self.checkpoint.scheme(use, self.layers[use].module) for use in uses)), None)
 
+    def _shared(self, uses: tuple[str, ...]) -> tuple[float | None, ...]:
+        """Scales that all weights of one product must have in common."""
+        scheme = self._scheme(uses)
+        found = (None, None) if scheme is None else self.checkpoint.shared(uses, scheme)
+        return tuple(None if each is None else float(each) for each in found)
+
     def _stored(self, weights: tuple[tuple[str, ...], ...]) -> StoredWeight:
         """One weight, or several below each other; each given by the names of its uses."""
         scheme = self._scheme(weights[0])
@@ -152,11 +160,15 @@ class Builder:
         codes = [self.checkpoint.quantized(uses, scheme, self.layers[uses[0]].shape) for uses in weights]
         weight = _below_each_other(codes)
         rows, columns = weight.codes.shape
-        layer = KernelLayer(scheme.format, rows, columns, scheme.int8_inputs)
+        int8 = scheme.inputs == INT8_INPUTS
+        layer = KernelLayer(scheme.format, rows, columns, int8)
         kernel, why = choose(layer, self.device, self.kernels)
         for name in (use for uses in weights for use in uses):
             self.chosen[name] = Chosen(kernel.name, layer.name, why)
-        return QuantizedWeight(weight, layer, kernel, _exact_dtype(weight.scale))
+        made = QuantizedWeight(weight, layer, kernel, _exact_dtype(weight.scale))
+        if not int8 and scheme.inputs is not None:
+            made.round_inputs(scheme.inputs, self.checkpoint.shared(weights[0], scheme)[1])
+        return made
 
     def _half(self, weights: tuple[tuple[str, ...], ...]) -> StoredWeight:
         found = []
@@ -186,6 +198,7 @@ def _below_each_other(weights: Iterable[QuantizedTensor]) -> QuantizedTensor:
         torch.cat([weight.codes for weight in weights]),
         torch.cat([weight.scale for weight in weights]),
         torch.cat(zeros) if zeros else None,
+        outer=weights[0].outer,
     )
 
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from natprec.config import NOT_ROUNDED
 from natprec.errors import InputError
-from natprec.formats import EngineProfile, Format
+from natprec.formats import EngineProfile, Format, PerHead
 from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
 from natprec.solver.fused_groups import FusedGroup, fewest_bits, kl_of, refuse_other_rule, stored_bytes
+from natprec.solver.needs import Used, needs_of
 from natprec.solver.plan import Plan
 from natprec.utils.statistics import bootstrap_interval
 
@@ -84,7 +85,10 @@ def assemble(
             curve = flowing[group.decision.name]
             kl = float(kl_of(curve, [pair.inputs], rounding)[0])
             natural = fewest_bits(curve.formats, curve.kl(rounding), own)
-            inputs[group.decision.name] = InputChoice(pair.inputs, natural, kl, group.backward[curve.site.name])
+            largest = curve.largest[rounding_named(rounding).compensates] if _fixes(pair.inputs) else None
+            inputs[group.decision.name] = InputChoice(
+                pair.inputs, natural, kl, group.backward[curve.site.name], largest
+            )
             if pair.inputs is not None:
                 pooled.append(curve.samples(pair.inputs, rounding))
     for name in unquantized:
@@ -96,9 +100,16 @@ def assemble(
     pool_count = min(len(values) for values in pooled)
     total = sum(values.reshape(pool_count, -1).mean(1) for values in pooled)
     stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)
-    fixed = 2 * len(cache.largest) if cache and cache.format.floating else 0
+    scales = [] if cache is None else [len(each) for each in cache.by_head.values()] or [1] * len(cache.largest)
+    fixed = 2 * sum(scales) if cache and cache.format.floating else 0
     unquantized_bytes = sum(2 * measurement.curves[name].site.elements for name in unquantized)
     everything = sum(choice.elements for choice in choices.values())
+    twice = choices[header.untied].elements if header.untied else 0
+    used: list[Used] = []
+    for group, index in zip(groups, chosen, strict=True):
+        pair = group.pairs[index]
+        used += [(curve.site.role, pair.weight, pair.inputs) for curve in group.curves]
+    used += [("cache", cache.format, None)] if cache else []
     costs = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
     costs += [cache.kl] if cache else []
     return Plan(
@@ -112,13 +123,21 @@ def assemble(
         kl_predicted=float(np.sum(costs)),
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
         stored_bytes=stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes,
-        stored_bytes_reference=header.other_bytes + header.carried_bytes + everything * UNQUANTIZED_BITS // 8,
+        stored_bytes_reference=header.other_bytes + header.carried_bytes + (everything - twice) * UNQUANTIZED_BITS // 8,
         bits_per_weight=8 * stored / elements,
         bits_per_weight_total=8 * (stored + unquantized_bytes) / everything,
         sites={name: choices[name] for name in measurement.weights},
         inputs=inputs,
         cache=cache,
+        gpu=profile.gpu,
+        needs=needs_of(profile.name, profile.gpu, used) if profile.gpu else None,
+        untied=bool(header.untied),
     )
+
+
+def _fixes(fmt: Format | None) -> bool:
+    """Whether a format of inputs has something in its scales that calibration decides."""
+    return fmt is not None and fmt.fixed
 
 
 def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv: str) -> CacheChoice | None:
@@ -136,8 +155,13 @@ def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv
     if not fmt.floating:
         refuse_other_rule(curves, profile)
     kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve in curves)
-    largest = {curve.site.name: curve.largest[rounding_named(rounding).compensates] for curve in curves}
-    return CacheChoice(fmt, kl, largest)
+    way = rounding_named(rounding).compensates
+    heads = {
+        curve.site.name: curve.by_head[way]
+        for curve in curves
+        if curve.by_head is not None and fmt.scaling.granularity == PerHead()
+    }
+    return CacheChoice(fmt, kl, {curve.site.name: curve.largest[way] for curve in curves}, heads)
 
 
 def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> Format:

@@ -5,7 +5,7 @@ The format comes from `format` alone, by name; the numbers beside it are for scr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from natprec.formats import CHANNEL, Format, integer, parse_activation, parse_format
@@ -71,12 +71,17 @@ def dual(forward: int | None, backward: int | None) -> int | None:
 
 @dataclass(frozen=True)
 class InputChoice:
-    """The format in which a fused group's input meets its weights; attributes as those of `Choice`, None: 16 bits."""
+    """The format in which a fused group's input meets its weights; attributes as those of `Choice`, None: 16 bits.
+
+    Attributes:
+        largest: the magnitude on all calibration text, for formats that fix a scale.
+    """
 
     format: _Flowing | None
     natural_bits: Bits | None
     kl: float
     backward_bits: Bits | None = None
+    largest: From0 | None = None
 
     @property
     def bits(self) -> int:
@@ -92,6 +97,7 @@ class InputChoice:
             "backward_bits": self.backward_bits,
             "dual_bits": dual(self.natural_bits, self.backward_bits),
             "kl": self.kl,
+            **({} if self.largest is None else {"largest": self.largest}),
         }
 
 
@@ -102,15 +108,23 @@ class CacheChoice:
     Attributes:
         kl: predicted distortion of all of them together.
         largest: site → the largest magnitude measured, for formats with a fixed scale.
+        by_head: site → that of each head, for formats with a fixed scale for each.
     """
 
     format: _Flowing
     kl: float
     largest: dict[str, From0]
+    by_head: dict[str, tuple[From0, ...]] = field(default_factory=dict)
+
+    def reach(self, site: str) -> float | tuple[float, ...]:
+        """What the fixed scales of a site are made for: one magnitude, or one for each head."""
+        return self.by_head[site] if self.by_head else self.largest[site]
 
     def to_json(self) -> dict[str, Any]:
         """`bits` first, as for weights."""
-        return {"bits": self.format.bits, "format": self.format.name, "kl": self.kl, "largest": self.largest}
+        heads = {"by_head": self.by_head} if self.by_head else {}
+        own = {"bits": self.format.bits, "format": self.format.name, "kl": self.kl, "largest": self.largest}
+        return {**own, **{name: {site: list(each) for site, each in found.items()} for name, found in heads.items()}}
 
 
 def upgraded(sites: Any, place: Place) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: Format, gauge:
         (gauge.produced,), positive, around 1.
     """
     channels = gauge.channels(len(power)).to(power.device)
-    group_size = len(power) // fmt.groups(len(power))
+    span = fmt.span(len(power))
+    group_size = len(power) if len(power) % span else span
     sizes = torch.cat([_sizes(weight.float(), ROWS // len(weights), group_size) for weight in weights])
     counts = (power / power.mean().clamp_min(1e-30)).clamp_min(1e-6).view(-1, group_size)
     logs = torch.zeros(gauge.produced, device=power.device)

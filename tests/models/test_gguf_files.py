@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
+from natprec.checkpoints.gguf import FILE_NAME
 from natprec.errors import ModelError
+from natprec.measurement.subject import Subject
 from natprec.models.gguf_files import check_gguf
 from natprec.models.loading import load_model
+from natprec.pipeline.request import for_engine
+from tests.checkpoints.test_gguf import model_of, planned, written
 
 NAME = "blk.0.attn_q.weight"
 
@@ -67,3 +73,41 @@ def test_cut_off_anywhere(file: Path) -> None:
         file.write_bytes(whole[:length])
         with pytest.raises(ModelError, match=r"made\.gguf.*download it again"):
             check_gguf(file)
+
+
+def with_tensor(file: Path, name: str, values: np.ndarray) -> None:
+    """The same file with one more float32 vector, at the end."""
+    content, tensors = file.read_bytes(), check_gguf(file).tensors
+    start = min(each.place for each in tensors)
+    at = content.rindex(tensors[-1].name.encode(), 0, start) + len(tensors[-1].name)
+    (dimensions,) = struct.unpack("<I", content[at : at + 4])
+    end, data = at + 4 + 8 * dimensions + 12, content[start:]
+    data += bytes(-len(data) % 32)
+    info = struct.pack("<Q", len(name)) + name.encode() + struct.pack("<IQIQ", 1, len(values), 0, len(data))
+    header = content[:8] + struct.pack("<Q", len(tensors) + 1) + content[16:end] + info
+    file.write_bytes(header + bytes(-len(header) % 32) + data + values.astype("<f4").tobytes())
+
+
+@pytest.fixture
+def llama(tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    """A small llama as natprec writes it."""
+    made = for_engine(Subject.in_memory(model_of("llama"), tiny_tokenizer, "a llama"), "llama.cpp")
+    written(tmp_path, made, planned(made, 6.0))
+    return tmp_path / FILE_NAME
+
+
+def test_tensors_that_transformers_leaves_out_are_named(llama: Path) -> None:
+    assert load_model(str(llama)).leftovers.unread == ()
+    with_tensor(llama, "rope_freqs.weight", np.ones(8))
+    with_tensor(llama, "blk.0.attn_sinks.weight", np.ones(4))
+    found = load_model(str(llama)).leftovers
+    assert found.unread == ("rope_freqs.weight", "blk.0.attn_sinks.weight")
+    (sentence,) = found.sentences(gguf=True)
+    assert sentence.startswith("transformers does not read 2 tensors of the GGUF file (rope_freqs.weight, blk.0.attn_")
+
+
+def test_frequencies_that_would_be_lost_are_refused(llama: Path) -> None:
+    """Llama 3.1 and later: the model that transformers makes of such a file computes something else."""
+    with_tensor(llama, "rope_freqs.weight", np.array([1, 1, 1, 1, 1, 1, 1, 8.0]))
+    with pytest.raises(ModelError, match=r"'rope_freqs.weight' of .* scales the rotary frequencies.*use the original"):
+        load_model(str(llama))

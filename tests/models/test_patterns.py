@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
@@ -50,11 +49,9 @@ def test_a_pattern_that_takes_forever(
     groups = list(scheme["config_groups"].values())
     (groups[0]["targets"] if where == "targets" else scheme["ignore"]).append(pattern)
     (folder / "config.json").write_text(json.dumps(config))
-    asks = {load: True, load_quantized: where == "targets"}  # that one unpacks all that is packed
-    for opened, refuses in asks.items():
+    for opened in (load, load_quantized):
         start = time.perf_counter()
-        expected = pytest.raises(ModelError, match="more than 1 s to match; name its modules")
-        with expected if refuses else contextlib.nullcontext():
+        with pytest.raises(ModelError, match="more than 1 s to match; name its modules"):
             opened(folder)
         assert time.perf_counter() - start < 20
 

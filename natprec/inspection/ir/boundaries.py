@@ -17,13 +17,13 @@ from torch import Tensor, fx
 from natprec.config import ROOM_KELVIN
 from natprec.inspection.information import Codebook, landauer_joules, recode
 from natprec.inspection.information.landauer import marginal_bound_bits
-from natprec.inspection.ir.bundle import FLOATS, Materialization
+from natprec.inspection.ir.bundle import Materialization
 from natprec.inspection.ir.domains import place_of
 from natprec.inspection.ir.graph import Capture, module_path, weight_of
 from natprec.inspection.ir.operators import ATTENTION, before_moving, operands, operator
+from natprec.quantizers.ranks import rank
 from natprec.utils.schema import Called, written
 
-HALF = 16
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 
 
@@ -113,21 +113,28 @@ def find_edges(capture: Capture) -> list[Edge]:
 def static_map(materialization: Materialization, largest: float) -> Callable[[Tensor], Tensor]:
     """Values to codes of a materialization, with one scale for all text, made for this largest magnitude.
 
-    The codes of a float are the bits of the rounded value.
+    A code is the bits of a float of 16 or more, else its rank: the place among the values of the format's codebook.
     """
-    if materialization.format in FLOATS:
-        dtype = FLOATS[materialization.format]
+    stored = materialization.stored
+    if isinstance(stored, torch.dtype):
+        dtype = stored
         return lambda values: values.to(dtype).view(_INTEGERS[dtype.itemsize])
-    low, high = -(2 ** (materialization.bits - 1)), 2 ** (materialization.bits - 1) - 1
-    scale = largest / max(high, 1) or 1.0
-    return lambda values: (values / scale).round().clamp(low, high)
+    book, step = stored.codebook, static_step(materialization, largest)
+    return lambda values: rank(book, book.nearest_(values / step))
+
+
+def static_step(materialization: Materialization, largest: float) -> float:
+    """The scale of `static_map`; 1 where values are not scaled."""
+    stored = materialization.stored
+    return 1.0 if isinstance(stored, torch.dtype) else largest / max(stored.codebook.largest, 1) or 1.0
 
 
 def in_materialization(book: Codebook, materialization: Materialization, largest: float) -> Codebook:
-    """The codebook as the source domain holds it: a 16-bit one, or rounded to its codes."""
-    if materialization.bits >= HALF:
+    """The codebook as the source domain holds it: a 16-bit one, or rounded, in units of `static_step`."""
+    if isinstance(materialization.stored, torch.dtype):
         return book
-    return book.rounded(static_map(materialization, largest)(book.values), 2**materialization.bits)
+    rounded = materialization.stored.codebook.nearest_(book.values / static_step(materialization, largest))
+    return book.rounded(rounded, 2**materialization.bits)
 
 
 def cost(
@@ -142,8 +149,7 @@ def cost(
     largest = float(book.values.abs().max())
     own = in_materialization(book, source, largest)
     other = None if heldout is None else in_materialization(heldout, source, largest)
-    step = 1.0 if source.bits >= HALF else largest / max(2 ** (source.bits - 1) - 1, 1) or 1.0
-    to_code = static_map(target, largest)
+    step, to_code = static_step(source, largest), static_map(target, largest)
     made = recode(own, lambda codes: to_code(codes * step), target.bits, other)
     erased = made.erased_bits * own.elements
     return Boundary(

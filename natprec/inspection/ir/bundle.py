@@ -7,13 +7,13 @@ when the tensor is materialized, and choosing another materialization leaves the
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
 from natprec.errors import BoundError, InputError
+from natprec.formats import Format, PerTensor, integer
 
 Meaning = Literal[
     "pixels", "latents", "tokens", "embedding", "attention", "probability", "activation", "weight", "gradient"
@@ -23,7 +23,8 @@ Meaning = Literal[
 TYPICAL_BITS = {"pixels": 24.0, "latents": 4.0, "embedding": 12.0, "attention": 8.0}
 """Entropy per element that such tensors usually stay below; a pixel has three channels of 8 bits."""
 
-FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+"""What is no code, and how reports call it."""
 
 
 @dataclass(frozen=True)
@@ -54,40 +55,31 @@ class Materialization:
     """How a tensor is materialized; the word is that of T10: the function stays, its representation changes.
 
     Attributes:
-        format: 'fp32', 'fp16', 'bf16', 'fp8', or 'int1' to 'int8'.
+        stored: a float dtype of torch, or the format whose codes it holds.
         layout: 'row-major', 'tiled' or 'packed'.
     """
 
-    format: str
+    stored: torch.dtype | Format
     layout: Literal["row-major", "tiled", "packed"] = "row-major"
 
     def __post_init__(self) -> None:
-        if self.format not in FLOATS and not re.fullmatch(r"int[1-8]", self.format):
-            raise InputError(
-                f"unknown materialization format {self.format!r}; known: {', '.join(FLOATS)}, int1 to int8"
-            )
+        if isinstance(self.stored, torch.dtype) and self.stored not in DTYPES:
+            raise InputError(f"dtype {self.stored} is no materialization; known: {', '.join(DTYPES.values())}")
 
     @property
     def bits(self) -> int:
         """Width of an element."""
-        return torch.finfo(FLOATS[self.format]).bits if self.format in FLOATS else int(self.format[3:])
+        return self.stored.bits if isinstance(self.stored, Format) else torch.finfo(self.stored).bits
+
+    @property
+    def name(self) -> str:
+        """Of the format or dtype, for reports."""
+        return self.stored.name if isinstance(self.stored, Format) else DTYPES[self.stored]
 
     @classmethod
-    def of_dtype(cls, dtype: torch.dtype) -> Materialization:
-        """That of a float tensor.
-
-        Raises:
-            InputError: of another dtype.
-        """
-        for name, known in FLOATS.items():
-            if known == dtype:
-                return cls(name)
-        raise InputError(f"dtype {dtype} is no materialization; known: {', '.join(FLOATS)}")
-
-    @classmethod
-    def of_bits(cls, bits: int) -> Materialization:
-        """Integer codes of a width."""
-        return cls(f"int{bits}", "packed")
+    def of_codes(cls, codes: int | Format) -> Materialization:
+        """Codes of a format; of a width: integers with one scale for all."""
+        return cls(integer(codes, PerTensor()) if isinstance(codes, int) else codes, "packed")
 
 
 def bound_bits(meaning: Meaning, symbols: int | None, stored_bits: float) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from natprec.formats import Format
 from natprec.inspection.ir.bundle import Materialization
 from natprec.inspection.ir.graph import Capture, module_path, weight_of
 from natprec.inspection.ir.operators import ATTENTION, EPILOGUE, operands, operator
@@ -82,16 +83,18 @@ def attention_operation(module: str) -> str:
     return f"{module}:attention"
 
 
-def assign_domains(capture: Capture, widths: Mapping[str, int], storage: Materialization) -> list[Domain]:
+def assign_domains(
+    capture: Capture, widths: Mapping[str, int] | Mapping[str, Format], storage: Materialization
+) -> list[Domain]:
     """Give every node its place, in `node.meta[KEY]`; returns the domains in the order of the graph.
 
     Args:
-        widths: fused operation → bits; fused operations without one keep `storage`.
+        widths: fused operation → format of its codes, or bits of integers; fused operations without one keep `storage`.
     """
     operations = find_fused_operations(capture)
     computed = [node for node in capture.nodes if node.op in ("call_function", "call_module", "placeholder")]
     materializations = {
-        node: Materialization.of_bits(widths[operations[node]]) if operations.get(node) in widths else storage
+        node: Materialization.of_codes(widths[operations[node]]) if operations.get(node) in widths else storage
         for node in computed
     }
     leader = _connected(computed, operations, materializations)

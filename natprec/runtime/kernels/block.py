@@ -88,6 +88,8 @@ def refusal(linear: QuantLinear) -> str:
     if isinstance(stored, HalfWeight):
         return "" if stored.weight.dtype in (torch.bfloat16, torch.float16) else f"weights in {stored.weight.dtype}"
     assert isinstance(stored, QuantizedWeight)
+    if stored.inputs is not None:
+        return f"inputs in {stored.inputs.name}"
     return "" if isinstance(stored.kernel, Planes | Int8Inputs) else f"kernel {stored.kernel.name}"
 
 

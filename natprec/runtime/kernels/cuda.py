@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from natprec.formats import Float, Integer
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.kernels import ops
 from natprec.runtime.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
 from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar, unpack
 from natprec.runtime.kernels.reference import quantize_tokens
-from natprec.runtime.kernels.triton.dense import dense_product, unit_of
+from natprec.runtime.kernels.triton.dense import dense_product, reach, unit_of
 from natprec.runtime.kernels.triton.ops import planar_linear
 
 
@@ -30,17 +31,19 @@ class Triton(Kernel):
     few = ALWAYS
     many = 1024
     depth = DEPTH_OF_FLOATS
+    codebooks: tuple[type, ...] = (Integer, Float)
 
     def refuses(self, layer: Layer) -> str:
         """Groups that the layout's steps do not fill; everything where triton is not installed."""
-        if layer.format.bits < 2 or (layer.groups > 1 and (layer.format.group_size or 0) % self.depth):
+        if layer.format.bits < 2 or (layer.groups > 1 and layer.format.span(layer.columns) % self.depth):
             return f"needs 2 to 8 bits in groups of a multiple of {self.depth}"
         return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
     def pack(self, weight: QuantizedTensor, dtype: torch.dtype) -> Buffers:
-        """Planes, lowest bits first; then scales and zero points, (groups, rows): see `layout`; then the unit."""
+        """Planes, lowest bits first; scales, zero points, (groups, rows), the outer scale: see `layout`; the unit."""
         packed = planar(replace(weight, scale=weight.scale.to(dtype)), self.depth)
-        return *packed.planes, packed.scale, packed.zero_point, unit_of(packed.scale, weight.format.bits)
+        unit = unit_of(weight.scale, reach(weight.format))
+        return *packed.planes, packed.scale, packed.zero_point, packed.outer, unit
 
     def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
         """Each token is divided by its largest value, so that no activation is beyond float16."""
@@ -57,8 +60,8 @@ class Triton(Kernel):
         return unpack(self._weight(buffers, layer).some(rows)).dequantize()
 
     def _weight(self, buffers: Buffers, layer: Layer) -> PlanarWeight:
-        *planes, scale, zero, _ = buffers
-        return PlanarWeight(layer.format, layer.rows, layer.columns, self.depth, tuple(planes), scale, zero)  # type: ignore[arg-type]
+        *planes, scale, zero, outer, _ = buffers
+        return PlanarWeight(layer.format, layer.rows, layer.columns, self.depth, tuple(planes), scale, zero, outer)  # type: ignore[arg-type]
 
 
 class TritonInt8(Triton):
@@ -67,6 +70,7 @@ class TritonInt8(Triton):
     name = "triton-int8"
     depth = DEPTH_OF_CODES
     rounds_inputs = True
+    codebooks = (Integer,)
 
     def refuses(self, layer: Layer) -> str:
         """Float activations, and what `Triton` refuses."""

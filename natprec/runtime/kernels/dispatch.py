@@ -5,11 +5,12 @@ from __future__ import annotations
 from natprec.errors import ModelError
 from natprec.runtime.kernels.cpu import Dequantize, Int4Pack, Int8Inputs, Int8Pack, Planes
 from natprec.runtime.kernels.cuda import Triton, TritonInt8
+from natprec.runtime.kernels.floats import DequantizeFloats
 from natprec.runtime.kernels.kernel import Kernel, Layer
 
 KERNELS: dict[str, tuple[Kernel, ...]] = {
-    "cpu": (Int8Inputs(), Planes(), Int8Pack(), Int4Pack(), Dequantize()),
-    "cuda": (TritonInt8(), Triton(), Dequantize()),
+    "cpu": (Int8Inputs(), Planes(), Int8Pack(), Int4Pack(), Dequantize(), DequantizeFloats()),
+    "cuda": (TritonInt8(), Triton(), Dequantize(), DequantizeFloats()),
 }
 """Type of device → its kernels, the preferred first; docs/runtime.md has the timings that order those of the CPU."""
 
@@ -26,7 +27,8 @@ def choose(layer: Layer, device: str = "cpu", kernels: tuple[Kernel, ...] | None
     """
     refused: list[str] = []
     for kernel in KERNELS.get(device, ()) if kernels is None else kernels:
-        cause = kernel.refuses(layer)
+        known = isinstance(layer.format.codebook, kernel.codebooks)
+        cause = kernel.refuses(layer) if known else f"has no {type(layer.format.codebook).__name__.lower()} codes"
         if not cause:
             return kernel, "; ".join(refused)
         refused.append(f"not {kernel.name}: {cause}")

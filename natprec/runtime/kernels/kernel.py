@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from natprec.formats import Format
+from natprec.formats import Format, Integer
 from natprec.quantizers import QuantizedTensor
 
 Buffers = tuple[Tensor | None, ...]
@@ -52,11 +52,13 @@ class Kernel(ABC):
         name: as `natprec generate --explain` shows it.
         few: tokens up to which `product` is faster than `values` and a dense product.
         rounds_inputs: `product` rounds activations to int8 itself; for others that is done before.
+        codebooks: kinds of codes that it multiplies.
     """
 
     name: str
     few: int
     rounds_inputs = False
+    codebooks: tuple[type, ...] = (Integer,)
 
     @abstractmethod
     def refuses(self, layer: Layer) -> str:

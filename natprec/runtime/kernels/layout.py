@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from natprec.errors import InputError
-from natprec.formats import Format, integer
+from natprec.formats import Float, Format, Integer, parse_format
 from natprec.quantizers import QuantizedTensor
+from natprec.quantizers.scale_bytes import narrow_scales, wide_scales
 from natprec.runtime.kernels.planes import plane_widths
 
 TILE, WORDS = 256, 8
@@ -46,8 +47,9 @@ class PlanarWeight:
         columns: input channels, without the padding to whole tiles.
         depth: R.
         planes: (tiles, bits of the plane, padded rows, 8) each, int32.
-        scale: (padded groups, padded rows), in the dtype it was stored in.
+        scale: (padded groups, padded rows), in the dtype it was stored in; bytes of E8M0 and E4M3.
         zero_point: the same, int8; None when symmetric.
+        outer: (), float32, what E4M3 scales are multiplied by.
     """
 
     format: Format
@@ -57,6 +59,12 @@ class PlanarWeight:
     planes: tuple[Tensor, ...]
     scale: Tensor
     zero_point: Tensor | None
+    outer: Tensor | None = None
+
+    @property
+    def fine(self) -> bool:
+        """Whether it is one that `natprec.runtime.kernels.triton.tiles` has smaller tiles for."""
+        return isinstance(self.format.codebook, Float) or self.format.group_size == self.depth
 
     @property
     def nbytes(self) -> int:
@@ -70,16 +78,15 @@ class PlanarWeight:
         planes: Sequence[Tensor],
         scale: Tensor,
         zero_point: Tensor | None,
-        bits: int,
-        group_size: int,
+        outer: Tensor | None,
+        name: str,
         rows: int,
         columns: int,
         *,
         depth: int,
     ) -> PlanarWeight:
-        """From what a registered operation is given."""
-        fmt = integer(bits, group_size, zero_point is None)
-        return cls(fmt, rows, columns, depth, tuple(planes), scale, zero_point)
+        """From what a registered operation is given; `name` of the format."""
+        return cls(parse_format(name), rows, columns, depth, tuple(planes), scale, zero_point, outer)
 
     def some(self, rows: slice | Tensor) -> PlanarWeight:
         """Rows next to each other or by number from 0 up, for `unpack`: without the padding that kernels need."""
@@ -121,22 +128,29 @@ def planar(weight: QuantizedTensor, depth: int = DEPTH_OF_FLOATS) -> PlanarWeigh
         InputError: the width has no planes (1 bit), or groups do not consist of whole steps of R columns.
     """
     fmt, (rows, columns) = weight.format, weight.codes.shape
-    if fmt.bits < 2:
-        raise InputError(f"{fmt.name} has no planar layout; its widths are 2 to 8 bits")
-    if (groups := weight.scale.shape[1]) > 1 and (fmt.group_size or 0) % depth:
+    floats = isinstance(fmt.codebook, Float)
+    if fmt.bits < 2 or (floats and depth != DEPTH_OF_FLOATS):
+        raise InputError(f"{fmt.name} has no planar layout; there is one of 2 to 8 bits, and of floats beside floats")
+    if (groups := weight.scale.shape[1]) > 1 and fmt.span(columns) % depth:
         raise InputError(
             f"{fmt.name}: groups of a planar weight are multiples of {depth} columns; use the eager kernel"
         )
     tiles, padded_rows = math.ceil(columns / TILE), math.ceil(rows / ROWS) * ROWS
     codes = torch.zeros(padded_rows, tiles * TILE, dtype=torch.int64, device=weight.codes.device)
-    codes[:rows, :columns] = weight.codes.to(torch.int64) - fmt.code_range[0]
+    codes[:rows, :columns] = weight.codes.to(torch.int64) - _least(fmt)
     planes, low = [], 0
     for width in plane_widths(fmt.bits):
         planes.append(_pack(codes >> low & (1 << width) - 1, width, depth))
         low += width
-    shape = (padded_rows, 1 if groups == 1 else math.ceil(tiles * TILE / (fmt.group_size or columns)))
+    shape = (padded_rows, 1 if groups == 1 else math.ceil(tiles * TILE / fmt.span(columns)))
     zero = None if weight.zero_point is None else _columns_first(weight.zero_point, *shape)
-    return PlanarWeight(fmt, rows, columns, depth, tuple(planes), _columns_first(weight.scale, *shape), zero)
+    scale, outer = narrow_scales(weight, weight.scale.dtype) if floats else (weight.scale, None)
+    return PlanarWeight(fmt, rows, columns, depth, tuple(planes), _columns_first(scale, *shape), zero, outer)
+
+
+def _least(fmt: Format) -> int:
+    """The code that is stored as 0."""
+    return fmt.code_range[0] if isinstance(fmt.codebook, Integer) else 0
 
 
 def _shifts(width: int, depth: int, device: torch.device) -> Tensor:
@@ -170,7 +184,10 @@ def unpack(weight: PlanarWeight) -> QuantizedTensor:
         steps = words >> _shifts(width, weight.depth, plane.device) & (1 << width) - 1
         codes = codes + (steps.flatten(1) << low)
         low += width
-    codes = codes[: weight.rows, : weight.columns] + weight.format.code_range[0]
+    fmt = weight.format
+    codes = (codes[: weight.rows, : weight.columns] + _least(fmt)).to(fmt.code_dtype).contiguous()
     zero = None if weight.zero_point is None else weight.zero_point.T[: weight.rows, :groups].contiguous()
     scale = weight.scale.T[: weight.rows, :groups].contiguous()
-    return QuantizedTensor(weight.format, codes.to(torch.int8).contiguous(), scale, zero)
+    if isinstance(fmt.codebook, Float):
+        scale = wide_scales(scale, weight.outer, fmt)
+    return QuantizedTensor(fmt, codes, scale, zero, outer=weight.outer)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from natprec.formats import Format
 from natprec.quantizers import QuantizedTensor
+from natprec.quantizers.activations import round_activations
 from natprec.runtime.kernels.cpu import fast_dtype
 from natprec.runtime.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
 from natprec.runtime.kernels.reference import quantize_tokens
@@ -60,6 +62,7 @@ class QuantizedWeight(StoredWeight):
         self.layer, self.kernel = layer, kernel
         self.rows, self.columns, self.few = layer.rows, layer.columns, kernel.few
         packed = kernel.pack(weight, scale_dtype)
+        self.inputs: Format | None = None
         self._parts = [f"part{index}" for index in range(len(packed))]
         for name, buffer in zip(self._parts, packed, strict=True):
             self.register_buffer(name, buffer)
@@ -69,8 +72,15 @@ class QuantizedWeight(StoredWeight):
         """The buffers, on the device that the module was moved to."""
         return tuple(self._buffers[name] for name in self._parts)
 
+    def round_inputs(self, fmt: Format, scale: Tensor | None) -> None:
+        """From now on round activations to a format of floats; `scale`, (), is what the checkpoint fixes of it."""
+        self.inputs = fmt
+        self.register_buffer("input_scale", scale)
+
     def rounded(self, x: Tensor) -> Tensor:
-        """Rounded to int8 for each token, where the layer says so and its kernel does not do it."""
+        """Rounded to floats, or to int8 for each token, where the layer says so and its kernel does not do it."""
+        if self.inputs is not None:
+            return round_activations(x.float(), self.inputs, self._buffers["input_scale"]).to(x.dtype)
         if not self.layer.int8_inputs or self.kernel.rounds_inputs:
             return x
         codes, scale = quantize_tokens(x)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
+from natprec.formats import Integer
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.kernels.epilogue import CODES, Epilogue
 
@@ -28,7 +29,7 @@ def linear(
 
     Args:
         x: (tokens, columns), floats; or int8 codes, whose values are code · x_scale.
-        weight: (rows, columns), 1 to 8 bits, groups or channels, with or without zero points.
+        weight: (rows, columns), 1 to 8 bits, groups or channels, with or without zero points; or in floats.
         x_scale: (tokens,) or (1,), where `x` holds codes.
         bias: (rows,).
         multiplier: (tokens, rows), where the epilogue is gated.
@@ -51,6 +52,8 @@ def linear(
 def dequantize(weight: QuantizedTensor) -> Tensor:
     """(rows, columns), float64: (code - zero point) · scale."""
     rows, groups = weight.scale.shape
+    if not isinstance(weight.format.codebook, Integer):
+        return weight.format.codebook.decode(weight.codes).double() * weight.spread(weight.scale.double())
     codes = weight.codes.view(rows, groups, -1).double()
     if weight.zero_point is not None:
         codes = codes - weight.zero_point.double().unsqueeze(-1)

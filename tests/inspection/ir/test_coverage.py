@@ -26,7 +26,7 @@ def assert_placed(graph: Capture, inputs: Mapping[str, Any]) -> None:
     assert (graph.by, graph.culprit) == ("torch.export", None)
     operations = find_fused_operations(graph)
     widths = {operation: 3 + number % 6 for number, operation in enumerate(dict.fromkeys(operations.values()))}
-    domains = assign_domains(graph, widths, Materialization("bf16"))
+    domains = assign_domains(graph, widths, Materialization(torch.bfloat16))
     owners = {name for name, module in graph.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     # A tied head's weight goes by the embedding's name.
     tied = {"lm_head"} if "model.embed_tokens" in operations.values() else set()

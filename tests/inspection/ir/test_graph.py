@@ -15,7 +15,7 @@ from natprec.inspection.ir.graph import weight_of
 from natprec.inspection.ir.lint import double_roundings
 from natprec.inspection.ir.observe import codebooks
 
-BF16 = Materialization("bf16")
+BF16 = Materialization(torch.bfloat16)
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 
 

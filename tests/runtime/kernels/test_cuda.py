@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import CHANNEL, integer
+from natprec.formats import CHANNEL, Integer, integer, parse_format
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.runtime.kernels import reference
 from natprec.runtime.kernels.cuda import Triton, TritonInt8, linear_half
@@ -110,7 +110,7 @@ def test_values_of_rows_that_no_tile_begins_with_are_refused() -> None:
             planar_values(weight, unit, begin, end)
     with pytest.raises(InputError, match="depth 32"):
         planar_values(replace(weight, depth=32), unit, 0, 300)
-    arguments = (list(weight.planes), weight.scale, weight.zero_point, unit, 4, 64, 300, 128, 128, 300)
+    arguments = (list(weight.planes), weight.scale, weight.zero_point, unit, None, "int4-g64", 300, 128, 128, 300)
     torch.library.opcheck(
         torch.ops.natprec.planar_values.default, arguments, test_utils=("test_schema", "test_faketensor")
     )
@@ -150,20 +150,28 @@ def test_a_token_of_zeros_stays_one() -> None:
 
 def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     floats, codes = (Layer(integer(4, 64), 8, 128, int8_inputs=rounded) for rounded in (False, True))
-    assert [kernel.name for kernel in KERNELS["cuda"]] == ["triton-int8", "triton", "dequantize"]
+    assert [kernel.name for kernel in KERNELS["cuda"]] == [
+        "triton-int8", "triton", "dequantize", "dequantize-floats"
+    ]  # fmt: skip
     assert choose(floats, "cuda")[0].name == "triton"
     assert choose(codes, "cuda")[0].name == "triton-int8"
     assert choose(replace(codes, format=integer(4, 48)), "cuda")[0].name == "triton"
     kernel, why = choose(replace(floats, format=integer(4, 8)), "cuda")
     assert kernel.name == "dequantize"
     assert "not triton: needs 2 to 8 bits in groups of a multiple of 16" in why
+    assert choose(replace(floats, format=parse_format("nvfp4")), "cuda")[0].name == "triton"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    kernel, why = choose(replace(floats, format=parse_format("nvfp4")), "cuda")
+    assert kernel.name == "dequantize-floats"
+    assert "not dequantize: has no float codes" in why
     kernel, why = choose(floats, "cuda")
     assert kernel.name == "dequantize"
     assert "not triton: triton is not installed" in why
 
 
-@pytest.mark.parametrize("kernel", KERNELS["cuda"], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    "kernel", [each for each in KERNELS["cuda"] if Integer in each.codebooks], ids=lambda kernel: kernel.name
+)
 def test_a_moved_module_leaves_nothing_behind(kernel: Triton) -> None:
     """To a device without values: an operand that stayed on the CPU would be refused there."""
     weight = quantize(drawn(40, 128), integer(5, 64, False), torch.bfloat16)

@@ -161,8 +161,10 @@ def _arguments(variant: Variant) -> tuple[dict[str, Tensor | int | float | None]
     def floats(*shape: int) -> Tensor:
         return torch.empty(*shape, dtype=torch.float16, device="meta")
 
-    codes, zero = (torch.empty(size, width, dtype=torch.int8, device="meta") for width in (size, groups))
-    quantized = QuantizedTensor(fmt, codes, floats(size, groups), None if fmt.symmetric else zero)
+    zero = torch.empty(size, groups, dtype=torch.int8, device="meta")
+    codes = torch.empty(size, size, dtype=fmt.code_dtype, device="meta")
+    outer = None if fmt.scaling.outer is None else torch.empty((), device="meta")
+    quantized = QuantizedTensor(fmt, codes, floats(size, groups), None if fmt.symmetric else zero, outer=outer)
     weight = planar(quantized, DEPTH_OF_CODES if coded else DEPTH_OF_FLOATS)
     epilogue = variant.epilogue
     stored = torch.float16 if epilogue.output_scale is None else torch.int8
@@ -184,7 +186,7 @@ def _arguments(variant: Variant) -> tuple[dict[str, Tensor | int | float | None]
 def _type(value: Tensor | int | float | None) -> str:
     """Triton's name for an argument's type."""
     if isinstance(value, Tensor):
-        names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+        names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.uint8: "u8"}
         return "*" + (names.get(value.dtype) or f"i{8 * value.element_size()}")
     return "fp32" if isinstance(value, float) else "i32"
 

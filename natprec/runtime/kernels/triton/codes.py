@@ -1,4 +1,9 @@
-"""From words of a packed weight to the codes of some columns, as whole numbers of the type that is multiplied."""
+"""From words of a packed weight to the codes of some columns, as numbers of the type that is multiplied; and to scales.
+
+Integer codes become whole numbers. Floating-point codes need no table: moved to where a half has its sign, exponent and
+mantissa, they are halves, subnormal ones too, that differ from what they mean by one power of two, which joins the
+scale: 2**14 of E2M1 and E2M3, 2**8 of E4M3.
+"""
 
 from __future__ import annotations
 
@@ -98,3 +103,48 @@ def operand(code, zero, BITS: tl.constexpr, COMPUTE: tl.constexpr):
         value = value.to(tl.float16 if HALVES else tl.float32, bitcast=True)
         value -= LESS if zero is None else (zero.to(tl.int32) + LESS).to(value.dtype)[:, None]
     return value.to(COMPUTE)
+
+
+@triton.jit
+def floats(code, BITS: tl.constexpr, MANTISSA: tl.constexpr, COMPUTE: tl.constexpr):
+    """Floating-point codes as numbers of the tensor core's type, in units of 2**(the code's bias - 15).
+
+    Args:
+        code: (BN, JOIN, 8), int32, with a code in each half.
+    Returns:
+        (BN, JOIN · 16).
+    """
+    SIGNS: tl.constexpr = (1 << (BITS - 1)) * 0x00010001
+    OTHERS: tl.constexpr = ((1 << (BITS - 1)) - 1) * 0x00010001
+    code = (code & SIGNS) << (16 - BITS) | (code & OTHERS) << (10 - MANTISSA)
+    lanes = tl.join(code.to(tl.int16), (code >> 16).to(tl.int16))
+    value = tl.reshape(lanes, (code.shape[0], code.shape[1] * 16))
+    return value.to(tl.float16, bitcast=True).to(COMPUTE)
+
+
+@triton.jit
+def numbers(code, zero, BITS: tl.constexpr, MANTISSA: tl.constexpr, COMPUTE: tl.constexpr):
+    """Codes as numbers of the tensor core's type; MANTISSA is -1 for integers."""
+    if MANTISSA < 0:  # a branch that is not taken is not compiled
+        return operand(code, zero, BITS, COMPUTE)
+    return floats(code, BITS, MANTISSA, COMPUTE)
+
+
+@triton.jit
+def loaded_scale(at, outer, SCALES: tl.constexpr, UNIT: tl.constexpr):
+    """Scales as float32, with the unit of the codes in them.
+
+    Args:
+        outer: what float8 scales are multiplied by, or None.
+        SCALES: how they are stored: "float", "e4m3", "e8m0".
+    """
+    s = tl.load(at)
+    if SCALES == "e8m0":  # an exponent; the least one is subnormal
+        s = tl.maximum(s.to(tl.int32) << 23, 0x400000).to(tl.float32, bitcast=True) * UNIT
+    elif SCALES == "e4m3":
+        s = (s.to(tl.int16) << 7).to(tl.float16, bitcast=True).to(tl.float32) * (tl.load(outer) * (256.0 * UNIT))
+    else:
+        s = s.to(tl.float32)
+        if UNIT != 1:
+            s *= UNIT
+    return s

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import CHANNEL
+from natprec.formats import Format, Integer
 from natprec.runtime.kernels import reference
 from natprec.runtime.kernels.layout import DEPTH_OF_FLOATS, ROWS, PlanarWeight, unpack
 from natprec.runtime.kernels.triton import launcher
 
 LIBRARY = torch.library.Library("natprec", "FRAGMENT")
 
-SCHEMA = """planar_values(Tensor[] planes, Tensor scale, Tensor? zero_point, Tensor unit, int bits, int group_size,
+SCHEMA = """planar_values(Tensor[] planes, Tensor scale, Tensor? zero_point, Tensor unit, Tensor? outer, str format,
     int rows, int columns, int begin, int end) -> Tensor"""
 
 DENSE = 1 << 26
@@ -53,9 +53,18 @@ def unit_of(scale: Tensor, bits: int) -> Tensor:
     """What values are multiplied by so that float16 holds them: as large as can be, and a power of two.
 
     So a scale of bfloat16 times a code of 4 bits or fewer is exact. One value, float32.
+
+    Args:
+        scale: what codes are multiplied by.
+        bits: see `reach`.
     """
     exponent = math.frexp(float(scale.abs().max()))[1]
     return torch.tensor(2.0 ** min(LARGEST - bits - exponent, 126))
+
+
+def reach(fmt: Format) -> int:
+    """No code stands for more than 2 to this, less zero point and all."""
+    return fmt.bits if isinstance(fmt.codebook, Integer) else math.ceil(math.log2(fmt.codebook.largest))
 
 
 def planar_values(weight: PlanarWeight, unit: Tensor, begin: int, end: int) -> Tensor:
@@ -75,8 +84,7 @@ def planar_values(weight: PlanarWeight, unit: Tensor, begin: int, end: int) -> T
     if weight.depth != DEPTH_OF_FLOATS:
         raise InputError(f"the weight is of depth {weight.depth}; values are written from depth {DEPTH_OF_FLOATS}")
     return torch.ops.natprec.planar_values(
-        list(weight.planes), weight.scale, weight.zero_point, unit, weight.format.bits,
-        weight.format.group_size or CHANNEL,
+        list(weight.planes), weight.scale, weight.zero_point, unit, weight.outer, weight.format.name,
         weight.rows, weight.columns, begin, end,
     )  # fmt: skip
 
@@ -86,15 +94,20 @@ def _matmul(x: Tensor, dense: Tensor) -> Tensor:
     return torch.mm(x, dense, out_dtype=torch.float32) if x.is_cuda else x.float() @ dense.float()
 
 
-def _specification(planes: list[Tensor], scale: Tensor, zero: Tensor | None, unit: Tensor, *shape: int) -> Tensor:
+def _specification(
+    planes: list[Tensor], scale: Tensor, zero: Tensor | None, unit: Tensor, outer: Tensor | None, name: str, *shape: int
+) -> Tensor:
     """What any implementation must compute, by `natprec.runtime.kernels.reference`."""
-    weight = PlanarWeight.of_operands(planes, scale, zero, *shape[:4], depth=DEPTH_OF_FLOATS)
-    return (reference.dequantize(unpack(weight.some(slice(*shape[4:])))) * unit).half()
+    weight = PlanarWeight.of_operands(planes, scale, zero, outer, name, *shape[:2], depth=DEPTH_OF_FLOATS)
+    return (reference.dequantize(unpack(weight.some(slice(*shape[2:])))) * unit).half()
 
 
-def launched(planes: list[Tensor], scale: Tensor, zero: Tensor | None, unit: Tensor, *shape: int) -> Tensor:
+def launched(
+    planes: list[Tensor], scale: Tensor, zero: Tensor | None, unit: Tensor, outer: Tensor | None, name: str, *shape: int
+) -> Tensor:
     """The Triton kernel."""
-    weight, (begin, end) = PlanarWeight.of_operands(planes, scale, zero, *shape[:4], depth=DEPTH_OF_FLOATS), shape[4:]
+    weight = PlanarWeight.of_operands(planes, scale, zero, outer, name, *shape[:2], depth=DEPTH_OF_FLOATS)
+    begin, end = shape[2:]
     out = scale.new_empty(end - begin, weight.columns, dtype=torch.float16)
     with contextlib.nullcontext() if out.is_cpu else torch.cuda.device(out.device):
         launcher().launch_values(out, weight, unit, begin)
@@ -106,7 +119,7 @@ LIBRARY.impl("planar_values", _specification, "CompositeExplicitAutograd")
 LIBRARY.impl("planar_values", launched, "CUDA")
 torch.library.register_fake(
     "natprec::planar_values",
-    lambda planes, scale, zero, unit, bits, group_size, rows, columns, begin, end: scale.new_empty(
+    lambda planes, scale, zero, unit, outer, name, rows, columns, begin, end: scale.new_empty(
         end - begin, columns, dtype=torch.float16
     ),
     lib=LIBRARY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from natprec.runtime.kernels.triton.codes import held, joined, operand
+from natprec.runtime.kernels.triton.codes import held, joined, loaded_scale, numbers
 
 
 @triton.jit
@@ -15,6 +15,7 @@ def planar_values(
     plane2,
     scale,
     zero,
+    outer,
     unit,
     out,
     begin,  # the first row
@@ -22,6 +23,9 @@ def planar_values(
     PADDED,
     K,
     BITS: tl.constexpr,
+    MANTISSA: tl.constexpr,  # bits of floating-point codes; -1: integers
+    SCALES: tl.constexpr,  # how scales are stored
+    UNIT: tl.constexpr,  # what the kernel's numbers for codes are multiplied by
     PLANE0: tl.constexpr,
     PLANE1: tl.constexpr,
     PLANE2: tl.constexpr,
@@ -51,9 +55,9 @@ def planar_values(
             words2 = held(words2, plane2, words, PADDED * WORDS, first, step, PLANE2, LANE)
         if step * R % SPAN == 0:
             group = (first + step) * R // GROUP * PADDED if GROUP > 0 else 0
-            s = tl.load(scale + group + rn).to(tl.float32) * factor
+            s = loaded_scale(scale + group + rn, outer, SCALES, UNIT) * factor
             z = None if zero is None else tl.load(zero + group + rn)
         code = joined(words0, words1, words2, first, step, PLANE0, PLANE1, PLANE2, LANE, STEPS, JOIN)
-        value = operand(code, z, BITS, tl.float16).to(tl.float32) * s[:, None]
+        value = numbers(code, z, BITS, MANTISSA, tl.float16).to(tl.float32) * s[:, None]
         k = (first + step) * R + tl.arange(0, JOIN * R)
         tl.store(line + k[None, :], value.to(tl.float16), mask=(rn < N)[:, None] & (k < K)[None, :])

@@ -1,4 +1,4 @@
-"""One kernel: codes of 2 to 8 bits times floats or int8 codes, and the whole epilogue before anything is stored.
+"""One kernel: codes of 2 to 8 bits times floats or int8 codes, the whole epilogue before anything is stored.
 
 Words (`natprec.runtime.kernels.layout`) are loaded once, 16 bytes a thread; each shift of them is an operand of a
 tensor core, 2 or 4 codes in a register. Codes reach it as whole numbers, which 16-bit floats hold exactly; scales meet
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from natprec.runtime.kernels.triton.codes import held, joined, operand
+from natprec.runtime.kernels.triton.codes import held, joined, loaded_scale, numbers
 from natprec.runtime.kernels.triton.fused import finish
 from natprec.runtime.kernels.triton.split import gathered
 
@@ -25,6 +25,7 @@ def planar_linear(
     plane2,
     scale,
     zero,
+    outer,
     bias,
     multiplier,
     residual,
@@ -37,6 +38,9 @@ def planar_linear(
     K,
     inverse_output_scale,
     BITS: tl.constexpr,
+    MANTISSA: tl.constexpr,  # bits of floating-point codes; -1: integers
+    SCALES: tl.constexpr,  # how scales are stored
+    UNIT: tl.constexpr,  # what the kernel's numbers for codes are multiplied by
     PLANE0: tl.constexpr,  # bits of the planes; 0 where there is none
     PLANE1: tl.constexpr,
     PLANE2: tl.constexpr,
@@ -89,13 +93,13 @@ def planar_linear(
                 words2 = held(words2, plane2, words, PADDED * WORDS, first, step, PLANE2, LANE)
             if GROUP > 0 and step * R % SPAN == 0:
                 at = (first + step) * R // GROUP * PADDED + rn
-                s = tl.load(scale + at).to(tl.float32)
+                s = loaded_scale(scale + at, outer, SCALES, UNIT)
                 z = None if zero is None else tl.load(zero + at)
                 part = tl.zeros_like(total).to(SUM)
                 heights = tl.zeros((BM,), tl.int32)
 
             code = joined(words0, words1, words2, first, step, PLANE0, PLANE1, PLANE2, LANE, STEPS, JOIN)
-            weights = operand(code, None if WIDE else z, BITS, COMPUTE)
+            weights = numbers(code, None if WIDE else z, BITS, MANTISSA, COMPUTE)
             column = (first + step) * R
             values = tl.load(inputs + column) if EVEN else tl.load(inputs + column, mask=k < K - column, other=0)
             if WIDE:
@@ -112,7 +116,7 @@ def planar_linear(
     if GROUP == 0:
         if WIDE:
             total -= _along(heights, T) * _along(z.to(tl.int32), 1 - T)
-        s = tl.load(scale + rn).to(tl.float32)
+        s = loaded_scale(scale + rn, outer, SCALES, UNIT)
         total = total.to(tl.float32) * _along(s, 1 - T)
     value = tl.trans(total) if LEFT else total
     if x_scale is not None:

@@ -10,12 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from natprec.formats import Float
+from natprec.formats.codebook import E4M3
 from natprec.runtime.kernels.epilogue import Epilogue
 from natprec.runtime.kernels.layout import TILE, WORDS, PlanarWeight
 from natprec.runtime.kernels.planes import plane_widths
 from natprec.runtime.kernels.triton.dense_kernel import planar_values
 from natprec.runtime.kernels.triton.kernel import planar_linear
 from natprec.runtime.kernels.triton.tiles import VALUES, Tile, join, sharing, span, tiles
+
+SCALES: dict[Any, str] = {E4M3: "e4m3", "e8m0": "e8m0"}
+"""How the kernels call scales that are no floats of 16 or 32 bits."""
+
+HALF_BIAS = 15
+"""Of float16's exponents."""
 
 OPERANDS = {torch.int8: tl.int8, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -28,11 +36,16 @@ def constants(
     Args:
         interpreted: for the interpreter, whose bfloat16 arithmetic is wrong; operands are float32 then.
     """
-    group = None if weight.scale.shape[0] == 1 else weight.format.group_size
-    widths = (*plane_widths(weight.format.bits), 0, 0)
-    operand = OPERANDS[x_dtype]
+    fmt = weight.format
+    group = None if weight.scale.shape[0] == 1 else fmt.span(weight.columns)
+    widths = (*plane_widths(fmt.bits), 0, 0)
+    operand, codebook = OPERANDS[x_dtype], fmt.codebook
+    floats = codebook if isinstance(codebook, Float) else None
     return {
-        "BITS": weight.format.bits,
+        "BITS": fmt.bits,
+        "MANTISSA": floats.mantissa if floats else -1,
+        "SCALES": SCALES.get(fmt.scaling.dtype, "float"),
+        "UNIT": 2.0 ** (HALF_BIAS - floats.bias) if floats else 1.0,
         **{f"PLANE{index}": widths[index] for index in range(3)},
         "TILE": TILE,
         "WORDS": WORDS,
@@ -91,6 +104,7 @@ def _stored(weight: PlanarWeight) -> dict[str, Tensor | int | float | None]:
         **{f"plane{index}": planes[index] for index in range(3)},
         "scale": weight.scale,
         "zero": weight.zero_point,
+        "outer": weight.outer,
         "PADDED": weight.scale.shape[1],
         "K": weight.columns,
     }
@@ -140,7 +154,8 @@ def launch(
     if not out.numel():
         return
     if tile is None:
-        tile = tiles(len(x), capability(x.device), weight.format.bits, x.dtype == torch.int8)[0]
+        codes, fine = x.dtype == torch.int8, weight.fine
+        tile = tiles(len(x), capability(x.device), weight.format.bits, codes, fine)[0]
     outputs = (triton.cdiv(len(x), tile.tokens), triton.cdiv(weight.rows, tile.rows))
     if programs is None:
         turns = triton.cdiv(weight.columns, tile.columns)

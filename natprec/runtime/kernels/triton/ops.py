@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import CHANNEL
 from natprec.runtime.kernels import reference
 from natprec.runtime.kernels.epilogue import Epilogue
 from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, unpack
@@ -21,7 +20,7 @@ from natprec.runtime.kernels.triton import dense, launcher
 
 LIBRARY = torch.library.Library("natprec", "FRAGMENT")
 
-SCHEMA = """planar_linear(Tensor x, Tensor[] planes, Tensor scale, Tensor? zero_point, int bits, int group_size,
+SCHEMA = """planar_linear(Tensor x, Tensor[] planes, Tensor scale, Tensor? zero_point, Tensor? outer, str format,
     int rows, Tensor? x_scale=None, Tensor? bias=None, str activation="none", Tensor? multiplier=None,
     Tensor? residual=None, float? output_scale=None, ScalarType? dtype=None) -> Tensor"""
 
@@ -65,14 +64,13 @@ def planar_linear(
         )
     if x.ndim != 2 or x.shape[1] != weight.columns:
         raise InputError(f"x is {tuple(x.shape)}; it needs {weight.columns} columns")
-    fmt = weight.format
     return torch.ops.natprec.planar_linear(
         x,
         list(weight.planes),
         weight.scale,
         weight.zero_point,
-        fmt.bits,
-        fmt.group_size or CHANNEL,
+        weight.outer,
+        weight.format.name,
         weight.rows,
         x_scale,
         bias,
@@ -92,8 +90,8 @@ class _Call:
     planes: list[Tensor]
     scale: Tensor
     zero_point: Tensor | None
-    bits: int
-    group_size: int
+    outer: Tensor | None
+    format: str
     rows: int
     x_scale: Tensor | None = None
     bias: Tensor | None = None
@@ -106,8 +104,8 @@ class _Call:
     @property
     def weight(self) -> PlanarWeight:
         return PlanarWeight.of_operands(
-            self.planes, self.scale, self.zero_point, self.bits, self.group_size, self.rows,
-            self.x.shape[1], depth=depth_beside(self.x),
+            self.planes, self.scale, self.zero_point, self.outer, self.format, self.rows, self.x.shape[1],
+            depth=depth_beside(self.x),
         )  # fmt: skip
 
     @property

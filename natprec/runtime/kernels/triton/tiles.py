@@ -68,11 +68,18 @@ PREFILL_CODES = PREFILL | {90: (Tile(128, 64, left=True, columns=64), Tile(64, 1
 PREFILL_BYTES = PREFILL | {90: (Tile(64, 128, left=True, columns=64), Tile(128, 64, left=True, columns=64))}
 """Of 8-bit weights."""
 
+PREFILL_FINE = PREFILL | {
+    90: (Tile(64, 64, left=True), Tile(64, 64, left=True, columns=64)),
+    100: (Tile(64, 128, left=True, warps=8, columns=64), Tile(64, 64, left=True, columns=64)),
+}
+"""Of floating-point weights, and of groups of one step: more is kept between a code and its sum. With 128 columns
+Triton 3.9 makes an empty kernel of groups of 16 on sm_100a, and spills MXFP6 on sm_90a (docs/kernels.md)."""
+
 VALUES = Tile(16, 64)
 """Of the kernel that only writes a weight's values; it has no tokens."""
 
 
-def tiles(tokens: int, capability: int, bits: int, codes: bool) -> tuple[Tile, ...]:
+def tiles(tokens: int, capability: int, bits: int, codes: bool, fine: bool = False) -> tuple[Tile, ...]:
     """The tiles for a product, the default first.
 
     Args:
@@ -80,12 +87,13 @@ def tiles(tokens: int, capability: int, bits: int, codes: bool) -> tuple[Tile, .
         capability: of the device, such as 90.
         bits: of the weight.
         codes: activations are int8.
+        fine: see `PREFILL_FINE`.
     """
     if tokens <= FEW_TOKENS:
         return DECODE_CODES if codes else DECODE
     if tokens <= SOME_TOKENS:
         return BATCH
-    table = PREFILL_BYTES if bits == 8 else PREFILL_CODES if codes else PREFILL
+    table = PREFILL_FINE if fine else PREFILL_BYTES if bits == 8 else PREFILL_CODES if codes else PREFILL
     return table[max((known for known in table if known <= capability), default=min(table))]
 
 

@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from natprec.formats import CHANNEL, Format, integer
+from natprec.formats import CHANNEL, Float, Format, PerBlock, PerTensor, integer, parse_format
+from natprec.formats.codebook import E4M3
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.kernels import Epilogue, reference
 from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, ROWS, PlanarWeight, planar
@@ -37,15 +38,21 @@ class Case:
     columns: int = 320
     programs: int = 1  # that share the columns
     dtype: torch.dtype = torch.float16
+    floats: str = ""  # the name of a format in place of bits and group
+
+    @property
+    def format(self) -> Format:
+        return parse_format(self.floats) if self.floats else integer(self.bits, self.group, self.symmetric)
 
     @property
     def name(self) -> str:
         inputs = "A8" if self.coded else str(self.dtype).removeprefix("torch.")
         shape = f"{self.tokens}x{self.rows}x{self.columns}"
         side = "left" if self.left else "right"
-        fmt = integer(self.bits, self.group, self.symmetric).name
         shared = f" by {self.programs}" if self.programs > 1 else ""
-        return f"{fmt} {inputs} {self.epilogue.name}{' bias' if self.biased else ''} {shape} {side}{shared}"
+        return (
+            f"{self.format.name} {inputs} {self.epilogue.name}{' bias' if self.biased else ''} {shape} {side}{shared}"
+        )
 
 
 EPILOGUES = [
@@ -81,6 +88,16 @@ CASES = [
     Case(4, coded=True, epilogue=EPILOGUES[1], symmetric=False, columns=960, programs=4),
     Case(8, coded=True, symmetric=False, group=CHANNEL, columns=1000, left=True, programs=4),
     Case(3, columns=320, programs=4),  # one of them has no columns
+    Case(4, floats="nvfp4", epilogue=EPILOGUES[0], biased=True),
+    Case(4, floats="nvfp4", left=True, tokens=40, programs=2),
+    Case(4, floats="mxfp4", epilogue=EPILOGUES[2], left=True),
+    Case(4, floats="mxfp4", dtype=torch.bfloat16),
+    Case(6, floats="mxfp6", epilogue=EPILOGUES[1]),
+    Case(8, floats="mxfp8", programs=2),
+    Case(8, floats="fp8-tensor", columns=331),
+    Case(8, floats="fp8-channel", epilogue=EPILOGUES[4], biased=True, left=True),
+    Case(8, floats="fp8-block128"),
+    Case(8, floats="fp8-block128", dtype=torch.bfloat16, tokens=1),
 ]
 MANY = Case(4, epilogue=Epilogue("silu", residual=True, output_scale=0.01), tokens=64, rows=1536, columns=128)
 """98,304 int8 outputs."""
@@ -88,13 +105,35 @@ MANY = Case(4, epilogue=Epilogue("silu", residual=True, output_scale=0.01), toke
 
 def made(fmt: Format, rows: int, columns: int, draw: torch.Generator) -> QuantizedTensor:
     """Codes, zero points and scales of both signs, all random."""
-    low, high = fmt.code_range
     groups = fmt.groups(columns)
+    if isinstance(fmt.codebook, Float):
+        return made_of_floats(fmt, rows, columns, draw)
+    low, high = fmt.code_range
     codes = torch.randint(low, high + 1, (rows, columns), generator=draw, dtype=torch.int8)
     zero = torch.randint(low, high + 1, (rows, groups), generator=draw, dtype=torch.int8)
     sign = 1 - 2 * torch.randint(0, 2, (rows, groups), generator=draw)
     scale = ((0.5 + torch.rand(rows, groups, generator=draw)) * sign / (high * columns**0.5)).half().float()
     return QuantizedTensor(fmt, codes, scale, None if fmt.symmetric else zero)
+
+
+def made_of_floats(fmt: Format, rows: int, columns: int, draw: torch.Generator) -> QuantizedTensor:
+    """Any codes, zeros of both signs among them, and scales of all orders of magnitude that a sum allows."""
+    every = torch.arange(2**fmt.bits).to(torch.uint8)
+    numbers = every if fmt.bits < 8 else every[every % 128 != 127]  # without NaN
+    codes = numbers[torch.randint(len(numbers), (rows, columns), generator=draw)]
+    groups, outer = fmt.groups(columns), None
+    if fmt.scaling.dtype == "e8m0":
+        scale = torch.randint(-9, 3, (rows, groups), generator=draw).float().exp2()
+    elif fmt.scaling.outer is not None:
+        scale, outer = torch.randint(1, 127, (rows, groups), generator=draw), torch.tensor(2.0**-8)
+        scale = E4M3.decode(scale.to(torch.uint8)) * outer
+    else:
+        scale = ((0.5 + torch.rand(rows, groups, generator=draw)) / 448).half().float()
+    by = fmt.scaling.granularity
+    if isinstance(by, PerBlock):
+        scale = scale[:: by.rows].repeat_interleave(by.rows, 0)[:rows]
+    scale = scale[:1].expand(rows, 1).contiguous() if isinstance(by, PerTensor) else scale
+    return QuantizedTensor(fmt, codes, scale, None, outer=outer)
 
 
 _workspace = launch.workspace
@@ -114,8 +153,7 @@ def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None)
         tile: None is one that the interpreter is fast with.
     """
     draw = torch.Generator().manual_seed(case.bits + 10 * case.coded)
-    fmt = integer(case.bits, case.group, case.symmetric)
-    weight = made(fmt, case.rows, case.columns, draw)
+    weight = made(case.format, case.rows, case.columns, draw)
     x = torch.randn(case.tokens, case.columns, generator=draw).to(case.dtype)
     x, x_scale = reference.quantize_tokens(x) if case.coded else (x, None)
     shape = (case.tokens, case.rows)
@@ -170,11 +208,15 @@ class Values:
     columns: int = 320
     begin: int = 0
     less: int = 0
+    floats: str = ""
+
+    @property
+    def format(self) -> Format:
+        return parse_format(self.floats) if self.floats else integer(self.bits, self.group, self.symmetric)
 
     @property
     def name(self) -> str:
-        fmt = integer(self.bits, self.group, self.symmetric).name
-        return f"{fmt} {self.begin}:{self.rows - self.less} of {self.rows}x{self.columns}"
+        return f"{self.format.name} {self.begin}:{self.rows - self.less} of {self.rows}x{self.columns}"
 
 
 VALUES = [
@@ -183,19 +225,23 @@ VALUES = [
     Values(3, 96, False, columns=288, begin=ROWS),
     Values(7, CHANNEL, rows=400, columns=333, begin=ROWS, less=40),
     Values(8, 128, False, columns=1024, rows=1),
+    *(Values(0, floats=name) for name in ("nvfp4", "mxfp4", "mxfp6", "mxfp8", "fp8-tensor", "fp8-block128")),
 ]
+
+
+UNIT = 32.0
+"""Values are written in multiples of 1 / 32."""
 
 
 def run_values(case: Values, place: Callable[[Tensor], Tensor]) -> dict[str, object]:
     """Write values of a weight, compare with the specification, look at what lies round them."""
-    fmt = integer(case.bits, case.group, case.symmetric)
-    weight = made(fmt, case.rows, case.columns, torch.Generator().manual_seed(case.bits))
-    expected = (reference.dequantize(weight) * 1024.0).half()[case.begin : case.rows - case.less]
+    weight = made(case.format, case.rows, case.columns, torch.Generator().manual_seed(case.bits))
+    expected = (reference.dequantize(weight) * UNIT).half()[case.begin : case.rows - case.less]
     stored = at(planar(weight), place)
     padded = torch.full(
         (len(expected) + 2 * ROWS, case.columns), CANARY, dtype=torch.float16, device=stored.scale.device
     )
-    launch.launch_values(padded[ROWS:-ROWS], stored, place(torch.tensor([1024.0])), case.begin)
+    launch.launch_values(padded[ROWS:-ROWS], stored, place(torch.tensor([UNIT])), case.begin)
     padded = padded.cpu()
     difference = (padded[ROWS:-ROWS].double() - expected.double()).abs()
     return {
@@ -212,7 +258,8 @@ def at(weight: PlanarWeight, place: Callable[[Tensor], Tensor]) -> PlanarWeight:
     return replace(
         weight,
         planes=tuple(place(plane) for plane in weight.planes),
-        scale=place(weight.scale.half()),
+        scale=place(weight.scale.half() if weight.scale.is_floating_point() else weight.scale),
+        outer=None if weight.outer is None else place(weight.outer),
         zero_point=None if weight.zero_point is None else place(weight.zero_point),
     )
 

@@ -46,6 +46,7 @@ GATED = Case(4, epilogue=EPILOGUES[0], biased=True)
 ROUNDED = Case(4, epilogue=Epilogue("silu", output_scale=0.006), symmetric=False)
 CODED = Case(8, coded=True, symmetric=False)
 SHARED = Case(4, columns=960, programs=4)
+FP4, MICRO, FP8 = Case(4, floats="nvfp4"), Case(4, floats="mxfp4"), Case(8, floats="fp8-channel")
 MUTATIONS = {
     "a plane shifted by one code": (Case(4), "STEP * WIDTH % LANE + tl", "(STEP + 1) * WIDTH % LANE + tl"),
     "the first plane for the second": (Case(3), " steps(words1, first", " steps(words0, first"),
@@ -67,14 +68,19 @@ MUTATIONS = {
     "one program's sum for all": (SHARED, "tl.load(sums + other", "tl.load(sums + number"),
     "the last but one finishes": (SHARED, "== programs - 1", "== programs - 2"),
     "counters left as they are": (SHARED, "tl.store(arrived + output, 0)", "pass"),
+    "no sign of a float": (FP8, "(code & SIGNS) << (16 - BITS) |", ""),
+    "a mantissa one bit lower": (FP4, "<< (10 - MANTISSA)", "<< (9 - MANTISSA)"),
+    "no outer scale": (FP4, "(tl.load(outer) * (256.0 * UNIT))", "(256.0 * UNIT)"),
+    "exponents one bit lower": (MICRO, "to(tl.int32) << 23,", "to(tl.int32) << 22,"),
+    "no unit of floats": (FP8, "if UNIT != 1:", "if UNIT == 1:"),
     "columns read twice": (SHARED, "begin = tl.program_id(2) * share", "begin = 0"),
 }  # fmt: skip
 """What is wrong: a case that must show it, a text in the kernel or what it calls, what it becomes."""
 OF_VALUES = {
     "the wrong row": (Values(4), "words = rn[:, None]", "words = (rn ^ 1)[:, None]"),
     "one group's scale for all": (Values(4), "group = (first + step) * R // GROUP", "group = first * 0"),
-    "no unit": (Values(4), "to(tl.float32) * factor", "to(tl.float32) * 1.0"),
-    "no zero point": (Values(4, symmetric=False), "operand(code, z, BITS", "operand(code, None, BITS"),
+    "no unit": (Values(4), "UNIT) * factor", "UNIT) * 1.0"),
+    "no zero point": (Values(4, symmetric=False), "numbers(code, z, BITS", "numbers(code, None, BITS"),
     "a column further": (Values(4), "line + k", "line + 1 + k"),
     "rows not masked": (Values(4), "(rn < N)[:, None] &", "(rn >= 0)[:, None] &"),
     "columns not masked": (Values(4), "& (k < K)", "& (k >= 0)"),

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton", minversion="3.9", reason="older ones shuffle joined steps through shared memory")
 
-from natprec.formats import Format, integer
+from natprec.formats import Format, integer, parse_format
 from natprec.runtime.kernels import Epilogue
 from natprec.runtime.kernels.triton.ahead import ARCHITECTURES, Compiled, Variant, compile_for, compile_values
 from natprec.runtime.kernels.triton.tiles import DECODE, DECODE_CODES, SOME_TOKENS, Tile, tiles
@@ -120,6 +120,23 @@ def test_values_are_read_and_written_16_bytes_at_a_time(architecture: str, fmt: 
     assert compiled.programs >= 4
     assert compiled.count(r"LDG.*\.128") > 0  # words
     assert compiled.count("STG") == compiled.count(r"STG.*\.128") > 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("sm_80", "nvfp4"), ("sm_89", "mxfp4"), ("sm_90a", "mxfp6"), ("sm_100a", "nvfp4"), ("sm_100a", "int4-g16"),
+     ("sm_120a", "fp8-channel")],
+)  # fmt: skip
+@pytest.mark.parametrize("tokens", [16, MANY_TOKENS])
+def test_floats_and_groups_of_one_step_spill_nothing(architecture: str, name: str, tokens: int) -> None:
+    """scripts/kernel_table.py --formats has all floats. Of groups of 16 there was an empty kernel for sm_100a."""
+    fmt = parse_format(name)
+    tile = tiles(tokens, ARCHITECTURES[architecture].capability, fmt.bits, codes=False, fine=True)[0]
+    compiled = compile_for(Variant(fmt, epilogue=FULL, biased=True), tile, architecture)
+    assert compiled.local == 0
+    assert compiled.programs >= 1
+    assert compiled.shared <= ARCHITECTURES[architecture].shared_per_program
+    assert compiled.tensor_core
 
 
 def test_limits_can_be_exceeded() -> None:

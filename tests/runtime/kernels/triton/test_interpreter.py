@@ -30,7 +30,7 @@ def interpreted(what: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_width_and_epilogue_is_right() -> None:
-    """2 to 8 bits, A16 and A8, ragged in all three dimensions, each operand ending at an unreadable page."""
+    """2 to 8 bits and floats, A16 and A8, ragged in all three dimensions; each operand ends at an unreadable page."""
     done = interpreted("cases")
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads(done.stdout)
@@ -43,11 +43,11 @@ def test_values_are_those_of_the_weight() -> None:
     done = interpreted("values")
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads(done.stdout)
-    assert len(results) == 11
+    assert len(results) == 17
     assert {result["name"]: wrong(result, 0) for result in results if wrong(result, 0)} == {}
 
 
-@pytest.mark.parametrize(("what", "count"), [("mutations", 20), ("mutations of values", 8)])
+@pytest.mark.parametrize(("what", "count"), [("mutations", 25), ("mutations of values", 8)])
 def test_mutations_are_caught(what: str, count: int) -> None:
     done = interpreted(what)
     assert done.returncode == 0, done.stderr[-2000:]

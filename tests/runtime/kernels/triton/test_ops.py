@@ -47,7 +47,7 @@ def test_without_a_kernel_it_is_the_specification() -> None:
 
 def test_the_fake_has_the_shape_and_dtype_of_the_real_one() -> None:
     weight = planar(WEIGHT)
-    arguments = (X, list(weight.planes), weight.scale, weight.zero_point, 3, 64, 40)
+    arguments = (X, list(weight.planes), weight.scale, weight.zero_point, None, "int3-g64", 40)
     torch.library.opcheck(
         torch.ops.natprec.planar_linear.default, arguments, test_utils=("test_schema", "test_faketensor")
     )

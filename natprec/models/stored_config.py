@@ -1,0 +1,160 @@
+"""What config.json says of a quantized checkpoint: read and checked once, then asked for each module.
+
+compressed-tensors puts modules into groups by their targets: names, regular expressions, classes. What says more wins,
+as in the library's own `match_targets`: a name before an expression, an expression before a class. What is to be
+ignored has no group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from natprec.errors import InputError
+from natprec.formats import Format
+from natprec.formats.compressed_tensors import activation_format, weight_format
+from natprec.models.patterns import Targets
+from natprec.utils.schema import Place, read
+
+METHOD = "compressed-tensors"
+SCALE = ".weight_scale"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules of one format.
+
+    Attributes:
+        container: how the library stores them: 'pack-quantized', 'float-quantized', …
+        described: the group as config.json has it.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    container: str
+    described: Mapping[str, Any]
+
+    @property
+    def format(self) -> Format:
+        """Of the weights.
+
+        Raises:
+            InputError: natprec has none for them.
+        """
+        return weight_format(self.described["weights"])
+
+    def inputs(self, full_range: bool = False) -> Format | None:
+        """Format of the rounded inputs; None: they stay as they are.
+
+        Args:
+            full_range: the rule by which the engine that runs them scales integers.
+        Raises:
+            InputError: natprec has none for them.
+        """
+        described = self.described.get("input_activations")
+        return activation_format(described, full_range) if described else None
+
+
+class StoredConfig:
+    """The `quantization_config` of a checkpoint.
+
+    Attributes:
+        folder: of the checkpoint.
+        described: as config.json has it.
+        groups: those of its `config_groups` that are of weights.
+        ignore: targets that no group has.
+    """
+
+    def __init__(self, folder: Path, described: Mapping[str, Any], tensors: Iterable[str] = ()) -> None:
+        """Check a `quantization_config`.
+
+        Args:
+            tensors: names in the checkpoint: expressions are matched with all their modules at once.
+        Raises:
+            InputError: it is of another method, or groups or targets are not what they must be.
+            ModelError: an expression is none, or takes too long.
+        """
+        self.folder, self.described = folder, described
+        place = Place(f"{str(folder / 'config.json')!r} describes no checkpoint in {METHOD} format", "quantize again")
+        method = described.get("quant_method", METHOD)
+        if method != METHOD:
+            raise place.within("quant_method").unlike(method, repr(METHOD))
+        if "config_groups" not in described:
+            raise place.wrong("it has no config_groups")
+        groups = read(dict[str, dict[str, Any]], described["config_groups"], place.within("config_groups"))
+        self.groups = [
+            _group(name, group, described, place.within("config_groups").at(name))
+            for name, group in groups.items()
+            if group.get("weights") is not None
+        ]
+        self.ignore: list[str] = read(list[str], described.get("ignore") or [], place.within("ignore"))
+        targets = [target for group in self.groups for target in group.targets] + self.ignore
+        names = [*tensors]
+        self._patterns = Targets(targets, (name.rpartition(".")[0] for name in names), str(folder))
+        scaled = {name.removesuffix(SCALE) for name in names if name.endswith(SCALE)}
+        self._scaled = scaled if names else None
+
+    @classmethod
+    def read(cls, folder: Path, tensors: Iterable[str] = ()) -> StoredConfig:
+        """Of a folder; arguments and errors as above.
+
+        Raises:
+            InputError: also where there is no config.json, or none that can be read.
+        """
+        return cls(folder, read_config(folder)["quantization_config"], tensors)
+
+    @property
+    def cache(self) -> Mapping[str, Any] | None:
+        """How keys and values are kept, where they are rounded."""
+        return self.described.get("kv_cache_scheme") or None
+
+    def of(self, *names: str, module: nn.Module | None = None) -> Group | None:
+        """The group of a module.
+
+        Args:
+            names: in the checkpoint, and in the model where that is another.
+            module: for targets that are classes; of a class, only what has scales in the checkpoint has a group.
+        """
+        classes = {cls.__name__ for cls in type(module).__mro__} if module is not None else set()
+        scaled = self._scaled is None or not self._scaled.isdisjoint(names)
+        for name in dict.fromkeys(names):
+            if self._meant(name, classes, self.ignore):
+                continue
+            named = (group for group in self.groups if name in group.targets)
+            matched = (group for group in self.groups if self._patterns.match(name, group.targets))
+            by_class = (group for group in self.groups if scaled and classes.intersection(group.targets))
+            if found := next(named, None) or next(matched, None) or next(by_class, None):
+                return found
+        return None
+
+    def _meant(self, name: str, classes: set[str], targets: Collection[str]) -> bool:
+        return name in targets or self._patterns.match(name, targets) or bool(classes.intersection(targets))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a quantized checkpoint, an object whose `quantization_config` is one.
+
+    Raises:
+        InputError: there is none, or it is something else.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config["quantization_config"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{str(file)!r} describes no quantized checkpoint ({error!r}); quantize again") from error
+    return config
+
+
+def _group(name: str, group: dict[str, Any], described: Mapping[str, Any], place: Place) -> Group:
+    targets = read(list[str], group.get("targets"), place.within("targets"))
+    read(dict[str, Any], group["weights"], place.within("weights"))
+    container = read(str, group.get("format") or described.get("format"), place.within("format"))
+    return Group(name, tuple(targets), container, group)
