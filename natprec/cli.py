@@ -1,7 +1,7 @@
 """The command line: its commands, their examples, and exit codes for scripts.
 
 Exit codes: 0 done (and the promise kept), 2 a request that cannot be carried out, 3 the promise is
-not kept, 4 the checkpoint is written but could not be judged, 130 interrupted.
+not kept or a layer cannot run, 4 the checkpoint is written but could not be judged, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from natprec.commands import apply, compare, generate, inspect, measure, quantize, solve, verify
+from natprec.commands import apply, check, compare, generate, inspect, measure, quantize, solve, verify
 from natprec.errors import NatprecError, VerdictError
 from natprec.utils.atomic_files import REMEDIES
 from natprec.utils.launcher import refuse_many
@@ -60,6 +60,7 @@ for _module, _command in (
     (solve, solve.solve),
     (apply, apply.apply),
     (verify, verify.verify),
+    (check, check.check),
     (compare, compare.compare),
     (inspect, inspect.inspect),
     (generate, generate.generate),

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from natprec.errors import InputError, unknown
 from natprec.formats import CHANNEL
-from natprec.formats.engines import PROFILES
+from natprec.formats.engines import PROFILES, EngineProfile, engine_profile
+from natprec.formats.gpus import known as known_gpu
 from natprec.roundings import HELP as ROUNDING_HELP
 from natprec.roundings import ROUNDINGS
 from natprec.utils.options import (
@@ -147,6 +148,14 @@ class QuantizeConfig(Measured):
         "64", METHOD, "32, 64, 128, channel, or auto: all that fit compete.", parse=parse_group_size
     )
     engine: str = option("vllm", METHOD, f"What must run it: {', '.join(PROFILES)}.", choices=PROFILES)
+    gpu: str | None = option(
+        None,
+        METHOD,
+        "What the engine runs on it: h100, sm90, any …; default: what every engine's file holds today.",
+        check=known_gpu,
+    )
+    portable: bool = option(False, METHOD, "With --gpu: only what plain transformers loads too.")
+    untested: bool = option(False, METHOD, "With --gpu: also what no run of the engine has loaded.")
     activations: str = option(
         NOT_ROUNDED,
         METHOD,
@@ -171,6 +180,15 @@ class QuantizeConfig(Measured):
                 object.__setattr__(self, name, str(getattr(self, name)))
         if hasattr(self.seed, "__index__"):  # numpy's whole numbers too, which no file of ours could hold
             object.__setattr__(self, "seed", operator.index(self.seed))
+
+    @property
+    def profile(self) -> EngineProfile:
+        """What the engine runs, on the GPU where one is named.
+
+        Raises:
+            InputError: the engine's formats do not depend on a GPU, or an option lacks one.
+        """
+        return engine_profile(self.engine, self.gpu, self.untested, self.portable)
 
     @classmethod
     def of(cls, command: str, model: str, options: dict[str, Any]) -> QuantizeConfig:
@@ -244,14 +262,16 @@ OPTIONS = options_of(QuantizeConfig)
 _MODEL = ("model", "device", "weights", "trust_remote_code")
 _TARGET = ("eps", "bits", "max_size", "eps_scope", "eps_bwd")
 _TEXT = ("data", "text_column", "tokens", "length")
+_GPU = ("gpu", "portable", "untested")
 _METHOD = ("group_size", "engine", "estimator", "distortion", "rounding", "transforms", "seed", "arithmetic")
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "quantize": (*_MODEL, *_TARGET, *_TEXT, "eval_data", "eval_tokens", "activations", "kv", *_METHOD, "refine"),
-    "measure": (*_MODEL, *_TEXT, *_METHOD, "sites"),
-    "solve": (*_TARGET, "activations", "kv"),
+    "quantize": (*_MODEL, *_TARGET, *_TEXT, "eval_data", "eval_tokens", "activations", "kv", *_METHOD, *_GPU, "refine"),
+    "measure": (*_MODEL, *_TEXT, *_METHOD, *_GPU, "sites"),
+    "solve": (*_TARGET, "activations", "kv", *_GPU),
     "apply": (*_MODEL, *_TEXT, "rounding", "refine", "seed", "arithmetic"),
-    "verify": (*_MODEL, "eval_data", "text_column", "eval_tokens", "length", "seed"),
+    "verify": (*_MODEL, "eval_data", "text_column", "eval_tokens", "length", "seed", "gpu"),
+    "check": ("engine", "gpu"),
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "seed"),
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),
     "generate": ("device", "trust_remote_code"),

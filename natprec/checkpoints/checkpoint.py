@@ -16,6 +16,7 @@ from natprec.checkpoints.compressed_tensors import (
 from natprec.checkpoints.fixed_scales import cache_scales, input_scales
 from natprec.checkpoints.gguf import GGUFCheckpoint
 from natprec.checkpoints.writer import CheckpointWriter
+from natprec.engines.architectures import CLASS_TARGET, EMBEDDINGS
 from natprec.formats import engine_profile
 from natprec.measurement.subject import Subject
 from natprec.models.disk_names import DiskNames
@@ -33,7 +34,7 @@ class PackedCheckpoint(CheckpointWriter):
 
     def __init__(self, folder: Path, subject: Subject, plan: Plan, resume_folder: Path | None = None) -> None:
         super().__init__(folder, subject, plan, resume_folder)
-        self._profile, self._names = engine_profile(plan.engine), DiskNames(subject.model)
+        self._profile, self._names = plan.profile, DiskNames(subject.model)
 
     def tensors(self, own: Collection[int], codes: dict[str, QuantizedTensor]) -> dict[str, Tensor]:
         """See `CheckpointWriter.tensors`."""
@@ -54,9 +55,16 @@ class PackedCheckpoint(CheckpointWriter):
         formats = {name: choice.format for name, choice in plan.sites.items() if choice.format is not None}
         scheme = quantization_config(
             subject.sites, formats, self._profile, plan.rounded_inputs, plan.cache, self._names,
-            [*subject.segmented.routing.routers, *subject.leftovers.modules],
+            [*subject.segmented.routing.routers, *subject.leftovers.modules], self._classes(),
         )  # fmt: skip
-        write_settings(self.folder, subject.model, subject.tokenizer, scheme, subject.storage_dtype)
+        more = {"tie_word_embeddings": False} if subject.untied else {}
+        write_settings(self.folder, subject.model, subject.tokenizer, scheme, subject.storage_dtype, more)
+
+    def _classes(self) -> dict[str, str]:
+        """Sites whose modules vLLM gives no name: what it finds instead of that."""
+        if self._profile.gpu is None or EMBEDDINGS.get(self.subject.architecture) != "class":
+            return {}
+        return {site.name: CLASS_TARGET for site in self.subject.sites if site.role == "embedding"}
 
 
 def checkpoint_writer(

@@ -28,13 +28,23 @@ from natprec.solver.choices import CacheChoice
 
 
 def write_settings(
-    folder: Path, model: nn.Module, tokenizer: Any, scheme: dict[str, Any], storage_dtype: torch.dtype
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Any,
+    scheme: dict[str, Any],
+    storage_dtype: torch.dtype,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write configuration, with its `quantization_config`, generation configuration and tokenizer."""
+    """Write configuration, with its `quantization_config`, generation configuration and tokenizer.
+
+    Args:
+        more: of the configuration, said even where it is the default.
+    """
     config = model.config.to_diff_dict() | {  # type: ignore[operator, union-attr]
         "architectures": [type(model).__name__],
         "dtype": str(storage_dtype).removeprefix("torch."),
         "quantization_config": scheme,
+        **(more or {}),
     }
     (folder / "config.json").write_text(json.dumps(_as_json(config), indent=2, allow_nan=False) + "\n")
     if getattr(model, "generation_config", None) is not None:
@@ -106,12 +116,14 @@ def quantization_config(
     cache: CacheChoice | None = None,
     names: DiskNames | None = None,
     routers: Collection[str] = (),
+    classes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The `quantization_config` of config.json, validated by the compressed-tensors library.
 
     Args:
         names: of modules, in the checkpoint; default: those in the model.
         routers: modules that are no sites, which engines must be told to leave alone.
+        classes: site → one more target, which an engine finds in the name of a class.
     """
     from compressed_tensors.quantization import QuantizationConfig
 
@@ -133,6 +145,7 @@ def quantization_config(
                 found.extend([pattern] if pattern not in found else [])
             else:
                 found.extend(stored(use, bool(site.experts)) for use in site.uses)
+                found.extend([classes[site.name]] if classes and site.name in classes else [])
         else:
             ignore.extend(map(stored, site.uses))
     groups = {}

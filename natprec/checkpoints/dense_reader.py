@@ -16,7 +16,7 @@ from natprec.checkpoints.gguf import FILE_NAME
 from natprec.checkpoints.trial import unlike
 from natprec.checkpoints.unpacked import Unpacked, lacking, refuse_bad_scales, tensor_files
 from natprec.errors import ModelError, NatprecError
-from natprec.formats import engine_profile
+from natprec.formats import Format, engine_profile
 from natprec.models.checksums import refuse_damaged
 from natprec.models.devices import quiet
 from natprec.models.experts import take_apart
@@ -45,6 +45,7 @@ def load_quantized(
     trust_remote_code: bool = False,
     tried: bool = True,
     note: Callable[[str], None] = lambda line: None,
+    running: Mapping[str, Format | None] | None = None,
 ) -> nn.Module:
     """The checkpoint's model in float32, with reconstructed weights; activations are rounded as it runs.
 
@@ -58,6 +59,7 @@ def load_quantized(
         trust_remote_code: run Python that comes with the checkpoint.
         tried: whether transformers is asked at all, unless it is the engine.
         note: told if it was asked and failed.
+        running: see `natprec.checkpoints.flows.round_as_written`.
     Raises:
         InputError: the folder is no checkpoint.
         ModelError: it is damaged, or cannot be loaded; says what transformers said.
@@ -76,7 +78,7 @@ def load_quantized(
             except Exception as error:  # whatever a model's own code raises
                 why = first_line(error)
         model = model or _unpacked(stored, trust)
-        round_as_written(model, stored, tensor_files(folder), profile)
+        round_as_written(model, stored, tensor_files(folder), profile, running)
     if why is not None:
         note(UNPACKED.format(why))
     return model
@@ -88,6 +90,7 @@ def open_quantized(
     device: torch.device,
     engine: str = "vllm",
     trust_remote_code: bool = False,
+    running: Mapping[str, Format | None] | None = None,
 ) -> SegmentedModel:
     """The checkpoint's model with its codes left on disk: each weight is reconstructed when its segment runs.
 
@@ -95,6 +98,7 @@ def open_quantized(
         original: the model that was quantized, whose distortion is taken.
         engine: whose rule rounds activations as the model runs.
         trust_remote_code: run Python that comes with the checkpoint.
+        running: see `natprec.checkpoints.flows.round_as_written`.
     Raises:
         InputError: the folder is no checkpoint.
         ModelError: it is damaged, or cannot be loaded.
@@ -118,7 +122,7 @@ def open_quantized(
         missing = lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
-        round_as_written(model, described, tensor_files(folder), engine_profile(engine))
+        round_as_written(model, described, tensor_files(folder), engine_profile(engine), running)
         return SegmentedModel(model, task.probe(model), original.distortion, weights)
 
 

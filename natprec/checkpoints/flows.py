@@ -25,13 +25,18 @@ from natprec.models.stored_config import StoredConfig
 
 
 def round_as_written(
-    model: nn.Module, config: StoredConfig, files: Mapping[str, Path], profile: EngineProfile
+    model: nn.Module,
+    config: StoredConfig,
+    files: Mapping[str, Path],
+    profile: EngineProfile,
+    running: Mapping[str, Format | None] | None = None,
 ) -> list[Any]:
     """Round inputs of Linears, keys and values from now on; returns the hooks, to remove.
 
     Args:
         files: tensor in the checkpoint → the file that holds it.
         profile: of the engine that is to run it.
+        running: module in the checkpoint → the inputs that it has on a GPU, where config.json says otherwise.
     Raises:
         InputError: a format that natprec does not know, which is named.
         ModelError: a fixed scale is not there, or none that natprec reads.
@@ -45,6 +50,7 @@ def round_as_written(
     for name, module in model.named_modules():
         group = config.of(names.module(name), name, module=module) if multiplies(module) else None
         fmt = None if group is None else group.inputs(profile.full_range)
+        fmt = (running or {}).get(names.module(name), fmt)
         if fmt is not None:
             hooks.append(round_input(module, fmt, stored_input_scale(names.module(name), fmt, find)))
     if config.cache:

@@ -48,7 +48,7 @@ def apply(
     refuse_existing(out, overwrite)
     partial = beside(out, ".partial")
     stages = Stages()
-    subject = open_subject(config, stages, plan.rotation)
+    subject = open_subject(config, stages, plan.rotation, plan.untied)
     plan.refuse_other_model(subject.digest, config.model)
     plan.refuse_other_sites(subject)
     refuse_on_disk(subject, config.refine)

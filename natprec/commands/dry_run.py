@@ -8,7 +8,6 @@ from rich.console import Console
 
 from natprec.commands.output import print_json
 from natprec.config import QuantizeConfig
-from natprec.formats import engine_profile
 from natprec.pipeline.estimate import estimate
 from natprec.pipeline.request import open_subject
 from natprec.utils.human import human_bytes, human_seconds
@@ -18,7 +17,7 @@ from natprec.utils.progress import Stages
 def dry_run(config: QuantizeConfig, stages: Stages, as_json: bool, judged: bool = True) -> None:
     """Open the model, time one batch, and say memory and time."""
     subject = open_subject(config, stages)
-    formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
+    formats = subject.candidates(config.profile, config.group_size, config.sites)
     with stages.stage("time one batch"):
         result = estimate(subject, config, len({fmt for several in formats.values() for fmt in several}), judged)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -88,7 +88,7 @@ def quantize(
     measurement, plan, verification = pipeline.quantize(
         config, folder, overwrite=overwrite, resume=resume, stages=stages
     )
-    found = asdict(verification)
+    found = verification.to_json()
     compared = recipe.compared(found) if recipe is not None else {}
     if as_json:
         print_json({**found, "out": public_name(folder), "seconds": stages.seconds,

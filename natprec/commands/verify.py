@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,7 @@ def verify(
 
     from natprec.commands.output import print_json
     from natprec.evaluation import verify as judge
+    from natprec.formats.gpus import generation
     from natprec.pipeline import resume as resumable
     from natprec.pipeline.request import check, open_subject
     from natprec.pipeline.samples import held_out_samples
@@ -43,12 +44,13 @@ def verify(
     if not folder.is_dir():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
     plan = Plan.load(folder / "plan.json")
+    on, config = None if config.gpu is None else generation(config.gpu), replace(config, gpu=None)
     text = config.eval_data
     shared = text if text and judge.may_be_measured_on(folder, text) else None
     config = replace(config, data=shared, tokens=config.eval_tokens, distortion=plan.distortion, engine=plan.engine)
     check(config, solved=False)
     stages = Stages()
-    subject = open_subject(config, stages)
+    subject = open_subject(config, stages, apart=False)
     # judged beside the original itself
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
     samples = held_out_samples(config, subject, stages, judge.measured_on(folder))
@@ -57,13 +59,13 @@ def verify(
         resumable.forget(partial)
     verification = judge.verify(
         folder, subject, samples, plan, rounding=judge.recorded_rounding(folder),
-        data=public_name(text or OWN_TEXT), stages=stages, seed=config.seed,
+        data=public_name(text or OWN_TEXT), stages=stages, seed=config.seed, gpu=on,
         resume_folder=resumable.resume_folder_of(partial, subject),
     )  # fmt: skip
     resumable.forget(partial)
     verification.save(folder / "verification.json")
     if as_json:
-        print_json({**asdict(verification), "seconds": stages.seconds})
+        print_json({**verification.to_json(), "seconds": stages.seconds})
     else:
         Console().print(verification_table(plan, verification))
     if verification.passed is False:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from natprec.distortions import Distortion, OutputKL, impossible
 from natprec.errors import InputError
+from natprec.formats.gpus import generation
 from natprec.tasks import CAUSAL, Metric, Samples
 from natprec.utils.atomic_files import write_json
 from natprec.utils.matmul import products_in
 from natprec.utils.own_files import VERIFICATION, read_json, sealed
-from natprec.utils.schema import Above0, Count, From0, Positive, Within, read
+from natprec.utils.schema import Above0, Count, From0, Named, Positive, Within, read
 from natprec.utils.statistics import bootstrap_interval
 
 VERSION = 1
@@ -43,6 +44,7 @@ class Verification:
         bits_per_weight: stored, scales included, over the quantized weights; `_total` with those
             that the engine keeps at 16 bits.
         perplexity_reference, perplexity_quantized, top1_agreement: None where the model predicts no next token.
+        gpu: the generation whose arithmetic was judged, or 'any'; None: as the checkpoint says, whatever the GPU.
         corrections: times that the tolerance was tightened after a first verification failed.
     """
 
@@ -65,10 +67,18 @@ class Verification:
     rounding: str
     corrections: Count = 0
     distortion: str = "kl"
+    gpu: Annotated[str, Named(generation)] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a GPU is there if one was named."""
+        value = asdict(self)
+        if self.gpu is None:
+            del value["gpu"]
+        return value
 
     def save(self, path: str | Path) -> None:
         """Write verification.json, with its checksum."""
-        write_json(Path(path), sealed({"version": VERSION, **asdict(self)}))
+        write_json(Path(path), sealed({"version": VERSION, **self.to_json()}))
 
     @classmethod
     def load(cls, path: str | Path) -> Verification:

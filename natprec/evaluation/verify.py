@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,9 @@ import torch
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.data.seen import NO_PIECES, Pieces, same_text
 from natprec.errors import InputError, ModelError
+from natprec.evaluation.running import inputs_that_run
 from natprec.evaluation.verification import Comparison, Verification, compare
+from natprec.formats import Format
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.hidden_states import passed, state_key
@@ -42,12 +44,14 @@ def verify(
     seed: int = 0,
     resume_folder: Path | None = None,
     tried: bool = True,
+    gpu: str | None = None,
 ) -> Verification:
     """Judge the checkpoint on disk against the original model (T6).
 
     Args:
         resume_folder: holds how far both models have come; a later call goes on there. None: nothing is kept.
         tried: whether transformers is asked to load it: see `load_quantized`.
+        gpu: a generation, whose arithmetic is judged; default: the plan's.
     Raises:
         InputError: the plan keeps another distortion small than the subject's.
         ModelError: NaN or Inf.
@@ -58,9 +62,18 @@ def verify(
             "judge by the one that was measured"
         )
     with stages.stage("load checkpoint"):
-        quantized = opened(folder, subject, samples.device, plan.engine, tried, stages.note)
+        on = gpu or plan.gpu
+        running = inputs_that_run(folder, plan.engine, on)
+        if running:
+            stages.note(
+                f"inputs of {len(running)} modules are rounded on {on} as vLLM does, not as config.json says: "
+                f"natprec check {folder} --gpu {on}"
+            )
+        quantized = opened(folder, subject, samples.device, plan.engine, tried, stages.note, running)
     with stages.stage("verify", len(samples.batches()) * (2 * len(subject.segmented.blocks) + 1)) as advance:
-        summary = compared(subject, quantized, folder, samples, resume_folder, advance).summary(seed)
+        summary = compared(
+            subject, quantized, folder, samples, resume_folder, advance, on if running else None
+        ).summary(seed)
     if not np.isfinite(summary["kl_mean"]):
         raise ModelError(
             f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
@@ -79,6 +92,7 @@ def verify(
         data_digest=samples.digest,
         rounding=rounding,
         distortion=plan.distortion,
+        gpu=on,
         **summary,
     )
 
@@ -90,11 +104,12 @@ def opened(
     engine: str,
     tried: bool = True,
     note: Callable[[str], None] = lambda line: None,
+    running: Mapping[str, Format | None] | None = None,
 ) -> SegmentedModel:
     """A checkpoint's model, its weights where the original's are: see `load_quantized` and `open_quantized`."""
     if not subject.segmented.weights.whole:
-        return open_quantized(folder, subject.segmented, device, engine, subject.trusted)
-    model = load_quantized(folder, engine, subject.trusted, tried, note)
+        return open_quantized(folder, subject.segmented, device, engine, subject.trusted, running)
+    model = load_quantized(folder, engine, subject.trusted, tried, note, running)
     model.to(device)
     return SegmentedModel(model, subject.task.probe(model), subject.distortion)
 
@@ -107,6 +122,7 @@ def compared(
     samples: Samples,
     resume_folder: Path | None,
     advance: Advance,
+    gpu: str | None = None,
 ) -> Comparison:
     """A checkpoint's model against the original: all of the text goes through each, a block at a time.
 
@@ -114,12 +130,13 @@ def compared(
         folder: of the checkpoint.
         samples: the held-out text.
         resume_folder: see `verify`.
+        gpu: whose arithmetic the checkpoint's model has, where that is not what it says.
     """
     files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
     states = [
         None if resume_folder is None else resume_folder / f"{name}.safetensors" for name in ("original", "quantized")
     ]
-    keys = [state_key(subject.digest, samples.digest), state_key(*files, samples.digest)]
+    keys = [state_key(subject.digest, samples.digest), state_key(*files, *filter(None, [gpu]), samples.digest)]
     with contextlib.ExitStack() as held:
         reference = held.enter_context(passed(subject.segmented, samples, advance, states[0], keys[0]))
         other = held.enter_context(passed(quantized, samples, advance, states[1], keys[1]))

@@ -18,24 +18,26 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
   projections need to have same quantization scheme"); transformers unpacks all experts of a model by one scheme
   (`get_experts_scheme`), and with another one in some layer it fails.
 - llama.cpp runs each tensor, the tied embedding too, in any GGUF type whose blocks divide its rows.
+
+With a GPU, vLLM's formats are those of `natprec.formats.offers` that it runs there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
-from natprec.errors import unknown
+from natprec.errors import InputError, unknown
 from natprec.formats.format import Format
+from natprec.formats.gpus import generation
+from natprec.formats.offers import OFFERS, Role, offered
 from natprec.formats.patterns import Integers, Listed, Pairing, Pattern
 from natprec.formats.presets import CHANNEL, FP8_TENSOR, GGUF_TYPES
-from natprec.formats.scaling import PerChannel, PerGroup, PerToken
+from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, PerToken
 
 GROUP_SIZES = (32, 64, 128, CHANNEL)
-
-Role = Literal["linear", "head", "embedding", "stream", "cache"]
-"""How a tensor is used."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class EngineProfile:
         experts: which weights of experts must have one format: all of a layer, or of the model; or each as it is.
         layers: kinds of layers (see `natprec.models.layers`) whose codes it reads.
         ragged: whether it runs rows that are no multiple of the smallest group; kernels of vLLM and SGLang do not.
+        gpu: the generation, or 'any', whose formats these are; None: those that do not depend on one.
+        untested, portable: see `engine_profile`.
     """
 
     name: str
@@ -66,18 +70,41 @@ class EngineProfile:
     experts: Literal["each", "layer", "model"] = "each"
     layers: tuple[str, ...] = ("Linear", "Embedding")
     ragged: bool = False
+    gpu: str | None = None
+    untested: bool = False
+    portable: bool = False
 
     def runs(self, role: Role, fmt: Format) -> bool:
-        """Whether the engine runs this format for a role."""
+        """Whether the engine runs this format for a role, beside 16 bits."""
         return any(pattern.covers(fmt) for pattern in self.formats.get(role, ()))
+
+    def stores(self, role: Role, fmt: Format) -> bool:
+        """Whether it runs this format of weights at all, be it beside rounded inputs alone."""
+        return self.runs(role, fmt) or (role == "linear" and any(each.weights.covers(fmt) for each in self.pairings))
+
+    def fits(self, role: Role, fmt: Format, rows: int, columns: int) -> bool:
+        """Whether a weight of this shape can have the format: whole groups, blocks, and words of zero points."""
+        by = fmt.scaling.granularity
+        if isinstance(by, PerBlock) and rows % by.rows:
+            return False
+        if self.gpu is not None and role == "head" and not fmt.symmetric and rows * fmt.bits % 32:
+            return False  # vLLM's loader asserts that they fill whole words
+        return fmt.divides(columns) and not (isinstance(by, PerBlock) and columns % by.columns)
 
     def multiplies(self, weight: Format, inputs: Format) -> bool:
         """Whether the engine multiplies a Linear's weight with inputs rounded so."""
         return any(pairing.covers(weight, inputs) for pairing in self.pairings)
 
     def per_channel(self) -> tuple[Format, ...]:
-        """Formats of weights that exist for products with rounded activations alone."""
-        return tuple(fmt for each in self.pairings if each.channels_only for fmt in each.weights.at((CHANNEL,)))
+        """Formats of weights whose codes are stored one to a byte, for products with rounded activations alone."""
+        own = (each for each in self.pairings if each.channels_only and each.weights.bits == (8,))
+        return tuple(fmt for each in own for fmt in each.weights.at((CHANNEL,)))
+
+    def paired(self) -> tuple[Format, ...]:
+        """Formats of weights, whatever the size of groups, to measure for products with rounded activations."""
+        found = [fmt for each in self.pairings if each.channels_only for fmt in each.weights.at((CHANNEL,))]
+        found += [fmt for each in self.pairings if isinstance(each.weights, Listed) for fmt in each.weights.formats]
+        return tuple(dict.fromkeys(found))
 
     @property
     def cache_bits(self) -> tuple[int, ...]:
@@ -91,7 +118,8 @@ class EngineProfile:
 
     def measured(self, group_sizes: tuple[int, ...]) -> tuple[Format, ...]:
         """The formats to measure, narrowest first: those of Linear weights, at each group size where they have one."""
-        return tuple(fmt for pattern in self.formats["linear"] for fmt in pattern.at(group_sizes))
+        found = [fmt for pattern in self.formats["linear"] for fmt in pattern.at(group_sizes)]
+        return tuple(sorted(found, key=lambda fmt: fmt.bits))
 
     def fitting(self, group_size: int, columns: Sequence[int]) -> int | None:
         """The largest group size, no larger than one, that divides rows of all of these lengths; None: there is none.
@@ -116,9 +144,10 @@ _FOUR_EIGHT = (Integers((4, 8)),)
 _GGUF = (Listed(tuple(GGUF_TYPES.values())),)
 _KEPT_BY_HEAD = (Integers(_NARROW, (PerGroup,), flowing=True),)
 _BY_TOKEN, _BY_TOKEN_OR_GROUP = (PerToken,), (PerToken, PerGroup)
-_ANY_PAIR = (Pairing(Integers(_ALL), Integers(_NARROW, _BY_TOKEN_OR_GROUP, flowing=True)),)
+_ANY_INPUTS = Integers(_NARROW, _BY_TOKEN_OR_GROUP, flowing=True)
+_ANY_PAIR = (Pairing(Integers(_ALL), _ANY_INPUTS),)
 _BY_HEAD_FULL = (replace(_KEPT_BY_HEAD[0], full_range=True),)
-_ANY_PAIR_FULL = (Pairing(Integers(_ALL), replace(_ANY_PAIR[0].inputs, full_range=True)),)
+_ANY_PAIR_FULL = (Pairing(Integers(_ALL), replace(_ANY_INPUTS, full_range=True)),)
 _W8A8 = Pairing(Integers((8,), (PerChannel,)), Integers((8,), _BY_TOKEN, flowing=True))
 
 PROFILES = {
@@ -161,12 +190,48 @@ def engine_names() -> list[str]:
     return sorted(PROFILES)
 
 
-def engine_profile(name: str) -> EngineProfile:
-    """The profile with this name.
+def engine_profile(name: str, gpu: str | None = None, untested: bool = False, portable: bool = False) -> EngineProfile:
+    """The profile with this name, on a GPU if one is named.
 
+    Args:
+        gpu: a generation, a GPU's name, or 'any' of `natprec.formats.gpus.EVERYWHERE`; None: formats that the engine's
+            files have held so far, whatever the GPU.
+        untested: with a GPU, also what no run of the engine has loaded.
+        portable: with a GPU, only what plain transformers loads too.
     Raises:
-        InputError: there is none; the message suggests the nearest.
+        InputError: there is no such engine or GPU (the message suggests the nearest), the engine's formats do not
+            depend on a GPU, or an option lacks one.
     """
     if name not in PROFILES:
         raise unknown("engine", name, PROFILES)
-    return PROFILES[name]
+    if gpu is None:
+        for option, given in (("untested", untested), ("portable", portable)):
+            if given:
+                raise InputError(f"{option} concerns the formats that a GPU opens; give --gpu too, any or its name")
+        return PROFILES[name]
+    if name not in OFFERS:
+        raise InputError(
+            f"gpu {gpu!r}: natprec knows what {' and '.join(OFFERS)} runs by GPU, and nothing of the kind of engine "
+            f"{name!r}; leave --gpu out"
+        )
+    return _on_gpu(name, generation(gpu), untested, portable)
+
+
+@lru_cache(maxsize=32)
+def _on_gpu(name: str, gpu: str, untested: bool, portable: bool) -> EngineProfile:
+    formats: dict[Role, tuple[Pattern, ...]] = {}
+    pairings = []
+    for offer in offered(name, gpu, untested, portable):
+        if offer.inputs is not None:
+            pairings.append(Pairing(offer.weights, offer.inputs))
+            continue
+        for role in offer.roles:
+            formats[role] = (*formats.get(role, ()), offer.weights)
+    return replace(
+        PROFILES[name],
+        formats=formats,
+        pairings=tuple(pairings),
+        gpu=gpu,
+        untested=untested,
+        portable=portable,
+    )

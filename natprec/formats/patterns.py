@@ -15,6 +15,10 @@ from natprec.formats.scaling import PerChannel, PerGroup, PerToken
 class Pattern(Protocol):
     """A set of formats."""
 
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Widths of their codes."""
+
     def covers(self, fmt: Format) -> bool:
         """Whether the format is one of them."""
 
@@ -32,6 +36,7 @@ class Integers:
         zero: what is stored beside scales.
         flowing: formats of activations instead of weights.
         full_range: see `Scaling`.
+        least: of groups, the smallest.
     """
 
     bits: tuple[int, ...]
@@ -39,6 +44,7 @@ class Integers:
     zero: tuple[Literal["none", "code"], ...] = ("none",)
     flowing: bool = False
     full_range: bool = False
+    least: int = 1
 
     def covers(self, fmt: Format) -> bool:
         """See `Pattern`."""
@@ -49,6 +55,7 @@ class Integers:
             and isinstance(scaling.granularity, self.granularities)
             and scaling.zero in self.zero
             and scaling.full_range == self.full_range
+            and (fmt.group_size or self.least) >= self.least
             and (scaling.dtype, scaling.dynamic) == (("float32", True) if self.flowing else ("model", False))
         )
 
@@ -57,7 +64,8 @@ class Integers:
         if self.flowing:
             granularities = [PerGroup(size) for size in group_sizes] if PerGroup in self.granularities else [PerToken()]
             return tuple(activation(bits, each, self.full_range) for bits in self.bits for each in granularities)
-        sizes = [size for size in group_sizes if (PerChannel if size == CHANNEL else PerGroup) in self.granularities]
+        sizes = [size for size in group_sizes if size == CHANNEL or size >= self.least]
+        sizes = [size for size in sizes if (PerChannel if size == CHANNEL else PerGroup) in self.granularities]
         return tuple(integer(bits, size, zero == "none") for bits in self.bits for zero in self.zero for size in sizes)
 
 
@@ -66,6 +74,11 @@ class Listed:
     """Formats named one by one, whose groups are their own."""
 
     formats: tuple[Format, ...]
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """See `Pattern`."""
+        return tuple(sorted({fmt.bits for fmt in self.formats}))
 
     def covers(self, fmt: Format) -> bool:
         """See `Pattern`."""
@@ -80,13 +93,13 @@ class Listed:
 class Pairing:
     """Weights and inputs of one kind of matrix product."""
 
-    weights: Integers
-    inputs: Integers
+    weights: Pattern
+    inputs: Pattern
 
     @property
     def channels_only(self) -> bool:
-        """Whether the weights must have one scale per row."""
-        return self.weights.granularities == (PerChannel,)
+        """Whether the weights are integers that must have one scale per row."""
+        return isinstance(self.weights, Integers) and self.weights.granularities == (PerChannel,)
 
     def covers(self, weight: Format, inputs: Format) -> bool:
         """Whether it is this kind of product."""

@@ -16,9 +16,9 @@ from torch import Tensor
 from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
 from natprec.errors import InputError
-from natprec.formats import engine_profile
 from natprec.measurement.curves import Curve
 from natprec.measurement.exact import exact_curves
+from natprec.measurement.left_out import left_out
 from natprec.measurement.measurement import Header, Measurement
 from natprec.measurement.resume import SweepState, load_state, save_state
 from natprec.measurement.sharding import Sharding
@@ -81,11 +81,13 @@ def measure(
     workers = workers or Workers()
     own, others = shared_out(samples, parts, subject.segmented.routed, config.rounding)
     sharding = Sharding.of(own.batches(subject.segmented.together), workers)
-    profile = engine_profile(config.engine)
+    profile = config.profile
     formats = subject.candidates(profile, config.group_size, config.sites)
     stages = stages or Stages(quiet=True)
     if said := uneven(subject.sites, formats, None if profile.container == "gguf" else config.group_size):
         stages.note(said)
+    for sentence in left_out(subject, profile, formats):
+        stages.note(sentence)
     header = header_of(subject, samples, config, parts, data, text_digest)
     fingerprint = {
         **header.identity(fmt for several in formats.values() for fmt in several),
@@ -132,7 +134,7 @@ def measure(
             sharding=sharding,
             fitted=fitted,
         )
-    unreached = [name for name, curve in curves.items() if not curve.formats]
+    unreached = [name for name, curve in curves.items() if not curve.formats and formats.get(name) != ()]
     if unreached:
         stages.note(
             f"{len(unreached)} of {len(curves)} sites stay at 16 bits, as no sample reached them or their weights are "
@@ -186,6 +188,10 @@ def header_of(
         carried_bytes=subject.carried_bytes,
         distortion=subject.distortion.name,
         rotation=subject.rotation,
+        gpu=config.profile.gpu,
+        untested=config.untested,
+        portable=config.portable,
+        untied=subject.untied,
         products=products_of(subject, config.sites),
         **config.entering(),
     )

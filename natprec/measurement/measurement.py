@@ -18,6 +18,7 @@ from natprec.config import Measured
 from natprec.data.seen import NO_PIECES, Pieces
 from natprec.formats import Format
 from natprec.formats.engines import PROFILES
+from natprec.formats.gpus import generation
 from natprec.measurement.curves import Curve
 from natprec.measurement.defects import refuse_curve
 from natprec.measurement.packing import digests, pack_curves, read_arrays, unpack_curves
@@ -25,7 +26,7 @@ from natprec.models.weight_sites import Site
 from natprec.utils.atomic_files import write_bytes
 from natprec.utils.marks import KEY
 from natprec.utils.own_files import MEASUREMENT, sealed
-from natprec.utils.schema import Among, Count, From0, Place, Positive, Seed, read
+from natprec.utils.schema import Among, Count, From0, Named, Place, Positive, Seed, read
 from natprec.utils.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ WEIGHTS_ONLY = 6
 """The version before, after which the scales of activations changed: one of weights alone still means the same."""
 
 _PIECES = "pieces"
+_OF_A_GPU = ("gpu", "untested", "portable", "untied")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,9 @@ class Header(Measured):
         distortion: name of the one that all curves are in.
         rotation: the seed by which the model was rotated before; None: it was not.
         products: dtype of the operands of matrix products in the sweep.
+        gpu: the generation that was measured for, or 'any'; None: formats that do not depend on one; with it `untested`
+            and `portable`, as `natprec.formats.engine_profile` has them.
+        untied: the output head, where it was tied to the embedding and was measured apart; else empty.
         checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
         seconds: per stage of measuring.
     """
@@ -75,6 +80,18 @@ class Header(Measured):
     products: str = "float32"
     rotation: Seed | None = None
     text_digest: str | None = None
+    gpu: Annotated[str, Named(generation)] | None = None
+    untested: bool = False
+    portable: bool = False
+    untied: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what concerns a GPU is there if one was named."""
+        value = asdict(self)
+        if self.gpu is None:
+            for name in _OF_A_GPU:
+                del value[name]
+        return value
 
     def identity(self, formats: Iterable[Format]) -> dict[str, Any]:
         """All that decides the numbers: of two measurements that agree in it, one can stand for the other."""
@@ -146,7 +163,7 @@ class Measurement:
             refuse_curve(curve, place.within("sites").at(name), self.header.distortion)
         arrays, sites = pack_curves(self.curves.values())
         arrays[_PIECES] = self.pieces
-        header = sealed({**asdict(self.header), "sites": sites}, digests(arrays))
+        header = sealed({**self.header.to_json(), "sites": sites}, digests(arrays))
         write_bytes(Path(path), save(arrays, {KEY: json.dumps(header)}))
 
     @classmethod

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from natprec.distortions import Distortion, EmbeddingDistance, named
+from natprec.engines.architectures import takes_embedding, takes_head
 from natprec.errors import InputError
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import GROUP_SIZES
@@ -52,6 +53,7 @@ class Subject:
         leftovers: what else is in the model's checkpoint.
         rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
         trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
+        untied: the output head, where it was tied to the embedding and is a site of its own now; else empty.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Subject:
     leftovers: Leftovers = field(default_factory=Leftovers)
     rotation: int | None = None
     trusted: bool = False
+    untied: str = ""
 
     @property
     def distortion(self) -> Distortion:
@@ -190,6 +193,42 @@ class Subject:
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
 
+    @property
+    def architecture(self) -> str:
+        """The model's class, as a checkpoint names it."""
+        return type(self.model).__name__
+
+    def gains_apart(self, profile: EngineProfile) -> bool:
+        """Whether an engine reads a packed embedding and a packed head of this model, which are tied.
+
+        Written apart they take b_embedding + b_head bits for each weight that takes 16 as it is.
+        """
+        return (
+            profile.gpu is not None
+            and {"embedding", "head"} <= profile.formats.keys()
+            and takes_embedding(self.architecture)
+            and takes_head(self.architecture)
+            and self.task.generates
+            and self.segmented.weights.whole
+            and any(site.tied for site in self.sites)
+        )
+
+    def with_head(self, apart: bool) -> Subject:
+        """The subject with its output head a site of its own, or tied as it was: in place, the function is the same."""
+        if apart is bool(self.untied):
+            return self
+        model: Any = self.model
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        weight = embedding.weight
+        head.weight = nn.Parameter(weight.detach().clone(), requires_grad=False) if apart else weight
+        for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+            config.tie_word_embeddings = not apart
+        own = self.segmented
+        segmented = SegmentedModel(model, self.task.probe(model), own.distortion, own.weights, own.products)
+        sites = find_sites(segmented)
+        name = next((name for name, module in model.named_modules() if module is head), "")
+        return replace(self, segmented=segmented, sites=sites, untied=name if apart else "")
+
     def refuse_rounded_otherwise(self, engine: str, inputs: bool, cache: bool) -> None:
         """Refuse activations that an engine rounds otherwise than is planned: see `natprec.models.library_rounding`.
 
@@ -220,11 +259,11 @@ class Subject:
             return {site.name: tuple(fmt for fmt in types if fmt.divides(site.shape[1])) for site in self.sites}
         if group_size is None:
             formats = profile.measured(GROUP_SIZES)
-            return {site.name: tuple(fmt for fmt in formats if fmt.divides(site.shape[1])) for site in self.sites}
+            return {site.name: tuple(fmt for fmt in formats if self._has(site, fmt, profile)) for site in self.sites}
         asked = profile.measured((group_size,))
         if not any(fmt.divides(site.shape[1]) for fmt in asked for site in linears):
             refuse_indivisible(self.sites, asked)
-        more = profile.per_channel() if sites == "all" else ()
+        more = profile.paired() if sites == "all" else ()
         alike: dict[tuple[str, str], list[Site]] = {}
         for site in self.sites:
             alike.setdefault(together(site, profile), []).append(site)
@@ -235,9 +274,18 @@ class Subject:
             formats += tuple(fmt for fmt in more if size is not None and fmt not in formats)
             if size != group_size:
                 formats = tuple(fmt for fmt in formats if all(_is_smaller(fmt, site) for site in members))
-            divided = tuple(fmt for fmt in formats if all(fmt.divides(site.shape[1]) for site in members))
+            divided = tuple(fmt for fmt in formats if all(self._has(site, fmt, profile) for site in members))
             found |= {site.name: divided for site in members}
         return {site.name: found[site.name] for site in self.sites}
+
+    def _has(self, site: Site, fmt: Format, profile: EngineProfile) -> bool:
+        """Whether a site can have a format; with a GPU also whether the engine reads codes of this model's site."""
+        if profile.gpu is not None and profile.name == "vllm":
+            if site.role == "embedding" and not takes_embedding(self.architecture):
+                return False
+            if site.role == "head" and not takes_head(self.architecture):
+                return False
+        return profile.fits(site.role, fmt, *site.shape)
 
 
 def _is_smaller(fmt: Format, site: Site) -> bool:

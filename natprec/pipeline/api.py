@@ -82,9 +82,13 @@ def measure(
     subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=config.arithmetic)
     subject = subject.rotated(config.seed) if rotates else subject
     subject = for_engine(subject, config.engine)
+    subject = subject.with_head(subject.gains_apart(config.profile))
     samples, parts = _calibration(subject, data, config)
     digest = None if data is None or isinstance(data, GIVEN) else source_digest(str(data))
-    return measure_subject(subject, samples, config, parts=parts, data=_label(data), text_digest=digest)
+    try:
+        return measure_subject(subject, samples, config, parts=parts, data=_label(data), text_digest=digest)
+    finally:
+        subject.with_head(False)
 
 
 def apply(
@@ -109,7 +113,7 @@ def apply(
     config = QuantizeConfig.of("apply", "", options)
     config = replace(config, rounding=rounding or plan.rounding)
     config.check_each()
-    subject = Subject.in_memory(copy.deepcopy(model), tokenizer)
+    subject = Subject.in_memory(copy.deepcopy(model), tokenizer).with_head(plan.untied)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     plan.refuse_other_sites(subject)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)

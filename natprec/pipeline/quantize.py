@@ -126,6 +126,7 @@ def _round_and_prove(
     judged = public_name(config.eval_data or config.data or OWN_TEXT)
     verification: Verification | None = None
     for corrections in (0, 1):
+        subject = subject.with_head(plan.untied)
         round_and_write(
             subject, plan, samples, config.rounding, folder, resume_folder, stages, config.refine, config.seed
         )

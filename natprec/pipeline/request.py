@@ -41,7 +41,7 @@ def check(config: QuantizeConfig, judged: bool = True, solved: bool = True) -> N
         InputError: an unknown name, a number out of range, or options that contradict each other.
     """
     config.check(judged, solved)
-    check_flows(engine_profile(config.engine), config.activations, config.kv)
+    check_flows(config.profile, config.activations, config.kv)
 
 
 def solve_for(config: QuantizeConfig, measurement: Measurement, eps_solved: float | None = None) -> Plan:
@@ -70,11 +70,14 @@ def _on_disk(text: str | None) -> Path | None:
     return path if path is not None and path.exists() else None
 
 
-def open_subject(config: QuantizeConfig, stages: Stages, rotation: int | None = None) -> Subject:
+def open_subject(
+    config: QuantizeConfig, stages: Stages, rotation: int | None = None, apart: bool | None = None
+) -> Subject:
     """Load the model, find its sites, and rotate it if that is asked for.
 
     Args:
         rotation: the seed by which the model of a plan was rotated; else the configuration's, if it rotates.
+        apart: whether a tied output head becomes a site of its own; None: where the engine reads both packed.
     Raises:
         ModelError, InputError: it cannot be used, or not with these options.
     """
@@ -90,6 +93,7 @@ def open_subject(config: QuantizeConfig, stages: Stages, rotation: int | None = 
         if rotation is not None:
             subject = subject.rotated(rotation, stages.note)
         subject = for_engine(subject, config.engine)
+        subject = subject.with_head(subject.gains_apart(config.profile) if apart is None else apart)
         subject.refuse_rounded_otherwise(config.engine, config.activations != NOT_ROUNDED, config.kv != NOT_ROUNDED)
     if on_disk and subject.segmented.blocks:
         stages.note("weights stay on disk: one block is in memory at a time")
@@ -181,7 +185,7 @@ def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
         BudgetError: --bits or --max-size is below the cheapest plan.
         InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
     """
-    profile = engine_profile(config.engine)
+    profile = config.profile
     formats = subject.candidates(profile, config.group_size, config.sites)
     if config.kv != NOT_ROUNDED:
         cache_format(subject.activations, profile, config.kv)
@@ -206,5 +210,6 @@ def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
         model=subject.name, model_digest=subject.digest, data="", data_digest="", sequences=1, length=config.length,
         parts=1, engine=config.engine, storage_dtype=str(subject.storage_dtype), other_bytes=subject.other_bytes,
         carried_bytes=subject.carried_bytes, distortion=subject.distortion.name, rounding=config.rounding,
+        gpu=profile.gpu, untested=config.untested, portable=config.portable, untied=subject.untied,
     )  # fmt: skip
     solve_for(replace(config, eps=None, eps_scope="model"), Measurement(header, curves))

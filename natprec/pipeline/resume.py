@@ -11,7 +11,6 @@ import torch
 
 from natprec.config import QuantizeConfig
 from natprec.data.seen import source_digest
-from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
@@ -122,7 +121,7 @@ def run_measurement(
 def _refuse_other_measurement(
     found: Measurement, config: QuantizeConfig, subject: Subject, samples: Samples, file: Path
 ) -> None:
-    formats = subject.candidates(engine_profile(config.engine), config.group_size, config.sites)
+    formats = subject.candidates(config.profile, config.group_size, config.sites)
     ours = header_of(subject, samples, config, calibration_parts(config, subject), "")
     refuse_other(
         file,

@@ -16,10 +16,12 @@ from natprec.config import DISTORTIONS
 from natprec.distortions import named
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import promised
+from natprec.formats.gpus import ANY
 from natprec.measurement import Measurement
 from natprec.models.routing import MIN_TOKENS
 from natprec.solver import Plan
 from natprec.solver.choices import UNQUANTIZED_BITS
+from natprec.solver.needs import Needs, needs_of, used_of
 from natprec.utils.human import human_bytes, human_seconds
 
 LABEL = 17
@@ -29,7 +31,10 @@ BAR = 32
 def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
     """Bits per weight as a histogram, size (forecast and, once written, on disk), predicted distortion."""
     rows = _rows()
-    rows.add_row("engine", plan.engine)
+    rows.add_row("engine", plan.engine + (f" on {plan.gpu}" if plan.gpu else ""))
+    needs = plan.needs or needs_of(plan.engine, ANY, used_of(plan))
+    if needs is not None:
+        _add_needs(rows, plan, needs)
     counts = plan.histogram()
     total = sum(counts.values())
     for number, (bits, count) in enumerate(counts.items()):
@@ -83,6 +88,8 @@ def verification_table(plan: Plan, verification: Verification, predicted: bool =
     label, unit, terms = _words(plan)
     rows.add_row(f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit))
     rows.add_row("", f"99 % of {terms} below {verification.kl_p99:.4g}")
+    if verification.gpu is not None:
+        rows.add_row("arithmetic", f"of {plan.engine} on {verification.gpu}")
     rows.add_row("promise", _verdict(plan, verification))
     before, after = verification.perplexity_reference, verification.perplexity_quantized
     if before is not None and after is not None:
@@ -141,6 +148,13 @@ def _words(plan: Plan) -> tuple[str, str, str]:
 def _add_predicted(rows: Table, plan: Plan) -> None:
     label, unit, _ = _words(plan)
     rows.add_row(f"{label} predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95, unit))
+
+
+def _add_needs(rows: Table, plan: Plan, needs: Needs) -> None:
+    loads = "loads it" if needs.transformers else "does not load it"
+    rows.add_row("needs", f"{plan.engine} {needs.engine_version} or newer; plain transformers {loads}")
+    if needs.untested:
+        rows.add_row("", f"no run of {plan.engine} has loaded {', '.join(needs.untested)}")
 
 
 def _interval(value: float, interval: tuple[float, float], unit: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from natprec.distortions import impossible
-from natprec.formats import Format, engine_profile
-from natprec.formats.engines import Role
+from natprec.formats import Format
+from natprec.formats.offers import Role, first_gpu
 from natprec.models.weight_sites import together
 from natprec.utils.schema import Place
 
@@ -57,14 +57,19 @@ def refuse_other_engine(plan: Plan, place: Place) -> None:
     Raises:
         InputError: names the format and the engine.
     """
-    profile, flowing = engine_profile(plan.engine), plan.rounded_inputs
+    profile, flowing = plan.profile, plan.rounded_inputs
     for name, choice in plan.sites.items():
         own, inputs = choice.format, flowing.get(choice.fused_group)
         at = place.within("sites").at(name).within("format")
-        if own is not None and not any(profile.runs(role, own) for role in WEIGHTS):
-            raise at.wrong(f"is {own.name}, which engine {plan.engine!r} does not run")
-        if own is not None and inputs is not None and not profile.multiplies(own, inputs):
-            raise at.wrong(f"is {own.name}, which engine {plan.engine!r} does not multiply with {inputs.name}")
+        if own is None:
+            continue
+        if inputs is None and not any(profile.runs(role, own) for role in WEIGHTS):
+            raise at.wrong(f"is {own.name}, which engine {plan.engine!r} does not run{_where(plan, own)}")
+        if inputs is not None and not profile.multiplies(own, inputs):
+            raise at.wrong(
+                f"is {own.name}, which engine {plan.engine!r} does not multiply with {inputs.name}"
+                + _where(plan, own, inputs)
+            )
     if plan.cache is not None and not profile.runs("cache", plan.cache.format):
         raise place.within("cache.format").wrong(
             f"is {plan.cache.format.name}, in which engine {plan.engine!r} keeps no keys and values"
@@ -73,13 +78,21 @@ def refuse_other_engine(plan: Plan, place: Place) -> None:
         raise place.within("inputs").wrong(f"has {min(others)!r}, which is the fused group of no site")
 
 
+def _where(plan: Plan, weight: Format, inputs: Format | None = None) -> str:
+    """On which GPU not, and from which on it does."""
+    if plan.gpu is None:
+        return ""
+    found = first_gpu(plan.engine, lambda offer: any(offer.covers(role, weight, inputs) for role in WEIGHTS))
+    return f" on {plan.gpu}" + (f"; it does {found}" if found else ", nor on any other")
+
+
 def refuse_other_sites(plan: Plan, subject: Subject, place: Place) -> None:
     """Stop before a model is rounded whose sites are not those of a plan.
 
     Raises:
         InputError: names a site that one of both lacks, or that the engine does not run as planned.
     """
-    profile, sites = engine_profile(plan.engine), {site.name: site for site in subject.sites}
+    profile, sites = plan.profile, {site.name: site for site in subject.sites}
     _refuse_difference(plan.sites.keys(), sites.keys(), "weights", place)
     fused_groups = {site.fused_group for site in sites.values()}
     if others := plan.inputs.keys() - fused_groups:
@@ -96,10 +109,12 @@ def refuse_other_sites(plan: Plan, subject: Subject, place: Place) -> None:
         if fmt is None:
             continue
         own = at.within("format")
-        if not profile.runs(site.role, fmt):
+        if not profile.stores(site.role, fmt):
             raise own.wrong(f"is {fmt.name}, which engine {plan.engine!r} does not run as {site.role}")
         if not fmt.divides(site.shape[1]):
             raise own.wrong(f"is {fmt.name}, whose groups do not divide rows of {site.shape[1]}")
+        if not profile.fits(site.role, fmt, *site.shape):
+            raise own.wrong(f"is {fmt.name}, which a weight of {site.shape[0]} x {site.shape[1]} cannot have")
         if fmt != (other := alike.setdefault(together(site, profile), fmt)):
             raise own.wrong(
                 f"is {fmt.name}, and {other.name} is that of others that engine {plan.engine!r} runs together with it"

@@ -16,6 +16,7 @@ from natprec.roundings import rounding_named
 from natprec.solver.allocation import natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
 from natprec.solver.fused_groups import FusedGroup, fewest_bits, kl_of, refuse_other_rule, stored_bytes
+from natprec.solver.needs import Used, needs_of
 from natprec.solver.plan import Plan
 from natprec.utils.statistics import bootstrap_interval
 
@@ -103,6 +104,12 @@ def assemble(
     fixed = 2 * sum(scales) if cache and cache.format.floating else 0
     unquantized_bytes = sum(2 * measurement.curves[name].site.elements for name in unquantized)
     everything = sum(choice.elements for choice in choices.values())
+    twice = choices[header.untied].elements if header.untied else 0
+    used: list[Used] = []
+    for group, index in zip(groups, chosen, strict=True):
+        pair = group.pairs[index]
+        used += [(curve.site.role, pair.weight, pair.inputs) for curve in group.curves]
+    used += [("cache", cache.format, None)] if cache else []
     costs = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
     costs += [cache.kl] if cache else []
     return Plan(
@@ -116,12 +123,15 @@ def assemble(
         kl_predicted=float(np.sum(costs)),
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
         stored_bytes=stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes,
-        stored_bytes_reference=header.other_bytes + header.carried_bytes + everything * UNQUANTIZED_BITS // 8,
+        stored_bytes_reference=header.other_bytes + header.carried_bytes + (everything - twice) * UNQUANTIZED_BITS // 8,
         bits_per_weight=8 * stored / elements,
         bits_per_weight_total=8 * (stored + unquantized_bytes) / everything,
         sites={name: choices[name] for name in measurement.weights},
         inputs=inputs,
         cache=cache,
+        gpu=profile.gpu,
+        needs=needs_of(profile.name, profile.gpu, used) if profile.gpu else None,
+        untied=bool(header.untied),
     )
 
 

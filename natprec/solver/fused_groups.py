@@ -18,6 +18,7 @@ import numpy as np
 from natprec.config import AUTO, NOT_ROUNDED
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, Format
+from natprec.formats.offers import Role
 from natprec.models.weight_sites import together
 from natprec.solver.allocation import Decision, natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS
@@ -125,6 +126,8 @@ def _group(
 ) -> FusedGroup:
     shared = set.intersection(*(set(curve.formats) for curve in curves))
     formats = [fmt for fmt in weight_formats(curves[0], profile) if fmt in shared]
+    if flowing is None or activations == NOT_ROUNDED:
+        formats = [fmt for fmt in formats if profile.runs(curves[0].site.role, fmt)]
     if not any(curve.energy.any() for curve in curves):
         formats, flowing = formats[-1:], None  # no token reached it: unknown, not free
     if eps_bwd is not None:
@@ -134,7 +137,7 @@ def _group(
                 f"eps-bwd {eps_bwd:.3g} is below what the measured formats keep of the gradient at {name!r}; "
                 "raise --eps-bwd, or measure wider formats or smaller groups"
             )
-    pairs = _pairs(formats, flowing, profile, activations, eps_bwd)
+    pairs = _pairs(formats, curves[0].site.role, flowing, profile, activations, eps_bwd)
     if not pairs:
         raise BudgetError(
             f"engine {profile.name!r} has no product with {activations}-bit activations for what was measured of "
@@ -158,13 +161,14 @@ def _group(
 
 def _pairs(
     formats: Sequence[Format],
+    role: Role,
     flowing: Curve | None,
     profile: EngineProfile,
     activations: str,
     eps_bwd: float | None,
 ) -> list[Pair]:
     """All that is asked for and exists; inputs that were not measured (an output head's) stay as they are."""
-    plain = [Pair(fmt) for fmt in formats]
+    plain = [Pair(fmt) for fmt in formats if profile.runs(role, fmt)]
     if flowing is None or activations == NOT_ROUNDED:
         return plain
     pairs = [
@@ -181,7 +185,7 @@ def _pairs(
 
 def weight_formats(curve: Curve, profile: EngineProfile) -> list[Format]:
     """What was measured of a weight and the engine runs."""
-    return [fmt for fmt in curve.formats if profile.runs(curve.site.role, fmt)]
+    return [fmt for fmt in curve.formats if profile.stores(curve.site.role, fmt)]
 
 
 def kl_of(curve: Curve, formats: Sequence[Format | None], rounding: str) -> np.ndarray:
@@ -228,10 +232,11 @@ def check_flows(profile: EngineProfile, activations: str, kv: str) -> None:
         InputError: says what it can.
     """
     known = sorted({bits for pairing in profile.pairings for bits in pairing.inputs.bits})
+    on = f" on {profile.gpu}" if profile.gpu else ""
     if activations not in (NOT_ROUNDED, *map(str, known), *([AUTO] if known else [])):
         widths = ", ".join(map(str, (*known, UNQUANTIZED_BITS)))
         raise InputError(
-            f"activations {activations!r}: engine {profile.name!r} multiplies with {widths} bits; give one of them"
+            f"activations {activations!r}: engine {profile.name!r} multiplies with {widths} bits{on}; give one of them"
             + (" or auto" if known else "")
         )
     if kv not in (NOT_ROUNDED, *map(str, profile.cache_bits)):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from natprec.errors import InputError
-from natprec.formats import Format
+from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import PROFILES
+from natprec.formats.gpus import generation
 from natprec.models.routing import MIN_TOKENS
 from natprec.roundings import ROUNDINGS
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
+from natprec.solver.needs import Needs
 from natprec.utils.atomic_files import write_json
 from natprec.utils.own_files import PLAN, read_json, sealed
-from natprec.utils.schema import Above0, Among, Count, From0, Place, Seed, read
+from natprec.utils.schema import Above0, Among, Count, From0, Named, Place, Seed, read
 
 if TYPE_CHECKING:
     from natprec.measurement.subject import Subject
@@ -43,6 +45,9 @@ class Plan:
         cache: of keys and values; None: 16 bits.
         distortion: name of what is kept small: 'kl' (nats per token) or another of `natprec.distortions`.
         rotation: the seed by which the model has to be rotated first, which `model_digest` knows of; None: not at all.
+        gpu: the generation, or 'any', whose arithmetic this is; None: formats that do not depend on one.
+        needs: what loads it; None where no GPU was named.
+        untied: whether the output head, tied to the embedding in the model, is written apart from it.
     """
 
     model: str
@@ -68,6 +73,14 @@ class Plan:
     inputs: dict[str, InputChoice] = field(default_factory=dict)
     cache: CacheChoice | None = None
     rotation: Seed | None = None
+    gpu: Annotated[str, Named(generation)] | None = None
+    needs: Needs | None = None
+    untied: bool = False
+
+    @property
+    def profile(self) -> EngineProfile:
+        """What the engine runs on the plan's GPU, seen to load or not."""
+        return engine_profile(self.engine, self.gpu, untested=self.gpu is not None)
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding`."""
@@ -125,6 +138,10 @@ class Plan:
         """Plain values for plan.json."""
         value = {each.name: getattr(self, each.name) for each in fields(self)}
         del value["sites"]  # the longest last
+        if self.gpu is None:
+            del value["gpu"], value["needs"], value["untied"]
+        elif self.needs is not None:
+            value["needs"] = asdict(self.needs)
         return {
             "version": VERSION,
             **value,

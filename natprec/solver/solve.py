@@ -14,6 +14,7 @@ from natprec.roundings import rounding_named
 from natprec.solver.allocation import Decision, Staircase, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
 from natprec.solver.fused_groups import FusedGroup, check_flows, groups_of, weight_formats
+from natprec.solver.heads import head_tied
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
 from natprec.utils.options import positive, tolerance
@@ -38,6 +39,9 @@ def solve(
     activations: str = NOT_ROUNDED,
     kv: str = NOT_ROUNDED,
     eps_bwd: float | None = None,
+    gpu: str | None = None,
+    untested: bool = False,
+    portable: bool = False,
 ) -> Plan:
     """The cheapest plan that keeps a tolerance, or the most faithful one of a size.
 
@@ -55,6 +59,9 @@ def solve(
             `natprec.solver.fused_groups`.
         kv: bits of keys and values in the cache: '16', or what the engine keeps.
         eps_bwd: of each site's gradient, the share of its energy that rounding may lose (T4).
+        gpu, untested, portable: see `natprec.formats.engine_profile`; default: as it was measured. Where a tied output
+            head was measured apart, the plan writes it apart if that is the better one: smaller for a tolerance or
+            bits per weight, more faithful for a size.
     Raises:
         InputError: a value out of range, or none given.
         BudgetError: no combination of the measured formats reaches it.
@@ -63,13 +70,49 @@ def solve(
     for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
         positive(name, size)
     check_targets(eps, bits, max_size, eps_scope, activations)
-    profile = engine_profile(engine or measurement.header.engine)
+    profile = _profile(measurement, engine, gpu, untested, portable)
     check_flows(profile, activations, kv)
     rounding = rounding or measurement.header.rounding
     if rounding_named(rounding).compensates and not rounding_named(measurement.header.rounding).compensates:
         raise InputError(
             f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
         )
+    target = Target(eps, eps_solved, eps_scope, rounding, activations, eps_bwd)
+    apart = {"embedding", "head"} <= profile.formats.keys()
+    ways = [measurement] if apart or not measurement.header.untied else []
+    ways += [head_tied(measurement)] if measurement.header.untied else []
+    plans, errors = [], []
+    for way in ways:
+        try:
+            plans.append(_solved(way, profile, target, bits, max_size, kv))
+        except BudgetError as error:
+            errors.append(error)
+    if not plans:
+        raise errors[0]
+    return min(plans, key=lambda plan: plan.kl_predicted if max_size else plan.stored_bytes)
+
+
+def _profile(
+    measurement: Measurement, engine: str | None, gpu: str | None, untested: bool, portable: bool
+) -> EngineProfile:
+    """The one that is asked for, or that was measured for."""
+    header = measurement.header
+    if gpu is None and header.gpu is not None and engine in (None, header.engine):
+        return engine_profile(header.engine, header.gpu, header.untested or untested, header.portable or portable)
+    return engine_profile(engine or header.engine, gpu, untested, portable)
+
+
+def _solved(
+    measurement: Measurement,
+    profile: EngineProfile,
+    target: Target,
+    bits: float | None,
+    max_size: float | None,
+    kv: str,
+) -> Plan:
+    """See `solve`; of the target, `eps_solved` is the one given."""
+    eps, eps_solved, eps_scope = target.eps, target.eps_solved, target.eps_scope
+    rounding, activations, eps_bwd = target.rounding, target.activations, target.eps_bwd
     groups, decisions, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd)
     if not decisions:
         raise BudgetError(
@@ -108,8 +151,7 @@ def solve(
         chosen = uniform[1]
     spent = total(decisions, chosen, "kl")
     share = spent if budget is None else budget if eps_scope == "site" else budget - lost
-    target = Target(eps, budget, eps_scope, rounding, activations, eps_bwd)
-    plan = assemble(measurement, profile, groups, unquantized, chosen, cache, share, target)
+    plan = assemble(measurement, profile, groups, unquantized, chosen, cache, share, replace(target, eps_solved=budget))
     if uniform is None:
         return plan
     return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(decisions, uniform[1], "kl"))

@@ -1,0 +1,142 @@
+"""vLLM's rules as natprec holds them: the figures of a run on a GPU, and what its code says of traps."""
+
+from __future__ import annotations
+
+import pytest
+
+from natprec.engines import Layer, Operand
+from natprec.engines.vllm import run
+from natprec.engines.vllm_rules import NEWEST, VLLM
+from natprec.formats import parse_activation, parse_format
+from natprec.formats.compressed_tensors import arguments
+from natprec.formats.engines import GROUP_SIZES, engine_profile
+from natprec.formats.gpus import EVERYWHERE
+from natprec.formats.offers import OFFERS
+from natprec.formats.scaling import PerChannel
+
+CONTAINERS = {
+    "fp8": "float-quantized",
+    "nvfp4": "nvfp4-pack-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
+    "mxfp8": "mxfp8-quantized",
+}
+
+
+def layer(weight: str, inputs: str | None = None, rows: int = 960, columns: int = 576, role: str = "linear") -> Layer:
+    """One that a checkpoint of natprec's has."""
+    fmt = parse_format(weight)
+    flowing = None if inputs is None else parse_activation(inputs)
+    container = next((each for name, each in CONTAINERS.items() if weight.startswith(name)), "pack-quantized")
+    if flowing is not None and not flowing.floating and (fmt.bits, flowing.bits) == (8, 8):
+        container = "int-quantized"
+    return Layer(
+        "x",
+        role,  # type: ignore[arg-type]
+        (rows,),
+        columns,
+        Operand.of(arguments(fmt), weights=True),
+        None if flowing is None else Operand.of(arguments(flowing), weights=False),
+        container,
+    )
+
+
+def ran(version: str, capability: int, *of: str | None, **shape: int) -> tuple[str | None, str | None]:
+    """Kernel and arithmetic."""
+    found = run(layer(*of, **shape), capability, VLLM[version])  # type: ignore[arg-type]
+    return found.kernel, found.runs
+
+
+def test_the_kernels_of_smollm2_on_an_h200() -> None:
+    """docs/engines.md: vLLM 0.25.1 gave 4 bits to Machete where rows are a multiple of 128, else to Marlin."""
+    shapes = {"qkv": (960, 576), "o": (576, 576), "gate_up": (3072, 576), "down": (576, 1536)}
+    kernels = {
+        name: {bits: ran("0.25.1", 90, f"int{bits}-g64", rows=rows, columns=columns)[0] for bits in (3, 4, 5, 6, 8)}
+        for name, (rows, columns) in shapes.items()
+    }
+    assert {name: each[4] for name, each in kernels.items()} == {
+        "qkv": "Marlin", "o": "Marlin", "gate_up": "Machete", "down": "Marlin",
+    }  # fmt: skip
+    assert {each[bits] for each in kernels.values() for bits in (3, 5, 6)} == {"Humming"}
+    assert ran("0.33.0", 90, "int4-g64") == ("Humming", "int4-g64"), "since 0.32 Humming comes before Marlin on sm90"
+    assert ran("0.33.0", 80, "int4-g64") == ("Marlin", "int4-g64")
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "says", "runs"),
+    [
+        ("0.33.0", 90, ("mxfp4", None), "mxfp4/fp8-token"),
+        ("0.33.0", 100, ("mxfp4", None), "mxfp4/mxfp4"),
+        ("0.25.1", 90, ("mxfp4", None), "mxfp4"),
+        ("0.33.0", 90, ("nvfp4", "nvfp4"), "nvfp4"),
+        ("0.33.0", 120, ("nvfp4", "nvfp4"), "nvfp4/nvfp4"),
+        ("0.33.0", 90, ("int4-g64", "a8-token"), "int4-g64"),
+        ("0.33.0", 90, ("int3-g64", "a8-token"), "int3-g64"),
+        ("0.33.0", 90, ("int3-channel", "a8-token"), "int3-channel/a8-token"),
+        ("0.33.0", 90, ("int2-g64", "a4-token"), "int2-g64/a8-token"),
+        ("0.33.0", 80, ("int2-g64", "a4-token"), "int2-g64/a4-token"),
+        ("0.25.1", 90, ("int3-g64", "a8-token"), None),
+        ("0.33.0", 100, ("int8-channel", "a8-token"), None),
+        ("0.33.0", 89, ("fp8-block128", "fp8-g128"), "fp8-block128"),
+        ("0.25.1", 89, ("fp8-block128", "fp8-g128"), "fp8-block128/fp8-g128"),
+        ("0.33.0", 80, ("fp8-channel", "fp8-token"), "fp8-channel"),
+        ("0.25.1", 90, ("int3-g64-asym", None), None),
+        ("0.33.0", 90, ("int3-g64-asym", None), "int3-g64-asym"),
+    ],
+)
+def test_what_a_file_says_and_what_runs(
+    version: str, capability: int, says: tuple[str, str | None], runs: str | None
+) -> None:
+    found = run(layer(*says, rows=1024, columns=1024), capability, VLLM[version])
+    if says == ("int4-g64", "a8-token"):
+        assert found.kernel == "Machete"
+    assert found.runs == runs
+    assert bool(found.note) == (runs != layer(*says).says)
+
+
+def test_an_embedding_is_read_where_its_codes_fill_words() -> None:
+    runs = {bits: run(layer(f"int{bits}-g64", role="embedding"), 90, VLLM[NEWEST]).runs for bits in range(2, 9)}
+    assert [bits for bits, each in runs.items() if each] == [2, 4, 8]
+    assert run(layer("int4-g64-asym", role="embedding"), 90, VLLM[NEWEST]).runs is None
+
+
+@pytest.mark.parametrize("capability", EVERYWHERE)
+def test_what_is_offered_on_a_gpu_runs_as_it_is_said(capability: int) -> None:
+    """The candidates of `--gpu` and the rules of `natprec check` are two lists; here they meet."""
+    profile = engine_profile("vllm", f"sm{capability}", untested=True)
+    said: list[tuple[str, str | None]] = [(fmt.name, None) for fmt in profile.measured(GROUP_SIZES)]
+    for pairing in profile.pairings:
+        for weight in (*pairing.weights.at(GROUP_SIZES),):
+            said += [(weight.name, inputs.name) for inputs in pairing.inputs.at((1024,))]
+    assert len(said) >= 60
+    different = {}
+    for weight, inputs in said:
+        own = layer(weight, inputs, rows=1024, columns=1024)
+        found = run(own, capability, VLLM[NEWEST])
+        if found.runs != own.says:
+            different[own.says] = found
+    assert not different
+
+
+def test_what_is_offered_on_no_gpu_is_not_run_as_it_is_said() -> None:
+    """The other direction, for floats, whose pairs are few: natprec leaves out no GPU that runs them."""
+    for offer in OFFERS["vllm"]:
+        if "linear" not in offer.roles or not offer.weights.at(())[:1]:
+            continue
+        for weight in offer.weights.at(()):
+            for inputs in offer.inputs.at((1024,)) if offer.inputs else [None]:
+                own = layer(weight.name, inputs.name if inputs else None, rows=1024, columns=1024)
+                runs = {each for each in EVERYWHERE if run(own, each, VLLM[NEWEST]).runs == own.says}
+                assert runs == set(EVERYWHERE) & set(offer.gpus), own.says
+
+
+def test_versions_that_an_offer_needs() -> None:
+    for offer in OFFERS["vllm"]:
+        if offer.since == "0.25.1" and offer.inputs is None and "linear" in offer.roles:
+            for weight in offer.weights.at((64,)):
+                assert ran("0.25.1", 80, weight.name, rows=1024, columns=1024)[1] == weight.name, offer.what
+        if offer.since == "0.31.0":
+            assert all(
+                ran("0.25.1", 80, weight.name, rows=1024, columns=1024)[1] is None
+                for weight in offer.weights.at((64,))
+                if not isinstance(weight.scaling.granularity, PerChannel)
+            )
