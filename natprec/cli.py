@@ -22,7 +22,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="natprec",
-    help="Quantize a language model or encoder to a tolerance: precision is measured, solved and proved, not searched.",
+    help="Quantize a language model or encoder to a tolerance: precision is measured and solved, then verified.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -22,9 +22,11 @@ from natprec.utils.options import (
     MODEL,
     TARGET,
     TEXT,
+    fraction,
     option,
     options_of,
     positive,
+    probability,
     seed,
     sequence,
     steps,
@@ -55,6 +57,14 @@ WEIGHTS = ("auto", "memory", "disk")
 
 AUTO, NOT_ROUNDED = "auto", "16"
 """Of `activations`: both operands share the tolerance; they, or `kv`, stay as they are."""
+
+MARGIN = 0.15
+"""Of a tolerance, what a plan keeps back: what plans cost more on kinds of text that were not measured on."""
+
+CONFIDENCE = 0.95
+
+EVAL_TOKENS = 4096
+"""Held-out tokens where their number is fixed: for a comparison of methods, or an inspection."""
 
 ROOM_KELVIN = 300.0
 """Temperature at which `natprec inspect` erases bits."""
@@ -129,6 +139,12 @@ class QuantizeConfig(Measured):
     bits: float | None = option(None, TARGET, "Stored bits per quantized weight, scales included.", check=positive)
     max_size: float | None = option(None, TARGET, "Bytes of the whole checkpoint on disk.", check=positive)
     eps_scope: Literal["model", "site"] = option("model", TARGET, "Share eps over the model, or give it to each site.")
+    margin: float = option(
+        MARGIN, TARGET, "Part of eps that the plan keeps back for text of other kinds.", check=fraction
+    )
+    confidence: float = option(
+        CONFIDENCE, TARGET, "Confidence of the interval that the verdict uses.", check=probability
+    )
     eps_bwd: float | None = option(
         None,
         TARGET,
@@ -141,7 +157,9 @@ class QuantizeConfig(Measured):
     eval_data: str | None = option(None, TEXT, "To judge on; else another part of --data.")
     text_column: str | None = option(None, TEXT, "Column that holds the text, or conversations.")
     tokens: int = option(8192, TEXT, "Calibration tokens.", check=positive)
-    eval_tokens: int = option(4096, TEXT, "Held-out tokens.", check=positive)
+    eval_tokens: int | None = option(
+        None, TEXT, "Held-out tokens; default: as many as a clear verdict needs, 32,768 at most.", check=positive
+    )
     length: int = option(256, TEXT, "Tokens per sequence.", flag="--sequence-length", check=sequence)
     group_size: int | None = option(
         "64", METHOD, "32, 64, 128, channel, or auto: all that fit compete.", parse=parse_group_size
@@ -210,7 +228,7 @@ class QuantizeConfig(Measured):
         """
         self.check_each()
         for name in ("tokens", "eval_tokens") if judged else ("tokens",):
-            if getattr(self, name) < self.length:
+            if getattr(self, name) is not None and getattr(self, name) < self.length:
                 flag = OPTIONS[name].flag
                 raise InputError(
                     f"{flag.removeprefix('--')} {getattr(self, name)} is less than one sequence of {self.length}; "
@@ -242,16 +260,27 @@ def check_targets(
 OPTIONS = options_of(QuantizeConfig)
 
 _MODEL = ("model", "device", "weights", "trust_remote_code")
-_TARGET = ("eps", "bits", "max_size", "eps_scope", "eps_bwd")
+_TARGET = ("eps", "bits", "max_size", "margin", "eps_scope", "eps_bwd")
 _TEXT = ("data", "text_column", "tokens", "length")
 _METHOD = ("group_size", "engine", "estimator", "distortion", "rounding", "transforms", "seed", "arithmetic")
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "quantize": (*_MODEL, *_TARGET, *_TEXT, "eval_data", "eval_tokens", "activations", "kv", *_METHOD, "refine"),
+    "quantize": (
+        *_MODEL,
+        *_TARGET,
+        "confidence",
+        *_TEXT,
+        "eval_data",
+        "eval_tokens",
+        "activations",
+        "kv",
+        *_METHOD,
+        "refine",
+    ),
     "measure": (*_MODEL, *_TEXT, *_METHOD, "sites"),
     "solve": (*_TARGET, "activations", "kv"),
     "apply": (*_MODEL, *_TEXT, "rounding", "refine", "seed", "arithmetic"),
-    "verify": (*_MODEL, "eval_data", "text_column", "eval_tokens", "length", "seed"),
+    "verify": (*_MODEL, "confidence", "eval_data", "text_column", "eval_tokens", "length", "seed"),
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "seed"),
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),
     "generate": ("device", "trust_remote_code"),

@@ -61,16 +61,17 @@ def quantize(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model, solve its precision, write a checkpoint and prove that it keeps eps.
+    """Measure a model, solve its precision, write a checkpoint and verify that it keeps eps.
 
-    Exit code 0: the promise holds. 3: it does not (the checkpoint is written and says so). 2: bad input.
-    4: the checkpoint is written, but could not be judged.
+    Exit code 0: the promise is kept, clearly or within noise. 3: it is not; the checkpoint is written and says so.
+    2: bad input. 4: the checkpoint is written, but could not be judged.
     """
     from rich.console import Console
 
     from natprec.commands.dry_run import dry_run as show_dry_run
     from natprec.commands.output import print_json
     from natprec.pipeline import quantize as pipeline
+    from natprec.pipeline.next_step import next_step
     from natprec.pipeline.request import check
     from natprec.pipeline.summary import result_table
     from natprec.utils.progress import Stages
@@ -98,5 +99,8 @@ def quantize(
         for line in recipes.lines(compared) if compared else ():
             print(line)
         print(f"written to {folder}")
+    advice = next_step(plan, verification, folder, model)
+    if advice is not None:
+        stages.note(f"next: {advice}")
     if verification.passed is False:
         raise typer.Exit(3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
+from natprec.config import CONFIDENCE, QuantizeConfig
 from natprec.data.seen import NO_PIECES, Pieces, same_text
 from natprec.data.windows import data_digest
 from natprec.errors import InputError, ModelError
+from natprec.evaluation.judging import GivenText, judge
+from natprec.evaluation.verdict import FAIL, FirstVerdict, HeldOutText, Portions, verdict_of
 from natprec.evaluation.verification import Comparison, Verification, compare
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject, probe_ids
@@ -24,30 +28,38 @@ from natprec.models.segments import StagedModel
 from natprec.solver import Plan
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.progress import Advance, Stages
+from natprec.utils.provenance import Provenance
 
 MEASUREMENT = Path("natprec") / "measurement.safetensors"
 """Where a checkpoint keeps what it was solved from."""
 
-MARGIN = 0.85
-"""Of what the correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""
+CORRECTION = 0.85
+"""Of what a correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""
 
 
 def verify(
     folder: Path,
     subject: Subject,
-    ids: Tensor,
+    texts: Tensor | Sequence[HeldOutText],
     plan: Plan,
     *,
     rounding: str,
-    data: str,
     stages: Stages,
+    data: str = "",
+    eval_tokens: int | None = None,
     seed: int = 0,
+    confidence: float = CONFIDENCE,
+    part: int = 0,
+    provenance: Provenance | None = None,
     kept: Path | None = None,
     tried: bool = True,
 ) -> Verification:
     """Judge the checkpoint on disk against the original model (T6).
 
     Args:
+        texts: that judge, or token ids, (sequences, length), which all judge and are called `data`.
+        eval_tokens: that judge; None: as many as the verdict needs, see `natprec.evaluation.verdict`.
+        part: of the held-out text, which the file is to say.
         kept: folder that holds how far both models have come; a later call goes on there. None: nothing is kept.
         tried: whether transformers is asked to load it: see `load_quantized`.
     Raises:
@@ -59,28 +71,49 @@ def verify(
             f"the plan's tolerance is of distortion {plan.distortion!r}, this judges by {subject.distortion.name!r}; "
             "judge by the one that was measured"
         )
+    if isinstance(texts, Tensor):
+        eval_tokens, texts = max(1, texts.numel()), [GivenText(data, texts)]
+    device = next(subject.model.parameters()).device
+    promise = promised(plan)
     with stages.stage("load checkpoint"):
-        quantized = opened(folder, subject, ids.device, plan.engine, tried, stages.note)
-    with stages.stage("verify", len(batches(*ids.shape)) * (2 * len(subject.staged.blocks) + 1)) as advance:
-        summary = compared(subject, quantized, folder, ids, kept, advance).summary(seed)
-    if not np.isfinite(summary["kl_mean"]):
+        quantized = opened(folder, subject, device, plan.engine, tried, stages.note)
+
+    def on(ids: Tensor, number: int) -> Comparison:
+        with stages.stage("verify", len(batches(*ids.shape)) * (2 * len(subject.staged.blocks) + 1)) as advance:
+            return compared(subject, quantized, folder, ids.to(device), kept, advance, number)
+
+    rule, found = Portions.of(eval_tokens, promise, len(texts)), []
+    for number, text in enumerate(texts):
+        found.append(judge(text, rule, on, seed, confidence, first=1000 * number))
+    worst = max(found, key=lambda each: each.text.kl_ci95[1])
+    summary = worst.comparison.summary(seed, confidence)
+    if not np.isfinite([each.text.kl_mean for each in found]).all():
         raise ModelError(
-            f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
+            f"checkpoint {str(folder)!r}: its predictions or the original's on {worst.text.name!r} are NaN or Inf; "
             "raise --eps or --bits, or check the original model"
         )
-    promise = promised(plan)
+    verdict = None if promise is None else verdict_of(worst.text.kl_mean, worst.text.kl_ci95[1], promise)
     return Verification(
         eps=plan.eps,
-        passed=None if promise is None else summary["kl_mean"] <= promise,
+        passed=None if verdict is None else verdict != FAIL,
         kl_predicted=plan.kl_predicted,
         stored_bytes=checkpoint_bytes(folder),
         stored_bytes_reference=plan.stored_bytes_reference,
         bits_per_weight=plan.bits_per_weight,
         bits_per_weight_total=plan.bits_per_weight_total,
-        data=data,
-        data_digest=data_digest(ids),
+        data=worst.text.name,
+        data_digest=data_digest(worst.ids),
         rounding=rounding,
         distortion=plan.distortion,
+        verdict=verdict,
+        confidence=confidence,
+        margin=plan.margin,
+        first_verdict=FirstVerdict(verdict, worst.text.kl_mean, worst.text.kl_ci95),
+        texts=[each.text for each in found],
+        part=part,
+        length=worst.ids.shape[1],
+        eval_tokens=eval_tokens,
+        provenance=provenance,
         **summary,
     )
 
@@ -103,17 +136,25 @@ def opened(
 
 @torch.no_grad()
 def compared(
-    subject: Subject, quantized: StagedModel, folder: Path, ids: Tensor, kept: Path | None, advance: Advance
+    subject: Subject,
+    quantized: StagedModel,
+    folder: Path,
+    ids: Tensor,
+    kept: Path | None,
+    advance: Advance,
+    number: int = 0,
 ) -> Comparison:
     """A checkpoint's model against the original: all of the text goes through each, a block at a time.
 
     Args:
         folder: of the checkpoint.
         ids: (sequences, time) token ids.
-        kept: see `verify`.
+        kept: see `verify`; `number`: of this portion, in the names of the files there.
     """
     files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
-    states = [None if kept is None else kept / f"{name}.safetensors" for name in ("original", "quantized")]
+    states = [
+        None if kept is None else kept / f"{name}{number or ''}.safetensors" for name in ("original", "quantized")
+    ]
     keys = [state_key(subject.digest, data_digest(ids)), state_key(*files, data_digest(ids))]
     with contextlib.ExitStack() as held:
         reference = held.enter_context(passed(subject.staged, ids, advance, states[0], keys[0]))
@@ -136,9 +177,9 @@ def tightened(plan: Plan, kl_mean: float) -> float:
     assert promise is not None
     assert plan.eps_solved is not None
     if all(choice.tokens is None for choice in plan.sites.values()) or kl_mean <= predicted:
-        return MARGIN * plan.eps_solved * promise / kl_mean
+        return CORRECTION * plan.eps_solved * promise / kl_mean
     rerouted = (kl_mean - predicted) / math.sqrt(predicted)
-    root = (math.sqrt(rerouted**2 + 4 * MARGIN * promise) - rerouted) / 2
+    root = (math.sqrt(rerouted**2 + 4 * CORRECTION * promise) - rerouted) / 2
     return plan.eps_solved * root**2 / predicted
 
 
@@ -166,9 +207,29 @@ def measured_on(folder: Path) -> Pieces:
     return Measurement.load(file).pieces if file.is_file() else NO_PIECES
 
 
-def recorded_rounding(folder: Path) -> str:
-    """The rounding that an earlier verification recorded; 'unknown' where there is none that can be read."""
+def recorded(folder: Path) -> Verification | None:
+    """The verification that a checkpoint has; None where there is none that can be read."""
     try:
-        return Verification.load(folder / "verification.json").rounding
+        return Verification.load(folder / "verification.json")
     except InputError:
-        return "unknown"
+        return None
+
+
+def as_recorded(
+    config: QuantizeConfig, known: Verification | None, length: int | None, seed: int | None
+) -> QuantizeConfig:
+    """Judge as the last verification did in whatever the user leaves open, so that the same windows judge again."""
+    return replace(
+        config,
+        length=length or (known.length if known is not None and known.length else config.length),
+        seed=seed if seed is not None else known.provenance.seed if known and known.provenance else config.seed,
+        eval_tokens=config.eval_tokens or (known.eval_tokens if known is not None else None),
+    )
+
+
+def with_history(verification: Verification, known: Verification | None) -> Verification:
+    """A later verification of one checkpoint: what was corrected, and what the first plan measured, stay on record."""
+    if known is None:
+        return verification
+    first = known.first_verdict if known.corrections else verification.first_verdict
+    return replace(verification, corrections=known.corrections, first_verdict=first)

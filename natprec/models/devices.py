@@ -58,3 +58,9 @@ def quiet(stderr: bool = False) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def device_name(device: str) -> str:
+    """What computes, as files that are passed on call it: the kind of device, and of a GPU its model."""
+    target = torch.device(device)
+    return f"cuda: {torch.cuda.get_device_name(target)}" if target.type == "cuda" else target.type

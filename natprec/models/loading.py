@@ -24,7 +24,15 @@ from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
-from natprec.models.model_files import explained, first_line, local_path, refuse_without_linear, task_of, weight_files
+from natprec.models.model_files import (
+    explained,
+    first_line,
+    hub_revision,
+    local_path,
+    refuse_without_linear,
+    task_of,
+    weight_files,
+)
 from natprec.models.stored import Part, count_elements, hollow_model, placed
 from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
@@ -49,6 +57,7 @@ class LoadedModel:
         task: what it is for.
         distortion: name of the distortion that suits it, the task's unless its files say how vectors are pooled.
         companions: more files of its checkpoint, path → content, that a quantized one needs too.
+        revision: its commit on the hub; None: it is not from there.
         head: what makes embeddings of an encoder's pooled vectors; None: they get the length 1.
         weights: where they are: in memory, or on disk until they are needed.
         gguf: the GGUF file that it was read from, if it was.
@@ -69,6 +78,7 @@ class LoadedModel:
     trusted: bool = False
     leftovers: Leftovers = field(default_factory=Leftovers)
     head: nn.Module | None = None
+    revision: str | None = None
 
 
 def load_model(
@@ -156,6 +166,7 @@ def load_model(
         trusted=trust_remote_code,
         leftovers=leftovers,
         head=head,
+        revision=hub_revision(path.parent if gguf else path),
     )
 
 

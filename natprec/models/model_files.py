@@ -53,6 +53,11 @@ def local_path(name: str) -> Path | None:
     return None
 
 
+def hub_revision(folder: Path) -> str | None:
+    """The commit of a folder in the hub's cache, where folders are called by it; None elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, each one present and as long as its header says."""
     if not (folder / "config.json").is_file():

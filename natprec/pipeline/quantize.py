@@ -21,12 +21,15 @@ from natprec.checkpoints.writer import CheckpointWriter
 from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
 from natprec.errors import BudgetError, NatprecError, VerdictError
+from natprec.evaluation.verdict import FirstVerdict
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT, promised, tightened, verify
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
+from natprec.pipeline.held_out import PARTS, HeldOut, held_out
+from natprec.pipeline.provenance import again, command_of
 from natprec.pipeline.request import (
     check,
     inputs,
@@ -37,7 +40,7 @@ from natprec.pipeline.request import (
     tell_leftovers,
 )
 from natprec.pipeline.resume import forget, kept_stages, measured
-from natprec.pipeline.tokens import calibration_tokens, held_out_tokens
+from natprec.pipeline.tokens import calibration_tokens
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, rounded_segments
 from natprec.rounding.refine import refine
@@ -46,7 +49,6 @@ from natprec.utils.atomic_files import clear_stale, new_folder, refuse_existing
 from natprec.utils.claims import beside, claimed
 from natprec.utils.marks import refuse_inputs
 from natprec.utils.progress import Advance, Stages
-from natprec.utils.records import OWN_TEXT, public_name
 
 
 def quantize(
@@ -81,7 +83,7 @@ def quantize(
     if why is not None:
         stages.note(UNPACKED.format(why))
     ids = calibration_tokens(config, subject, stages)
-    held_out = held_out_tokens(config, subject, stages, pieces_of(ids))
+    judging = held_out(config, subject, stages, pieces_of(ids))
     with claimed(out):
         measurement = measured(config, subject, ids, partial / "measurement.safetensors", resume, stages)
         try:
@@ -92,8 +94,8 @@ def quantize(
             raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
         with new_folder(out, overwrite) as folder:
             kept_in = kept_stages(partial, subject)
-            plan, verdict = _round_and_prove(
-                config, subject, measurement, plan, ids, held_out, folder, kept_in, stages, tried=why is None
+            plan, verdict = _round_and_verify(
+                config, subject, measurement, plan, ids, judging, folder, kept_in, stages, tried=why is None
             )
             measurement.save(folder / MEASUREMENT)
         forget(partial)
@@ -107,40 +109,49 @@ def quantize(
     return measurement, plan, verdict
 
 
-def _round_and_prove(
+def _round_and_verify(
     config: QuantizeConfig,
     subject: Subject,
     measurement: Measurement,
     plan: Plan,
     ids: Tensor,
-    held_out: Tensor,
+    judging: HeldOut,
     folder: Path,
     kept: Path | None,
     stages: Stages,
     tried: bool,
 ) -> tuple[Plan, Verification | NatprecError]:
-    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat.
+    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat, on the text's
+    other part.
 
     Returns:
         The plan, and the verdict or why there is none: hours of work are not thrown away for that.
     """
-    judged = public_name(config.eval_data or config.data or OWN_TEXT)
     verification: Verification | None = None
-    for corrections in (0, 1):
+    first: FirstVerdict | None = None
+    origin = again(plan.provenance, subject, command_of("quantize", config), config)
+    for corrections in range(PARTS):
         round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)
         try:
             verification = verify(
-                folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages,
-                seed=config.seed, kept=kept, tried=tried,
+                folder, subject, judging.part(corrections), plan, rounding=config.rounding, stages=stages,
+                eval_tokens=config.eval_tokens, seed=config.seed, confidence=config.confidence, part=corrections,
+                provenance=origin, kept=kept, tried=tried,
             )  # fmt: skip
         except NatprecError as error:
             return plan, error
-        verification = replace(verification, corrections=corrections)
+        first = first or verification.first_verdict
+        verification = replace(verification, corrections=corrections, first_verdict=first)
         promise = promised(plan)
         if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
             break
         if config.bits is not None or config.max_size is not None:
             break  # the size decides the plan; a tighter tolerance would give the same one
+        if not judging.part(corrections + 1):
+            stages.note(
+                f"measured {verification.kl_mean:.4g} > {promise:g}, and no text is left to judge a correction on"
+            )
+            break
         eps = tightened(plan, verification.kl_mean)
         try:
             plan = solve_for(config, measurement, eps)

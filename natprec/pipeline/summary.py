@@ -14,6 +14,7 @@ from rich.text import Text
 
 from natprec.config import DISTORTIONS
 from natprec.distortions import named
+from natprec.evaluation.verdict import FAIL, PASS, WITHIN_NOISE
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import promised
 from natprec.measurement import Measurement
@@ -24,6 +25,13 @@ from natprec.utils.human import human_bytes, human_seconds
 
 LABEL = 17
 BAR = 32
+
+VERDICTS = {
+    PASS: ("PASS", "bold green"),
+    WITHIN_NOISE: ("PASS WITHIN NOISE", "bold yellow"),
+    FAIL: ("FAIL", "bold red"),
+}
+"""Verdict → the word and its style."""
 
 
 def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
@@ -81,9 +89,13 @@ def verification_table(plan: Plan, verification: Verification, predicted: bool =
     if predicted:
         _add_predicted(rows, plan)
     label, unit, terms = _words(plan)
-    rows.add_row(f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit))
+    rows.add_row(
+        f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit, verification.confidence)
+    )
     rows.add_row("", f"99 % of {terms} below {verification.kl_p99:.4g}")
-    rows.add_row("promise", _verdict(plan, verification))
+    rows.add_row("verdict", _verdict(plan, verification))
+    for line in _first(plan, verification) + _texts(verification):
+        rows.add_row("", line)
     before, after = verification.perplexity_reference, verification.perplexity_quantized
     if before is not None and after is not None:
         rows.add_row("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})")
@@ -143,21 +155,41 @@ def _add_predicted(rows: Table, plan: Plan) -> None:
     rows.add_row(f"{label} predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95, unit))
 
 
-def _interval(value: float, interval: tuple[float, float], unit: str) -> str:
-    return f"{value:.4g} {unit}".rstrip() + f" (95 %: {interval[0]:.4g} to {interval[1]:.4g})"
+def _interval(value: float, interval: tuple[float, float], unit: str, confidence: float = 0.95) -> str:
+    return f"{value:.4g} {unit}".rstrip() + f" ({100 * confidence:g} %: {interval[0]:.4g} to {interval[1]:.4g})"
 
 
 def _verdict(plan: Plan, verification: Verification) -> Text:
-    if verification.passed is None or plan.eps is None:
+    if verification.verdict is None or plan.eps is None:
         return Text("none: a size was asked for, no tolerance")
-    word, style, sign = ("PASS", "bold green", "<=") if verification.passed else ("FAIL", "bold red", ">")
+    word, style = VERDICTS[verification.verdict]
+    promise = promised(plan)
+    sign = "<=" if verification.passed else ">"
     text = Text(word, style=style)
-    text.append(f"  {_words(plan)[0]} {verification.kl_mean:.4g} {sign} {promised(plan):g}", style="default")
+    if verification.verdict == WITHIN_NOISE:
+        text.append(f"  {_words(plan)[0]} {verification.kl_mean:.4g} <= {promise:g} < {verification.kl_ci95[1]:.4g}")
+    else:
+        shown = verification.kl_ci95[1] if verification.verdict == PASS else verification.kl_mean
+        text.append(f"  {_words(plan)[0]} {shown:.4g} {sign} {promise:g}", style="default")
     if plan.eps_scope == "site":
         text.append(f" = {plan.eps:g} at each of {len(plan.sites)} sites", style="default")
-    if verification.corrections:
-        text.append(", after one correction", style="default")
     return text
+
+
+def _first(plan: Plan, verification: Verification) -> list[str]:
+    """The first verdict, where a correction followed."""
+    first = verification.first_verdict
+    if not verification.corrections or first is None:
+        return []
+    return [f"after one correction; the first plan measured {first.kl_mean:.4g}"]
+
+
+def _texts(verification: Verification) -> list[str]:
+    """What judged; of several texts each with its mean."""
+    texts = verification.texts
+    if len(texts) < 2:
+        return [f"on {verification.tokens} tokens of {verification.data}"]
+    return [f"{each.kl_mean:.4g} on {each.tokens} tokens of {each.name}" for each in texts]
 
 
 def _short(name: str, width: int) -> str:

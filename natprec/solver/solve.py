@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from natprec.config import NOT_ROUNDED, Scope, check_targets
+from natprec.config import MARGIN, NOT_ROUNDED, Scope, check_targets
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
 from natprec.roundings import rounding_named
@@ -16,13 +16,10 @@ from natprec.solver.assemble import Target, assemble, cache_of
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
 from natprec.solver.units import Group, check_flows, groups_of, weight_formats
-from natprec.utils.options import positive, tolerance
+from natprec.utils.options import fraction, positive, tolerance
 
 if TYPE_CHECKING:
     from natprec.measurement import Measurement
-
-HEADROOM = 0.95
-"""Of the whole model's tolerance, the part that is planned for: on text not measured on, plans cost up to 5 % more."""
 
 
 def solve(
@@ -31,6 +28,7 @@ def solve(
     *,
     bits: float | None = None,
     max_size: float | None = None,
+    margin: float = MARGIN,
     engine: str | None = None,
     eps_scope: Scope = "model",
     eps_solved: float | None = None,
@@ -44,22 +42,24 @@ def solve(
     Args:
         eps: distortion (KL in nats per token by default) that the whole model may cost, or each site:
             `eps_scope="site"`.
-        bits: stored bits per quantized weight, scales included. Give one of eps, bits, max_size;
-            eps beside a size states what the verification will judge.
-        max_size: bytes of the whole checkpoint on disk.
+        bits: stored bits per quantized weight, scales included.
+        max_size: bytes of the whole checkpoint on disk. Of a size the most faithful plan is taken; with eps beside it
+            both hold.
+        margin: part of eps that is kept back, since plans cost more on kinds of text that were not measured on.
         engine: a profile's name; default: the one measured for.
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn', which the plan's KL supposes; default: the one measured for.
         eps_solved: tolerance to solve for when a correction tightened it; default: for the whole model
-            `HEADROOM` × eps, or what the widest formats reach if that is more; for each site eps.
+            `1 - margin` of eps, or what the widest formats reach if that is more; for each site eps.
         activations: bits of the inputs of all Linears: '16', what the engine multiplies, or 'auto': see
             `natprec.solver.units`.
         kv: bits of keys and values in the cache: '16', or what the engine keeps.
         eps_bwd: of each site's gradient, the share of its energy that rounding may lose (T4).
     Raises:
         InputError: a value out of range, or none given.
-        BudgetError: no combination of the measured formats reaches it.
+        BudgetError: no combination of the measured formats reaches it, or not both of a tolerance and a size.
     """
     tolerance("eps", eps)
+    fraction("margin", margin)
     for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
         positive(name, size)
     check_targets(eps, bits, max_size, eps_scope, activations)
@@ -97,14 +97,23 @@ def solve(
         smallest = float(stairs.kl[0]) + lost
         _refuse_tight(smallest, budget, "for the whole model")
         if eps_solved is None:
-            budget = min(budget, max(HEADROOM * budget, smallest))
+            budget = min(budget, max((1 - margin) * budget, smallest))
         chosen = within_kl(units, stairs, budget - lost)
     uniform = best_uniform(units, [group.pairs for group in groups], chosen)
     if uniform is not None and eps_scope == "model" and total(units, uniform[1], "kl") < total(units, chosen, "kl"):
         chosen = uniform[1]
     spent = total(units, chosen, "kl")
+    if eps is not None and (bits is not None or max_size is not None):
+        if eps_scope == "model":
+            _refuse_both(spent + lost, eps, margin, float(stairs.kl[0]) + lost)
+        else:
+            _refuse_both(
+                max(float(unit.worst[index]) for unit, index in zip(units, chosen, strict=True)), eps, 0.0, 0.0
+            )
     share = spent if budget is None else budget if eps_scope == "site" else budget - lost
-    target = Target(eps, budget, eps_scope, rounding, activations, eps_bwd)
+    target = Target(
+        eps, budget, eps_scope, rounding, activations, eps_bwd, None if eps is None or eps_scope == "site" else margin
+    )
     plan = assemble(measurement, profile, groups, kept, chosen, cache, share, target)
     if uniform is None:
         return plan
@@ -126,6 +135,15 @@ def _refuse_tight(smallest: float, eps: float, where: str) -> None:
         raise BudgetError(
             f"eps {eps:.3g} is below what the widest formats reach {where}: the smallest reachable is {smallest:.3g} "
             "with these formats; raise --eps or measure with smaller groups"
+        )
+
+
+def _refuse_both(predicted: float, eps: float, margin: float, smallest: float) -> None:
+    """A size beside a tolerance: the most faithful plan of that size must keep it, margin included."""
+    if predicted > max((1 - margin) * eps, min(smallest, eps)):
+        raise BudgetError(
+            f"eps {eps:.3g} and that size do not go together: the best plan of the size is predicted to cost "
+            f"{predicted:.3g}; give a larger size, --eps {predicted / (1 - margin):.3g}, or one of the two alone"
         )
 
 

@@ -103,3 +103,15 @@ def sequence(name: str, value: int) -> None:
     positive(name, value)
     if value < 2:
         raise InputError(f"{name} {value}: a sequence needs at least 2 tokens; 256 is usual")
+
+
+def fraction(name: str, value: float | None) -> None:
+    """Raises InputError for anything but a number from 0 up to 1, and for 1 itself."""
+    if value is not None and not 0 <= value < 1:
+        raise InputError(f"{name} {value}: give a number from 0 up to, but not including, 1")
+
+
+def probability(name: str, value: float) -> None:
+    """Raises InputError for anything but a number between 0 and 1."""
+    if not 0 < value < 1:
+        raise InputError(f"{name} {value}: give a number between 0 and 1, for example 0.95")
