@@ -12,13 +12,14 @@ from natprec.commands.options import DryRun, Json, Overwrite, Resume, configured
 from natprec.config import NOT_ROUNDED, QuantizeConfig
 from natprec.pipeline import recipe as recipes
 from natprec.pipeline.recipe import Recipe
-from natprec.utils.options import MODEL, OUTPUT
+from natprec.utils.options import MODEL, OUTPUT, TARGET
 
 EXAMPLES = (
     "natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01",
     "natprec quantize --model ./folder --bits 4.25 --data calib.txt --eval-data test.txt",
     "natprec quantize --model ./folder --max-size 90e6 --out small --json",
     "natprec quantize --model ./folder --eps 0.05 --activations auto --kv 8",
+    "natprec quantize --model ./folder --ladder 3.5,4,4.5",
     "natprec quantize --recipe recipes/smollm2-135m-eps0.05.toml --data calib.txt",
 )
 
@@ -56,6 +57,10 @@ def quantize(
     config: QuantizeConfig,
     recipe: RecipeFile = None,
     out: Annotated[Path | None, own("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
+    ladder: Annotated[
+        str | None,
+        own("--ladder", TARGET, "Several sizes from one measurement, bits per weight: 3.5,4,4.5 → OUT/3.5bpw …"),
+    ] = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -71,21 +76,35 @@ def quantize(
     from natprec.commands.dry_run import dry_run as show_dry_run
     from natprec.commands.output import print_json
     from natprec.pipeline import quantize as pipeline
+    from natprec.pipeline.ladder import parse_ladder, quantize_ladder
+    from natprec.pipeline.ladder_table import written_table
     from natprec.pipeline.next_step import next_step
     from natprec.pipeline.request import check
     from natprec.pipeline.summary import result_table
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
 
+    widths = None if ladder is None else parse_ladder(ladder)
     config = replace(config, sites="weights" if config.activations == config.kv == NOT_ROUNDED else "all")
-    check(config)
     stages = Stages()
     if dry_run:
+        config = config if widths is None else replace(config, bits=max(widths))
+        check(config)
         show_dry_run(config, stages, as_json)
         return
     model = config.model
     name = Path(model).resolve().name if Path(model).exists() else model.split("/")[-1]
     folder = out or Path(name.removesuffix(".gguf") + "-natprec")
+    if widths is not None:
+        rungs = quantize_ladder(config, widths, folder, overwrite=overwrite, resume=resume, stages=stages)
+        if as_json:
+            print_json(
+                {"out": public_name(folder), "rungs": [rung.to_json() for rung in rungs], "seconds": stages.seconds}
+            )
+        else:
+            Console().print(written_table(rungs), highlight=False)
+            print(f"written to {folder}")
+        return
     measurement, plan, verification = pipeline.quantize(
         config, folder, overwrite=overwrite, resume=resume, stages=stages
     )

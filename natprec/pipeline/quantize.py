@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -68,37 +68,14 @@ def quantize(
         NatprecError: any input that cannot be used; nothing is left half-written.
         VerdictError: the checkpoint is there, but could not be judged.
     """
-    check(config)
     out = Path(out)
-    refuse_inputs(out, inputs(config))
-    clear_stale(out)
-    refuse_existing(out, overwrite)
-    partial = beside(out, ".partial")
-    stages = stages or Stages(quiet=True)
-    subject = open_subject(config, stages)
-    refuse_on_disk(subject, config.engine, config.refine)
-    refuse_impossible_size(config, subject)
-    tell_leftovers(subject, config.engine, stages)
-    why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
-    if why is not None:
-        stages.note(UNPACKED.format(why))
-    ids = calibration_tokens(config, subject, stages)
-    judging = held_out(config, subject, stages, pieces_of(ids))
+    run = opened_run(config, out, overwrite, stages or Stages(quiet=True))
     with claimed(out):
-        measurement = measured(config, subject, ids, partial / "measurement.safetensors", resume, stages)
-        try:
-            with stages.stage("solve"):
-                plan = solve_for(config, measurement)
-        except BudgetError as error:
-            kept = partial / "measurement.safetensors"
-            raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {kept}") from error
+        measurement = run.measured(resume)
+        plan = run.solved(config, measurement)
         with new_folder(out, overwrite) as folder:
-            kept_in = kept_stages(partial, subject)
-            plan, verdict = _round_and_verify(
-                config, subject, measurement, plan, ids, judging, folder, kept_in, stages, tried=why is None
-            )
-            measurement.save(folder / MEASUREMENT)
-        forget(partial)
+            plan, verdict = round_and_verify(config, run, measurement, plan, folder)
+        forget(run.partial)
     if isinstance(verdict, NatprecError):
         source = config.eval_data or config.data
         why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
@@ -109,17 +86,67 @@ def quantize(
     return measurement, plan, verdict
 
 
-def _round_and_verify(
-    config: QuantizeConfig,
-    subject: Subject,
-    measurement: Measurement,
-    plan: Plan,
-    ids: Tensor,
-    judging: HeldOut,
-    folder: Path,
-    kept: Path | None,
-    stages: Stages,
-    tried: bool,
+@dataclass(frozen=True)
+class Run:
+    """What is read before anything is measured.
+
+    Attributes:
+        ids: (sequences, length) tokens to measure on; `judging`: the text that judges.
+        tried: whether transformers is asked to load the checkpoint.
+        partial: the folder that a resumed run goes on from.
+    """
+
+    config: QuantizeConfig
+    subject: Subject
+    ids: Tensor
+    judging: HeldOut
+    stages: Stages
+    tried: bool
+    partial: Path
+
+    def measured(self, resume: bool) -> Measurement:
+        """The measurement, made now or found."""
+        return measured(self.config, self.subject, self.ids, self._kept, resume, self.stages)
+
+    def solved(self, config: QuantizeConfig, measurement: Measurement) -> Plan:
+        """The plan for a configuration's target; the measurement of one out of reach is kept."""
+        try:
+            with self.stages.stage("solve"):
+                return solve_for(config, measurement)
+        except BudgetError as error:
+            raise BudgetError(
+                f"{error}; kept for natprec solve, or --resume with another target: {self._kept}"
+            ) from error
+
+    @property
+    def _kept(self) -> Path:
+        return self.partial / "measurement.safetensors"
+
+
+def opened_run(config: QuantizeConfig, out: Path, overwrite: bool, stages: Stages) -> Run:
+    """Check, load the model and read the texts.
+
+    Raises:
+        NatprecError: any input that cannot be used.
+    """
+    check(config)
+    refuse_inputs(out, inputs(config))
+    clear_stale(out)
+    refuse_existing(out, overwrite)
+    subject = open_subject(config, stages)
+    refuse_on_disk(subject, config.engine, config.refine)
+    refuse_impossible_size(config, subject)
+    tell_leftovers(subject, config.engine, stages)
+    why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
+    if why is not None:
+        stages.note(UNPACKED.format(why))
+    ids = calibration_tokens(config, subject, stages)
+    judging = held_out(config, subject, stages, pieces_of(ids))
+    return Run(config, subject, ids, judging, stages, why is None, beside(out, ".partial"))
+
+
+def round_and_verify(
+    config: QuantizeConfig, run: Run, measurement: Measurement, plan: Plan, folder: Path
 ) -> tuple[Plan, Verification | NatprecError]:
     """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat, on the text's
     other part.
@@ -127,18 +154,21 @@ def _round_and_verify(
     Returns:
         The plan, and the verdict or why there is none: hours of work are not thrown away for that.
     """
+    subject, judging, stages = run.subject, run.judging, run.stages
+    kept = kept_stages(run.partial, subject)
     verification: Verification | None = None
     first: FirstVerdict | None = None
     origin = again(plan.provenance, subject, command_of("quantize", config), config)
     for corrections in range(PARTS):
-        round_and_write(subject, plan, ids, config.rounding, folder, kept, stages, config.refine, config.seed)
+        round_and_write(subject, plan, run.ids, config.rounding, folder, kept, stages, config.refine, config.seed)
         try:
             verification = verify(
                 folder, subject, judging.part(corrections), plan, rounding=config.rounding, stages=stages,
                 eval_tokens=config.eval_tokens, seed=config.seed, confidence=config.confidence, part=corrections,
-                provenance=origin, kept=kept, tried=tried,
+                provenance=origin, kept=kept, tried=run.tried,
             )  # fmt: skip
         except NatprecError as error:
+            measurement.save(folder / MEASUREMENT)
             return plan, error
         first = first or verification.first_verdict
         verification = replace(verification, corrections=corrections, first_verdict=first)
@@ -161,6 +191,7 @@ def _round_and_verify(
         stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}: solving once more, for {eps:.4g}")
         _empty(folder)
     assert verification is not None
+    measurement.save(folder / MEASUREMENT)
     verification.save(folder / "verification.json")
     return plan, verification
 

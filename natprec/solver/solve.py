@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from natprec.formats import EngineProfile, engine_profile
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import Staircase, Unit, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
+from natprec.solver.choices import CacheChoice
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
 from natprec.solver.units import Group, check_flows, groups_of, weight_formats
@@ -63,24 +64,8 @@ def solve(
     for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
         positive(name, size)
     check_targets(eps, bits, max_size, eps_scope, activations)
-    profile = engine_profile(engine or measurement.header.engine)
-    check_flows(profile, activations, kv)
-    rounding = rounding or measurement.header.rounding
-    if rounding_named(rounding).compensates and not rounding_named(measurement.header.rounding).compensates:
-        raise InputError(
-            f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
-        )
-    groups, units, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd)
-    if not units:
-        raise BudgetError(
-            f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
-        )
-    kept = [name for name, curve in measurement.weights.items() if not weight_formats(curve, profile)]
-    cache = cache_of(measurement, profile, rounding, kv)
-    lost = cache.kl if cache else 0.0
-    lost += sum(measurement.curves[name].kept_kl for name in kept)  # by storing them in 16 bits
-    fixed = measurement.header.other_bytes + measurement.header.carried_bytes
-    fixed += sum(2 * measurement.curves[name].site.elements for name in kept)
+    problem = opened(measurement, engine, rounding, activations, kv, eps_bwd)
+    groups, units, stairs, lost, fixed = problem.groups, problem.units, problem.stairs, problem.lost, problem.fixed
     weights = sum(unit.elements for unit in units)
     budget = eps if eps_solved is None else eps_solved
     if bits is not None or max_size is not None:
@@ -112,12 +97,68 @@ def solve(
             )
     share = spent if budget is None else budget if eps_scope == "site" else budget - lost
     target = Target(
-        eps, budget, eps_scope, rounding, activations, eps_bwd, None if eps is None or eps_scope == "site" else margin
+        eps,
+        budget,
+        eps_scope,
+        problem.rounding,
+        activations,
+        eps_bwd,
+        None if eps is None or eps_scope == "site" else margin,
     )
-    plan = assemble(measurement, profile, groups, kept, chosen, cache, share, target)
+    plan = assemble(measurement, problem.profile, groups, problem.kept, chosen, problem.cache, share, target)
     if uniform is None:
         return plan
     return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(units, uniform[1], "kl"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every target of a measurement is solved on.
+
+    Attributes:
+        kept: weights that stay at 16 bits.
+        lost: distortion of those, and of keys and values; `fixed`: bytes that no format changes.
+    """
+
+    profile: EngineProfile
+    rounding: str
+    groups: list[Group]
+    units: list[Unit]
+    stairs: Staircase
+    kept: list[str]
+    cache: CacheChoice | None
+    lost: float
+    fixed: int
+
+
+def opened(
+    measurement: Measurement, engine: str | None, rounding: str | None, activations: str, kv: str, eps_bwd: float | None
+) -> Problem:
+    """The problem that a measurement poses for an engine.
+
+    Raises:
+        InputError: options that do not go with the measurement.
+        BudgetError: the engine runs none of its formats.
+    """
+    profile = engine_profile(engine or measurement.header.engine)
+    check_flows(profile, activations, kv)
+    rounding = rounding or measurement.header.rounding
+    if rounding_named(rounding).compensates and not rounding_named(measurement.header.rounding).compensates:
+        raise InputError(
+            f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
+        )
+    groups, units, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd)
+    if not units:
+        raise BudgetError(
+            f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
+        )
+    kept = [name for name, curve in measurement.weights.items() if not weight_formats(curve, profile)]
+    cache = cache_of(measurement, profile, rounding, kv)
+    lost = cache.kl if cache else 0.0
+    lost += sum(measurement.curves[name].kept_kl for name in kept)  # by storing them in 16 bits
+    fixed = measurement.header.other_bytes + measurement.header.carried_bytes
+    fixed += sum(2 * measurement.curves[name].site.elements for name in kept)
+    return Problem(profile, rounding, groups, units, stairs, kept, cache, lost, fixed)
 
 
 @lru_cache(maxsize=4)
