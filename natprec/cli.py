@@ -24,9 +24,10 @@ app = typer.Typer(
     name="natprec",
     help="Quantize a language model or encoder to a tolerance: precision is measured and solved, then verified.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 

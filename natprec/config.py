@@ -8,6 +8,7 @@ A new option is a field, its name in `COMMANDS`, and its use. Nothing here impor
 from __future__ import annotations
 
 import operator
+import re
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +88,25 @@ def parse_group_size(text: str) -> int | None:
     raise InputError(f"group size {text!r}: give 32, 64, 128, channel or auto")
 
 
+def parse_size(text: str | None) -> float | None:
+    """Bytes, with a unit or without: MB and GB are decimal, as disks and hubs count, MiB and GiB are not.
+
+    >>> parse_size("90MB"), parse_size("4.5 GiB"), parse_size("9e7")
+    (90000000.0, 4831838208.0, 90000000.0)
+
+    Raises:
+        InputError: anything else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?:([kmgt])(i?))?b?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise InputError(f"max-size {text!r}: give bytes, or a number with its unit, such as 90MB or 4.5GiB")
+    number, unit, binary = found.groups()
+    step = 1024 if binary else 1000
+    return float(number) * step ** (" kmgt".index(unit.lower()) if unit else 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """The options that enter a measurement as they are: a part of its header, and compared when a run is resumed.
@@ -137,7 +157,9 @@ class QuantizeConfig(Measured):
         None, TARGET, "KL to lose, nats per token; of encoders ‖e - e'‖² per text.", check=tolerance
     )
     bits: float | None = option(None, TARGET, "Stored bits per quantized weight, scales included.", check=positive)
-    max_size: float | None = option(None, TARGET, "Bytes of the whole checkpoint on disk.", check=positive)
+    max_size: float | None = option(
+        None, TARGET, "The whole checkpoint on disk: bytes, or 90MB, 4.5GiB.", check=positive, parse=parse_size
+    )
     eps_scope: Literal["model", "site"] = option("model", TARGET, "Share eps over the model, or give it to each site.")
     margin: float = option(
         MARGIN, TARGET, "Part of eps that the plan keeps back for text of other kinds.", check=fraction

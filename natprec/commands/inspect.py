@@ -131,7 +131,7 @@ def _planned_model(plan: Plan | None) -> str:
     Raises:
         InputError: it is the name of a folder that is not here, or there is no plan.
     """
-    from natprec.models.model_files import ALIASES
+    from natprec.models.places import ALIASES
 
     if plan is None:
         raise InputError("give --model, or --plan with a plan of a hub model")

@@ -17,7 +17,7 @@ from natprec.utils.options import MODEL, OUTPUT, TARGET
 EXAMPLES = (
     "natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01",
     "natprec quantize --model ./folder --bits 4.25 --data calib.txt --eval-data test.txt",
-    "natprec quantize --model ./folder --max-size 90e6 --out small --json",
+    "natprec quantize --model ./folder --max-size 90MB --out small --json",
     "natprec quantize --model ./folder --eps 0.05 --activations auto --kv 8",
     "natprec quantize --model ./folder --ladder 3.5,4,4.5",
     "natprec quantize --recipe recipes/smollm2-135m-eps0.05.toml --data calib.txt",
@@ -73,10 +73,19 @@ def quantize(
     """
     from rich.console import Console
 
+    from natprec.pipeline.early import parse_ladder, refuse_early
+
+    model = config.model
+    name = Path(model).resolve().name if Path(model).exists() else model.split("/")[-1]
+    folder = out or Path(name.removesuffix(".gguf") + "-natprec")
+    widths = None if ladder is None else parse_ladder(ladder)
+    if widths is None:
+        config.check()
+    refuse_early(config, None if dry_run else folder, overwrite)
     from natprec.commands.dry_run import dry_run as show_dry_run
     from natprec.commands.output import print_json
     from natprec.pipeline import quantize as pipeline
-    from natprec.pipeline.ladder import parse_ladder, quantize_ladder
+    from natprec.pipeline.ladder import quantize_ladder
     from natprec.pipeline.ladder_table import written_table
     from natprec.pipeline.next_step import next_step
     from natprec.pipeline.request import check
@@ -84,7 +93,6 @@ def quantize(
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
 
-    widths = None if ladder is None else parse_ladder(ladder)
     config = replace(config, sites="weights" if config.activations == config.kv == NOT_ROUNDED else "all")
     stages = Stages()
     if dry_run:
@@ -92,9 +100,6 @@ def quantize(
         check(config)
         show_dry_run(config, stages, as_json)
         return
-    model = config.model
-    name = Path(model).resolve().name if Path(model).exists() else model.split("/")[-1]
-    folder = out or Path(name.removesuffix(".gguf") + "-natprec")
     if widths is not None:
         rungs = quantize_ladder(config, widths, folder, overwrite=overwrite, resume=resume, stages=stages)
         if as_json:

@@ -35,6 +35,13 @@ def verify(
     """
     from rich.console import Console
 
+    from natprec.pipeline.early import refuse_held_out
+    from natprec.utils.options import tolerance
+
+    tolerance("eps", eps)
+    if not folder.is_dir():
+        raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
+    refuse_held_out(config if length is None else replace(config, length=length))
     from natprec.commands.output import print_json
     from natprec.evaluation import verify as judge
     from natprec.pipeline import resume as resumable
@@ -46,12 +53,8 @@ def verify(
     from natprec.solver import Plan
     from natprec.transforms import rotated_digest
     from natprec.utils.claims import beside
-    from natprec.utils.options import tolerance
     from natprec.utils.progress import Stages
 
-    tolerance("eps", eps)
-    if not folder.is_dir():
-        raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
     plan = Plan.load(folder / "plan.json")
     known = judge.recorded(folder)
     config = judge.as_recorded(config, known, length, seed)

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from natprec.errors import InputError
-from natprec.models.model_files import first_line
+from natprec.errors import InputError, first_line
 
 
 def usable_device(device: str) -> torch.device:

@@ -38,6 +38,24 @@ def check_gguf(file: Path) -> None:
             raise ModelError(f"{str(file)!r} ({size} bytes) is cut off before tensor {name!r} ends; download it again")
 
 
+def gguf_architecture(file: Path) -> str | None:
+    """What a GGUF file says its architecture is; None where it says nothing, or is none."""
+    with file.open("rb") as opened:
+        try:
+            if opened.read(4) != b"GGUF":
+                return None
+            _, _, pairs = struct.unpack("<IQQ", opened.read(20))
+            for _ in range(min(pairs, 1000)):
+                key = _text(opened)
+                (kind,) = struct.unpack("<I", opened.read(4))
+                if key == "general.architecture" and kind == _STRING:
+                    return _text(opened)
+                _skip(opened, kind)
+        except (struct.error, ValueError, OverflowError, MemoryError):
+            return None
+    return None
+
+
 def _stored(file: Path, name: str, kind: int, elements: int) -> int:
     """Bytes of a tensor.
 

@@ -41,24 +41,6 @@ class Rung:
         }  # fmt: skip
 
 
-def parse_ladder(text: str) -> tuple[float, ...]:
-    """Bits per weight, with commas between.
-
-    >>> parse_ladder("3.5,4,4.5")
-    (3.5, 4.0, 4.5)
-
-    Raises:
-        InputError: not numbers above 0, or one twice.
-    """
-    try:
-        widths = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        widths = ()
-    if not widths or not all(0 < width < 64 for width in widths) or len(set(widths)) < len(widths):
-        raise InputError(f"ladder {text!r}: give bits per weight with commas between, each once, such as 3.5,4,4.5")
-    return widths
-
-
 def quantize_ladder(
     config: QuantizeConfig,
     widths: tuple[float, ...],

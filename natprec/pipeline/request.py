@@ -22,7 +22,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import activation_formats
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
-from natprec.models.model_files import local_path
+from natprec.models.places import local_path
 from natprec.models.weight_sites import Site, site_layer
 from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve

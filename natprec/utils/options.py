@@ -11,7 +11,7 @@ from typing import Any
 from natprec.errors import InputError, unknown
 from natprec.utils.seeds import check_seed
 
-MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
+MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target", "Text", "Method", "Output"
 """The panels of --help."""
 
 Check = Callable[[str, Any], None]
