@@ -8,30 +8,39 @@ from typing import Annotated
 
 import typer
 
-from natprec.commands.options import Json, Resume, configured, like
+from natprec.commands.options import Json, Resume, configured, like, own
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
+from natprec.utils.options import OUTPUT
 
 EXAMPLES = (
     "natprec verify quantized --model ./folder --eval-data test.txt",
-    "natprec verify quantized --model ./folder --eps 0.05",
+    "natprec verify someones-w4a16 --model ./folder --eps 0.05 --eval-data test.txt",
+    "natprec verify model.Q4_K_M.gguf --model ./folder --json",
 )
 
 
 @configured
 def verify(
     config: QuantizeConfig,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint written by natprec.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Checkpoint: a folder or a .gguf file, natprec's or others'.")
+    ],
     eps: Annotated[float | None, like("eps", "Tolerance to judge by; default: the plan's.")] = None,
     length: Annotated[int | None, like("length", "Default: that of the last verification, else 256.")] = None,
     seed: Annotated[int | None, like("seed", "Default: that of the last verification, else 0.")] = None,
+    out: Annotated[
+        Path | None,
+        own("--out", OUTPUT, "File for the verification; default: that in a DIR of natprec's."),
+    ] = None,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
     """Measure how far a checkpoint is from the original on held-out text. Exit code 3 if farther than the tolerance.
 
-    The text that `natprec quantize` judged on judges again. Of a text that may be the one measured on, by any name,
-    only the last fifth is taken, which measuring leaves out.
+    Any checkpoint that transformers loads can be judged, and any GGUF file. Of natprec's, the text that
+    `natprec quantize` judged on judges again. Of a text that may be the one measured on, by any name, only the last
+    fifth is taken, which measuring leaves out.
     """
     from rich.console import Console
 
@@ -39,9 +48,12 @@ def verify(
     from natprec.utils.options import tolerance
 
     tolerance("eps", eps)
-    if not folder.is_dir():
-        raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
+    if not folder.exists():
+        raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder, or a .gguf file")
     refuse_held_out(config if length is None else replace(config, length=length))
+    if not (folder / "plan.json").is_file():
+        _verify_foreign(config, folder, eps, length, seed, out, as_json)
+        return
     from natprec.commands.output import print_json
     from natprec.evaluation import verify as judge
     from natprec.pipeline import resume as resumable
@@ -82,7 +94,7 @@ def verify(
     )  # fmt: skip
     verification = judge.with_history(verification, known)
     resumable.forget(partial)
-    verification.save(folder / "verification.json")
+    verification.save(out or folder / "verification.json")
     if as_json:
         print_json({**asdict(verification), "seconds": stages.seconds})
     else:
@@ -90,5 +102,44 @@ def verify(
     advice = next_step(plan, verification, folder, config.model)
     if advice is not None:
         stages.note(f"next: {advice}")
+    if verification.passed is False:
+        raise typer.Exit(3)
+
+
+def _verify_foreign(
+    config: QuantizeConfig,
+    path: Path,
+    eps: float | None,
+    length: int | None,
+    seed: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """A checkpoint without a plan: another quantizer's."""
+    from rich.console import Console
+
+    from natprec.commands.output import print_json
+    from natprec.evaluation.conclude import Judging
+    from natprec.evaluation.foreign import verify_foreign
+    from natprec.pipeline.held_out import held_out
+    from natprec.pipeline.provenance import command_of, of_subject
+    from natprec.pipeline.request import check, open_subject
+    from natprec.pipeline.summary import foreign_table
+    from natprec.utils.progress import Stages
+
+    config = replace(config, length=length or config.length, seed=config.seed if seed is None else seed)
+    command = command_of("verify", config, path.name)
+    check(replace(config, tokens=config.eval_tokens or config.tokens), solved=False)
+    stages = Stages()
+    subject = open_subject(replace(config, engine="natprec"), stages)
+    texts = held_out(config, subject, stages).part(0)
+    how = Judging(config.eval_tokens, config.seed, config.confidence, provenance=of_subject(subject, command, config))
+    verification = verify_foreign(path, subject, texts, eps, how, stages)
+    if out is not None:
+        verification.save(out)
+    if as_json:
+        print_json({**asdict(verification), "seconds": stages.seconds})
+    else:
+        Console().print(foreign_table(path.name, verification))
     if verification.passed is False:
         raise typer.Exit(3)

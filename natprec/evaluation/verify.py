@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +15,10 @@ from natprec.checkpoints.dense_reader import load_quantized, open_quantized
 from natprec.config import CONFIDENCE, QuantizeConfig
 from natprec.data.seen import NO_PIECES, Pieces, same_text
 from natprec.data.windows import data_digest
-from natprec.errors import InputError, ModelError
-from natprec.evaluation.judging import GivenText, judge
-from natprec.evaluation.verdict import FAIL, FirstVerdict, HeldOutText, Portions, verdict_of
+from natprec.errors import InputError
+from natprec.evaluation.conclude import Expected, Judging, conclude, promised
+from natprec.evaluation.judging import GivenText
+from natprec.evaluation.verdict import HeldOutText
 from natprec.evaluation.verification import Comparison, Verification, compare
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject, probe_ids
@@ -74,7 +74,6 @@ def verify(
     if isinstance(texts, Tensor):
         eval_tokens, texts = max(1, texts.numel()), [GivenText(data, texts)]
     device = next(subject.model.parameters()).device
-    promise = promised(plan)
     with stages.stage("load checkpoint"):
         quantized = opened(folder, subject, device, plan.engine, tried, stages.note)
 
@@ -82,40 +81,8 @@ def verify(
         with stages.stage("verify", len(batches(*ids.shape)) * (2 * len(subject.staged.blocks) + 1)) as advance:
             return compared(subject, quantized, folder, ids.to(device), kept, advance, number)
 
-    rule, found = Portions.of(eval_tokens, promise, len(texts)), []
-    for number, text in enumerate(texts):
-        found.append(judge(text, rule, on, seed, confidence, first=1000 * number))
-    worst = max(found, key=lambda each: each.text.kl_ci95[1])
-    summary = worst.comparison.summary(seed, confidence)
-    if not np.isfinite([each.text.kl_mean for each in found]).all():
-        raise ModelError(
-            f"checkpoint {str(folder)!r}: its predictions or the original's on {worst.text.name!r} are NaN or Inf; "
-            "raise --eps or --bits, or check the original model"
-        )
-    verdict = None if promise is None else verdict_of(worst.text.kl_mean, worst.text.kl_ci95[1], promise)
-    return Verification(
-        eps=plan.eps,
-        passed=None if verdict is None else verdict != FAIL,
-        kl_predicted=plan.kl_predicted,
-        stored_bytes=checkpoint_bytes(folder),
-        stored_bytes_reference=plan.stored_bytes_reference,
-        bits_per_weight=plan.bits_per_weight,
-        bits_per_weight_total=plan.bits_per_weight_total,
-        data=worst.text.name,
-        data_digest=data_digest(worst.ids),
-        rounding=rounding,
-        distortion=plan.distortion,
-        verdict=verdict,
-        confidence=confidence,
-        margin=plan.margin,
-        first_verdict=FirstVerdict(verdict, worst.text.kl_mean, worst.text.kl_ci95),
-        texts=[each.text for each in found],
-        part=part,
-        length=worst.ids.shape[1],
-        eval_tokens=eval_tokens,
-        provenance=provenance,
-        **summary,
-    )
+    how = Judging(eval_tokens, seed, confidence, part, provenance)
+    return conclude(on, texts, Expected.of(plan, checkpoint_bytes(folder), rounding), how, str(folder))
 
 
 def opened(
@@ -160,11 +127,6 @@ def compared(
         reference = held.enter_context(passed(subject.staged, ids, advance, states[0], keys[0]))
         other = held.enter_context(passed(quantized, ids, advance, states[1], keys[1]))
         return compare(reference, other, ids, advance, subject.distortion)
-
-
-def promised(plan: Plan) -> float | None:
-    """The distortion of the whole model that a plan promises; with eps per site, the sum over sites."""
-    return plan.eps if plan.eps is None or plan.eps_scope == "model" else plan.eps * len(plan.sites)
 
 
 def tightened(plan: Plan, kl_mean: float) -> float:

@@ -21,9 +21,10 @@ from natprec.checkpoints.writer import CheckpointWriter
 from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
 from natprec.errors import BudgetError, NatprecError, VerdictError
+from natprec.evaluation.conclude import promised
 from natprec.evaluation.verdict import FirstVerdict
 from natprec.evaluation.verification import Verification
-from natprec.evaluation.verify import MEASUREMENT, promised, tightened, verify
+from natprec.evaluation.verify import MEASUREMENT, tightened, verify
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
