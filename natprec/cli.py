@@ -16,6 +16,7 @@ from natprec.commands import apply, compare, generate, inspect, measure, quantiz
 from natprec.errors import NatprecError, VerdictError
 from natprec.utils.atomic_files import REMEDIES
 from natprec.utils.launcher import refuse_many
+from natprec.utils.threads import wait_passively
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """click's error for a wrong option; where it can be imported from depends on typer's version."""
@@ -43,10 +44,15 @@ def _print_version(asked: bool) -> None:
 def _before(
     context: typer.Context,
     show_version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Say which version this is, and beside what."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Show the versions of natprec and of what it runs on.",
     ),
 ) -> None:
-    """Refuse a launcher for what one process does."""
+    """Let waiting threads sleep, and refuse a launcher for what one process does."""
+    wait_passively(context.invoked_subcommand)
     if context.invoked_subcommand != "measure":
         refuse_many(f"natprec {context.invoked_subcommand}")
 

@@ -22,6 +22,7 @@ from natprec.errors import InputError
 from natprec.evaluation.verdict import FAIL, VERDICTS, FirstVerdict, JudgedText, verdict_of
 from natprec.models.batches import batches
 from natprec.utils.atomic_files import write_json
+from natprec.utils.human import human_bytes, summary_html, summary_line
 from natprec.utils.matmul import products_in
 from natprec.utils.own_files import VERIFICATION, read_json, sealed
 from natprec.utils.provenance import Provenance
@@ -86,6 +87,28 @@ class Verification:
     length: Positive | None = None
     eval_tokens: Positive | None = None
     provenance: Provenance | None = None
+
+    def __repr__(self) -> str:
+        return summary_line("Verification", self._shown())
+
+    def _repr_html_(self) -> str:
+        return summary_html("verification", self._shown())
+
+    def _shown(self) -> dict[str, str]:
+        """What a person wants to see first."""
+        low, high = self.kl_ci95
+        rows = {
+            "verdict": self.verdict or "none, no tolerance was asked for",
+            self.distortion: f"{self.kl_mean:.4g} ({low:.4g} to {high:.4g})",
+            "eps": "none" if self.eps is None else f"{self.eps:g}",
+            "text": f"{self.tokens} tokens of {self.data}",
+            "stored": f"{human_bytes(self.stored_bytes)} of {human_bytes(self.stored_bytes_reference)}",
+        }
+        if self.perplexity_reference is not None and self.perplexity_quantized is not None:
+            rows["perplexity"] = f"{self.perplexity_reference:.3f} to {self.perplexity_quantized:.3f}"
+        if self.top1_agreement is not None:
+            rows["same top token"] = f"{self.top1_agreement:.2%}"
+        return rows
 
     def save(self, path: str | Path) -> None:
         """Write verification.json, with its checksum."""

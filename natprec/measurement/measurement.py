@@ -23,6 +23,7 @@ from natprec.measurement.defects import refuse_curve
 from natprec.measurement.packing import digests, pack_curves, read_arrays, unpack_curves
 from natprec.models.weight_sites import Site
 from natprec.utils.atomic_files import write_bytes
+from natprec.utils.human import summary_html, summary_line
 from natprec.utils.marks import KEY
 from natprec.utils.own_files import MEASUREMENT, sealed
 from natprec.utils.provenance import MeasuredText, Provenance, now, versions
@@ -125,6 +126,24 @@ class Measurement:
     header: Header
     curves: dict[str, Curve]
     pieces: Pieces = field(default_factory=NO_PIECES.copy)
+
+    def __repr__(self) -> str:
+        return summary_line("Measurement", self._shown())
+
+    def _repr_html_(self) -> str:
+        return summary_html("measurement", self._shown())
+
+    def _shown(self) -> dict[str, str]:
+        """What a person wants to see first."""
+        header = self.header
+        return {
+            "model": header.model,
+            "sites": str(len(self.curves)),
+            "formats": str(len({fmt for curve in self.curves.values() for fmt in curve.formats})),
+            "engine": header.engine,
+            "distortion": header.distortion,
+            "text": f"{header.sequences * header.length} tokens of {header.data}",
+        }
 
     @property
     def weights(self) -> dict[str, Curve]:

@@ -14,6 +14,7 @@ from natprec.roundings import ROUNDINGS
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.utils.atomic_files import write_json
+from natprec.utils.human import human_bytes, summary_html, summary_line
 from natprec.utils.own_files import PLAN, read_json, sealed
 from natprec.utils.provenance import Provenance
 from natprec.utils.schema import Above0, Among, Count, From0, Place, Seed, Within, read
@@ -73,6 +74,23 @@ class Plan:
     rotation: Seed | None = None
     margin: Annotated[float, Within(0, 1)] | None = None
     provenance: Provenance | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return summary_line("Plan", self._shown())
+
+    def _repr_html_(self) -> str:
+        return summary_html("plan", self._shown())
+
+    def _shown(self) -> dict[str, str]:
+        """What a person wants to see first."""
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "bits": f"{self.bits_per_weight:.3f} per quantized weight",
+            "stored": f"{human_bytes(self.stored_bytes)} of {human_bytes(self.stored_bytes_reference)}",
+            f"{self.distortion} predicted": f"{self.kl_predicted:.4g}",
+            "eps": "none" if self.eps is None else f"{self.eps:g}",
+        }
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding`."""

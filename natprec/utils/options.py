@@ -11,7 +11,7 @@ from typing import Any
 from natprec.errors import InputError, unknown
 from natprec.utils.seeds import check_seed
 
-MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target", "Text", "Method", "Output"
+MODEL, TARGET, TEXT, METHOD, OUTPUT, MACHINE = "Model", "Target", "Text", "Method", "Output", "Machine"
 """The panels of --help."""
 
 Check = Callable[[str, Any], None]
