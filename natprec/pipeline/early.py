@@ -109,7 +109,7 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
     size = config.group_size
     if size is None or size == CHANNEL or place is None or not place.is_dir():
         return
-    columns = [shape[1] for shape in itertools.islice(_matrices(place), GROUPED)]
+    columns = list(itertools.islice(_row_lengths(place), GROUPED))
     sizes = [size, *(each for each in (128, 64, 32) if each < size)]
     if columns and not any(count % size == 0 for count in columns):
         fitting = [str(each) for each in sizes[1:] if any(count % each == 0 for count in columns)]
@@ -119,8 +119,8 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
         )
 
 
-def _matrices(place: Path) -> Iterator[tuple[int, int]]:
-    """Shapes of the weights in a folder's safetensors files that are matrices, those of embeddings apart."""
+def _row_lengths(place: Path) -> Iterator[int]:
+    """Columns of the weights in a folder's safetensors files that are matrices, those of embeddings apart."""
     for file in sorted(place.glob("*.safetensors")):
         with contextlib.suppress(OSError, ValueError, AttributeError), file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -128,7 +128,7 @@ def _matrices(place: Path) -> Iterator[tuple[int, int]]:
             for name, entry in header.items():
                 shape = entry.get("shape", ()) if isinstance(entry, dict) else ()
                 if len(shape) == 2 and name.endswith("weight") and "embed" not in name and "wte" not in name:
-                    yield shape[0], shape[1]
+                    yield int(shape[1])
 
 
 def _refuse_text(config: QuantizeConfig, source: str, tokens: int, place: Path | None) -> None:

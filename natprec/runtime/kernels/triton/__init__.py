@@ -23,5 +23,5 @@ def launcher() -> ModuleType:
         return importlib.import_module("natprec.runtime.kernels.triton.launch")
     except ModuleNotFoundError as error:
         raise ModelError(
-            "natprec's kernels for CUDA need triton, which is missing; pip install 'natprec[triton]'"
+            "natprec's kernels for CUDA need triton, which is missing; run: pip install triton"
         ) from error
