@@ -28,6 +28,7 @@ LAYERS: list[str] = [
     "rounding",
     "checkpoints",
     "runtime",
+    "serving",
     "evaluation",
     "pipeline",
     "inspection",

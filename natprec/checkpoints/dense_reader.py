@@ -14,7 +14,7 @@ from torch import nn
 from natprec.checkpoints.flows import STATES, round_as_written, weights_only
 from natprec.checkpoints.gguf import FILE_NAME
 from natprec.checkpoints.trial import unlike
-from natprec.errors import InputError, ModelError, NatprecError
+from natprec.errors import InputError, ModelError, NatprecError, first_line
 from natprec.formats import engine_profile
 from natprec.measurement.subject import probe_ids
 from natprec.models.checksums import refuse_damaged
@@ -24,7 +24,7 @@ from natprec.models.encoders import drop_missing_pooler
 from natprec.models.experts import take_apart
 from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
-from natprec.models.model_files import first_line, task_of, weight_files
+from natprec.models.model_files import task_of, weight_files
 from natprec.models.patterns import MARK, Groups
 from natprec.models.segments import SegmentedModel
 from natprec.models.stored import empty_model, hollowed, read_stored, stored_names

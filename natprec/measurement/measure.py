@@ -28,6 +28,7 @@ from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
 from natprec.models.activation_sites import activation_formats
 from natprec.models.batches import batch_count, batches
+from natprec.models.devices import device_name
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import uneven
 from natprec.roundings import rounding_named
@@ -185,6 +186,8 @@ def header_of(
         carried_bytes=subject.carried_bytes,
         distortion=subject.distortion.name,
         rotation=subject.rotation,
+        device=device_name(str(next(subject.model.parameters()).device)),
+        revision=subject.revision,
         products=products_of(subject, config.sites),
         **config.entering(),
     )

@@ -52,6 +52,7 @@ class Subject:
         leftovers: what else is in the model's checkpoint.
         rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
         trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
+        revision: the model's commit on the hub; None: it is not from there.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Subject:
     leftovers: Leftovers = field(default_factory=Leftovers)
     rotation: int | None = None
     trusted: bool = False
+    revision: str | None = None
 
     @property
     def distortion(self) -> Distortion:
@@ -135,6 +137,7 @@ class Subject:
             gguf=loaded.gguf,
             leftovers=loaded.leftovers,
             trusted=loaded.trusted,
+            revision=loaded.revision,
         )
 
     @classmethod

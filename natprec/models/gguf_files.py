@@ -33,9 +33,39 @@ def check_gguf(file: Path) -> None:
             raise ModelError(
                 f"{str(file)!r} ({size} bytes) has no whole GGUF header ({error}); download it again"
             ) from error
-    for name, elements, kind, offset in tensors:
+    for name, elements, kind, offset, _ in tensors:
         if start + offset + _stored(file, name, kind, elements) > size:
             raise ModelError(f"{str(file)!r} ({size} bytes) is cut off before tensor {name!r} ends; download it again")
+
+
+def gguf_architecture(file: Path) -> str | None:
+    """What a GGUF file says its architecture is; None where it says nothing, or is none."""
+    with file.open("rb") as opened:
+        try:
+            if opened.read(4) != b"GGUF":
+                return None
+            _, _, pairs = struct.unpack("<IQQ", opened.read(20))
+            for _ in range(min(pairs, 1000)):
+                key = _text(opened)
+                (kind,) = struct.unpack("<I", opened.read(4))
+                if key == "general.architecture" and kind == _STRING:
+                    return _text(opened)
+                _skip(opened, kind)
+        except (struct.error, ValueError, OverflowError, MemoryError):
+            return None
+    return None
+
+
+def gguf_sizes(file: Path) -> list[tuple[int, int, int]]:
+    """Elements, stored bytes and dimensions of each tensor.
+
+    Raises:
+        ModelError: the file is damaged, or has a type that nothing here can read.
+    """
+    check_gguf(file)
+    with file.open("rb") as opened:
+        tensors, _ = _header(opened)
+    return [(count, _stored(file, name, kind, count), dimensions) for name, count, kind, _, dimensions in tensors]
 
 
 def _stored(file: Path, name: str, kind: int, elements: int) -> int:
@@ -59,8 +89,8 @@ def _stored(file: Path, name: str, kind: int, elements: int) -> int:
     return elements // block * stored
 
 
-def _header(file: BinaryIO) -> tuple[list[tuple[str, int, int, int]], int]:
-    """Name, number of values, type and offset of each tensor, and where in the file the offsets begin."""
+def _header(file: BinaryIO) -> tuple[list[tuple[str, int, int, int, int]], int]:
+    """Name, number of values, type, offset and dimensions of each tensor, and where in the file the offsets begin."""
     if file.read(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     version, count, pairs = struct.unpack("<IQQ", file.read(20))
@@ -87,7 +117,7 @@ def _header(file: BinaryIO) -> tuple[list[tuple[str, int, int, int]], int]:
         elements = 1
         for length in shape:
             elements *= length
-        tensors.append((name, elements, kind, offset))
+        tensors.append((name, elements, kind, offset, dimensions))
     return tensors, -(-file.tell() // max(1, alignment)) * alignment
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from natprec.config import QuantizeConfig
+from natprec.config import EVAL_TOKENS, QuantizeConfig
+from natprec.data.ordinary import ORDINARY
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.data.windows import load_tokens
 from natprec.errors import InputError
@@ -44,7 +45,15 @@ def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
 def held_out_tokens(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Tensor:
     """(sequences, length) tokens to judge on: another part of the text, or another text, without what was `seen`."""
     source = config.eval_data or config.data
-    return _tokens(config, subject, stages, source, config.eval_tokens, "held-out", seen)
+    return _tokens(config, subject, stages, source, config.eval_tokens or EVAL_TOKENS, "held-out", seen)
+
+
+def read_tokens(
+    config: QuantizeConfig, subject: Subject, stages: Stages, source: str, sequences: int, least: int, seen: Pieces
+) -> Tensor:
+    """(sequences, length) tokens of a text to judge on, at least `least` sequences of them; see `held_out_tokens`."""
+    tokens = sequences * config.length
+    return _tokens(config, subject, stages, source, tokens, "held-out", seen, least)
 
 
 def _tokens(
@@ -55,6 +64,7 @@ def _tokens(
     tokens: int,
     split: str,
     seen: Pieces = NO_PIECES,
+    least: int | None = None,
 ) -> Tensor:
     if source is None and subject.task.predicts and not subject.writes:
         raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
@@ -75,8 +85,9 @@ def _tokens(
             sequences=max(1, round(tokens / config.length)),
             length=config.length,
             split=split,  # type: ignore[arg-type]
-            shared=shares_text(config),
+            shared=source != str(ORDINARY) and shares_text(config),
             seen=seen,
+            least=least,
             model=subject.model,
             writes=subject.writes,
             seed=config.seed,

@@ -33,6 +33,7 @@ class Target:
     rounding: str
     activations: str
     eps_bwd: float | None
+    margin: float | None
 
 
 def assemble(
@@ -118,6 +119,7 @@ def assemble(
         sites={name: choices[name] for name in measurement.weights},
         inputs=inputs,
         cache=cache,
+        provenance=header.provenance("natprec.solve"),
     )
 
 

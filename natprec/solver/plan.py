@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +14,10 @@ from natprec.roundings import ROUNDINGS
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.utils.atomic_files import write_json
+from natprec.utils.human import human_bytes, summary_html, summary_line
 from natprec.utils.own_files import PLAN, read_json, sealed
-from natprec.utils.schema import Above0, Among, Count, From0, Place, Seed, read
+from natprec.utils.provenance import Provenance
+from natprec.utils.schema import Above0, Among, Count, From0, Place, Seed, Within, read
 
 if TYPE_CHECKING:
     from natprec.measurement.subject import Subject
@@ -43,6 +45,8 @@ class Plan:
         cache: of keys and values; None: 16 bits.
         distortion: name of what is kept small: 'kl' (nats per token) or another of `natprec.distortions`.
         rotation: the seed by which the model has to be rotated first, which `model_digest` knows of; None: not at all.
+        margin: part of `eps` that was kept back for other kinds of text; None: no tolerance for the whole model.
+        provenance: how the plan came to be, which decides nothing.
     """
 
     model: str
@@ -68,6 +72,25 @@ class Plan:
     inputs: dict[str, InputChoice] = field(default_factory=dict)
     cache: CacheChoice | None = None
     rotation: Seed | None = None
+    margin: Annotated[float, Within(0, 1)] | None = None
+    provenance: Provenance | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return summary_line("Plan", self._shown())
+
+    def _repr_html_(self) -> str:
+        return summary_html("plan", self._shown())
+
+    def _shown(self) -> dict[str, str]:
+        """What a person wants to see first."""
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "bits": f"{self.bits_per_weight:.3f} per quantized weight",
+            "stored": f"{human_bytes(self.stored_bytes)} of {human_bytes(self.stored_bytes_reference)}",
+            f"{self.distortion} predicted": f"{self.kl_predicted:.4g}",
+            "eps": "none" if self.eps is None else f"{self.eps:g}",
+        }
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
         """Round a model in memory to this plan: see `natprec.rounding`."""
@@ -129,6 +152,7 @@ class Plan:
             "version": VERSION,
             **value,
             "cache": self.cache.to_json() if self.cache else None,
+            "provenance": asdict(self.provenance) if self.provenance else None,
             "inputs": {name: choice.to_json() for name, choice in self.inputs.items()},
             "sites": {name: choice.to_json() for name, choice in self.sites.items()},
         }

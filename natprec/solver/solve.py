@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from natprec.config import NOT_ROUNDED, Scope, check_targets
+from natprec.config import MARGIN, NOT_ROUNDED, Scope, check_targets
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import Decision, Staircase, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
+from natprec.solver.choices import CacheChoice
 from natprec.solver.fused_groups import FusedGroup, check_flows, groups_of, weight_formats
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
-from natprec.utils.options import positive, tolerance
+from natprec.utils.options import fraction, positive, tolerance
 
 if TYPE_CHECKING:
     from natprec.measurement import Measurement
-
-HEADROOM = 0.95
-"""Of the whole model's tolerance, the part that is planned for: on text not measured on, plans cost up to 5 % more."""
 
 
 def solve(
@@ -31,6 +29,7 @@ def solve(
     *,
     bits: float | None = None,
     max_size: float | None = None,
+    margin: float = MARGIN,
     engine: str | None = None,
     eps_scope: Scope = "model",
     eps_solved: float | None = None,
@@ -44,25 +43,116 @@ def solve(
     Args:
         eps: distortion (KL in nats per token by default) that the whole model may cost, or each site:
             `eps_scope="site"`.
-        bits: stored bits per quantized weight, scales included. Give one of eps, bits, max_size;
-            eps beside a size states what the verification will judge.
-        max_size: bytes of the whole checkpoint on disk.
+        bits: stored bits per quantized weight, scales included.
+        max_size: bytes of the whole checkpoint on disk. Of a size the most faithful plan is taken; with eps beside it
+            both hold.
+        margin: part of eps that is kept back, since plans cost more on kinds of text that were not measured on.
         engine: a profile's name; default: the one measured for.
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn', which the plan's KL supposes; default: the one measured for.
         eps_solved: tolerance to solve for when a correction tightened it; default: for the whole model
-            `HEADROOM` × eps, or what the widest formats reach if that is more; for each site eps.
+            `1 - margin` of eps, or what the widest formats reach if that is more; for each site eps.
         activations: bits of the inputs of all Linears: '16', what the engine multiplies, or 'auto': see
             `natprec.solver.fused_groups`.
         kv: bits of keys and values in the cache: '16', or what the engine keeps.
         eps_bwd: of each site's gradient, the share of its energy that rounding may lose (T4).
     Raises:
         InputError: a value out of range, or none given.
-        BudgetError: no combination of the measured formats reaches it.
+        BudgetError: no combination of the measured formats reaches it, or not both of a tolerance and a size.
     """
     tolerance("eps", eps)
+    fraction("margin", margin)
     for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
         positive(name, size)
     check_targets(eps, bits, max_size, eps_scope, activations)
+    problem = opened(measurement, engine, rounding, activations, kv, eps_bwd)
+    groups, decisions, stairs, lost, fixed = (
+        problem.groups,
+        problem.decisions,
+        problem.stairs,
+        problem.lost,
+        problem.fixed,
+    )
+    weights = sum(decision.elements for decision in decisions)
+    budget = eps if eps_solved is None else eps_solved
+    if bits is not None or max_size is not None:
+        allowed = min(bits * weights / 8 if bits else math.inf, max_size - fixed if max_size else math.inf)
+        _refuse_small(float(stairs.stored[-1]), allowed, fixed, weights, bits)
+        chosen = within_bytes(decisions, stairs, allowed)
+    elif budget is None:
+        raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
+    elif eps_scope == "site":
+        _refuse_tight(max(float(decision.worst.min()) for decision in decisions), budget, "at every site")
+        found = [natural_precision(decision.stored, decision.worst, budget) for decision in decisions]
+        chosen = [index for index in found if index is not None]
+    else:
+        smallest = float(stairs.kl[0]) + lost
+        _refuse_tight(smallest, budget, "for the whole model")
+        if eps_solved is None:
+            budget = min(budget, max((1 - margin) * budget, smallest))
+        chosen = within_kl(decisions, stairs, budget - lost)
+    uniform = best_uniform(decisions, [group.pairs for group in groups], chosen)
+    if (
+        uniform is not None
+        and eps_scope == "model"
+        and total(decisions, uniform[1], "kl") < total(decisions, chosen, "kl")
+    ):
+        chosen = uniform[1]
+    spent = total(decisions, chosen, "kl")
+    if eps is not None and (bits is not None or max_size is not None):
+        if eps_scope == "model":
+            _refuse_both(spent + lost, eps, margin, float(stairs.kl[0]) + lost)
+        else:
+            _refuse_both(
+                max(float(decision.worst[index]) for decision, index in zip(decisions, chosen, strict=True)),
+                eps,
+                0.0,
+                0.0,
+            )
+    share = spent if budget is None else budget if eps_scope == "site" else budget - lost
+    target = Target(
+        eps,
+        budget,
+        eps_scope,
+        problem.rounding,
+        activations,
+        eps_bwd,
+        None if eps is None or eps_scope == "site" else margin,
+    )
+    plan = assemble(measurement, problem.profile, groups, problem.unquantized, chosen, problem.cache, share, target)
+    if uniform is None:
+        return plan
+    return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(decisions, uniform[1], "kl"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every target of a measurement is solved on.
+
+    Attributes:
+        unquantized: weights that stay at 16 bits.
+        lost: distortion of those, and of keys and values; `fixed`: bytes that no format changes.
+    """
+
+    profile: EngineProfile
+    rounding: str
+    groups: list[FusedGroup]
+    decisions: list[Decision]
+    stairs: Staircase
+    unquantized: list[str]
+    cache: CacheChoice | None
+    lost: float
+    fixed: int
+
+
+def opened(
+    measurement: Measurement, engine: str | None, rounding: str | None, activations: str, kv: str, eps_bwd: float | None
+) -> Problem:
+    """The problem that a measurement poses for an engine.
+
+    Raises:
+        InputError: options that do not go with the measurement.
+        BudgetError: the engine runs none of its formats.
+    """
     profile = engine_profile(engine or measurement.header.engine)
     check_flows(profile, activations, kv)
     rounding = rounding or measurement.header.rounding
@@ -81,38 +171,7 @@ def solve(
     lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
     fixed += sum(2 * measurement.curves[name].site.elements for name in unquantized)
-    weights = sum(decision.elements for decision in decisions)
-    budget = eps if eps_solved is None else eps_solved
-    if bits is not None or max_size is not None:
-        allowed = min(bits * weights / 8 if bits else math.inf, max_size - fixed if max_size else math.inf)
-        _refuse_small(float(stairs.stored[-1]), allowed, fixed, weights, bits)
-        chosen = within_bytes(decisions, stairs, allowed)
-    elif budget is None:
-        raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
-    elif eps_scope == "site":
-        _refuse_tight(max(float(decision.worst.min()) for decision in decisions), budget, "at every site")
-        found = [natural_precision(decision.stored, decision.worst, budget) for decision in decisions]
-        chosen = [index for index in found if index is not None]
-    else:
-        smallest = float(stairs.kl[0]) + lost
-        _refuse_tight(smallest, budget, "for the whole model")
-        if eps_solved is None:
-            budget = min(budget, max(HEADROOM * budget, smallest))
-        chosen = within_kl(decisions, stairs, budget - lost)
-    uniform = best_uniform(decisions, [group.pairs for group in groups], chosen)
-    if (
-        uniform is not None
-        and eps_scope == "model"
-        and total(decisions, uniform[1], "kl") < total(decisions, chosen, "kl")
-    ):
-        chosen = uniform[1]
-    spent = total(decisions, chosen, "kl")
-    share = spent if budget is None else budget if eps_scope == "site" else budget - lost
-    target = Target(eps, budget, eps_scope, rounding, activations, eps_bwd)
-    plan = assemble(measurement, profile, groups, unquantized, chosen, cache, share, target)
-    if uniform is None:
-        return plan
-    return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(decisions, uniform[1], "kl"))
+    return Problem(profile, rounding, groups, decisions, stairs, unquantized, cache, lost, fixed)
 
 
 @lru_cache(maxsize=4)
@@ -130,6 +189,15 @@ def _refuse_tight(smallest: float, eps: float, where: str) -> None:
         raise BudgetError(
             f"eps {eps:.3g} is below what the widest formats reach {where}: the smallest reachable is {smallest:.3g} "
             "with these formats; raise --eps or measure with smaller groups"
+        )
+
+
+def _refuse_both(predicted: float, eps: float, margin: float, smallest: float) -> None:
+    """A size beside a tolerance: the most faithful plan of that size must keep it, margin included."""
+    if predicted > max((1 - margin) * eps, min(smallest, eps)):
+        raise BudgetError(
+            f"eps {eps:.3g} and that size do not go together: the best plan of the size is predicted to cost "
+            f"{predicted:.3g}; give a larger size, --eps {predicted / (1 - margin):.3g}, or one of the two alone"
         )
 
 
