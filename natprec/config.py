@@ -8,6 +8,7 @@ A new option is a field, its name in `COMMANDS`, and its use. Nothing here impor
 from __future__ import annotations
 
 import operator
+import re
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +20,16 @@ from natprec.formats.gpus import known as known_gpu
 from natprec.roundings import HELP as ROUNDING_HELP
 from natprec.roundings import ROUNDINGS
 from natprec.utils.options import (
+    MACHINE,
     METHOD,
     MODEL,
     TARGET,
     TEXT,
+    fraction,
     option,
     options_of,
     positive,
+    probability,
     seed,
     sequence,
     steps,
@@ -57,6 +61,14 @@ WEIGHTS = ("auto", "memory", "disk")
 AUTO, NOT_ROUNDED = "auto", "16"
 """Of `activations`: both operands share the tolerance; they, or `kv`, stay as they are."""
 
+MARGIN = 0.15
+"""Of a tolerance, what a plan keeps back: what plans cost more on kinds of text that were not measured on."""
+
+CONFIDENCE = 0.95
+
+EVAL_TOKENS = 4096
+"""Held-out tokens where their number is fixed: for a comparison of methods, or an inspection."""
+
 ROOM_KELVIN = 300.0
 """Temperature at which `natprec inspect` erases bits."""
 
@@ -78,6 +90,25 @@ def parse_group_size(text: str) -> int | None:
     raise InputError(f"group size {text!r}: give 32, 64, 128, channel or auto")
 
 
+def parse_size(text: str | None) -> float | None:
+    """Bytes, with a unit or without: MB and GB are decimal, as disks and hubs count, MiB and GiB are not.
+
+    >>> parse_size("90MB"), parse_size("4.5 GiB"), parse_size("9e7")
+    (90000000.0, 4831838208.0, 90000000.0)
+
+    Raises:
+        InputError: anything else.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?:([kmgt])(i?))?b?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise InputError(f"max-size {text!r}: give bytes, or a number with its unit, such as 90MB or 4.5GiB")
+    number, unit, binary = found.groups()
+    step = 1024 if binary else 1000
+    return float(number) * step ** (" kmgt".index(unit.lower()) if unit else 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """The options that enter a measurement as they are: a part of its header, and compared when a run is resumed.
@@ -86,21 +117,23 @@ class Measured:
     distortion's name and the dtype of products.
     """
 
-    estimator: str = option("fisher", METHOD, "fisher (one sweep) or exact (replay; slow).", choices=ESTIMATORS)
+    estimator: str = option(
+        "fisher", METHOD, "How distortions are estimated: fisher (one sweep) or exact (slow).", choices=ESTIMATORS
+    )
     rounding: str = option("gptq", METHOD, ROUNDING_HELP, choices=ROUNDINGS)
     transforms: str = option(
         "auto",
         METHOD,
-        "auto: rescale channels before GPTQ where that leaves less KL; rotate: Hadamard first; none.",
+        "Before rounding: auto rescales channels where that leaves less KL; rotate: Hadamard first; none.",
         choices=TRANSFORMS,
     )
     sites: str = option(
         "weights",
         METHOD,
-        "weights, or all: inputs of Linears, residual stream, keys and values too.",
+        "What is measured: weights, or all, with inputs of Linears, residual stream, keys and values.",
         choices=SITES,
     )
-    seed: int = option(0, METHOD, "Of random signs, sampled text and intervals.", check=seed)
+    seed: int = option(0, METHOD, "Random seed of signs, sampled text and intervals.", check=seed)
 
     def entering(self) -> dict[str, Any]:
         """These options by name, whatever else the object holds."""
@@ -116,38 +149,65 @@ class QuantizeConfig(Measured):
 
     model: str = option("", MODEL, "Hub id, folder, .gguf file, smollm2-135m or all-minilm-l6-v2.", required=True)
     _: KW_ONLY
-    device: str = option("cpu", MODEL, "Where to compute: cpu, cuda, cuda:1.")
+    device: str = option("cpu", MACHINE, "Device to compute on: cpu, cuda, cuda:1.")
     weights: str = option(
         "auto",
-        MODEL,
-        "memory; disk: one block in memory at a time; auto: disk where it is too large.",
+        MACHINE,
+        "Where weights are held: memory; disk, one block in memory at a time; auto: disk if the model is too large.",
         choices=WEIGHTS,
     )
-    trust_remote_code: bool = option(False, MODEL, "Run Python code that comes with the model.")
+    trust_remote_code: bool = option(False, MACHINE, "Run Python code that comes with the model.")
     eps: float | None = option(
-        None, TARGET, "KL to lose, nats per token; of encoders ‖e - e'‖² per text.", check=tolerance
+        None,
+        TARGET,
+        "Maximum KL divergence from the original, in nats per token; for encoders ‖e - e'‖² per text.",
+        check=tolerance,
     )
-    bits: float | None = option(None, TARGET, "Stored bits per quantized weight, scales included.", check=positive)
-    max_size: float | None = option(None, TARGET, "Bytes of the whole checkpoint on disk.", check=positive)
-    eps_scope: Literal["model", "site"] = option("model", TARGET, "Share eps over the model, or give it to each site.")
+    bits: float | None = option(
+        None, TARGET, "Maximum bits per quantized weight on disk, scales included.", check=positive
+    )
+    max_size: float | None = option(
+        None,
+        TARGET,
+        "Maximum size of the checkpoint on disk, such as 90MB or 4.5GiB.",
+        check=positive,
+        parse=parse_size,
+    )
+    eps_scope: Literal["model", "site"] = option("model", TARGET, "Whether eps limits the whole model or each site.")
+    margin: float = option(
+        MARGIN, TARGET, "Part of eps that the plan holds back for text of other kinds.", check=fraction
+    )
+    confidence: float = option(
+        CONFIDENCE, TARGET, "Confidence level of the interval that the verdict uses.", check=probability
+    )
     eps_bwd: float | None = option(
         None,
         TARGET,
-        "For training on it: of each site's gradient, the share that its width may lose.",
+        "Maximum share of each site's gradient energy that rounding may lose, for training on the result.",
         check=positive,
     )
     data: str | None = option(
-        None, TEXT, "To measure on: .txt, .jsonl, .csv, .parquet, hub dataset; else the model writes it."
+        None, TEXT, "Calibration text: .txt, .jsonl, .csv, .parquet or a Hub dataset; default: the model writes it."
     )
-    eval_data: str | None = option(None, TEXT, "To judge on; else another part of --data.")
-    text_column: str | None = option(None, TEXT, "Column that holds the text, or conversations.")
-    tokens: int = option(8192, TEXT, "Calibration tokens.", check=positive)
-    eval_tokens: int = option(4096, TEXT, "Held-out tokens.", check=positive)
+    eval_data: str | None = option(None, TEXT, "Text to verify on; default: a held-out part of --data.")
+    text_column: str | None = option(None, TEXT, "Column that holds the text or the conversations.")
+    tokens: int = option(8192, TEXT, "Number of calibration tokens.", check=positive)
+    eval_tokens: int | None = option(
+        None,
+        TEXT,
+        "Number of held-out tokens; default: as many as a clear verdict needs, at most 32,768.",
+        check=positive,
+    )
     length: int = option(256, TEXT, "Tokens per sequence.", flag="--sequence-length", check=sequence)
     group_size: int | None = option(
-        "64", METHOD, "32, 64, 128, channel, or auto: all that fit compete.", parse=parse_group_size
+        "64",
+        METHOD,
+        "Weights that share a scale: 32, 64, 128, channel, or auto, where all sizes compete.",
+        parse=parse_group_size,
     )
-    engine: str = option("vllm", METHOD, f"What must run it: {', '.join(PROFILES)}.", choices=PROFILES)
+    engine: str = option(
+        "vllm", METHOD, f"Engine that will run the checkpoint: {', '.join(PROFILES)}.", choices=PROFILES
+    )
     gpu: str | None = option(
         None,
         METHOD,
@@ -159,18 +219,20 @@ class QuantizeConfig(Measured):
     activations: str = option(
         NOT_ROUNDED,
         METHOD,
-        "Bits of the inputs of Linears: 16, 8 (W8A8, W4A8 …), 4, or auto: both operands.",
+        "Bits of the inputs of Linears: 16, 8 (W8A8, W4A8 …), 4, or auto, which shares eps between both operands.",
         parse=str,
     )
-    kv: str = option(NOT_ROUNDED, METHOD, "Bits of keys and values in the cache: 16, or 8 (float8 in vllm).", parse=str)
-    distortion: str | None = option(None, METHOD, f"What eps is of: {', '.join(DISTORTIONS)}.", choices=DISTORTIONS)
+    kv: str = option(NOT_ROUNDED, METHOD, "Bits of keys and values in the cache: 16, or 8 (float8 in vLLM).", parse=str)
+    distortion: str | None = option(
+        None, METHOD, f"Distortion that eps limits: {', '.join(DISTORTIONS)}.", choices=DISTORTIONS
+    )
     refine: int = option(
-        0, METHOD, "Steps of gradient descent on the scales after rounding; 30 are plenty. Slow.", check=steps
+        0, METHOD, "Steps of gradient descent on the scales after rounding; 30 are enough. Slow.", check=steps
     )
     arithmetic: str = option(
         "auto",
         METHOD,
-        "Of products that serve averages: bfloat16, float32, or auto: the faster one.",
+        "Arithmetic of the measurement's matrix products: bfloat16, float32, or auto, the faster one.",
         choices=ARITHMETIC,
     )
 
@@ -228,7 +290,7 @@ class QuantizeConfig(Measured):
         """
         self.check_each()
         for name in ("tokens", "eval_tokens") if judged else ("tokens",):
-            if getattr(self, name) < self.length:
+            if getattr(self, name) is not None and getattr(self, name) < self.length:
                 flag = OPTIONS[name].flag
                 raise InputError(
                     f"{flag.removeprefix('--')} {getattr(self, name)} is less than one sequence of {self.length}; "
@@ -260,20 +322,33 @@ def check_targets(
 OPTIONS = options_of(QuantizeConfig)
 
 _MODEL = ("model", "device", "weights", "trust_remote_code")
-_TARGET = ("eps", "bits", "max_size", "eps_scope", "eps_bwd")
+_TARGET = ("eps", "bits", "max_size", "margin", "eps_scope", "eps_bwd")
 _TEXT = ("data", "text_column", "tokens", "length")
 _GPU = ("gpu", "portable", "untested")
 _METHOD = ("group_size", "engine", "estimator", "distortion", "rounding", "transforms", "seed", "arithmetic")
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "quantize": (*_MODEL, *_TARGET, *_TEXT, "eval_data", "eval_tokens", "activations", "kv", *_METHOD, *_GPU, "refine"),
+    "quantize": (
+        *_MODEL,
+        *_TARGET,
+        "confidence",
+        *_TEXT,
+        "eval_data",
+        "eval_tokens",
+        "activations",
+        "kv",
+        *_METHOD,
+        *_GPU,
+        "refine",
+    ),
     "measure": (*_MODEL, *_TEXT, *_METHOD, *_GPU, "sites"),
     "solve": (*_TARGET, "activations", "kv", *_GPU),
     "apply": (*_MODEL, *_TEXT, "rounding", "refine", "seed", "arithmetic"),
-    "verify": (*_MODEL, "eval_data", "text_column", "eval_tokens", "length", "seed", "gpu"),
+    "verify": (*_MODEL, "confidence", "eval_data", "text_column", "eval_tokens", "length", "seed", "gpu"),
     "check": ("engine", "gpu"),
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "seed"),
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),
     "generate": ("device", "trust_remote_code"),
+    "serve": ("device", "trust_remote_code"),
 }
 """The options that each command takes, in the order of --help."""

@@ -52,3 +52,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return InputError(f"unknown {kind} {name!r}{hint} known: {', '.join(names)}")
+
+
+def first_line(error: BaseException) -> str:
+    """The error's first line, at most 200 characters; its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".")[:200] if lines else type(error).__name__

@@ -15,7 +15,6 @@ import json
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from natprec.config import QuantizeConfig
 from natprec.formats import Format
@@ -28,8 +27,9 @@ from natprec.models.activation_sites import round_site
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.models.weights import present_values
 from natprec.pipeline.request import open_subject
-from natprec.pipeline.tokens import calibration_parts, calibration_tokens, given_tokens, held_out_tokens
+from natprec.pipeline.samples import calibration_parts, calibration_samples, given_samples, held_out_samples
 from natprec.quantizers import quantize
+from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Stages
 
@@ -52,7 +52,7 @@ def linears(subject: Subject) -> list[Site]:
     return [site for site in subject.sites if site.role == "linear"]
 
 
-def swept(subject: Subject, ids: Tensor, parts: int, inputs: bool, stages: Stages) -> dict[str, Curve]:
+def swept(subject: Subject, samples: Samples, parts: int, inputs: bool, stages: Stages) -> dict[str, Curve]:
     """Curves of all Linears, and of their inputs."""
     wanted, every = {site.name for site in linears(subject)}, tuple(FLOAT_WEIGHTS.values())
     formats = {
@@ -66,7 +66,7 @@ def swept(subject: Subject, ids: Tensor, parts: int, inputs: bool, stages: Stage
     }
     with stages.stage("measure", 0) as advance:
         return sweep(
-            subject.segmented, subject.sites, formats, ids, scale_dtype=subject.storage_dtype, seed=0,
+            subject.segmented, subject.sites, formats, samples, scale_dtype=subject.storage_dtype, seed=0,
             parts=parts, activations=flows or None, advance=advance,
         )  # fmt: skip
 
@@ -77,10 +77,10 @@ def cost(curve: Curve, fmt: Format) -> float:
 
 
 @torch.no_grad()
-def judged(subject: Subject, ids: Tensor, weights: Format, inputs: dict[str, tuple[Format, float]]) -> float:
+def judged(subject: Subject, samples: Samples, weights: Format, inputs: dict[str, tuple[Format, float]]) -> float:
     """Mean distortion of all Linears in one format, and inputs by site name in one with its largest magnitude."""
     model, segmented = subject.model, subject.segmented
-    reference = [segmented.output(row) for row in ids.split(2)]
+    reference = [segmented.output(row) for row in samples.split(2)]
     original = present_values(model)
     for site in linears(subject):
         rounded = quantize(site_weight(model, site), weights, subject.storage_dtype)
@@ -88,14 +88,14 @@ def judged(subject: Subject, ids: Tensor, weights: Format, inputs: dict[str, tup
     sites = {site.name: site for site in subject.activations}
     hooks = [hook for name, (fmt, reach) in inputs.items() for hook in round_site(model, sites[name], fmt, reach)]
     with attached(hooks):
-        pairs = zip(reference, ids.split(2), strict=True)
+        pairs = zip(reference, samples.split(2), strict=True)
         found = [segmented.distortion.between(each, segmented.output(row), row).mean() for each, row in pairs]
     for name, parameter in model.named_parameters():
         parameter.data = original[name]
     return float(torch.stack(found).mean())
 
 
-def jointly(subject: Subject, curves: dict[str, Curve], other: Tensor) -> list[dict[str, float | str]]:
+def jointly(subject: Subject, curves: dict[str, Curve], other: Samples) -> list[dict[str, float | str]]:
     """Predicted and measured, of each format, with and without rounded inputs."""
     rows = []
     flowing = {name: curve for name, curve in curves.items() if name.endswith(":input")}
@@ -119,14 +119,14 @@ def _row(name: str, predicted: float, measured: float) -> dict[str, float | str]
     return {"format": name, "predicted": predicted, "measured": measured, "ratio": measured / predicted}
 
 
-def site_by_site(subject: Subject, ids: Tensor, count: int, stages: Stages) -> dict[str, float]:
+def site_by_site(subject: Subject, samples: Samples, count: int, stages: Stages) -> dict[str, float]:
     """|log2(Fisher / exact)| over sites of all kinds and depths, under every format."""
-    curves = swept(subject, ids.repeat_interleave(DRAWS, 0), 1, False, stages)
+    curves = swept(subject, samples[torch.arange(len(samples)).repeat_interleave(DRAWS)], 1, False, stages)
     own = linears(subject)
     chosen = [curves[own[place].name] for place in np.linspace(0, len(own) - 1, count).round().astype(int)]
     logs = []
     wanted = [(curve.site, curve.formats) for curve in chosen]
-    for site, values in exact_curves(subject.segmented, wanted, ids, subject.storage_dtype):
+    for site, values in exact_curves(subject.segmented, wanted, samples, subject.storage_dtype):
         log = np.log2(curves[site.name].kl("rtn") / values.mean(0))
         logs.append(np.abs(log))
         print(f"{site.name:40}", " ".join(f"{value:+.2f}" for value in log), flush=True)
@@ -151,11 +151,11 @@ def main() -> None:
     )  # fmt: skip
     subject = open_subject(config, stages)
     if options.exact:
-        print(json.dumps(site_by_site(subject, given_tokens(config, subject, stages), options.exact, stages)))
+        print(json.dumps(site_by_site(subject, given_samples(config, subject, stages), options.exact, stages)))
     else:
-        ids, parts = calibration_tokens(config, subject, stages), calibration_parts(config, subject)
-        curves = swept(subject, ids, parts, True, stages)
-        print(json.dumps(jointly(subject, curves, held_out_tokens(config, subject, stages))))
+        samples, parts = calibration_samples(config, subject, stages), calibration_parts(config, subject)
+        curves = swept(subject, samples, parts, True, stages)
+        print(json.dumps(jointly(subject, curves, held_out_samples(config, subject, stages))))
 
 
 if __name__ == "__main__":

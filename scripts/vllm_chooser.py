@@ -33,8 +33,10 @@ from natprec.formats.compressed_tensors import arguments, container
 from natprec.formats.gpus import capabilities, generation
 
 STAND_INS = frozenset(
-    ("xgrammar", "llguidance", "soundfile", "torchaudio", "cv2", "cuda", "flashinfer", "deep_gemm", "ray", "tilelang")
-    + ("librosa", "vllm")
+    (
+        *("xgrammar", "llguidance", "soundfile", "torchaudio", "cv2", "cuda", "flashinfer", "deep_gemm", "ray"),
+        *("tilelang", "librosa", "vllm"),
+    )
 )
 """Packages that may be missing; of `vllm` only compiled modules are."""
 

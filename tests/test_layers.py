@@ -29,6 +29,7 @@ LAYERS: list[str] = [
     "rounding",
     "checkpoints",
     "runtime",
+    "serving",
     "evaluation",
     "pipeline",
     "inspection",

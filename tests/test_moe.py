@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import natprec as package
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
-from natprec.evaluation.verify import MARGIN, tightened
+from natprec.evaluation.verify import CORRECTION, tightened
 from natprec.formats import integer
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
@@ -169,9 +169,9 @@ def test_the_correction_counts_tokens_that_go_elsewhere() -> None:
     dense = curve("layer", [4.0**-bits for bits in range(2, 9)], formats)
     plans = [measurement([replace(dense, tokens=seen)]).solve(eps=0.01) for seen in (None, 500)]
     plain, routed = (replace(plan, kl_predicted=0.009, eps_solved=0.009) for plan in plans)
-    assert tightened(plain, 0.03) == pytest.approx(MARGIN * 0.009 * 0.01 / 0.03)
+    assert tightened(plain, 0.03) == pytest.approx(CORRECTION * 0.009 * 0.01 / 0.03)
     found = tightened(routed, 0.03)
-    assert found + (0.03 - 0.009) * (found / 0.009) ** 0.5 == pytest.approx(MARGIN * 0.01)
+    assert found + (0.03 - 0.009) * (found / 0.009) ** 0.5 == pytest.approx(CORRECTION * 0.01)
     assert found < tightened(plain, 0.03)
 
 

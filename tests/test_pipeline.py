@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from natprec import errors
-from natprec.config import QuantizeConfig
+from natprec.config import MARGIN, QuantizeConfig
+from natprec.evaluation.verdict import FirstVerdict, verdict_of
 from natprec.evaluation.verification import Verification
-from natprec.evaluation.verify import MARGIN
+from natprec.evaluation.verify import CORRECTION
 from natprec.measurement import Measurement
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline import request
 from natprec.pipeline import resume as resumable
-from natprec.solver.solve import HEADROOM
 from natprec.utils import atomic_files as files
 from tests.run_command import left_behind
 
@@ -40,7 +40,8 @@ def worsened(monkeypatch: pytest.MonkeyPatch, factors: list[float]) -> None:
 
     def verify(*args: Any, **options: Any) -> Verification:
         kl = EPS * next(left)
-        return replace(honest(*args, **options), kl_mean=kl, passed=kl <= EPS)
+        found = replace(honest(*args, **options), kl_mean=kl, kl_ci95=(kl, kl), passed=kl <= EPS)
+        return replace(found, verdict=verdict_of(kl, kl, EPS), first_verdict=FirstVerdict("fail", kl, (kl, kl)))
 
     monkeypatch.setattr(pipeline, "verify", verify)
 
@@ -66,7 +67,7 @@ def test_a_promise_kept_needs_no_correction(
     assert asked == [None]
     assert verification.passed
     assert verification.corrections == 0
-    assert plan.eps_solved == HEADROOM * EPS
+    assert plan.eps_solved == (1 - MARGIN) * EPS
 
 
 @pytest.mark.parametrize("second", [0.9, 1.1])
@@ -76,10 +77,10 @@ def test_a_broken_promise_is_solved_once_more_by_the_measured_ratio(
     asked = watched(monkeypatch)
     worsened(monkeypatch, [1.6, second])
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
-    assert asked == [None, pytest.approx(MARGIN * HEADROOM * EPS / 1.6)]
+    assert asked == [None, pytest.approx(CORRECTION * (1 - MARGIN) * EPS / 1.6)]
     assert verification.corrections == 1
     assert verification.passed is (second < 1), "one correction, not a search"
-    assert (plan.eps, plan.eps_solved) == (EPS, pytest.approx(MARGIN * HEADROOM * EPS / 1.6))
+    assert (plan.eps, plan.eps_solved) == (EPS, pytest.approx(CORRECTION * (1 - MARGIN) * EPS / 1.6))
     assert plan.kl_predicted <= EPS / 1.6
     assert Verification.load(tmp_path / "out" / "verification.json") == verification
     assert pipeline.Plan.load(tmp_path / "out" / "plan.json").eps_solved == plan.eps_solved
@@ -93,7 +94,7 @@ def test_a_correction_that_no_format_reaches_leaves_the_first_plan(
     _, plan, verification = pipeline.quantize(request_, tmp_path / "out")
     assert verification.passed is False
     assert verification.corrections == 0
-    assert plan.eps_solved == HEADROOM * EPS
+    assert plan.eps_solved == (1 - MARGIN) * EPS
 
 
 def test_eps_per_site_promises_the_sum(request_: QuantizeConfig, tmp_path: Path) -> None:

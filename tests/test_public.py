@@ -60,7 +60,24 @@ def test_records_are_saved_and_loaded(kind: Any, tmp_path: Path) -> None:
     plan.save(kind(tmp_path / "plan.json"))
     assert Plan.load(kind(tmp_path / "plan.json")) == plan
     verification = Verification(
-        0.1, True, 0.01, (0.0, 0.1), 0.1, 0.01, None, None, None, 64, 1, 2, 4.0, 4.0, "text.txt", "0" * 16, "rtn"
+        0.1,
+        True,
+        0.01,
+        (0.0, 0.1),
+        0.1,
+        0.01,
+        None,
+        None,
+        None,
+        64,
+        1,
+        2,
+        4.0,
+        4.0,
+        "text.txt",
+        "0" * 16,
+        "rtn",
+        verdict="pass",
     )
     verification.save(kind(tmp_path / "verification.json"))
     assert Verification.load(kind(tmp_path / "verification.json")) == verification

@@ -15,7 +15,7 @@ from natprec.checkpoints.flows import round_as_written, weights_only
 from natprec.checkpoints.gguf import FILE_NAME
 from natprec.checkpoints.trial import unlike
 from natprec.checkpoints.unpacked import Unpacked, lacking, refuse_bad_scales, tensor_files
-from natprec.errors import ModelError, NatprecError
+from natprec.errors import ModelError, NatprecError, first_line
 from natprec.formats import Format, engine_profile
 from natprec.models.checksums import refuse_damaged
 from natprec.models.devices import quiet
@@ -23,7 +23,7 @@ from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf
 from natprec.models.gguf_tensors import open_gguf
 from natprec.models.loading import load_model
-from natprec.models.model_files import first_line, task_of, weight_files
+from natprec.models.model_files import task_of, weight_files
 from natprec.models.patterns import MARK
 from natprec.models.segments import SegmentedModel
 from natprec.models.stored import empty_model, hollowed, read_stored

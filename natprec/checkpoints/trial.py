@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from natprec.checkpoints.compressed_tensors import is_int8, quantization_config
 from natprec.checkpoints.packed_weights import stored_as
-from natprec.errors import ModelError
+from natprec.errors import ModelError, first_line
 from natprec.formats import Format, engine_profile
 from natprec.measurement.subject import Subject
 from natprec.models.devices import quiet
 from natprec.models.disk_names import DiskNames
-from natprec.models.model_files import first_line
 
 TRIED = ("sglang", "transformers", "vllm")
 """Engines whose checkpoints transformers may load: the others' have zero points, or are GGUF files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,41 +11,75 @@ import typer
 
 from natprec.commands.options import Json, configured, own
 from natprec.config import QuantizeConfig
+from natprec.errors import InputError
 from natprec.utils.options import METHOD, OUTPUT, TEXT
 
 if TYPE_CHECKING:
+    from natprec.runtime.chat import Chat
     from natprec.runtime.load import Runnable
 
-EXAMPLES = ('natprec generate quantized --prompt "Why is the sky blue?" --greedy --explain',)
+TOKENS, CHAT_TOKENS = 128, 1024
+"""New tokens of an answer where no number is given."""
+
+EXAMPLES = (
+    "natprec generate quantized",
+    'natprec generate quantized --prompt "Why is the sky blue?" --greedy --explain',
+)
 
 
 @configured
 def generate(
     config: QuantizeConfig,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint in compressed-tensors format.")],
-    prompt: Annotated[str, own("--prompt", TEXT, "What the model answers, or goes on from if it does not chat.")],
-    max_new_tokens: Annotated[int, own("--max-new-tokens", TEXT, "Stop after so many.")] = 128,
-    greedy: Annotated[bool, own("--greedy", METHOD, "Always the likeliest token, instead of drawing.")] = False,
-    seed: Annotated[int, own("--seed", METHOD, "Of what is drawn.")] = 0,
+    prompt: Annotated[
+        str | None,
+        own("--prompt", TEXT, "What the model answers; default: a chat, or standard input where that is no terminal."),
+    ] = None,
+    system: Annotated[str | None, own("--system", TEXT, "What the model is told before the conversation.")] = None,
+    max_new_tokens: Annotated[
+        int | None, own("--max-new-tokens", TEXT, "End each answer after so many tokens; default: 128, in a chat 1024.")
+    ] = None,
+    greedy: Annotated[bool, own("--greedy", METHOD, "Always take the likeliest token, instead of drawing.")] = False,
+    temperature: Annotated[
+        float | None, own("--temperature", METHOD, "Temperature of drawing; default: the checkpoint's.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        own("--top-p", METHOD, "Draw from the likeliest tokens of this probability; default: the checkpoint's."),
+    ] = None,
+    seed: Annotated[int, own("--seed", METHOD, "Random seed.")] = 0,
     explain: Annotated[bool, own("--explain", OUTPUT, "Say which kernel runs each layer, and why.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a checkpoint on its codes and write text, on the CPU or a GPU.
+    """Run a checkpoint on its codes, on the CPU or a GPU: answer a prompt, or chat.
 
-    Nothing is decompressed at load: weights stay at their bits.
+    Nothing is decompressed at load: weights stay at their bits. In a chat, /clear forgets the conversation and /exit
+    (or Ctrl-D) ends it.
     """
     from natprec.commands.output import print_json
+    from natprec.runtime.chat import Chat
+    from natprec.runtime.generate import Sampling
     from natprec.runtime.generate import generate as run
     from natprec.runtime.load import load
     from natprec.utils.human import human_bytes
     from natprec.utils.records import without_places
-    from natprec.utils.seeds import check_seed
 
-    check_seed(seed)
+    sampling = Sampling(greedy, temperature, top_p, seed)
+    sampling.check()
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read()
+    if prompt is None and as_json:
+        raise InputError("--json answers one prompt; give --prompt, or text on standard input")
     runnable = load(folder, device=config.device, trust_remote_code=config.trust_remote_code)
+    if prompt is None:
+        if explain:
+            print("\n".join(explanation(runnable)))
+        converse(Chat(runnable, max_new_tokens or CHAT_TOKENS, sampling, system))
+        return
+    asked = prompt if system is None else [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
     written = run(
-        runnable, prompt, max_new_tokens=max_new_tokens, greedy=greedy, seed=seed,
-        on_text=(lambda text: None) if as_json else _show,
+        runnable, asked, max_new_tokens=TOKENS if max_new_tokens is None else max_new_tokens, greedy=greedy, seed=seed,
+        temperature=temperature, top_p=top_p, on_text=(lambda text: None) if as_json else _show,
     )  # fmt: skip
     if as_json:
         result = {
@@ -68,6 +103,35 @@ def generate(
     )
     if explain:
         print("\n".join(explanation(runnable)))
+
+
+def converse(chat: Chat) -> None:
+    """Read turns from the terminal and answer them, until /exit or the end of the input."""
+    from natprec.runtime.generate import refuse_silent
+
+    refuse_silent(chat.runnable)
+    print("/exit ends the chat, /clear forgets it", file=sys.stderr)
+    while True:
+        try:
+            text = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        if text == "/exit":
+            return
+        if text == "/clear":
+            chat.turns = []
+        elif text:
+            cut = chat.cut
+            try:
+                chat.say(text, _show)
+            except InputError as error:
+                print(error, file=sys.stderr)
+            except KeyboardInterrupt:
+                print("\nstopped; /exit ends the chat", file=sys.stderr)
+            print()
+            if chat.cut > cut:
+                print("the oldest turns were forgotten: the context is full", file=sys.stderr)
 
 
 def explanation(runnable: Runnable) -> list[str]:

@@ -19,7 +19,8 @@ EXAMPLES = (
     "natprec inspect --model ./folder --plan plan.json --out inspected",
 )
 
-WIDTH = 160
+TOP = 20
+"""Rows of each table."""
 
 
 @configured
@@ -32,16 +33,19 @@ def inspect(
     measurement: Annotated[
         Path | None, own("--measurement", MODEL, "File of natprec measure; else it is measured here, roughly.")
     ] = None,
-    eps: Annotated[float, like("eps", "Of b*, at each site.")] = 0.01,
+    eps: Annotated[float, like("eps", "Tolerance of b* at each site.")] = 0.01,
     tokens: Annotated[int, like("tokens", "Tokens to measure and to count codes on.")] = 1024,
     length: Annotated[int, like("length", "Tokens per sequence.")] = 128,
     lower: Annotated[
         bool, own("--lower", METHOD, "Run a block (that of --site, or the first) on low-bit kernels.")
     ] = False,
     kelvin: Annotated[float, own("--kelvin", METHOD, "Temperature at which bits are erased.")] = ROOM_KELVIN,
-    strict: Annotated[bool, own("--strict", OUTPUT, "Refuse boundaries that take less than they receive.")] = False,
+    strict: Annotated[
+        bool, own("--strict", OUTPUT, "Fail if a boundary loses information that no compression accounts for.")
+    ] = False,
     site: Annotated[str | None, own("--site", OUTPUT, "Only this site, or all inside this module.")] = None,
     out: Annotated[Path | None, own("--out", OUTPUT, "Folder for inspection.json and graph.svg.")] = None,
+    top: Annotated[int, own("--top", OUTPUT, "Rows of each table; 0: all.", min=0)] = TOP,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -120,7 +124,7 @@ def inspect(
     if as_json:
         print_json({**value, "seconds": stages.seconds})
         return
-    Console(width=max(WIDTH, Console().width)).print(tables(shown), highlight=False)
+    Console().print(tables(shown, top or None), highlight=False)
     if out is not None:
         print(f"written to {out}")
 
@@ -131,7 +135,7 @@ def _planned_model(plan: Plan | None) -> str:
     Raises:
         InputError: it is the name of a folder that is not here, or there is no plan.
     """
-    from natprec.models.model_files import ALIASES
+    from natprec.models.places import ALIASES
 
     if plan is None:
         raise InputError("give --model, or --plan with a plan of a hub model")

@@ -23,6 +23,10 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure once: what every width costs at every site. Solve any eps or size from the file."""
+    from natprec.pipeline.early import refuse_early
+
+    config.check(judged=False, solved=False)
+    refuse_early(config, judged=False)
     from natprec.commands.dry_run import dry_run as show_dry_run
     from natprec.commands.output import print_json
     from natprec.pipeline import resume as resumable

@@ -9,20 +9,26 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from natprec.config import COMMANDS, OPTIONS, QuantizeConfig
-from natprec.utils.options import OUTPUT
+from natprec.utils.options import MACHINE, MODEL, OUTPUT, TARGET
+
+FIRST = (MODEL, TARGET)
+"""Panels of --help that a user must look at."""
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace an existing output.")]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", rich_help_panel=OUTPUT, help="Go on from what a killed or refused run has measured."),
+    typer.Option("--resume", rich_help_panel=OUTPUT, help="Continue from what a killed or refused run has measured."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", rich_help_panel=OUTPUT, help="Say memory and time, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", rich_help_panel=OUTPUT, help="Estimate memory and time, then stop.")]
 Json = Annotated[
     bool,
     typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object and nothing else on standard output."),
 ]
 
 _TYPES = get_type_hints(QuantizeConfig)
+
+LONGEST = 24
+"""Columns of choices that --help shows beside a flag; longer lists stand in its text alone."""
 
 
 def own(flag: str, panel: str, text: str, **more: Any) -> Any:
@@ -31,8 +37,16 @@ def own(flag: str, panel: str, text: str, **more: Any) -> Any:
 
 
 def like(name: str, text: str) -> Any:
-    """The option of a configuration's field, with another text or default."""
-    return own(OPTIONS[name].flag, OPTIONS[name].panel, text)
+    """The option of a configuration's field, with another text or default; a shell completes names."""
+    option = OPTIONS[name]
+    if not option.choices or option.parse:
+        return own(option.flag, option.panel, text)
+    names = list(option.choices)
+    shown = "|".join(names)
+    return own(
+        option.flag, option.panel, text, metavar=f"<{shown if len(shown) <= LONGEST else 'name'}>",
+        autocompletion=lambda incomplete: [each for each in names if each.startswith(incomplete)],
+    )  # fmt: skip
 
 
 def value_type(name: str) -> Any:
@@ -57,10 +71,14 @@ def configured(function: Callable[..., None]) -> Callable[..., None]:
         config.check_each()
         function(config, **given)
 
-    signature = [_parameter(name) for name in shared]
-    signature += [
+    own_ones = [
         each.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY) for name, each in beside.items()
     ]
+    first = [name for name in shared if OPTIONS[name].panel in FIRST]
+    last = [name for name in shared if OPTIONS[name].panel == MACHINE]
+    middle = [name for name in shared if name not in {*first, *last}]
+    # what a user must decide, what the command writes, and at last what can be left alone
+    signature = [*map(_parameter, first), *own_ones, *map(_parameter, middle), *map(_parameter, last)]
     command.__name__, command.__doc__, command.__module__ = function.__name__, function.__doc__, function.__module__
     command.__annotations__ = {each.name: each.annotation for each in signature}
     command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]

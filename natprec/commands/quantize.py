@@ -12,13 +12,14 @@ from natprec.commands.options import DryRun, Json, Overwrite, Resume, configured
 from natprec.config import NOT_ROUNDED, QuantizeConfig
 from natprec.pipeline import recipe as recipes
 from natprec.pipeline.recipe import Recipe
-from natprec.utils.options import MODEL, OUTPUT
+from natprec.utils.options import MODEL, OUTPUT, TARGET
 
 EXAMPLES = (
     "natprec quantize --model HuggingFaceTB/SmolLM2-135M --eps 0.01",
     "natprec quantize --model ./folder --bits 4.25 --data calib.txt --eval-data test.txt",
-    "natprec quantize --model ./folder --max-size 90e6 --out small --json",
+    "natprec quantize --model ./folder --max-size 90MB --out small --json",
     "natprec quantize --model ./folder --eps 0.05 --activations auto --kv 8",
+    "natprec quantize --model ./folder --ladder 3.5,4,4.5",
     "natprec quantize --recipe recipes/smollm2-135m-eps0.05.toml --data calib.txt",
 )
 
@@ -56,35 +57,59 @@ def quantize(
     config: QuantizeConfig,
     recipe: RecipeFile = None,
     out: Annotated[Path | None, own("--out", OUTPUT, "Folder of the checkpoint; default MODEL-natprec.")] = None,
+    ladder: Annotated[
+        str | None,
+        own("--ladder", TARGET, "Several sizes from one measurement, bits per weight: 3.5,4,4.5 → OUT/3.5bpw …"),
+    ] = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a model, solve its precision, write a checkpoint and prove that it keeps eps.
+    """Measure a model, solve its precision, write a checkpoint and verify that it keeps eps.
 
-    Exit code 0: the promise holds. 3: it does not (the checkpoint is written and says so). 2: bad input.
-    4: the checkpoint is written, but could not be judged.
+    Exit code 0: the promise is kept, clearly or within noise. 3: it is not; the checkpoint is written and says so.
+    2: bad input. 4: the checkpoint is written, but could not be judged.
     """
     from rich.console import Console
 
+    from natprec.pipeline.early import parse_ladder, refuse_early
+
+    model = config.model
+    name = Path(model).resolve().name if Path(model).exists() else model.split("/")[-1]
+    folder = out or Path(name.removesuffix(".gguf") + "-natprec")
+    widths = None if ladder is None else parse_ladder(ladder)
+    if widths is None:
+        config.check()
+    refuse_early(config, None if dry_run else folder, overwrite)
     from natprec.commands.dry_run import dry_run as show_dry_run
     from natprec.commands.output import print_json
     from natprec.pipeline import quantize as pipeline
+    from natprec.pipeline.ladder import quantize_ladder
+    from natprec.pipeline.ladder_table import written_table
+    from natprec.pipeline.next_step import next_step
     from natprec.pipeline.request import check
     from natprec.pipeline.summary import result_table
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
 
     config = replace(config, sites="weights" if config.activations == config.kv == NOT_ROUNDED else "all")
-    check(config)
     stages = Stages()
     if dry_run:
+        config = config if widths is None else replace(config, bits=max(widths))
+        check(config)
         show_dry_run(config, stages, as_json)
         return
-    model = config.model
-    name = Path(model).resolve().name if Path(model).exists() else model.split("/")[-1]
-    folder = out or Path(name.removesuffix(".gguf") + "-natprec")
+    if widths is not None:
+        rungs = quantize_ladder(config, widths, folder, overwrite=overwrite, resume=resume, stages=stages)
+        if as_json:
+            print_json(
+                {"out": public_name(folder), "rungs": [rung.to_json() for rung in rungs], "seconds": stages.seconds}
+            )
+        else:
+            Console().print(written_table(rungs), highlight=False)
+            print(f"written to {folder}")
+        return
     measurement, plan, verification = pipeline.quantize(
         config, folder, overwrite=overwrite, resume=resume, stages=stages
     )
@@ -98,5 +123,8 @@ def quantize(
         for line in recipes.lines(compared) if compared else ():
             print(line)
         print(f"written to {folder}")
+    advice = next_step(plan, verification, folder, model)
+    if advice is not None:
+        stages.note(f"next: {advice}")
     if verification.passed is False:
         raise typer.Exit(3)

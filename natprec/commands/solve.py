@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,12 @@ from natprec.commands.options import Json, Overwrite, configured, like, own
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.formats.engines import PROFILES
-from natprec.utils.options import OUTPUT
+from natprec.utils.options import OUTPUT, TARGET
 
-EXAMPLES = ("natprec solve folder.measurement --eps 0.01 --out plan.json",)
+EXAMPLES = (
+    "natprec solve folder.measurement --eps 0.01 --out plan.json",
+    "natprec solve folder.measurement --ladder",
+)
 
 
 @configured
@@ -23,6 +27,9 @@ def solve(
     engine: Annotated[str | None, like("engine", f"{', '.join(PROFILES)}; default: the one measured for.")] = None,
     rounding: Annotated[str | None, like("rounding", "Default: the one measured or planned for.")] = None,
     out: Annotated[Path | None, own("--out", OUTPUT, "Write plan.json here.")] = None,
+    show_ladder: Annotated[
+        bool, own("--ladder", TARGET, "Show what each usual eps would cost, instead of writing a plan.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -31,14 +38,33 @@ def solve(
 
     from natprec.commands.output import print_json
     from natprec.measurement import Measurement
+    from natprec.pipeline.ladder_table import planned_table
+    from natprec.pipeline.provenance import command_of
     from natprec.pipeline.summary import plan_table
+    from natprec.solver.ladder import ladder
     from natprec.utils.atomic_files import refuse_existing_file
     from natprec.utils.marks import refuse_inputs
 
+    if show_ladder and (out is not None or config.eps or config.bits or config.max_size):
+        raise InputError("a ladder shows all targets and writes no plan; leave out --eps, --bits, --max-size and --out")
     if out is not None:
         refuse_inputs(out, {"the measurement": measurement})
         refuse_existing_file(out, overwrite, is_plan, "plan")
-    plan = Measurement.load(measurement).solve(engine=engine, rounding=rounding, **config.given("solve"))
+    found = Measurement.load(measurement)
+    if show_ladder:
+        rungs = ladder(
+            found, engine=engine, rounding=rounding, margin=config.margin, activations=config.activations, kv=config.kv,
+            eps_bwd=config.eps_bwd, gpu=config.gpu, untested=config.untested, portable=config.portable,
+        )  # fmt: skip
+        if as_json:
+            print_json(
+                {"model": found.header.model, "margin": config.margin, "rungs": [asdict(each) for each in rungs]}
+            )
+        else:
+            Console().print(planned_table(rungs), highlight=False)
+        return
+    plan = found.solve(engine=engine, rounding=rounding, **config.given("solve"))
+    plan = replace(plan, provenance=found.header.provenance(command_of("solve", config, measurement.name)))
     if out is not None:
         plan.save(out)
     if as_json:

@@ -8,65 +8,143 @@ from typing import Annotated
 
 import typer
 
-from natprec.commands.options import Json, Resume, configured
+from natprec.commands.options import Json, Resume, configured, like, own
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
+from natprec.utils.options import OUTPUT
 
-EXAMPLES = ("natprec verify quantized --model ./folder --eval-data test.txt",)
+EXAMPLES = (
+    "natprec verify quantized --model ./folder --eval-data test.txt",
+    "natprec verify someones-w4a16 --model ./folder --eps 0.05 --eval-data test.txt",
+    "natprec verify model.Q4_K_M.gguf --model ./folder --json",
+)
 
 
 @configured
 def verify(
     config: QuantizeConfig,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint written by natprec.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Checkpoint: a folder or a .gguf file, natprec's or others'.")
+    ],
+    eps: Annotated[float | None, like("eps", "Tolerance to judge by; default: the plan's.")] = None,
+    length: Annotated[int | None, like("length", "Default: that of the last verification, else 256.")] = None,
+    seed: Annotated[int | None, like("seed", "Default: that of the last verification, else 0.")] = None,
+    out: Annotated[
+        Path | None,
+        own("--out", OUTPUT, "File for the verification; default: that in a DIR of natprec's."),
+    ] = None,
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how far a checkpoint is from the original on held-out text. Exit code 3 if farther than eps.
+    """Measure how far a checkpoint is from the original on held-out text. Exit code 3 if farther than the tolerance.
 
-    Of a text that may be the one measured on, by any name, only the last fifth is taken, which measuring leaves out.
+    Any checkpoint that transformers loads can be judged, and any GGUF file. Of natprec's, the text that
+    `natprec quantize` judged on judges again. Of a text that may be the one measured on, by any name, only the last
+    fifth is taken, which measuring leaves out.
     """
     from rich.console import Console
 
+    from natprec.pipeline.early import refuse_held_out
+    from natprec.utils.options import tolerance
+
+    tolerance("eps", eps)
+    if not folder.exists():
+        raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder, or a .gguf file")
+    refuse_held_out(config if length is None else replace(config, length=length))
+    if not (folder / "plan.json").is_file():
+        _verify_foreign(config, folder, eps, length, seed, out, as_json)
+        return
     from natprec.commands.output import print_json
     from natprec.evaluation import verify as judge
     from natprec.formats.gpus import generation
     from natprec.pipeline import resume as resumable
+    from natprec.pipeline.held_out import held_out
+    from natprec.pipeline.next_step import next_step
+    from natprec.pipeline.provenance import again, command_of
     from natprec.pipeline.request import check, open_subject
-    from natprec.pipeline.samples import held_out_samples
     from natprec.pipeline.summary import verification_table
     from natprec.solver import Plan
     from natprec.transforms import rotated_digest
     from natprec.utils.claims import beside
     from natprec.utils.progress import Stages
-    from natprec.utils.records import OWN_TEXT, public_name
 
-    if not folder.is_dir():
-        raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
     plan = Plan.load(folder / "plan.json")
+    known = judge.recorded(folder)
+    config = judge.as_recorded(config, known, length, seed)
+    command = command_of("verify", config, folder.name)
     on, config = None if config.gpu is None else generation(config.gpu), replace(config, gpu=None)
     text = config.eval_data
     shared = text if text and judge.may_be_measured_on(folder, text) else None
-    config = replace(config, data=shared, tokens=config.eval_tokens, distortion=plan.distortion, engine=plan.engine)
+    config = replace(
+        config, data=shared, tokens=config.eval_tokens or config.tokens, distortion=plan.distortion, engine=plan.engine
+    )
     check(config, solved=False)
+    plan = plan if eps is None else replace(plan, eps=eps, eps_scope="model")
     stages = Stages()
     subject = open_subject(config, stages, apart=False)
     # judged beside the original itself
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
-    samples = held_out_samples(config, subject, stages, judge.measured_on(folder))
+    judging = held_out(config, subject, stages, judge.measured_on(folder))
+    part = known.part if known is not None and judging.part(known.part) else 0
     partial = beside(folder, ".verify.partial")
     if not resume:
         resumable.forget(partial)
     verification = judge.verify(
-        folder, subject, samples, plan, rounding=judge.recorded_rounding(folder),
-        data=public_name(text or OWN_TEXT), stages=stages, seed=config.seed, gpu=on,
-        resume_folder=resumable.resume_folder_of(partial, subject),
+        folder, subject, judging.part(part), plan, rounding="unknown" if known is None else known.rounding,
+        stages=stages, eval_tokens=config.eval_tokens, seed=config.seed, confidence=config.confidence, part=part,
+        provenance=again(plan.provenance, subject, command, config),
+        resume_folder=resumable.resume_folder_of(partial, subject), gpu=on,
     )  # fmt: skip
+    verification = judge.with_history(verification, known)
     resumable.forget(partial)
-    verification.save(folder / "verification.json")
+    verification.save(out or folder / "verification.json")
     if as_json:
         print_json({**verification.to_json(), "seconds": stages.seconds})
     else:
         Console().print(verification_table(plan, verification))
+    advice = next_step(plan, verification, folder, config.model)
+    if advice is not None:
+        stages.note(f"next: {advice}")
+    if verification.passed is False:
+        raise typer.Exit(3)
+
+
+def _verify_foreign(
+    config: QuantizeConfig,
+    path: Path,
+    eps: float | None,
+    length: int | None,
+    seed: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """A checkpoint without a plan: another quantizer's."""
+    from rich.console import Console
+
+    from natprec.commands.output import print_json
+    from natprec.evaluation.conclude import Judging
+    from natprec.evaluation.foreign import verify_foreign
+    from natprec.formats.gpus import generation
+    from natprec.pipeline.held_out import held_out
+    from natprec.pipeline.provenance import command_of, of_subject
+    from natprec.pipeline.request import check, open_subject
+    from natprec.pipeline.summary import foreign_table
+    from natprec.utils.progress import Stages
+
+    config = replace(config, length=length or config.length, seed=config.seed if seed is None else seed)
+    command = command_of("verify", config, path.name)
+    on, config = None if config.gpu is None else generation(config.gpu), replace(config, gpu=None)
+    check(replace(config, tokens=config.eval_tokens or config.tokens), solved=False)
+    stages = Stages()
+    subject = open_subject(replace(config, engine="natprec"), stages, apart=False)
+    texts = held_out(config, subject, stages).part(0)
+    how = Judging(config.eval_tokens, config.seed, config.confidence, provenance=of_subject(subject, command, config))
+    verification = verify_foreign(path, subject, texts, eps, how, stages, on)
+    if out is not None:
+        verification.save(out)
+    if as_json:
+        print_json({**verification.to_json(), "seconds": stages.seconds})
+    else:
+        Console().print(foreign_table(path.name, verification))
     if verification.passed is False:
         raise typer.Exit(3)

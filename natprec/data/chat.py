@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from natprec.errors import ModelError
-from natprec.models.model_files import first_line
+from natprec.errors import ModelError, first_line
 from natprec.utils.memory import growing_by
 
 SECONDS = 2.0

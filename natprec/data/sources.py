@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from natprec.errors import InputError
-from natprec.models.devices import quiet
 
 TEXT_LIMIT = 256 * 2**20
 """Characters of a text file, which is tokenized whole, and of a line of the other kinds, which are streamed."""
@@ -135,7 +134,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise InputError(f"reading {str(path)!r} needs pyarrow; run: pip install natprec[data]") from error
+        raise InputError(f"reading {str(path)!r} needs pyarrow; run: pip install datasets pyarrow") from error
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=64):
@@ -151,10 +150,12 @@ def _hub_rows(source: str) -> Iterator[Any]:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"reading the hub dataset {source!r} needs datasets; run: pip install natprec[data]"
+            f"reading the hub dataset {source!r} needs datasets; run: pip install datasets pyarrow"
         ) from error
     name, config, split = [*source.split(":"), "", ""][:3]
     try:
+        from natprec.models.devices import quiet
+
         with quiet():
             stream = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         yield from stream

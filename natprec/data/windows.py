@@ -48,6 +48,7 @@ def load_tokens(
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda line: None,
     seen: Pieces = NO_PIECES,
+    least: int | None = None,
 ) -> Tensor:
     """Windows of tokens, each beginning with bos where the tokenizer normally puts it, or between cls and sep.
 
@@ -70,8 +71,9 @@ def load_tokens(
         progress: called while text is streamed or written.
         note: gets a line on rows that were left out.
         seen: of what was measured on; windows with a piece of it are left out.
+        least: windows that are enough where there are fewer than `sequences`; default: none fewer.
     Returns:
-        (sequences, length), int64, on the CPU.
+        (sequences, length), int64, on the CPU; fewer sequences, but `least`, where the text has no more.
     Raises:
         InputError: nothing to read, not enough of it, or not text.
         ModelError: the model's own predictions cannot be sampled.
@@ -92,6 +94,7 @@ def load_tokens(
         windows, candidates = _windows(tokenizer, source, sequences, body, split, shared, text_column, progress, note)
         give_back()  # what the tokenizer noted of each token: 190 MB for a megabyte of text in tokens of one byte
         found, candidates = len(candidates), unseen(windows, candidates, seen)
+        wanted, sequences = sequences, least or sequences
         part = f"the {split} part of {source!r}" if shared else repr(source)
         if len(candidates) < sequences <= found:
             raise InputError(
@@ -103,6 +106,7 @@ def load_tokens(
                 f"{part} is too short: {len(candidates) * length} tokens in whole windows of {length} found, "
                 f"{sequences * length} needed; lower --tokens or give more text"
             )
+        sequences = min(wanted, len(candidates))
         spread = [candidates[(2 * i + 1) * len(candidates) // (2 * sequences)] for i in range(sequences)]
         framing = [torch.tensor(ids, dtype=torch.int64).expand(sequences, -1) for ids in (before, after)]
         tokens = torch.cat([framing[0], windows[spread], framing[1]], dim=1)

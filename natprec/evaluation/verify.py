@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
+from natprec.config import CONFIDENCE, QuantizeConfig
 from natprec.data.seen import NO_PIECES, Pieces, same_text
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError
+from natprec.evaluation.conclude import Expected, Judging, conclude, promised
+from natprec.evaluation.judging import GivenText
 from natprec.evaluation.running import inputs_that_run
+from natprec.evaluation.verdict import HeldOutText
 from natprec.evaluation.verification import Comparison, Verification, compare
 from natprec.formats import Format
 from natprec.measurement import Measurement
@@ -24,24 +28,29 @@ from natprec.solver import Plan
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.progress import Advance, Stages
+from natprec.utils.provenance import Provenance
 
 MEASUREMENT = Path("natprec") / "measurement.safetensors"
 """Where a checkpoint keeps what it was solved from."""
 
-MARGIN = 0.85
-"""Of what the correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""
+CORRECTION = 0.85
+"""Of what a correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""
 
 
 def verify(
     folder: Path,
     subject: Subject,
-    samples: Samples,
+    texts: Samples | Sequence[HeldOutText],
     plan: Plan,
     *,
     rounding: str,
-    data: str,
     stages: Stages,
+    data: str = "",
+    eval_tokens: int | None = None,
     seed: int = 0,
+    confidence: float = CONFIDENCE,
+    part: int = 0,
+    provenance: Provenance | None = None,
     resume_folder: Path | None = None,
     tried: bool = True,
     gpu: str | None = None,
@@ -49,6 +58,9 @@ def verify(
     """Judge the checkpoint on disk against the original model (T6).
 
     Args:
+        texts: that judge, or samples, which all judge and are called `data`.
+        eval_tokens: that judge; None: as many as the verdict needs, see `natprec.evaluation.verdict`.
+        part: of the held-out text, which the file is to say.
         resume_folder: holds how far both models have come; a later call goes on there. None: nothing is kept.
         tried: whether transformers is asked to load it: see `load_quantized`.
         gpu: a generation, whose arithmetic is judged; default: the plan's.
@@ -61,6 +73,9 @@ def verify(
             f"the plan's tolerance is of distortion {plan.distortion!r}, this judges by {subject.distortion.name!r}; "
             "judge by the one that was measured"
         )
+    if isinstance(texts, Samples):
+        eval_tokens, texts = max(1, texts.tokens), [GivenText(data, texts)]
+    device = next(subject.model.parameters()).device
     with stages.stage("load checkpoint"):
         on = gpu or plan.gpu
         running = inputs_that_run(folder, plan.engine, on)
@@ -69,32 +84,17 @@ def verify(
                 f"inputs of {len(running)} modules are rounded on {on} as vLLM does, not as config.json says: "
                 f"natprec check {folder} --gpu {on}"
             )
-        quantized = opened(folder, subject, samples.device, plan.engine, tried, stages.note, running)
-    with stages.stage("verify", len(samples.batches()) * (2 * len(subject.segmented.blocks) + 1)) as advance:
-        summary = compared(
-            subject, quantized, folder, samples, resume_folder, advance, on if running else None
-        ).summary(seed)
-    if not np.isfinite(summary["kl_mean"]):
-        raise ModelError(
-            f"checkpoint {str(folder)!r}: its predictions or the original's on {data!r} are NaN or Inf; "
-            "raise --eps or --bits, or check the original model"
-        )
-    promise = promised(plan)
-    return Verification(
-        eps=plan.eps,
-        passed=None if promise is None else summary["kl_mean"] <= promise,
-        kl_predicted=plan.kl_predicted,
-        stored_bytes=checkpoint_bytes(folder),
-        stored_bytes_reference=plan.stored_bytes_reference,
-        bits_per_weight=plan.bits_per_weight,
-        bits_per_weight_total=plan.bits_per_weight_total,
-        data=data,
-        data_digest=samples.digest,
-        rounding=rounding,
-        distortion=plan.distortion,
-        gpu=on,
-        **summary,
-    )
+        quantized = opened(folder, subject, device, plan.engine, tried, stages.note, running)
+
+    def portion(samples: Samples, number: int) -> Comparison:
+        steps = len(samples.batches()) * (2 * len(subject.segmented.blocks) + 1)
+        with stages.stage("verify", steps) as advance:
+            return compared(
+                subject, quantized, folder, samples.to(device), resume_folder, advance, number, on if running else None
+            )
+
+    how = Judging(eval_tokens, seed, confidence, part, provenance)
+    return conclude(portion, texts, Expected.of(plan, checkpoint_bytes(folder), rounding, on), how, str(folder))
 
 
 def opened(
@@ -122,6 +122,7 @@ def compared(
     samples: Samples,
     resume_folder: Path | None,
     advance: Advance,
+    number: int = 0,
     gpu: str | None = None,
 ) -> Comparison:
     """A checkpoint's model against the original: all of the text goes through each, a block at a time.
@@ -129,23 +130,19 @@ def compared(
     Args:
         folder: of the checkpoint.
         samples: the held-out text.
-        resume_folder: see `verify`.
+        resume_folder: see `verify`; `number`: of this portion, in the names of the files there.
         gpu: whose arithmetic the checkpoint's model has, where that is not what it says.
     """
     files = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(folder.glob("*.*"))]
     states = [
-        None if resume_folder is None else resume_folder / f"{name}.safetensors" for name in ("original", "quantized")
+        None if resume_folder is None else resume_folder / f"{name}{number or ''}.safetensors"
+        for name in ("original", "quantized")
     ]
     keys = [state_key(subject.digest, samples.digest), state_key(*files, *filter(None, [gpu]), samples.digest)]
     with contextlib.ExitStack() as held:
         reference = held.enter_context(passed(subject.segmented, samples, advance, states[0], keys[0]))
         other = held.enter_context(passed(quantized, samples, advance, states[1], keys[1]))
         return compare(reference, other, samples, advance, subject.distortion)
-
-
-def promised(plan: Plan) -> float | None:
-    """The distortion of the whole model that a plan promises; with eps per site, the sum over sites."""
-    return plan.eps if plan.eps is None or plan.eps_scope == "model" else plan.eps * len(plan.sites)
 
 
 def tightened(plan: Plan, kl_mean: float) -> float:
@@ -158,9 +155,9 @@ def tightened(plan: Plan, kl_mean: float) -> float:
     assert promise is not None
     assert plan.eps_solved is not None
     if all(choice.tokens is None for choice in plan.sites.values()) or kl_mean <= predicted:
-        return MARGIN * plan.eps_solved * promise / kl_mean
+        return CORRECTION * plan.eps_solved * promise / kl_mean
     rerouted = (kl_mean - predicted) / math.sqrt(predicted)
-    root = (math.sqrt(rerouted**2 + 4 * MARGIN * promise) - rerouted) / 2
+    root = (math.sqrt(rerouted**2 + 4 * CORRECTION * promise) - rerouted) / 2
     return plan.eps_solved * root**2 / predicted
 
 
@@ -188,9 +185,29 @@ def measured_on(folder: Path) -> Pieces:
     return Measurement.load(file).pieces if file.is_file() else NO_PIECES
 
 
-def recorded_rounding(folder: Path) -> str:
-    """The rounding that an earlier verification recorded; 'unknown' where there is none that can be read."""
+def recorded(folder: Path) -> Verification | None:
+    """The verification that a checkpoint has; None where there is none that can be read."""
     try:
-        return Verification.load(folder / "verification.json").rounding
+        return Verification.load(folder / "verification.json")
     except InputError:
-        return "unknown"
+        return None
+
+
+def as_recorded(
+    config: QuantizeConfig, known: Verification | None, length: int | None, seed: int | None
+) -> QuantizeConfig:
+    """Judge as the last verification did in whatever the user leaves open, so that the same windows judge again."""
+    return replace(
+        config,
+        length=length or (known.length if known is not None and known.length else config.length),
+        seed=seed if seed is not None else known.provenance.seed if known and known.provenance else config.seed,
+        eval_tokens=config.eval_tokens or (known.eval_tokens if known is not None else None),
+    )
+
+
+def with_history(verification: Verification, known: Verification | None) -> Verification:
+    """A later verification of one checkpoint: what was corrected, and what the first plan measured, stay on record."""
+    if known is None:
+        return verification
+    first = known.first_verdict if known.corrections else verification.first_verdict
+    return replace(verification, corrections=known.corrections, first_verdict=first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -71,27 +72,47 @@ def budget(plan: Plan) -> dict[str, Any]:
     }
 
 
-def tables(inspection: Inspection) -> RenderableType:
-    """Sites, boundaries and sums, for a terminal."""
-    parts: list[RenderableType] = [_sites(inspection.sites), "", _boundaries(inspection.boundaries), ""]
+def tables(inspection: Inspection, top: int | None = None) -> RenderableType:
+    """Sums, then the largest sites and the boundaries that erase most, for a terminal of 80 columns.
+
+    Args:
+        top: rows of each table; None: all.
+    """
     found = totals(inspection.boundaries)
-    parts.append(
-        f"{found['boundaries']} boundaries, {found['free']} free, {found['fused']} in an epilogue; "
-        f"{found['erased_bits']:.4g} bits erased, at least {found['landauer_joules']:.3g} J"
-    )
+    parts: list[RenderableType] = [
+        f"{found['boundaries']} boundaries, {found['free']} free, {found['fused']} in an epilogue;",
+        f"{found['erased_bits']:.4g} bits erased, at least {found['landauer_joules']:.3g} J",
+    ]
     for kind, value in inspection.correlation.items():
-        parts.append(f"entropy orders b* of {kind} sites with a rank correlation of {value:+.2f}")
+        parts.append(
+            f"entropy orders b* of {kind} sites with a rank correlation of {_correlation(inspection, kind, value)}"
+        )
     if inspection.plan is not None:
         sums = budget(inspection.plan)
         spent = "" if sums["spent"] is None else f"{sums['spent']:.1%} of eps {sums['eps']:g} spent; "
         each = max(1, sums["weights"])
         parts.append(
-            f"{spent}carried above b*: {sums['bits_above_b_star'] / each:.3f} bits per weight, "
-            f"below it: {sums['bits_below_b_star'] / each:.3f}"
+            f"{spent}bits per weight above b*: {sums['bits_above_b_star'] / each:.3f}, "
+            f"below: {sums['bits_below_b_star'] / each:.3f}"
         )
+    largest = sorted(inspection.sites, key=lambda row: -row.elements)[:top] if top else inspection.sites
+    erasing = sorted(inspection.boundaries, key=lambda each: -each.erased_bits)[:top] if top else inspection.boundaries
+    parts += ["", _sites(largest), *_rest(len(inspection.sites), len(largest), "largest sites")]
+    parts += ["", _boundaries(erasing), *_rest(len(inspection.boundaries), len(erasing), "boundaries that erase most")]
     if inspection.lowered is not None:
         parts += ["", _lowered(inspection.lowered)]
     return Group(*parts, *inspection.notes)
+
+
+def _rest(count: int, shown: int, what: str) -> list[str]:
+    """How many rows are left out."""
+    return [f"the {shown} {what} of {count}; --top 0 or --json for all"] if shown < count else []
+
+
+def _correlation(inspection: Inspection, kind: str, value: float) -> str:
+    """A dash where all b* are equal, which nothing orders."""
+    stars = {row.b_star.forward for row in inspection.sites if (row.kind == "weight") == (kind == "weight")}
+    return f"{value:+.2f}" if len(stars) > 1 else "-"
 
 
 def _lowered(block: LoweredBlock) -> RenderableType:
@@ -108,18 +129,35 @@ def _lowered(block: LoweredBlock) -> RenderableType:
     )
 
 
-def _sites(rows: list[SiteRow]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("site", "kind"):
+NAME = 26
+"""Columns of a name: its end, which tells more than its beginning."""
+
+
+def _name(text: str, width: int = NAME) -> str:
+    """A module path without what all have in common."""
+    text = text.removeprefix("model.")
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def _table(left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for header in left:
         table.add_column(header, no_wrap=True)
-    for header in ("elements", "H", "codes", "lossless", "b* fwd", "bwd", "both", "width"):
+    for header in right:
         table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def _sites(rows: Sequence[SiteRow]) -> Table:
+    """`b*` of the forward flow, the backward flow and both."""
+    table = _table(("site", "kind"), ("elements", "H", "codes", "lossless", "b*", "width"))
     for row in rows:
         star = (row.b_star.forward, row.b_star.backward, row.b_star.dual)
         width = f"{row.width}" if row.bits_above is None else f"{row.width} ({row.bits_above:+d})"
         table.add_row(
-            row.name, row.kind, human_count(row.elements), f"{row.entropy_bits:.2f}", str(row.realized_codes),
-            _lossless(row), *("-" if bits is None else str(bits) for bits in star), width,
+            _name(row.name, 25), row.kind, human_count(row.elements), f"{row.entropy_bits:.2f}",
+            str(row.realized_codes), _lossless(row), "/".join("-" if bits is None else str(bits) for bits in star),
+            width,
         )  # fmt: skip
     return table
 
@@ -127,21 +165,17 @@ def _sites(rows: list[SiteRow]) -> Table:
 def _lossless(row: SiteRow) -> str:
     if row.grid is None:
         return str(row.lossless_bits)
-    offset = {"none": "", "integer": " zero point", "float": " float offset"}[row.grid["offset"]]
+    offset = {"none": "", "integer": "z", "float": "f"}[row.grid["offset"]]
     return f"{row.lossless_bits} g{row.grid['group_size']}{offset}"
 
 
-def _boundaries(boundaries: list[Boundary]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("from", "to"):
-        table.add_column(header, no_wrap=True)
-    for header in ("bits", "H", "codes", "collide", "erased bits", "joules", ""):
-        table.add_column(header, justify="right", no_wrap=True)
+def _boundaries(boundaries: Sequence[Boundary]) -> Table:
+    table = _table(("from", "to"), ("bits", "H", "collide", "erased", ""))
     for each in boundaries:
         word = "free" if each.free else "erases"
         table.add_row(
-            each.source, each.target, f"{each.source_bits} → {each.target_bits}", f"{each.source_entropy_bits:.2f}",
-            str(each.realized_codes), str(each.colliding_codes), f"{each.erased_bits:.3g}",
-            f"{each.landauer_joules:.2g}", f"{word}, fused" if each.fused else word,
+            _name(each.source, 22), _name(each.target, 22), f"{each.source_bits}→{each.target_bits}",
+            f"{each.source_entropy_bits:.1f}", str(each.colliding_codes), f"{each.erased_bits:.3g}",
+            f"{word}, fused" if each.fused else word,
         )  # fmt: skip
     return table

@@ -26,6 +26,7 @@ from natprec.measurement.spot_check import not_believed, spot_check
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep, sweep_batches
 from natprec.models.activation_sites import activation_formats
+from natprec.models.devices import device_name
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import uneven
 from natprec.roundings import rounding_named
@@ -192,6 +193,8 @@ def header_of(
         untested=config.untested,
         portable=config.portable,
         untied=subject.untied,
+        device=device_name(str(next(subject.model.parameters()).device)),
+        revision=subject.revision,
         products=products_of(subject, config.sites),
         **config.entering(),
     )

@@ -24,8 +24,10 @@ from natprec.measurement.defects import refuse_curve
 from natprec.measurement.packing import digests, pack_curves, read_arrays, unpack_curves
 from natprec.models.weight_sites import Site
 from natprec.utils.atomic_files import write_bytes
+from natprec.utils.human import summary_html, summary_line
 from natprec.utils.marks import KEY
 from natprec.utils.own_files import MEASUREMENT, sealed
+from natprec.utils.provenance import MeasuredText, Provenance, now, versions
 from natprec.utils.schema import Among, Count, From0, Named, Place, Positive, Seed, read
 from natprec.utils.statistics import bootstrap_interval
 
@@ -54,6 +56,8 @@ class Header(Measured):
         carried_bytes: tokenizer and configuration files of the checkpoint.
         distortion: name of the one that all curves are in.
         rotation: the seed by which the model was rotated before; None: it was not.
+        device: what measured; of a GPU its model. Older files do not say.
+        revision: the model's commit on the hub; None: it is not from there.
         products: dtype of the operands of matrix products in the sweep.
         gpu: the generation that was measured for, or 'any'; None: formats that do not depend on one; with it `untested`
             and `portable`, as `natprec.formats.engine_profile` has them.
@@ -84,6 +88,8 @@ class Header(Measured):
     untested: bool = False
     portable: bool = False
     untied: str = ""
+    device: str = ""
+    revision: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what concerns a GPU is there if one was named."""
@@ -92,6 +98,25 @@ class Header(Measured):
             for name in _OF_A_GPU:
                 del value[name]
         return value
+
+    def provenance(self, command: str, device: str | None = None) -> Provenance:
+        """How what is made of this measurement now comes to be.
+
+        Args:
+            command: that makes it, without paths; `device`: where, else where it was measured.
+        """
+        text = MeasuredText(self.data, self.text_digest, self.data_digest, self.sequences, self.length, self.parts)
+        return Provenance(
+            versions(),
+            now(),
+            command,
+            self.device if device is None else device,
+            self.seed,
+            self.model,
+            self.model_digest,
+            self.revision,
+            text,
+        )
 
     def identity(self, formats: Iterable[Format]) -> dict[str, Any]:
         """All that decides the numbers: of two measurements that agree in it, one can stand for the other."""
@@ -118,6 +143,24 @@ class Measurement:
     header: Header
     curves: dict[str, Curve]
     pieces: Pieces = field(default_factory=NO_PIECES.copy)
+
+    def __repr__(self) -> str:
+        return summary_line("Measurement", self._shown())
+
+    def _repr_html_(self) -> str:
+        return summary_html("measurement", self._shown())
+
+    def _shown(self) -> dict[str, str]:
+        """What a person wants to see first."""
+        header = self.header
+        return {
+            "model": header.model,
+            "sites": str(len(self.curves)),
+            "formats": str(len({fmt for curve in self.curves.values() for fmt in curve.formats})),
+            "engine": header.engine,
+            "distortion": header.distortion,
+            "text": f"{header.sequences * header.length} tokens of {header.data}",
+        }
 
     @property
     def weights(self) -> dict[str, Curve]:

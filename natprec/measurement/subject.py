@@ -54,6 +54,7 @@ class Subject:
         rotation: the seed by which the model was rotated after it was loaded; None: it is as it was.
         trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
         untied: the output head, where it was tied to the embedding and is a site of its own now; else empty.
+        revision: the model's commit on the hub; None: it is not from there.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Subject:
     rotation: int | None = None
     trusted: bool = False
     untied: str = ""
+    revision: str | None = None
 
     @property
     def distortion(self) -> Distortion:
@@ -143,6 +145,7 @@ class Subject:
             gguf=loaded.gguf,
             leftovers=loaded.leftovers,
             trusted=loaded.trusted,
+            revision=loaded.revision,
         )
 
     @classmethod

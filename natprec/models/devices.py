@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from natprec.errors import InputError
-from natprec.models.model_files import first_line
+from natprec.errors import InputError, first_line
 
 
 def usable_device(device: str) -> torch.device:
@@ -58,3 +57,9 @@ def quiet(stderr: bool = False) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def device_name(device: str) -> str:
+    """What computes, as files that are passed on call it: the kind of device, and of a GPU its model."""
+    target = torch.device(device)
+    return f"cuda: {torch.cuda.get_device_name(target)}" if target.type == "cuda" else target.type

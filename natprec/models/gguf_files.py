@@ -11,13 +11,15 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from torch import nn
 
 from natprec.errors import ModelError
 from natprec.models.bounds import refuse_counts, refuse_many_tensors
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the metadata's scalars, by type."""
@@ -109,6 +111,23 @@ def check_gguf(file: Path) -> GGUFHeader:
                 f"{str(file)!r} ({size} bytes) is cut off before tensor {tensor.name!r} ends; download it again"
             )
     return header
+
+
+def gguf_architecture(file: Path) -> str | None:
+    """What a GGUF file says its architecture is; None where it says nothing, or is none."""
+    try:
+        return read_gguf(file).architecture or None
+    except ModelError:
+        return None
+
+
+def gguf_sizes(file: Path) -> list[tuple[int, int, int]]:
+    """Elements, stored bytes and dimensions of each tensor.
+
+    Raises:
+        ModelError: the file is damaged, or has a type that nothing here can read.
+    """
+    return [(each.elements, each.nbytes, len(each.shape)) for each in check_gguf(file).tensors]
 
 
 def read_gguf(file: Path) -> GGUFHeader:

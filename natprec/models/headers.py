@@ -13,6 +13,10 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """Types of weights, as safetensors calls them."""
 
 
+_WIDE = {"64": 8.0, "32": 4.0, "16": 2.0, "F6": 0.75, "F4": 0.5}
+"""In the name of a type → bytes of a number; all others have one."""
+
+
 @dataclass(frozen=True)
 class Header:
     """One tensor of a file.
@@ -29,6 +33,12 @@ class Header:
     def elements(self) -> int:
         """Numbers in it."""
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        each = next((size for part, size in _WIDE.items() if part in self.dtype), 1.0)
+        return math.ceil(each * self.elements)
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Header]:

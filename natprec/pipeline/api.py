@@ -9,19 +9,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from natprec.config import QuantizeConfig
+from natprec.config import CONFIDENCE, QuantizeConfig
 from natprec.data.seen import source_digest
 from natprec.distortions import Distortion, named
 from natprec.errors import InputError, NatprecError
 from natprec.evaluation import verify as judge
+from natprec.evaluation.verdict import HeldOutText
 from natprec.evaluation.verification import Verification
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
 from natprec.measurement.subject import Subject
 from natprec.models.trust import tokenizer_of
 from natprec.pipeline import quantize as pipeline
+from natprec.pipeline.held_out import held_out
+from natprec.pipeline.provenance import again
 from natprec.pipeline.request import for_engine, refuse_long
-from natprec.pipeline.samples import calibration_parts, calibration_samples, held_out_samples
+from natprec.pipeline.samples import calibration_parts, calibration_samples
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.flows import round_flows
 from natprec.roundings import rounding_named
@@ -143,9 +146,11 @@ def verify(
     data: Data = None,
     tokenizer: Any = None,
     *,
-    tokens: int = 4096,
+    eps: float | None = None,
+    tokens: int | None = None,
     length: int = 256,
     seed: int = 0,
+    confidence: float = CONFIDENCE,
     distortion: Distortion | None = None,
     trust_remote_code: bool = False,
 ) -> Verification:
@@ -155,33 +160,39 @@ def verify(
         data: held-out text, (sequences, time) token ids, or samples. Of a text that may be the one measured
             on, the last fifth is taken, which measuring leaves out.
         tokenizer: needed for text; the checkpoint's own by default.
+        eps: tolerance to judge by; default: the plan's.
+        tokens: that judge; default: as many as a clear verdict needs, 32,768 at most.
+        confidence: of the interval that the verdict uses.
         distortion: needed only where it was one of your own.
         trust_remote_code: run Python that comes with the checkpoint.
     """
-    config = QuantizeConfig.of("verify", "", {"eval_tokens": tokens, "length": length, "seed": seed})
+    config = QuantizeConfig.of(
+        "verify", "", {"eval_tokens": tokens, "length": length, "seed": seed, "confidence": confidence}
+    )
     path = Path(folder)
-    plan = Plan.load(path / "plan.json")
+    plan, known = Plan.load(path / "plan.json"), judge.recorded(path)
+    plan = plan if eps is None else replace(plan, eps=eps, eps_scope="model")
     if tokenizer is None and not isinstance(data, GIVEN):
         tokenizer = _own_tokenizer(path, trust_remote_code)
     subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
     subject = replace(subject, trusted=trust_remote_code)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
-    samples = _given(subject, data, length)
-    if samples is None:
+    texts: Samples | list[HeldOutText] | None = _given(subject, data, length)
+    part = 0
+    if texts is None:
         source = None if data is None else str(data)
         shared = source if source is not None and judge.may_be_measured_on(path, source) else None
         config = replace(config, eval_data=source, data=shared)
-        samples = held_out_samples(config, subject, Stages(quiet=True), judge.measured_on(path))
+        judging = held_out(config, subject, Stages(quiet=True), judge.measured_on(path))
+        part = known.part if known is not None and judging.part(known.part) else 0
+        texts = judging.part(part)
+    command = f"natprec.verify(..., data={_label(data)!r})"
     result = judge.verify(
-        path,
-        subject,
-        samples,
-        plan,
-        rounding=judge.recorded_rounding(path),
-        data=_label(data),
-        stages=Stages(quiet=True),
-        seed=seed,
-    )
+        path, subject, texts, plan, rounding="unknown" if known is None else known.rounding, data=_label(data),
+        stages=Stages(quiet=True), eval_tokens=tokens, seed=seed, confidence=confidence, part=part,
+        provenance=again(plan.provenance, subject, command, config),
+    )  # fmt: skip
+    result = judge.with_history(result, known)
     result.save(path / "verification.json")
     return result
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from natprec.evaluation.verdict import MOST
 from natprec.measurement.block_inputs import SHARE
 from natprec.measurement.gptq_ratio import JUDGING
 from natprec.measurement.measure import goes_back
@@ -92,9 +93,8 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
         per_token, reading, output = _timed(subject.segmented, samples)
     with subject.segmented.gathering():
         gathering = min(per_token, _timed(subject.segmented, samples)[0])
-    own_text = config.tokens // (2 if config.data else 1) + (
-        0 if config.eval_data or config.data else config.eval_tokens
-    )
+    judging = config.eval_tokens or MOST // 2  # between the least and the most that a verdict may need
+    own_text = config.tokens // (2 if config.data else 1) + (0 if config.eval_data or config.data else judging // 2)
     own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
     fitted = rounding_named(config.rounding).compensates
@@ -112,7 +112,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
         seconds |= {
             "round": rounder.seconds(_pace(subject, config, per_token, gathering)),
             "refine": config.refine * SEQUENCES * config.length * per_token * REFINE_FORWARDS,
-            "verify": 2 * config.eval_tokens * per_token,
+            "verify": 2 * judging * per_token,
         }
     model = sum(4 * parameter.numel() for parameter in subject.model.parameters())
     held = model if subject.segmented.weights.whole else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from natprec.checkpoints import checkpoint_writer
@@ -19,12 +19,16 @@ from natprec.checkpoints.writer import CheckpointWriter
 from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
 from natprec.errors import BudgetError, NatprecError, VerdictError
+from natprec.evaluation.conclude import promised
+from natprec.evaluation.verdict import FirstVerdict
 from natprec.evaluation.verification import Verification
-from natprec.evaluation.verify import MEASUREMENT, promised, tightened, verify
+from natprec.evaluation.verify import MEASUREMENT, tightened, verify
 from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
+from natprec.pipeline.held_out import PARTS, HeldOut, held_out
+from natprec.pipeline.provenance import again, command_of
 from natprec.pipeline.request import (
     check,
     inputs,
@@ -35,7 +39,7 @@ from natprec.pipeline.request import (
     tell_leftovers,
 )
 from natprec.pipeline.resume import forget, measured, resume_folder_of
-from natprec.pipeline.samples import calibration_samples, held_out_samples
+from natprec.pipeline.samples import calibration_samples
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, rounded_segments
 from natprec.rounding.refine import refine
@@ -45,7 +49,6 @@ from natprec.utils.atomic_files import clear_stale, new_folder, refuse_existing
 from natprec.utils.claims import beside, claimed
 from natprec.utils.marks import refuse_inputs
 from natprec.utils.progress import Advance, Stages
-from natprec.utils.records import OWN_TEXT, public_name
 
 
 def quantize(
@@ -65,37 +68,14 @@ def quantize(
         NatprecError: any input that cannot be used; nothing is left half-written.
         VerdictError: the checkpoint is there, but could not be judged.
     """
-    check(config)
     out = Path(out)
-    refuse_inputs(out, inputs(config))
-    clear_stale(out)
-    refuse_existing(out, overwrite)
-    partial = beside(out, ".partial")
-    stages = stages or Stages(quiet=True)
-    subject = open_subject(config, stages)
-    refuse_on_disk(subject, config.refine)
-    refuse_impossible_size(config, subject)
-    tell_leftovers(subject, config.engine, stages)
-    why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
-    if why is not None:
-        stages.note(UNPACKED.format(why))
-    samples = calibration_samples(config, subject, stages)
-    held_out = held_out_samples(config, subject, stages, pieces_of(samples))
+    run = opened_run(config, out, overwrite, stages or Stages(quiet=True))
     with claimed(out):
-        measurement = measured(config, subject, samples, partial / "measurement.safetensors", resume, stages)
-        try:
-            with stages.stage("solve"):
-                plan = solve_for(config, measurement)
-        except BudgetError as error:
-            file = partial / "measurement.safetensors"
-            raise BudgetError(f"{error}; kept for natprec solve, or --resume with another target: {file}") from error
+        measurement = run.measured(resume)
+        plan = run.solved(config, measurement)
         with new_folder(out, overwrite) as folder:
-            resume_folder = resume_folder_of(partial, subject)
-            plan, verdict = _round_and_prove(
-                config, subject, measurement, plan, samples, held_out, folder, resume_folder, stages, tried=why is None
-            )
-            measurement.save(folder / MEASUREMENT)
-        forget(partial)
+            plan, verdict = round_and_verify(config, run, measurement, plan, folder)
+        forget(run.partial)
     if isinstance(verdict, NatprecError):
         source = config.eval_data or config.data
         why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
@@ -106,52 +86,118 @@ def quantize(
     return measurement, plan, verdict
 
 
-def _round_and_prove(
-    config: QuantizeConfig,
-    subject: Subject,
-    measurement: Measurement,
-    plan: Plan,
-    samples: Samples,
-    held_out: Samples,
-    folder: Path,
-    resume_folder: Path | None,
-    stages: Stages,
-    tried: bool,
+@dataclass(frozen=True)
+class Run:
+    """What is read before anything is measured.
+
+    Attributes:
+        samples: to measure on; `judging`: the text that judges.
+        tried: whether transformers is asked to load the checkpoint.
+        partial: the folder that a resumed run goes on from.
+    """
+
+    config: QuantizeConfig
+    subject: Subject
+    samples: Samples
+    judging: HeldOut
+    stages: Stages
+    tried: bool
+    partial: Path
+
+    def measured(self, resume: bool) -> Measurement:
+        """The measurement, made now or found."""
+        return measured(self.config, self.subject, self.samples, self._kept, resume, self.stages)
+
+    def solved(self, config: QuantizeConfig, measurement: Measurement) -> Plan:
+        """The plan for a configuration's target; the measurement of one out of reach is kept."""
+        try:
+            with self.stages.stage("solve"):
+                return solve_for(config, measurement)
+        except BudgetError as error:
+            raise BudgetError(
+                f"{error}; kept for natprec solve, or --resume with another target: {self._kept}"
+            ) from error
+
+    @property
+    def _kept(self) -> Path:
+        return self.partial / "measurement.safetensors"
+
+
+def opened_run(config: QuantizeConfig, out: Path, overwrite: bool, stages: Stages) -> Run:
+    """Check, load the model and read the texts.
+
+    Raises:
+        NatprecError: any input that cannot be used.
+    """
+    check(config)
+    refuse_inputs(out, inputs(config))
+    clear_stale(out)
+    refuse_existing(out, overwrite)
+    subject = open_subject(config, stages)
+    refuse_on_disk(subject, config.refine)
+    refuse_impossible_size(config, subject)
+    tell_leftovers(subject, config.engine, stages)
+    why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
+    if why is not None:
+        stages.note(UNPACKED.format(why))
+    samples = calibration_samples(config, subject, stages)
+    judging = held_out(config, subject, stages, pieces_of(samples))
+    return Run(config, subject, samples, judging, stages, why is None, beside(out, ".partial"))
+
+
+def round_and_verify(
+    config: QuantizeConfig, run: Run, measurement: Measurement, plan: Plan, folder: Path
 ) -> tuple[Plan, Verification | NatprecError]:
-    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat.
+    """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat, on the text's
+    other part.
 
     Returns:
         The plan, and the verdict or why there is none: hours of work are not thrown away for that.
     """
-    judged = public_name(config.eval_data or config.data or OWN_TEXT)
+    subject, judging, stages = run.subject, run.judging, run.stages
+    resume_folder = resume_folder_of(run.partial, subject)
     verification: Verification | None = None
-    for corrections in (0, 1):
-        subject = subject.with_head(plan.untied)
-        round_and_write(
-            subject, plan, samples, config.rounding, folder, resume_folder, stages, config.refine, config.seed
-        )
-        try:
-            verification = verify(
-                folder, subject, held_out, plan, rounding=config.rounding, data=judged, stages=stages,
-                seed=config.seed, resume_folder=resume_folder, tried=tried,
-            )  # fmt: skip
-        except NatprecError as error:
-            return plan, error
-        verification = replace(verification, corrections=corrections)
-        promise = promised(plan)
-        if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
-            break
-        if config.bits is not None or config.max_size is not None:
-            break  # the size decides the plan; a tighter tolerance would give the same one
-        eps = tightened(plan, verification.kl_mean)
-        try:
-            plan = solve_for(config, measurement, eps)
-        except BudgetError:
-            stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
-            break
-        stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}: solving once more, for {eps:.4g}")
-        _empty(folder)
+    first: FirstVerdict | None = None
+    origin = again(plan.provenance, subject, command_of("quantize", config), config)
+    try:
+        for corrections in range(PARTS):
+            subject = subject.with_head(plan.untied)
+            round_and_write(
+                subject, plan, run.samples, config.rounding, folder, resume_folder, stages, config.refine, config.seed
+            )
+            try:
+                verification = verify(
+                    folder, subject, judging.part(corrections), plan, rounding=config.rounding, stages=stages,
+                    eval_tokens=config.eval_tokens, seed=config.seed, confidence=config.confidence, part=corrections,
+                    provenance=origin, resume_folder=resume_folder, tried=run.tried,
+                )  # fmt: skip
+            except NatprecError as error:
+                measurement.save(folder / MEASUREMENT)
+                return plan, error
+            first = first or verification.first_verdict
+            verification = replace(verification, corrections=corrections, first_verdict=first)
+            promise = promised(plan)
+            if verification.passed is not False or corrections or promise is None or plan.eps_solved is None:
+                break
+            if config.bits is not None or config.max_size is not None:
+                break  # the size decides the plan; a tighter tolerance would give the same one
+            if not judging.part(corrections + 1):
+                stages.note(
+                    f"measured {verification.kl_mean:.4g} > {promise:g}, and no text is left to judge a correction on"
+                )
+                break
+            eps = tightened(plan, verification.kl_mean)
+            try:
+                plan = solve_for(config, measurement, eps)
+            except BudgetError:
+                stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
+                break
+            stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}: solving once more, for {eps:.4g}")
+            _empty(folder)
+    finally:
+        subject.with_head(bool(run.subject.untied))  # the model is that of the run again
     assert verification is not None
+    measurement.save(folder / MEASUREMENT)
     verification.save(folder / "verification.json")
     return plan, verification
 

@@ -162,7 +162,8 @@ def _typed(file: Path, key: str, value: Any, hint: Any, name: str = "") -> Any:
     Raises:
         InputError: says what is expected.
     """
-    if name in OPTIONS and OPTIONS[name].parse and isinstance(value, int) and not isinstance(value, bool):
+    numbers = (int, float) if name == "max_size" else (int,)
+    if name in OPTIONS and OPTIONS[name].parse and type(value) in numbers:
         return str(value)
     kinds = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
     plain = [str if kind is Path else kind for kind in kinds if kind is not NoneType]

@@ -22,8 +22,9 @@ from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import activation_formats
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
-from natprec.models.model_files import local_path
+from natprec.models.places import local_path
 from natprec.models.weight_sites import Site, site_layer
+from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
 from natprec.solver.fused_groups import check_flows
@@ -46,13 +47,14 @@ def check(config: QuantizeConfig, judged: bool = True, solved: bool = True) -> N
 
 def solve_for(config: QuantizeConfig, measurement: Measurement, eps_solved: float | None = None) -> Plan:
     """The plan that is asked for; `eps_solved` is a tightened tolerance."""
-    return solve(
+    plan = solve(
         measurement,
         engine=config.engine,
         rounding=config.rounding,
         eps_solved=eps_solved,
         **config.given("solve"),
     )
+    return replace(plan, provenance=measurement.header.provenance(command_of("quantize", config)))
 
 
 def inputs(config: QuantizeConfig) -> dict[str, Path | None]:

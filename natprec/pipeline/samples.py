@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from natprec.config import QuantizeConfig
+from natprec.config import EVAL_TOKENS, QuantizeConfig
+from natprec.data.ordinary import ORDINARY
 from natprec.data.readers import READERS
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.errors import InputError
@@ -42,7 +43,14 @@ def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:
     """What to judge on: another part of the text, or another text, without what was `seen`."""
     source = config.eval_data or config.data
-    return _samples(config, subject, stages, source, config.eval_tokens, "held-out", seen)
+    return _samples(config, subject, stages, source, config.eval_tokens or EVAL_TOKENS, "held-out", seen)
+
+
+def read_samples(
+    config: QuantizeConfig, subject: Subject, stages: Stages, source: str, count: int, least: int, seen: Pieces
+) -> Samples:
+    """So many samples of a source to judge on, at least `least` of them; see `held_out_samples`."""
+    return _samples(config, subject, stages, source, count * config.length, "held-out", seen, least)
 
 
 def _samples(
@@ -53,6 +61,7 @@ def _samples(
     tokens: int,
     split: str,
     seen: Pieces = NO_PIECES,
+    least: int | None = None,
 ) -> Samples:
     if source is None and subject.task.generates and not subject.writes:
         raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
@@ -73,8 +82,9 @@ def _samples(
             sequences=max(1, round(tokens / config.length)),
             length=config.length,
             split=split,
-            shared=shares_text(config),
+            shared=source != str(ORDINARY) and shares_text(config),
             seen=seen,
+            least=least,
             model=subject.model,
             writes=subject.writes,
             seed=config.seed,

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from natprec.config import DISTORTIONS
 from natprec.distortions import named
+from natprec.evaluation.conclude import promised
+from natprec.evaluation.verdict import FAIL, PASS, WITHIN_NOISE
 from natprec.evaluation.verification import Verification
-from natprec.evaluation.verify import promised
 from natprec.formats.gpus import ANY
 from natprec.measurement import Measurement
 from natprec.models.routing import MIN_TOKENS
@@ -26,6 +27,13 @@ from natprec.utils.human import human_bytes, human_seconds
 
 LABEL = 17
 BAR = 32
+
+VERDICTS = {
+    PASS: ("PASS", "bold green"),
+    WITHIN_NOISE: ("PASS WITHIN NOISE", "bold yellow"),
+    FAIL: ("FAIL", "bold red"),
+}
+"""Verdict → the word and its style."""
 
 
 def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
@@ -61,7 +69,7 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
     rows.add_row("stored after", _stored(plan.stored_bytes, stored_on_disk, before))
     _add_predicted(rows, plan)
     if plan.uniform is not None and plan.kl_uniform is not None:
-        rows.add_row("", f"{plan.kl_uniform:.4g} with {plan.uniform} throughout, which stores no more")
+        rows.add_row("", f"uniform {plan.uniform}, no larger: {plan.kl_uniform:.4g}")
     return rows
 
 
@@ -85,20 +93,41 @@ def verification_table(plan: Plan, verification: Verification, predicted: bool =
     rows = _rows()
     if predicted:
         _add_predicted(rows, plan)
-    label, unit, terms = _words(plan)
-    rows.add_row(f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit))
+    _add_measured(rows, verification, promised(plan), plan)
+    return rows
+
+
+def foreign_table(name: str, verification: Verification) -> RenderableType:
+    """The same of a checkpoint without a plan: another quantizer's."""
+    rows = _rows()
+    rows.add_row("checkpoint", f"{name}, not written by natprec")
+    rows.add_row(
+        "bits per weight", f"{verification.bits_per_weight:.3f}, {verification.bits_per_weight_total:.3f} over all"
+    )
+    rows.add_row("stored", human_bytes(verification.stored_bytes))
+    _add_measured(rows, verification, verification.eps)
+    return rows
+
+
+def _add_measured(rows: Table, verification: Verification, promise: float | None, plan: Plan | None = None) -> None:
+    label, unit, terms = _words(verification.distortion)
+    rows.add_row(
+        f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit, verification.confidence)
+    )
     rows.add_row("", f"99 % of {terms} below {verification.kl_p99:.4g}")
     if verification.gpu is not None:
-        rows.add_row("arithmetic", f"of {plan.engine} on {verification.gpu}")
-    rows.add_row("promise", _verdict(plan, verification))
+        engine = "vllm" if plan is None else plan.engine
+        rows.add_row("arithmetic", f"of {engine} on {verification.gpu}")
+    rows.add_row("verdict", _verdict(verification, promise, plan))
+    for line in _first(verification) + _texts(verification):
+        rows.add_row("", line)
     before, after = verification.perplexity_reference, verification.perplexity_quantized
     if before is not None and after is not None:
         rows.add_row("perplexity", f"{before:.3f} → {after:.3f} ({after / before - 1:+.2%})")
-        if plan.natural_bits is not None:
+        if plan is not None and plan.natural_bits is not None:
             rows.add_row("natural precision", natural_line(plan.natural_bits, before))
     if verification.top1_agreement is not None:
         rows.add_row("same top token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
-    return rows
 
 
 def natural_line(natural_bits: float, perplexity: float) -> str:
@@ -137,16 +166,16 @@ def _stored(forecast: int, on_disk: int | None, before: int) -> str:
     return f"{text}: {(on_disk or forecast) / before:.1%} of before"
 
 
-def _words(plan: Plan) -> tuple[str, str, str]:
-    """What the plan's distortion is called, its unit, and what it is averaged over."""
-    if plan.distortion not in DISTORTIONS:  # one of the user's own
-        return plan.distortion, "", "terms"
-    found = named(plan.distortion)
+def _words(distortion: str) -> tuple[str, str, str]:
+    """What a distortion is called, its unit, and what it is averaged over."""
+    if distortion not in DISTORTIONS:  # one of the user's own
+        return distortion, "", "terms"
+    found = named(distortion)
     return found.label, found.unit, found.term
 
 
 def _add_predicted(rows: Table, plan: Plan) -> None:
-    label, unit, _ = _words(plan)
+    label, unit, _ = _words(plan.distortion)
     rows.add_row(f"{label} predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95, unit))
 
 
@@ -157,21 +186,41 @@ def _add_needs(rows: Table, plan: Plan, needs: Needs) -> None:
         rows.add_row("", f"no run of {plan.engine} has loaded {', '.join(needs.untested)}")
 
 
-def _interval(value: float, interval: tuple[float, float], unit: str) -> str:
-    return f"{value:.4g} {unit}".rstrip() + f" (95 %: {interval[0]:.4g} to {interval[1]:.4g})"
+def _interval(value: float, interval: tuple[float, float], unit: str, confidence: float = 0.95) -> str:
+    return f"{value:.4g} {unit}".rstrip() + f" ({100 * confidence:g} %: {interval[0]:.4g} to {interval[1]:.4g})"
 
 
-def _verdict(plan: Plan, verification: Verification) -> Text:
-    if verification.passed is None or plan.eps is None:
-        return Text("none: a size was asked for, no tolerance")
-    word, style, sign = ("PASS", "bold green", "<=") if verification.passed else ("FAIL", "bold red", ">")
+def _verdict(verification: Verification, promise: float | None, plan: Plan | None) -> Text:
+    if verification.verdict is None or promise is None:
+        return Text("none: no tolerance was asked for")
+    word, style = VERDICTS[verification.verdict]
+    label, (_, high) = _words(verification.distortion)[0], verification.kl_ci95
     text = Text(word, style=style)
-    text.append(f"  {_words(plan)[0]} {verification.kl_mean:.4g} {sign} {promised(plan):g}", style="default")
-    if plan.eps_scope == "site":
+    if verification.verdict == WITHIN_NOISE:
+        text.append(f"  {label} {verification.kl_mean:.4g} <= {promise:g} < {high:.4g}", style="default")
+    elif verification.verdict == PASS:
+        text.append(f"  {label} {verification.kl_mean:.4g}, at most {high:.4g} <= {promise:g}", style="default")
+    else:
+        text.append(f"  {label} {verification.kl_mean:.4g} > {promise:g}", style="default")
+    if plan is not None and plan.eps_scope == "site":
         text.append(f" = {plan.eps:g} at each of {len(plan.sites)} sites", style="default")
-    if verification.corrections:
-        text.append(", after one correction", style="default")
     return text
+
+
+def _first(verification: Verification) -> list[str]:
+    """The first verdict, where a correction followed."""
+    first = verification.first_verdict
+    if not verification.corrections or first is None:
+        return []
+    return [f"after one correction; the first plan measured {first.kl_mean:.4g}"]
+
+
+def _texts(verification: Verification) -> list[str]:
+    """What judged; of several texts each with its mean."""
+    texts = verification.texts
+    if len(texts) < 2:
+        return [f"on {verification.tokens} tokens of {verification.data}"]
+    return [f"{each.kl_mean:.4g} on {each.tokens} tokens of {each.name}" for each in texts]
 
 
 def _short(name: str, width: int) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from natprec.data.chat import has_template, rendered
-from natprec.errors import InputError
+from natprec.data.chat import Turn, has_template, rendered
+from natprec.errors import InputError, ModelError
 from natprec.runtime.load import Runnable
 from natprec.utils.seeds import check_seed
 
@@ -26,6 +26,7 @@ class Generation:
         prompt_tokens: how many the prompt has, template included.
         prefill_seconds: until the first new token.
         decode_seconds: for all the others.
+        finished: whether the model, or a stop string, ended the text; else there was no room for more.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Generation:
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    finished: bool = True
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -45,63 +47,128 @@ class Generation:
         return self.prompt_tokens / self.prefill_seconds
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        greedy: always the likeliest token.
+        temperature, top_p: None: as the checkpoint's generation_config.json says.
+        stop: texts that end the writing, and are left out.
+    """
+
+    greedy: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuse what is no way to draw.
+
+        Raises:
+            InputError: names the value.
+        """
+        check_seed(self.seed)
+        if self.temperature is not None and not 0 <= self.temperature <= 100:
+            raise InputError(f"temperature {self.temperature}: give a number from 0 (greedy) to 100")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top-p {self.top_p}: give a number above 0, up to 1")
+
+
 def generate(
     runnable: Runnable,
-    prompt: str,
+    prompt: str | Sequence[Turn],
     *,
     max_new_tokens: int = 128,
     greedy: bool = False,
     seed: int = 0,
+    temperature: float | None = None,
+    top_p: float | None = None,
     on_text: Callable[[str], None] = lambda _: None,
 ) -> Generation:
     """Write on from a prompt, until the model ends the text, `max_new_tokens`, or the end of its context.
 
     Args:
-        prompt: one message of a user where the tokenizer has a chat template, else the beginning of a text.
+        prompt: one message of a user where the tokenizer has a chat template, else the beginning of a text; or the
+            turns of a conversation.
         greedy: always the likeliest token; otherwise drawn, as the checkpoint's generation_config.json says.
+        temperature, top_p: in place of what that file says.
         on_text: called with each new piece of text.
     Raises:
         InputError: an encoder, an empty prompt, or one that leaves no room in the context.
     """
-    draw = torch.Generator().manual_seed(check_seed(seed))
     ids = prompt_ids(runnable, prompt)
+    return write(runnable, ids, max_new_tokens, Sampling(greedy, temperature, top_p, seed), on_text)
+
+
+def write(
+    runnable: Runnable,
+    ids: list[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    on_text: Callable[[str], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Generation:
+    """Write on from token ids: see `generate`.
+
+    Args:
+        cancelled: asked before each token; the text ends where it says so.
+    """
+    sampling.check()
+    draw = torch.Generator().manual_seed(sampling.seed)
     limit = _room(runnable, len(ids), max_new_tokens)
     config = runnable.model.generation_config
-    ends = _end_tokens(runnable)
+    greedy = sampling.greedy or sampling.temperature == 0
+    ends = end_tokens(runnable)
     tokens: list[int] = []
-    pieces = _Pieces(runnable.tokenizer, on_text)
+    pieces = _Pieces(runnable.tokenizer, on_text, sampling.stop)
     start = first = time.perf_counter()
+    finished = False
     for logits in _logits(runnable, ids, tokens):
-        tokens.append(int(logits.argmax()) if greedy else _drawn(logits, config, draw))
+        tokens.append(int(logits.argmax()) if greedy else _drawn(logits, config, draw, sampling))
         if len(tokens) == 1:
             first = time.perf_counter()
-        if tokens[-1] in ends or len(tokens) == limit:
+        if tokens[-1] in ends:
+            finished = True
             break
         pieces.add(tokens[-1])
+        finished = pieces.stopped
+        if finished or len(tokens) == limit or cancelled():
+            break
     else:
         raise AssertionError("logits end only when they are no longer asked for")
-    if tokens[-1] not in ends:
-        pieces.add(tokens[-1])
     stop = time.perf_counter()
-    return Generation(pieces.end(), tuple(tokens), len(ids), first - start, stop - first)
+    text = pieces.end()
+    return Generation(text, tuple(tokens), len(ids), first - start, stop - first, finished or pieces.stopped)
 
 
-def prompt_ids(runnable: Runnable, prompt: str) -> list[int]:
+def prompt_ids(runnable: Runnable, prompt: str | Sequence[Turn]) -> list[int]:
     """The tokens that the model reads, chat template included.
 
     Raises:
         InputError: the model writes no text, or there is nothing to read.
         ModelError: the chat template fails, or exceeds its limits.
     """
-    if not runnable.task.generates:
-        raise InputError(f"the checkpoint is {runnable.task.noun}, which writes no text; give one of a language model")
+    refuse_silent(runnable)
     tokenizer = runnable.tokenizer
     if not prompt:
         raise InputError("prompt '' is empty; give some text")
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if has_template(tokenizer):
-        text = rendered(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+        text = rendered(tokenizer, turns, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False).input_ids)
-    return list(tokenizer(prompt).input_ids)
+    return list(tokenizer("\n\n".join(str(turn["content"]) for turn in turns)).input_ids)
+
+
+def refuse_silent(runnable: Runnable) -> None:
+    """Refuse a checkpoint that writes no text.
+
+    Raises:
+        InputError: it is an encoder.
+    """
+    if not runnable.task.generates:
+        raise InputError(f"the checkpoint is {runnable.task.noun}, which writes no text; give one of a language model")
 
 
 def _room(runnable: Runnable, prompt: int, wanted: int) -> int:
@@ -118,11 +185,28 @@ def _room(runnable: Runnable, prompt: int, wanted: int) -> int:
     return min(wanted, context - prompt)
 
 
-def _end_tokens(runnable: Runnable) -> set[int]:
-    """Tokens after which the model has no more to say."""
+def end_tokens(runnable: Runnable) -> set[int]:
+    """Tokens after which the model has no more to say: of a text, and of a turn."""
     found = runnable.model.generation_config.eos_token_id
     found = runnable.tokenizer.eos_token_id if found is None else found
-    return set(found if isinstance(found, list) else [found]) - {None}
+    return {*(found if isinstance(found, list) else [found]), _end_of_turn(runnable.tokenizer)} - {None}
+
+
+_SAID = "natprec"
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token that the chat template writes after what the model says."""
+    if not has_template(tokenizer):
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}]
+    try:
+        _, found, rest = rendered(tokenizer, turns).rpartition(_SAID)
+    except ModelError:
+        return None
+    ids = tokenizer(rest, add_special_tokens=False).input_ids if found else []
+    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+    return ids[0] if ids and ids[0] in special else None
 
 
 @torch.inference_mode()
@@ -137,30 +221,49 @@ def _logits(runnable: Runnable, ids: list[int], tokens: list[int]) -> Iterator[T
         yield output.logits[0, -1].cpu()
 
 
-def _drawn(logits: Tensor, config: Any, draw: torch.Generator) -> int:
-    """A token by temperature, top-k and top-p, where the checkpoint sets them."""
-    logits = logits.float() / (config.temperature or 1.0)
+def _drawn(logits: Tensor, config: Any, draw: torch.Generator, sampling: Sampling) -> int:
+    """A token by temperature, top-k and top-p, where they were asked for or the checkpoint sets them."""
+    temperature = config.temperature if sampling.temperature is None else sampling.temperature
+    top_p = config.top_p if sampling.top_p is None else sampling.top_p
+    logits = logits.float() / (temperature or 1.0)
     values, order = logits.sort(descending=True)
     if config.top_k:
         values = values[: config.top_k]
     chances = values.softmax(0)
-    if config.top_p is not None and config.top_p < 1:
-        chances = chances[chances.cumsum(0) - chances < config.top_p]
+    if top_p is not None and top_p < 1:
+        chances = chances[chances.cumsum(0) - chances < top_p]
     return int(order[torch.multinomial(chances, 1, generator=draw)])
 
 
 class _Pieces:
-    """Text of tokens as it becomes certain: a character may take several, a space may come before the next."""
+    """Text of tokens as it becomes certain: a character may take several, a space may come before the next, and what
+    may be the beginning of a stop string waits for its end.
+    """
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: tuple[str, ...] = ()) -> None:
         from transformers import TextStreamer
 
         streamer = TextStreamer(tokenizer, skip_special_tokens=True)
         streamer.on_finalized_text = lambda text, stream_end=False: self._take(text)  # type: ignore[method-assign]
         self._streamer, self._on_text = streamer, on_text
+        self._stop, self._waiting = stop, ""
         self._text: list[str] = []
+        self.stopped = False
 
     def _take(self, text: str) -> None:
+        if self.stopped:
+            return
+        self._waiting += text
+        met = [place for each in self._stop if (place := self._waiting.find(each)) >= 0]
+        if met:
+            self.stopped = True
+            self._show(self._waiting[: min(met)])
+            return
+        kept = max((_overlap(self._waiting, each) for each in self._stop), default=0)
+        ready, self._waiting = self._waiting[: len(self._waiting) - kept], self._waiting[len(self._waiting) - kept :]
+        self._show(ready)
+
+    def _show(self, text: str) -> None:
         if text:
             self._text.append(text)
             self._on_text(text)
@@ -170,4 +273,15 @@ class _Pieces:
 
     def end(self) -> str:
         self._streamer.end()
+        if not self.stopped:
+            self._show(self._waiting)
         return "".join(self._text)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Characters at the end of a text that a stop string may begin with.
+
+    >>> _overlap("so be it. Us", "User:"), _overlap("abc", "x")
+    (2, 0)
+    """
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

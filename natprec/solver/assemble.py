@@ -34,6 +34,7 @@ class Target:
     rounding: str
     activations: str
     eps_bwd: float | None
+    margin: float | None
 
 
 def assemble(
@@ -132,6 +133,7 @@ def assemble(
         gpu=profile.gpu,
         needs=needs_of(profile.name, profile.gpu, used) if profile.gpu else None,
         untied=bool(header.untied),
+        provenance=header.provenance("natprec.solve"),
     )
 
 

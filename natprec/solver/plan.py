@@ -16,8 +16,10 @@ from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, re
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.solver.needs import Needs
 from natprec.utils.atomic_files import write_json
+from natprec.utils.human import human_bytes, summary_html, summary_line
 from natprec.utils.own_files import PLAN, read_json, sealed
-from natprec.utils.schema import Above0, Among, Count, From0, Named, Place, Seed, read
+from natprec.utils.provenance import Provenance
+from natprec.utils.schema import Above0, Among, Count, From0, Named, Place, Seed, Within, read
 
 if TYPE_CHECKING:
     from natprec.measurement.subject import Subject
@@ -48,6 +50,8 @@ class Plan:
         gpu: the generation, or 'any', whose arithmetic this is; None: formats that do not depend on one.
         needs: what loads it; None where no GPU was named.
         untied: whether the output head, tied to the embedding in the model, is written apart from it.
+        margin: part of `eps` that was kept back for other kinds of text; None: no tolerance for the whole model.
+        provenance: how the plan came to be, which decides nothing.
     """
 
     model: str
@@ -76,6 +80,25 @@ class Plan:
     gpu: Annotated[str, Named(generation)] | None = None
     needs: Needs | None = None
     untied: bool = False
+    margin: Annotated[float, Within(0, 1)] | None = None
+    provenance: Provenance | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return summary_line("Plan", self._shown())
+
+    def _repr_html_(self) -> str:
+        return summary_html("plan", self._shown())
+
+    def _shown(self) -> dict[str, str]:
+        """What a person wants to see first."""
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "bits": f"{self.bits_per_weight:.3f} per quantized weight",
+            "stored": f"{human_bytes(self.stored_bytes)} of {human_bytes(self.stored_bytes_reference)}",
+            f"{self.distortion} predicted": f"{self.kl_predicted:.4g}",
+            "eps": "none" if self.eps is None else f"{self.eps:g}",
+        }
 
     @property
     def profile(self) -> EngineProfile:
@@ -146,6 +169,7 @@ class Plan:
             "version": VERSION,
             **value,
             "cache": self.cache.to_json() if self.cache else None,
+            "provenance": asdict(self.provenance) if self.provenance else None,
             "inputs": {name: choice.to_json() for name, choice in self.inputs.items()},
             "sites": {name: choice.to_json() for name, choice in self.sites.items()},
         }

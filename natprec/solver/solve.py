@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from natprec.config import NOT_ROUNDED, Scope, check_targets
+from natprec.config import MARGIN, NOT_ROUNDED, Scope, check_targets
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import Decision, Staircase, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
+from natprec.solver.choices import CacheChoice
 from natprec.solver.fused_groups import FusedGroup, check_flows, groups_of, weight_formats
 from natprec.solver.heads import head_tied
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
-from natprec.utils.options import positive, tolerance
+from natprec.utils.options import fraction, positive, tolerance
 
 if TYPE_CHECKING:
     from natprec.measurement import Measurement
-
-HEADROOM = 0.95
-"""Of the whole model's tolerance, the part that is planned for: on text not measured on, plans cost up to 5 % more."""
 
 
 def solve(
@@ -32,6 +30,7 @@ def solve(
     *,
     bits: float | None = None,
     max_size: float | None = None,
+    margin: float = MARGIN,
     engine: str | None = None,
     eps_scope: Scope = "model",
     eps_solved: float | None = None,
@@ -48,13 +47,14 @@ def solve(
     Args:
         eps: distortion (KL in nats per token by default) that the whole model may cost, or each site:
             `eps_scope="site"`.
-        bits: stored bits per quantized weight, scales included. Give one of eps, bits, max_size;
-            eps beside a size states what the verification will judge.
-        max_size: bytes of the whole checkpoint on disk.
+        bits: stored bits per quantized weight, scales included.
+        max_size: bytes of the whole checkpoint on disk. Of a size the most faithful plan is taken; with eps beside it
+            both hold.
+        margin: part of eps that is kept back, since plans cost more on kinds of text that were not measured on.
         engine: a profile's name; default: the one measured for.
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn', which the plan's KL supposes; default: the one measured for.
         eps_solved: tolerance to solve for when a correction tightened it; default: for the whole model
-            `HEADROOM` × eps, or what the widest formats reach if that is more; for each site eps.
+            `1 - margin` of eps, or what the widest formats reach if that is more; for each site eps.
         activations: bits of the inputs of all Linears: '16', what the engine multiplies, or 'auto': see
             `natprec.solver.fused_groups`.
         kv: bits of keys and values in the cache: '16', or what the engine keeps.
@@ -64,32 +64,49 @@ def solve(
             bits per weight, more faithful for a size.
     Raises:
         InputError: a value out of range, or none given.
-        BudgetError: no combination of the measured formats reaches it.
+        BudgetError: no combination of the measured formats reaches it, or not both of a tolerance and a size.
     """
     tolerance("eps", eps)
+    fraction("margin", margin)
     for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
         positive(name, size)
     check_targets(eps, bits, max_size, eps_scope, activations)
+    rounding = _rounding(measurement, rounding)
     profile = _profile(measurement, engine, gpu, untested, portable)
     check_flows(profile, activations, kv)
-    rounding = rounding or measurement.header.rounding
-    if rounding_named(rounding).compensates and not rounding_named(measurement.header.rounding).compensates:
-        raise InputError(
-            f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
-        )
-    target = Target(eps, eps_solved, eps_scope, rounding, activations, eps_bwd)
+    target = Target(
+        eps,
+        eps_solved,
+        eps_scope,
+        rounding,
+        activations,
+        eps_bwd,
+        None if eps is None or eps_scope == "site" else margin,
+    )
     apart = {"embedding", "head"} <= profile.formats.keys()
     ways = [measurement] if apart or not measurement.header.untied else []
     ways += [head_tied(measurement)] if measurement.header.untied else []
     plans, errors = [], []
     for way in ways:
         try:
-            plans.append(_solved(way, profile, target, bits, max_size, kv))
+            plans.append(
+                _solved(way, _problem(way, profile, rounding, activations, kv, eps_bwd), target, bits, max_size, margin)
+            )
         except BudgetError as error:
             errors.append(error)
     if not plans:
         raise errors[0]
     return min(plans, key=lambda plan: plan.kl_predicted if max_size else plan.stored_bytes)
+
+
+def _rounding(measurement: Measurement, rounding: str | None) -> str:
+    """The one that is asked for, or that was measured for."""
+    rounding = rounding or measurement.header.rounding
+    if rounding_named(rounding).compensates and not rounding_named(measurement.header.rounding).compensates:
+        raise InputError(
+            f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
+        )
+    return rounding
 
 
 def _profile(
@@ -104,26 +121,16 @@ def _profile(
 
 def _solved(
     measurement: Measurement,
-    profile: EngineProfile,
+    problem: Problem,
     target: Target,
     bits: float | None,
     max_size: float | None,
-    kv: str,
+    margin: float,
 ) -> Plan:
     """See `solve`; of the target, `eps_solved` is the one given."""
     eps, eps_solved, eps_scope = target.eps, target.eps_solved, target.eps_scope
-    rounding, activations, eps_bwd = target.rounding, target.activations, target.eps_bwd
-    groups, decisions, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd)
-    if not decisions:
-        raise BudgetError(
-            f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
-        )
-    unquantized = [name for name, curve in measurement.weights.items() if not weight_formats(curve, profile)]
-    cache = cache_of(measurement, profile, rounding, kv)
-    lost = cache.kl if cache else 0.0
-    lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
-    fixed = measurement.header.other_bytes + measurement.header.carried_bytes
-    fixed += sum(2 * measurement.curves[name].site.elements for name in unquantized)
+    groups, decisions, stairs = problem.groups, problem.decisions, problem.stairs
+    lost, fixed = problem.lost, problem.fixed
     weights = sum(decision.elements for decision in decisions)
     budget = eps if eps_solved is None else eps_solved
     if bits is not None or max_size is not None:
@@ -140,7 +147,7 @@ def _solved(
         smallest = float(stairs.kl[0]) + lost
         _refuse_tight(smallest, budget, "for the whole model")
         if eps_solved is None:
-            budget = min(budget, max(HEADROOM * budget, smallest))
+            budget = min(budget, max((1 - margin) * budget, smallest))
         chosen = within_kl(decisions, stairs, budget - lost)
     uniform = best_uniform(decisions, [group.pairs for group in groups], chosen)
     if (
@@ -150,11 +157,83 @@ def _solved(
     ):
         chosen = uniform[1]
     spent = total(decisions, chosen, "kl")
+    if eps is not None and (bits is not None or max_size is not None):
+        if eps_scope == "model":
+            _refuse_both(spent + lost, eps, margin, float(stairs.kl[0]) + lost)
+        else:
+            _refuse_both(
+                max(float(decision.worst[index]) for decision, index in zip(decisions, chosen, strict=True)),
+                eps,
+                0.0,
+                0.0,
+            )
     share = spent if budget is None else budget if eps_scope == "site" else budget - lost
-    plan = assemble(measurement, profile, groups, unquantized, chosen, cache, share, replace(target, eps_solved=budget))
+    target = replace(target, eps_solved=budget)
+    plan = assemble(measurement, problem.profile, groups, problem.unquantized, chosen, problem.cache, share, target)
     if uniform is None:
         return plan
     return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(decisions, uniform[1], "kl"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every target of a measurement is solved on.
+
+    Attributes:
+        unquantized: weights that stay at 16 bits.
+        lost: distortion of those, and of keys and values; `fixed`: bytes that no format changes.
+    """
+
+    profile: EngineProfile
+    rounding: str
+    groups: list[FusedGroup]
+    decisions: list[Decision]
+    stairs: Staircase
+    unquantized: list[str]
+    cache: CacheChoice | None
+    lost: float
+    fixed: int
+
+
+def opened(
+    measurement: Measurement,
+    engine: str | None,
+    rounding: str | None,
+    activations: str,
+    kv: str,
+    eps_bwd: float | None,
+    gpu: str | None = None,
+    untested: bool = False,
+    portable: bool = False,
+) -> Problem:
+    """The problem that a measurement poses for an engine; a tied output head is tied in it.
+
+    Raises:
+        InputError: options that do not go with the measurement.
+        BudgetError: the engine runs none of its formats.
+    """
+    profile = _profile(measurement, engine, gpu, untested, portable)
+    check_flows(profile, activations, kv)
+    rounding = _rounding(measurement, rounding)
+    way = head_tied(measurement) if measurement.header.untied else measurement
+    return _problem(way, profile, rounding, activations, kv, eps_bwd)
+
+
+def _problem(
+    measurement: Measurement, profile: EngineProfile, rounding: str, activations: str, kv: str, eps_bwd: float | None
+) -> Problem:
+    groups, decisions, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd)
+    if not decisions:
+        raise BudgetError(
+            f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
+        )
+    unquantized = [name for name, curve in measurement.weights.items() if not weight_formats(curve, profile)]
+    cache = cache_of(measurement, profile, rounding, kv)
+    lost = cache.kl if cache else 0.0
+    lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
+    fixed = measurement.header.other_bytes + measurement.header.carried_bytes
+    fixed += sum(2 * measurement.curves[name].site.elements for name in unquantized)
+    return Problem(profile, rounding, groups, decisions, stairs, unquantized, cache, lost, fixed)
 
 
 @lru_cache(maxsize=4)
@@ -172,6 +251,15 @@ def _refuse_tight(smallest: float, eps: float, where: str) -> None:
         raise BudgetError(
             f"eps {eps:.3g} is below what the widest formats reach {where}: the smallest reachable is {smallest:.3g} "
             "with these formats; raise --eps or measure with smaller groups"
+        )
+
+
+def _refuse_both(predicted: float, eps: float, margin: float, smallest: float) -> None:
+    """A size beside a tolerance: the most faithful plan of that size must keep it, margin included."""
+    if predicted > max((1 - margin) * eps, min(smallest, eps)):
+        raise BudgetError(
+            f"eps {eps:.3g} and that size do not go together: the best plan of the size is predicted to cost "
+            f"{predicted:.3g}; give a larger size, --eps {predicted / (1 - margin):.3g}, or one of the two alone"
         )
 
 

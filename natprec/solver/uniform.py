@@ -24,23 +24,43 @@ def best_uniform(
     Returns:
         The format and each decision's index, or None when no single format is as small.
     """
+    common, same, sums = _sums(decisions, formats, chosen)
+    allowed = total(decisions, chosen, "stored")
+    fits = sums["stored"] <= allowed
+    if not fits.any():
+        return None
+    best = int(np.where(fits, sums["kl"], np.inf).argmin())
+    return common[best], [best if shared else index for shared, index in zip(same, chosen, strict=True)]
+
+
+def uniform_sums(
+    decisions: Sequence[Decision], formats: Sequence[Sequence[Pair]], others: Sequence[int]
+) -> dict[Pair, tuple[float, float]]:
+    """Format → KL and stored bytes of the plan that has it throughout; see `best_uniform`.
+
+    Args:
+        others: format index of the decisions for which an engine has other formats.
+    """
+    common, _, sums = _sums(decisions, formats, others)
+    return {pair: (float(sums["kl"][at]), float(sums["stored"][at])) for at, pair in enumerate(common)}
+
+
+def _sums(
+    decisions: Sequence[Decision], formats: Sequence[Sequence[Pair]], chosen: Sequence[int]
+) -> tuple[tuple[Pair, ...], list[bool], dict[str, np.ndarray]]:
+    """The formats of most weights, which decisions have them, and KL and bytes of all decisions under each."""
     weights: Counter[tuple[Pair, ...]] = Counter()
     for decision, own in zip(decisions, formats, strict=True):
         weights[tuple(own)] += decision.elements
     common = max(weights, key=lambda own: weights[own])
     same = [tuple(own) == common for own in formats]
-    allowed = total(decisions, chosen, "stored")
     sums = {}
     for what in ("stored", "kl"):
         others = [
             getattr(u, what)[index] for u, index, shared in zip(decisions, chosen, same, strict=True) if not shared
         ]
         sums[what] = sum(getattr(u, what) for u, shared in zip(decisions, same, strict=True) if shared) + sum(others)
-    fits = sums["stored"] <= allowed
-    if not fits.any():
-        return None
-    best = int(np.where(fits, sums["kl"], np.inf).argmin())
-    return common[best], [best if shared else index for shared, index in zip(same, chosen, strict=True)]
+    return common, same, sums
 
 
 def total(decisions: Sequence[Decision], chosen: Sequence[int], what: str) -> float:

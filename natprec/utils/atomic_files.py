@@ -148,6 +148,11 @@ def _refuse_unwritable(path: Path) -> None:
         raise OutputError(
             f"cannot write {str(path)!r}: no write permission in {str(parent)!r}; choose a folder you may write to"
         )
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # some file systems permit it and have no place
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def refuse_existing_file(path: Path, overwrite: bool, ours: Callable[[Path], bool], kind: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from html import escape
+
 
 def human_bytes(count: float) -> str:
     """Decimal units, as disks and hubs count: 1 MB is 10**6 bytes.
@@ -28,3 +31,18 @@ def human_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def summary_line(kind: str, rows: Mapping[str, str]) -> str:
+    """An object in one line, for a prompt.
+
+    >>> summary_line("Plan", {"bits": "4.97", "stored": "126.2 MB"})
+    'Plan(bits 4.97, stored 126.2 MB)'
+    """
+    return f"{kind}({', '.join(f'{label} {value}' for label, value in rows.items())})"
+
+
+def summary_html(kind: str, rows: Mapping[str, str]) -> str:
+    """The same as a table, for a notebook."""
+    cells = "".join(f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in rows.items())
+    return f"<table><caption>natprec {escape(kind)}</caption>{cells}</table>"

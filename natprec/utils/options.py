@@ -11,7 +11,7 @@ from typing import Any
 from natprec.errors import InputError, unknown
 from natprec.utils.seeds import check_seed
 
-MODEL, TARGET, TEXT, METHOD, OUTPUT = "Model", "Target: one of these", "Text", "Method", "Output"
+MODEL, TARGET, TEXT, METHOD, OUTPUT, MACHINE = "Model", "Target", "Text", "Method", "Output", "Machine"
 """The panels of --help."""
 
 Check = Callable[[str, Any], None]
@@ -103,3 +103,15 @@ def sequence(name: str, value: int) -> None:
     positive(name, value)
     if value < 2:
         raise InputError(f"{name} {value}: a sequence needs at least 2 tokens; 256 is usual")
+
+
+def fraction(name: str, value: float | None) -> None:
+    """Raises InputError for anything but a number from 0 up to 1, and for 1 itself."""
+    if value is not None and not 0 <= value < 1:
+        raise InputError(f"{name} {value}: give a number from 0 up to, but not including, 1")
+
+
+def probability(name: str, value: float) -> None:
+    """Raises InputError for anything but a number between 0 and 1."""
+    if not 0 < value < 1:
+        raise InputError(f"{name} {value}: give a number between 0 and 1, for example 0.95")

@@ -75,7 +75,7 @@ class Kind:
         if type(version) is not int or version not in versions:
             raise InputError(
                 f"{self.name} {str(path)!r} has version {shown(version)}; this natprec reads "
-                f"{' and '.join(map(str, versions))}: {self.again}, or use the natprec that wrote it"
+                f"{_listed(versions)}: {self.again}, or use the natprec that wrote it"
             )
         found = digest_of(value, beside)
         written = value.pop(CHECKSUM, found)
@@ -84,6 +84,12 @@ class Kind:
                 f"{self.name} {str(path)!r} is not what was written: its checksum is {shown(written)}, that of its "
                 f"content is {found!r}; if you changed it on purpose take {CHECKSUM!r} out of it, else {self.again}"
             )
+
+
+def _listed(versions: Collection[int]) -> str:
+    """As a sentence lists them: 0, 1 and 2."""
+    *others, last = map(str, versions)
+    return f"{', '.join(others)} and {last}"
 
 
 PLAN = Kind(

@@ -83,7 +83,7 @@ def test_verification_file_round_trips(tmp_path: Path) -> None:
         eps=0.01, passed=True, kl_mean=0.009, kl_ci95=(0.008, 0.01), kl_p99=0.1, kl_predicted=0.0095,
         perplexity_reference=10.0, perplexity_quantized=10.1, top1_agreement=0.98, tokens=64, stored_bytes=10,
         stored_bytes_reference=40, bits_per_weight=4.1, bits_per_weight_total=5.0, data="a.txt", data_digest="0" * 16,
-        rounding="gptq", corrections=1,
+        rounding="gptq", corrections=1, verdict="pass",
     )  # fmt: skip
     made.save(tmp_path / "verification.json")
     assert Verification.load(tmp_path / "verification.json") == made

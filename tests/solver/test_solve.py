@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from natprec.config import MARGIN
 from natprec.errors import BudgetError, InputError
 from natprec.formats import CHANNEL, Format, engine_profile, integer
 from natprec.measurement import Measurement
 from natprec.solver import Plan, solve
 from natprec.solver.allocation import natural_precision, staircase
 from natprec.solver.fused_groups import groups_of
-from natprec.solver.solve import HEADROOM
 from tests.arrange import curve, measurement
 
 FORMATS = tuple(integer(bits, 64) for bits in range(2, 9))
@@ -43,7 +43,7 @@ def test_predicted_kl_is_within_eps_and_bytes_never_rise_with_it(seed: int) -> N
     for eps, plan in zip(EPSILONS, plans, strict=True):
         assert plan.kl_predicted <= plan.eps_solved
         assert plan.kl_predicted == pytest.approx(sum(choice.kl for choice in plan.sites.values()))
-        assert (plan.eps, plan.eps_solved) == (eps, HEADROOM * eps)
+        assert (plan.eps, plan.eps_solved) == (eps, (1 - MARGIN) * eps)
     assert all(later.stored_bytes <= earlier.stored_bytes for earlier, later in itertools.pairwise(plans))
     assert len({plan.stored_bytes for plan in plans}) > 15
 
@@ -86,7 +86,7 @@ def test_site_scope_with_one_site_is_model_scope() -> None:
     made = made_up(sites=4)
     one = Measurement(made.header, {"s3": made.curves["s3"]})
     for eps in (0.003, 0.03, 0.3):
-        assert solve(one, eps).sites["s3"].format == solve(one, eps, eps_scope="site").sites["s3"].format
+        assert solve(one, eps, margin=0.0).sites["s3"].format == solve(one, eps, eps_scope="site").sites["s3"].format
 
 
 def test_a_size_is_the_inverse_of_a_tolerance() -> None:
@@ -246,10 +246,33 @@ def test_engine_without_the_measured_formats() -> None:
     assert all(engine_profile("sglang").runs("linear", c.format) for c in plan.sites.values() if c.format)
 
 
-def test_size_and_tolerance_together_keep_the_tolerance_for_judging() -> None:
-    plan = solve(made_up(), 0.01, bits=4.25)
-    assert plan.eps == 0.01
-    assert plan.bits_per_weight <= 4.25
+def test_a_size_and_a_tolerance_both_hold_or_are_refused() -> None:
+    made = made_up()
+    for eps in EPSILONS:
+        needed = solve(made, eps, margin=0.1).bits_per_weight
+        plan = solve(made, eps, bits=needed + 0.3, margin=0.1)
+        assert plan.kl_predicted <= 0.9 * eps
+        assert plan.bits_per_weight <= needed + 0.3
+        assert (plan.eps, plan.margin) == (eps, 0.1)
+    with pytest.raises(BudgetError, match="do not go together") as refused:
+        solve(made, 0.01, bits=4.25)
+    enough = float(str(refused.value).split("--eps ")[1].split(",")[0])
+    assert solve(made, 1.01 * enough, bits=4.25).bits_per_weight <= 4.25, "the eps that the message names"
+    site = solve(made, bits=6.0)
+    worst = max(choice.kl for choice in site.sites.values())
+    unquantized = solve(made, 1.01 * worst, bits=6.0, eps_scope="site")
+    assert [choice.format for choice in unquantized.sites.values()] == [choice.format for choice in site.sites.values()]
+    with pytest.raises(BudgetError, match="do not go together"):
+        solve(made, 0.5 * worst, bits=6.0, eps_scope="site")
+
+
+def test_more_margin_is_a_tighter_plan() -> None:
+    plans = [solve(made_up(), 0.05, margin=margin) for margin in (0.0, 0.3, 0.6)]
+    assert [plan.eps_solved for plan in plans] == [pytest.approx(0.05 * (1 - margin)) for margin in (0.0, 0.3, 0.6)]
+    assert plans[0].stored_bytes < plans[1].stored_bytes < plans[2].stored_bytes
+    for margin in (-0.1, 1.0, float("nan")):
+        with pytest.raises(InputError, match="margin"):
+            solve(made_up(), 0.05, margin=margin)
 
 
 def test_plan_file_round_trips(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from natprec.errors import ModelError
+from natprec.errors import ModelError, first_line
 from natprec.inspection.ir.hooks import hooked_graph, watch_modules
 from natprec.inspection.ir.operators import WEIGHTED, operator
-from natprec.models.model_files import first_line
 from natprec.utils.hooks import attached
 
 See = Callable[[fx.Node, Tensor], None]

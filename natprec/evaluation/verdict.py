@@ -1,0 +1,118 @@
+"""Three verdicts, and how much text it takes to reach one.
+
+A mean over held-out text has an interval. A promise is kept (`pass`) where the interval's upper end is within the
+tolerance, kept as far as the text can tell (`pass-within-noise`) where only the mean is, and broken (`fail`) elsewhere.
+Text is added in portions until the interval is narrow beside the tolerance, so that most runs end in a clear verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+from natprec.tasks import Samples
+from natprec.utils.schema import Among, Positive
+
+PASS, WITHIN_NOISE, FAIL = "pass", "pass-within-noise", "fail"
+VERDICTS = (PASS, WITHIN_NOISE, FAIL)
+
+FIRST, MOST = 4096, 32_768
+"""Tokens of the first portion, and of all, where no number is asked for."""
+
+NARROW = 0.05
+"""Half-width of the interval, as a part of the tolerance, at which no more text is needed."""
+
+SPARE = 1.1
+"""More text than the first portion's spread asks for: that spread is an estimate itself."""
+
+
+def verdict_of(kl_mean: float, high: float, promise: float) -> str:
+    """The verdict on a mean with the upper end of its interval.
+
+    >>> verdict_of(0.009, 0.0095, 0.01), verdict_of(0.009, 0.011, 0.01), verdict_of(0.011, 0.012, 0.01)
+    ('pass', 'pass-within-noise', 'fail')
+    """
+    if not kl_mean <= promise:
+        return FAIL
+    return PASS if high <= promise else WITHIN_NOISE
+
+
+@dataclass(frozen=True)
+class FirstVerdict:
+    """What the first plan measured, before a correction; without one, the verdict itself."""
+
+    verdict: Annotated[str, Among(VERDICTS)] | None
+    kl_mean: float
+    kl_ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class JudgedText:
+    """A text that judged.
+
+    Attributes:
+        digest: of the file's bytes; of a text that is no file, of its token ids.
+        tokens: that judged; `kl_mean` and `kl_ci95` are the distortion on them.
+    """
+
+    name: str
+    digest: str
+    tokens: Positive
+    kl_mean: float
+    kl_ci95: tuple[float, float]
+
+
+class HeldOutText(Protocol):
+    """A text that gives its windows in an order of which every beginning is spread over the text."""
+
+    @property
+    def name(self) -> str:
+        """As files that are passed on call it."""
+
+    @property
+    def digest(self) -> str | None:
+        """Of the file's bytes; None: it is no file."""
+
+    def take(self, tokens: int) -> Samples | None:
+        """The next samples, with so many tokens or what is left; None: nothing is."""
+
+
+@dataclass(frozen=True)
+class Portions:
+    """How much of a text judges.
+
+    Attributes:
+        first, most: tokens of the first portion, and of all.
+        enough: half-width of the interval at which to stop; None: after the first portion.
+    """
+
+    first: int
+    most: int
+    enough: float | None = None
+
+    @classmethod
+    def of(cls, tokens: int | None, promise: float | None, texts: int = 1) -> Portions:
+        """The rule for a run.
+
+        Args:
+            tokens: a number that the user fixed, for all texts together.
+            promise: the tolerance; without one the first portion has to do.
+        """
+        if tokens is not None:
+            each = max(1, tokens // texts)
+            return cls(each, each)
+        if promise is None:
+            return cls(FIRST, FIRST)
+        return cls(FIRST, max(FIRST, MOST // texts), NARROW * promise)
+
+    def more(self, tokens: int, half_width: float) -> int:
+        """Tokens to add to so many, whose interval has this half-width; 0: no more are needed.
+
+        >>> Portions(4096, 32768, 0.5).more(4096, 1.0), Portions(4096, 32768, 0.5).more(4096, 0.4)
+        (13927, 0)
+        """
+        if self.enough is None or tokens >= self.most or not half_width > self.enough:  # NaN ends it, too
+            return 0
+        wanted = self.most if self.enough == 0 else tokens * SPARE * (half_width / self.enough) ** 2
+        return math.ceil(min(wanted, self.most)) - tokens

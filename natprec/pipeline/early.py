@@ -1,0 +1,160 @@
+"""What can be refused within seconds, from the first bytes of files: before torch is imported or a model loaded.
+
+Nothing here imports torch or transformers. What passes may still be refused later, where the model has been read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from natprec.config import QuantizeConfig
+from natprec.data.rows import Rows
+from natprec.data.sources import source_rows, whole_text
+from natprec.errors import InputError, ModelError
+from natprec.formats import CHANNEL
+from natprec.formats.engines import GGUF_MODELS, engine_profile
+from natprec.models.gguf_files import gguf_architecture
+from natprec.models.places import local_path
+from natprec.utils.atomic_files import refuse_existing
+
+ENCODERS = (
+    "bert", "roberta", "distilbert", "mpnet", "xlm-roberta", "electra", "albert", "camembert", "deberta",
+    "deberta-v2", "modernbert", "nomic_bert",
+)  # fmt: skip
+"""Model types that attend in both directions, unless their config says otherwise."""
+
+GROUPED = 100
+"""Weight matrices that are looked at for one that a group size divides."""
+
+
+def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: bool = False, judged: bool = True) -> None:
+    """Refuse a model, text or output that cannot be used, from what takes no time to see.
+
+    Args:
+        out: the folder that will be written.
+        judged: whether held-out text is wanted, too.
+    Raises:
+        NatprecError: says what and why.
+    """
+    if out is not None:
+        refuse_existing(out, overwrite)
+    place = local_path(config.model) if config.model else None
+    described = _described(place)
+    _refuse_model(config, place, described)
+    if config.data is not None:
+        _refuse_text(config, config.data, config.tokens // 2, place)  # the model may write the other half
+    if judged:
+        refuse_held_out(config)
+    encoder = described.get("model_type") in ENCODERS and not described.get("is_decoder")
+    if encoder and config.data is None:
+        raise InputError(
+            f"model {config.model!r} is an encoder, which cannot write text; name a file or hub dataset with --data"
+        )
+
+
+def refuse_held_out(config: QuantizeConfig) -> None:
+    """Refuse a text to judge on that cannot be used: see `refuse_early`."""
+    if config.eval_data is not None:
+        place = local_path(config.model) if config.model else None
+        _refuse_text(config, config.eval_data, config.eval_tokens or config.length, place)
+
+
+def parse_ladder(text: str) -> tuple[float, ...]:
+    """Bits per weight, with commas between.
+
+    >>> parse_ladder("3.5,4,4.5")
+    (3.5, 4.0, 4.5)
+
+    Raises:
+        InputError: not numbers above 0, or one twice.
+    """
+    try:
+        widths = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        widths = ()
+    if not widths or not all(0 < width < 64 for width in widths) or len(set(widths)) < len(widths):
+        raise InputError(f"ladder {text!r}: give bits per weight with commas between, each once, such as 3.5,4,4.5")
+    return widths
+
+
+def _described(place: Path | None) -> dict[str, Any]:
+    """The config.json of a folder; empty where there is none to be read."""
+    if place is None or not (place / "config.json").is_file():
+        return {}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((place / "config.json").read_text("utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[str, Any]) -> None:
+    """An architecture that the engine has no form for, or a group size that divides no weight where all have one."""
+    profile = engine_profile(config.engine)
+    kind = described.get("model_type")
+    if place is not None and place.suffix.lower() == ".gguf":
+        kind = gguf_architecture(place)
+    if profile.container == "gguf":
+        if kind is not None and kind not in GGUF_MODELS:
+            raise ModelError(
+                f"model type {kind!r} cannot be written as GGUF yet, only {', '.join(GGUF_MODELS)}; "
+                "use another --engine"
+            )
+        return
+    size = config.group_size
+    if config.gpu is not None or size is None or size == CHANNEL or place is None or not place.is_dir():
+        return
+    columns = list(itertools.islice(_row_lengths(place), GROUPED))
+    sizes = [size, *(each for each in (128, 64, 32) if each < size)]
+    if columns and not any(count % size == 0 for count in columns):
+        fitting = [str(each) for each in sizes[1:] if any(count % each == 0 for count in columns)]
+        raise InputError(
+            f"group size {size} divides the rows of no Linear of {config.model!r} ({columns[0]} weights, for one); "
+            f"give {' or '.join([*fitting, 'channel'])}, or auto"
+        )
+
+
+def _row_lengths(place: Path) -> Iterator[int]:
+    """Columns of the weights in a folder's safetensors files that are matrices, those of embeddings apart."""
+    for file in sorted(place.glob("*.safetensors")):
+        with contextlib.suppress(OSError, ValueError, AttributeError), file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, 100_000_000)))
+            for name, entry in header.items():
+                shape: Any = entry.get("shape", ()) if isinstance(entry, dict) else ()
+                if len(shape) == 2 and name.endswith("weight") and "embed" not in name and "wte" not in name:
+                    yield int(shape[1])
+
+
+def _refuse_text(config: QuantizeConfig, source: str, tokens: int, place: Path | None) -> None:
+    """A text that is not there, is none, has no such column, or is shorter than the tokens that are wanted."""
+    rows = source_rows(source)
+    if rows is None:
+        text = whole_text(Path(source).expanduser())
+        if len(text.encode()) < tokens or _counted(place, text, tokens) < tokens:
+            raise InputError(
+                f"{source!r} is too short: it has fewer than the {tokens} tokens that are wanted; "
+                "lower --tokens or give more text"
+            )
+    elif Path(source).expanduser().is_file():
+        next(Rows(source, config.text_column, None).texts(rows), None)
+    elif importlib.util.find_spec("datasets") is None:
+        raise InputError(f"reading the hub dataset {source!r} needs datasets; run: pip install datasets pyarrow")
+
+
+def _counted(place: Path | None, text: str, tokens: int) -> int:
+    """Tokens of a text, by a tokenizer.json beside the model; as many as are wanted where it is not there."""
+    file = None if place is None else place / "tokenizer.json"
+    if file is None or not file.is_file() or len(text) > 20 * tokens:
+        return tokens
+    from tokenizers import Tokenizer
+
+    try:
+        return len(Tokenizer.from_file(str(file)).encode(text, add_special_tokens=False).ids)
+    except Exception:  # a damaged file: loading the model will say how
+        return tokens

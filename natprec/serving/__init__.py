@@ -1,0 +1,1 @@
+"""A checkpoint behind an HTTP endpoint that OpenAI's clients understand."""

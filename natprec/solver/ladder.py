@@ -1,0 +1,102 @@
+"""From one measurement, what each tolerance would cost: the rungs between which a user chooses."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from natprec.config import MARGIN, NOT_ROUNDED
+from natprec.errors import BudgetError
+from natprec.solver.solve import opened, solve
+from natprec.solver.uniform import uniform_sums
+
+if TYPE_CHECKING:
+    from natprec.measurement import Measurement
+
+EPSILONS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.002, 0.001)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A tolerance and what it costs.
+
+    Attributes:
+        bits: per quantized weight, scales included; `bits_total`: over all weights.
+        stored_bytes: forecast of the checkpoint; `stored_fraction`: of the 16-bit one.
+        perplexity_increase: exp(kl_predicted) - 1, which is that on text that the model itself writes; None where the
+            distortion is not the KL.
+        like: the format that costs about as much if every Linear has it, with `like_kl` and `like_bytes`.
+    """
+
+    eps: float
+    bits: float
+    bits_total: float
+    stored_bytes: int
+    stored_fraction: float
+    kl_predicted: float
+    kl_predicted_ci95: tuple[float, float]
+    perplexity_increase: float | None
+    like: str | None
+    like_kl: float | None
+    like_bytes: int | None
+
+
+def ladder(
+    measurement: Measurement,
+    *,
+    engine: str | None = None,
+    rounding: str | None = None,
+    margin: float = MARGIN,
+    activations: str = NOT_ROUNDED,
+    kv: str = NOT_ROUNDED,
+    eps_bwd: float | None = None,
+    gpu: str | None = None,
+    untested: bool = False,
+    portable: bool = False,
+) -> list[Rung]:
+    """A rung for each usual tolerance that the measured formats reach, from the coarsest; no two of one plan.
+
+    Raises:
+        InputError: options that do not go with the measurement.
+        BudgetError: no tolerance is reached.
+    """
+    shared: dict[str, Any] = {
+        "engine": engine, "rounding": rounding, "activations": activations, "kv": kv, "eps_bwd": eps_bwd, "gpu": gpu,
+        "untested": untested, "portable": portable,
+    }  # fmt: skip
+    problem = opened(measurement, **shared)
+    sums = uniform_sums(problem.decisions, [group.pairs for group in problem.groups], problem.stairs.start)
+    uniform = {pair.name: (problem.lost + kl, problem.fixed + round(stored)) for pair, (kl, stored) in sums.items()}
+    rungs: list[Rung] = []
+    refused: BudgetError | None = None
+    for eps in EPSILONS:
+        try:
+            plan = solve(measurement, eps, margin=margin, **shared)
+        except BudgetError as error:
+            refused = error
+            continue
+        near = _nearest(uniform, plan.kl_predicted)
+        ratio = None
+        if plan.distortion == "kl":
+            with contextlib.suppress(OverflowError):
+                ratio = math.expm1(plan.kl_predicted)
+        found = Rung(
+            eps, plan.bits_per_weight, plan.bits_per_weight_total, plan.stored_bytes,
+            plan.stored_bytes / plan.stored_bytes_reference, plan.kl_predicted, plan.kl_predicted_ci95, ratio, near,
+            *(uniform[near] if near else (None, None)),
+        )  # fmt: skip
+        if rungs and rungs[-1].stored_bytes == found.stored_bytes:
+            rungs.pop()  # the tighter tolerance is kept by the same plan
+        rungs.append(found)
+    if not rungs and refused is not None:
+        raise refused
+    return rungs
+
+
+def _nearest(uniform: dict[str, tuple[float, int]], kl: float) -> str | None:
+    """The format whose KL is nearest in proportion; None where none is within a factor of 2."""
+    ratios = {name: abs(math.log(found / kl)) for name, (found, _) in uniform.items() if found > 0 and kl > 0}
+    near = min(ratios, key=lambda name: ratios[name], default=None)
+    return near if near is not None and ratios[near] <= math.log(2) else None

@@ -1,0 +1,76 @@
+"""Three verdicts, and text in portions until the interval is narrow enough."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from natprec.errors import InputError
+from natprec.evaluation.judging import GivenText, judge
+from natprec.evaluation.verdict import FAIL, FIRST, MOST, NARROW, PASS, WITHIN_NOISE, Portions, verdict_of
+from natprec.evaluation.verification import Comparison
+
+LENGTH = 256
+
+
+def noisy(spread: float, mean: float = 1.0) -> tuple[GivenText, list[int], object]:
+    """A text whose sequences have a KL of this mean and spread, and the portions that were compared."""
+    draw, read = np.random.default_rng(0), list[int]()
+
+    def compare(ids: Tensor, number: int) -> Comparison:
+        read.append(number)
+        return Comparison(np.repeat(draw.normal(mean, spread, (len(ids), 1)), 2, 1), ids.numel())
+
+    return GivenText("text", torch.arange(400 * LENGTH).view(-1, LENGTH)), read, compare
+
+
+def test_the_upper_end_decides_between_pass_and_noise() -> None:
+    assert verdict_of(0.9, 1.0, 1.0) == PASS
+    assert verdict_of(0.9, 1.0 + 1e-9, 1.0) == WITHIN_NOISE
+    assert verdict_of(1.0 + 1e-9, 2.0, 1.0) == FAIL
+    assert verdict_of(float("nan"), 0.0, 1.0) == FAIL
+
+
+@pytest.mark.parametrize(("spread", "tokens"), [(0.001, FIRST), (0.2, None), (5.0, MOST)])
+def test_text_judges_until_the_interval_is_narrow_or_there_is_the_most(spread: float, tokens: int | None) -> None:
+    text, read, compare = noisy(spread)
+    found = judge(text, Portions.of(None, 1.0), compare, 0, 0.95, first=7)
+    low, high = found.text.kl_ci95
+    assert read == list(range(7, 7 + len(read)))
+    if tokens is None:
+        assert FIRST < found.text.tokens < MOST
+    else:
+        assert found.text.tokens == tokens
+    assert ((high - low) / 2 <= NARROW) is (spread < 1)
+    assert torch.equal(found.ids, text.windows[: len(found.ids)]), "in the text's own order, none twice"
+    assert found.text.tokens == found.ids.numel()
+
+
+def test_a_number_of_tokens_is_kept_to_and_without_a_tolerance_the_first_portion_does() -> None:
+    for tokens, promise, expected in ((1024, 1.0, 1024), (1024, None, 1024), (None, None, FIRST)):
+        text, _, compare = noisy(5.0)
+        assert judge(text, Portions.of(tokens, promise), compare, 0, 0.95, 0).text.tokens == expected
+
+
+def test_two_texts_share_the_tokens() -> None:
+    for texts in (1, 2):
+        text, _, compare = noisy(5.0)
+        assert judge(text, Portions.of(None, 1.0, texts), compare, 0, 0.95, 0).text.tokens == MOST // texts
+
+
+def test_a_short_text_judges_as_far_as_it_goes_and_an_empty_one_is_refused() -> None:
+    _, _, compare = noisy(5.0)
+    short = GivenText("short", torch.zeros(20, LENGTH, dtype=torch.int64))
+    assert judge(short, Portions.of(None, 1.0), compare, 0, 0.95, 0).text.tokens == 20 * LENGTH
+    with pytest.raises(InputError, match=r"no held-out tokens .* 'short'"):
+        judge(short, Portions.of(None, 1.0), compare, 0, 0.95, 0)
+
+
+def test_numbers_that_are_none_end_the_judging() -> None:
+    text, read, _ = noisy(1.0)
+    nan = judge(text, Portions.of(None, 1.0), lambda ids, _: Comparison(np.full((len(ids), 2), np.nan), ids.numel()), 0,
+                0.95, 0)  # fmt: skip
+    assert np.isnan(nan.text.kl_mean)
+    assert not read
