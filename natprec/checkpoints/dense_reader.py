@@ -20,8 +20,6 @@ from natprec.models.checksums import refuse_damaged
 from natprec.models.devices import quiet
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf
-from natprec.models.gguf_tensors import open_gguf
 from natprec.models.layers import known_layer
 from natprec.models.loading import load_model
 from natprec.models.model_files import first_line, task_of, weight_files
@@ -95,15 +93,9 @@ def open_quantized(
         InputError: the folder is no checkpoint.
         ModelError: it is damaged, or cannot be loaded.
     """
-    file = folder / FILE_NAME
-    if file.is_file():
-        check_gguf(file)
-        with _explained(folder), quiet(stderr=True):
-            config = config_of(folder, trust_remote_code, gguf_file=str(file.absolute()))
-            task = task_of(str(folder), config)
-            model, weights, _ = open_gguf(file, config, task, device)
-            model.eval().requires_grad_(False)
-            return SegmentedModel(model, task.probe(model), original.distortion, weights)
+    if (folder / FILE_NAME).is_file():
+        loaded = load_model(str(folder / FILE_NAME), device=str(device), on_disk=True)
+        return SegmentedModel(loaded.model, loaded.task.probe(loaded.model), original.distortion, loaded.weights)
     scheme = _scheme(folder)
     with _explained(folder), quiet(stderr=True):
         config, task = _dense_config(folder, trust_remote_code)
