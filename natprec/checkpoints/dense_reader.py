@@ -20,8 +20,6 @@ from natprec.formats import Format, engine_profile
 from natprec.models.checksums import refuse_damaged
 from natprec.models.devices import quiet
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf
-from natprec.models.gguf_tensors import open_gguf
 from natprec.models.loading import load_model
 from natprec.models.model_files import task_of, weight_files
 from natprec.models.patterns import MARK
@@ -103,15 +101,9 @@ def open_quantized(
         InputError: the folder is no checkpoint.
         ModelError: it is damaged, or cannot be loaded.
     """
-    file = folder / FILE_NAME
-    if file.is_file():
-        check_gguf(file)
-        with _explained(folder), quiet(stderr=True):
-            config = config_of(folder, trust_remote_code, gguf_file=str(file.absolute()))
-            task = task_of(str(folder), config)
-            model, weights, _ = open_gguf(file, config, task, device)
-            model.eval().requires_grad_(False)
-            return SegmentedModel(model, task.probe(model), original.distortion, weights)
+    if (folder / FILE_NAME).is_file():
+        loaded = load_model(str(folder / FILE_NAME), device=str(device), on_disk=True)
+        return SegmentedModel(loaded.model, loaded.task.probe(loaded.model), original.distortion, loaded.weights)
     described = _config(folder)
     with _explained(folder), quiet(stderr=True):
         config, task = _dense_config(folder, trust_remote_code)

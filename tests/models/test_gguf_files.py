@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from natprec.checkpoints.gguf import FILE_NAME
 from natprec.errors import ModelError
 from natprec.measurement.subject import Subject
-from natprec.models.gguf_files import check_gguf
+from natprec.models.gguf_files import check_gguf, read_gguf
+from natprec.models.gguf_tensors import is_known
 from natprec.models.loading import load_model
 from natprec.pipeline.request import for_engine
 from tests.checkpoints.test_gguf import model_of, planned, written
@@ -54,6 +56,18 @@ def with_type(file: Path, kind: int) -> None:
 
 def test_a_whole_file_passes(file: Path) -> None:
     check_gguf(file)
+
+
+def test_the_header_says_what_the_package_reads(file: Path) -> None:
+    header, theirs = read_gguf(file), GGUFReader(file)
+    assert header.architecture == "llama"
+    assert is_known(header)
+    assert not is_known(replace(header, architecture="falcon"))
+    for own, tensor in zip(header.tensors, theirs.tensors, strict=True):
+        assert (own.name, own.type, own.offset, own.nbytes, own.elements) == (
+            tensor.name, tensor.tensor_type, tensor.data_offset, tensor.n_bytes, tensor.n_elements,
+        )  # fmt: skip
+        assert own.shape == tuple(reversed(tensor.shape.tolist()))
 
 
 @pytest.mark.parametrize(("kind", "label"), [(999, "a newer one, or damage"), (24, "I8"), (15, "Q8_K")])
