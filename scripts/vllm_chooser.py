@@ -32,10 +32,10 @@ from natprec.formats import parse_activation, parse_format
 from natprec.formats.compressed_tensors import arguments, container
 from natprec.formats.gpus import capabilities, generation
 
-STAND_INS = frozenset(
-    ("xgrammar", "llguidance", "soundfile", "torchaudio", "cv2", "cuda", "flashinfer", "deep_gemm", "ray", "tilelang")
-    + ("librosa", "vllm")
-)
+STAND_INS = {
+    "cuda", "cv2", "deep_gemm", "flashinfer", "librosa", "llguidance", "ray", "soundfile", "tilelang", "torchaudio",
+    "vllm", "xgrammar",
+}  # fmt: skip
 """Packages that may be missing; of `vllm` only compiled modules are."""
 
 SHAPES = ((1024, 1024), (960, 576), (576, 1536))
