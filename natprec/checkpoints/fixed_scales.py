@@ -1,6 +1,6 @@
 """Scales of what flows, where they are fixed: as a checkpoint stores them, and read back.
 
-k_scale, v_scale      of an attention module, the model's dtype     float8 keys and values
+k_scale, v_scale      of an attention module, the model's dtype     float8 keys and values, (1,) or (heads, 1, 1)
 input_scale           of a Linear, the model's dtype, (1,)          float8 inputs by tensor
 input_global_scale    of a Linear, float32, (1,)                    NVFP4's inputs: the reciprocal of the outer scale
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import ModelError
-from natprec.formats import Format, PerTensor
+from natprec.formats import Format, PerHead, PerTensor
 from natprec.models.disk_names import DiskNames
 from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import fixed_scale, flowing_scale
@@ -27,12 +27,14 @@ INPUT, INPUT_OUTER = "input_scale", "input_global_scale"
 
 def cache_scales(cache: CacheChoice | None, dtype: torch.dtype) -> dict[str, Tensor]:
     """`k_scale` and `v_scale` of each attention module, where they are fixed."""
-    if cache is None or cache.format.scaling.granularity != PerTensor() or cache.format.scaling.dynamic:
+    if cache is None or cache.format.scaling.dynamic:
         return {}
     scales = {}
-    for name, largest in cache.largest.items():
+    for name in cache.largest:
         module, _, kind = name.rpartition(":")
-        scales[f"{module}.{kind[0]}_scale"] = flowing_scale(cache.format, torch.tensor([largest])).to(dtype)
+        found = flowing_scale(cache.format, torch.tensor(cache.reach(name)).reshape(-1))
+        by_head = cache.format.scaling.granularity == PerHead()
+        scales[f"{module}.{kind[0]}_scale"] = (found.view(-1, 1, 1) if by_head else found).to(dtype)
     return scales
 
 

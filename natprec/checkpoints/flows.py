@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from natprec.checkpoints.fixed_scales import STATES, stored_input_scale
 from natprec.errors import ModelError
-from natprec.formats import EngineProfile, Format
+from natprec.formats import EngineProfile, Format, PerHead
 from natprec.formats.compressed_tensors import activation_format
 from natprec.models.activation_sites import round_input, round_states
 from natprec.models.attention import AttentionHook
@@ -71,7 +71,8 @@ def _states(name: str, module: nn.Module, fmt: Format, files: Mapping[str, Path]
             raise ModelError(f"the checkpoint has no scales {sorted(stored.values())} of the cache; quantize again")
 
         return [AttentionHook(module, refuse)]
-    scales = {kind: read_stored(files[scale], scale).float().reshape(()) for kind, scale in stored.items()}
+    shape = (-1, 1, 1) if fmt.scaling.granularity == PerHead() else ()
+    scales = {kind: read_stored(files[scale], scale).float().reshape(shape) for kind, scale in stored.items()}
     return [round_states(module, fmt, (kind,), scale) for kind, scale in scales.items()]
 
 

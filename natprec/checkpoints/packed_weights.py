@@ -24,6 +24,9 @@ from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.scale_bytes import powers
 from natprec.quantizers.scale_storage import inner_scales
 
+FLOATS = 1 << 24
+"""Weights that are float32 at a time while they are packed or unpacked: 64 MB."""
+
 
 def packed(uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     """One weight's tensors, by the modules that use it: codes, scales, zero points.
@@ -88,7 +91,9 @@ def _floating(value: QuantizedTensor, dtype: torch.dtype) -> dict[str, Tensor]:
     if fmt.bits == 8:
         codes = {"weight": value.codes.contiguous().view(torch.float8_e4m3fn)}
     else:
-        codes = {"weight_packed": _packing(value)(fmt.codebook.decode(value.codes))}
+        pack = _packing(value)
+        parts = [pack(fmt.codebook.decode(rows)) for rows in _some_rows(value.codes, value.codes.shape[1])]
+        codes = {"weight_packed": torch.cat(parts)}
     if value.outer is not None:
         inner = inner_scales(scale, value.outer, fmt).to(torch.float8_e4m3fn)
         return codes | {"weight_scale": inner, "weight_global_scale": (1.0 / value.outer).reshape(1)}
@@ -117,7 +122,8 @@ def unpacked(fmt: Format, shape: tuple[int, int], tensors: Mapping[str, Tensor],
             raise ModelError(f"tensor 'weight' of {name} holds NaN, which no weight is; download it or quantize again")
     else:
         unpack = {E2M1: unpack_fp4_from_uint8, E2M3: unpack_fp6_from_uint8}[fmt.codebook]  # type: ignore[index]
-        codes = fmt.codebook.encode(unpack(tensors["weight_packed"], rows, columns, torch.float32))
+        parts = _some_rows(tensors["weight_packed"], columns)
+        codes = torch.cat([fmt.codebook.encode(unpack(own, len(own), columns, torch.float32)) for own in parts])
     scale, outer = stored_scales(fmt, tensors, name)
     by = fmt.scaling.granularity
     if isinstance(by, PerBlock):
@@ -164,6 +170,11 @@ def _packing(value: QuantizedTensor) -> Callable[[Tensor], Tensor]:
 
     known: dict[object, Callable[[Tensor], Tensor]] = {E2M1: pack_fp4_to_uint8, E2M3: pack_fp6_to_uint8}
     return known[value.format.codebook]
+
+
+def _some_rows(tensor: Tensor, columns: int) -> tuple[Tensor, ...]:
+    """Rows at a time, so that few weights are floats at once."""
+    return tensor.split(max(1, FLOATS // columns))
 
 
 def _once(value: QuantizedTensor) -> Tensor:

@@ -113,8 +113,20 @@ def _integers(described: Mapping[str, Any], flowing: bool = False, full_range: b
     return [integer(bits, known[strategy], described.get("symmetric") is not False)] if strategy in known else []
 
 
+def _implied(described: Mapping[str, Any]) -> str | None:
+    """The dtype of scales where a description, of an older release, leaves it out: what the compressors then take."""
+    if described.get("type") != "float":
+        return None
+    if described.get("strategy") == "tensor_group":
+        return SCALE_DTYPES[E4M3]
+    fixed_groups = described.get("strategy") == "group" and not described["dynamic"]
+    return SCALE_DTYPES["e8m0"] if fixed_groups and described.get("num_bits") in (4, 6) else None
+
+
 def _found(described: Mapping[str, Any], of: str, formats: list[Format]) -> Format:
     wanted = {"group_size": None, "dynamic": False, "symmetric": True} | dict(described)
+    if wanted.get("scale_dtype") is None:
+        wanted["scale_dtype"] = _implied(wanted)
     for fmt in formats:
         own = arguments(fmt)
         names = {*own, "block_structure", "scale_dtype"}

@@ -26,7 +26,7 @@ ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapters.safete
 """Files of PEFT and of MLX."""
 
 BELONGS_TO_CODES = re.compile(
-    r"(?:^|\.)(?:(?:weight|input|output|act|activation|[kv])_(?:scale(?:_inv|_2|s)?|zero_point|packed|g_idx)"
+    r"(?:^|\.)(?:(?:weight|input|output|act|activation|[kv])_(?:(?:global_)?scale(?:_inv|_2|s)?|zero_point|packed|g_idx)"
     r"|qweight|qzeros|scales|g_idx|SCB|absmax|quant_map)$|(?:proj|weight)_(?:blocks|scales)$"
 )
 """Names of scales, zero points and packed codes: compressed-tensors, GPTQ, AWQ, MLX, bitsandbytes, ModelOpt, MXFP4."""

@@ -23,7 +23,7 @@ def narrow_scales(weight: QuantizedTensor, dtype: torch.dtype) -> tuple[Tensor, 
     if weight.outer is not None:
         return inner_scales(scale, weight.outer, fmt).to(torch.float8_e4m3fn).view(torch.uint8), weight.outer
     if fmt.scaling.dtype == "e8m0":
-        return (torch.frexp(scale)[1] + (BIAS - 1)).to(torch.uint8), None
+        return (torch.frexp(scale.float())[1] + (BIAS - 1)).to(torch.uint8), None
     return scale.to(dtype), None
 
 

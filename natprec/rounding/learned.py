@@ -167,7 +167,7 @@ def token_importance(gradient: Tensor) -> Tensor:
 
 
 class _Position:
-    """Of one weight: where its codes are between integers, and what its scales are multiplied by."""
+    """Of one weight: its place between the values of the codebook, and what its scales are multiplied by."""
 
     def __init__(self, weight: Tensor, start: QuantizedTensor, dtype: torch.dtype) -> None:
         """Where a weight (rows, columns) lies on a grid, but within the codes that were chosen.

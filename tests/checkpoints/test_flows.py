@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from natprec.checkpoints.dense_reader import load_quantized
+from natprec.formats import parse_activation
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
@@ -57,6 +60,27 @@ def test_a_loaded_checkpoint_rounds_as_planned(
         if group["input_activations"]
     )
     assert ("kv_cache_scheme" in config) == ("kv" in options)
+
+
+def test_a_cache_with_a_scale_for_each_head_is_read_back(made: Subject, tmp_path: Path) -> None:
+    """As the library shapes it: (heads, 1, 1)."""
+    plan = measure(made, tokens(8, 16), group_size=32, sites="all", rounding="rtn").solve(eps=1.0, kv="8")
+    assert plan.cache is not None
+    heads = made.model.config.num_key_value_heads
+    by_head = {site: (reach, *[reach / 64] * (heads - 1)) for site, reach in plan.cache.largest.items()}
+    choice = replace(plan.cache, format=parse_activation("fp8-head"), by_head=by_head)
+    plan, ids, original = replace(plan, cache=choice), tokens(4, 16, seed=3), snapshot(made.model)
+    codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
+    with torch.no_grad(), flows_rounded(made.model, made.activations, plan):
+        expected = made.segmented.output(ids)
+    pipeline.write(made, plan, codes, tmp_path, QUIET)
+    restore(made.model, original)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {value.shape for name, value in stored.items() if name.endswith(("k_scale", "v_scale"))} == {(heads, 1, 1)}
+    assert heads > 1
+    loaded = load_quantized(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(made.segmented.distortion.output(loaded, ids), expected)
 
 
 def test_w8a8_weights_are_int8_per_channel_for_vllm(made: Subject, tmp_path: Path) -> None:

@@ -79,6 +79,15 @@ def test_what_natprec_has_no_format_for_is_refused(change: dict[str, Any]) -> No
             read(known | {"strategy": "channel", "dynamic": False} | change)
 
 
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "mxfp6"])
+def test_older_descriptions_leave_the_dtype_of_scales_out(name: str) -> None:
+    said = described(FLOAT_WEIGHTS[name])
+    del said["scale_dtype"]
+    assert weight_format(said) == FLOAT_WEIGHTS[name]
+    if name == "nvfp4":
+        assert activation_format(said | {"dynamic": "local"}) == FLOAT_ACTIVATIONS[name]
+
+
 def test_asymmetric_activations_are_not_taken_for_symmetric_ones() -> None:
     with pytest.raises(InputError, match=r"no format for activations of .*symmetric False"):
         activation_format(arguments(activation(8)) | {"symmetric": False})

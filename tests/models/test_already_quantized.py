@@ -50,6 +50,7 @@ def refused(folder: Path, *words: str) -> None:
         ({f"{UP}.weight": CODES.to(torch.int8)}, "I8"),
         ({f"{UP}.weight_scale_inv": torch.ones(1, 1)}, "weight_scale_inv"),
         ({f"{UP}.input_scale": torch.ones(1)}, "input_scale"),
+        ({f"{UP}.weight_global_scale": torch.ones(1)}, "weight_global_scale"),
         ({f"{UP}.qweight": CODES.to(torch.int32), f"{UP}.scales": torch.ones(2, 64)}, "qweight"),
         ({f"{UP}.qzeros": CODES.to(torch.int32)}, "qzeros"),
         ({f"{UP}.weight_packed": CODES.to(torch.int32)}, "weight_packed"),

@@ -1,7 +1,8 @@
 """Weights in floating-point codes, on any device: as dense in memory as the format, and made dense whenever used.
 
-Codes lie in planes of bits, as integers do (`natprec.runtime.kernels.planes`); a table of at most 256 values decodes
-them. Scales keep the byte that the checkpoint gives them: an exponent (MX), a float8 (NVFP4, times the outer scale).
+Codes of 4 and 8 bits lie as in the checkpoint, others in planes (`natprec.runtime.kernels.planes`); a table of at most
+256 entries decodes them, that of 4 bits both codes of a byte at once. Scales keep the byte that the checkpoint gives
+them: an exponent (MX), a float8 (NVFP4, times the outer scale).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from natprec.formats import Codebook, Float
+from natprec.formats import Codebook, Float, PerBlock
 from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.scale_bytes import narrow_scales, wide_scales
 from natprec.quantizers.tensor import spread
@@ -35,10 +36,15 @@ class DequantizeFloats(Kernel):
         return ""
 
     def pack(self, weight: QuantizedTensor, dtype: torch.dtype) -> Buffers:
-        """Planes and scales, (rows, …); the outer scale, ()."""
-        half = 2 ** (weight.format.bits - 1)
-        codes = (weight.codes.to(torch.int16) - half).to(torch.int8)
-        return planes.pack(codes, weight.format.bits), *narrow_scales(weight, dtype)
+        """Codes and scales, (rows, …); the outer scale, ()."""
+        codes, bits = weight.codes, weight.format.bits
+        if bits == 4:
+            packed = codes[:, ::2] | codes[:, 1::2] << 4
+        elif bits == 8:
+            packed = codes.contiguous()
+        else:
+            packed = planes.pack((codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8), bits)
+        return packed, *narrow_scales(weight, dtype)
 
     def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
         """By torch, in float32, some rows of the weight at a time."""
@@ -53,10 +59,23 @@ class DequantizeFloats(Kernel):
         assert packed is not None
         assert narrow is not None
         fmt = layer.format
-        codes = planes.unpack(packed[rows], fmt.bits, layer.columns).to(torch.int32) + 2 ** (fmt.bits - 1)
-        value = table(fmt.codebook).to(packed.device).index_select(0, codes.view(-1)).view(codes.shape)
+        value = _decoded(packed[rows], fmt.codebook, layer.columns)
         scale = wide_scales(narrow[rows], outer, fmt)
-        return value.mul_(spread(scale, fmt, layer.columns))
+        if layer.columns % scale.shape[1] or isinstance(fmt.scaling.granularity, PerBlock):
+            return value.mul_(spread(scale, fmt, layer.columns))
+        value.view(*scale.shape, -1).mul_(scale.unsqueeze(-1))
+        return value
+
+
+def _decoded(packed: Tensor, codebook: Codebook, columns: int) -> Tensor:
+    """(rows, columns) values of codes, float32."""
+    values = table(codebook).to(packed.device)
+    if codebook.bits == 4:  # both codes of a byte at once
+        pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], 1).view(torch.float64).view(-1)
+        return torch.take(pairs, packed.long()).view(torch.float32)
+    if codebook.bits != 8:
+        packed = planes.unpack(packed, codebook.bits, columns).to(torch.int16) + 2 ** (codebook.bits - 1)
+    return torch.take(values, packed.long())
 
 
 @functools.cache

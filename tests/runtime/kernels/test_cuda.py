@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from natprec.errors import InputError
-from natprec.formats import CHANNEL, Integer, integer, parse_format
+from natprec.formats import CHANNEL, Format, Integer, integer, parse_format
+from natprec.formats.presets import FLOAT_WEIGHTS
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.runtime.kernels import reference
 from natprec.runtime.kernels.cuda import Triton, TritonInt8, linear_half
@@ -51,6 +52,21 @@ def test_it_is_the_specification(bits: int) -> None:
             x[0] *= 1e6  # beyond float16
             error = (module(x) - reference.linear(x, weight)).abs()
             assert (error <= bound(x, weight)).all(), weight.format.name
+
+
+@pytest.mark.parametrize("fmt", FLOAT_WEIGHTS.values(), ids=lambda fmt: fmt.name)
+def test_floats_are_the_specification(fmt: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens, and many that meet dense blocks."""
+    weight = quantize(drawn(150, 384), fmt, torch.bfloat16)
+    module, dense = stored(weight, Triton()), reference.dequantize(weight)
+    some = torch.tensor([149, 0, 3, 0])
+    torch.testing.assert_close(module.values(some), dense[some].float(), rtol=2e-7, atol=0)
+    for many, times in ((8, 1), (1, 2)):
+        monkeypatch.setattr(Triton, "many", many)
+        x = inputs(4, 384)
+        x[0] *= 1e6  # beyond float16
+        error = (module(x) - reference.linear(x, weight)).abs()
+        assert (error <= times * bound(x, weight)).all()
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
