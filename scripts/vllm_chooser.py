@@ -7,7 +7,8 @@ kernel libraries, humming-kernels. What is still missing is replaced by empty mo
 then finds each layer's scheme, and the scheme's `create_weights` its kernel, for layers of natprec's formats. Pretended
 are the platform, that FlashInfer and DeepGEMM are installed, and three questions that vLLM asks its compiled code:
 `cutlass_scaled_mm_supports_fp8` (from sm89), `…_block_fp8` (from sm90), `…_fp4` (from sm100).
-Prints JSON: a line for each layer where both differ; exit code 1 if there is one.
+Where Humming is chosen, vLLM's own rules of falling back say what its inputs are rounded to. Prints JSON: a line for
+each layer where both differ; exit code 1 if there is one.
 """
 
 from __future__ import annotations
@@ -32,12 +33,10 @@ from natprec.formats import parse_activation, parse_format
 from natprec.formats.compressed_tensors import arguments, container
 from natprec.formats.gpus import capabilities, generation
 
-STAND_INS = frozenset(
-    (
-        *("xgrammar", "llguidance", "soundfile", "torchaudio", "cv2", "cuda", "flashinfer", "deep_gemm", "ray"),
-        *("tilelang", "librosa", "vllm"),
-    )
-)
+STAND_INS = {
+    "cuda", "cv2", "deep_gemm", "flashinfer", "librosa", "llguidance", "ray", "soundfile", "tilelang", "torchaudio",
+    "vllm", "xgrammar",
+}  # fmt: skip
 """Packages that may be missing; of `vllm` only compiled modules are."""
 
 SHAPES = ((1024, 1024), (960, 576), (576, 1536))
@@ -157,6 +156,36 @@ def chosen(layer: Layer, described: tuple[dict[str, Any], dict[str, Any] | None]
     return None
 
 
+def humming_inputs(layer: Layer, kernel: str, capability: int) -> str | None:
+    """What vLLM has Humming round the inputs to, by its own rules of falling back; None: they stay at 16 bits."""
+    import humming.schema.humming as schemas
+    from vllm.model_executor.layers.quantization.utils.humming import schema
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp4Dynamic, kMxfp8Dynamic, kNvfp4Dynamic
+    from vllm.utils.humming import BaseInputSchema, BaseWeightSchema, HummingInputSchema
+
+    schemas.current_device = types.SimpleNamespace(sm_version=capability)
+    assert layer.weight is not None
+    asked, own = layer.inputs, {"quant_method": "humming", "group_size": layer.weight.group or 0}
+    keys = {"HummingMxFp4": kMxfp4Dynamic, "HummingMxfp8": kMxfp8Dynamic}
+    micro = {"HummingMxFp4": "float4e2m1", "HummingMxfp8": "float8e4m3"}
+    if kernel == "HummingNvFp4":
+        keys |= {kernel: kNvfp4Dynamic} if asked else {}
+        described = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "type": "float"}
+        described |= {"num_bits": 4, "strategy": "group", "group_size": 16}  # type: ignore[dict-item]
+    elif kernel in micro:
+        described = own | {"dtype": micro[kernel], "scale_dtype": "float8e8m0", "weight_scale_type": "group"}
+    else:
+        described = own | {"dtype": f"int{layer.weight.bits}", "has_zero_point": layer.weight.zeros}
+    inputs = schema.quant_key_to_input_schema(keys[kernel]) if kernel in keys else HummingInputSchema()
+    if kernel == "Humming" and asked is not None and asked.type == "int":
+        said = {"num_bits": asked.bits, "type": "int", "strategy": asked.strategy, "symmetric": True, "dynamic": True}
+        also = {"group_size": asked.group or 0, "quant_method": "compressed-tensors", "format": "int-quantized"}
+        inputs = BaseInputSchema.from_config(said | also)
+    weights = BaseWeightSchema.from_config(described)
+    found = str(schema.check_and_fallback_input_schema(weights, inputs, torch.bfloat16).a_dtype)
+    return {"int8": "a8-token", "int4": "a4-token", "float8e4m3": "fp8-token"}.get(found)
+
+
 class _ChosenError(Exception):
     """A kernel is made: that is all that is asked."""
 
@@ -194,7 +223,7 @@ def main() -> None:
     )
     kernel = types.SimpleNamespace(linear_backend="auto", linear_backend_per_quant=None)
     pretended = types.SimpleNamespace(model_config=model, kernel_config=kernel)
-    compared, different = 0, []
+    compared, compared_inputs, different = 0, 0, []
     torch.set_default_dtype(torch.bfloat16)
     with (
         mock.patch.object(vllm.config, "get_current_vllm_config", return_value=pretended),
@@ -206,7 +235,13 @@ def main() -> None:
             refused_later = own.kernel is None and theirs == "CutlassInt8ScaledMM" and capability >= 100
             if own.kernel != theirs and not refused_later:
                 different.append([layer.says, *layer.rows, layer.columns, own.kernel, theirs])
-    print(json.dumps({"vllm": NEWEST, "gpu": options.gpu, "compared": compared, "different": different}, indent=1))
+            elif theirs is not None and theirs.startswith("Humming") and "ScaledMM" not in theirs and own.runs:
+                rounded, inputs = own.runs.partition("/")[2] or None, humming_inputs(layer, theirs, capability)
+                compared_inputs += 1
+                if rounded != inputs:
+                    different.append([layer.says, *layer.rows, layer.columns, own.runs, inputs])
+    counts = {"kernels": compared, "humming_inputs": compared_inputs}
+    print(json.dumps({"vllm": NEWEST, "gpu": options.gpu, **counts, "different": different}, indent=1))
     sys.exit(bool(different))
 
 

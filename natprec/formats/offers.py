@@ -39,7 +39,7 @@ class Offer:
         inputs: None: 16 bits.
         gpus: compute capabilities, ten times, where the kernel does what the file says.
         since: the first version of the engine that loads it.
-        portable: whether plain transformers loads it too.
+        portable: whether plain transformers loads it too, 4-bit floats and MXFP8 in bfloat16 alone.
         seen: whether a run of the engine has loaded it: see `SEEN`; 'default': it is a candidate without `--gpu`.
     """
 
@@ -86,9 +86,9 @@ VLLM = (
     Offer("a packed embedding", ("embedding",), Integers((2, 4, 8))),
     Offer("float8 weights", _LINEAR, _weights("fp8-tensor", "fp8-channel", "fp8-block128"), portable=True),
     Offer("float8 weights of a head", ("head",), _weights("fp8-channel"), since="0.33.0", portable=True),
-    Offer("NVFP4 weights", _LINEAR, _weights("nvfp4")),
-    Offer("MXFP4 weights", _LINEAR, _weights("mxfp4"), gpus=(80, 86, 89)),
-    Offer("MXFP8 weights", _LINEAR, _weights("mxfp8"), gpus=_BEFORE_100),
+    Offer("NVFP4 weights", _LINEAR, _weights("nvfp4"), portable=True),
+    Offer("MXFP4 weights", _LINEAR, _weights("mxfp4"), gpus=(80, 86, 89), portable=True),
+    Offer("MXFP8 weights", _LINEAR, _weights("mxfp8"), gpus=_BEFORE_100, portable=True),
     Offer(
         "W8A8 in integers", _LINEAR, Integers((8,), _CHANNELS), Integers((8,), _BY_TOKEN, flowing=True),
         gpus=_BEFORE_100, portable=True, seen="default",

@@ -18,6 +18,7 @@ from natprec.evaluation.conclude import promised
 from natprec.evaluation.verdict import FAIL, PASS, WITHIN_NOISE
 from natprec.evaluation.verification import Verification
 from natprec.formats.gpus import ANY
+from natprec.formats.offers import OFFERS
 from natprec.measurement import Measurement
 from natprec.models.routing import MIN_TOKENS
 from natprec.solver import Plan
@@ -43,6 +44,8 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
     needs = plan.needs or needs_of(plan.engine, ANY, used_of(plan))
     if needs is not None:
         _add_needs(rows, plan, needs)
+    elif plan.engine in OFFERS and plan.rounded_inputs:
+        rows.add_row("caution", f"some kernels of {plan.engine} round these inputs otherwise: natprec check tells")
     counts = plan.histogram()
     total = sum(counts.values())
     for number, (bits, count) in enumerate(counts.items()):

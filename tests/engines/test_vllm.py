@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from natprec.engines import Layer, Operand
@@ -140,3 +142,18 @@ def test_versions_that_an_offer_needs() -> None:
                 for weight in offer.weights.at((64,))
                 if not isinstance(weight.scaling.granularity, PerChannel)
             )
+
+
+def test_a_plan_of_smollm2_as_it_ran_on_an_h200() -> None:
+    """docs/engines.md: 96 of 120 layers have 4 bits, and 26 of these are gate and up."""
+    shapes = {"qkv": (960, 576), "o": (576, 576), "gate_up": (3072, 576), "down": (576, 1536)}
+    four = {"qkv": 20, "o": 22, "gate_up": 26, "down": 28}
+    counts: Counter[str | None] = Counter()
+    newer: Counter[str | None] = Counter()
+    for name, (rows, columns) in shapes.items():
+        for number in range(30):
+            bits = 4 if number < four[name] else (2, 3, 5, 6)[number % 4]
+            counts[ran("0.25.1", 90, f"int{bits}-g64", rows=rows, columns=columns)[0]] += 1
+            newer[ran("0.33.0", 90, f"int{bits}-g64", rows=rows, columns=columns)[0]] += 1
+    assert counts == {"Marlin": 70, "Machete": 26, "Humming": 24}
+    assert newer == {"Machete": 26, "Humming": 94}, "on sm90 Humming has stood before Marlin since 0.32.0"
