@@ -23,7 +23,7 @@ EXAMPLES = (
     "natprec energy --replay energy.json --counter meter.csv",
 )
 
-WIDTH = 150
+WIDTH = 160
 
 COSTS = "# natprec energy --costs"
 """How a table of costs begins."""

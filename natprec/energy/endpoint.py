@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -47,7 +46,7 @@ def measure_server(url: str, name: str | None, settings: Settings, found: Found,
                 idle["server"] = idle_window(clock, recorder, pace)
         for batch in settings.batches:
             with stages.stage(f"steady state, batch {batch}", settings.repeat) as advance:
-                senders = Senders(server, batch, words, new, settings.seed)
+                senders = Senders(server, batch, words, new)
                 windows, prompt = steady_windows(senders, clock, recorder, pace, functools.partial(advance, ""))
             parts.append(Part("server", "steady", batch, prompt, new, tuple(windows), "", own))
     run = describe(name or server.model, settings, parts, idle, machine_of(settings.device), found)
@@ -57,11 +56,10 @@ def measure_server(url: str, name: str | None, settings: Settings, found: Found,
 class Senders:
     """So many requests under way at all times."""
 
-    def __init__(self, server: Server, batch: int, words: int, new: int, seed: int) -> None:
+    def __init__(self, server: Server, batch: int, words: int, new: int) -> None:
         self.answers: list[Answer] = []
         self.fault: ServerFault | None = None
         self._server, self._words, self._new = server, words, new
-        self._numbers = itertools.count(seed * 1_000_003)
         self._first = [threading.Event() for _ in range(batch)]
         self._open: list[list[float]] = [[] for _ in range(batch)]
         self._ended = threading.Event()
@@ -99,7 +97,7 @@ class Senders:
 
         while not self._ended.is_set() and self.fault is None:
             self._open[at] = []
-            prompt = made_up_prompt(next(self._numbers), self._words)
+            prompt = made_up_prompt(next(self._server.numbers), self._words)
             try:
                 answer = self._server.ask(prompt, self._new, self._ended.is_set, chunk)
             except ServerFault as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,12 +45,14 @@ class Server:
     Attributes:
         url: for example http://127.0.0.1:8000, with or without /v1.
         model: the first that it lists.
+        numbers: of requests, from the time on: no server has answered a request of that number.
         more: fields of a request beyond the standard's, where the server takes them.
     """
 
     url: str
     clock: Clock
     model: str = ""
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(time.time_ns() // 1_000_000))
     more: dict[str, Any] = field(default_factory=lambda: {"ignore_eos": True})
 
     def __post_init__(self) -> None:
@@ -131,7 +135,7 @@ class Server:
         """
         try:
             words = max(1, tokens)
-            answer = self.ask(made_up_prompt(0, words), 1)
+            answer = self.ask(made_up_prompt(next(self.numbers), words), 1)
             assert answer is not None
             return max(1, round(words * tokens / answer.prompt_tokens))
         except ServerFault as error:

@@ -108,7 +108,7 @@ def _floors(rows: list[dict[str, Any]], estimated: bool) -> Table:
         "most tokens/Wh: Landauer": [_number(each["landauer"]) for each in most],
         "bytes": [_number(each["bytes"]) for each in most],
         "roofline": [_number(each["roofline"]) for each in most],
-        "bits of choice/J": [_number(row["bits_of_choice_per_joule"]) for row in rows],
+        "bits/J": [_number(row["bits_of_choice_per_joule"]) for row in rows],
     }
     return _table(columns, left=2)
 
