@@ -1,4 +1,4 @@
-"""A live counter's readings during a run: a thread reads it every 20 ms, beside the work and out of its way.
+"""A live counter's readings during a run: a thread reads it every 30 ms, beside the work and out of its way.
 
 Times are those of a steady clock, set to the wall's once: a jump of the wall clock moves no window. How far the wall
 has gone from it is kept for each window, since a meter with its own clock would be off by as much.
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from natprec.energy.counters.base import Counter
-from natprec.energy.series import CounterFault, Series
+from natprec.energy.series import CounterFault, Series, refuse_sample
 
-EVERY = 0.02
+EVERY = 0.03
 """Seconds between readings: NVML renews its total ten to fifty times a second."""
 
 LIVE_GAP = 1.0
@@ -62,13 +62,11 @@ class Recorder:
         if self.fault is not None:
             return
         try:
-            joules = self.counter.read()
-            sample = (self.clock.now(), joules)
-            Series.of([(sample[0] - 1, 0.0), sample])  # a number, and none below zero
-            if self._samples:
-                Series.of([self._samples[-1], sample])
-                self.edges += joules != self._samples[-1][1]
-            self._samples.append(sample)
+            joules, now = self.counter.read(), self.clock.now()
+            before = self._samples[-1] if self._samples else None
+            refuse_sample(now, joules, before)
+            self.edges += before is not None and joules != before[1]
+            self._samples.append((now, joules))
         except CounterFault as error:
             self.fault = str(error)
 

@@ -40,6 +40,22 @@ class Energy:
     steps: int
 
 
+def refuse_sample(time: float, total: float, before: tuple[float, float] | None) -> None:
+    """Stop at what no running total can say.
+
+    Args:
+        before: the sample before it; None: it is the first.
+    Raises:
+        CounterFault: no number, a negative one, or time or total falls.
+    """
+    if not (math.isfinite(time) and math.isfinite(total)) or total < 0:
+        raise CounterFault(f"a reading of {total:g} J at {time:.3f} s is no energy")
+    if before is not None and time <= before[0]:
+        raise CounterFault(f"its clock goes from {before[0]:.3f} s to {time:.3f} s")
+    if before is not None and total < before[1]:
+        raise CounterFault(f"its total falls from {before[1]:g} J to {total:g} J at {time:.3f} s (a reset?)")
+
+
 @dataclass(frozen=True)
 class Series:
     """Samples of a running total.
@@ -65,12 +81,7 @@ class Series:
         times: list[float] = []
         joules: list[float] = []
         for time, total in samples:
-            if not (math.isfinite(time) and math.isfinite(total)) or total < 0:
-                raise CounterFault(f"a reading of {total:g} J at {time:.3f} s is no energy")
-            if times and time <= times[-1]:
-                raise CounterFault(f"its clock goes from {times[-1]:.3f} s to {time:.3f} s")
-            if joules and total < joules[-1]:
-                raise CounterFault(f"its total falls from {joules[-1]:g} J to {total:g} J at {time:.3f} s (a reset?)")
+            refuse_sample(time, total, (times[-1], joules[-1]) if times else None)
             times.append(time)
             joules.append(total)
         if len(times) < 2:

@@ -62,7 +62,7 @@ def _heading(report: dict[str, Any]) -> str:
     idle = report["idle_watts"]
     rest = "idle power not measured" if idle is None else f"{idle:.1f} W idle, which the net column leaves out"
     source = f"measured by {counter['kind']} ({counter['name']}): {counter['scope']}{left_out}"
-    return f"{run['model']} on {where}\n{source}; {rest}"
+    return "\n".join([f"{run['model']} on {where}", f"{source}; {rest}", *counter["notes"]])
 
 
 def _rows(rows: list[dict[str, Any]], estimated: bool) -> Table:

@@ -118,7 +118,7 @@ def fitting(runnable: Runnable, prompt: int | None, new: int | None) -> tuple[in
     if not runnable.task.predicts:
         raise InputError(f"the model is {runnable.task.noun}, which writes no tokens; give a language model")
     context = getattr(runnable.model.config.get_text_config(), "max_position_embeddings", None)
-    written = new or (128 if not context else max(2, min(128, (context - (prompt or 1)) // (1 if prompt else 2))))
+    written = new or (128 if not context else max(2, min(128, (context - (prompt or 0)) // (1 if prompt else 2))))
     read = prompt or (512 if not context else max(1, min(512, context - written)))
     if context and read + written > context:
         raise InputError(

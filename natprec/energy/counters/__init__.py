@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from natprec.energy.counters.base import SCOPES, Absent, Counter, Description
@@ -66,11 +66,21 @@ def find_counter(
             "zeus": lambda: open_zeus(device),
         }[kind]()
         if not isinstance(opened, Absent):
-            return Found(live=opened, absent=tuple(absent))
+            return Found(live=_noted(opened, device, serves), absent=tuple(absent))
         absent.append(opened)
     if name != "auto":
         raise InputError(f"counter {name!r} is not there: {absent[0].reason}; {absent[0].remedy}")
     return Found(absent=tuple(absent))
+
+
+def _noted(counter: Counter, device: str, serves: bool) -> Counter:
+    """The counter, which says so if it was asked for and does not see the device that does the work."""
+    counts = "CPU" if "GPU" in counter.description.excluded else "GPU"
+    works = "CPU" if device.startswith("cpu") else "GPU"
+    if counter.description.scope in ("gpu", "package") and counts != works and not serves:
+        note = f"the work is done by the {works}, and this counter sees the {counts} alone"
+        counter.description = replace(counter.description, notes=(note, *counter.description.notes))
+    return counter
 
 
 def _candidates(device: str, scope: str | None, serves: bool) -> list[str]:
