@@ -6,6 +6,7 @@ ESTIMATE on it, and has no point.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ Named = tuple[str, dict[str, Any]]
 """A name for the legend, and a report of `natprec energy`."""
 
 
-def by_batch(runs: list[Named], floors: list[tuple[str, list[int], list[Floor]]], file: Path) -> None:
+def by_batch(runs: Sequence[Named], floors: Sequence[tuple[str, Sequence[int], Sequence[Floor]]], file: Path) -> None:
     """Decode's joules of a token against the batch: published rows with their fits, floors, and the user's own runs.
 
     Args:
@@ -36,8 +37,8 @@ def by_batch(runs: list[Named], floors: list[tuple[str, list[int], list[Floor]]]
         line = Fit(**each["fit"])
         label = f"{each['model'].partition('/')[2]} ({each['precision']}), {each['gpus']} × {each['gpu']}"
         axes.plot(each["batches"], each["joules_per_token"], "o", color=color, markersize=4, label=label)
-        batches = [2 ** (step / 4) for step in range(0, 49)]
-        axes.plot(batches, [line.at(batch) for batch in batches], color=color, linewidth=0.7, alpha=0.6)
+        dense = [2 ** (step / 4) for step in range(49)]
+        axes.plot(dense, [line.at(batch) for batch in dense], color=color, linewidth=0.7, alpha=0.6)
     for (name, batches, several), style in zip(floors, ("--", "-.", ":"), strict=False):
         axes.plot(batches, [each.bytes_joules for each in several], style, color="0.4", linewidth=1, label=name)
     for name, report in runs:
@@ -51,7 +52,7 @@ def by_batch(runs: list[Named], floors: list[tuple[str, list[int], list[Floor]]]
     _finish(figure, axes, file)
 
 
-def by_kl(points: list[tuple[str, float, dict[str, Any]]], file: Path) -> None:
+def by_kl(points: Sequence[tuple[str, float, dict[str, Any]]], file: Path) -> None:
     """Tokens per watt-hour against KL.
 
     Args:
