@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
-from natprec.energy.footprint import EXPERT, Footprint
+from natprec.energy.footprint import EXPERT, Footprint, on_chip_bytes
 from natprec.errors import InputError
 from natprec.models.devices import usable_device
 from natprec.models.headers import read_headers
 from natprec.models.loading import load_model, model_digest
 from natprec.models.model_files import weight_files
 from natprec.runtime.load import Runnable, load
+
+LARGEST_CACHE = 128e6
+"""Bytes that any GPU keeps on the chip: of a server it is not known where it computes."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def stored_footprint(name: str) -> Footprint | None:
             continue
         size = header.elements * _width(header.dtype)
         total += size * (share if EXPERT.search(key) else 1.0)
-    return Footprint(max(1, round(total)), None, None, 0.0)
+    return Footprint(max(1, round(total)), None, None, max(LARGEST_CACHE, on_chip_bytes(torch.device("cpu"))))
 
 
 def refuse_other_sizes(own: tuple[int, int, int], original: tuple[int, int, int]) -> None:

@@ -107,6 +107,8 @@ def _row(run: Run, part: Part, floor: Floor, made: Estimate | None) -> dict[str,
         refused = f"a fault of the measurement: {'; '.join(below)}"
     if run.counter is None and made is None:
         what = "the model's folder" if part.footprint is None else "the GPU's rated power"
+        if part.of == "server" and run.machine.gpu is None:
+            what = "the server's GPU (--device cuda:0)"
         refused = f"no counter, and an {WORD} needs {what}"
     if made is not None and floor.bytes_joules is not None and made.high < floor.bytes_joules:
         made, refused = None, f"the {WORD} lies below the floor of the bytes moved, so its assumptions do not hold here"
@@ -171,7 +173,7 @@ def _floor(run: Run, part: Part) -> Floor:
 
 
 def _estimate(run: Run, part: Part) -> Estimate | None:
-    if part.footprint is None:
+    if part.footprint is None or (part.of == "server" and run.machine.gpu is None):
         return None
     seconds = sum(window.seconds for window in part.windows) / sum(window.tokens for window in part.windows)
     return estimate(

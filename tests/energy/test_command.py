@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from natprec.energy.anchors import FILE
 from natprec.formats import integer
 from tests.arrange import subject
-from tests.energy.fakes import write_log
+from tests.energy.fakes import fake_nvml, write_log
 from tests.run_command import natprec
 from tests.runtime.test_load import written
 
@@ -127,6 +128,41 @@ def test_a_log_is_measured_and_a_replay_gives_the_same_bytes(folder: Path, log: 
     shown = natprec("energy", "--replay", out, "--counter", log).out
     assert "ESTIMATE" not in shown
     assert "measured by csv (meter.csv): wall" in shown
+
+
+def live(monkeypatch: pytest.MonkeyPatch, watts: float, ends_after: float = 1e9) -> None:
+    """A stand-in for NVML: millijoules of a known power, renewed every 20 ms, reset after some seconds."""
+    start = time.monotonic()
+
+    def millijoules() -> int:
+        seconds = time.monotonic() - start
+        return 0 if seconds > ends_after else round(1000 * (500 + watts * 0.02 * (seconds // 0.02)))
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(energy=millijoules))
+
+
+def test_a_live_counter(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    live(monkeypatch, 120.0)
+    done = natprec("energy", folder, *QUICK, "--counter", "nvml", "--min-seconds", 1, "--json", "--out", tmp_path / "r")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert (found["source"], found["counter"]["kind"], found["counter"]["scope"]) == ("measured", "nvml", "gpu")
+    assert "the work is done by the CPU" in found["counter"]["notes"][0]
+    assert found["idle_watts"] == pytest.approx(120, rel=0.05)
+    assert all(row["watts"] == pytest.approx(120, rel=0.05) for row in found["rows"])
+    assert natprec("energy", "--replay", tmp_path / "r", "--json").out == done.out
+
+
+def test_a_counter_that_is_reset_gives_null(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live(monkeypatch, 120.0, ends_after=5.0)
+    done = natprec("energy", folder, *QUICK, "--counter", "nvml", "--min-seconds", 0.5, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    for row in found["rows"]:
+        assert row["joules_per_token"] is row["watts"] is row["tokens_per_wh"] is None
+        assert row["tokens_per_second"] > 0
+    assert "its total falls" in found["refused"][0]
 
 
 def test_a_run_without_a_counter_is_computed_again_with_a_log(estimated: Path, tmp_path: Path) -> None:
