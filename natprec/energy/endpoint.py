@@ -54,7 +54,7 @@ def measure_server(url: str, name: str | None, settings: Settings, found: Found,
 
 
 class Senders:
-    """So many requests under way at all times."""
+    """So many requests under way at all times; the first ones differ in length, so that later ones begin apart."""
 
     def __init__(self, server: Server, batch: int, words: int, new: int) -> None:
         self.answers: list[Answer] = []
@@ -95,14 +95,16 @@ class Senders:
             self._open[at].append(moment)
             self._first[at].set()
 
+        tokens = max(2, self._new * (at + 1) // len(self._threads))
         while not self._ended.is_set() and self.fault is None:
             self._open[at] = []
             prompt = made_up_prompt(next(self._server.numbers), self._words)
             try:
-                answer = self._server.ask(prompt, self._new, self._ended.is_set, chunk)
+                answer = self._server.ask(prompt, tokens, self._ended.is_set, chunk)
             except ServerFault as error:
                 self.fault = self.fault or error
                 return
+            tokens = self._new
             if answer is not None:
                 self._open[at] = []
                 self.answers.append(answer)
