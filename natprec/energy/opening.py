@@ -15,7 +15,7 @@ from natprec.errors import InputError
 from natprec.models.devices import usable_device
 from natprec.models.headers import read_headers
 from natprec.models.loading import load_model, model_digest
-from natprec.models.model_files import weight_files
+from natprec.models.model_files import local_path, weight_files
 from natprec.runtime.load import Runnable, load
 
 LARGEST_CACHE = 128e6
@@ -99,13 +99,28 @@ def stored_footprint(name: str) -> Footprint | None:
     return Footprint(max(1, round(total)), None, None, max(LARGEST_CACHE, on_chip_bytes(torch.device("cpu"))))
 
 
-def refuse_other_sizes(own: tuple[int, int, int], original: tuple[int, int, int]) -> None:
-    """The original must be able to have become the checkpoint.
+def sizes_on_disk(name: str) -> tuple[int, int, int] | None:
+    """`Opened.sizes` of a folder before it is loaded; None where its config.json does not say, or it is no folder.
+
+    Raises:
+        ModelError: a path that leads nowhere.
+    """
+    path = local_path(name)
+    if path is None or not path.is_dir():
+        return None
+    config = _config(path)
+    text = config.get("text_config", config)
+    found = tuple(text.get(key) for key in ("vocab_size", "num_hidden_layers", "hidden_size"))
+    return found if all(isinstance(each, int) for each in found) else None
+
+
+def refuse_other_sizes(own: tuple[int, int, int] | None, original: tuple[int, int, int] | None) -> None:
+    """The original must be able to have become the checkpoint; None: not known yet.
 
     Raises:
         InputError: their vocabularies or layers differ.
     """
-    if own != original:
+    if own is not None and original is not None and own != original:
         raise InputError(
             f"the checkpoint has {own[0]} tokens and {own[1]} layers of {own[2]}, --model has {original[0]} and "
             f"{original[1]} of {original[2]}; name the model that it was made from"

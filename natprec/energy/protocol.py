@@ -21,13 +21,14 @@ from natprec.energy.convert import Prices
 from natprec.energy.counters import Counter, Found
 from natprec.energy.counters.nvml import gpu_facts
 from natprec.energy.footprint import footprint
-from natprec.energy.opening import Opened, cpu_name, open_model, refuse_other_sizes, threads
+from natprec.energy.opening import Opened, cpu_name, open_model, refuse_other_sizes, sizes_on_disk, threads
 from natprec.energy.recorder import Clock, Recorder
 from natprec.energy.result import LEAST_WINDOWS
 from natprec.energy.run import Machine, Part, Run, with_fault, with_series
 from natprec.energy.series import LEAST_STEPS, CounterFault
 from natprec.energy.window import LEAD, Pace, Window, cut_windows, idle_window
 from natprec.energy.work import Decode, Prefill, Shape, bits_of_choice, fitting, prompts
+from natprec.errors import InputError
 from natprec.utils.progress import Stages
 from natprec.utils.records import public_name
 
@@ -71,6 +72,8 @@ def measure(
     digests: list[str] = []
     sizes: list[tuple[int, int, int]] = []
     pace = pace_of(settings, found, clock)
+    if base is not None:
+        refuse_other_sizes(sizes_on_disk(name), sizes_on_disk(base))
     with recording(found.live, clock) as recorder:
         for of, each in (("checkpoint", name), *((("original", base),) if base else ())):
             with stages.stage(f"load {public_name(each)}"):
@@ -78,7 +81,8 @@ def measure(
             digests.append(opened.digest)
             sizes.append(opened.sizes)
             refuse_other_sizes(sizes[0], sizes[-1])
-            parts += _parts(opened, of, settings, pace, clock, recorder, idle, stages)
+            with fitting_memory():
+                parts += _parts(opened, of, settings, pace, clock, recorder, idle, stages)
             del opened
     run = describe(name, settings, parts, idle, machine_of(settings.device), found)
     run = replace(run, model_digest=digests[0], base_model=None if base is None else public_name(base))
@@ -114,6 +118,19 @@ def _parts(
                      settings.erased_bits if of == "checkpoint" else None)
             )  # fmt: skip
     return parts
+
+
+@contextlib.contextmanager
+def fitting_memory() -> Iterator[None]:
+    """Say which option asked for more memory than there is.
+
+    Raises:
+        InputError: names it.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError("a batch does not fit into the GPU's memory; lower --batch or --prompt-tokens") from error
 
 
 def pace_of(settings: Settings, found: Found, clock: Clock) -> Pace:

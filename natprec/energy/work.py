@@ -37,9 +37,7 @@ class Prefill:
     """Prompts are read, and the first new token is chosen."""
 
     def __init__(self, runnable: Runnable, ids: Tensor) -> None:
-        """Args:
-        ids: (batch, prompt) tokens.
-        """
+        """What is read each time: (batch, prompt) tokens."""
         self.runnable, self.ids = runnable, ids
 
     @torch.inference_mode()

@@ -289,7 +289,10 @@ def test_published_rows_lie_above_the_floors(tmp_path: Path) -> None:
 def test_another_original_is_refused(folder: Path, tiny_folder: Path) -> None:
     done = natprec("energy", folder, "--model", tiny_folder, *QUICK, "--counter", "none", "--idle", "ignore")
     assert done.code == 2
-    assert "name the model that it was made from" in done.err
+    assert "name the model that it was made from" in done.reason
+    assert "prefill" not in done.err, "minutes before it is needed"
+    done = natprec("energy", folder, "--model", "./nowhere", *QUICK, "--counter", "none", "--idle", "ignore")
+    assert "no such folder or file" in done.reason
 
 
 def test_what_exists_is_not_written_over(folder: Path, tmp_path: Path) -> None:

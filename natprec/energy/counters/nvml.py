@@ -21,9 +21,13 @@ class Nvml:
     """A GPU's counter."""
 
     def __init__(self, library: Any, handle: Any, index: int, shared: bool, serves: bool) -> None:
-        """Args:
-        shared: whether other processes may use the GPU too.
-        serves: whether one other process, the server, is expected there.
+        """Refuse a GPU whose energy would not be this run's.
+
+        Args:
+            shared: whether other processes may use it too.
+            serves: whether one other process, the server, is expected there.
+        Raises:
+            InputError: another process uses it.
         """
         self._library, self._handle, self._shared = library, handle, shared
         self._allowed = 1 if serves else 0
