@@ -52,8 +52,13 @@ class Floor:
             found.append(f"{seconds:.3g} s per token lie below the roofline, {self.roofline_seconds:.3g} s")
         return found
 
-    def to_json(self, watts: float | None = None) -> dict[str, Any]:
-        """Each floor, and the greatest tokens per watt-hour that it allows; the roofline's at the measured watts."""
+    def to_json(self, watts: float | None = None, choice_bits: float | None = None) -> dict[str, Any]:
+        """Each floor, and the greatest tokens per watt-hour and bits of choice per joule that it allows.
+
+        Args:
+            watts: measured, at which the roofline's seconds are joules.
+            choice_bits: entropy of the token that is chosen.
+        """
         roofline = None if watts is None or self.roofline_seconds is None else watts * self.roofline_seconds
         floors = {"landauer": self.landauer_joules, "bytes": self.bytes_joules, "roofline": roofline}
         return {
@@ -65,6 +70,9 @@ class Floor:
             "activations_joules": self.activations_joules,
             "bytes_moved": self.bytes_moved,
             "greatest_tokens_per_wh": {name: tokens_per_wh(each) if each else None for name, each in floors.items()},
+            "greatest_bits_per_joule": {
+                name: choice_bits / each if each and choice_bits is not None else None for name, each in floors.items()
+            },
         }
 
 

@@ -142,7 +142,7 @@ def _row(run: Run, part: Part, floor: Floor, made: Estimate | None) -> dict[str,
         "bits_of_choice": bits,
         "bits_of_choice_per_joule": None if bits is None or joules is None else bits / joules,
         "bytes_per_token": None if part.footprint is None else _read(part) / _together(part),
-        "floor": floor.to_json(watts),
+        "floor": floor.to_json(watts, bits),
         "refused": refused,
     }
 

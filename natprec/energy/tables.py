@@ -80,6 +80,7 @@ def _rows(rows: list[dict[str, Any]], estimated: bool) -> Table:
         f"kWh/M{word}": [
             _either(row["kwh_per_million_tokens"], row["kwh_per_million_tokens_interval"]) for row in rows
         ],
+        "bits/J": [_number(row["bits_of_choice_per_joule"]) for row in rows],
         "cost/M": [_cost(row["cost_per_million"]) for row in rows],
         "CO2/M": [_number(row["co2_grams_per_million"], " g") for row in rows],
     }
@@ -108,9 +109,14 @@ def _floors(rows: list[dict[str, Any]], estimated: bool) -> Table:
         "most tokens/Wh: Landauer": [_number(each["landauer"]) for each in most],
         "bytes": [_number(each["bytes"]) for each in most],
         "roofline": [_number(each["roofline"]) for each in most],
-        "bits/J": [_number(row["bits_of_choice_per_joule"]) for row in rows],
+        "most bits/J": [_number(_tightest(each["greatest_bits_per_joule"])) for each in floors],
     }
     return _table(columns, left=2)
+
+
+def _tightest(most: dict[str, float | None]) -> float | None:
+    """The least that any floor allows."""
+    return min((each for each in most.values() if each is not None), default=None)
 
 
 def _erased(report: dict[str, Any], estimated: bool) -> Table:

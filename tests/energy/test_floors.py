@@ -71,6 +71,9 @@ def test_the_figures_of_a_row() -> None:
     assert row["cost_per_million"]["value"] == pytest.approx(2 / 3.6 * 1.5 * 0.3)
     assert row["co2_grams_per_million"] == pytest.approx(2 / 3.6 * 1.5 * 400)
     assert row["joules_per_token_net"] is None, "idle was to be ignored"
+    bits = row["floor"]["greatest_bits_per_joule"]
+    assert bits["bytes"] == pytest.approx(5.0 / row["floor"]["bytes_joules"])
+    assert bits["landauer"] > bits["bytes"] > row["bits_of_choice_per_joule"]
     most = row["floor"]["greatest_tokens_per_wh"]
     assert most["bytes"] == pytest.approx(3600 / row["floor"]["bytes_joules"])
     assert most["landauer"] > most["bytes"] > row["tokens_per_wh"]
