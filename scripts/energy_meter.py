@@ -72,6 +72,16 @@ def metered(work: Decode, clock: Callable[[], float]) -> float:
         recorder.stop()
 
 
+def share(seconds: float = 5.0) -> float:
+    """CPU seconds that the recorder's thread takes of each second, beside a process that sleeps."""
+    recorder = Recorder(ProcessFile(), Clock()).start()
+    start, used = time.perf_counter(), time.process_time()
+    time.sleep(seconds)
+    found = (time.process_time() - used) / (time.perf_counter() - start)
+    recorder.stop()
+    return found
+
+
 def summary(ratios: list[float]) -> dict[str, float]:
     """Median, and the interval that holds it with 95 % by a sign test."""
     ordered, count = sorted(ratios), len(ratios)
@@ -108,6 +118,7 @@ def main() -> None:
         "seconds": "CPU" if options.cpu_seconds else "clock",
         "threads": options.threads,
         "load": os.getloadavg()[0],
+        "share_of_the_meters_thread": share(),
         "tokens_per_second": {name: statistics.median(several) for name, several in rates.items()},
         **{name: summary(several) for name, several in pairs.items()},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from natprec.energy.counters.base import Absent
 from natprec.energy.counters.nvml import Nvml, open_nvml
 from natprec.energy.counters.powercap import Rapl, open_rapl
 from natprec.energy.counters.zeus import open_zeus
+from natprec.energy.recorder import EVERY, Clock, Recorder
 from natprec.energy.result import report
 from natprec.energy.run import Machine, Part, Run, with_fault, with_series
 from natprec.energy.series import CounterFault, Series
@@ -384,6 +386,19 @@ def test_windows_that_a_log_does_not_give(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="start the meter first"):
         CsvCounter(whole, "wall").spacing(START + 600)
     assert CsvCounter(whole, "wall").spacing(START + 60) == pytest.approx(0.5)
+
+
+def test_a_reading_costs_little() -> None:
+    """CPU seconds, the least of a few tries: 33 readings a second must stay below 1 % of it."""
+    recorder = Recorder(FakeCounter(FakeClock(), lambda seconds: time.perf_counter()), Clock())
+    taken = []
+    for _ in range(5):
+        start = time.process_time()
+        for _ in range(200):
+            recorder.poll()
+        taken.append((time.process_time() - start) / 200)
+    assert recorder.fault is None
+    assert min(taken) / EVERY < 0.01
 
 
 def test_a_fake_is_a_counter() -> None:
