@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from natprec.commands import apply, compare, generate, inspect, measure, quantize, solve, verify
+from natprec.commands import apply, compare, energy, generate, inspect, measure, quantize, solve, verify
 from natprec.errors import NatprecError, VerdictError
 from natprec.utils.atomic_files import REMEDIES
 from natprec.utils.launcher import refuse_many
@@ -63,6 +63,7 @@ for _module, _command in (
     (compare, compare.compare),
     (inspect, inspect.inspect),
     (generate, generate.generate),
+    (energy, energy.energy),
 ):
     app.command(epilog=_examples(_module.EXAMPLES))(_command)
 

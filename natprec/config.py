@@ -255,5 +255,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "seed"),
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),
     "generate": ("device", "trust_remote_code"),
+    "energy": ("device", "trust_remote_code", "seed"),
 }
 """The options that each command takes, in the order of --help."""

@@ -31,6 +31,7 @@ LAYERS: list[str] = [
     "evaluation",
     "pipeline",
     "inspection",
+    "energy",
     "comparison",
     "commands",
     "cli",

@@ -111,6 +111,7 @@ def inspect(
         "eps": eps,
         "eps_bwd": tolerance,
         "kelvin": kelvin,
+        "tokens": ids.numel(),
         **to_json(shown),
     }
     if out is not None:
