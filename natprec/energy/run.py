@@ -13,8 +13,9 @@ from natprec.energy.footprint import Footprint
 from natprec.energy.series import CounterFault, Series
 from natprec.energy.window import JUMP, Window
 from natprec.errors import InputError
+from natprec.utils.options import positive
 from natprec.utils.own_files import ENERGY, read_json
-from natprec.utils.schema import Above0, Among, From0, Positive, Seed, Within, read
+from natprec.utils.schema import Above0, Among, From0, Place, Positive, Seed, Within, read
 
 VERSION = 1
 
@@ -114,10 +115,7 @@ class Run:
         place = ENERGY.place(path)
         value = read_json(path, ENERGY, (VERSION,))
         run: Run = read(cls, value.get("run"), place.within("run"))
-        for part in run.parts:
-            for window in part.windows:
-                if window.stop <= window.start or not window.tokens:
-                    raise place.within("run").wrong(f"has a window of {window.seconds:g} s and {window.tokens} tokens")
+        _refuse_impossible(run, place.within("run"))
         return run
 
 
@@ -153,3 +151,22 @@ def with_fault(run: Run, reason: str, counter: Description) -> Run:
     )
     idle = {of: replace(window, joules=None, fault=reason) for of, window in run.idle_windows.items()}
     return replace(run, parts=parts, idle_windows=idle, counter=counter, absent=())
+
+
+def _refuse_impossible(run: Run, place: Place) -> None:
+    """Stop at windows of no time or tokens, and at an idle power that is none."""
+    if not run.parts:
+        raise place.wrong("has no parts")
+    for part in run.parts:
+        if not part.windows:
+            raise place.wrong(f"has no windows of {part.phase} at batch {part.batch}")
+    for window in (*(each for part in run.parts for each in part.windows), *run.idle_windows.values()):
+        if window.stop <= window.start:
+            raise place.wrong(f"has a window of {window.seconds:g} s")
+    if not all(window.tokens for part in run.parts for window in part.windows):
+        raise place.wrong("has a window without tokens")
+    if run.idle not in ("measured", "ignore"):
+        try:
+            positive("idle", float(run.idle))
+        except ValueError as error:
+            raise place.within("idle").unlike(run.idle, "measured, ignore or watts") from error

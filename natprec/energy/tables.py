@@ -54,7 +54,8 @@ def check_lines(found: dict[str, Any]) -> list[str]:
 
 def _heading(report: dict[str, Any]) -> str:
     run, counter = report["run"], report["counter"]
-    where = run["machine"]["gpu"] or f"{run['machine']['cpu']}, {run['machine']['threads']} threads"
+    threads = run["machine"]["threads"]
+    where = run["machine"]["gpu"] or f"{run['machine']['cpu']}, {threads} thread{'s' * (threads > 1)}"
     if counter is None:
         why = "; ".join(run["absent"]) or "none was asked for"
         return f"{run['model']} on {where}\n{WORD}: no energy counter ({why})"

@@ -253,6 +253,19 @@ def test_replays_that_are_refused(estimated: Path, log: Path, tmp_path: Path) ->
         done = natprec("energy", "--replay", tmp_path / "changed.json")
         assert done.code == 2
         assert re.search(r"joules is|no number of JSON", done.reason), done.reason
+    for field, made_up, words in (
+        ("idle", "much", "idle is 'much', and must be measured, ignore or watts"), ("parts", [], "has no parts"),
+    ):  # fmt: skip
+        value = json.loads(estimated.read_text())
+        value["run"][field] = made_up
+        del value["checksum"]
+        (tmp_path / "changed.json").write_text(json.dumps(value))
+        assert words in natprec("energy", "--replay", tmp_path / "changed.json").reason
+    value = json.loads(estimated.read_text())
+    value["run"]["parts"][0]["windows"] = []
+    del value["checksum"]
+    (tmp_path / "changed.json").write_text(json.dumps(value))
+    assert "has no windows of prefill" in natprec("energy", "--replay", tmp_path / "changed.json").reason
     (tmp_path / "plan.json").write_text('{"eps_solved": 1}')
     assert (
         "is a plan, and a run of natprec energy is wanted"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from natprec.energy.endpoint import stored_footprint
+from natprec.energy.costs import Products, copies, jobs_of, stored_weight
 from natprec.energy.footprint import footprint, on_chip_bytes
-from natprec.energy.opening import open_model
+from natprec.energy.opening import open_model, stored_footprint
 from natprec.energy.work import Decode, Prefill, Shape, bits_of_choice, fitting, prompts, renewed
 from natprec.errors import InputError
 from natprec.formats import integer
@@ -150,3 +150,19 @@ def test_caches_are_counted_once(tmp_path: Path) -> None:
             (place / name).write_text(f"{value}\n")
     assert on_chip_bytes(torch.device("cpu"), tmp_path) == 2 * 32 * 1024 + 32 * 1024**2
     assert on_chip_bytes(torch.device("cpu"), tmp_path / "nothing") == 0
+
+
+def test_products_of_a_model_in_each_format(tiny_folder: Path) -> None:
+    """Each shape of its Linears at 16 bits and from 2 to 8; each runs, on more copies than a cache holds."""
+    jobs = jobs_of(open_model(str(tiny_folder), "cpu", False))
+    shapes = {(job.rows, job.columns) for job in jobs}
+    assert shapes == {(64, 64), (32, 64), (128, 64), (64, 128), (512, 64)}
+    assert len(jobs) == len(shapes) * 8 == len(set(jobs))
+    x = torch.randn(3, 64)
+    for job in jobs:
+        if (job.rows, job.columns) == (32, 64):
+            made = copies(stored_weight(job, torch.device("cpu")), torch.device("cpu"))
+            work = Products(made[:2], x)
+            assert sum(work.cycle()) == 20
+            assert made[0](x).shape == (3, 32)
+            assert torch.equal(made[0](x), made[1](x))
