@@ -12,7 +12,21 @@ from typing import Any
 
 import typer
 
-from natprec.commands import apply, check, compare, generate, inspect, measure, quantize, serve, solve, verify
+from natprec.commands import (
+    apply,
+    check,
+    compare,
+    energy,
+    eval,
+    generate,
+    inspect,
+    measure,
+    quantize,
+    report,
+    serve,
+    solve,
+    verify,
+)
 from natprec.errors import NatprecError, VerdictError
 from natprec.utils.atomic_files import REMEDIES
 from natprec.utils.launcher import refuse_many
@@ -72,6 +86,9 @@ for _module, _command in (
     (inspect, inspect.inspect),
     (generate, generate.generate),
     (serve, serve.serve),
+    (eval, eval.eval),
+    (energy, energy.energy),
+    (report, report.report),
 ):
     app.command(epilog=_examples(_module.EXAMPLES))(_command)
 

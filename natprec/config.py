@@ -350,5 +350,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),
     "generate": ("device", "trust_remote_code"),
     "serve": ("device", "trust_remote_code"),
+    "energy": ("device", "trust_remote_code", "seed"),
+    "eval": (*_MODEL, "seed"),
 }
 """The options that each command takes, in the order of --help."""

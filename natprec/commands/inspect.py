@@ -115,6 +115,7 @@ def inspect(
         "eps": eps,
         "eps_bwd": tolerance,
         "kelvin": kelvin,
+        "tokens": samples.tokens,
         **to_json(shown),
     }
     if out is not None:

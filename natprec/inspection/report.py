@@ -12,8 +12,8 @@ from natprec.inspection.inspect import Inspection
 from natprec.inspection.ir import Boundary
 from natprec.inspection.lowered import LoweredBlock
 from natprec.inspection.rows import SiteRow
-from natprec.pipeline.summary import human_count
 from natprec.solver import Plan
+from natprec.utils.human import human_count
 from natprec.utils.records import without_places
 
 

@@ -24,7 +24,7 @@ from natprec.models.routing import MIN_TOKENS
 from natprec.solver import Plan
 from natprec.solver.choices import UNQUANTIZED_BITS
 from natprec.solver.needs import Needs, needs_of, used_of
-from natprec.utils.human import human_bytes, human_seconds
+from natprec.utils.human import human_bytes, human_count, human_seconds
 
 LABEL = 17
 BAR = 32
@@ -141,18 +141,6 @@ def natural_line(natural_bits: float, perplexity: float) -> str:
     """
     entropy = math.log2(perplexity)
     return f"{natural_bits:.2f} bits per weight, mean b*; the entropy of the next token: {entropy:.2f} bits"
-
-
-def human_count(count: int) -> str:
-    """A number of weights.
-
-    >>> human_count(28_311_552)
-    '28.3 M'
-    """
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return str(count)
 
 
 def _rows() -> Table:

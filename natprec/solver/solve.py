@@ -205,9 +205,12 @@ def opened(
     gpu: str | None = None,
     untested: bool = False,
     portable: bool = False,
+    apart: bool = False,
 ) -> Problem:
-    """The problem that a measurement poses for an engine; a tied output head is tied in it.
+    """The problem that a measurement poses for an engine.
 
+    Args:
+        apart: leave a tied output head that was measured apart a site of its own; else it is tied again.
     Raises:
         InputError: options that do not go with the measurement.
         BudgetError: the engine runs none of its formats.
@@ -215,7 +218,7 @@ def opened(
     profile = _profile(measurement, engine, gpu, untested, portable)
     check_flows(profile, activations, kv)
     rounding = _rounding(measurement, rounding)
-    way = head_tied(measurement) if measurement.header.untied else measurement
+    way = head_tied(measurement) if measurement.header.untied and not apart else measurement
     return _problem(way, profile, rounding, activations, kv, eps_bwd)
 
 

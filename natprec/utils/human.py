@@ -46,3 +46,15 @@ def summary_html(kind: str, rows: Mapping[str, str]) -> str:
     """The same as a table, for a notebook."""
     cells = "".join(f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in rows.items())
     return f"<table><caption>natprec {escape(kind)}</caption>{cells}</table>"
+
+
+def human_count(count: int) -> str:
+    """A number of weights.
+
+    >>> human_count(28_311_552)
+    '28.3 M'
+    """
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return str(count)

@@ -113,6 +113,13 @@ MEASUREMENT = Kind(
     "measure again",
     "natprec/measurement.safetensors",
 )
+ENERGY = Kind(
+    "run of natprec energy",
+    frozenset({"idle_watts"}),
+    "write it with natprec energy --out {path}",
+    "run natprec energy again",
+    "",
+)
 PROGRESS = Kind(
     "resume file",
     frozenset({"fingerprint"}),
@@ -206,7 +213,7 @@ def _safetensors(header: dict[str, Any]) -> str:
 def _json(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
-    for kind in (PLAN, VERIFICATION):
+    for kind in (PLAN, VERIFICATION, ENERGY):
         if kind.keys & value.keys():
             return f"a {kind.name}"
     return next((what for key, what in _OTHERS.items() if key in value), None)

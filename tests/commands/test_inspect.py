@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from natprec.energy.inspected import erased_bits
 from tests.run_command import natprec
 
 FEW = ("--tokens", "256", "--sequence-length", "32")
@@ -37,6 +38,17 @@ def test_the_contract_of_scripts(inspected: dict[str, Any]) -> None:
     assert inspected["captured_by"] == "torch.export"
     kinds = [row["kind"] for row in inspected["sites"]]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"weight": 15, "activation": 11, "key": 2, "value": 2}
+
+
+def test_the_bits_that_a_token_erases(inspected: dict[str, Any], tmp_path: Path) -> None:
+    """By token, whatever the text: each value of a Linear's input is counted once for each token."""
+    file = tmp_path / "inspection.json"
+    file.write_text(json.dumps(inspected["file"]))
+    activations = [row for row in inspected["boundaries"] if row["kind"] == "activation"]
+    assert inspected["tokens"] == 256
+    assert all(row["elements"] % 256 == 0 for row in activations)
+    assert erased_bits(file) == pytest.approx(sum(row["erased_bits"] for row in activations) / 256)
+    assert erased_bits(file) > 0
 
 
 def test_the_picture_draws_equal_blocks_once(inspected: dict[str, Any]) -> None:

@@ -18,7 +18,10 @@ import pytest
 
 from tests.run_command import SMALL, natprec
 
-COMMANDS = ("quantize", "measure", "apply", "verify", "verify the checkpoint", "generate", "inspect", "compare")
+COMMANDS = (
+    "quantize", "measure", "apply", "verify", "verify the checkpoint", "generate", "inspect", "compare", "energy",
+    "energy of the checkpoint",
+)  # fmt: skip
 CONFIGURATION = "from transformers import LlamaConfig\nclass OwnConfig(LlamaConfig):\n    model_type = 'its_own'\n"
 MODEL = """
 from transformers import LlamaForCausalLM
@@ -77,6 +80,8 @@ def command(name: str, model: Path, checkpoint: Path, plain: Path, text: Path, o
                                   "--sequence-length", 64],
         "generate": ["generate", checkpoint, "--prompt", "abc", "--max-new-tokens", 2],
         "inspect": ["inspect", "--model", model, *text_options],
+        "energy": ["energy", model, "--counter", "none", "--idle", "ignore"],
+        "energy of the checkpoint": ["energy", checkpoint, "--counter", "none", "--idle", "ignore"],
         "compare": ["compare", "--model", model, "--methods", "natprec", *text_options],
     }[name]  # fmt: skip
 

@@ -1,0 +1,201 @@
+"""Asks both models, task by task, and compares their answers document by document."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from natprec.benchmark.result import Evaluation, TaskResult
+from natprec.benchmark.statistics import paired
+from natprec.benchmark.tasks import Asked, tasks_named
+from natprec.checkpoints.dense_reader import load_quantized
+from natprec.errors import InputError
+from natprec.measurement.subject import Subject
+from natprec.utils.progress import Stages
+from natprec.utils.provenance import Provenance
+
+METRICS = ("acc", "exact_match", "acc_norm", "f1")
+"""Of several metrics of a document, the first of these is compared."""
+
+BACKENDS = ("transformers", "natprec")
+TASKS = "lambada,arc_easy,piqa"
+
+
+def require_lm_eval() -> None:
+    """Say how to come by lm-eval before anything is loaded.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        version("lm_eval")
+    except ImportError as error:
+        raise InputError("natprec eval asks lm-eval's tasks, and it is not installed; install natprec[eval]") from error
+
+
+def asked(names: str, folder: Path | None) -> list[Asked]:
+    """The tasks, checked before a model is loaded; lm-eval's list is read only if a name is in no file."""
+    with silent():
+        try:
+            return tasks_named(names, folder, [])
+        except InputError:
+            from lm_eval.tasks import TaskManager
+
+            return tasks_named(names, folder, list(TaskManager().all_tasks))
+
+
+def evaluate(
+    subject: Subject,
+    folder: Path,
+    tasks: Sequence[Asked],
+    *,
+    engine: str,
+    backend: str = "transformers",
+    limit: int | None = None,
+    shots: int = 0,
+    seed: int = 0,
+    stages: Stages,
+    provenance: Provenance | None = None,
+) -> Evaluation:
+    """Ask the original and the checkpoint.
+
+    Args:
+        folder: the checkpoint.
+        engine: whose rule rounds activations, with the backend transformers.
+        limit: documents of each task at most.
+    Raises:
+        InputError: an encoder, another tokenizer than the original's, or weights that stay on disk.
+        ModelError: the checkpoint cannot be loaded.
+    """
+    from natprec.benchmark.models import BothModels, Remembered
+
+    if not subject.task.generates:
+        raise InputError(
+            f"{subject.name!r} is an encoder, which gives no answers; natprec verify measures its distance"
+        )
+    if not subject.segmented.weights.whole:
+        raise InputError(
+            "natprec eval holds both models in memory; give --weights memory, or a machine with more of it"
+        )
+    refuse_other_tokenizer(subject, folder)
+    with stages.stage("load checkpoint"):
+        checkpoint = _checkpoint(folder, engine, backend, subject)
+    results: list[TaskResult] = []
+    with silent():
+        both = BothModels(subject.model, checkpoint, subject.tokenizer, stages)
+        remembered = Remembered(both, subject.tokenizer)
+        for task in tasks:
+            both.begin(task.name)
+            before = _samples(both, task, limit, shots)
+            after = _samples(remembered, task, limit, shots)
+            for name, rows in before.items():
+                shown = task.name if len(before) == 1 else name
+                results.append(_compared(shown, rows, after[name], both.kl_mean if len(before) == 1 else None, seed))
+    return Evaluation(
+        subject.name, subject.digest, folder.name, backend, limit, shots, version("lm_eval"), results, provenance
+    )
+
+
+def _checkpoint(folder: Path, engine: str, backend: str, subject: Subject) -> Any:
+    if backend == "natprec":
+        from natprec.runtime.load import load
+
+        return load(folder, device=str(subject.model.device), trust_remote_code=subject.trusted).model
+    model: Any = load_quantized(folder, engine, subject.trusted)
+    return model.to(subject.model.device)
+
+
+def refuse_other_tokenizer(subject: Subject, folder: Path) -> None:
+    """Stop where the checkpoint's tokenizer cuts text into other tokens.
+
+    Raises:
+        InputError: names a text that the two cut differently.
+    """
+    from natprec.models.trust import tokenizer_of
+
+    own, theirs = subject.tokenizer, tokenizer_of(folder, subject.trusted)
+    for text in ("The cat, 3.14 and naïve façade", "  def f(x):\n\treturn x", "日本語 🙂"):
+        if list(own(text)["input_ids"]) != list(theirs(text)["input_ids"]):
+            raise InputError(
+                f"the tokenizer of {str(folder)!r} cuts {text!r} into other tokens than that of {subject.name!r}; "
+                "answers can only be compared with one tokenizer: give the model that the checkpoint was made from"
+            )
+
+
+def _samples(model: Any, task: Asked, limit: int | None, shots: int) -> dict[str, list[dict[str, Any]]]:
+    """Task → its documents with metrics and responses, in order."""
+    from lm_eval import simple_evaluate
+
+    try:
+        found = simple_evaluate(
+            model=model, tasks=[task.task], limit=limit, num_fewshot=shots, bootstrap_iters=0, log_samples=True,
+            verbosity=None,
+        )  # fmt: skip
+    except (OSError, ConnectionError) as error:
+        raise InputError(
+            f"the documents of task {task.name!r} cannot be loaded ({error}); give --tasks-data FOLDER with its .jsonl"
+        ) from error
+    assert found is not None
+    return {name: sorted(rows, key=lambda row: row["doc_id"]) for name, rows in found["samples"].items()}
+
+
+def _compared(
+    name: str, before: list[dict[str, Any]], after: list[dict[str, Any]], kl: float | None, seed: int
+) -> TaskResult:
+    metric = next((each for each in METRICS if each in before[0]), None)
+    if metric is None:
+        raise InputError(f"task {name!r} has none of the metrics {', '.join(METRICS)}; choose another task")
+    base, quantized = ([float(row[metric]) for row in rows] for rows in (before, after))
+    values = paired(base, quantized, seed)
+    return TaskResult(
+        name=name,
+        n=values.n,
+        metric=metric,
+        base=values.base,
+        quantized=values.quantized,
+        difference=values.difference,
+        ci95=values.ci95,
+        p_mcnemar=values.p_mcnemar,
+        flips_to_wrong=values.flips_to_wrong,
+        flips_to_right=values.flips_to_right,
+        answers_changed=sum(answer(a) != answer(b) for a, b in zip(before, after, strict=True)),
+        detectable=values.detectable,
+        kl_answers=kl,
+    )
+
+
+def answer(row: dict[str, Any]) -> Any:
+    """What a model answered: the likeliest choice, whether it would have written the continuation, or its text."""
+    responses = row["filtered_resps"]
+    if not responses or not isinstance(responses[0], tuple | list):
+        return responses
+    if len(responses) == 1:
+        return bool(responses[0][1])
+    return max(range(len(responses)), key=lambda place: responses[place][0])
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without the messages and bars of lm-eval and datasets; natprec's own progress stays."""
+    from tqdm.std import tqdm
+
+    logger, drawn = logging.getLogger("lm_eval"), tqdm.__init__
+    before = logger.level
+
+    def hidden(self: Any, *args: Any, **options: Any) -> None:
+        drawn(self, *args, **{**options, "disable": True})
+
+    logger.setLevel(logging.ERROR)
+    tqdm.__init__ = hidden  # type: ignore[method-assign]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tqdm.__init__ = drawn  # type: ignore[method-assign]
+        logger.setLevel(before)

@@ -1,0 +1,90 @@
+"""`natprec eval`: what quantization does to answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from natprec.commands.options import Json, Overwrite, configured, own
+from natprec.config import QuantizeConfig
+from natprec.utils.options import METHOD, OUTPUT, TEXT
+
+EXAMPLES = (
+    "natprec eval quantized --model ./folder --tasks lambada,arc_easy --limit 200",
+    "natprec eval quantized --model ./folder --tasks-data ./questions --tasks piqa --out eval.json",
+)
+
+
+@configured
+def eval(  # the command's name
+    config: QuantizeConfig,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint to ask beside the original.")],
+    tasks: Annotated[
+        str, own("--tasks", TEXT, "Names of lm-eval, or .yaml and .jsonl files, with commas.")
+    ] = "lambada,arc_easy,piqa",
+    tasks_data: Annotated[
+        Path | None, own("--tasks-data", TEXT, "Folder of NAME.jsonl files; no network is needed.")
+    ] = None,
+    limit: Annotated[int | None, own("--limit", TEXT, "Documents of each task at most.", min=1)] = None,
+    shots: Annotated[int, own("--shots", TEXT, "Solved examples before each question.", min=0)] = 0,
+    backend: Annotated[str, own("--backend", METHOD, "What runs the checkpoint: transformers or natprec.")] = (
+        "transformers"
+    ),
+    out: Annotated[Path | None, own("--out", OUTPUT, "Write eval.json here.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Ask the original and a checkpoint the same questions, and count the answers that flip.
+
+    An average hides answers that flip in both directions. The table says the difference with its 95 % interval, and
+    the smallest difference that so many documents can show.
+    """
+    from rich.console import Console
+
+    from natprec.benchmark.report import table
+    from natprec.benchmark.run import BACKENDS, asked, evaluate, require_lm_eval
+    from natprec.commands.output import print_json
+    from natprec.errors import InputError, unknown
+    from natprec.pipeline.provenance import command_of, of_subject
+    from natprec.pipeline.request import inputs, open_subject
+    from natprec.solver import Plan
+    from natprec.utils.atomic_files import refuse_existing_file
+    from natprec.utils.marks import refuse_inputs
+    from natprec.utils.progress import Stages
+
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if not folder.is_dir():
+        raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
+    require_lm_eval()
+    wanted = asked(tasks, tasks_data)
+    if out is not None:
+        refuse_inputs(out, {**inputs(config), "--tasks-data": tasks_data})
+        refuse_existing_file(out, overwrite, is_evaluation, "evaluation")
+    stages = Stages()
+    engine = Plan.load(folder / "plan.json").engine if (folder / "plan.json").is_file() else "transformers"
+    subject = open_subject(config, stages)
+    command = command_of("eval", config, folder.name)
+    found = evaluate(
+        subject, folder, wanted, engine=engine, backend=backend, limit=limit, shots=shots, seed=config.seed,
+        stages=stages, provenance=of_subject(subject, command, config),
+    )  # fmt: skip
+    if out is not None:
+        found.save(out)
+    if as_json:
+        print_json({**found.to_json(), "seconds": stages.seconds})
+    else:
+        Console().print(table(found))
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file is an eval.json."""
+    from natprec.utils.own_files import parsed
+
+    try:
+        value = parsed(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and "tasks" in value and "lm_eval_version" in value
