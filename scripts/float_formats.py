@@ -43,7 +43,7 @@ PAIRS = {
 }
 """Weights → inputs that engines multiply them with."""
 
-DRAWS = 4
+DRAWS = 12
 """Times that the sweep sees each sequence with other signs, to be held against the exact estimator."""
 
 
