@@ -100,7 +100,7 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
     if place is not None and place.suffix.lower() == ".gguf":
         kind = gguf_architecture(place)
     if profile.container == "gguf":
-        if kind is not None and kind not in GGUF_MODELS:
+        if kind is not None and kind not in {*GGUF_MODELS, *GGUF_MODELS.values()}:
             raise ModelError(
                 f"model type {kind!r} cannot be written as GGUF yet, only {', '.join(GGUF_MODELS)}; "
                 "use another --engine"

@@ -105,7 +105,7 @@ def test_what_can_be_used_passes(tmp_path: Path, tiny_folder: Path, text_file: P
 
 
 def test_gguf_architectures_are_those_that_are_written() -> None:
-    assert set(GGUF_MODELS) == set(ARCHITECTURES)
+    assert {name: each.name for name, each in ARCHITECTURES.items()} == GGUF_MODELS
 
 
 @pytest.mark.parametrize(

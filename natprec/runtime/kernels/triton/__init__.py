@@ -22,6 +22,4 @@ def launcher() -> ModuleType:
     try:
         return importlib.import_module("natprec.runtime.kernels.triton.launch")
     except ModuleNotFoundError as error:
-        raise ModelError(
-            "natprec's kernels for CUDA need triton, which is missing; run: pip install triton"
-        ) from error
+        raise ModelError("natprec's kernels for CUDA need triton, which is missing; run: pip install triton") from error
