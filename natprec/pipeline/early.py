@@ -113,8 +113,8 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
     if columns and not any(count % size == 0 for count in columns):
         fitting = [str(each) for each in (32, 64, 128) if all(count % each == 0 for count in columns)]
         raise InputError(
-            f"group size {size} divides the rows of no Linear of {config.model!r} ({min(columns)} inputs, for one); use "
-            f"--group-size {' or '.join([*fitting, 'channel'])}"
+            f"group size {size} divides the rows of no Linear of {config.model!r} ({min(columns)} inputs, for one); "
+            f"use --group-size {' or '.join([*fitting, 'channel'])}"
         )
 
 
