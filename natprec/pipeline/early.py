@@ -125,7 +125,7 @@ def _row_lengths(place: Path) -> Iterator[int]:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(length, 100_000_000)))
             for name, entry in header.items():
-                shape = entry.get("shape", ()) if isinstance(entry, dict) else ()
+                shape: list[int] = entry.get("shape", []) if isinstance(entry, dict) else []
                 if len(shape) == 2 and name.endswith("weight") and "embed" not in name and "wte" not in name:
                     yield int(shape[1])
 
