@@ -102,7 +102,7 @@ def main() -> None:
     linears = [site for site in subject.sites if site.role == "linear"]
     rows = []
     for eps_bwd in [None, *options.eps_bwd]:
-        plan = measurement.solve(eps=options.eps, eps_bwd=eps_bwd)
+        plan = measurement.solve(eps=options.eps, margin=0.05, eps_bwd=eps_bwd)
         with subject.segmented.weights.hold(subject.model.parameters()):
             round_to_plan(subject, plan, None, "rtn", Stages(quiet=True))
             rounded = present_values(subject.model)

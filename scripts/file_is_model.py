@@ -61,7 +61,7 @@ def main() -> None:
         request = QuantizeConfig(options.model, eps=options.eps, data=options.data)
         subject = open_subject(request, stages)
         samples = calibration_samples(request, subject, stages) if options.rounding != "rtn" else None
-        plan = measurement.solve(eps=options.eps, engine=engine, rounding=options.rounding)
+        plan = measurement.solve(eps=options.eps, margin=0.05, engine=engine, rounding=options.rounding)
         quantized = round_to_plan(subject, plan, samples, options.rounding, stages)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "checkpoint"

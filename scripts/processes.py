@@ -82,7 +82,7 @@ def apart(one: Measurement, other: Measurement) -> dict[str, Any]:
         pairs = [(getattr(one.curves[name], kind), getattr(other.curves[name], kind)) for name in one.curves]
         ratios = np.concatenate([(np.abs(a - b) / np.maximum(np.abs(a), 1e-300)).ravel() for a, b in pairs])
         found[kind] = {"median": float(np.median(ratios)), "largest": float(ratios.max())}
-    plans = [each.solve(eps=eps).to_json() for each in (one, other) for eps in (0.05, 0.01)]
+    plans = [each.solve(eps=eps, margin=0.05) for each in (one, other) for eps in (0.05, 0.01)]
     return {"relative_difference": found, "same_plans": plans[:2] == plans[2:]}
 
 

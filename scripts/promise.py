@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--roundings", default="rtn,gptq")
     parser.add_argument("--activations", default="16", help="bits of the inputs of Linears, or auto")
     parser.add_argument("--kv", default="16", help="bits of keys and values")
+    parser.add_argument("--margin", type=float, default=0.05, help="part of eps that plans hold back")
     parser.add_argument("--save", type=Path, help="keep the measurement here")
     parser.add_argument("--eps", type=float, nargs="+", default=[0.3, 0.1, 0.03, 0.01])
     options = parser.parse_args()
@@ -75,8 +76,9 @@ def main() -> None:
     for rounding in options.roundings.split(","):
         for eps in options.eps:
             plan = measurement.solve(
-                eps=eps, engine=options.engine, rounding=rounding, activations=options.activations, kv=options.kv
-            )
+                eps=eps, engine=options.engine, rounding=rounding, activations=options.activations, kv=options.kv,
+                margin=options.margin,
+            )  # fmt: skip
             reference = iter(expected)
             with subject.segmented.weights.hold(subject.model.parameters()):
                 round_to_plan(subject, plan, samples, rounding, Stages(quiet=True))

@@ -78,7 +78,7 @@ def main() -> None:
         "lists of unseen words": unseen_lists(subject, options.eval_data.read_text(), seen, 16, request.length),
     }
     for eps in options.eps:
-        plan = measurement.solve(eps=eps, engine="natprec", rounding=options.rounding)
+        plan = measurement.solve(eps=eps, margin=0.05, engine="natprec", rounding=options.rounding)
         first = divergences(subject, plan, samples, options.rounding, texts)
         for name, windows in texts.items():
             row: dict[str, object] = {"text": name, "tokens": windows.tokens, "eps": eps}

@@ -93,7 +93,7 @@ def refused(result: Result, *words: str) -> str:
         ({"model": "./no/such/folder"}, ("'./no/such/folder'", "no such folder or file", "check the path")),
         ({"model": "model.gguf"}, ("'model.gguf'", "no such folder or file")),
         ({"data": "nothing.txt"}, ("'nothing.txt'", "does not exist", "check the path")),
-        ({"group_size": 48}, ("group size 48", "64 inputs", "'model.embed_tokens'", "--group-size 32 or 64")),
+        ({"group_size": 48}, ("group size 48", "64 inputs", "--group-size 32 or 64")),
         ({"bits": 1.0}, ("budget 1.00 bits/weight", "cheapest plan, 2.5", "raise --bits")),
         ({"bits": 1.0, "activations": 8}, ("budget 1.00 bits/weight", "cheapest plan, 2.5", "raise --bits")),
         ({"max_size": 1000}, ("max-size 1000 bytes", "cheapest plan", "raise --max-size")),
@@ -422,7 +422,8 @@ def test_resuming_another_measurement(attempt: Callable[..., Result], here: Path
 def test_a_checkpoint_that_is_none(here: Path, tiny_folder: Path, text_file: Path) -> None:
     options = ("--model", tiny_folder, "--eval-data", text_file)
     refused(natprec("verify", "nowhere", *options), "'nowhere'", "does not exist", "natprec quantize")
-    refused(natprec("verify", tiny_folder, *options), "plan.json", "does not exist")
+    (here / "empty").mkdir()
+    refused(natprec("verify", "empty", *options), "'empty'", "no config.json")
 
 
 def test_the_header_of_a_measurement_is_what_these_tests_assume(measurement: Path) -> None:

@@ -239,8 +239,9 @@ def large(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, text_fi
     return ["--model", str(folder), "--data", str(text_file), "--tokens", "1024", "--sequence-length", "64"]
 
 
-def test_a_killed_quantize_goes_on(tmp_path: Path, large: list[str]) -> None:
+def test_a_killed_quantize_goes_on(tmp_path: Path, large: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL while it rounds: the same checkpoint as in memory, and nothing of the run is left."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")  # their dates
     options = [*large, "--eps", "0.01", "--eval-tokens", "256", "--seed", "1", "--arithmetic", "float32"]
     assert natprec("quantize", *options, "--weights", "disk", "--out", tmp_path / "whole").code in (0, 3)
     out, segment = tmp_path / "out", tmp_path / "out.partial" / "segments" / "segment-00003.safetensors"

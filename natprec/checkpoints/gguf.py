@@ -57,7 +57,7 @@ class GGUFCheckpoint(CheckpointWriter):
                 kind, array = GGMLQuantizationType[value.format.name], pack_blocks(value)
             else:
                 kind = GGMLQuantizationType.F32 if _in_float32(subject, name, tensor) else sixteen
-                array = quantize(tensor.detach().float().cpu().numpy(), kind)
+                array = quantize(known.stored(name, tensor).numpy(), kind)
             array = np.ascontiguousarray(interleaved(array, known.heads(subject.model, name)))
             found[f"{kind.name} {names[name]}"] = torch.from_numpy(array)
         return found

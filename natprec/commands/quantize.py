@@ -89,7 +89,7 @@ def quantize(
     from natprec.pipeline.ladder_table import written_table
     from natprec.pipeline.next_step import next_step
     from natprec.pipeline.request import check
-    from natprec.pipeline.summary import result_table
+    from natprec.pipeline.summary import result_table, serving_line
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
 
@@ -123,6 +123,8 @@ def quantize(
         for line in recipes.lines(compared) if compared else ():
             print(line)
         print(f"written to {folder}")
+        if verification.top1_agreement is not None:  # an encoder writes no text
+            print(serving_line(plan.engine, str(folder)))
     advice = next_step(plan, verification, folder, model)
     if advice is not None:
         stages.note(f"next: {advice}")

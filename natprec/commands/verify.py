@@ -49,7 +49,9 @@ def verify(
 
     tolerance("eps", eps)
     if not folder.exists():
-        raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder, or a .gguf file")
+        raise InputError(
+            f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize, or others' files"
+        )
     refuse_held_out(config if length is None else replace(config, length=length))
     if not (folder / "plan.json").is_file():
         _verify_foreign(config, folder, eps, length, seed, out, as_json)

@@ -150,8 +150,11 @@ _BY_HEAD_FULL = (replace(_KEPT_BY_HEAD[0], full_range=True),)
 _ANY_PAIR_FULL = (Pairing(Integers(_ALL), replace(_ANY_INPUTS, full_range=True)),)
 _W8A8 = Pairing(Integers((8,), (PerChannel,)), Integers((8,), _BY_TOKEN, flowing=True))
 
-GGUF_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types of transformers that natprec writes as GGUF: see `natprec.models.gguf_architectures`."""
+GGUF_MODELS = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3", "gemma3_text": "gemma3",
+}  # fmt: skip
+"""Model types of transformers that natprec writes as GGUF, and what they are there: see
+`natprec.models.gguf_architectures`."""
 
 PROFILES = {
     profile.name: profile

@@ -175,7 +175,10 @@ class Subject:
         weights.dtypes = exceptions(common, stored_dtypes(model, dtypes)[1], dtype)
         place = getattr(model, "name_or_path", "")
         code = code_files(place) if place else {}
-        loaded = LoadedModel(label, model, tokenizer, dtype, None, task, task.distortion, code, weights)
+        revision = getattr(model.config, "_commit_hash", None)
+        loaded = LoadedModel(
+            label, model, tokenizer, dtype, None, task, task.distortion, code, weights, revision=revision
+        )
         return cls.of(loaded, distortion, products)
 
     def rotated(self, seed: int, note: Callable[[str], None] = lambda line: None) -> Subject:

@@ -2,7 +2,8 @@
 
 Names of tensors come from the `gguf` package's own table. llama.cpp rotates neighbouring pairs of a llama's query and
 key rows, transformers rows that are half a head apart: rows are reordered on the way, whole rows, so that their blocks
-stay as they are. For qwen2 and qwen3 both rotate alike.
+stay as they are. For qwen2, qwen3, phi3 and gemma3 both rotate alike. A gemma's norms multiply by 1 + weight in
+transformers, and by the stored weight in llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from natprec.errors import ModelError
 
@@ -25,11 +26,15 @@ class Architecture:
         name: as GGUF spells it.
         paired: whether query and key rows are reordered into neighbouring pairs.
         head_size: whether the size of a head is written even where it is hidden size over heads.
+        added_to_norms: what is added to the weights of norms.
+        windowed: whether the size of the window that attention sees is written, 0 for none.
     """
 
     name: str
     paired: bool = False
     head_size: bool = False
+    added_to_norms: float = 0.0
+    windowed: bool = False
 
     def tensor_names(self, model: nn.Module) -> dict[str, str]:
         """Key of the state dict → GGUF name.
@@ -57,6 +62,16 @@ class Architecture:
         counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         return counts.get(key.split(".")[-2], 0) if self.paired else 0
 
+    def stored(self, key: str, tensor: Tensor) -> Tensor:
+        """A tensor that is not quantized, as the file has it."""
+        value = tensor.detach().float().cpu()
+        return value + self.added_to_norms if key.endswith("norm.weight") else value
+
+    def in_model(self, key: str, values: npt.NDArray[Any], model: nn.Module) -> npt.NDArray[Any]:
+        """Values of a tensor in the file, as the model has them."""
+        values = halved(values, self.heads(model, key))
+        return values - np.float32(self.added_to_norms) if key.endswith("norm.weight") else values
+
     def add_hyperparameters(self, writer: Any, model: nn.Module) -> None:
         """The architecture's metadata."""
         config: Any = model.config
@@ -67,10 +82,13 @@ class Architecture:
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_head_count(config.num_attention_heads)
         writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_rope_dimension_count(head)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        rope = _rope(config)
+        writer.add_rope_dimension_count(int(head * rope.get("partial_rotary_factor", 1.0)))
+        writer.add_rope_freq_base(rope["rope_theta"])
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_vocab_size(config.vocab_size)
+        if self.windowed:
+            writer.add_sliding_window(config.sliding_window or 0)
         if self.head_size or head * config.num_attention_heads != config.hidden_size:
             writer.add_key_length(head)
             writer.add_value_length(head)
@@ -81,8 +99,14 @@ ARCHITECTURES = {
     "mistral": Architecture("llama", paired=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", head_size=True),
+    "phi3": Architecture("phi3", windowed=True),
+    "gemma3_text": Architecture("gemma3", head_size=True, added_to_norms=1.0, windowed=True),
 }
-"""`model_type` in transformers → in GGUF; each was run in llama.cpp (tests/checkpoints/test_gguf.py)."""
+"""`model_type` in transformers → in GGUF; each was read back by transformers, and run in llama.cpp where that is
+installed (tests/checkpoints/test_gguf.py)."""
+
+LOCAL_THETA, PATTERN = 10_000.0, 6
+"""Of a gemma3, what llama.cpp supposes: the base of rotations within a window, and one layer of six without it."""
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -98,7 +122,9 @@ def architecture_of(model: nn.Module) -> Architecture:
             f"model type {config.model_type!r} cannot be written as GGUF yet, only {', '.join(ARCHITECTURES)}; "
             "use another --engine"
         )
-    rope = config.rope_parameters["rope_type"]
+    rope = _rope(config).get("rope_type", "default")
+    if known.name == "gemma3":
+        _refuse_unusual_gemma(config)
     if rope != "default":
         raise ModelError(f"positions scaled by {rope!r} cannot be written as GGUF yet; use another --engine")
     if known.name == "llama" and (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)):
@@ -112,6 +138,32 @@ def halved(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
         return values
     shape = values.shape
     return values.reshape(heads, -1, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """How positions are rotated; where layers differ, in those that see everything."""
+    rope: dict[str, Any] = config.rope_parameters
+    return rope.get("full_attention", rope)
+
+
+def _refuse_unusual_gemma(config: Any) -> None:
+    """llama.cpp supposes of a gemma3 what its files do not say.
+
+    Raises:
+        ModelError: this one differs.
+    """
+    local = config.rope_parameters.get("sliding_attention", {})
+    full = ["full_attention" if (at + 1) % PATTERN == 0 else "sliding_attention"
+            for at in range(config.num_hidden_layers)]  # fmt: skip
+    head = config.head_dim
+    for what, same in (
+        ("layers with a window", list(config.layer_types) == full),
+        ("rotations within the window", local.get("rope_theta", LOCAL_THETA) == LOCAL_THETA),
+        ("a scale of attention", config.query_pre_attn_scalar == head),
+        ("a soft cap", not getattr(config, "final_logit_softcapping", None)),
+    ):
+        if not same:
+            raise ModelError(f"this gemma3 has {what} that llama.cpp does not suppose; use another --engine")
 
 
 def interleaved(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

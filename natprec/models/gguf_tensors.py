@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import ModelError
-from natprec.models.gguf_architectures import ARCHITECTURES, halved
+from natprec.models.gguf_architectures import ARCHITECTURES
 from natprec.models.gguf_files import GGUFHeader, GGUFTensor, read_gguf
 from natprec.models.stored import empty_model, hollowed, same_tensors
 from natprec.models.weights import InMemory, Weights, wrong_shape
@@ -66,7 +66,7 @@ class GGUFTensors:
                 f"weights file {str(part.file)!r} cannot be read any more ({error}); put it back and add --resume"
             ) from error
         rows = dequantize(stored.reshape(*part.shape[:-1], -1), part.type).reshape(part.shape)
-        return torch.from_numpy(np.ascontiguousarray(halved(rows, self._known.heads(self._model, name)), np.float32))
+        return torch.from_numpy(np.ascontiguousarray(self._known.in_model(name, rows, self._model), np.float32))
 
 
 def is_known(header: GGUFHeader) -> bool:

@@ -5,6 +5,7 @@ is a causal language model or a text encoder built of Linear layers. Each refusa
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
+from natprec.models.places import ALIASES
 from natprec.tasks import CAUSAL, ENCODER, Task
 
 if TYPE_CHECKING:
@@ -25,7 +27,11 @@ LONGEST_HEADER = 100_000_000
 
 
 def hub_revision(folder: Path) -> str | None:
-    """The commit of a folder in the hub's cache, where folders are called by it; None elsewhere."""
+    """The commit of a folder in the hub's cache, where folders are called by it; None elsewhere.
+
+    >>> hub_revision(Path("models--a--b/snapshots/0a1b")), hub_revision(Path("models/b"))
+    ('0a1b', None)
+    """
     return folder.name if folder.parent.name == "snapshots" else None
 
 
@@ -179,6 +185,8 @@ def explained(name: str, local: bool) -> Iterator[None]:
         elif local:
             cause, remedy = first_line(error), "the checkpoint is damaged or unsupported; download it again"
         else:
-            cause = f"no such folder, and not to be had from the hub: {first_line(error)}"
+            near = difflib.get_close_matches(name, ALIASES, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            cause = f"no such folder{hint}, and not to be had from the hub: {first_line(error)}"
             remedy = "check the spelling, the connection and the access rights (hf auth login)"
         raise ModelError(f"cannot load model {name!r}: {cause}; {remedy}") from error

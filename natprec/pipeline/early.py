@@ -54,7 +54,7 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
     encoder = described.get("model_type") in ENCODERS and not described.get("is_decoder")
     if encoder and config.data is None:
         raise InputError(
-            f"model {config.model!r} is an encoder, which cannot write text; name a file or hub dataset with --data"
+            f"no text, and an encoder cannot write it ({config.model!r}); name a file or hub dataset with --data"
         )
 
 
@@ -100,7 +100,7 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
     if place is not None and place.suffix.lower() == ".gguf":
         kind = gguf_architecture(place)
     if profile.container == "gguf":
-        if kind is not None and kind not in GGUF_MODELS:
+        if kind is not None and kind not in {*GGUF_MODELS, *GGUF_MODELS.values()}:
             raise ModelError(
                 f"model type {kind!r} cannot be written as GGUF yet, only {', '.join(GGUF_MODELS)}; "
                 "use another --engine"
@@ -110,12 +110,11 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
     if config.gpu is not None or size is None or size == CHANNEL or place is None or not place.is_dir():
         return
     columns = list(itertools.islice(_row_lengths(place), GROUPED))
-    sizes = [size, *(each for each in (128, 64, 32) if each < size)]
     if columns and not any(count % size == 0 for count in columns):
-        fitting = [str(each) for each in sizes[1:] if any(count % each == 0 for count in columns)]
+        fitting = [str(each) for each in (32, 64, 128) if all(count % each == 0 for count in columns)]
         raise InputError(
-            f"group size {size} divides the rows of no Linear of {config.model!r} ({columns[0]} weights, for one); "
-            f"give {' or '.join([*fitting, 'channel'])}, or auto"
+            f"group size {size} divides the rows of no Linear of {config.model!r} ({min(columns)} inputs, for one); "
+            f"use --group-size {' or '.join([*fitting, 'channel'])}"
         )
 
 

@@ -133,6 +133,19 @@ def _add_measured(rows: Table, verification: Verification, promise: float | None
         rows.add_row("same top token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
 
 
+def serving_line(engine: str, folder: str) -> str:
+    """How to run what was written, with the version that was run: see docs/serve.md.
+
+    >>> serving_line("vllm", "out")
+    'run it: vllm serve out (0.25.1 was run), or natprec generate out'
+    """
+    return "run it: " + {
+        "vllm": f"vllm serve {folder} (0.25.1 was run), or natprec generate {folder}",
+        "sglang": f"python -m sglang.launch_server --model-path {folder}, or natprec generate {folder}",
+        "llama.cpp": f"llama-server -m {folder}/model.gguf",
+    }.get(engine, f"natprec generate {folder}, or natprec serve {folder}")
+
+
 def natural_line(natural_bits: float, perplexity: float) -> str:
     """The mean natural precision beside what a next token tells (T17): two figures to compare, no law between them.
 

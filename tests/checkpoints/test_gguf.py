@@ -36,7 +36,7 @@ from tests.conftest import made_up_text, tiny_encoder, tiny_model
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 512}
 """down_proj's rows are whole super-blocks, all others blocks of 32."""
 
-MODELS = ["llama", "llama-tied-not", "mistral", "qwen2", "qwen3"]
+MODELS = ["llama", "llama-tied-not", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text"]
 
 
 def model_of(kind: str) -> Any:
@@ -46,10 +46,14 @@ def model_of(kind: str) -> Any:
     if kind.startswith("llama"):
         model = tiny_model(**SIZES, tie_word_embeddings=kind == "llama")
     else:
-        name = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
-        extra = {"head_dim": 128} if kind == "qwen3" else {"sliding_window": None}
-        config = getattr(transformers, name + "Config")(
-            **SIZES, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        names = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "gemma3_text": "Gemma3"}
+        name = names[kind]
+        extra = {"qwen3": {"head_dim": 128}, "phi3": {"pad_token_id": 0},
+                 "gemma3_text": {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 16, "pad_token_id": 0}
+                 }.get(kind, {"sliding_window": None})  # fmt: skip
+        config = getattr(transformers, "Gemma3TextConfig" if kind == "gemma3_text" else name + "Config")(
+            **SIZES | ({"vocab_size": 32_064} if kind == "phi3" else {}),  # transformers reads no padding from GGUF
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
             tie_word_embeddings=True, bos_token_id=0, eos_token_id=1, **extra,
         )  # fmt: skip
         with torch.random.fork_rng():
@@ -67,7 +71,8 @@ def model_of(kind: str) -> Any:
 
 @pytest.fixture(params=MODELS)
 def made(request: pytest.FixtureRequest, tiny_tokenizer: Any) -> Subject:
-    return for_engine(Subject.in_memory(model_of(request.param), tiny_tokenizer, "a " + request.param), "llama.cpp")
+    """Under a name that says nothing: of a "phi3" llama.cpp expects certain special tokens."""
+    return for_engine(Subject.in_memory(model_of(request.param), tiny_tokenizer, "tiny"), "llama.cpp")
 
 
 def planned(subject: Subject, bits: float, rounding: str = "rtn") -> Plan:
@@ -94,8 +99,9 @@ def test_what_is_read_back_is_what_was_rounded(made: Subject, tmp_path: Path) ->
     types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / FILE_NAME).tensors}
     wanted = [choice.format.name for choice in plan.sites.values() if choice.format]
     assert sorted(kind for kind in types.values() if kind != "F32") == sorted(wanted)
-    assert len(set(wanted)) > 2
-    assert any(name.endswith("_K") for name in wanted)
+    if made.model.config.vocab_size == SIZES["vocab_size"]:  # else it is nearly all embedding
+        assert len(set(wanted)) > 2
+        assert any(name.endswith("_K") for name in wanted)
 
 
 def test_forecast_of_the_size(made: Subject, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_the_steps_give_what_quantize_gives(
     out, printed = done
     plan, again = tmp_path / "plan.json", tmp_path / "again"
     assert command("solve", out / "natprec" / "measurement.safetensors", "--eps", EPS, "--out", plan).code == 0
-    assert json.loads(plan.read_text()) == json.loads((out / "plan.json").read_text())
+    assert Plan.load(plan) == Plan.load(out / "plan.json")
     result = command("apply", plan, "--model", encoder_folder, "--data", text_file, "--out", again, *SMALL[:4])
     assert result.code == 0, result.err
     result = command(
