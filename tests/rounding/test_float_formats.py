@@ -81,7 +81,7 @@ def applied(made: Subject, plan: Plan, rounding: str) -> Any:
 
 
 def test_all_formats_are_measured_and_solved(tmp_path: Path) -> None:
-    _, found = measured()
+    _, found = measured(hidden_size=128, intermediate_size=128)
     names = {fmt.name for fmt in found.curves["model.layers.0.mlp.up_proj"].formats}
     assert names == {*FLOAT_WEIGHTS, "int4-g32", "int8-g32"}
     for curve in found.curves.values():
