@@ -15,6 +15,7 @@ from natprec.benchmark.statistics import paired
 from natprec.benchmark.tasks import Asked, tasks_named
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.errors import InputError
+from natprec.evaluation.foreign import loaded
 from natprec.measurement.subject import Subject
 from natprec.utils.progress import Stages
 from natprec.utils.provenance import Provenance
@@ -106,7 +107,8 @@ def _checkpoint(folder: Path, engine: str, backend: str, subject: Subject) -> An
         from natprec.runtime.load import load
 
         return load(folder, device=str(subject.model.device), trust_remote_code=subject.trusted).model
-    model: Any = load_quantized(folder, engine, subject.trusted)
+    planned = (folder / "plan.json").is_file()
+    model: Any = load_quantized(folder, engine, subject.trusted) if planned else loaded(folder, subject)
     return model.to(subject.model.device)
 
 

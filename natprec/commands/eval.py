@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +66,7 @@ def eval(  # the command's name
         refuse_existing_file(out, overwrite, is_evaluation, "evaluation")
     stages = Stages()
     engine = Plan.load(folder / "plan.json").engine if (folder / "plan.json").is_file() else "transformers"
-    subject = open_subject(config, stages)
+    subject = open_subject(replace(config, length=2), stages)  # questions have their own lengths
     command = command_of("eval", config, folder.name)
     found = evaluate(
         subject, folder, wanted, engine=engine, backend=backend, limit=limit, shots=shots, seed=config.seed,

@@ -60,7 +60,7 @@ def verify_foreign(
     device = next(subject.model.parameters()).device
     with stages.stage("load checkpoint"):
         expected = replace(described(path, subject, eps), gpu=gpu)
-        model = _loaded(path, subject, gpu).to(device)
+        model = loaded(path, subject, gpu).to(device)
         _refuse_other(path, model, subject)
 
     def on(samples: Samples, number: int) -> Comparison:
@@ -127,7 +127,7 @@ def _sizes(folder: Path, subject: Subject) -> tuple[int, int, int, int]:
     return tuple(sum(each[at] for each in several) for several in (rows, narrow) for at in (0, 1))  # type: ignore[return-value]
 
 
-def _loaded(path: Path, subject: Subject, gpu: str | None) -> nn.Module:
+def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
     """The checkpoint in float32, by natprec's reader of compressed-tensors or by plain transformers."""
     file = _gguf(path)
     method = "gguf" if file is not None else _method(path)

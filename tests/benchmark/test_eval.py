@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from natprec.reporting.sources import gather
-from tests.conftest import made_up_words
+from tests.conftest import made_up_words, tiny_model
 from tests.run_command import natprec
 
 
@@ -32,10 +32,19 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def coarse(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A tiny llama whose predictions are far from uniform."""
+    folder = tmp_path_factory.mktemp("models") / "sharp"
+    tiny_model(initializer_range=0.3).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def coarse(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("coarse") / "out"
     made = natprec(
-        "quantize", "--model", tiny_folder, "--bits", "2.6", "--out", out, "--tokens", "512", "--eval-tokens", "256",
+        "quantize", "--model", model, "--bits", "2.6", "--out", out, "--tokens", "512", "--eval-tokens", "256",
         "--sequence-length", "64", "--rounding", "rtn",
     )  # fmt: skip
     assert made.code == 0, made.err
@@ -49,17 +58,17 @@ def run(*arguments: object) -> dict[str, Any]:
     return found
 
 
-def test_accuracy_is_lm_evals_and_a_model_has_no_flips_against_itself(tiny_folder: Path, questions: Path) -> None:
+def test_accuracy_is_lm_evals_and_a_model_has_no_flips_against_itself(model: Path, questions: Path) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     from natprec.benchmark.run import silent
     from natprec.benchmark.tasks import tasks_named
 
-    found = run(tiny_folder, "--model", tiny_folder, "--tasks-data", questions, "--tasks", "choices,words")
+    found = run(model, "--model", model, "--tasks-data", questions, "--tasks", "choices,words")
     with silent():
         own = simple_evaluate(
-            HFLM(pretrained=str(tiny_folder), dtype="float32", device="cpu", batch_size=4),
+            HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=4),
             tasks=[each.task for each in tasks_named("choices,words", questions, [])], bootstrap_iters=0,
         )  # fmt: skip
     assert own is not None
@@ -73,13 +82,13 @@ def test_accuracy_is_lm_evals_and_a_model_has_no_flips_against_itself(tiny_folde
 
 @pytest.mark.parametrize("backend", ["transformers", "natprec"])
 def test_a_coarse_checkpoint_changes_answers_with_either_backend(
-    tiny_folder: Path, questions: Path, coarse: Path, tmp_path: Path, backend: str
+    model: Path, questions: Path, coarse: Path, tmp_path: Path, backend: str
 ) -> None:
     out = tmp_path / "eval.json"
     found = run(
         coarse,
         "--model",
-        tiny_folder,
+        model,
         "--tasks-data",
         questions,
         "--tasks",
@@ -99,21 +108,17 @@ def test_a_coarse_checkpoint_changes_answers_with_either_backend(
     assert gather(coarse, scores=out).scores is not None
 
 
-def test_backends_agree(tiny_folder: Path, questions: Path, coarse: Path) -> None:
+def test_backends_agree(model: Path, questions: Path, coarse: Path) -> None:
     one, other = (
-        run(coarse, "--model", tiny_folder, "--tasks-data", questions, "--tasks", "choices", "--backend", each)[
-            "tasks"
-        ][0]
+        run(coarse, "--model", model, "--tasks-data", questions, "--tasks", "choices", "--backend", each)["tasks"][0]
         for each in ("transformers", "natprec")
     )
     assert abs(one["quantized"] - other["quantized"]) <= 0.01
     assert one["kl_answers"] == pytest.approx(other["kl_answers"], rel=1e-3)
 
 
-def test_limit_is_said_in_the_table(tiny_folder: Path, questions: Path) -> None:
-    done = natprec(
-        "eval", tiny_folder, "--model", tiny_folder, "--tasks-data", questions, "--tasks", "words", "--limit", 7
-    )
+def test_limit_is_said_in_the_table(model: Path, questions: Path) -> None:
+    done = natprec("eval", model, "--model", model, "--tasks-data", questions, "--tasks", "words", "--limit", 7)
     assert done.code == 0, done.err
     assert "at most 7 documents" in done.out
     assert "no difference seen; 7 documents show differences from" in done.out
@@ -127,15 +132,15 @@ def test_limit_is_said_in_the_table(tiny_folder: Path, questions: Path) -> None:
         (("--tasks", "absent.jsonl"), "cannot be read"),
     ],
 )
-def test_bad_requests_are_refused(tiny_folder: Path, questions: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = natprec("eval", tiny_folder, "--model", tiny_folder, "--tasks-data", questions, *arguments)
+def test_bad_requests_are_refused(model: Path, questions: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = natprec("eval", model, "--model", model, "--tasks-data", questions, *arguments)
     assert (done.code, message in done.err) == (2, True), done.err
 
 
 def test_an_encoder_and_another_tokenizer_are_refused(
-    tiny_folder: Path, encoder_folder: Path, questions: Path, tmp_path: Path
+    model: Path, encoder_folder: Path, questions: Path, tmp_path: Path
 ) -> None:
     done = natprec("eval", encoder_folder, "--model", encoder_folder, "--tasks-data", questions, "--tasks", "words")
     assert (done.code, "is an encoder" in done.err) == (2, True), done.err
-    done = natprec("eval", encoder_folder, "--model", tiny_folder, "--tasks-data", questions, "--tasks", "words")
+    done = natprec("eval", encoder_folder, "--model", model, "--tasks-data", questions, "--tasks", "words")
     assert (done.code, "tokens" in done.err) == (2, True), done.err

@@ -123,7 +123,7 @@ def test_numbers_are_those_of_the_files(checkpoint: Path) -> None:
     data, plan = block_of(html), json.loads((checkpoint / "plan.json").read_text())
     verification = json.loads((checkpoint / "verification.json").read_text())
     for name, value in data["verification"].items():
-        assert verification[name] == value
+        assert verification.get(name) == value  # a GPU is there if one was named
     for site in data["sites"]:
         assert {name: site[name] for name in plan["sites"][site["name"]]} == plan["sites"][site["name"]]
     for name in ("eps", "kl_predicted", "stored_bytes", "bits_per_weight", "kl_uniform"):
