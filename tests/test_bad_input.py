@@ -207,7 +207,7 @@ def test_a_model_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data": None}, ("is an encoder", "cannot write text", "--data")),
+        ({"data": None}, ("an encoder cannot write it", "--data")),
         ({"distortion": "kl"}, ("distortion 'kl'", "an encoder", "leave it out for 'embedding'")),
         ({"sequence_length": 129, "tokens": 129, "eval_tokens": 129}, ("129", "128 positions")),
         ({"sequence_length": 2}, ("2 tokens", "no room for text", "cls and sep")),
