@@ -12,7 +12,20 @@ from typing import Any
 
 import typer
 
-from natprec.commands import apply, check, compare, generate, inspect, measure, quantize, serve, solve, verify
+from natprec.commands import (
+    apply,
+    card,
+    check,
+    compare,
+    generate,
+    inspect,
+    measure,
+    push,
+    quantize,
+    serve,
+    solve,
+    verify,
+)
 from natprec.errors import NatprecError, VerdictError
 from natprec.utils.atomic_files import REMEDIES
 from natprec.utils.launcher import refuse_many
@@ -72,6 +85,8 @@ for _module, _command in (
     (inspect, inspect.inspect),
     (generate, generate.generate),
     (serve, serve.serve),
+    (card, card.card),
+    (push, push.push),
 ):
     app.command(epilog=_examples(_module.EXAMPLES))(_command)
 

@@ -34,6 +34,7 @@ LAYERS: list[str] = [
     "pipeline",
     "inspection",
     "comparison",
+    "publishing",
     "commands",
     "cli",
     "",

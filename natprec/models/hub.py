@@ -22,6 +22,9 @@ SMALL = (
 )  # fmt: skip
 """Files of a repository that are not the weights of its transformer."""
 
+LOADING = "cannot load model"
+"""What is tried, unless a caller says otherwise."""
+
 _ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -135,8 +138,8 @@ def stored_on_hub(name: str) -> int | None:
 
 
 @contextlib.contextmanager
-def explained_by_hub(hub: HubName) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence.
+def explained_by_hub(hub: HubName, trying: str = LOADING) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence, which begins with what was tried.
 
     Raises:
         ModelError: gated, private or missing; no such revision; no valid token; no connection.
@@ -148,36 +151,35 @@ def explained_by_hub(hub: HubName) -> Iterator[None]:
     except NatprecError:
         raise
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        raise ModelError(_sentence(hub, error)) from error
+        raise ModelError(_sentence(hub, trying, error)) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
             raise
-        raise ModelError(_unreachable(hub, error)) from error
+        raise ModelError(f"{trying} {hub.id!r}: {_unreachable(trying, error)}") from error
 
 
-def _sentence(hub: HubName, error: Exception) -> str:
+def _sentence(hub: HubName, trying: str, error: Exception) -> str:
     from huggingface_hub import errors
 
-    what = f"cannot load model {hub.id!r}"
+    what = f"{trying} {hub.id!r}"
     if isinstance(error, errors.HFValidationError):
         return f"{what}: that is no name of the Hub; give NAMESPACE/NAME or NAMESPACE/NAME@REVISION"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return f"{what}: {_answered(hub, error, error.response.status_code)}"
     cause = error.__cause__
     if isinstance(cause, errors.HfHubHTTPError):
-        return _sentence(hub, cause)
+        return _sentence(hub, trying, cause)
     if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(cause, errors.OfflineModeIsEnabled):
-        return f"{what}: it is not in the cache, and HF_HUB_OFFLINE forbids to ask the Hub; unset HF_HUB_OFFLINE"
-    return _unreachable(hub, cause or error)
+        here = "it is not in the cache, and " if trying == LOADING else ""
+        return f"{what}: {here}HF_HUB_OFFLINE forbids to ask the Hub; unset HF_HUB_OFFLINE"
+    return f"{what}: {_unreachable(trying, cause or error)}"
 
 
-def _unreachable(hub: HubName, error: BaseException) -> str:
+def _unreachable(trying: str, error: BaseException) -> str:
     from huggingface_hub import constants
 
-    return (
-        f"cannot load model {hub.id!r}: no such folder here, and {constants.ENDPOINT} cannot be reached "
-        f"({first_line(error)}); check the connection"
-    )
+    here = "no such folder here, and " if trying == LOADING else ""
+    return f"{here}{constants.ENDPOINT} cannot be reached ({first_line(error)}); check the connection"
 
 
 def _answered(hub: HubName, error: Exception, status: int) -> str:
@@ -204,7 +206,7 @@ def _answered(hub: HubName, error: Exception, status: int) -> str:
     if status == 401:
         return "the Hub does not accept your token; run hf auth login again"
     if status == 403:
-        return f"your token may not read it ({first_line(error)}); make one that may at {constants.ENDPOINT}/settings"
+        return f"your token has no right to it; make one that has at {constants.ENDPOINT}/settings/tokens"
     return f"the Hub answers {status} ({first_line(error)}); try again later"
 
 

@@ -46,13 +46,13 @@ def refuse_foreign(folder: Path) -> None:
     found = _files(folder)
     if not found and not any(folder.iterdir()):
         return
-    listed = _listed(folder)
-    if listed is None:
+    known = listed(folder)
+    if known is None:
         raise OutputError(
             f"folder {str(folder)!r} was not written by natprec (it has no {MARK}; early versions wrote none "
             "either), so --overwrite does not delete it; remove it yourself, or choose another"
         )
-    others = [name for name, size in found.items() if name != REWRITTEN and listed.get(name) != size]
+    others = [name for name, size in found.items() if name != REWRITTEN and known.get(name) != size]
     if others:
         raise OutputError(
             f"folder {str(folder)!r} holds {others[0]!r}, which natprec did not write or was changed since, so "
@@ -110,8 +110,8 @@ def _files(folder: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _listed(folder: Path) -> dict[str, int] | None:
-    """What the mark lists; None: there is no mark."""
+def listed(folder: Path) -> dict[str, int] | None:
+    """What a folder's mark lists, name → bytes; None: there is no mark."""
     try:
         content = json.loads((folder / MARK).read_text(encoding="utf-8"))
         ours = content["producer"] == "natprec" and isinstance(content["files"], dict)

@@ -113,6 +113,13 @@ MEASUREMENT = Kind(
     "measure again",
     "natprec/measurement.safetensors",
 )
+PUBLISHED = Kind(
+    "record of a publication",
+    frozenset({"repository"}),
+    "natprec push writes it",
+    "push again",
+    "natprec/published.json",
+)
 PROGRESS = Kind(
     "resume file",
     frozenset({"fingerprint"}),
@@ -206,7 +213,7 @@ def _safetensors(header: dict[str, Any]) -> str:
 def _json(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
-    for kind in (PLAN, VERIFICATION):
+    for kind in (PLAN, VERIFICATION, PUBLISHED):
         if kind.keys & value.keys():
             return f"a {kind.name}"
     return next((what for key, what in _OTHERS.items() if key in value), None)
