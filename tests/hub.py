@@ -83,6 +83,8 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
+    uploaded: set[str] = field(default_factory=set)
+    """sha256 of what came by LFS."""
 
     def add(self, name: str, folder: Path | None = None, **settings: Any) -> str:
         """A repository with a folder's files; its first commit."""
@@ -203,6 +205,7 @@ class Handler(BaseHTTPRequestHandler):
             if hashlib.sha256(body).hexdigest() != found[1]:
                 raise Refused(400, "", "the content has another sha256")
             (self.hub.folder / found[1]).write_bytes(body)
+            self.hub.uploaded.add(found[1])
             self.send()
         elif found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             self.batch(json.loads(body))
@@ -387,12 +390,17 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, "", f"no route {verb}")
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent: clients die here."""
+
+
 @contextmanager
 def served(hub: Hub) -> Iterator[Hub]:
     """Answer requests on a free port of this machine within the block."""
     hub.folder.mkdir(parents=True, exist_ok=True)
     (hub.folder / "xet").mkdir(exist_ok=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfHub", (Handler,), {"hub": hub}))
+    server = Server(("127.0.0.1", 0), type("OfHub", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -400,6 +408,7 @@ def served(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.before = lambda method, path: None
         server.shutdown()
         server.server_close()
         thread.join()

@@ -128,11 +128,11 @@ def _snapshot(hub: HubName, patterns: Sequence[str]) -> Path:
 
 def stored_on_hub(name: str) -> int | None:
     """Weights of a model, as the Hub counts them; None where it does not say, or cannot be asked."""
-    from huggingface_hub import model_info
+    from huggingface_hub import HfApi
 
     hub = HubName.of(name)
     with contextlib.suppress(Exception):  # no connection or no such model: loading will say which
-        found = model_info(hub.id, revision=hub.revision).safetensors
+        found = HfApi().model_info(hub.id, revision=hub.revision).safetensors
         return None if found is None else found.total
     return None
 

@@ -69,7 +69,9 @@ def own_files(folder: Path, measurement: bool = True) -> dict[str, Path]:
     known = listed(folder)
     if known is None:
         raise InputError(f"folder {str(folder)!r} was not written by natprec: push what natprec quantize writes")
-    names = {*known, *([VERIFICATION] if (folder / VERIFICATION).is_file() else [])} - {"README.md", FILE}
+    names = {*known} - {"README.md", FILE, VERIFICATION}
+    if (folder / VERIFICATION).is_file():
+        names.add(VERIFICATION)
     if not measurement:
         names.discard(MEASUREMENT.as_posix())
     gone = sorted(name for name in names if not (folder / name).is_file())

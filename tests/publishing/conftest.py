@@ -36,6 +36,7 @@ def turned_to(hub: Hub, cache: Path, patch: pytest.MonkeyPatch, token: str | Non
 
     patch.setattr(constants, "ENDPOINT", hub.url)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the first one, with its address
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
     patch.setattr(constants, "HF_HUB_DISABLE_XET", not hub.xet)
     patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))

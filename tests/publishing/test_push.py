@@ -52,8 +52,9 @@ def round_trip(hub: Hub, folder: Path, text: Path, cache: Path) -> None:
         name: verification(folder)[name] for name in ("kl_mean", "kl_p99", "files")
     }
     ids = torch.arange(24)[None]
-    here = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
-    there = AutoModelForCausalLM.from_pretrained(NAME, revision="eps-0.5", cache_dir=cache)(ids).logits
+    with torch.no_grad():
+        here = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        there = AutoModelForCausalLM.from_pretrained(NAME, revision="eps-0.5", cache_dir=cache)(ids).logits
     assert float((here - there).abs().max()) == 0.0
     assert pushed(folder, "--tag", "eps-0.5")["new"] is False
     assert len(repository.commits) == 2, "the same files make no commit"
@@ -281,9 +282,8 @@ def test_private_things_in_text() -> None:
     from natprec.errors import InputError
 
     refuse_private({"plan.json": b"{}", "tokenizer.json": b"hf_" + b"a" * 34})
-    for content in (b"token hf_" + b"a" * 34,):
-        with pytest.raises(InputError, match="plan.json"):
-            refuse_private({"plan.json": content})
+    with pytest.raises(InputError, match=r"plan\.json"):
+        refuse_private({"plan.json": b"token hf_" + b"a" * 34})
 
 
 def test_a_ladder_goes_up_as_branches(
