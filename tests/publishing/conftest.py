@@ -97,3 +97,11 @@ def checkpoint(made: Path, tmp_path: Path) -> Path:
 def verification(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "verification.json").read_text())
     return found
+
+
+def changed_home(home: Path, patch: pytest.MonkeyPatch) -> Path:
+    """A user's folder, by the user's name."""
+    home.mkdir()
+    patch.setenv("HOME", str(home))
+    patch.setenv("LOGNAME", home.name)
+    return home
