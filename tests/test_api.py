@@ -71,7 +71,7 @@ def test_measuring_and_judging_on_one_text_take_different_parts(here: Path, tiny
         return load_tokens(tiny_tokenizer, "text.txt", sequences=sequences, length=64, split=split, shared=True)
 
     # half of what is measured on is the text, the other half is the model's own
-    measured, judged = windows("calibration", 4), part_of(windows("held-out", 16), 0, 8)
+    measured, judged = windows("calibration", 4), part_of(Samples.text(windows("held-out", 16)), 0, 8).ids
     assert not {tuple(row) for row in measured.tolist()} & {tuple(row) for row in judged.tolist()}
     model = tiny_model()
     measurement = natprec.measure(model, tiny_tokenizer, "text.txt", group_size=32, **SIZES)

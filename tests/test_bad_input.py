@@ -93,7 +93,7 @@ def refused(result: Result, *words: str) -> str:
         ({"model": "./no/such/folder"}, ("'./no/such/folder'", "no such folder or file", "check the path")),
         ({"model": "model.gguf"}, ("'model.gguf'", "no such folder or file")),
         ({"data": "nothing.txt"}, ("'nothing.txt'", "does not exist", "check the path")),
-        ({"group_size": 48}, ("group size 48", "64 inputs", "'model.embed_tokens'", "--group-size 32 or 64")),
+        ({"group_size": 48}, ("group size 48", "128 weights", "give 32 or channel")),
         ({"bits": 1.0}, ("budget 1.00 bits/weight", "cheapest plan, 2.5", "raise --bits")),
         ({"bits": 1.0, "activations": 8}, ("budget 1.00 bits/weight", "cheapest plan, 2.5", "raise --bits")),
         ({"max_size": 1000}, ("max-size 1000 bytes", "cheapest plan", "raise --max-size")),
@@ -207,7 +207,7 @@ def test_a_model_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data": None}, ("no text", "an encoder cannot write it", "--data")),
+        ({"data": None}, ("is an encoder", "cannot write text", "--data")),
         ({"distortion": "kl"}, ("distortion 'kl'", "an encoder", "leave it out for 'embedding'")),
         ({"sequence_length": 129, "tokens": 129, "eval_tokens": 129}, ("129", "128 positions")),
         ({"sequence_length": 2}, ("2 tokens", "no room for text", "cls and sep")),
@@ -421,8 +421,10 @@ def test_resuming_another_measurement(attempt: Callable[..., Result], here: Path
 
 def test_a_checkpoint_that_is_none(here: Path, tiny_folder: Path, text_file: Path) -> None:
     options = ("--model", tiny_folder, "--eval-data", text_file)
-    refused(natprec("verify", "nowhere", *options), "'nowhere'", "does not exist", "natprec quantize")
-    refused(natprec("verify", tiny_folder, *options), "plan.json", "does not exist")
+    refused(natprec("verify", "nowhere", *options), "'nowhere'", "does not exist", ".gguf file")
+    (here / "empty").mkdir()
+    refused(natprec("verify", here / "empty", *options), "empty")
+    (here / "empty").rmdir()
 
 
 def test_the_header_of_a_measurement_is_what_these_tests_assume(measurement: Path) -> None:

@@ -39,9 +39,14 @@ def public() -> Iterator[tuple[str, Any]]:
             )
 
 
+def meant(function: Any, annotation: Any) -> str:
+    """An annotation, in full where it is the name of an alias."""
+    return str(function.__globals__.get(annotation, annotation))
+
+
 def test_signatures_take_both() -> None:
     found = {
-        f"{name}({parameter.name})": set(re.findall(r"\w+", str(parameter.annotation)))
+        f"{name}({parameter.name})": set(re.findall(r"\w+", meant(function, parameter.annotation)))
         for name, function in public()
         for parameter in inspect.signature(function).parameters.values()
         if parameter.name in PLACES or "Path" in str(parameter.annotation)

@@ -11,13 +11,16 @@ import torch
 
 import natprec
 from natprec.checkpoints.dense_reader import load_quantized
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.formats import engine_profile
 from natprec.formats.engines import GROUP_SIZES
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.pipeline import api
+from natprec.pipeline.ladder import quantize_ladder
 from natprec.solver import Plan
+from natprec.solver.ladder import ladder
 from tests.arrange import subject, tokens
 from tests.conftest import tiny_model
 
@@ -92,6 +95,16 @@ def test_without_a_gpu_no_file_speaks_of_one(tmp_path: Path) -> None:
     assert not {"gpu", "untested", "portable", "untied"} & found.header.to_json().keys()
 
 
+def test_a_ladder_has_rungs_with_the_head_apart(measured: tuple[Subject, Measurement]) -> None:
+    _, found = measured
+    rungs = {rung.eps: rung for rung in ladder(found)}
+    coarsest = rungs[max(rungs)]
+    plan = found.solve(eps=coarsest.eps)
+    assert plan.untied
+    assert coarsest.stored_bytes == plan.stored_bytes
+    assert [rung.bits for rung in ladder(found, portable=True)] != [rung.bits for rung in rungs.values()]
+
+
 def test_a_checkpoint_of_both_is_what_was_planned(measured: tuple[Subject, Measurement], tmp_path: Path) -> None:
     own, found = measured
     plan = found.solve(eps=1.0)
@@ -103,9 +116,9 @@ def test_a_checkpoint_of_both_is_what_was_planned(measured: tuple[Subject, Measu
     targets = [each["targets"] for each in config["quantization_config"]["config_groups"].values()]
     assert any({"model.embed_tokens", "Embedding"} <= set(each) for each in targets), "vLLM gives it no name"
     with torch.no_grad():
-        said = quantized.model(input_ids=ids).logits
+        said = quantized.model(input_ids=ids.ids).logits
         judged = natprec.verify(tmp_path / "out", own.model, ids, length=16)
-        loaded = load_quantized(tmp_path / "out")(input_ids=ids).logits
+        loaded = load_quantized(tmp_path / "out")(input_ids=ids.ids).logits
     assert float((said - loaded).abs().max()) <= 1e-3
     assert judged.kl_mean <= 1.5 * plan.kl_predicted
     assert judged.gpu == "any"
@@ -148,3 +161,22 @@ def test_a_plan_of_a_gpu_refuses_what_that_does_not_run(measured: tuple[Subject,
         InputError, match="is mxfp4, which engine 'vllm' does not run on sm90; it does on sm80, sm86, sm89"
     ):
         Plan.load(tmp_path / "plan.json")
+
+
+def test_sizes_with_and_without_the_head_apart_come_from_one_run(
+    tiny_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """The model is put back after each size, whatever the last one did to its head."""
+    config = QuantizeConfig(
+        str(tiny_folder), data=str(text_file), tokens=256, eval_tokens=256, length=64, group_size=32, rounding="rtn",
+        **UNTESTED,
+    )  # fmt: skip
+    rungs = {rung.name: rung for rung in quantize_ladder(config, (4.5, 8.25, 5.0), tmp_path / "out")}
+    assert any(rung.plan.untied for rung in rungs.values())
+    assert rungs["4.5bpw"].verification.kl_mean > rungs["5bpw"].verification.kl_mean
+    assert rungs["5bpw"].verification.kl_mean > rungs["8.25bpw"].verification.kl_mean
+    for rung in rungs.values():
+        assert rung.verification.kl_mean <= 2 * rung.plan.kl_predicted + 1e-6
+        assert rung.verification.gpu == "any"
+        config_json = json.loads((tmp_path / "out" / rung.name / "config.json").read_text())
+        assert config_json["tie_word_embeddings"] is not rung.plan.untied

@@ -151,7 +151,7 @@ _ANY_PAIR_FULL = (Pairing(Integers(_ALL), replace(_ANY_INPUTS, full_range=True))
 _W8A8 = Pairing(Integers((8,), (PerChannel,)), Integers((8,), _BY_TOKEN, flowing=True))
 
 GGUF_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types of transformers that natprec writes as GGUF: see `natprec.checkpoints.gguf_architectures`."""
+"""Model types of transformers that natprec writes as GGUF: see `natprec.models.gguf_architectures`."""
 
 PROFILES = {
     profile.name: profile

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from natprec.checkpoints.gguf_architectures import ARCHITECTURES
 
 from natprec.config import parse_size
 from natprec.errors import InputError
 from natprec.formats.engines import GGUF_MODELS
+from natprec.models.gguf_architectures import ARCHITECTURES
 from tests.run_command import left_behind, natprec
 
 HEAVY = ("torch", "transformers")

@@ -186,7 +186,7 @@ def test_unusable_parquet(tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pyte
         file.write_bytes(broken)
         refusal(tiny_tokenizer, file, str(file), "not a readable parquet file", "download it again")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refusal(tiny_tokenizer, file, str(file), "pip install natprec[data]")
+    refusal(tiny_tokenizer, file, str(file), "pip install datasets pyarrow")
 
 
 def test_hub_dataset(tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_hub_dataset(tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     refusal(tiny_tokenizer, "some/set", "'some/set'", "no route", "check the spelling", "connection")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refusal(tiny_tokenizer, "some/set", "'some/set'", "pip install natprec[data]")
+    refusal(tiny_tokenizer, "some/set", "'some/set'", "pip install datasets pyarrow")
 
 
 def test_own_text_is_seeded_and_leaves_the_global_state_alone(tiny_tokenizer: Any) -> None:

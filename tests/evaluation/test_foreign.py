@@ -93,3 +93,14 @@ def test_what_cannot_be_judged(tmp_path: Path, tiny_folder: Path, tiny_tokenizer
     save_file(tensors, file, {"format": "pt"})
     result = natprec("verify", tmp_path / "cut", *options)
     assert (result.code, "would draw random numbers" in result.err) == (2, True), result.err
+
+
+def test_the_arithmetic_of_a_gpu(written: tuple[Path, Path], tiny_folder: Path, text_file: Path) -> None:
+    """Of compressed-tensors alone; a checkpoint of integers and 16-bit inputs runs there as it says."""
+    place, options = written[0].parent, ("--model", tiny_folder, "--eval-data", text_file)
+    plain = judged(place / "theirs", *options)
+    found = judged(place / "theirs", *options, "--gpu", "a100")
+    assert (plain["kl_mean"], found["gpu"]) == (found["kl_mean"], "sm80")
+    assert "gpu" not in plain
+    result = natprec("verify", place / "theirs.gguf", *options, "--gpu", "a100", *JUDGE)
+    assert (result.code, "leave out --gpu" in result.err) == (2, True), result.err

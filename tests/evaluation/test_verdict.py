@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from natprec.errors import InputError
 from natprec.evaluation.judging import GivenText, judge
 from natprec.evaluation.verdict import FAIL, FIRST, MOST, NARROW, PASS, WITHIN_NOISE, Portions, verdict_of
 from natprec.evaluation.verification import Comparison
+from natprec.tasks import Samples
 
 LENGTH = 256
 
@@ -19,11 +19,11 @@ def noisy(spread: float, mean: float = 1.0) -> tuple[GivenText, list[int], objec
     """A text whose sequences have a KL of this mean and spread, and the portions that were compared."""
     draw, read = np.random.default_rng(0), list[int]()
 
-    def compare(ids: Tensor, number: int) -> Comparison:
+    def compare(samples: Samples, number: int) -> Comparison:
         read.append(number)
-        return Comparison(np.repeat(draw.normal(mean, spread, (len(ids), 1)), 2, 1), ids.numel())
+        return Comparison(np.repeat(draw.normal(mean, spread, (len(samples), 1)), 2, 1), samples.tokens)
 
-    return GivenText("text", torch.arange(400 * LENGTH).view(-1, LENGTH)), read, compare
+    return GivenText("text", Samples.text(torch.arange(400 * LENGTH).view(-1, LENGTH))), read, compare
 
 
 def test_the_upper_end_decides_between_pass_and_noise() -> None:
@@ -44,8 +44,8 @@ def test_text_judges_until_the_interval_is_narrow_or_there_is_the_most(spread: f
     else:
         assert found.text.tokens == tokens
     assert ((high - low) / 2 <= NARROW) is (spread < 1)
-    assert torch.equal(found.ids, text.windows[: len(found.ids)]), "in the text's own order, none twice"
-    assert found.text.tokens == found.ids.numel()
+    assert torch.equal(found.samples.ids, text.windows.ids[: len(found.samples)]), "in the text's own order, none twice"
+    assert found.text.tokens == found.samples.tokens
 
 
 def test_a_number_of_tokens_is_kept_to_and_without_a_tolerance_the_first_portion_does() -> None:
@@ -62,7 +62,7 @@ def test_two_texts_share_the_tokens() -> None:
 
 def test_a_short_text_judges_as_far_as_it_goes_and_an_empty_one_is_refused() -> None:
     _, _, compare = noisy(5.0)
-    short = GivenText("short", torch.zeros(20, LENGTH, dtype=torch.int64))
+    short = GivenText("short", Samples.text(torch.zeros(20, LENGTH, dtype=torch.int64)))
     assert judge(short, Portions.of(None, 1.0), compare, 0, 0.95, 0).text.tokens == 20 * LENGTH
     with pytest.raises(InputError, match=r"no held-out tokens .* 'short'"):
         judge(short, Portions.of(None, 1.0), compare, 0, 0.95, 0)
@@ -70,7 +70,7 @@ def test_a_short_text_judges_as_far_as_it_goes_and_an_empty_one_is_refused() -> 
 
 def test_numbers_that_are_none_end_the_judging() -> None:
     text, read, _ = noisy(1.0)
-    nan = judge(text, Portions.of(None, 1.0), lambda ids, _: Comparison(np.full((len(ids), 2), np.nan), ids.numel()), 0,
-                0.95, 0)  # fmt: skip
+    nan = judge(text, Portions.of(None, 1.0), lambda samples, _: Comparison(np.full((len(samples), 2), np.nan),
+                samples.tokens), 0, 0.95, 0)  # fmt: skip
     assert np.isnan(nan.text.kl_mean)
     assert not read

@@ -78,7 +78,7 @@ def test_cut_off_anywhere(file: Path) -> None:
 def with_tensor(file: Path, name: str, values: np.ndarray) -> None:
     """The same file with one more float32 vector, at the end."""
     content, tensors = file.read_bytes(), check_gguf(file).tensors
-    start = min(each.place for each in tensors)
+    start = min(each.offset for each in tensors)
     at = content.rindex(tensors[-1].name.encode(), 0, start) + len(tensors[-1].name)
     (dimensions,) = struct.unpack("<I", content[at : at + 4])
     end, data = at + 4 + 8 * dimensions + 12, content[start:]

@@ -17,6 +17,7 @@ from natprec.evaluation.verification import Verification
 from natprec.measurement.subject import Subject
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.held_out import WrittenText, held_out, part_of, spread
+from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from natprec.utils.records import OWN_TEXT
 from tests.conftest import tiny_model
@@ -42,8 +43,8 @@ def made(tiny_tokenizer: Any) -> Subject:
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 255])
 @pytest.mark.parametrize("fixed", [None, 1, 5, 64])
 def test_parts_share_nothing_and_together_are_all(count: int, fixed: int | None) -> None:
-    windows = torch.arange(count).view(-1, 1)
-    first, second = (part_of(windows, number, fixed).flatten().tolist() for number in (0, 1))
+    windows = Samples.text(torch.arange(count).view(-1, 1))
+    first, second = (part_of(windows, number, fixed).ids.flatten().tolist() for number in (0, 1))
     assert sorted(first + second) == list(range(count))
     assert len(first) == min(count, fixed or -(-count // 2))
 
@@ -58,7 +59,7 @@ def test_every_beginning_is_spread_over_the_text() -> None:
 def test_what_the_model_writes_does_not_depend_on_the_portions(made: Subject) -> None:
     def read(part: int, *portions: int) -> torch.Tensor:
         text = WrittenText(made, 8, 0, part, QUIET)
-        return torch.cat([ids for each in portions if (ids := text.take(each)) is not None])
+        return torch.cat([found.ids for each in portions if (found := text.take(each)) is not None])
 
     at_once = read(0, 40 * 8)
     assert at_once.shape == (40, 8)
@@ -83,7 +84,7 @@ def test_a_correction_is_judged_on_text_that_did_not_ask_for_it(
 
     def verify(folder: Path, subject: Subject, texts: Any, *args: Any, **options: Any) -> Verification:
         found = honest(folder, subject, texts, *args, **options)
-        seen.append({tuple(row.tolist()) for row in texts[0].windows})
+        seen.append({tuple(row.tolist()) for row in texts[0].windows.ids})
         if len(seen) == 1:
             first = replace(found.first_verdict, verdict="fail", kl_mean=2 * EPS)  # type: ignore[type-var]
             found = replace(found, kl_mean=2 * EPS, passed=False, verdict="fail", first_verdict=first)
