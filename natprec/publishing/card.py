@@ -20,10 +20,9 @@ def render(contents: Contents) -> str:
     return document(
         front_matter(contents),
         f"# {text(repository_name(contents))}{_mark(contents)}",
+        f"{original(contents)}, quantized with natprec: its precision was measured and solved for a target.",
         verdict_line(contents),
         *_unverified(contents),
-        f"{original(contents)}, quantized with natprec: precision was measured, "
-        f"solved for the target, and verified on the files in this folder.",
         figures(contents),
         scope(contents),
         meaning(contents),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from natprec.errors import InputError
 from natprec.evaluation.conclude import promised
@@ -27,7 +25,6 @@ class Contents:
     Attributes:
         verification: None: the folder has none.
         header: of the measurement that lies beside; None: none does.
-        config: config.json; empty for a GGUF file.
         licences: names of the files with the original's terms.
     """
 
@@ -35,7 +32,6 @@ class Contents:
     plan: Plan
     verification: Verification | None
     header: Header | None
-    config: dict[str, Any]
     licences: tuple[str, ...]
     published: Published | None
 
@@ -72,7 +68,7 @@ def read_contents(folder: Path) -> Contents:
     header = Measurement.load(measured).header if measured.is_file() else None
     _refuse_others(folder, plan, verification, header)
     return Contents(
-        folder.resolve().name, plan, verification, header, _config(folder / "config.json"), _licences(folder),
+        folder.resolve().name, plan, verification, header, _licences(folder),
         Published.load(published) if published.is_file() else None,
     )  # fmt: skip
 
@@ -95,16 +91,6 @@ def _refuse_others(folder: Path, plan: Plan, verification: Verification | None, 
             f"folder {str(folder)!r}: the plan limits {plan.distortion!r}, the verification measured "
             f"{verification.distortion!r}; run natprec verify"
         )
-
-
-def _config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{str(file)!r} cannot be read ({error}); quantize again") from error
-    return value if isinstance(value, dict) else {}
 
 
 def _licences(folder: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from natprec.config import DISTORTIONS
 from natprec.distortions import named
 from natprec.evaluation.verdict import FAIL, PASS, WITHIN_NOISE
 from natprec.evaluation.verification import Verification
+from natprec.models.places import ALIASES
 from natprec.publishing.contents import Contents
 from natprec.publishing.front_matter import base_of
 from natprec.publishing.markdown import code, section, table, text
@@ -36,7 +37,9 @@ def original(contents: Contents) -> str:
     """The original as a page names it: by its repository and commit where that was read, else by name and digest."""
     base, plan = base_of(contents), contents.plan
     if base is None:
-        return f"{code(plan.model)} (weights with digest {code(plan.model_digest)})"
+        package, file, _ = ALIASES.get(plan.model, ("", plan.model, ""))
+        of_package = f" of the Python package {code(package)}" if package else ""
+        return f"{code(file)}{of_package} (weights with digest {code(plan.model_digest)})"
     seen = "" if base.compared else ", as whoever published it says"
     return f"[{text(base.id)}](https://huggingface.co/{base.id}) (commit {code(base.revision)}{seen})"
 

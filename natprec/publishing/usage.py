@@ -115,5 +115,7 @@ def licence(contents: Contents) -> str:
         link = f" ({text(base.license_link)})" if base.license_link else ""
         said = f"That of the original: {called}{link}."
     else:
-        said = "That of the original, which its files do not name; ask whoever published it."
+        said = (
+            "That of the original. natprec has not read which one that is: look it up before you use or publish this."
+        )
     return section("Licence", said + (f" Its text is in {files}." if files else ""))

@@ -69,13 +69,14 @@ def test_numbers_come_from_the_files(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("mean", "high", "said"), [(0.4, 0.45, "**PASS**"), (0.4, 0.6, "**PASS WITHIN NOISE**"), (0.7, 0.8, "**FAIL**")]
 )
-def test_the_verdict_is_in_the_first_line(checkpoint: Path, mean: float, high: float, said: str) -> None:
+def test_the_verdict_stands_at_the_top(checkpoint: Path, mean: float, high: float, said: str) -> None:
     verdict = {"**PASS**": "pass", "**FAIL**": "fail"}.get(said, "pass-within-noise")
     changed(
         checkpoint, kl_mean=mean, kl_ci95=(0.1, high), verdict=verdict, passed=verdict != "fail", texts=[],
     )  # fmt: skip
     lines = [line for line in rendered(checkpoint).partition("\n# ")[2].splitlines() if line]
-    assert lines[1].startswith(said)
+    assert lines[1].startswith("[alice/tiny](")
+    assert lines[2].startswith(said)
     assert ("FAILS its promise" in lines[0]) == (verdict == "fail")
 
 

@@ -38,3 +38,9 @@ def test_nothing_that_is_pushed_names_the_machine(
         repository = hub.repositories[f"{NAME}-{name}"]
         for commit in repository.commits.values():
             refuse_places({path: hub.content(entry) for path, entry in commit.files.items()}, home)
+    said = pushed(home / "one", "--base-model", "alice/tiny", name=f"{NAME}-named")
+    assert said["base_model"] == f"alice/tiny@{hub.repositories['alice/tiny'].branches['main']}"
+    files_of = hub.repositories[f"{NAME}-named"].commits[said["commit"]].files
+    card = hub.content(files_of["README.md"]).decode()
+    assert "base_model: alice/tiny" in card
+    assert "as whoever published it says" in card
