@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from natprec.config import DISTORTIONS
-from natprec.distortions import named
 from natprec.evaluation.verification import Verification
 from natprec.publishing.base import Base
 from natprec.publishing.contents import Contents
+from natprec.publishing.wording import words
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -94,7 +93,7 @@ def eval_results(contents: Contents, found: Verification) -> list[Any]:
     """Of each text its distortion; of the one that decided, perplexity and agreement."""
     from huggingface_hub import EvalResult
 
-    label = named(found.distortion).label if found.distortion in DISTORTIONS else found.distortion
+    label = words(found.distortion)[0]
     texts = [(each.name, each.digest, each.kl_mean) for each in found.texts]
 
     def result(name: str, digest: str, kind: str, what: str, value: float) -> Any:

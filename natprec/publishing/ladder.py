@@ -14,8 +14,9 @@ from natprec.publishing.contents import Contents, read_contents
 from natprec.publishing.front_matter import front_matter, repository_name
 from natprec.publishing.markdown import block, code, section, table, text
 from natprec.publishing.plot import scatter
-from natprec.publishing.sections import meaning, original, words
+from natprec.publishing.sections import meaning, original
 from natprec.publishing.usage import licence, repository
+from natprec.publishing.wording import words
 from natprec.utils.human import human_bytes
 from natprec.utils.marks import listed
 from natprec.utils.own_files import parsed

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 
-from natprec.config import DISTORTIONS
-from natprec.distortions import named
 from natprec.evaluation.verdict import FAIL, PASS, WITHIN_NOISE
 from natprec.evaluation.verification import Verification
 from natprec.models.places import ALIASES
 from natprec.publishing.contents import Contents
 from natprec.publishing.front_matter import base_of
 from natprec.publishing.markdown import code, section, table, text
+from natprec.publishing.wording import words
 from natprec.solver import Plan
 from natprec.solver.choices import UNQUANTIZED_BITS
 from natprec.utils.human import human_bytes
 
 WORDS = {PASS: "PASS", WITHIN_NOISE: "PASS WITHIN NOISE", FAIL: "FAIL"}
 """Verdict → as tables show it."""
-
-
-def words(distortion: str) -> tuple[str, str, str]:
-    """What a distortion is called, its unit, and what it is averaged over."""
-    if distortion not in DISTORTIONS:
-        return distortion, "", "terms"
-    found = named(distortion)
-    return found.label, found.unit, found.term
 
 
 def between(interval: tuple[float, float]) -> str:
@@ -157,6 +148,11 @@ def _definition(plan: Plan, label: str, unit: str, terms: str) -> str:
         return (
             "KL(original ‖ this checkpoint) of the next token's distribution, over the whole vocabulary, in nats, and "
             f"its mean over {terms}. 0: the same predictions. It is no score of a task."
+        )
+    if plan.distortion.startswith("embedding"):
+        return (
+            f"{unit}, with e the embedding of the original and e' that of this checkpoint, both of length 1 unless the "
+            f"model's own modules say otherwise; the mean over {terms}. 0: the same embeddings."
         )
     of_unit = f", in {unit}" if unit else ""
     return f"{text(label)} between the original and this checkpoint{of_unit}, the mean over {terms}."
