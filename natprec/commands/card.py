@@ -25,16 +25,16 @@ def card(
     A card that natprec rendered is replaced; any other file only with --overwrite.
     """
     from natprec.commands.output import print_json
-    from natprec.publishing.card import MADE_BY
     from natprec.publishing.ladder import rendered
     from natprec.utils.atomic_files import write_bytes
+    from natprec.utils.marks import CARD_MADE_BY
     from natprec.utils.records import public_name
 
     content = rendered(folder)
     file = out or folder / "README.md"
     if file.is_dir():
         raise InputError(f"output {str(file)!r} is a folder; name a file, such as {str(file / 'README.md')!r}")
-    if file.exists() and not overwrite and MADE_BY not in file.read_text(encoding="utf-8", errors="replace"):
+    if file.exists() and not overwrite and CARD_MADE_BY not in file.read_text(encoding="utf-8", errors="replace"):
         raise InputError(f"output {str(file)!r} exists and is no card of natprec's; choose another or add --overwrite")
     write_bytes(file, content.encode())
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from natprec.errors import InputError, ModelError, first_line
 from natprec.models.hub import HubName, explained_by_hub, has_token
@@ -31,7 +31,7 @@ def refuse_name(name: str) -> None:
         InputError: says what is wrong with it.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     if len(name) > LONGEST:
         raise InputError(f"repository {name!r} has {len(name)} characters, and the Hub takes {LONGEST}; shorten it")
@@ -169,9 +169,9 @@ def resolved_base(api: HfApi, plan: Plan, named: str | None) -> Base | None:
     )  # fmt: skip
 
 
-def _licence(card: object) -> dict[str, object]:
+def _licence(card: object) -> dict[str, Any]:
     """What a card's front matter says of its terms and languages, where it is of the kind that the Hub reads."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for name in ("license", "license_name", "license_link"):
         value = getattr(card, name, None)
         found[name] = str(value) if isinstance(value, str) else None

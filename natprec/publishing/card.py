@@ -11,8 +11,7 @@ from natprec.publishing.front_matter import front_matter, repository_name
 from natprec.publishing.markdown import text
 from natprec.publishing.sections import figures, meaning, original, scope, verdict_line
 from natprec.publishing.usage import licence, limits, reproduce, run_it
-
-MADE_BY = "<!-- Rendered by natprec card from the JSON files beside it; changes here are lost. -->"
+from natprec.utils.marks import CARD_MADE_BY
 
 
 def render(contents: Contents) -> str:
@@ -35,7 +34,7 @@ def render(contents: Contents) -> str:
 
 def document(front: str, *parts: str) -> str:
     """A card from its front matter and paragraphs."""
-    return "\n\n".join([f"---\n{front}\n---", MADE_BY, *filter(None, parts)]) + "\n"
+    return "\n\n".join([f"---\n{front}\n---", CARD_MADE_BY, *filter(None, parts)]) + "\n"
 
 
 def _mark(contents: Contents) -> str:

@@ -92,7 +92,7 @@ def send(
     with stages.stage(f"push {upload.branch}"), _sending(repository):
         head = there.head or _branch(api, repository, upload.branch)
         stale = sorted(set(there.files) - {*upload.files, ".gitattributes"})
-        operations = [
+        operations: list[Any] = [
             *(CommitOperationAdd(name, value) for name, value in upload.files.items()),
             *(CommitOperationDelete(name, is_folder=False) for name in stale),
         ]

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from natprec.errors import OutputError
 from natprec.evaluation.verification import Verification
 from natprec.publishing.card import render
 from natprec.publishing.contents import read_contents
 from natprec.publishing.ladder import rendered
 from natprec.solver import Plan
 from natprec.utils.human import human_bytes
+from natprec.utils.marks import refuse_foreign
 from tests.publishing.conftest import verification
 from tests.run_command import natprec
 
@@ -146,3 +148,11 @@ def test_a_card_written_by_hand_stays(checkpoint: Path) -> None:
     assert natprec("card", checkpoint, "--overwrite").code == 0
     assert natprec("card", checkpoint).code == 0, "its own is replaced"
     assert natprec("card", checkpoint.parent / "none").code == 2
+
+
+def test_a_card_does_not_keep_its_folder_from_being_replaced(checkpoint: Path) -> None:
+    assert natprec("card", checkpoint).code == 0
+    refuse_foreign(checkpoint)
+    (checkpoint / "README.md").write_text("mine")
+    with pytest.raises(OutputError, match=r"README\.md"):
+        refuse_foreign(checkpoint)
