@@ -14,6 +14,7 @@ import typer
 
 from natprec.commands import (
     apply,
+    card,
     check,
     compare,
     energy,
@@ -21,6 +22,7 @@ from natprec.commands import (
     generate,
     inspect,
     measure,
+    push,
     quantize,
     report,
     serve,
@@ -89,6 +91,8 @@ for _module, _command in (
     (eval, eval.eval),
     (energy, energy.energy),
     (report, report.report),
+    (card, card.card),
+    (push, push.push),
 ):
     app.command(epilog=_examples(_module.EXAMPLES))(_command)
 

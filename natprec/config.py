@@ -147,7 +147,9 @@ class QuantizeConfig(Measured):
     A Path serves as a name, too.
     """
 
-    model: str = option("", MODEL, "Hub id, folder, .gguf file, smollm2-135m or all-minilm-l6-v2.", required=True)
+    model: str = option(
+        "", MODEL, "Hub id or id@revision, folder, .gguf file, smollm2-135m or all-minilm-l6-v2.", required=True
+    )
     _: KW_ONLY
     device: str = option("cpu", MACHINE, "Device to compute on: cpu, cuda, cuda:1.")
     weights: str = option(

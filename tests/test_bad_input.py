@@ -111,7 +111,7 @@ def test_an_option_that_cannot_work(
 
 def test_an_unknown_hub_model(attempt: Callable[..., Result], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused(attempt(model="nobody/no-such-model"), "'nobody/no-such-model'", "check the spelling")
+    refused(attempt(model="nobody/no-such-model"), "'nobody/no-such-model'", "unset HF_HUB_OFFLINE")
     assert left_behind(here) == []
 
 

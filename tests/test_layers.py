@@ -37,6 +37,7 @@ LAYERS: list[str] = [
     "benchmark",
     "energy",
     "reporting",
+    "publishing",
     "commands",
     "cli",
     "",

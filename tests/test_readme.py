@@ -139,6 +139,7 @@ def test_options_in_the_documents_exist(page: str) -> None:
     others |= {"--multi_gpu", "--num_processes", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr",
                "--master-port", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",
                "--requeue"}  # fmt: skip
+    others |= {"--local-dir", "--model-path"}
     known = {"--help"}
     for registered in app.registered_commands:
         assert registered.callback is not None

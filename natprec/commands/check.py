@@ -24,7 +24,9 @@ EXAMPLES = (
 @configured
 def check(
     config: QuantizeConfig,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint in compressed-tensors format.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR|ID", help="Checkpoint in compressed-tensors format, or its Hub id.")
+    ],
     engine_version: Annotated[
         str | None, own("--engine-version", METHOD, "Of the engine; default: the newest whose rules were read.")
     ] = None,

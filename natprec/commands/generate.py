@@ -30,7 +30,9 @@ EXAMPLES = (
 @configured
 def generate(
     config: QuantizeConfig,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint in compressed-tensors format.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR|ID", help="Checkpoint in compressed-tensors format, or its Hub id.")
+    ],
     prompt: Annotated[
         str | None,
         own("--prompt", TEXT, "What the model answers; default: a chat, or standard input where that is no terminal."),

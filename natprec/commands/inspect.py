@@ -28,10 +28,12 @@ def inspect(
     config: QuantizeConfig,
     model: Annotated[str | None, like("model", "Hub id, folder, .gguf file or alias.")] = None,
     plan: Annotated[
-        Path | None, own("--plan", MODEL, "plan.json: the model in its formats; a folder is named by --model.")
+        Path | None,
+        own("--plan", MODEL, "plan.json or a Hub id: the model in its formats; a folder is named by --model."),
     ] = None,
     measurement: Annotated[
-        Path | None, own("--measurement", MODEL, "File of natprec measure; else it is measured here, roughly.")
+        Path | None,
+        own("--measurement", MODEL, "File of natprec measure, or a Hub id; else it is measured here, roughly."),
     ] = None,
     eps: Annotated[float, like("eps", "Tolerance of b* at each site.")] = 0.01,
     tokens: Annotated[int, like("tokens", "Tokens to measure and to count codes on.")] = 1024,
@@ -64,6 +66,7 @@ def inspect(
     from natprec.inspection.report import tables, to_json
     from natprec.measurement import Measurement
     from natprec.measurement.measure import measure
+    from natprec.models.hub import measurement_path, plan_path
     from natprec.pipeline.request import check, inputs, open_subject
     from natprec.pipeline.samples import given_samples, held_out_samples
     from natprec.solver import Plan
@@ -72,7 +75,7 @@ def inspect(
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.progress import Stages
 
-    planned = None if plan is None else Plan.load(plan)
+    planned = None if plan is None else Plan.load(plan_path(plan))
     name = model or _planned_model(planned)
     positive("kelvin", kelvin)
     config = replace(
@@ -84,7 +87,7 @@ def inspect(
     if out is not None:
         refuse_inputs(out, {**inputs(config), "--plan": plan, "--measurement": measurement})
         refuse_existing(out, overwrite)
-    known = None if measurement is None else Measurement.load(measurement)
+    known = None if measurement is None else Measurement.load(measurement_path(measurement))
     stages = Stages()
     rotation = planned.rotation if planned is not None else known.header.rotation if known is not None else None
     subject = open_subject(config, stages, rotation)

@@ -76,7 +76,7 @@ def quantize(
     from natprec.pipeline.early import parse_ladder, refuse_early
 
     model = config.model
-    name = Path(model).resolve().name if Path(model).exists() else model.split("/")[-1]
+    name = Path(model).resolve().name if Path(model).exists() else model.partition("@")[0].split("/")[-1]
     folder = out or Path(name.removesuffix(".gguf") + "-natprec")
     widths = None if ladder is None else parse_ladder(ladder)
     if widths is None:

@@ -22,7 +22,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 @configured
 def serve(
     config: QuantizeConfig,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint in compressed-tensors format.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR|ID", help="Checkpoint in compressed-tensors format, or its Hub id.")
+    ],
     host: Annotated[str, own("--host", METHOD, "Address to listen on; others than this machine reach 0.0.0.0.")] = (
         "127.0.0.1"
     ),

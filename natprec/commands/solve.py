@@ -17,13 +17,16 @@ from natprec.utils.options import OUTPUT, TARGET
 EXAMPLES = (
     "natprec solve folder.measurement --eps 0.01 --out plan.json",
     "natprec solve folder.measurement --ladder",
+    "natprec solve NAMESPACE/NAME --eps 0.02 --out plan.json",
 )
 
 
 @configured
 def solve(
     config: QuantizeConfig,
-    measurement: Annotated[Path, typer.Argument(help="File written by natprec measure.")],
+    measurement: Annotated[
+        Path, typer.Argument(metavar="FILE|ID", help="File written by natprec measure, or a Hub id.")
+    ],
     engine: Annotated[str | None, like("engine", f"{', '.join(PROFILES)}; default: the one measured for.")] = None,
     rounding: Annotated[str | None, like("rounding", "Default: the one measured or planned for.")] = None,
     out: Annotated[Path | None, own("--out", OUTPUT, "Write plan.json here.")] = None,
@@ -38,19 +41,21 @@ def solve(
 
     from natprec.commands.output import print_json
     from natprec.measurement import Measurement
+    from natprec.models.hub import measurement_path
     from natprec.pipeline.ladder_table import planned_table
     from natprec.pipeline.provenance import command_of
     from natprec.pipeline.summary import plan_table
     from natprec.solver.ladder import ladder
     from natprec.utils.atomic_files import refuse_existing_file
     from natprec.utils.marks import refuse_inputs
+    from natprec.utils.records import public_name
 
     if show_ladder and (out is not None or config.eps or config.bits or config.max_size):
         raise InputError("a ladder shows all targets and writes no plan; leave out --eps, --bits, --max-size and --out")
     if out is not None:
         refuse_inputs(out, {"the measurement": measurement})
         refuse_existing_file(out, overwrite, is_plan, "plan")
-    found = Measurement.load(measurement)
+    found = Measurement.load(measurement_path(measurement))
     if show_ladder:
         rungs = ladder(
             found, engine=engine, rounding=rounding, margin=config.margin, activations=config.activations, kv=config.kv,
@@ -64,7 +69,7 @@ def solve(
             Console().print(planned_table(rungs), highlight=False)
         return
     plan = found.solve(engine=engine, rounding=rounding, **config.given("solve"))
-    plan = replace(plan, provenance=found.header.provenance(command_of("solve", config, measurement.name)))
+    plan = replace(plan, provenance=found.header.provenance(command_of("solve", config, public_name(str(measurement)))))
     if out is not None:
         plan.save(out)
     if as_json:

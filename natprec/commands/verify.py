@@ -17,6 +17,7 @@ EXAMPLES = (
     "natprec verify quantized --model ./folder --eval-data test.txt",
     "natprec verify someones-w4a16 --model ./folder --eps 0.05 --eval-data test.txt",
     "natprec verify model.Q4_K_M.gguf --model ./folder --json",
+    "natprec verify NAMESPACE/NAME@eps-0.01 --model ./folder --eval-data test.txt",
 )
 
 
@@ -24,7 +25,8 @@ EXAMPLES = (
 def verify(
     config: QuantizeConfig,
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Checkpoint: a folder or a .gguf file, natprec's or others'.")
+        Path,
+        typer.Argument(metavar="DIR|ID", help="Checkpoint: a folder, .gguf file or Hub id, natprec's or others'."),
     ],
     eps: Annotated[float | None, like("eps", "Tolerance to judge by; default: the plan's.")] = None,
     length: Annotated[int | None, like("length", "Default: that of the last verification, else 256.")] = None,
@@ -44,17 +46,20 @@ def verify(
     """
     from rich.console import Console
 
+    from natprec.models.hub import checkpoint_path, is_hub_name
     from natprec.pipeline.early import refuse_held_out
     from natprec.utils.options import tolerance
+    from natprec.utils.records import public_name
 
     tolerance("eps", eps)
+    name = public_name(folder if folder.exists() else str(folder))
+    on_hub = is_hub_name(str(folder))
+    folder = checkpoint_path(folder)
     if not folder.exists():
-        raise InputError(
-            f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize, or others' files"
-        )
+        raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder, a .gguf file or a Hub id")
     refuse_held_out(config if length is None else replace(config, length=length))
     if not (folder / "plan.json").is_file():
-        _verify_foreign(config, folder, eps, length, seed, out, as_json)
+        _verify_foreign(config, folder, name, eps, length, seed, out, as_json)
         return
     from natprec.commands.output import print_json
     from natprec.evaluation import verify as judge
@@ -73,7 +78,7 @@ def verify(
     plan = Plan.load(folder / "plan.json")
     known = judge.recorded(folder)
     config = judge.as_recorded(config, known, length, seed)
-    command = command_of("verify", config, folder.name)
+    command = command_of("verify", config, name)
     on, config = None if config.gpu is None else generation(config.gpu), replace(config, gpu=None)
     text = config.eval_data
     shared = text if text and judge.may_be_measured_on(folder, text) else None
@@ -88,7 +93,7 @@ def verify(
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
     judging = held_out(config, subject, stages, judge.measured_on(folder))
     part = known.part if known is not None and judging.part(known.part) else 0
-    partial = beside(folder, ".verify.partial")
+    partial = beside(Path(name.replace("/", "--")) if on_hub else folder, ".verify.partial")
     if not resume:
         resumable.forget(partial)
     verification = judge.verify(
@@ -99,7 +104,8 @@ def verify(
     )  # fmt: skip
     verification = judge.with_history(verification, known)
     resumable.forget(partial)
-    verification.save(out or folder / "verification.json")
+    if out is not None or not on_hub:  # the Hub's cache stays as it came
+        verification.save(out or folder / "verification.json")
     if as_json:
         print_json({**verification.to_json(), "seconds": stages.seconds})
     else:
@@ -114,6 +120,7 @@ def verify(
 def _verify_foreign(
     config: QuantizeConfig,
     path: Path,
+    name: str,
     eps: float | None,
     length: int | None,
     seed: int | None,
@@ -134,7 +141,7 @@ def _verify_foreign(
     from natprec.utils.progress import Stages
 
     config = replace(config, length=length or config.length, seed=config.seed if seed is None else seed)
-    command = command_of("verify", config, path.name)
+    command = command_of("verify", config, name)
     on, config = None if config.gpu is None else generation(config.gpu), replace(config, gpu=None)
     check(replace(config, tokens=config.eval_tokens or config.tokens), solved=False)
     stages = Stages()
@@ -147,6 +154,6 @@ def _verify_foreign(
     if as_json:
         print_json({**verification.to_json(), "seconds": stages.seconds})
     else:
-        Console().print(foreign_table(path.name, verification))
+        Console().print(foreign_table(name, verification))
     if verification.passed is False:
         raise typer.Exit(3)

@@ -32,6 +32,7 @@ from natprec.models.stored_config import METHOD
 from natprec.models.trust import model_of
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
+from natprec.utils.digests import checkpoint_digests
 from natprec.utils.progress import Stages
 
 UNKNOWN = "unknown"
@@ -59,6 +60,7 @@ def verify_foreign(
     """
     device = next(subject.model.parameters()).device
     with stages.stage("load checkpoint"):
+        judged = checkpoint_digests(_gguf(path) or path)
         expected = replace(described(path, subject, eps), gpu=gpu)
         model = loaded(path, subject, gpu).to(device)
         _refuse_other(path, model, subject)
@@ -71,7 +73,7 @@ def verify_foreign(
                 reference, lambda batch: subject.distortion.output(model, batch), samples, advance, subject.distortion
             )
 
-    return conclude(on, texts, expected, how, str(path))
+    return replace(conclude(on, texts, expected, how, str(path)), files=judged)
 
 
 def described(path: Path, subject: Subject, eps: float | None) -> Expected:

@@ -57,6 +57,7 @@ class Verification:
         verdict: 'pass', 'pass-within-noise' or 'fail'; None where `passed` is.
         margin: part of the tolerance that the plan kept back.
         first_verdict: before a correction.
+        files: the checkpoint's files that were judged, name → sha256; empty in older files, which do not say.
         gpu: the generation whose arithmetic was judged, or 'any'; None: as the checkpoint says, whatever the GPU.
     """
 
@@ -89,6 +90,7 @@ class Verification:
     length: Positive | None = None
     eval_tokens: Positive | None = None
     provenance: Provenance | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a GPU is there if one was named."""

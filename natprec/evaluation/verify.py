@@ -27,6 +27,7 @@ from natprec.models.segments import SegmentedModel
 from natprec.solver import Plan
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
+from natprec.utils.digests import checkpoint_digests
 from natprec.utils.progress import Advance, Stages
 from natprec.utils.provenance import Provenance
 
@@ -77,6 +78,7 @@ def verify(
         eval_tokens, texts = max(1, texts.tokens), [GivenText(data, texts)]
     device = next(subject.model.parameters()).device
     with stages.stage("load checkpoint"):
+        judged = checkpoint_digests(folder)  # first: what is changed from now on is not what was judged
         on = gpu or plan.gpu
         running = inputs_that_run(folder, plan.engine, on)
         if running:
@@ -94,7 +96,8 @@ def verify(
             )
 
     how = Judging(eval_tokens, seed, confidence, part, provenance)
-    return conclude(portion, texts, Expected.of(plan, checkpoint_bytes(folder), rounding, on), how, str(folder))
+    expected = Expected.of(plan, checkpoint_bytes(folder), rounding, on)
+    return replace(conclude(portion, texts, expected, how, str(folder)), files=judged)
 
 
 def opened(
@@ -163,7 +166,7 @@ def tightened(plan: Plan, kl_mean: float) -> float:
 
 def checkpoint_bytes(folder: Path) -> int:
     """The checkpoint as on disk, without natprec's own reports beside it."""
-    reports = [folder / "plan.json", folder / "verification.json"]
+    reports = [folder / name for name in ("plan.json", "verification.json", "README.md")]
     return folder_bytes(folder) - sum(file.stat().st_size for file in reports if file.exists())
 
 

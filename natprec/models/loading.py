@@ -1,14 +1,13 @@
 """Any causal language model or text encoder of transformers, dense and in float32, its defects named first.
 
-A model is a hub id, a local folder, a `.gguf` file or an alias. Weights are read from safetensors or
-GGUF, never from pickle, and code that comes with a checkpoint runs only with `trust_remote_code`.
+A model is a hub id (with `@REVISION`: a branch, tag or commit of it), a local folder, a `.gguf` file or an alias.
+Weights are read from safetensors or GGUF, never from pickle, and code that comes with a checkpoint runs only with
+`trust_remote_code`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from natprec.models.experts import take_apart
 from natprec.models.gguf_files import check_gguf, passed_over, read_gguf
 from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.headers import FLOATS, read_headers
+from natprec.models.hub import download, stored_on_hub
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
 from natprec.models.model_files import explained, hub_revision, refuse_without_linear, task_of, weight_files
 from natprec.models.places import local_path
@@ -81,7 +81,7 @@ def load_model(
     """Load weights in float32 on the CPU, check them, then move them to `device`.
 
     Args:
-        name: an alias, a folder, a `.gguf` file, or else a hub id.
+        name: an alias, a folder, a `.gguf` file, or else a hub id, `owner/name@revision` for one of its commits.
         trust_remote_code: run Python that comes with the checkpoint; never asked interactively.
         device: as torch spells it: 'cpu', 'cuda', 'cuda:1'.
         on_disk: leave the weights on disk until they are needed, block by block; they are checked then.
@@ -94,7 +94,7 @@ def load_model(
     target = usable_device(device)
     path = local_path(name)
     local = path is not None
-    path = path or _downloaded(name)
+    path = path or download(name)
     gguf = path if path.is_file() else None
     header = check_gguf(gguf) if gguf else None
     files = [gguf] if gguf else weight_files(path)
@@ -181,12 +181,7 @@ def stored_elements(name: str) -> int | None:
             return sum(count_elements(file) for file in weight_files(path))
         header = read_gguf(path)
         return sum(tensor.elements for tensor in header.tensors) if is_known(header) else None
-    from huggingface_hub import model_info
-
-    with contextlib.suppress(Exception):  # no connection or no such model: loading will say which
-        found = model_info(name).safetensors
-        return None if found is None else found.total
-    return None
+    return stored_on_hub(name)
 
 
 def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module, weights: Weights) -> torch.dtype:
@@ -277,17 +272,3 @@ def _load_tokenizer(where: str, gguf: Path | None, config: PreTrainedConfig, tru
             f"no usable tokenizer in {where!r} ({first_line(error)}); "
             "add tokenizer.json and tokenizer_config.json of the model that it was made from"
         ) from error
-
-
-def _downloaded(name: str) -> Path:
-    """The files of a hub model, in the hub's cache: first the small ones, then the weights that they name."""
-    from huggingface_hub import snapshot_download
-
-    small = ["*.json", "*.txt", "*.model", "*.py", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*"]
-    with explained(name, local=False):
-        folder = Path(snapshot_download(name, allow_patterns=small))
-        index, wanted = folder / "model.safetensors.index.json", ["model.safetensors"]
-        if index.is_file():
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # loading will name the damage
-                wanted = sorted({str(file) for file in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-        return Path(snapshot_download(name, allow_patterns=small + wanted))

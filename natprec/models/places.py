@@ -30,7 +30,13 @@ def local_path(name: str) -> Path | None:
         if path.suffix.lower() != ".gguf":
             raise ModelError(f"model {name!r} is a file but not a .gguf; give its folder instead")
         return path.absolute()
-    if not name or path.is_absolute() or name[0] in ".~" or name.count("/") > 1 or path.suffix.lower() == ".gguf":
+    if (
+        not name
+        or path.is_absolute()
+        or name[0] in ".~"
+        or name.partition("@")[0].count("/") > 1
+        or path.suffix.lower() == ".gguf"
+    ):
         known = ", ".join(sorted(ALIASES))
         raise ModelError(f"model {name!r}: no such folder or file; check the path, or give a hub id or one of: {known}")
     return None

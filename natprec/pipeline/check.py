@@ -16,6 +16,7 @@ from natprec.engines.vllm import run as run_in_vllm
 from natprec.engines.vllm_rules import NEWEST, VLLM
 from natprec.errors import InputError
 from natprec.formats.gpus import ANY, EVERYWHERE, capabilities, generation
+from natprec.models.hub import checkpoint_path
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class Check:
         return [each for each in self.layers if each.run.runs is None]
 
 
-def check(folder: Path, engine: str, gpu: str | None, version: str | None = None) -> Check:
+def check(folder: str | Path, engine: str, gpu: str | None, version: str | None = None) -> Check:
     """Tell each layer's kernel and arithmetic.
 
     Args:
+        folder: of the checkpoint, or its id on the Hub.
         version: of the engine; default: the newest whose rules were read.
     Raises:
         InputError: no rules of that engine or version; no GPU, or an unknown one; no checkpoint.
@@ -79,7 +81,7 @@ def check(folder: Path, engine: str, gpu: str | None, version: str | None = None
     if engine == "transformers":
         if version is not None:
             raise InputError(f"engine-version {version!r}: the rules of transformers are those of one; leave it out")
-        found = describe(folder)
+        found = describe(checkpoint_path(folder))
         ran = tuple(Checked(layer, run_in_transformers(layer), {}) for layer in found.layers)
         return Check(engine, "5", "" if gpu is None else generation(gpu), found.architecture, ran)
     if engine != "vllm":
@@ -92,7 +94,7 @@ def check(folder: Path, engine: str, gpu: str | None, version: str | None = None
     version = version or NEWEST
     if version not in VLLM:
         raise InputError(f"engine-version {version!r}: the rules that were read are of vLLM {', '.join(VLLM)}")
-    found, (capability,) = describe(folder), capabilities(generation(gpu))
+    found, (capability,) = describe(checkpoint_path(folder)), capabilities(generation(gpu))
     layers = []
     for layer in found.layers:
         runs = {each: run_in_vllm(layer, capability, rules) for each, rules in VLLM.items()}

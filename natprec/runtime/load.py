@@ -18,6 +18,7 @@ from natprec.checkpoints.code_reader import Checkpoint
 from natprec.models.devices import quiet, usable_device
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
+from natprec.models.hub import checkpoint_path
 from natprec.models.model_files import explained, task_of
 from natprec.models.stored import empty_model
 from natprec.models.trust import config_of, tokenizer_of
@@ -66,7 +67,7 @@ def load(
     """Open a compressed-tensors checkpoint for running. Its codes are packed on the CPU, then moved.
 
     Args:
-        folder: as `natprec quantize` or another quantizer wrote it.
+        folder: as `natprec quantize` or another quantizer wrote it; or its id on the Hub, with `@revision` or without.
         device: as torch spells it: 'cpu', 'cuda', 'cuda:1'.
         kernels: what may run a layer, the preferred first; else the device's own.
         trust_remote_code: run Python that comes with the checkpoint; never asked interactively.
@@ -76,7 +77,7 @@ def load(
     """
     from transformers import GenerationConfig
 
-    folder, target = Path(folder), usable_device(device)
+    folder, target = checkpoint_path(folder), usable_device(device)
     checkpoint = Checkpoint(folder)
     with quiet(), explained(str(folder), local=True):
         config = config_of(folder, trust_remote_code)

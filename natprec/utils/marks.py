@@ -20,6 +20,12 @@ MARK = "natprec/written.json"
 REWRITTEN = "verification.json"
 """The file of a checkpoint that `natprec verify` adds later, or writes anew."""
 
+CARD, CARD_MADE_BY = (
+    "README.md",
+    "<!-- Rendered by natprec card from the JSON files beside it; changes here are lost. -->",
+)
+"""The file that `natprec card` adds later, and the line that says so in it."""
+
 KEY = "natprec"
 """In the metadata of each safetensors file that is natprec's own: what it is of."""
 
@@ -46,18 +52,26 @@ def refuse_foreign(folder: Path) -> None:
     found = _files(folder)
     if not found and not any(folder.iterdir()):
         return
-    listed = _listed(folder)
-    if listed is None:
+    known = listed(folder)
+    if known is None:
         raise OutputError(
             f"folder {str(folder)!r} was not written by natprec (it has no {MARK}; early versions wrote none "
             "either), so --overwrite does not delete it; remove it yourself, or choose another"
         )
-    others = [name for name, size in found.items() if name != REWRITTEN and listed.get(name) != size]
+    changed = [name for name, size in found.items() if name != REWRITTEN and known.get(name) != size]
+    others = [name for name in changed if not is_card(folder / name)]
     if others:
         raise OutputError(
             f"folder {str(folder)!r} holds {others[0]!r}, which natprec did not write or was changed since, so "
             "--overwrite does not delete it; move that file away, or choose another folder"
         )
+
+
+def is_card(file: Path) -> bool:
+    """Whether a file is a model card that natprec rendered."""
+    if file.name != CARD or file.is_symlink() or not file.is_file():
+        return False
+    return CARD_MADE_BY in file.read_text(encoding="utf-8", errors="replace")
 
 
 def is_ours(file: Path) -> bool:
@@ -110,8 +124,8 @@ def _files(folder: Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _listed(folder: Path) -> dict[str, int] | None:
-    """What the mark lists; None: there is no mark."""
+def listed(folder: Path) -> dict[str, int] | None:
+    """What a folder's mark lists, name → bytes; None: there is no mark."""
     try:
         content = json.loads((folder / MARK).read_text(encoding="utf-8"))
         ours = content["producer"] == "natprec" and isinstance(content["files"], dict)

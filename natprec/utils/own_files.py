@@ -120,6 +120,13 @@ ENERGY = Kind(
     "run natprec energy again",
     "",
 )
+PUBLISHED = Kind(
+    "record of a publication",
+    frozenset({"repository"}),
+    "natprec push writes it",
+    "push again",
+    "natprec/published.json",
+)
 PROGRESS = Kind(
     "resume file",
     frozenset({"fingerprint"}),
@@ -213,7 +220,7 @@ def _safetensors(header: dict[str, Any]) -> str:
 def _json(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
-    for kind in (PLAN, VERIFICATION, ENERGY):
+    for kind in (PLAN, VERIFICATION, ENERGY, PUBLISHED):
         if kind.keys & value.keys():
             return f"a {kind.name}"
     return next((what for key, what in _OTHERS.items() if key in value), None)
