@@ -55,6 +55,7 @@ def evaluate(
     folder: Path,
     tasks: Sequence[Asked],
     *,
+    name: str,
     engine: str,
     backend: str = "transformers",
     limit: int | None = None,
@@ -66,7 +67,7 @@ def evaluate(
     """Ask the original and the checkpoint.
 
     Args:
-        folder: the checkpoint.
+        folder: the checkpoint; `name`: as files that are passed on call it.
         engine: whose rule rounds activations, with the backend transformers.
         limit: documents of each task at most.
     Raises:
@@ -94,11 +95,11 @@ def evaluate(
             both.begin(task.name)
             before = _samples(both, task, limit, shots)
             after = _samples(remembered, task, limit, shots)
-            for name, rows in before.items():
-                shown = task.name if len(before) == 1 else name
-                results.append(_compared(shown, rows, after[name], both.kl_mean if len(before) == 1 else None, seed))
+            for own, rows in before.items():
+                shown = task.name if len(before) == 1 else own
+                results.append(_compared(shown, rows, after[own], both.kl_mean if len(before) == 1 else None, seed))
     return Evaluation(
-        subject.name, subject.digest, folder.name, backend, limit, shots, version("lm_eval"), results, provenance
+        subject.name, subject.digest, name, backend, limit, shots, version("lm_eval"), results, provenance
     )
 
 

@@ -21,7 +21,7 @@ EXAMPLES = (
 @configured
 def eval(  # the command's name
     config: QuantizeConfig,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint to ask beside the original.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR|ID", help="Checkpoint to ask, or its Hub id.")],
     tasks: Annotated[
         str, own("--tasks", TEXT, "Names of lm-eval, or .yaml and .jsonl files, with commas.")
     ] = "lambada,arc_easy,piqa",
@@ -48,17 +48,21 @@ def eval(  # the command's name
     from natprec.benchmark.run import BACKENDS, asked, evaluate, require_lm_eval
     from natprec.commands.output import print_json
     from natprec.errors import InputError, unknown
+    from natprec.models.hub import checkpoint_path
     from natprec.pipeline.provenance import command_of, of_subject
     from natprec.pipeline.request import inputs, open_subject
     from natprec.solver import Plan
     from natprec.utils.atomic_files import refuse_existing_file
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.progress import Stages
+    from natprec.utils.records import public_name
 
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
+    name = public_name(folder if folder.exists() else str(folder))
+    folder = checkpoint_path(folder)
     if not folder.is_dir():
-        raise InputError(f"checkpoint {str(folder)!r} does not exist; give the --out folder of natprec quantize")
+        raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder or a Hub id")
     require_lm_eval()
     wanted = asked(tasks, tasks_data)
     if out is not None:
@@ -67,9 +71,9 @@ def eval(  # the command's name
     stages = Stages()
     engine = Plan.load(folder / "plan.json").engine if (folder / "plan.json").is_file() else "transformers"
     subject = open_subject(replace(config, length=2), stages)  # questions have their own lengths
-    command = command_of("eval", config, folder.name)
+    command = command_of("eval", config, name)
     found = evaluate(
-        subject, folder, wanted, engine=engine, backend=backend, limit=limit, shots=shots, seed=config.seed,
+        subject, folder, wanted, name=name, engine=engine, backend=backend, limit=limit, shots=shots, seed=config.seed,
         stages=stages, provenance=of_subject(subject, command, config),
     )  # fmt: skip
     if out is not None:

@@ -19,7 +19,7 @@ BESIDE = "Files to show"
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint written by natprec.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR|ID", help="Checkpoint written by natprec, or its Hub id.")],
     comparison: Annotated[Path | None, own("--compare", BESIDE, "compare.json of natprec compare.")] = None,
     energy: Annotated[Path | None, own("--energy", BESIDE, "energy.json of natprec energy.")] = None,
     scores: Annotated[Path | None, own("--eval", BESIDE, "eval.json of natprec eval.")] = None,
@@ -33,6 +33,7 @@ def report(
     The page needs no network and no server. Files of energy, eval and compare beside the checkpoint are found.
     """
     from natprec.commands.output import print_json
+    from natprec.models.hub import checkpoint_path
     from natprec.reporting.page import page
     from natprec.reporting.sources import gather
     from natprec.utils.atomic_files import refuse_existing_file, write_bytes
@@ -41,7 +42,9 @@ def report(
     named = {"--compare": comparison, "--energy": energy, "--eval": scores, "--inspection": inspection}
     refuse_inputs(out, named)
     refuse_existing_file(out, overwrite, is_report, "report")
-    sources = gather(folder, comparison=comparison, energy=energy, scores=scores, inspection=inspection)
+    sources = gather(
+        checkpoint_path(folder), comparison=comparison, energy=energy, scores=scores, inspection=inspection
+    )
     content = page(sources).encode()
     write_bytes(out, content)
     if as_json:
