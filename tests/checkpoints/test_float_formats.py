@@ -138,7 +138,7 @@ def test_every_loader_computes_what_memory_does(fmt: Format, tmp_path: Path, tin
     described = json.loads((folder / "config.json").read_text())["quantization_config"]
     QuantizationConfig.model_validate(described)
     assert {group["format"] for group in described["config_groups"].values()} == {container(fmt)}
-    expected = made.model(input_ids=IDS).logits
+    expected = made.model(input_ids=IDS.ids).logits
     size = float(expected.abs().max())
     dense = load_quantized(folder)
     for name, value in codes.items():
@@ -150,7 +150,7 @@ def test_every_loader_computes_what_memory_does(fmt: Format, tmp_path: Path, tin
     assert {chosen.kernel for name, chosen in runnable.kernels.items() if name in codes} == {"dequantize-floats"}
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert runnable.resident_bytes < 1.1 * stored
-    for found in (dense(input_ids=IDS).logits, by_segment, runnable(input_ids=IDS[:, :2]).logits):
+    for found in (dense(input_ids=IDS.ids).logits, by_segment, runnable(input_ids=IDS.ids[:, :2]).logits):
         assert (found - expected[:, : found.shape[1]]).abs().max() <= LOGITS * size
 
 
@@ -179,8 +179,8 @@ def test_plain_transformers_loads_it(fmt: Format, tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     expected = AutoModelForCausalLM.from_config(made.model.config, dtype=dtype).eval()
     expected.load_state_dict(made.model.state_dict())
-    assert torch.equal(loaded(input_ids=IDS).logits, expected(input_ids=IDS).logits)
+    assert torch.equal(loaded(input_ids=IDS.ids).logits, expected(input_ids=IDS.ids).logits)
     assert all(torch.equal(loaded.get_submodule(n).weight, each.dequantize().to(dtype)) for n, each in codes.items())
     if not plain:
         with pytest.raises(RuntimeError, match="dtype"):  # when that changes, docs/engines.md says too little
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=IDS)
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=IDS.ids)

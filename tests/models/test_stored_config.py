@@ -72,8 +72,8 @@ def test_rounded_inputs_of_classes_are_judged(tmp_path: Path, tiny_tokenizer: An
         folder = Path(shutil.copytree(named, tmp_path / f"copy-{len(logits)}"))
         (folder / "config.json").write_text(json.dumps(config))
         if ignore == ["lm_head"]:
-            logits.append(load_quantized(folder)(input_ids=tokens(2, 16)).logits)
-            runs = load(folder)(input_ids=tokens(2, 16)).logits
+            logits.append(load_quantized(folder)(input_ids=tokens(2, 16).ids).logits)
+            runs = load(folder)(input_ids=tokens(2, 16).ids).logits
             assert (runs - logits[-1]).abs().max() < 0.02 * logits[-1].abs().max()
     assert torch.equal(*logits)
 

@@ -58,7 +58,7 @@ def test_weights_of_one_product_share_their_outer_scale(tmp_path: Path, tiny_tok
     """natprec writes one for query, key and value; others may not, and then each runs alone."""
     made, codes = made_of(parse_format("nvfp4"), tiny_tokenizer)
     folder = written(tmp_path, made, codes)
-    ids = tokens(1, 3)
+    ids = tokens(1, 3).ids
     together = load(folder)
     assert any("self_attn" in name for name, module in together.model.named_modules() if isinstance(module, Joined))
     tensors = load_file(folder / "model.safetensors")
