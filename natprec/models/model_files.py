@@ -164,7 +164,7 @@ def refuse_without_linear(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def explained(name: str, local: bool) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turn whatever transformers raises into one sentence with a remedy."""
     try:
         yield
@@ -176,9 +176,6 @@ def explained(name: str, local: bool) -> Iterator[None]:
             cause, remedy = first_line(error), "float32 takes 4 bytes per weight; use a machine with more memory"
         elif isinstance(error, ImportError) or "pip install" in text:  # transformers asks so with a ValueError
             cause, remedy = first_line(error), "install the missing package"
-        elif local:
-            cause, remedy = first_line(error), "the checkpoint is damaged or unsupported; download it again"
         else:
-            cause = f"no such folder, and not to be had from the hub: {first_line(error)}"
-            remedy = "check the spelling, the connection and the access rights (hf auth login)"
+            cause, remedy = first_line(error), "the checkpoint is damaged or unsupported; download it again"
         raise ModelError(f"cannot load model {name!r}: {cause}; {remedy}") from error

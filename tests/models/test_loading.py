@@ -335,7 +335,7 @@ def test_missing_package_is_not_a_damaged_checkpoint(kind: type[Exception]) -> N
     """Transformers asks for accelerate with a ValueError."""
     with (
         pytest.raises(ModelError, match=r"accelerate.*; install the missing package$"),
-        checkpoints.explained("m.gguf", local=True),
+        checkpoints.explained("m.gguf"),
     ):
         raise kind("accelerate is required when loading a GGUF file `pip install accelerate`.")
 
