@@ -25,19 +25,24 @@ def card(
     A card that natprec rendered is replaced; any other file only with --overwrite.
     """
     from natprec.commands.output import print_json
-    from natprec.publishing.ladder import rendered
+    from natprec.publishing.ladder import CARD, pages
     from natprec.utils.atomic_files import write_bytes
     from natprec.utils.marks import CARD_MADE_BY
     from natprec.utils.records import public_name
 
-    content = rendered(folder)
+    contents = pages(folder)
     file = out or folder / "README.md"
     if file.is_dir():
         raise InputError(f"output {str(file)!r} is a folder; name a file, such as {str(file / 'README.md')!r}")
-    if file.exists() and not overwrite and CARD_MADE_BY not in file.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"output {str(file)!r} exists and is no card of natprec's; choose another or add --overwrite")
-    write_bytes(file, content.encode())
+    written = {file if name == CARD else file.with_name(name): content for name, content in contents.items()}
+    for each in written:
+        if each.exists() and not overwrite and CARD_MADE_BY not in each.read_text(encoding="utf-8", errors="replace"):
+            raise InputError(
+                f"output {str(each)!r} exists and is no card of natprec's; choose another or add --overwrite"
+            )
+    for each, content in written.items():
+        write_bytes(each, content.encode())
     if as_json:
-        print_json({"out": public_name(file), "bytes": len(content.encode())})
+        print_json({"out": public_name(file), "bytes": len(contents[CARD].encode())})
     else:
         print(f"written to {file}")

@@ -92,9 +92,7 @@ def load_model(
             encoder, no Linear layer, NaN or Inf.
     """
     target = usable_device(device)
-    path = local_path(name)
-    local = path is not None
-    path = path or download(name)
+    path = local_path(name) or download(name)
     gguf = path if path.is_file() else None
     header = check_gguf(gguf) if gguf else None
     files = [gguf] if gguf else weight_files(path)
@@ -102,7 +100,7 @@ def load_model(
     if not gguf:
         refuse_quantized(name, path, headers)
     where = str(path.parent if gguf else path)
-    with quiet(stderr=gguf is not None), explained(name, local):
+    with quiet(stderr=gguf is not None), explained(name):
         config, dtype = _load_config(where, gguf, trust_remote_code)
         task = task_of(name, config)
         weights: Weights = InMemory()
@@ -152,7 +150,7 @@ def load_model(
     )
     if weights.whole:
         check_finite(model)
-        with explained(name, local=True):
+        with explained(name):
             model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
     source_bytes = sum(file.stat().st_size for file in files) or None
     return LoadedModel(

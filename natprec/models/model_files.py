@@ -5,7 +5,6 @@ is a causal language model or a text encoder built of Linear layers. Each refusa
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
-from natprec.models.places import ALIASES
 from natprec.tasks import CAUSAL, ENCODER, Task
 
 if TYPE_CHECKING:
@@ -170,7 +168,7 @@ def refuse_without_linear(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def explained(name: str, local: bool) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turn whatever transformers raises into one sentence with a remedy."""
     try:
         yield
@@ -182,11 +180,6 @@ def explained(name: str, local: bool) -> Iterator[None]:
             cause, remedy = first_line(error), "float32 takes 4 bytes per weight; use a machine with more memory"
         elif isinstance(error, ImportError) or "pip install" in text:  # transformers asks so with a ValueError
             cause, remedy = first_line(error), "install the missing package"
-        elif local:
-            cause, remedy = first_line(error), "the checkpoint is damaged or unsupported; download it again"
         else:
-            near = difflib.get_close_matches(name, ALIASES, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            cause = f"no such folder{hint}, and not to be had from the hub: {first_line(error)}"
-            remedy = "check the spelling, the connection and the access rights (hf auth login)"
+            cause, remedy = first_line(error), "the checkpoint is damaged or unsupported; download it again"
         raise ModelError(f"cannot load model {name!r}: {cause}; {remedy}") from error

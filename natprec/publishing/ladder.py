@@ -18,10 +18,10 @@ from natprec.publishing.sections import meaning, original
 from natprec.publishing.usage import licence, repository
 from natprec.publishing.wording import words
 from natprec.utils.human import human_bytes
-from natprec.utils.marks import listed
+from natprec.utils.marks import CARDS, listed
 from natprec.utils.own_files import parsed
 
-PLOT = "ladder.svg"
+CARD, PLOT = CARDS
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,12 @@ def plot(ladder: Ladder) -> str:
 
 def rendered(folder: Path) -> str:
     """README.md of a checkpoint's folder, or of a ladder's."""
-    return render_ladder(read_ladder(folder)) if is_ladder(folder) else render(read_contents(folder))
+    return pages(folder)[CARD]
+
+
+def pages(folder: Path) -> dict[str, str]:
+    """README.md, and the plot beside it where a ladder has one: name → content."""
+    if not is_ladder(folder):
+        return {CARD: render(read_contents(folder))}
+    ladder = read_ladder(folder)
+    return {CARD: render_ladder(ladder), **({PLOT: plot(ladder)} if len(ladder.judged) > 1 else {})}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from natprec.utils.marks import CARD_MADE_BY
+
 WIDTH, HEIGHT, MARGIN = 640, 360, 64
 INK, LINE = "#333", "#1f6fb2"
 
@@ -25,6 +27,7 @@ def scatter(points: Sequence[tuple[str, float, float]], across: str, up: str) ->
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         f'font-size="13" fill="{INK}">',
+        CARD_MADE_BY,
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
         f'<path d="M{MARGIN} {MARGIN / 2}V{bottom}H{right}" fill="none" stroke="{INK}"/>',
         f'<text x="{WIDTH / 2}" y="{HEIGHT - 16}" text-anchor="middle">{escape(across)}</text>',

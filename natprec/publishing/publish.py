@@ -25,15 +25,13 @@ from natprec.publishing.account import (
 from natprec.publishing.base import Base, Published
 from natprec.publishing.card import render
 from natprec.publishing.contents import Contents, read_contents
-from natprec.publishing.ladder import PLOT, is_ladder, plot, read_ladder, render_ladder
+from natprec.publishing.ladder import CARD, PLOT, is_ladder, plot, read_ladder, render_ladder
 from natprec.publishing.push import MAIN, Commit, Upload, reach, refuse_tag, send, set_tag, with_record
 from natprec.publishing.vouch import own_files, refuse_private, vouched
 from natprec.utils.progress import Stages
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True)

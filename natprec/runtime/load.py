@@ -79,7 +79,7 @@ def load(
 
     folder, target = checkpoint_path(folder), usable_device(device)
     checkpoint = Checkpoint(folder)
-    with quiet(), explained(str(folder), local=True):
+    with quiet(), explained(str(folder)):
         config = config_of(folder, trust_remote_code)
         del config.quantization_config
         task = task_of(str(folder), config)

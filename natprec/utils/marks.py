@@ -20,11 +20,11 @@ MARK = "natprec/written.json"
 REWRITTEN = "verification.json"
 """The file of a checkpoint that `natprec verify` adds later, or writes anew."""
 
-CARD, CARD_MADE_BY = (
-    "README.md",
-    "<!-- Rendered by natprec card from the JSON files beside it; changes here are lost. -->",
-)
-"""The file that `natprec card` adds later, and the line that says so in it."""
+CARDS = ("README.md", "ladder.svg")
+"""The files that `natprec card` adds later."""
+
+CARD_MADE_BY = "<!-- Rendered by natprec card from the JSON files beside it; changes here are lost. -->"
+"""The line in them that says so."""
 
 KEY = "natprec"
 """In the metadata of each safetensors file that is natprec's own: what it is of."""
@@ -68,8 +68,8 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def is_card(file: Path) -> bool:
-    """Whether a file is a model card that natprec rendered."""
-    if file.name != CARD or file.is_symlink() or not file.is_file():
+    """Whether a file is a model card that natprec rendered, or a plot in one."""
+    if file.name not in CARDS or file.is_symlink() or not file.is_file():
         return False
     return CARD_MADE_BY in file.read_text(encoding="utf-8", errors="replace")
 

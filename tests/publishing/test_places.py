@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from natprec.utils.marks import refuse_foreign
 from tests.hub import Hub
 from tests.publishing.conftest import changed_home
 from tests.publishing.test_push import NAME, pushed
@@ -30,8 +31,11 @@ def test_nothing_that_is_pushed_names_the_machine(
         assert result.code == 0, result.err
         assert natprec("card", home / name).code == 0
     written = files(home / "one", home / "several")
-    assert {"README.md", "ladder.json", "plan.json", "verification.json"} <= {Path(name).name for name in written}
+    assert {"README.md", "ladder.json", "ladder.svg", "plan.json", "verification.json"} <= {
+        Path(name).name for name in written
+    }
     refuse_places(written, home)
+    refuse_foreign(home / "several")
     for name in ("one", "several"):
         said = pushed(home / name, name=f"{NAME}-{name}")
         assert said["base_model"] is None

@@ -317,3 +317,11 @@ def test_a_ladder_goes_up_as_branches(
     for content in map(hub.content, main.values()):
         assert str(tmp_path).encode() not in content
     refused(natprec("push", out, NAME, "--tag", "x"), "leave out --revision")
+
+
+def test_within_noise_is_pushed_with_these_words(hub: Hub, checkpoint: Path) -> None:
+    changed(checkpoint, kl_mean=0.4, kl_ci95=(0.3, 0.6), verdict="pass-within-noise", passed=True, texts=[])
+    said = pushed(checkpoint)
+    card = hub.content(hub.repositories[NAME].commits[said["commit"]].files["README.md"]).decode()
+    assert "**PASS WITHIN NOISE**" in card
+    assert not said["unverified"]
