@@ -30,7 +30,8 @@ def apply(
     from natprec.evaluation import verify as judge
     from natprec.pipeline import quantize as pipeline
     from natprec.pipeline import resume as resumable
-    from natprec.pipeline.request import check, inputs, open_subject, refuse_on_disk, tell_leftovers
+    from natprec.pipeline.early import inputs
+    from natprec.pipeline.request import check, open_subject, refuse_on_disk, tell_leftovers
     from natprec.pipeline.samples import calibration_samples
     from natprec.roundings import rounding_named
     from natprec.solver import Plan

@@ -49,8 +49,9 @@ def eval(  # the command's name
     from natprec.commands.output import print_json
     from natprec.errors import InputError, unknown
     from natprec.models.hub import checkpoint_path
+    from natprec.pipeline.early import inputs
     from natprec.pipeline.provenance import command_of, of_subject
-    from natprec.pipeline.request import inputs, open_subject
+    from natprec.pipeline.request import open_subject
     from natprec.solver import Plan
     from natprec.utils.atomic_files import refuse_existing_file
     from natprec.utils.marks import refuse_inputs

@@ -67,7 +67,8 @@ def inspect(
     from natprec.measurement import Measurement
     from natprec.measurement.measure import measure
     from natprec.models.hub import measurement_path, plan_path
-    from natprec.pipeline.request import check, inputs, open_subject
+    from natprec.pipeline.early import inputs
+    from natprec.pipeline.request import check, open_subject
     from natprec.pipeline.samples import given_samples, held_out_samples
     from natprec.solver import Plan
     from natprec.solver.fused_groups import EPS_BWD_SHOWN

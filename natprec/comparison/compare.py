@@ -28,7 +28,8 @@ from natprec.formats import integer
 from natprec.measurement.subject import Subject
 from natprec.models.devices import quiet
 from natprec.models.weight_sites import refuse_indivisible
-from natprec.pipeline.request import inputs, open_subject
+from natprec.pipeline.early import inputs
+from natprec.pipeline.request import open_subject
 from natprec.pipeline.samples import given_samples, held_out_samples
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import write_json

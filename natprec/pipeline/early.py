@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from natprec.formats.engines import GGUF_MODELS, engine_profile
 from natprec.models.gguf_files import gguf_architecture
 from natprec.models.places import local_path
 from natprec.utils.atomic_files import refuse_existing
+from natprec.utils.marks import refuse_inputs
 
 ENCODERS = (
     "bert", "roberta", "distilbert", "mpnet", "xlm-roberta", "electra", "albert", "camembert", "deberta",
@@ -43,6 +45,7 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
         NatprecError: says what and why.
     """
     if out is not None:
+        refuse_inputs(out, inputs(config))
         refuse_existing(out, overwrite)
     place = local_path(config.model) if config.model else None
     described = _described(place)
@@ -56,6 +59,21 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
         raise InputError(
             f"no text, and an encoder cannot write it ({config.model!r}); name a file or hub dataset with --data"
         )
+
+
+def inputs(config: QuantizeConfig) -> dict[str, Path | None]:
+    """Option → the file or folder on this machine that it names.
+
+    Raises:
+        ModelError: the model is a path, and there is nothing.
+    """
+    texts = {"--data": config.data, "--eval-data": config.eval_data}
+    return {"--model": local_path(config.model), **{name: _on_disk(text) for name, text in texts.items()}}
+
+
+def _on_disk(text: str | None) -> Path | None:
+    path = None if text is None else Path(os.path.expanduser(text))
+    return path if path is not None and path.exists() else None
 
 
 def refuse_held_out(config: QuantizeConfig) -> None:

@@ -27,11 +27,11 @@ from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
+from natprec.pipeline.early import inputs
 from natprec.pipeline.held_out import PARTS, HeldOut, held_out
 from natprec.pipeline.provenance import again, command_of
 from natprec.pipeline.request import (
     check,
-    inputs,
     open_subject,
     refuse_impossible_size,
     refuse_on_disk,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,6 @@ from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import activation_formats
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
-from natprec.models.places import local_path
 from natprec.models.weight_sites import Site, site_layer
 from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve
@@ -55,21 +52,6 @@ def solve_for(config: QuantizeConfig, measurement: Measurement, eps_solved: floa
         **config.given("solve"),
     )
     return replace(plan, provenance=measurement.header.provenance(command_of("quantize", config)))
-
-
-def inputs(config: QuantizeConfig) -> dict[str, Path | None]:
-    """Option → the file or folder on this machine that it names.
-
-    Raises:
-        ModelError: the model is a path, and there is nothing.
-    """
-    texts = {"--data": config.data, "--eval-data": config.eval_data}
-    return {"--model": local_path(config.model), **{name: _on_disk(text) for name, text in texts.items()}}
-
-
-def _on_disk(text: str | None) -> Path | None:
-    path = None if text is None else Path(os.path.expanduser(text))
-    return path if path is not None and path.exists() else None
 
 
 def open_subject(

@@ -15,7 +15,8 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.measurement.subject import Subject
-from natprec.pipeline.request import inputs, open_subject, too_large
+from natprec.pipeline.early import inputs
+from natprec.pipeline.request import open_subject, too_large
 from natprec.pipeline.samples import calibration_parts, calibration_samples
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, refuse_existing_file

