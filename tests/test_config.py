@@ -97,9 +97,9 @@ def test_names_are_those_of_what_they_name() -> None:
 def test_every_field_is_an_option_of_some_command() -> None:
     taken = {name for names in COMMANDS.values() for name in names}
     assert taken == set(OPTIONS)
-    assert {registered.callback.__name__ for registered in app.registered_commands if registered.callback} == set(
-        COMMANDS
-    )
+    registered = {each.callback.__name__ for each in app.registered_commands if each.callback}
+    assert registered - set(COMMANDS) == {"card", "push", "report"}  # of finished files: no model, no text
+    assert set(COMMANDS) <= registered
     for name, names in COMMANDS.items():
         shown = command(name, "--help").out
         assert [each for each in names if OPTIONS[each].flag not in shown] == []

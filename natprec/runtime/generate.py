@@ -98,8 +98,9 @@ def generate(
     Raises:
         InputError: an encoder, an empty prompt, or one that leaves no room in the context.
     """
-    ids = prompt_ids(runnable, prompt)
-    return write(runnable, ids, max_new_tokens, Sampling(greedy, temperature, top_p, seed), on_text)
+    sampling = Sampling(greedy, temperature, top_p, seed)
+    sampling.check()
+    return write(runnable, prompt_ids(runnable, prompt), max_new_tokens, sampling, on_text)
 
 
 def write(

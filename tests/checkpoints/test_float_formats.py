@@ -33,8 +33,7 @@ from natprec.runtime.load import load
 from tests.arrange import subject, tokens
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
-SAMPLES = tokens(2, 24)
-IDS = SAMPLES.ids
+IDS = tokens(2, 24)
 VLLM = engine_profile("vllm")
 LOGITS = 1e-3
 """Largest difference of a logit between file and memory, over the largest logit."""
@@ -146,7 +145,7 @@ def test_every_loader_computes_what_memory_does(fmt: Format, tmp_path: Path, tin
         assert torch.equal(dense.get_submodule(name).weight, value.dequantize()), name
     segmented = open_quantized(folder, made.segmented, torch.device("cpu"))
     with segmented.weights.hold(segmented.model.parameters()):
-        by_segment = segmented.output(SAMPLES)
+        by_segment = segmented.output(IDS)
     runnable = load(folder)
     assert {chosen.kernel for name, chosen in runnable.kernels.items() if name in codes} == {"dequantize-floats"}
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

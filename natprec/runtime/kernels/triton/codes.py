@@ -125,9 +125,11 @@ def floats(code, BITS: tl.constexpr, MANTISSA: tl.constexpr, COMPUTE: tl.constex
 @triton.jit
 def numbers(code, zero, BITS: tl.constexpr, MANTISSA: tl.constexpr, COMPUTE: tl.constexpr):
     """Codes as numbers of the tensor core's type; MANTISSA is -1 for integers."""
-    if MANTISSA < 0:  # a branch that is not taken is not compiled
-        return operand(code, zero, BITS, COMPUTE)
-    return floats(code, BITS, MANTISSA, COMPUTE)
+    if MANTISSA < 0:  # noqa: SIM108  # a return here would compile both, and the two differ in shape
+        made = operand(code, zero, BITS, COMPUTE)
+    else:
+        made = floats(code, BITS, MANTISSA, COMPUTE)
+    return made
 
 
 @triton.jit
