@@ -102,13 +102,13 @@ def test_a_matrix_that_stays_at_16_bits_is_stored_as_transformers_stores_it(
     assert float((running - expected).abs().max()) < 5e-2 * float(expected.abs().max())
 
 
-CONV1D = ("'transformer.h.0.attn.c_attn' is a Conv1D", "use --engine natprec")
+UNREAD = ("'transformer.h.0.attn.c_attn' is a Conv1D", "use --engine natprec")
 
 
 @pytest.mark.parametrize(
     ("engine", "words"),
     [
-        *((engine, CONV1D) for engine in ("vllm", "sglang", "transformers")),
+        *((engine, UNREAD) for engine in ("vllm", "sglang", "transformers")),
         ("llama.cpp", ("'gpt2' cannot be written as GGUF", "use another --engine")),
     ],
 )
