@@ -421,7 +421,7 @@ def test_resuming_another_measurement(attempt: Callable[..., Result], here: Path
 
 def test_a_checkpoint_that_is_none(here: Path, tiny_folder: Path, text_file: Path) -> None:
     options = ("--model", tiny_folder, "--eval-data", text_file)
-    refused(natprec("verify", "nowhere", *options), "'nowhere'", "does not exist", "natprec quantize")
+    refused(natprec("verify", "nowhere", *options), "'nowhere'", "does not exist", "Hub id")
     (here / "empty").mkdir()
     refused(natprec("verify", "empty", *options), "'empty'", "no config.json")
 
