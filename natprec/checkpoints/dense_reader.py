@@ -76,7 +76,7 @@ def load_quantized(
             except Exception as error:  # whatever a model's own code raises
                 why = first_line(error)
         model = model or _unpacked(stored, trust)
-        round_as_written(model, stored, tensor_files(folder), profile, running)
+        round_as_written(model, stored, stored.files, profile, running)
     if why is not None:
         note(UNPACKED.format(why))
     return model
@@ -114,7 +114,7 @@ def open_quantized(
         missing = lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
-        round_as_written(model, described, tensor_files(folder), engine_profile(engine), running)
+        round_as_written(model, described, described.files, engine_profile(engine), running)
         return SegmentedModel(model, task.probe(model), original.distortion, weights)
 
 
@@ -139,7 +139,7 @@ def _plain(stored: StoredConfig, scheme: Mapping[str, Any], trust: bool) -> nn.M
     """As transformers loads the folder if its `quantization_config` is this; it must load everything."""
     folder = stored.folder
     dense_model = empty_model(*_dense_config(folder, trust), trust)
-    files, layers = tensor_files(folder), dict(dense_model.named_modules())
+    files, layers = stored.files, dict(dense_model.named_modules())
     refuse_other_formats(files, stored, dense_model)
     for name in (name for name in files if name.endswith(".weight_scale")):
         module = name.rpartition(".")[0]
@@ -169,7 +169,7 @@ def _needs_unpacking(stored: StoredConfig) -> bool:
         return True
     if any(group.container in IN_BFLOAT16 for group in stored.groups):
         return True
-    packed = [name.split(".") for name in tensor_files(stored.folder) if name.endswith(".weight_packed")]
+    packed = [name.split(".") for name in stored.files if name.endswith(".weight_packed")]
     # embed_tokens, embed_in, word_embeddings; experts
     return any("embed" in name[-2] or "experts" in name for name in packed)
 

@@ -37,9 +37,9 @@ class Unpacked:
         modules: dict[str, dict[str, Path]] = {}
         self._packed: dict[str, tuple[Group, str, dict[str, Path]]] = {}
         self._plain: dict[str, tuple[str, Path]] = {}
-        files, layers = tensor_files(config.folder), dict(model.named_modules())
-        refuse_other_formats(files, config, model, in_model)
-        for key, file in files.items():
+        layers = dict(model.named_modules())
+        refuse_other_formats(config.files, config, model, in_model)
+        for key, file in config.files.items():
             module, _, leaf = key.rpartition(".")
             modules.setdefault(module, {})[leaf] = file
         for module, own in modules.items():

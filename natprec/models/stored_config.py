@@ -8,7 +8,7 @@ ignored has no group.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,19 @@ class StoredConfig:
         described: as config.json has it.
         groups: those of its `config_groups` that are of weights.
         ignore: targets that no group has.
+        files: tensor → the file that holds it.
     """
 
-    def __init__(self, folder: Path, described: Mapping[str, Any], tensors: Iterable[str] = ()) -> None:
+    def __init__(self, folder: Path, described: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> None:
         """Check a `quantization_config`.
 
         Args:
-            tensors: names in the checkpoint: expressions are matched with all their modules at once.
+            files: of the tensors in the checkpoint: expressions are matched with all their modules at once.
         Raises:
             InputError: it is of another method, or groups or targets are not what they must be.
             ModelError: an expression is none, or takes too long.
         """
-        self.folder, self.described = folder, described
+        self.folder, self.described, self.files = folder, described, files or {}
         place = Place(f"{str(folder / 'config.json')!r} describes no checkpoint in {METHOD} format", "quantize again")
         method = described.get("quant_method", METHOD)
         if method != METHOD:
@@ -94,19 +95,9 @@ class StoredConfig:
         ]
         self.ignore: list[str] = read(list[str], described.get("ignore") or [], place.within("ignore"))
         targets = [target for group in self.groups for target in group.targets] + self.ignore
-        names = [*tensors]
-        self._patterns = Targets(targets, (name.rpartition(".")[0] for name in names), str(folder))
-        scaled = {name.removesuffix(SCALE) for name in names if name.endswith(SCALE)}
-        self._scaled = scaled if names else None
-
-    @classmethod
-    def read(cls, folder: Path, tensors: Iterable[str] = ()) -> StoredConfig:
-        """Of a folder; arguments and errors as above.
-
-        Raises:
-            InputError: also where there is no config.json, or none that can be read.
-        """
-        return cls(folder, read_config(folder)["quantization_config"], tensors)
+        self._patterns = Targets(targets, (name.rpartition(".")[0] for name in self.files), str(folder))
+        scaled = {name.removesuffix(SCALE) for name in self.files if name.endswith(SCALE)}
+        self._scaled = scaled if self.files else None
 
     @property
     def cache(self) -> Mapping[str, Any] | None:
