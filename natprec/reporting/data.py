@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from natprec.distortions import named
+from natprec.inspection.report import budget
 from natprec.measurement import Curve
 from natprec.reporting.sources import Sources
 from natprec.reporting.staircase import staircase_data
-from natprec.solver.choices import UNQUANTIZED_BITS, Choice
+from natprec.solver.choices import Choice
 
 SCHEMA = 1
 
@@ -29,6 +30,8 @@ def data_of(sources: Sources) -> dict[str, Any]:
         "distortion": {"name": plan.distortion, "label": distortion.label, "unit": distortion.unit},
         "plan": {name: value for name, value in plan.to_json().items() if name not in ("version", "sites", "inputs")},
         "natural_bits": plan.natural_bits,
+        "widths": plan.histogram(),
+        "budget": budget(plan),
         "verification": None if sources.verification is None else asdict(sources.verification),
         "sites": [_site(name, choice, curves.get(name)) for name, choice in plan.sites.items()],
         "inputs": {name: choice.to_json() for name, choice in plan.inputs.items()},
@@ -87,12 +90,3 @@ def _inspected(inspection: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of an inspection, whose list of all values is long."""
     names = ("totals", "budget", "entropy_orders_b_star", "captured_by", "eps", "eps_bwd", "kelvin", "notes")
     return {name: inspection.get(name) for name in names}
-
-
-def widths(sites: list[dict[str, Any]]) -> dict[int, int]:
-    """Bits → weights."""
-    counts: dict[int, int] = {}
-    for site in sites:
-        bits = site["bits"] if site["format"] else UNQUANTIZED_BITS
-        counts[bits] = counts.get(bits, 0) + site["elements"]
-    return dict(sorted(counts.items()))

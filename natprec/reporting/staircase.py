@@ -5,7 +5,6 @@ All that `natprec.solver.solve` adds up is added up here, once; what is left is 
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from natprec.solver import Plan
 from natprec.solver.allocation import lower_hull
 from natprec.solver.fused_groups import FusedGroup, stored_bytes
 from natprec.solver.solve import opened
+from natprec.solver.uniform import common_formats
 
 
 def staircase_data(measurement: Measurement, plan: Plan) -> dict[str, Any] | None:
@@ -35,10 +35,7 @@ def staircase_data(measurement: Measurement, plan: Plan) -> dict[str, Any] | Non
     given = opened(
         measurement, plan.engine, plan.rounding, plan.activations, kv, plan.eps_bwd, plan.gpu, apart=bool(plan.untied)
     )
-    weights: Counter[tuple[Any, ...]] = Counter()
-    for group in given.groups:
-        weights[group.pairs] += group.decision.elements
-    common = max(weights, key=lambda pairs: weights[pairs])
+    common = common_formats(given.decisions, [group.pairs for group in given.groups])
     return {
         "groups": [_group(group, given.profile) for group in given.groups],
         "start": list(given.stairs.start),

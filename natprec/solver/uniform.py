@@ -45,14 +45,19 @@ def uniform_sums(
     return {pair: (float(sums["kl"][at]), float(sums["stored"][at])) for at, pair in enumerate(common)}
 
 
+def common_formats(decisions: Sequence[Decision], formats: Sequence[Sequence[Pair]]) -> tuple[Pair, ...]:
+    """The formats that an engine has for most weights."""
+    weights: Counter[tuple[Pair, ...]] = Counter()
+    for decision, own in zip(decisions, formats, strict=True):
+        weights[tuple(own)] += decision.elements
+    return max(weights, key=lambda own: weights[own])
+
+
 def _sums(
     decisions: Sequence[Decision], formats: Sequence[Sequence[Pair]], chosen: Sequence[int]
 ) -> tuple[tuple[Pair, ...], list[bool], dict[str, np.ndarray]]:
     """The formats of most weights, which decisions have them, and KL and bytes of all decisions under each."""
-    weights: Counter[tuple[Pair, ...]] = Counter()
-    for decision, own in zip(decisions, formats, strict=True):
-        weights[tuple(own)] += decision.elements
-    common = max(weights, key=lambda own: weights[own])
+    common = common_formats(decisions, formats)
     same = [tuple(own) == common for own in formats]
     sums = {}
     for what in ("stored", "kl"):

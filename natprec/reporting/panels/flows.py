@@ -40,19 +40,10 @@ def _share(count: int, total: int) -> str:
 
 def asymmetry(data: dict[str, Any]) -> list[tuple[str, str]]:
     """Of the plan: the tolerance that it spends, and mean bits above and below b*, where b* is known."""
-    plan = data["plan"]
-    chosen = [
-        (site["bits"] - site["natural_bits"], site["elements"])
-        for site in data["sites"]
-        if site["format"] is not None and site["natural_bits"] is not None
-    ]
-    weights = sum(count for _, count in chosen)
-    rows = []
-    if plan["eps"] is not None:
-        rows.append(("tolerance spent, predicted", f"{plan['kl_predicted'] / plan['eps']:.1%}"))
-    if weights:
-        above = sum(max(0, bits) * count for bits, count in chosen) / weights
-        below = sum(max(0, -bits) * count for bits, count in chosen) / weights
-        rows.append(("bits per weight carried above b*", f"{above:.3f}"))
-        rows.append(("bits per weight below b*", f"{below:.3f}"))
+    found, rows = data["budget"], []
+    if found["spent"] is not None:
+        rows.append(("tolerance spent, predicted", f"{found['spent']:.1%}"))
+    if found["weights"]:
+        rows.append(("bits per weight carried above b*", f"{found['bits_above_b_star'] / found['weights']:.3f}"))
+        rows.append(("bits per weight below b*", f"{found['bits_below_b_star'] / found['weights']:.3f}"))
     return rows

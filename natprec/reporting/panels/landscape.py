@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from natprec.reporting.data import widths
 from natprec.reporting.elements import Content, Markup, element, joined, missing, table
 from natprec.utils.human import human_bytes, human_count
 
@@ -63,7 +62,7 @@ def span(values: list[int]) -> str:
 
 
 def _legend(data: dict[str, Any]) -> Markup:
-    counts = widths(data["sites"])
+    counts = data["widths"]
     total = sum(counts.values())
     entries = (
         element(
