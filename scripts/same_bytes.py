@@ -1,10 +1,11 @@
 """Does a change leave every byte of a checkpoint as it was? Two commits side by side on this machine.
 
-    python scripts/same_bytes.py BEFORE [--models llama-tied,bert] [--real]
+    python scripts/same_bytes.py BEFORE [--models llama-tied,bert] [--real] [--now "--margin 0.05"]
 
 Checks out BEFORE (a commit) into a temporary worktree, quantizes five tiny models in five ways with both, and
 compares every tensor and every config.json. `--real` adds the demo's run of smollm2-135m and all-minilm-l6-v2,
-`--models ''` leaves the tiny models out. Exits with 1 if any differs.
+`--models ''` leaves the tiny models out, `--now` gives the newer commit options that the older one did not have (the
+reserve was fixed at 5 % before `--margin`). Exits with 1 if any differs.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("before", help="a commit")
     parser.add_argument("--models", default=",".join(MODELS), help="which of the tiny models (default: all)")
     parser.add_argument("--real", action="store_true", help="the demo's run of SmolLM2, and all-MiniLM-L6-v2, as well")
+    parser.add_argument("--now", default="", help="options for this commit alone")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="same-bytes-") as temporary:
         folder = Path(temporary)
@@ -52,7 +54,7 @@ def main() -> None:
             ["git", "-C", HERE, "worktree", "add", "-q", "--detach", folder / "before", given.before], check=True
         )
         try:
-            differing = sum(_report(*case, folder) for case in _cases(given, folder))
+            differing = sum(_report(*case, folder, given.now.split()) for case in _cases(given, folder))
         finally:
             subprocess.run(["git", "-C", HERE, "worktree", "remove", "--force", folder / "before"], check=True)
     print(f"{differing} differ" if differing else "all equal")
@@ -73,11 +75,11 @@ def _cases(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, 
         yield "all-minilm-l6-v2", "gptq", ["--model", "all-minilm-l6-v2", "--eps", "0.01", *data]
 
 
-def _report(name: str, way: str, arguments: list[str], folder: Path) -> bool:
+def _report(name: str, way: str, arguments: list[str], folder: Path, more: list[str]) -> bool:
     outcomes, seconds = [], []
-    for which, tree in (("old", folder / "before"), ("new", HERE)):
+    for which, tree, extra in (("old", folder / "before", []), ("new", HERE, more)):
         start = time.monotonic()
-        outcomes.append(_quantized(arguments, tree, folder / which))
+        outcomes.append(_quantized([*arguments, *extra], tree, folder / which))
         seconds.append(time.monotonic() - start)
     found = _difference(*outcomes)
     print(f"{name:18}{way:16}{found or 'equal':8}{seconds[0]:8.1f} s before{seconds[1]:8.1f} s now", flush=True)
