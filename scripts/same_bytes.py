@@ -64,7 +64,7 @@ def main() -> None:
 def _cases(given: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, list[str]]]:
     """Model, way, arguments of quantize."""
     text = folder / "text.txt"
-    text.write_text(_text(60000))
+    text.write_text(made_up_text(60000))
     for name in filter(None, given.models.split(",")):
         model = MODELS[name](folder / name)
         for way, options in WAYS.items():
@@ -121,14 +121,16 @@ def _difference(old: tuple[dict[str, Any], str], new: tuple[dict[str, Any], str]
     return ""
 
 
-def _text(words: int) -> str:
+def made_up_text(words: int) -> str:
+    """Words that a frequency falls off over, in sentences of twelve."""
     draw = random.Random(0)
     known = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 8))) for _ in range(2000)]
     drawn = draw.choices(known, weights=[1 / (rank + 1) for rank in range(2000)], k=words)
     return "\n".join(" ".join(drawn[start : start + 12]) + "." for start in range(0, words, 12))
 
 
-def _tokenizer(encoder: bool) -> Any:
+def byte_tokenizer(size: int, encoder: bool) -> Any:
+    """Byte pairs of made-up words; an encoder's puts `<s>` and `</s>` around each text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -136,9 +138,9 @@ def _tokenizer(encoder: bool) -> Any:
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE["vocab_size"], special_tokens=["<s>", "</s>"], initial_alphabet=letters, show_progress=False
+        vocab_size=size, special_tokens=["<s>", "</s>", "<pad>"], initial_alphabet=letters, show_progress=False
     )
-    made.train_from_iterator([_text(3000)], trainer)
+    made.train_from_iterator([made_up_text(3000)], trainer)
     if not encoder:
         return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
     made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
@@ -155,7 +157,7 @@ def _saved(folder: Path, kind: str, config: str, **options: Any) -> Path:
         if parameter.dim() > 1:
             parameter.data.mul_(4.0)  # as transformers draws them, nothing depends on them
     model.to(torch.bfloat16).save_pretrained(folder)
-    _tokenizer(kind == "BertModel").save_pretrained(folder)
+    byte_tokenizer(SIZE["vocab_size"], kind == "BertModel").save_pretrained(folder)
     return folder
 
 
@@ -163,7 +165,7 @@ def _gguf(folder: Path) -> Path:
     """Written by the commit before: a llama whose weights are Q8_0."""
     model = _saved(folder / "source", "LlamaForCausalLM", "LlamaConfig")
     text = folder / "text.txt"
-    text.write_text(_text(20000))
+    text.write_text(made_up_text(20000))
     arguments = ["--model", str(model), "--engine", "llama.cpp", "--bits", "9", "--data", str(text), *TOKENS[:6]]
     contents, refused = _quantized(arguments, HERE, folder / "made")
     assert contents, refused
