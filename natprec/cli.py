@@ -30,8 +30,8 @@ from natprec.commands import (
     verify,
 )
 from natprec.errors import NatprecError, VerdictError
-from natprec.utils.atomic_files import REMEDIES
 from natprec.utils.launcher import refuse_many
+from natprec.utils.system_faults import told
 from natprec.utils.threads import wait_passively
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -108,12 +108,13 @@ def main() -> None:
         code = _refused(str(error))
     except UsageError as error:
         code = _refused(_usage(error))
-    except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
-        code = _refused(f"{error}; {REMEDIES[error.errno]}")
     except KeyboardInterrupt:
         code = 130
+    except Exception as error:
+        cause = told(error)
+        if cause is None:
+            raise
+        code = _refused(cause)
     if code == 130:
         print("natprec: interrupted; no output was begun; --resume goes on with what was measured", file=sys.stderr)
     sys.exit(code)

@@ -70,7 +70,15 @@ def measured(folder: Path, data: str, options: argparse.Namespace) -> dict[str, 
     """What `--dry-run` forecasts and what `natprec measure` then takes."""
     command = [sys.executable, "-m", "natprec", "measure", "--model", str(folder), "--data", data]
     command += ["--tokens", str(options.tokens), "--sequence-length", str(options.sequence_length)]
-    command += ["--rounding", options.rounding, "--weights", "disk", "--json", "--out", str(folder.parent / "measurement")]
+    command += [
+        "--rounding",
+        options.rounding,
+        "--weights",
+        "disk",
+        "--json",
+        "--out",
+        str(folder.parent / "measurement"),
+    ]
     start = time.perf_counter()
     run = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     forecast = json.loads(subprocess.run([*command, "--dry-run"], check=True, stdout=subprocess.PIPE).stdout)

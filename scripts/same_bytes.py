@@ -147,7 +147,8 @@ def byte_tokenizer(size: int, encoder: bool) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, cls_token="<s>", sep_token="</s>", pad_token="</s>")
 
 
-def _saved(folder: Path, kind: str, config: str, **options: Any) -> Path:
+def saved_model(folder: Path, kind: str, config: str, **options: Any) -> Path:
+    """A tiny model of a class with random weights, in bfloat16, with a tokenizer."""
     import torch
     import transformers
 
@@ -163,7 +164,7 @@ def _saved(folder: Path, kind: str, config: str, **options: Any) -> Path:
 
 def _gguf(folder: Path) -> Path:
     """Written by the commit before: a llama whose weights are Q8_0."""
-    model = _saved(folder / "source", "LlamaForCausalLM", "LlamaConfig")
+    model = saved_model(folder / "source", "LlamaForCausalLM", "LlamaConfig")
     text = folder / "text.txt"
     text.write_text(made_up_text(20000))
     arguments = ["--model", str(model), "--engine", "llama.cpp", "--bits", "9", "--data", str(text), *TOKENS[:6]]
@@ -173,12 +174,12 @@ def _gguf(folder: Path) -> Path:
 
 
 MODELS: dict[str, Callable[[Path], Path]] = {
-    "llama-tied": lambda folder: _saved(folder, "LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=True),
-    "llama-untied": lambda folder: _saved(folder, "LlamaForCausalLM", "LlamaConfig", num_key_value_heads=2),
-    "mixtral": lambda folder: _saved(
+    "llama-tied": lambda folder: saved_model(folder, "LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=True),
+    "llama-untied": lambda folder: saved_model(folder, "LlamaForCausalLM", "LlamaConfig", num_key_value_heads=2),
+    "mixtral": lambda folder: saved_model(
         folder, "MixtralForCausalLM", "MixtralConfig", num_local_experts=4, num_key_value_heads=2
     ),
-    "bert": lambda folder: _saved(folder, "BertModel", "BertConfig"),
+    "bert": lambda folder: saved_model(folder, "BertModel", "BertConfig"),
     "gguf": _gguf,
 }
 

@@ -16,6 +16,7 @@ from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
 from natprec.tasks import CAUSAL, ENCODER, Task
+from natprec.utils.system_faults import REMEDIES, out_of_memory, system_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -175,11 +176,13 @@ def explained(name: str) -> Iterator[None]:
     except NatprecError:
         raise
     except Exception as error:
-        text = str(error)
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
-            cause, remedy = first_line(error), "float32 takes 4 bytes per weight; use a machine with more memory"
-        elif isinstance(error, ImportError) or "pip install" in text:  # transformers asks so with a ValueError
-            cause, remedy = first_line(error), "install the missing package"
+        cause, system = first_line(error), system_error(error)
+        if out_of_memory(error):
+            remedy = "float32 takes 4 bytes per weight; use a machine with more memory"
+        elif system is not None and system.errno in REMEDIES:
+            remedy = REMEDIES[system.errno]
+        elif isinstance(error, ImportError) or "pip install" in str(error):  # transformers asks so with a ValueError
+            remedy = "install the missing package"
         else:
-            cause, remedy = first_line(error), "the checkpoint is damaged or unsupported; download it again"
+            remedy = "the checkpoint is damaged or unsupported; download it again"
         raise ModelError(f"cannot load model {name!r}: {cause}; {remedy}") from error

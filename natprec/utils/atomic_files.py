@@ -8,7 +8,6 @@ it never leaves a checkpoint that looks whole. The next run of the same output c
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -20,13 +19,7 @@ from typing import Any
 
 from natprec.errors import NatprecError, OutputError
 from natprec.utils.marks import mark_folder, refuse_foreign
-
-REMEDIES = {
-    errno.ENOSPC: "free space on that disk",
-    errno.EDQUOT: "free space within your quota",
-    errno.EACCES: "choose a folder you may write to",
-    errno.EROFS: "choose a folder on a disk that is not read-only",
-}
+from natprec.utils.system_faults import REMEDIES, system_error
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
@@ -173,18 +166,6 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     """The error for a failed write, with what to do about the usual causes."""
     advice = REMEDIES.get(error.errno or 0, "check the path")
     return OutputError(f"cannot write {str(path)!r}: {error.strerror or error}; {advice}")
-
-
-def system_error(error: Exception) -> OSError | None:
-    """The operating system's error behind one of Python or of a Rust library, which only names it."""
-    if isinstance(error, OSError):
-        return error
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    if number is not None:
-        return OSError(int(number[1]), os.strerror(int(number[1])))
-    if "StorageFull" in str(error):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return None
 
 
 def folder_bytes(path: Path) -> int:

@@ -39,6 +39,7 @@ def claimed(path: Path) -> Iterator[None]:
             if not _is_lock(file.fileno(), owner):
                 raise OutputError(f"{str(lock)!r} is where natprec keeps a lock, and is none; move it away")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.callback(lock.unlink, missing_ok=True)
             file.seek(0)
             file.truncate()
             file.write(f"{LOCKED}{os.getpid()}")
@@ -53,7 +54,6 @@ def claimed(path: Path) -> Iterator[None]:
             if error.errno == errno.ELOOP:
                 raise OutputError(f"{str(lock)!r} is a symbolic link, where natprec keeps a lock; remove it") from error
             raise unwritable(path, error) from error
-        held.callback(lock.unlink, missing_ok=True)
         yield
 
 
