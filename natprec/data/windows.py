@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from natprec.data.rows import Rows
 from natprec.data.seen import NO_PIECES, Pieces, unseen
 from natprec.data.sources import source_rows, whole_text
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError, ModelError, NatprecError
 from natprec.models.devices import quiet
 from natprec.utils.memory import give_back
 from natprec.utils.seeds import check_seed
@@ -155,6 +155,17 @@ def generate_tokens(
                     progress(start * length + rows * tokens.shape[1], sequences * length)
             done.append(tokens)
     return torch.cat(done)
+
+
+def continues(model: nn.Module, tokenizer: Any) -> bool:
+    """Whether a model can write: the code of some (CPM-Ant) fails where it is given a token and what it kept before."""
+    try:
+        generate_tokens(model, tokenizer, 1, 4, 0)
+    except NatprecError:
+        return True  # of its numbers, which whoever wants its text is told
+    except Exception:  # whatever a model's own code raises
+        return False
+    return True
 
 
 def _windows(

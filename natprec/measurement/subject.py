@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from natprec.data.windows import continues
 from natprec.distortions import Distortion, EmbeddingDistance, named
 from natprec.engines.architectures import takes_embedding, takes_head
 from natprec.errors import InputError
@@ -85,10 +86,11 @@ class Subject:
         """A small sample, to see how the model is put together."""
         return self.task.probe(self.model)
 
-    @property
+    @cached_property
     def writes(self) -> bool:
-        """Whether it can write text: a language model whose weights are in memory."""
-        return self.task.generates and self.segmented.weights.whole
+        """Whether it can write text: a language model whose weights are in memory, and whose own code can go on."""
+        whole = self.task.generates and self.segmented.weights.whole
+        return whole and (self.tokenizer is None or continues(self.model, self.tokenizer))
 
     @cached_property
     def gauges(self) -> dict[str, Gauge]:

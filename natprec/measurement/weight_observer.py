@@ -138,7 +138,7 @@ class WeightObserver:
         inputs, self.called = args[0].detach(), True
         if torch.is_grad_enabled():
             if not output.requires_grad:  # its inputs are the same in all segments, like those of relative positions
-                output = output.detach().requires_grad_()
+                output = output.detach().requires_grad_().clone()  # no leaf: a model may change it in place
             output.register_hook(lambda gradient: self.add_product(inputs, gradient))
         return output
 
@@ -146,9 +146,9 @@ class WeightObserver:
         ids, self.called = args[0], True
         if len(ids) == 1 < len(self.sequences):  # positions: one lookup that all sequences of the batch share
             ids, output = ids.expand(len(self.sequences), -1), output.expand(len(self.sequences), -1, -1)
-        leaf = output.detach().requires_grad_()
-        leaf.register_hook(lambda gradient: self.add_lookup(ids, gradient))
-        return leaf
+        output = output.detach().requires_grad_().clone()  # no leaf: CTRL scales it in place
+        output.register_hook(lambda gradient: self.add_lookup(ids, gradient))
+        return output
 
     def add_product(self, inputs: Tensor, gradient: Tensor) -> None:
         """Account for y = x Wᵀ: inputs (batch, time, columns), gradient (batch, time, rows)."""

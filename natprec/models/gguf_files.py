@@ -139,7 +139,7 @@ def read_gguf(file: Path) -> GGUFHeader:
     with file.open("rb") as opened:
         try:
             return _header(opened)
-        except (struct.error, ValueError, OverflowError, MemoryError) as error:
+        except (struct.error, ValueError, OverflowError, MemoryError, RecursionError, OSError) as error:
             raise ModelError(
                 f"{str(file)!r} ({file.stat().st_size} bytes) has no whole GGUF header ({error}); download it again"
             ) from error

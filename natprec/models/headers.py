@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from natprec.errors import ModelError, first_line
+
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of weights, as safetensors calls them."""
 
@@ -42,13 +44,22 @@ class Header:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Header]:
-    """All tensors of some files by name."""
-    from safetensors import safe_open
+    """All tensors of some files by name.
+
+    Raises:
+        ModelError: a file is damaged, cut off, or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
 
     found = {}
     for file in files:
-        with safe_open(file, "pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - not a dict
-                part = opened.get_slice(key)
-                found[key] = Header(file, part.get_dtype(), tuple(part.get_shape()))
+        try:
+            with safe_open(file, "pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 - not a dict
+                    part = opened.get_slice(key)
+                    found[key] = Header(file, part.get_dtype(), tuple(part.get_shape()))
+        except SafetensorError as error:
+            raise ModelError(
+                f"{str(file)!r} is damaged or cut off ({first_line(error)}); download it again, or quantize again"
+            ) from error
     return found

@@ -2,7 +2,8 @@
 
 It takes a module for attention by its class and the names of its projections (`is_cached_attention_module`), and passes
 over all others; and where tokens come to a Linear as rows of a matrix, without a dimension for sequences, it takes one
-scale for all of them instead of one for each (`compute_dynamic_scales_and_zp` keeps the first two dimensions apart).
+scale for all of them instead of one for each (`compute_dynamic_scales_and_zp` keeps the first two dimensions apart). It
+asks the config for the number of heads, and fails where a family names it otherwise (`get_num_kv_heads`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from natprec.errors import ModelError
+from natprec.errors import ModelError, first_line
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.tasks import Samples
@@ -41,6 +42,8 @@ def refuse_rounded_otherwise(
                 f"keys and values of {name!r} ({type(module).__name__}) would stay as they are in transformers, whose "
                 "library knows attention by k_proj and v_proj; leave --kv out, or use another --engine"
             )
+    if cache:
+        _refuse_unsized_heads(segmented.model)
     flat: list[str] = []
     names = {
         segmented.model.get_submodule(use): use for site in activations if site.role == "linear" for use in site.uses
@@ -58,3 +61,18 @@ def refuse_rounded_otherwise(
             f"inputs of {flat[0]!r} would be rounded with one scale for all tokens in transformers, not with one for "
             "each; leave --activations out, or use another --engine"
         )
+
+
+def _refuse_unsized_heads(model: Any) -> None:
+    """Refuse a cache whose heads the library cannot count: it asks the config, by names that not every family has."""
+    from compressed_tensors.utils.helpers import get_head_dim, get_num_attn_heads, get_num_kv_heads
+
+    try:
+        for ask in (get_num_attn_heads, get_num_kv_heads, get_head_dim):
+            ask(model.config)
+    except ValueError as error:
+        cause = first_line(error).partition(" from config")[0].removeprefix("Cannot determine ")
+        raise ModelError(
+            f"{type(model.config).__name__} has no {cause}, by which transformers sizes the scales of keys and values; "
+            "leave --kv out, or use another --engine"
+        ) from error

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from natprec.errors import InputError
+from natprec.errors import InputError, first_line
 from natprec.formats import Format
 from natprec.formats.compressed_tensors import activation_format, weight_format
 from natprec.models.patterns import Targets
@@ -140,7 +140,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         config["quantization_config"].keys()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{str(file)!r} describes no quantized checkpoint ({error!r}); quantize again") from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{str(file)!r} describes no quantized checkpoint ({what}); quantize again") from error
     return config
 
 

@@ -24,7 +24,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from natprec.config import OPTIONS
-from natprec.errors import InputError, unknown
+from natprec.errors import InputError, first_line, unknown
 from natprec.utils import schema
 
 if sys.version_info >= (3, 11):
@@ -134,8 +134,10 @@ def _content(file: Path) -> dict[str, Any]:
         raise InputError(f"recipe {str(file)!r} does not exist; check the path") from None
     except OSError as error:
         raise InputError(f"recipe {str(file)!r} cannot be read ({error.strerror}); give a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {str(file)!r} is not TOML ({error}); write for example eps = 0.05") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"recipe {str(file)!r} is not TOML ({first_line(error)}); write for example eps = 0.05"
+        ) from error
 
 
 def _table(file: Path, content: dict[str, Any], name: str) -> dict[str, Any]:

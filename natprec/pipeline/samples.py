@@ -64,7 +64,10 @@ def _samples(
     least: int | None = None,
 ) -> Samples:
     if source is None and subject.task.generates and not subject.writes:
-        raise InputError("a model whose weights are on disk is too slow to write its own text; give text with --data")
+        raise InputError(
+            "this model does not write its own text: its weights are on disk, where that is too slow, or its code "
+            "cannot; give text with --data"
+        )
     steps = None if source else tokens
     with stages.stage(f"{split} text" if source else f"{split} text, written by the model", steps) as advance:
         done = 0

@@ -20,9 +20,9 @@ from natprec.models.devices import quiet
 from natprec.models.hub import HubName, explained_by_hub
 from natprec.publishing.account import PUSHING, Remote, refuse_others_files, remote
 from natprec.publishing.base import FILE
-from natprec.utils.system_faults import REMEDIES, system_error
 from natprec.utils.digests import file_digest
 from natprec.utils.progress import Stages
+from natprec.utils.system_faults import REMEDIES, system_error
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

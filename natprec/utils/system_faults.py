@@ -1,7 +1,7 @@
 """What the machine refuses, whichever library it refused it to: its cause, and what the user can do about it.
 
-Python raises OSError and MemoryError; torch a RuntimeError that names its allocator; safetensors, tokenizers and hf_xet,
-which are written in Rust, an error of their own with the system's number in its text.
+Python raises OSError and MemoryError; torch a RuntimeError that names its allocator; safetensors, tokenizers and
+hf_xet, which are written in Rust, an error of their own with the system's number in its text.
 """
 
 from __future__ import annotations

@@ -44,3 +44,14 @@ def test_attention_that_the_library_does_not_know(
     assert result.code == 2
     assert "GPTNeoXAttention) would stay as they are in transformers" in result.reason
     Subject.in_memory(built(family), None).refuse_rounded_otherwise("natprec", inputs=True, cache=True)
+
+
+def test_heads_that_the_library_cannot_count() -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BioGptConfig(**sizes, vocab_size=96, max_position_embeddings=64)
+    made = Subject.in_memory(transformers.BioGptForCausalLM(config).eval(), None, "small")
+    with pytest.raises(ModelError, match="BioGptConfig has no num_key_value_heads, by which"):
+        made.refuse_rounded_otherwise("transformers", inputs=False, cache=True)
+    made.refuse_rounded_otherwise("natprec", inputs=False, cache=True)
