@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import random
 import re
@@ -25,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from natprec.errors import NatprecError
@@ -123,8 +125,8 @@ def _rows(file: Path) -> Any:
     from natprec.data.rows import Rows
     from natprec.data.sources import source_rows
 
-    rows = Rows(str(file), source_rows(str(file)) or iter(()), None)
-    return [next(iter(rows), None) for _ in range(3)]
+    rows = Rows(str(file), None, SimpleNamespace(chat_template=None))
+    return list(itertools.islice(rows.texts(source_rows(str(file)) or ()), 100)), rows.left_out()
 
 
 def _measurement(file: Path) -> Any:

@@ -4,9 +4,9 @@
     python scripts/inject.py --commands quantize,solve --kinds write,rename --most 40
 
 A shim in C (`inject.c`, loaded with LD_PRELOAD; it needs `cc` and Linux) lets the n-th write, fsync, rename, opening
-for writing, read or tensor allocation of a command fail, for n = 1, 2, 3 … up to as many as the command makes. After each
-run nothing may be half-written: the output is absent, as it was before, or whole; the exit code is one that the README
-knows, the last line says what failed, and neither the inputs nor anything beside the output has changed.
+for writing, read or tensor allocation of a command fail, for n = 1, 2, 3 … up to as many as the command makes. After
+each run nothing may be half-written: the output is absent, as it was before, or whole; the exit code is one that the
+README knows, the last line says what failed, and neither the inputs nor anything beside the output has changed.
 Prints a line per command and kind, and each point that did not survive; exit code 1 if there is one.
 """
 

@@ -42,8 +42,6 @@ def refuse_rounded_otherwise(
                 f"keys and values of {name!r} ({type(module).__name__}) would stay as they are in transformers, whose "
                 "library knows attention by k_proj and v_proj; leave --kv out, or use another --engine"
             )
-    if cache:
-        _refuse_unsized_heads(segmented.model)
     flat: list[str] = []
     names = {
         segmented.model.get_submodule(use): use for site in activations if site.role == "linear" for use in site.uses
@@ -61,6 +59,8 @@ def refuse_rounded_otherwise(
             f"inputs of {flat[0]!r} would be rounded with one scale for all tokens in transformers, not with one for "
             "each; leave --activations out, or use another --engine"
         )
+    if cache:
+        _refuse_unsized_heads(segmented.model)
 
 
 def _refuse_unsized_heads(model: Any) -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from natprec.data.chat import Turn, has_template, rendered
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError, ModelError, first_line
 from natprec.runtime.load import Runnable
+from natprec.runtime.pieces import Pieces
 from natprec.utils.seeds import check_seed
+from natprec.utils.system_faults import told
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def write(
     greedy = sampling.greedy or sampling.temperature == 0
     ends = end_tokens(runnable)
     tokens: list[int] = []
-    pieces = _Pieces(runnable.tokenizer, on_text, sampling.stop)
+    pieces = Pieces(runnable.tokenizer, on_text, sampling.stop)
     start = first = time.perf_counter()
     finished = False
     for logits in _logits(runnable, ids, tokens):
@@ -217,7 +219,15 @@ def _logits(runnable: Runnable, ids: list[int], tokens: list[int]) -> Iterator[T
     while True:
         new = [tokens[-1]] if past is not None else ids
         at = torch.tensor([new], device=runnable.device)
-        output = runnable(input_ids=at, past_key_values=past, use_cache=True, logits_to_keep=1, return_dict=True)
+        try:
+            output = runnable(input_ids=at, past_key_values=past, use_cache=True, logits_to_keep=1, return_dict=True)
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:  # of a family's own code
+            if past is None or told(error) is not None:
+                raise
+            raise ModelError(
+                f"{type(runnable.model).__name__} fails where it goes on from the tokens before ({first_line(error)}); "
+                "its code in transformers does not support that, so neither does natprec generate"
+            ) from error
         past = output.past_key_values
         yield output.logits[0, -1].cpu()
 
@@ -234,55 +244,3 @@ def _drawn(logits: Tensor, config: Any, draw: torch.Generator, sampling: Samplin
     if top_p is not None and top_p < 1:
         chances = chances[chances.cumsum(0) - chances < top_p]
     return int(order[torch.multinomial(chances, 1, generator=draw)])
-
-
-class _Pieces:
-    """Text of tokens as it becomes certain: a character may take several, a space may come before the next, and what
-    may be the beginning of a stop string waits for its end.
-    """
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], stop: tuple[str, ...] = ()) -> None:
-        from transformers import TextStreamer
-
-        streamer = TextStreamer(tokenizer, skip_special_tokens=True)
-        streamer.on_finalized_text = lambda text, stream_end=False: self._take(text)  # type: ignore[method-assign]
-        self._streamer, self._on_text = streamer, on_text
-        self._stop, self._waiting = stop, ""
-        self._text: list[str] = []
-        self.stopped = False
-
-    def _take(self, text: str) -> None:
-        if self.stopped:
-            return
-        self._waiting += text
-        met = [place for each in self._stop if (place := self._waiting.find(each)) >= 0]
-        if met:
-            self.stopped = True
-            self._show(self._waiting[: min(met)])
-            return
-        kept = max((_overlap(self._waiting, each) for each in self._stop), default=0)
-        ready, self._waiting = self._waiting[: len(self._waiting) - kept], self._waiting[len(self._waiting) - kept :]
-        self._show(ready)
-
-    def _show(self, text: str) -> None:
-        if text:
-            self._text.append(text)
-            self._on_text(text)
-
-    def add(self, token: int) -> None:
-        self._streamer.put(torch.tensor([token]))
-
-    def end(self) -> str:
-        self._streamer.end()
-        if not self.stopped:
-            self._show(self._waiting)
-        return "".join(self._text)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of a text that a stop string may begin with.
-
-    >>> _overlap("so be it. Us", "User:"), _overlap("abc", "x")
-    (2, 0)
-    """
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)

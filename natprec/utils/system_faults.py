@@ -30,11 +30,13 @@ MEMORY = "free memory, lower --tokens or --sequence-length, or read the model bl
 
 def system_error(error: BaseException) -> OSError | None:
     """The operating system's error behind one of Python or of a Rust library, which only names it."""
+    if isinstance(error, FileNotFoundError) and error.errno is None:  # safetensors' has a text alone
+        return FileNotFoundError(errno.ENOENT, str(error))
     if isinstance(error, OSError):
         return error
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    if number is not None:
-        return OSError(int(number[1]), os.strerror(int(number[1])))
+    for number in map(int, re.findall(r"\((?:os error )?(\d{1,3})\)", str(error))):
+        if f"os error {number}" in str(error) or os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
     if "StorageFull" in str(error):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
@@ -56,6 +58,8 @@ def told(error: BaseException) -> str | None:
     if out_of_memory(error):
         return f"not enough memory ({first_line(error)}); {MEMORY}"
     cause = system_error(error)
+    if isinstance(cause, FileNotFoundError):
+        return f"{first_line(cause)}; it was there when the command began: put it back, and run the command again"
     if cause is None or cause.errno not in REMEDIES:
         return None
     return f"{cause if cause is error else first_line(error)}; {REMEDIES[cause.errno]}"
