@@ -104,11 +104,11 @@ def judged_text() -> Iterator[list[Tensor]]:
 def plain(kind: str, source: Path, made: Path, ids: Tensor) -> tuple[float, dict[str, list[str]]]:
     """How far a checkpoint is from its original, in plain transformers and float32, and what its loader misses."""
     auto = transformers.AutoModel if kind == "encoder" else transformers.AutoModelForCausalLM
-    outputs, misses = [], {}
+    outputs, misses, computed = [], {}, set[str]()
     for folder in (source, made):
         model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         outputs.append(torch.cat([output(model.eval(), batch) for batch in ids.split(4)]).double())
-        computed = {name for name, _ in model.named_buffers()} - model.state_dict().keys()  # no file has them
+        computed |= {name for name, _ in model.named_buffers()} - model.state_dict().keys()  # of the dense one, too
         misses = {name: sorted({*map(str, found)} - computed) for name, found in report.items()}
         misses = {name: found for name, found in misses.items() if found}
     if kind == "encoder":

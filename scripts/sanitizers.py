@@ -27,9 +27,10 @@ exec cc "$@" {flags}
 CALLED = """
 import natprec.native as native
 native.compiled.SECONDS = 900
-library, why = native.library()
-assert library is not None, why
-print("sanitized:", native.runnable()[0])
+for name in native.runnable():
+    library, why = native.variant(name)
+    assert library is not None, why
+    print("sanitized:", name)
 """
 
 

@@ -13,6 +13,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 REFUSED = {
     ("biogpt", "inputs and cache"): "BioGptConfig has no num_key_value_heads",
+    ("cpmant", "inputs and cache"): "CpmAntConfig has no num_key_value_heads",
     ("ctrl", "inputs and cache"): "whose library knows attention by k_proj and v_proj",
     ("deepseek_v3", "inputs and cache"): "kv '8': heads of this model differ in size",
     ("bert", "inputs and cache"): "inputs of 'pooler.dense' would be rounded with one scale for all tokens",

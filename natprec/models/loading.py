@@ -25,7 +25,14 @@ from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.hub import download, stored_on_hub
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
-from natprec.models.model_files import explained, hub_revision, refuse_without_linear, task_of, weight_files
+from natprec.models.model_files import (
+    explained,
+    hub_revision,
+    read_generation_config,
+    refuse_without_linear,
+    task_of,
+    weight_files,
+)
 from natprec.models.places import local_path
 from natprec.models.stored import Part, count_elements, hollow_model, placed
 from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
@@ -248,6 +255,8 @@ def _load_weights(
     )
     if gguf and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it is dense now, and is saved as such
+    if not gguf:
+        read_generation_config(model, where)
     return model, set(report["missing_keys"])
 
 

@@ -166,6 +166,20 @@ def refuse_without_linear(model: PreTrainedModel) -> None:
         )
 
 
+def read_generation_config(model: PreTrainedModel, where: str | Path) -> None:
+    """Give a model the folder's generation_config.json, where there is one.
+
+    transformers' own loader passes over one that it cannot read, and puts its defaults in place.
+
+    Raises:
+        OSError: it cannot be read, or is no JSON.
+    """
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (Path(where) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(where)
+
+
 @contextlib.contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turn whatever transformers raises into one sentence with a remedy."""

@@ -20,6 +20,7 @@ from natprec.errors import ModelError
 from natprec.models.checksums import CARRIED
 from natprec.models.experts import Piece, pieces_of, take_apart
 from natprec.models.headers import Header, read_headers
+from natprec.models.model_files import read_generation_config
 from natprec.models.trust import unfilled_model
 from natprec.models.weights import OnDisk, Stored, wrong_shape
 from natprec.tasks import Task
@@ -156,14 +157,11 @@ def hollow_model(
     headers: Mapping[str, Header], where: str, config: PreTrainedConfig, task: Task, device: torch.device, trust: bool
 ) -> tuple[PreTrainedModel, OnDisk, StoredTensors]:
     """The model of a checkpoint with its weights left on disk, and what its files hold."""
-    from transformers import GenerationConfig
-
     model = empty_model(config, task, trust)
     stored = StoredTensors(headers, model)
     take_apart(model)
     weights = hollowed(model, StoredExperts(stored, pieces_of(model)), stored.missing, device)
-    if (Path(where) / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(where)
+    read_generation_config(model, where)
     return model, weights, stored
 
 

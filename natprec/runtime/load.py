@@ -19,7 +19,7 @@ from natprec.models.devices import quiet, usable_device
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
 from natprec.models.hub import checkpoint_path
-from natprec.models.model_files import explained, task_of
+from natprec.models.model_files import explained, read_generation_config, task_of
 from natprec.models.stored import empty_model
 from natprec.models.trust import config_of, tokenizer_of
 from natprec.runtime.build import Builder, Chosen
@@ -75,8 +75,6 @@ def load(
         InputError: no such checkpoint, or no such device.
         ModelError: a file or tensor is missing or damaged, or a layer needs a kernel that there is none of.
     """
-    from transformers import GenerationConfig
-
     folder, target = checkpoint_path(folder), usable_device(device)
     checkpoint = Checkpoint(folder)
     with quiet(), explained(str(folder)):
@@ -88,8 +86,7 @@ def load(
         count = model.num_parameters()
         take_apart(model)
         checkpoint.rename(DiskNames(model))
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+        read_generation_config(model, folder)
         tokenizer = tokenizer_of(folder, trust_remote_code, config)
     builder = Builder(checkpoint, model, target.type, kernels)
     builder.replace_all()

@@ -50,7 +50,10 @@ def test_a_defect_is_none_of_the_machine(error: Exception) -> None:
 
 
 def test_a_file_that_has_gone() -> None:
-    for error in (FileNotFoundError(errno.ENOENT, "No such file or directory", "m"), FileNotFoundError("No such file: m")):
+    for error in (
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "m"),
+        FileNotFoundError("No such file: m"),
+    ):
         text = told(error)
         assert text is not None
         assert "put it back" in text
