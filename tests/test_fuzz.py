@@ -27,7 +27,8 @@ def good(script: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
 
 
 PARSERS = [
-    "measurement", "plan", "verification", "recipe", "gguf", "config", "headers", "text", "gzip", "jsonl", "csv", "parquet",
+    "measurement", "plan", "verification", "recipe", "gguf", "config", "headers", "text", "gzip", "jsonl", "csv",
+    "parquet",
 ]  # fmt: skip
 
 
@@ -49,12 +50,14 @@ def test_damaged_files_are_refused(script: Any, good: dict[str, bytes], name: st
     assert found == []
 
 
+ONE_PAIR = b"GGUF\x03\0\0\0" + b"\0" * 8 + b"\x01" + b"\0" * 7 + b"\x01" + b"\0" * 7 + b"a"
+"""A GGUF of no tensor, up to the type of its one entry."""
+
 FOUND = {
     "recipe": [b"a = " + b"[" * 3000],
     "gguf": [
-        b"GGUF\x03\0\0\0" + b"\0" * 8 + b"\x01" + b"\0" * 7 + b"\x01" + b"\0" * 7 + b"a\x08\0\0\0" + b"\xff" * 7 + b"\x7f",
-        b"GGUF\x03\0\0\0" + b"\0" * 8 + b"\x01" + b"\0" * 7 + b"\x01" + b"\0" * 7 + b"a"
-        + (b"\x09\0\0\0" + b"\x09\0\0\0" + b"\x01" + b"\0" * 7) * 5000,
+        ONE_PAIR + b"\x08\0\0\0" + b"\xff" * 7 + b"\x7f",
+        ONE_PAIR + (b"\x09\0\0\0" + b"\x09\0\0\0" + b"\x01" + b"\0" * 7) * 5000,
     ],
     "config": [b'{"quantization_config": "' + b"\xed" + b" " * 6000 + b'"}'],
     "headers": [b"\x08\0\0\0\0\0\0\0{\"a\": 1}", b"", b"\xff" * 8],
