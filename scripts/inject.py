@@ -32,6 +32,8 @@ CODES = (0, 2, 3, 4)
 SMALL = ("--tokens", "128", "--sequence-length", "32", "--group-size", "32")
 TIMED = ("seconds", "date", "duration", "checksum", "command")
 """Keys of natprec's own files that differ from run to run."""
+LISTED = "natprec/written.json"
+"""Digests of all other files, those with a date in them too."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def ran(arguments: list[str], folder: Path, kind: str, number: int, said: Path) 
 def contents(path: Path) -> dict[str, str]:
     """File → digest of what must not differ from run to run."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return {str(file.relative_to(path)): _digest(file) for file in files if file.is_file()}
+    named = {str(file.relative_to(path)): file for file in files if file.is_file()}
+    return {name: "" if name == LISTED else _digest(file) for name, file in named.items()}
 
 
 def _digest(file: Path) -> str:

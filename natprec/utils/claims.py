@@ -33,9 +33,15 @@ def claimed(path: Path) -> Iterator[None]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # what another has put there is not followed, and not truncated
+            made = not os.path.lexists(lock)
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             file = held.enter_context(os.fdopen(handle, "r+", errors="replace"))
-            owner = file.read(1000)
+            try:
+                owner = file.read(1000)
+            except OSError:
+                if made:
+                    lock.unlink(missing_ok=True)
+                raise
             if not _is_lock(file.fileno(), owner):
                 raise OutputError(f"{str(lock)!r} is where natprec keeps a lock, and is none; move it away")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
