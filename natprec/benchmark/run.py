@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,13 @@ from natprec.checkpoints.dense_reader import load_quantized
 from natprec.errors import InputError
 from natprec.evaluation.foreign import loaded
 from natprec.measurement.subject import Subject
+from natprec.utils.digests import checkpoint_digests
 from natprec.utils.progress import Stages
 from natprec.utils.provenance import Provenance
 
 METRICS = ("acc", "exact_match", "acc_norm", "f1")
 """Of several metrics of a document, the first of these is compared."""
 
-BACKENDS = ("transformers", "natprec")
 TASKS = "lambada,arc_easy,piqa"
 
 
@@ -74,8 +75,6 @@ def evaluate(
         InputError: an encoder, another tokenizer than the original's, or weights that stay on disk.
         ModelError: the checkpoint cannot be loaded.
     """
-    from natprec.benchmark.models import BothModels, Remembered
-
     if not subject.task.generates:
         raise InputError(
             f"{subject.name!r} is an encoder, which gives no answers; natprec verify measures its distance"
@@ -86,21 +85,42 @@ def evaluate(
         )
     refuse_other_tokenizer(subject, folder)
     with stages.stage("load checkpoint"):
+        files = checkpoint_digests(folder)
         checkpoint = _checkpoint(folder, engine, backend, subject)
+    results = compared(
+        subject.model, checkpoint, subject.tokenizer, tasks, limit=limit, shots=shots, seed=seed, stages=stages
+    )
+    return Evaluation(
+        subject.name, subject.digest, name, backend, limit, shots, version("lm_eval"), results, files, provenance
+    )
+
+
+def compared(
+    original: Any,
+    checkpoint: Any,
+    tokenizer: Any,
+    tasks: Sequence[Asked],
+    *,
+    limit: int | None = None,
+    shots: int = 0,
+    seed: int = 0,
+    stages: Stages,
+) -> list[TaskResult]:
+    """Ask two models that share a tokenizer; of a group of tasks, each has a result of its own."""
+    from natprec.benchmark.models import BothModels, Remembered
+
     results: list[TaskResult] = []
     with silent():
-        both = BothModels(subject.model, checkpoint, subject.tokenizer, stages)
-        remembered = Remembered(both, subject.tokenizer)
+        both = BothModels(original, checkpoint, tokenizer, stages)
+        remembered = Remembered(both, tokenizer)
         for task in tasks:
             both.begin(task.name)
             before = _samples(both, task, limit, shots)
             after = _samples(remembered, task, limit, shots)
             for own, rows in before.items():
                 shown = task.name if len(before) == 1 else own
-                results.append(_compared(shown, rows, after[own], both.kl_mean if len(before) == 1 else None, seed))
-    return Evaluation(
-        subject.name, subject.digest, name, backend, limit, shots, version("lm_eval"), results, provenance
-    )
+                results.append(_result(shown, rows, after[own], both.kl_mean if len(before) == 1 else None, seed))
+    return results
 
 
 def _checkpoint(folder: Path, engine: str, backend: str, subject: Subject) -> Any:
@@ -147,7 +167,7 @@ def _samples(model: Any, task: Asked, limit: int | None, shots: int) -> dict[str
     return {name: sorted(rows, key=lambda row: row["doc_id"]) for name, rows in found["samples"].items()}
 
 
-def _compared(
+def _result(
     name: str, before: list[dict[str, Any]], after: list[dict[str, Any]], kl: float | None, seed: int
 ) -> TaskResult:
     metric = next((each for each in METRICS if each in before[0]), None)
@@ -169,7 +189,13 @@ def _compared(
         answers_changed=sum(answer(a) != answer(b) for a, b in zip(before, after, strict=True)),
         detectable=values.detectable,
         kl_answers=kl,
+        documents_digest=documents_digest(before),
     )
+
+
+def documents_digest(rows: list[dict[str, Any]]) -> str:
+    """16 hex digits of sha256 over lm-eval's own digests of the documents."""
+    return hashlib.sha256("".join(row["doc_hash"] for row in rows).encode()).hexdigest()[:16]
 
 
 def answer(row: dict[str, Any]) -> Any:

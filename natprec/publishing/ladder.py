@@ -73,7 +73,9 @@ def render_ladder(ladder: Ladder) -> str:
     """README.md of the repository's main branch."""
     contents = next(iter(ladder.rungs.values()))
     label, unit, _ = words(contents.plan.distortion)
-    whole = replace(contents, verification=None, name=ladder.name)  # no figure here is of one rung alone
+    whole = replace(
+        contents, verification=None, evaluation=None, name=ladder.name
+    )  # no figure here is of one rung alone
     rows = []
     for name, rung in ladder.rungs.items():
         found, plan = rung.verification, rung.plan
