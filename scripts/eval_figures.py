@@ -126,7 +126,7 @@ def lm_eval(run: Run) -> None:
     folder = run.work / "tasks"
     folder.mkdir(exist_ok=True)
     names = []
-    for task in tasks_named(TASKS, run.tasks_data, []):
+    for task in tasks_named(TASKS, run.tasks_data):
         assert isinstance(task.task, dict)
         names.append(f"own_{task.name}")  # lm-eval has tasks of the plain names
         (folder / f"{names[-1]}.yaml").write_text(yaml.safe_dump({**task.task, "task": names[-1]}))

@@ -43,12 +43,7 @@ def require_lm_eval() -> None:
 def asked(names: str, folder: Path | None) -> list[Asked]:
     """The tasks, checked before a model is loaded; lm-eval's list is read only if a name is in no file."""
     with silent():
-        try:
-            return tasks_named(names, folder, [])
-        except InputError:
-            from lm_eval.tasks import TaskManager
-
-            return tasks_named(names, folder, list(TaskManager().all_tasks))
+        return tasks_named(names, folder, lambda: _manager(True).all_tasks)
 
 
 def evaluate(
@@ -111,12 +106,13 @@ def compared(
 
     results: list[TaskResult] = []
     with silent():
+        manager = _manager(any(isinstance(task.task, str) for task in tasks))
         both = BothModels(original, checkpoint, tokenizer, stages)
         remembered = Remembered(both, tokenizer)
         for task in tasks:
             both.begin(task.name)
-            before = _samples(both, task, limit, shots)
-            after = _samples(remembered, task, limit, shots)
+            before = _samples(both, task, manager, limit, shots)
+            after = _samples(remembered, task, manager, limit, shots)
             for own, rows in before.items():
                 shown = task.name if len(before) == 1 else own
                 results.append(_result(shown, rows, after[own], both.kl_mean if len(before) == 1 else None, seed))
@@ -150,14 +146,21 @@ def refuse_other_tokenizer(subject: Subject, folder: Path) -> None:
             )
 
 
-def _samples(model: Any, task: Asked, limit: int | None, shots: int) -> dict[str, list[dict[str, Any]]]:
+def _manager(known: bool) -> Any:
+    """lm-eval's reader of tasks; the thousands that come with it take seconds, and are read only if one is `known`."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=known)
+
+
+def _samples(model: Any, task: Asked, manager: Any, limit: int | None, shots: int) -> dict[str, list[dict[str, Any]]]:
     """Task → its documents with metrics and responses, in order."""
     from lm_eval import simple_evaluate
 
     try:
         found = simple_evaluate(
             model=model, tasks=[task.task], limit=limit, num_fewshot=shots, bootstrap_iters=0, log_samples=True,
-            verbosity=None,
+            verbosity=None, task_manager=manager,
         )  # fmt: skip
     except (OSError, ConnectionError) as error:
         raise InputError(

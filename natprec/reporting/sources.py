@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from natprec.benchmark.result import Evaluation
+from natprec.energy.opening import files_digest
+from natprec.energy.run import VERSION as ENERGY_VERSION
 from natprec.errors import InputError
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT
 from natprec.measurement import Measurement
 from natprec.solver import Plan
 from natprec.utils.digests import changed
-from natprec.utils.own_files import EVALUATION, parsed
+from natprec.utils.own_files import ENERGY, EVALUATION, parsed, read_json
 from natprec.utils.schema import Place, read
 
 _Pair = tuple[float, float]
@@ -147,13 +149,15 @@ def _json(kind: Other, given: Path | None, folder: Path, plan: Plan) -> dict[str
     if path.stat().st_size > LARGEST:
         raise place.wrong(f"is larger than {LARGEST} bytes")
     try:
-        value = parsed(path.read_bytes())
+        value = read_json(path, ENERGY, (ENERGY_VERSION,)) if kind.name == "energy.json" else parsed(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{str(path)!r} is not {kind.what} ({error}); write it again") from error
     if not isinstance(value, dict) or not isinstance(value.get(kind.key), list):
         raise InputError(f"{str(path)!r} is not {kind.what}: it has no list {kind.key!r}; give what the command wrote")
     if isinstance(digest := value.get("model_digest"), str):
         _refuse_another(path, digest, plan)
+    if kind.name == "energy.json":
+        _refuse_other_energy(path, value, folder)
     for number, each in enumerate(value[kind.key]):
         at = place.within(kind.key).at(number)
         row = read(dict[str, Any], each, at)
@@ -161,6 +165,16 @@ def _json(kind: Other, given: Path | None, folder: Path, plan: Plan) -> dict[str
             for name, hint in kind.fields.items():
                 read(hint, row.get(name), at.within(name))
     return value
+
+
+def _refuse_other_energy(path: Path, value: dict[str, Any], folder: Path) -> None:
+    """Of a run in this process the digest is that of the checkpoint's files; of a server nobody knows it."""
+    ran = (value.get("run") or {}).get("model_digest")
+    if isinstance(ran, str) and (folder / "config.json").is_file() and ran != (own := files_digest(folder)):
+        raise InputError(
+            f"{str(path)!r} is of a checkpoint whose files have digest {ran}, those of {str(folder)!r} have {own}; "
+            "give the file that belongs to this checkpoint"
+        )
 
 
 def _refuse_another(path: Path, digest: str, plan: Plan) -> None:

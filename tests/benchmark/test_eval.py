@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_accuracy_is_lm_evals_and_a_model_has_no_flips_against_itself(model: Pat
     with silent():
         own = simple_evaluate(
             HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=4),
-            tasks=[each.task for each in tasks_named("choices,words", questions, [])], bootstrap_iters=0,
+            tasks=[each.task for each in tasks_named("choices,words", questions)], bootstrap_iters=0,
         )  # fmt: skip
     assert own is not None
     for task in found["tasks"]:
@@ -144,3 +145,12 @@ def test_an_encoder_and_another_tokenizer_are_refused(
     assert (done.code, "is an encoder" in done.err) == (2, True), done.err
     done = natprec("eval", encoder_folder, "--model", model, "--tasks-data", questions, "--tasks", "words")
     assert (done.code, "tokens" in done.err) == (2, True), done.err
+
+
+def test_without_lm_eval_its_extra_is_named(model: Path, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("natprec.benchmark.run.version", version)
+    done = natprec("eval", model, "--model", model, "--tasks-data", questions, "--tasks", "words")
+    assert (done.code, "natprec[eval]" in done.reason) == (2, True), done.err
