@@ -11,11 +11,13 @@ import pytest
 
 from natprec.benchmark.result import Evaluation, TaskResult
 from natprec.benchmark.statistics import paired
+from natprec.errors import OutputError
 from natprec.publishing.ladder import rendered
 from natprec.reporting.page import page
 from natprec.reporting.sources import gather
 from natprec.solver import Plan
 from natprec.utils.digests import checkpoint_digests
+from natprec.utils.marks import refuse_foreign
 from tests.hub import Hub
 from tests.publishing.conftest import verification
 from tests.publishing.test_push import NAME, pushed
@@ -104,6 +106,18 @@ def test_an_evaluation_of_another_checkpoint_is_refused(asked: Path) -> None:
     (asked / "verification.json").unlink()
     result = natprec("push", asked, NAME, "--allow-unverified")
     assert (result.code, "natprec eval again" in result.reason) == (2, True), result.err
+
+
+def test_added_files_do_not_keep_a_folder_from_being_replaced(asked: Path) -> None:
+    """Unless they are somebody else's."""
+    assert natprec("report", asked, "--out", asked / "report.html").code == 0
+    refuse_foreign(asked)
+    for name in ("report.html", "eval.json"):
+        content = (asked / name).read_bytes()
+        (asked / name).write_text("mine")
+        with pytest.raises(OutputError, match=name):
+            refuse_foreign(asked)
+        (asked / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("command", ["card", "report"])
