@@ -6,11 +6,9 @@ of natprec's checkpoints.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,13 +20,13 @@ from natprec.evaluation.running import inputs_that_run
 from natprec.evaluation.verdict import HeldOutText
 from natprec.evaluation.verification import Comparison, Verification, compare
 from natprec.measurement.subject import Subject
+from natprec.models.config_file import METHOD, quantization_of, read_config
 from natprec.models.devices import quiet
 from natprec.models.gguf_files import gguf_sizes
 from natprec.models.headers import read_headers
 from natprec.models.hidden_states import passed
 from natprec.models.loading import load_model
 from natprec.models.model_files import weight_files
-from natprec.models.stored_config import METHOD
 from natprec.models.trust import model_of
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
@@ -165,15 +163,8 @@ def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
 
 def _method(folder: Path) -> str | None:
     """The `quant_method` of a folder's config.json."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{str(folder)!r} is no checkpoint ({first_line(error)}); give a folder with config.json and weights, "
-            "or a .gguf file"
-        ) from error
-    described = config.get("quantization_config") or {}
-    return described.get("quant_method") if isinstance(described, dict) else None
+    config = read_config(folder, "give a folder with config.json and weights, or a .gguf file")
+    return (quantization_of(config) or {}).get("quant_method")
 
 
 def _refuse_other(path: Path, model: nn.Module, subject: Subject) -> None:
