@@ -36,6 +36,7 @@ TASKS = "lambada,arc_easy,piqa"
 class Run:
     """Where things are, and how many documents of each task are asked."""
 
+    model: str
     work: Path
     data: Path
     eval_data: Path
@@ -56,7 +57,7 @@ class Run:
         if not (folder / "config.json").is_file():
             from natprec.models.loading import load_model
 
-            loaded = load_model(MODEL)
+            loaded = load_model(self.model)
             loaded.tokenizer.save_pretrained(folder)
             loaded.model.save_pretrained(folder)
         return folder
@@ -66,13 +67,13 @@ def checkpoints(run: Run) -> None:
     """Measure once, then solve, apply and verify for each eps."""
     measured = run.work / "measurement.safetensors"
     if not measured.exists():
-        run.natprec("measure", "--model", MODEL, "--data", run.data, "--out", measured)
+        run.natprec("measure", "--model", run.model, "--data", run.data, "--out", measured)
     for eps in EPS:
         plan, folder = run.work / f"plan-{eps}.json", run.checkpoint(eps)
         if not (folder / "verification.json").is_file():
             run.natprec("solve", measured, "--eps", eps, "--out", plan, "--overwrite")
-            run.natprec("apply", plan, "--model", MODEL, "--data", run.data, "--out", folder, "--overwrite")
-            run.natprec("verify", folder, "--model", MODEL, "--eval-data", run.eval_data)
+            run.natprec("apply", plan, "--model", run.model, "--data", run.data, "--out", folder, "--overwrite")
+            run.natprec("verify", folder, "--model", run.model, "--eval-data", run.eval_data)
 
 
 def evaluated(run: Run, folder: Path, name: str) -> None:
@@ -81,7 +82,7 @@ def evaluated(run: Run, folder: Path, name: str) -> None:
     if out.is_file():
         return
     given = ("--tasks", TASKS, "--tasks-data", run.tasks_data, "--limit", run.limit)
-    run.natprec("eval", folder, "--model", MODEL, *given, "--out", out)
+    run.natprec("eval", folder, "--model", run.model, *given, "--out", out)
     (run.work / f"{name}.seconds").write_text(f"{time.perf_counter() - started:.0f}")
 
 
@@ -110,7 +111,7 @@ def backends(run: Run) -> None:
     if out.is_file():
         return
     tasks = compared(
-        load_quantized(folder), load(folder).model, tokenizer_of(folder), asked(TASKS, run.tasks_data),
+        load_quantized(folder), load(folder).model, tokenizer_of(folder, False), asked(TASKS, run.tasks_data),
         limit=run.limit, stages=Stages(),
     )  # fmt: skip
     found = {"seconds": time.perf_counter() - started, "tasks": [asdict(task) for task in tasks]}
@@ -156,10 +157,11 @@ def main() -> None:
     parser.add_argument("--eval-data", type=Path, required=True, help="text to verify on")
     parser.add_argument("--tasks-data", type=Path, required=True, help="lambada_openai, arc_easy and piqa as .jsonl")
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and results")
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--limit", type=int, default=200, help="documents of each task")
     parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
     options = parser.parse_args()
-    run = Run(options.work, options.data, options.eval_data, options.tasks_data, options.limit)
+    run = Run(options.model, options.work, options.data, options.eval_data, options.tasks_data, options.limit)
     run.work.mkdir(parents=True, exist_ok=True)
     for name in options.part or PARTS:
         PARTS[name](run)

@@ -155,13 +155,14 @@ def _manager(known: bool) -> Any:
 
 def _samples(model: Any, task: Asked, manager: Any, limit: int | None, shots: int) -> dict[str, list[dict[str, Any]]]:
     """Task → its documents with metrics and responses, in order."""
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
 
     try:
-        found = simple_evaluate(
-            model=model, tasks=[task.task], limit=limit, num_fewshot=shots, bootstrap_iters=0, log_samples=True,
-            verbosity=None, task_manager=manager,
-        )  # fmt: skip
+        with replaced(evaluator, "get_git_commit_hash", lambda: None):  # of the current folder, which it has no use for
+            found = evaluator.simple_evaluate(
+                model=model, tasks=[task.task], limit=limit, num_fewshot=shots, bootstrap_iters=0, log_samples=True,
+                verbosity=None, task_manager=manager,
+            )  # fmt: skip
     except (OSError, ConnectionError) as error:
         raise InputError(
             f"the documents of task {task.name!r} cannot be loaded ({error}); give --tasks-data FOLDER with its .jsonl"
@@ -223,11 +224,20 @@ def silent() -> Iterator[None]:
         drawn(self, *args, **{**options, "disable": True})
 
     logger.setLevel(logging.ERROR)
-    tqdm.__init__ = hidden  # type: ignore[method-assign]
     try:
-        with warnings.catch_warnings():
+        with replaced(tqdm, "__init__", hidden), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        tqdm.__init__ = drawn  # type: ignore[method-assign]
         logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attribute, for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -118,11 +118,16 @@ def test_backends_agree(model: Path, questions: Path, coarse: Path) -> None:
     assert one["kl_answers"] == pytest.approx(other["kl_answers"], rel=1e-3)
 
 
-def test_limit_is_said_in_the_table(model: Path, questions: Path) -> None:
+def test_limit_is_said_in_the_table(
+    model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And lm-eval's git has nothing to say of a folder that is no repository."""
+    monkeypatch.chdir(tmp_path)
     done = natprec("eval", model, "--model", model, "--tasks-data", questions, "--tasks", "words", "--limit", 7)
     assert done.code == 0, done.err
     assert "at most 7 documents" in done.out
     assert "no difference seen; 7 documents show differences from" in done.out
+    assert "git" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
