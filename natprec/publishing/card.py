@@ -17,10 +17,11 @@ from natprec.utils.marks import CARD_MADE_BY
 
 def render(contents: Contents) -> str:
     """README.md of a checkpoint."""
+    source = f"{original(contents)}, quantized with natprec: its precision was measured and solved for a target."
     return document(
         front_matter(contents),
         f"# {text(repository_name(contents))}{_mark(contents)}",
-        f"{original(contents)}, quantized with natprec: its precision was measured and solved for a target.",
+        source[:1].upper() + source[1:],
         verdict_line(contents),
         *_unverified(contents),
         figures(contents),

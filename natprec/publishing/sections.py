@@ -30,7 +30,8 @@ def original(contents: Contents) -> str:
     if base is None:
         package, file, _ = ALIASES.get(plan.model, ("", plan.model, ""))
         of_package = f" of the Python package {code(package)}" if package else ""
-        return f"{code(file)}{of_package} (weights with digest {code(plan.model_digest)})"
+        values = "the float values of " if file.endswith(".gguf") else ""
+        return f"{values}{code(file)}{of_package} (weights with digest {code(plan.model_digest)})"
     seen = "" if base.compared else ", as whoever published it says"
     return f"[{text(base.id)}](https://huggingface.co/{base.id}) (commit {code(base.revision)}{seen})"
 
