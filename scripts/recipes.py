@@ -74,7 +74,8 @@ def main() -> None:
 def about(seconds: float) -> dict[str, Any]:
     """What a run was made on."""
     return {
-        "hardware": f"{len(os.sched_getaffinity(0))} CPU cores, {available_bytes() / 1e9:.0f} GB free, no GPU used",
+        "hardware": f"{len(os.sched_getaffinity(0))} CPU cores, {available_bytes() / 1e9:.0f} GB free, no GPU used; "
+        f"load {os.getloadavg()[0]:.0f} at the end",
         "date": datetime.date.today().isoformat(),
         "duration_seconds": round(seconds),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("natprec", "torch", "transformers")),
