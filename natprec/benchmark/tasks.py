@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natprec.errors import InputError, unknown
-from natprec.utils.records import public_name
+from natprec.errors import InputError, first_line, unknown
 
 NAMES = {"lambada": "lambada_openai"}
 """Short names."""
@@ -130,7 +129,13 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"task {str(path)!r} cannot be read ({error}); give a task of lm-eval") from error
+        raise InputError(
+            f"task {str(path)!r} cannot be read ({first_line(error)}); give a task of lm-eval, without Python functions"
+        ) from error
     if not isinstance(value, dict) or "task" not in value:
-        raise InputError(f"task {public_name(str(path))!r} is no task of lm-eval: it has no key 'task'")
+        raise InputError(f"task {str(path)!r} is no task of lm-eval: it has no key 'task'; add one with its name")
+    if "include" in value:
+        raise InputError(
+            f"task {str(path)!r} includes {str(value['include'])!r}, which is not read; write all in one file"
+        )
     return value

@@ -98,6 +98,9 @@ def gather(
     measurement = Measurement.load(curves) if measured and curves.is_file() else None
     if measurement is not None:
         _refuse_another(curves, measurement.header.model_digest, plan)
+    judged = Verification.load(verification) if verification.is_file() else None
+    if judged is not None and judged.provenance is not None:
+        _refuse_another(verification, judged.provenance.model_digest, plan)
     if inspection is not None and inspection.is_dir():
         inspection /= "inspection.json"
     given = {"comparison": comparison, "energy": energy, "inspection": inspection}
@@ -110,7 +113,7 @@ def gather(
     return Sources(
         title=plan.model,
         plan=plan,
-        verification=Verification.load(verification) if verification.is_file() else None,
+        verification=judged,
         measurement=measurement,
         scores=evaluation,
         picture=_picture(drawn) if drawn is not None and drawn.is_file() else None,

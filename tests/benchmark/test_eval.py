@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from natprec.reporting.sources import gather
 from tests.conftest import made_up_words, tiny_model
@@ -159,3 +160,18 @@ def test_without_lm_eval_its_extra_is_named(model: Path, questions: Path, monkey
     monkeypatch.setattr("natprec.benchmark.run.version", version)
     done = natprec("eval", model, "--model", model, "--tasks-data", questions, "--tasks", "words")
     assert (done.code, "natprec[eval]" in done.reason) == (2, True), done.err
+
+
+def test_a_yaml_asks_what_lm_eval_asks(model: Path, questions: Path, tmp_path: Path) -> None:
+    """The same documents as a file of lines and as a task of lm-eval: the same result, but for the name."""
+    task = {"task": "mine", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+            "dataset_kwargs": {"data_files": {"test": str(questions / "choices.jsonl")}}, "doc_to_text": "{{query}}",
+            "doc_to_choice": "choices", "doc_to_target": "gold", "metric_list": [{"metric": "acc"}]}  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
+    asked = ("--tasks", f"{tmp_path / 'mine.yaml'},{questions / 'choices.jsonl'}", "--limit", 20)
+    found = run(model, "--model", model, *asked)
+    one, other = found["tasks"]
+    assert (one.pop("name"), other.pop("name")) == ("mine", "choices")
+    assert one == other
+    assert one["n"] == 20
+    assert found["provenance"]["command"].endswith("--tasks mine.yaml,choices.jsonl --limit 20")

@@ -44,3 +44,20 @@ def test_an_unknown_task_suggests_the_nearest(tmp_path: Path) -> None:
         tasks_named(" , ", tmp_path, lambda: ["arc_easy"])
     with pytest.raises(InputError, match="is no folder"):
         tasks_named("piqa", tmp_path / "absent", lambda: ["piqa"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("task: x\nprocess_docs: !function utils.docs\n", "cannot be read .*without Python functions"),
+        ("a: [1\n", "cannot be read"),
+        ("- task\n", "no key 'task'"),
+        ("dataset_path: json\n", "no key 'task'"),
+        ("task: x\ninclude: base.yaml\n", "includes 'base.yaml', which is not read"),
+    ],
+)
+def test_a_yaml_that_is_no_task_is_refused_in_one_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        tasks_named(str(tmp_path / "mine.yaml"), None)
+    assert "\n" not in str(caught.value)

@@ -27,6 +27,7 @@ from natprec.reporting.data import place_of
 from natprec.reporting.page import page
 from natprec.reporting.sources import gather
 from natprec.solver import Plan, solve
+from natprec.utils.provenance import Provenance
 from tests.arrange import curve, measurement
 from tests.run_command import natprec
 
@@ -200,6 +201,14 @@ def test_a_picture_with_a_script_is_refused(checkpoint: Path) -> None:
     (checkpoint / "graph.svg").write_text('<svg xmlns="x"><script>alert(1)</script></svg>')
     with pytest.raises(InputError, match="no picture"):
         gather(checkpoint, inspection=checkpoint / "inspection.json")
+
+
+def test_a_verification_of_another_model_is_refused(checkpoint: Path) -> None:
+    plan = Plan.load(checkpoint / "plan.json")
+    made = Provenance({}, "now", "natprec verify", "cpu", 0, "another", "f" * 16)
+    judged(plan, provenance=made).save(checkpoint / "verification.json")
+    with pytest.raises(InputError, match=f"{'f' * 16}.*{plan.model_digest}"):
+        gather(checkpoint)
 
 
 def energy(rows: list[dict[str, Any]], **run: Any) -> dict[str, Any]:
