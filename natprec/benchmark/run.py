@@ -11,13 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from natprec.benchmark.result import Evaluation, TaskResult
+from natprec.benchmark.result import BACKENDS, Evaluation, TaskResult
 from natprec.benchmark.statistics import paired
 from natprec.benchmark.tasks import Asked, tasks_named
 from natprec.checkpoints.dense_reader import load_quantized
-from natprec.errors import InputError
-from natprec.evaluation.foreign import loaded
+from natprec.errors import InputError, unknown
+from natprec.evaluation.foreign import gguf_of, loaded
 from natprec.measurement.subject import Subject
+from natprec.models.loading import read_tokenizer
 from natprec.utils.digests import checkpoint_digests
 from natprec.utils.progress import Stages
 from natprec.utils.provenance import Provenance
@@ -38,6 +39,20 @@ def require_lm_eval() -> None:
         version("lm_eval")
     except ImportError as error:
         raise InputError("natprec eval asks lm-eval's tasks, and it is not installed; install natprec[eval]") from error
+
+
+def refuse_backend(backend: str, folder: Path) -> None:
+    """Stop before a model is loaded that no backend of this name runs.
+
+    Raises:
+        InputError: no such backend, or it runs no such checkpoint.
+    """
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if backend == "natprec" and gguf_of(folder) is not None:
+        raise InputError(
+            f"{str(folder)!r} is a GGUF file, which natprec's runtime does not run; use --backend transformers"
+        )
 
 
 def asked(names: str, folder: Path | None) -> list[Asked]:
@@ -134,10 +149,9 @@ def refuse_other_tokenizer(subject: Subject, folder: Path) -> None:
 
     Raises:
         InputError: names a text that the two cut differently.
+        ModelError: it has none that can be used.
     """
-    from natprec.models.trust import tokenizer_of
-
-    own, theirs = subject.tokenizer, tokenizer_of(folder, subject.trusted)
+    own, theirs = subject.tokenizer, read_tokenizer(str(folder), gguf_of(folder), subject.trusted)
     for text in ("The cat, 3.14 and naïve façade", "  def f(x):\n\treturn x", "日本語 🙂"):
         if list(own(text)["input_ids"]) != list(theirs(text)["input_ids"]):
             raise InputError(

@@ -45,10 +45,9 @@ def eval(  # the command's name
     from rich.console import Console
 
     from natprec.benchmark.report import table
-    from natprec.benchmark.result import BACKENDS
-    from natprec.benchmark.run import asked, evaluate, require_lm_eval
+    from natprec.benchmark.run import asked, evaluate, refuse_backend, require_lm_eval
     from natprec.commands.output import print_json
-    from natprec.errors import InputError, unknown
+    from natprec.errors import InputError
     from natprec.models.hub import checkpoint_path
     from natprec.pipeline.early import inputs
     from natprec.pipeline.provenance import command_of, of_subject
@@ -60,13 +59,12 @@ def eval(  # the command's name
     from natprec.utils.provenance import command_line
     from natprec.utils.records import public_name
 
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
     name = public_name(folder if folder.exists() else str(folder))
     folder = checkpoint_path(folder)
     if not folder.is_dir():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder or a Hub id")
     require_lm_eval()
+    refuse_backend(backend, folder)
     wanted = asked(tasks, tasks_data)
     if out is not None:
         refuse_inputs(out, {**inputs(config), "--tasks-data": tasks_data})

@@ -58,7 +58,7 @@ def verify_foreign(
     """
     device = next(subject.model.parameters()).device
     with stages.stage("load checkpoint"):
-        judged = checkpoint_digests(_gguf(path) or path)
+        judged = checkpoint_digests(gguf_of(path) or path)
         expected = replace(described(path, subject, eps), gpu=gpu)
         model = loaded(path, subject, gpu).to(device)
         _refuse_other(path, model, subject)
@@ -76,7 +76,7 @@ def verify_foreign(
 
 def described(path: Path, subject: Subject, eps: float | None) -> Expected:
     """What the files say of their sizes: bits of the weights that have less than 16, and of all."""
-    file = _gguf(path)
+    file = gguf_of(path)
     elements, stored, quantized, packed = _gguf_sizes(file) if file else _sizes(path, subject)
     if not elements:
         raise InputError(f"checkpoint {str(path)!r} holds none of the weights of {subject.name!r}; check --model")
@@ -95,7 +95,7 @@ def described(path: Path, subject: Subject, eps: float | None) -> Expected:
     )
 
 
-def _gguf(path: Path) -> Path | None:
+def gguf_of(path: Path) -> Path | None:
     """The GGUF file that a path stands for."""
     if path.is_file():
         return path
@@ -129,7 +129,7 @@ def _sizes(folder: Path, subject: Subject) -> tuple[int, int, int, int]:
 
 def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
     """The checkpoint in float32, by natprec's reader of compressed-tensors or by plain transformers."""
-    file = _gguf(path)
+    file = gguf_of(path)
     method = "gguf" if file is not None else _method(path)
     if method == METHOD:
         running = inputs_that_run(path, "vllm", gpu)

@@ -10,7 +10,8 @@ import pytest
 from tests.hub import Hub, served
 from tests.publishing.conftest import made_hub, turned_to, verification
 from tests.publishing.test_card import front_of
-from tests.publishing.test_push import pushed
+from tests.publishing.test_from_hub import answers
+from tests.publishing.test_push import pushed, refused
 from tests.run_command import SMALL, natprec
 
 NAME = "alice/tiny-gguf"
@@ -39,6 +40,10 @@ def test_push_and_pull(
     with served(made_hub(tmp_path / "hub", original, xet=xet)) as hub:
         turned_to(hub, tmp_path / "cache", monkeypatch)
         round_trip(hub, gguf, text_file)
+        asked = answers(NAME, tmp_path)
+        assert asked["files"] == verification(gguf)["files"]
+        refused(natprec("eval", NAME, "--model", "alice/tiny", "--tasks", tmp_path / "questions.jsonl", "--backend",
+                        "natprec"), "--backend transformers")  # fmt: skip
 
 
 def round_trip(hub: Hub, gguf: Path, text: Path) -> None:
