@@ -160,12 +160,12 @@ def _gguf(file: Path) -> Any:
 
 
 def _config(file: Path) -> Any:
-    from natprec.models.stored_config import StoredConfig, read_config
+    from natprec.models.stored_config import StoredConfig, read_description
 
     folder = file.parent
     file.rename(folder / "config.json")
     try:
-        return StoredConfig(folder, read_config(folder)["quantization_config"])
+        return StoredConfig(folder, read_description(folder))
     finally:
         (folder / "config.json").unlink()
 

@@ -3,6 +3,7 @@
     python scripts/recipes.py                                   # all that need no text; exit code 1 if one differs
     python scripts/recipes.py recipes/all-minilm-l6-v2.toml --data valid.txt --eval-data test.raw.txt
     python scripts/recipes.py --write                           # [expected], and in [about] hardware, date, duration
+    python scripts/recipes.py --write --keep DIR                # the checkpoints too, for scripts/model_cards.py --add
 
 Alone on the machine SmolLM2's take about five minutes each on two cores; `--write` is for a machine that is quiet.
 """
@@ -40,13 +41,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="text to measure on, for all that are run")
     parser.add_argument("--eval-data", type=Path, help="text to judge on")
     parser.add_argument("--write", action="store_true", help="write [expected] instead of comparing with it")
+    parser.add_argument("--keep", type=Path, help="folder for the checkpoints; each has its recipe's name")
     options = parser.parse_args()
     texts = {"data": options.data, "eval_data": options.eval_data}
     texts = {name: file for name, file in texts.items() if file is not None}
     differing = 0
     for file in options.recipes or sorted((ROOT / "recipes").glob("*.toml")):
         with tempfile.TemporaryDirectory(prefix="natprec-recipe-") as folder:
-            out, start = Path(folder) / "out", time.perf_counter()
+            out, start = (options.keep or Path(folder)) / file.stem, time.perf_counter()
             flags = [part for name, text in texts.items() for part in (f"--{name.replace('_', '-')}", str(text))]
             command = [sys.executable, "-m", "natprec", "quantize", "--recipe", str(file), "--out", str(out), "--json"]
             done = subprocess.run([*command, *flags], stdout=subprocess.PIPE, text=True, check=False)
@@ -72,7 +74,8 @@ def main() -> None:
 def about(seconds: float) -> dict[str, Any]:
     """What a run was made on."""
     return {
-        "hardware": f"{len(os.sched_getaffinity(0))} CPU cores, {available_bytes() / 1e9:.0f} GB free, no GPU used",
+        "hardware": f"{len(os.sched_getaffinity(0))} CPU cores, {available_bytes() / 1e9:.0f} GB free, no GPU used; "
+        f"load {os.getloadavg()[0]:.0f} at the end",
         "date": datetime.date.today().isoformat(),
         "duration_seconds": round(seconds),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("natprec", "torch", "transformers")),

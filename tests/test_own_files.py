@@ -18,6 +18,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from natprec.benchmark.result import Evaluation, TaskResult
 from natprec.errors import InputError, NatprecError
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import recorded
@@ -75,7 +76,19 @@ def verified() -> Verification:
     )  # fmt: skip
 
 
+def asked() -> Evaluation:
+    """Right and wrong answers, and a task whose scores are neither."""
+    task = TaskResult(
+        name="piqa", n=200, metric="acc", base=0.68, quantized=0.665, difference=-0.015, ci95=(-0.04, 0.01),
+        p_mcnemar=0.549, flips_to_wrong=7, flips_to_right=4, answers_changed=13, detectable=0.0325, kl_answers=0.02,
+        documents_digest="0" * 16,
+    )  # fmt: skip
+    other = replace(task, name="f1", metric="f1", p_mcnemar=None, flips_to_wrong=None, flips_to_right=None)
+    return Evaluation("tiny", "1" * 16, "out", "natprec", 200, 0, "0.4.13", [task, other], {"model.safetensors": "2"})
+
+
 MADE: dict[str, tuple[Callable[[], Any], Callable[[Path], Any]]] = {
+    "evaluation": (asked, Evaluation.load),
     "plan": (planned, Plan.load),
     "verification": (verified, Verification.load),
     "measurement": (measured, Measurement.load),
@@ -215,7 +228,7 @@ def test_flipped_bits_and_cuts(file: Path) -> None:
 @pytest.mark.parametrize(("name", "wanted"), list(itertools.permutations(MADE, 2)))
 def test_a_file_of_another_kind_says_what_it_is(name: str, wanted: str, tmp_path: Path) -> None:
     MADE[name][0]().save(tmp_path / name)
-    with pytest.raises(InputError, match=rf"'.*/{name}' is a {name}, and a {wanted} is wanted; .*natprec"):
+    with pytest.raises(InputError, match=rf"'.*/{name}' is an? {name}, and an? {wanted} is wanted; .*natprec"):
         MADE[wanted][1](tmp_path / name)
 
 
@@ -268,7 +281,7 @@ def test_other_versions_are_refused_by_name(file: Path, version: Any) -> None:
 
 def test_a_file_without_checksum_is_read_and_one_that_was_changed_is_not(file: Path) -> None:
     content = content_of(file)
-    name = {"plan": "model", "verification": "data", "measurement": "data"}[file.name]
+    name = {"plan": "model", "verification": "data", "measurement": "data", "evaluation": "model"}[file.name]
     write(file, content | {name: "another"})
     assert re.search(r"is not what was written: .* take 'checksum' out of it, else", str(load(file)))
     del content[CHECKSUM]

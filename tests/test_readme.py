@@ -47,7 +47,9 @@ def folders_of_the_map() -> set[str]:
 def folders_of_the_tree() -> set[str]:
     """The packages directly under natprec, and the folders beside it that hold files of the repository."""
     packages = {f"natprec/{file.parent.name}" for file in (ROOT / "natprec").glob("*/*.py")}
-    return packages | {name for name in ("docs", "recipes", "scripts", "tests") if (ROOT / name).is_dir()}
+    return packages | {
+        name for name in ("docs", "model_cards", "recipes", "scripts", "tests") if (ROOT / name).is_dir()
+    }
 
 
 def test_the_readme_is_short() -> None:

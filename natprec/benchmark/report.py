@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from natprec.benchmark.result import Evaluation, TaskResult
+from natprec.benchmark.result import Evaluation
 
 
 def table(found: Evaluation) -> RenderableType:
@@ -21,13 +21,5 @@ def table(found: Evaluation) -> RenderableType:
             f"{task.difference:+.3f} ({low:+.3f} to {high:+.3f})", flips,
             "-" if task.kl_answers is None else f"{task.kl_answers:.4f}",
         )  # fmt: skip
-    limit = "all documents" if found.limit is None else f"at most {found.limit} documents of each task"
-    notes = [line for task in found.tasks if (line := unseen(task)) is not None]
-    return Group(rows, "flips: answers that became wrong / right", f"{limit}, {found.shots} shots", *notes)
-
-
-def unseen(task: TaskResult) -> str | None:
-    """What a difference that is not seen means; None where one is seen."""
-    if not task.ci95[0] <= 0 <= task.ci95[1]:
-        return None
-    return f"{task.name}: no difference seen; {task.n} documents show differences from ±{task.detectable:.3f} on"
+    notes = [task.unseen for task in found.tasks if task.unseen is not None]
+    return Group(rows, "flips: answers that became wrong / right", found.asked, *notes)

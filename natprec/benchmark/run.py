@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,20 +11,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from natprec.benchmark.result import Evaluation, TaskResult
+from natprec.benchmark.result import BACKENDS, Evaluation, TaskResult
 from natprec.benchmark.statistics import paired
 from natprec.benchmark.tasks import Asked, tasks_named
 from natprec.checkpoints.dense_reader import load_quantized
-from natprec.errors import InputError
-from natprec.evaluation.foreign import loaded
+from natprec.errors import InputError, unknown
+from natprec.evaluation.foreign import gguf_of, loaded
 from natprec.measurement.subject import Subject
+from natprec.models.loading import read_tokenizer
+from natprec.utils.digests import checkpoint_digests
 from natprec.utils.progress import Stages
 from natprec.utils.provenance import Provenance
 
 METRICS = ("acc", "exact_match", "acc_norm", "f1")
 """Of several metrics of a document, the first of these is compared."""
 
-BACKENDS = ("transformers", "natprec")
 TASKS = "lambada,arc_easy,piqa"
 
 
@@ -39,15 +41,24 @@ def require_lm_eval() -> None:
         raise InputError("natprec eval asks lm-eval's tasks, and it is not installed; install natprec[eval]") from error
 
 
+def refuse_backend(backend: str, folder: Path) -> None:
+    """Stop before a model is loaded that no backend of this name runs.
+
+    Raises:
+        InputError: no such backend, or it runs no such checkpoint.
+    """
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if backend == "natprec" and gguf_of(folder) is not None:
+        raise InputError(
+            f"{str(folder)!r} is a GGUF file, which natprec's runtime does not run; use --backend transformers"
+        )
+
+
 def asked(names: str, folder: Path | None) -> list[Asked]:
     """The tasks, checked before a model is loaded; lm-eval's list is read only if a name is in no file."""
     with silent():
-        try:
-            return tasks_named(names, folder, [])
-        except InputError:
-            from lm_eval.tasks import TaskManager
-
-            return tasks_named(names, folder, list(TaskManager().all_tasks))
+        return tasks_named(names, folder, lambda: _manager(True).all_tasks)
 
 
 def evaluate(
@@ -74,8 +85,6 @@ def evaluate(
         InputError: an encoder, another tokenizer than the original's, or weights that stay on disk.
         ModelError: the checkpoint cannot be loaded.
     """
-    from natprec.benchmark.models import BothModels, Remembered
-
     if not subject.task.generates:
         raise InputError(
             f"{subject.name!r} is an encoder, which gives no answers; natprec verify measures its distance"
@@ -86,21 +95,43 @@ def evaluate(
         )
     refuse_other_tokenizer(subject, folder)
     with stages.stage("load checkpoint"):
+        files = checkpoint_digests(folder)
         checkpoint = _checkpoint(folder, engine, backend, subject)
+    results = compared(
+        subject.model, checkpoint, subject.tokenizer, tasks, limit=limit, shots=shots, seed=seed, stages=stages
+    )
+    return Evaluation(
+        subject.name, subject.digest, name, backend, limit, shots, version("lm_eval"), results, files, provenance
+    )
+
+
+def compared(
+    original: Any,
+    checkpoint: Any,
+    tokenizer: Any,
+    tasks: Sequence[Asked],
+    *,
+    limit: int | None = None,
+    shots: int = 0,
+    seed: int = 0,
+    stages: Stages,
+) -> list[TaskResult]:
+    """Ask two models that share a tokenizer; of a group of tasks, each has a result of its own."""
+    from natprec.benchmark.models import BothModels, Remembered
+
     results: list[TaskResult] = []
     with silent():
-        both = BothModels(subject.model, checkpoint, subject.tokenizer, stages)
-        remembered = Remembered(both, subject.tokenizer)
+        manager = _manager(any(isinstance(task.task, str) for task in tasks))
+        both = BothModels(original, checkpoint, tokenizer, stages)
+        remembered = Remembered(both, tokenizer)
         for task in tasks:
             both.begin(task.name)
-            before = _samples(both, task, limit, shots)
-            after = _samples(remembered, task, limit, shots)
+            before = _samples(both, task, manager, limit, shots)
+            after = _samples(remembered, task, manager, limit, shots)
             for own, rows in before.items():
                 shown = task.name if len(before) == 1 else own
-                results.append(_compared(shown, rows, after[own], both.kl_mean if len(before) == 1 else None, seed))
-    return Evaluation(
-        subject.name, subject.digest, name, backend, limit, shots, version("lm_eval"), results, provenance
-    )
+                results.append(_result(shown, rows, after[own], both.kl_mean if len(before) == 1 else None, seed))
+    return results
 
 
 def _checkpoint(folder: Path, engine: str, backend: str, subject: Subject) -> Any:
@@ -118,10 +149,9 @@ def refuse_other_tokenizer(subject: Subject, folder: Path) -> None:
 
     Raises:
         InputError: names a text that the two cut differently.
+        ModelError: it has none that can be used.
     """
-    from natprec.models.trust import tokenizer_of
-
-    own, theirs = subject.tokenizer, tokenizer_of(folder, subject.trusted)
+    own, theirs = subject.tokenizer, read_tokenizer(str(folder), gguf_of(folder), subject.trusted)
     for text in ("The cat, 3.14 and naïve façade", "  def f(x):\n\treturn x", "日本語 🙂"):
         if list(own(text)["input_ids"]) != list(theirs(text)["input_ids"]):
             raise InputError(
@@ -130,15 +160,23 @@ def refuse_other_tokenizer(subject: Subject, folder: Path) -> None:
             )
 
 
-def _samples(model: Any, task: Asked, limit: int | None, shots: int) -> dict[str, list[dict[str, Any]]]:
+def _manager(known: bool) -> Any:
+    """lm-eval's reader of tasks; the thousands that come with it take seconds, and are read only if one is `known`."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=known)
+
+
+def _samples(model: Any, task: Asked, manager: Any, limit: int | None, shots: int) -> dict[str, list[dict[str, Any]]]:
     """Task → its documents with metrics and responses, in order."""
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
 
     try:
-        found = simple_evaluate(
-            model=model, tasks=[task.task], limit=limit, num_fewshot=shots, bootstrap_iters=0, log_samples=True,
-            verbosity=None,
-        )  # fmt: skip
+        with replaced(evaluator, "get_git_commit_hash", lambda: None):  # of the current folder, which it has no use for
+            found = evaluator.simple_evaluate(
+                model=model, tasks=[task.task], limit=limit, num_fewshot=shots, bootstrap_iters=0, log_samples=True,
+                verbosity=None, task_manager=manager,
+            )  # fmt: skip
     except (OSError, ConnectionError) as error:
         raise InputError(
             f"the documents of task {task.name!r} cannot be loaded ({error}); give --tasks-data FOLDER with its .jsonl"
@@ -147,7 +185,7 @@ def _samples(model: Any, task: Asked, limit: int | None, shots: int) -> dict[str
     return {name: sorted(rows, key=lambda row: row["doc_id"]) for name, rows in found["samples"].items()}
 
 
-def _compared(
+def _result(
     name: str, before: list[dict[str, Any]], after: list[dict[str, Any]], kl: float | None, seed: int
 ) -> TaskResult:
     metric = next((each for each in METRICS if each in before[0]), None)
@@ -169,7 +207,13 @@ def _compared(
         answers_changed=sum(answer(a) != answer(b) for a, b in zip(before, after, strict=True)),
         detectable=values.detectable,
         kl_answers=kl,
+        documents_digest=documents_digest(before),
     )
+
+
+def documents_digest(rows: list[dict[str, Any]]) -> str:
+    """16 hex digits of sha256 over lm-eval's own digests of the documents."""
+    return hashlib.sha256("".join(row["doc_hash"] for row in rows).encode()).hexdigest()[:16]
 
 
 def answer(row: dict[str, Any]) -> Any:
@@ -194,11 +238,20 @@ def silent() -> Iterator[None]:
         drawn(self, *args, **{**options, "disable": True})
 
     logger.setLevel(logging.ERROR)
-    tqdm.__init__ = hidden  # type: ignore[method-assign]
     try:
-        with warnings.catch_warnings():
+        with replaced(tqdm, "__init__", hidden), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        tqdm.__init__ = drawn  # type: ignore[method-assign]
         logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attribute, for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -7,12 +7,12 @@ and `gold` (which choice is likeliest?), as in the data of llm-foundry.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from natprec.errors import InputError, unknown
-from natprec.utils.records import public_name
+from natprec.errors import InputError, first_line, unknown
 
 NAMES = {"lambada": "lambada_openai"}
 """Short names."""
@@ -44,12 +44,12 @@ class Asked:
     task: str | dict[str, Any]
 
 
-def tasks_named(names: str, folder: Path | None, known: list[str]) -> list[Asked]:
+def tasks_named(names: str, folder: Path | None, known: Callable[[], Collection[str]] = tuple) -> list[Asked]:
     """The tasks of a list with commas.
 
     Args:
         folder: of JSON-lines files, which come before lm-eval's tasks of the same name.
-        known: the names of lm-eval's tasks.
+        known: gives the names of lm-eval's tasks; called if a name is in no file.
     Raises:
         InputError: no such task, or a file that is none; suggests the nearest.
     """
@@ -61,7 +61,7 @@ def tasks_named(names: str, folder: Path | None, known: list[str]) -> list[Asked
     return [_asked(name, folder, known) for name in dict.fromkeys(wanted)]
 
 
-def _asked(name: str, folder: Path | None, known: list[str]) -> Asked:
+def _asked(name: str, folder: Path | None, known: Callable[[], Collection[str]]) -> Asked:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return Asked(path.stem, _yaml(path))
@@ -72,9 +72,9 @@ def _asked(name: str, folder: Path | None, known: list[str]) -> Asked:
         for each in (name, full):
             if (folder / f"{each}.jsonl").is_file():
                 return Asked(name, from_lines(folder / f"{each}.jsonl"))
-    if full not in known:
+    if full not in (theirs := known()):
         here = [] if folder is None else [file.stem for file in sorted(folder.glob("*.jsonl"))]
-        raise unknown("task", name, [*here, *NAMES, *known])
+        raise unknown("task", name, [*here, *NAMES, *theirs])
     return Asked(name, full)
 
 
@@ -129,7 +129,13 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"task {str(path)!r} cannot be read ({error}); give a task of lm-eval") from error
+        raise InputError(
+            f"task {str(path)!r} cannot be read ({first_line(error)}); give a task of lm-eval, without Python functions"
+        ) from error
     if not isinstance(value, dict) or "task" not in value:
-        raise InputError(f"task {public_name(str(path))!r} is no task of lm-eval: it has no key 'task'")
+        raise InputError(f"task {str(path)!r} is no task of lm-eval: it has no key 'task'; add one with its name")
+    if "include" in value:
+        raise InputError(
+            f"task {str(path)!r} includes {str(value['include'])!r}, which is not read; write all in one file"
+        )
     return value

@@ -24,7 +24,7 @@ from natprec.models.disk_names import DiskNames
 from natprec.models.headers import read_headers
 from natprec.models.model_files import weight_files
 from natprec.models.stored_codes import CODES, in_library_order, refuse_other_format
-from natprec.models.stored_config import Group, StoredConfig, read_config
+from natprec.models.stored_config import Group, StoredConfig, read_description
 from natprec.quantizers import QuantizedTensor
 
 SCALES = ("weight_scale", "weight_global_scale")
@@ -54,7 +54,7 @@ class Checkpoint:
             ModelError: a weight file is missing, truncated or damaged.
         """
         self.folder = folder
-        described = read_config(folder)["quantization_config"]
+        described = read_description(folder)
         states = described.get("kv_cache_scheme")
         if states:
             raise ModelError(

@@ -26,7 +26,7 @@ from natprec.models.patterns import MARK
 from natprec.models.segments import SegmentedModel
 from natprec.models.stored import empty_model, hollowed, read_stored
 from natprec.models.stored_codes import refuse_other_formats
-from natprec.models.stored_config import StoredConfig, read_config
+from natprec.models.stored_config import StoredConfig, read_description
 from natprec.models.trust import config_of, model_of, unfilled_model
 from natprec.tasks import Task
 
@@ -120,7 +120,7 @@ def open_quantized(
 
 def _config(folder: Path) -> StoredConfig:
     """What config.json says of the folder; its files are whole."""
-    described = read_config(folder)["quantization_config"]
+    described = read_description(folder)
     refuse_damaged(weight_files(folder), ours=(folder / "plan.json").is_file())
     return StoredConfig(folder, described, tensor_files(folder))
 

@@ -7,7 +7,6 @@ be told about, whoever made it. Sources: vLLM's `compressed_tensors/utils.py` (`
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from natprec.engines.architectures import EMBEDDINGS, takes_embedding
 from natprec.engines.layers import Layer, Operand
 from natprec.errors import InputError
+from natprec.models.config_file import FILE, KEY, METHOD, quantization_of, read_config
 from natprec.models.headers import Header, read_headers
 from natprec.models.model_files import weight_files
 from natprec.models.patterns import Targets
@@ -65,10 +65,11 @@ def describe(folder: Path) -> Described:
         InputError: it is none, or its config.json cannot be read.
         ModelError: a weight file cannot be read.
     """
-    config = _config(folder)
+    config = read_config(folder)
+    scheme = _scheme(folder, config)
     headers = read_headers(weight_files(folder))
     modules = _matrices(headers)
-    schemes = _Schemes(config["quantization_config"], modules, folder)
+    schemes = _Schemes(scheme, modules, folder)
     architecture = str([*(config.get("architectures") or []), ""][0])
     text: dict[str, Any] = config.get("text_config") or {}
     dtype = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
@@ -80,21 +81,20 @@ def describe(folder: Path) -> Described:
     return Described(architecture, tuple(layers))
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the folder of one")
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        scheme: Any = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
-        method = scheme["quant_method"]
-        groups = scheme.get("config_groups") or {}
-        known = all(isinstance(group["targets"], list) for group in groups.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{str(file)!r} describes no quantized checkpoint ({error!r}); give one that does") from error
-    if method != "compressed-tensors" or not known:
-        raise InputError(f"{str(file)!r} says quant_method {method!r}; natprec reads compressed-tensors alone")
-    return config | {"quantization_config": scheme}
+def _scheme(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Its `quantization_config`, with groups whose targets are lists."""
+    scheme, file = quantization_of(config), folder / FILE
+    if scheme is None:
+        raise InputError(f"{str(file)!r} describes no quantized checkpoint: it has no {KEY!r}; give one that does")
+    groups = scheme.get("config_groups") or {}
+    values = list(groups.values()) if isinstance(groups, dict) else [None]
+    known = all(isinstance(each, dict) and isinstance(each.get("targets"), list) for each in values)
+    if scheme.get("quant_method") != METHOD or not known:
+        raise InputError(
+            f"{str(file)!r} says quant_method {scheme.get('quant_method')!r}; natprec reads {METHOD} alone, "
+            "with groups whose targets are lists"
+        )
+    return scheme
 
 
 def _matrices(headers: Mapping[str, Header]) -> dict[str, dict[str, Header]]:

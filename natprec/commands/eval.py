@@ -45,9 +45,9 @@ def eval(  # the command's name
     from rich.console import Console
 
     from natprec.benchmark.report import table
-    from natprec.benchmark.run import BACKENDS, asked, evaluate, require_lm_eval
+    from natprec.benchmark.run import asked, evaluate, refuse_backend, require_lm_eval
     from natprec.commands.output import print_json
-    from natprec.errors import InputError, unknown
+    from natprec.errors import InputError
     from natprec.models.hub import checkpoint_path
     from natprec.pipeline.early import inputs
     from natprec.pipeline.provenance import command_of, of_subject
@@ -56,15 +56,15 @@ def eval(  # the command's name
     from natprec.utils.atomic_files import refuse_existing_file
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.progress import Stages
+    from natprec.utils.provenance import command_line
     from natprec.utils.records import public_name
 
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
     name = public_name(folder if folder.exists() else str(folder))
     folder = checkpoint_path(folder)
     if not folder.is_dir():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder or a Hub id")
     require_lm_eval()
+    refuse_backend(backend, folder)
     wanted = asked(tasks, tasks_data)
     if out is not None:
         refuse_inputs(out, {**inputs(config), "--tasks-data": tasks_data})
@@ -72,7 +72,7 @@ def eval(  # the command's name
     stages = Stages()
     engine = Plan.load(folder / "plan.json").engine if (folder / "plan.json").is_file() else "transformers"
     subject = open_subject(replace(config, length=2), stages)  # questions have their own lengths
-    command = command_of("eval", config, name)
+    command = command_line(command_of("eval", config, name), asking(tasks, tasks_data, limit, shots, backend))
     found = evaluate(
         subject, folder, wanted, name=name, engine=engine, backend=backend, limit=limit, shots=shots, seed=config.seed,
         stages=stages, provenance=of_subject(subject, command, config),
@@ -85,12 +85,25 @@ def eval(  # the command's name
         Console().print(table(found))
 
 
+def asking(
+    tasks: str, tasks_data: Path | None, limit: int | None, shots: int, backend: str
+) -> list[tuple[str, object]]:
+    """The command's own options that were given, files by their names."""
+    from natprec.utils.records import public_name
+
+    named = ",".join(public_name(each.strip()) for each in tasks.split(","))
+    given: dict[str, object | None] = {
+        "--tasks": named,
+        "--tasks-data": None if tasks_data is None else public_name(tasks_data),
+        "--limit": limit,
+        "--shots": shots or None,
+        "--backend": None if backend == "transformers" else backend,
+    }
+    return [(flag, value) for flag, value in given.items() if value is not None]
+
+
 def is_evaluation(path: Path) -> bool:
     """Whether a file is an eval.json."""
-    from natprec.utils.own_files import parsed
+    from natprec.utils.own_files import EVALUATION, what_is
 
-    try:
-        value = parsed(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and "tasks" in value and "lm_eval_version" in value
+    return what_is(path) == EVALUATION.one

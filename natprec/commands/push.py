@@ -40,6 +40,10 @@ def push(
     no_measurement: Annotated[
         bool, own("--no-measurement", OUTPUT, "Leave out what others could solve another tolerance from.")
     ] = False,
+    report: Annotated[
+        bool,
+        own("--report", OUTPUT, "Add report.html, the page of natprec report, with what lies beside the checkpoint."),
+    ] = False,
     allow_unverified: Annotated[
         bool,
         own("--allow-unverified", OUTPUT, "Push without a verification that vouches for it; the card's title says so."),
@@ -57,7 +61,7 @@ def push(
     from natprec.utils.progress import Stages
 
     asked = Request(
-        repository, private, revision, tag, create_pr, base_model, not no_measurement, allow_unverified, dry_run
+        repository, private, revision, tag, create_pr, base_model, not no_measurement, report, allow_unverified, dry_run
     )
     outcome = publish(folder, asked, Stages())
     if as_json:

@@ -55,8 +55,10 @@ def report(
 
 def is_report(path: Path) -> bool:
     """Whether a file is a page of natprec's."""
+    from natprec.utils.marks import REPORT_TITLE
+
     try:
         with path.open("rb") as file:
-            return b"<title>natprec report" in file.read(2048)
+            return REPORT_TITLE.encode() in file.read(2048)
     except OSError:
         return False

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from natprec.energy.footprint import EXPERT, Footprint, on_chip_bytes
 from natprec.errors import InputError
+from natprec.models.config_file import FILE, KEY, found_object
 from natprec.models.devices import usable_device
 from natprec.models.headers import read_headers
 from natprec.models.loading import load_model, model_digest
@@ -64,7 +63,7 @@ def open_model(name: str, device: str, trust_remote_code: bool) -> Opened:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether it is a folder whose config.json names groups of compressed-tensors."""
-    return "config_groups" in (_config(folder).get("quantization_config") or {})
+    return "config_groups" in (found_object(folder / FILE).get(KEY) or {})
 
 
 def files_digest(folder: Path) -> str:
@@ -86,7 +85,7 @@ def stored_footprint(name: str) -> Footprint | None:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return None
-    config: dict[str, Any] = _config(folder)
+    config = found_object(folder / FILE)
     experts = next(
         (config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config), 0
     )
@@ -109,7 +108,7 @@ def sizes_on_disk(name: str) -> tuple[int, int, int] | None:
     path = local_path(name)
     if path is None or not path.is_dir():
         return None
-    config = _config(path)
+    config = found_object(path / FILE)
     text = config.get("text_config", config)
     found = tuple(text.get(key) for key in ("vocab_size", "num_hidden_layers", "hidden_size"))
     return found if all(isinstance(each, int) for each in found) else None
@@ -135,14 +134,6 @@ def cpu_name(file: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         return "unknown"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _width(dtype: str) -> float:

@@ -6,11 +6,9 @@ of natprec's checkpoints.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,13 +20,13 @@ from natprec.evaluation.running import inputs_that_run
 from natprec.evaluation.verdict import HeldOutText
 from natprec.evaluation.verification import Comparison, Verification, compare
 from natprec.measurement.subject import Subject
+from natprec.models.config_file import METHOD, quantization_of, read_config
 from natprec.models.devices import quiet
 from natprec.models.gguf_files import gguf_sizes
 from natprec.models.headers import read_headers
 from natprec.models.hidden_states import passed
 from natprec.models.loading import load_model
 from natprec.models.model_files import weight_files
-from natprec.models.stored_config import METHOD
 from natprec.models.trust import model_of
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
@@ -60,7 +58,7 @@ def verify_foreign(
     """
     device = next(subject.model.parameters()).device
     with stages.stage("load checkpoint"):
-        judged = checkpoint_digests(_gguf(path) or path)
+        judged = checkpoint_digests(gguf_of(path) or path)
         expected = replace(described(path, subject, eps), gpu=gpu)
         model = loaded(path, subject, gpu).to(device)
         _refuse_other(path, model, subject)
@@ -78,7 +76,7 @@ def verify_foreign(
 
 def described(path: Path, subject: Subject, eps: float | None) -> Expected:
     """What the files say of their sizes: bits of the weights that have less than 16, and of all."""
-    file = _gguf(path)
+    file = gguf_of(path)
     elements, stored, quantized, packed = _gguf_sizes(file) if file else _sizes(path, subject)
     if not elements:
         raise InputError(f"checkpoint {str(path)!r} holds none of the weights of {subject.name!r}; check --model")
@@ -97,7 +95,7 @@ def described(path: Path, subject: Subject, eps: float | None) -> Expected:
     )
 
 
-def _gguf(path: Path) -> Path | None:
+def gguf_of(path: Path) -> Path | None:
     """The GGUF file that a path stands for."""
     if path.is_file():
         return path
@@ -131,7 +129,7 @@ def _sizes(folder: Path, subject: Subject) -> tuple[int, int, int, int]:
 
 def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
     """The checkpoint in float32, by natprec's reader of compressed-tensors or by plain transformers."""
-    file = _gguf(path)
+    file = gguf_of(path)
     method = "gguf" if file is not None else _method(path)
     if method == METHOD:
         running = inputs_that_run(path, "vllm", gpu)
@@ -165,15 +163,8 @@ def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
 
 def _method(folder: Path) -> str | None:
     """The `quant_method` of a folder's config.json."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{str(folder)!r} is no checkpoint ({first_line(error)}); give a folder with config.json and weights, "
-            "or a .gguf file"
-        ) from error
-    described = config.get("quantization_config") or {}
-    return described.get("quant_method") if isinstance(described, dict) else None
+    config = read_config(folder, "give a folder with config.json and weights, or a .gguf file")
+    return (quantization_of(config) or {}).get("quant_method")
 
 
 def _refuse_other(path: Path, model: nn.Module, subject: Subject) -> None:

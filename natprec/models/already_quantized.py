@@ -7,13 +7,13 @@ the tensors' types and names count too.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from natprec.errors import ModelError
+from natprec.models.config_file import FILE, found_object
 from natprec.models.headers import Header
 
 DESCRIPTIONS = ("hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json")
@@ -84,13 +84,13 @@ def refuse_unmerged(name: str, unused: Iterable[str]) -> None:
 
 def _described(folder: Path) -> tuple[str, str] | None:
     """The method and the file that names it."""
-    config = _json(folder / "config.json")
+    config = found_object(folder / FILE)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in KEYS:
             if isinstance(part.get(key), dict) and part[key]:
                 return _method(part[key], "MLX" if key == "quantization" else "unknown"), f"{key!r} in config.json"
     for file in DESCRIPTIONS:
-        found = _json(folder / file)
+        found = found_object(folder / file)
         inner = found["quantization"] if isinstance(found.get("quantization"), dict) else found
         if inner and any(inner.values()):
             return _method(inner, "unknown"), file
@@ -112,12 +112,3 @@ def _remedy(method: str) -> str:
             f"quantization_config={UNPACKERS[method]}(dequantize=True)).save_pretrained(...)"
         )
     return f"{original}; where there is none, unpack it with the library that packed it and save that"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A file's object; empty where there is none, or none that can be read."""
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -131,7 +131,7 @@ def load_model(
             take_apart(model)
         if header is not None:
             unread = passed_over(header, model)
-        tokenizer = _load_tokenizer(where, gguf, config, trust_remote_code)
+        tokenizer = read_tokenizer(where, gguf, trust_remote_code, config)
         distortion, head = task.distortion, None
         others = {} if gguf else code_files(where) | companions(name, where)
         if task == ENCODER:
@@ -260,11 +260,16 @@ def _load_weights(
     return model, set(report["missing_keys"])
 
 
-def _load_tokenizer(where: str, gguf: Path | None, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
+def read_tokenizer(
+    where: str, gguf: Path | None, trust_remote_code: bool, config: PreTrainedConfig | None = None
+) -> Any:
     """The tokenizer that came with the model.
 
     A GGUF describes its tokenizer whole, so no class has to be looked up: AutoTokenizer would parse
     all metadata again (3 s) and arrive at the same object.
+
+    Raises:
+        ModelError: there is none that can be used.
     """
     from transformers import PreTrainedTokenizerFast
 

@@ -7,7 +7,6 @@ ignored has no group.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from natprec.errors import InputError, first_line
+from natprec.errors import InputError
 from natprec.formats import Format
 from natprec.formats.compressed_tensors import activation_format, weight_format
+from natprec.models.config_file import FILE, KEY, METHOD, read_config
 from natprec.models.patterns import Targets
 from natprec.utils.schema import Place, read
 
-METHOD = "compressed-tensors"
 SCALE = ".weight_scale"
 
 
@@ -127,22 +126,17 @@ class StoredConfig:
         return name in targets or self._patterns.match(name, targets) or bool(classes.intersection(targets))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a quantized checkpoint, an object whose `quantization_config` is one.
+def read_description(folder: Path) -> dict[str, Any]:
+    """The `quantization_config` of a checkpoint that natprec is to load.
 
     Raises:
-        InputError: there is none, or it is something else.
+        InputError: its config.json is missing, cannot be read, or has none.
     """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise InputError(f"{str(folder)!r} is no checkpoint: it has no config.json; give the --out folder of quantize")
-    try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        config["quantization_config"].keys()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{str(file)!r} describes no quantized checkpoint ({what}); quantize again") from error
-    return config
+    again = "give the --out folder of quantize"
+    described = read_config(folder, again).get(KEY)
+    if not isinstance(described, dict):
+        raise InputError(f"{str(folder / FILE)!r} describes no quantized checkpoint: it has no {KEY!r}; {again}")
+    return described
 
 
 def _group(name: str, group: dict[str, Any], described: Mapping[str, Any], place: Place) -> Group:

@@ -20,6 +20,7 @@ from natprec.data.sources import source_rows, whole_text
 from natprec.errors import InputError, ModelError
 from natprec.formats import CHANNEL
 from natprec.formats.engines import GGUF_MODELS, engine_profile
+from natprec.models.config_file import FILE, found_object
 from natprec.models.gguf_files import gguf_architecture
 from natprec.models.places import local_path
 from natprec.utils.atomic_files import refuse_existing
@@ -48,7 +49,7 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
         refuse_inputs(out, inputs(config))
         refuse_existing(out, overwrite)
     place = local_path(config.model) if config.model else None
-    described = _described(place)
+    described = {} if place is None else found_object(place / FILE)
     _refuse_model(config, place, described)
     if config.data is not None:
         _refuse_text(config, config.data, config.tokens // 2, place)  # the model may write the other half
@@ -99,16 +100,6 @@ def parse_ladder(text: str) -> tuple[float, ...]:
     if not widths or not all(0 < width < 64 for width in widths) or len(set(widths)) < len(widths):
         raise InputError(f"ladder {text!r}: give bits per weight with commas between, each once, such as 3.5,4,4.5")
     return widths
-
-
-def _described(place: Path | None) -> dict[str, Any]:
-    """The config.json of a folder; empty where there is none to be read."""
-    if place is None or not (place / "config.json").is_file():
-        return {}
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads((place / "config.json").read_text("utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from natprec.evaluation.verdict import FAIL
 from natprec.publishing.contents import Contents
 from natprec.publishing.front_matter import front_matter, repository_name
 from natprec.publishing.markdown import text
+from natprec.publishing.scores import scores
 from natprec.publishing.sections import figures, meaning, original, scope, verdict_line
 from natprec.publishing.usage import licence, limits, reproduce, run_it
 from natprec.utils.marks import CARD_MADE_BY
@@ -16,13 +17,15 @@ from natprec.utils.marks import CARD_MADE_BY
 
 def render(contents: Contents) -> str:
     """README.md of a checkpoint."""
+    source = f"{original(contents)}, quantized with natprec: its precision was measured and solved for a target."
     return document(
         front_matter(contents),
         f"# {text(repository_name(contents))}{_mark(contents)}",
-        f"{original(contents)}, quantized with natprec: its precision was measured and solved for a target.",
+        source[:1].upper() + source[1:],
         verdict_line(contents),
         *_unverified(contents),
         figures(contents),
+        scores(contents),
         scope(contents),
         meaning(contents),
         run_it(contents),

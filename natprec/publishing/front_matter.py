@@ -1,14 +1,13 @@
 """The front matter of a card: what the Hub reads (huggingface.co/docs/hub/model-cards).
 
-`model-index` repeats the figures of verification.json to the last digit. `datasets` stays out: the Hub shows it as what
-a model was trained on. The Hub has no place of its own for a KL yet (hub-docs issue 2747).
+`model-index` repeats the figures of verification.json and eval.json to the last digit. `datasets` stays out: the Hub
+shows it as what a model was trained on. The Hub has no place of its own for a KL yet (hub-docs issue 2747).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from natprec.evaluation.verification import Verification
 from natprec.publishing.base import Base
 from natprec.publishing.contents import Contents
 from natprec.publishing.wording import words
@@ -25,10 +24,8 @@ def front_matter(contents: Contents) -> str:
 
     base = base_of(contents)
     more: dict[str, Any] = {} if base is None else {"base_model_relation": "quantized"}
-    more |= {} if contents.verification is None else {
-        "eval_results": eval_results(contents, contents.verification),
-        "model_name": repository_name(contents),
-    }  # fmt: skip
+    found = [*_distortions(contents), *_scores(contents)]
+    more |= {"eval_results": found, "model_name": repository_name(contents)} if found else {}
     data: ModelCardData = ModelCardData(
         base_model=None if base is None else base.id,
         license=None if base is None else base.license,
@@ -89,21 +86,34 @@ def tags(contents: Contents) -> list[str]:
     ]  # fmt: skip
 
 
-def eval_results(contents: Contents, found: Verification) -> list[Any]:
-    """Of each text its distortion; of the one that decided, perplexity and agreement."""
+def _result(contents: Contents, name: str, digest: str | None, kind: str, what: str, value: float) -> Any:
     from huggingface_hub import EvalResult
 
+    return EvalResult(
+        task_type=task_tag(contents), dataset_type=name, dataset_name=name, dataset_revision=digest,
+        metric_type=kind, metric_name=what, metric_value=value,
+    )  # fmt: skip
+
+
+def _scores(contents: Contents) -> list[Any]:
+    """Of each task its metric."""
+    found = contents.evaluation
+    return [] if found is None else [
+        _result(contents, task.name, task.documents_digest, task.metric, f"{task.metric}, {task.n} documents",
+                task.quantized)
+        for task in found.tasks
+    ]  # fmt: skip
+
+
+def _distortions(contents: Contents) -> list[Any]:
+    """Of each text its distortion; of the one that decided, perplexity and agreement."""
+    found = contents.verification
+    if found is None:
+        return []
     label = words(found.distortion)[0]
     texts = [(each.name, each.digest, each.kl_mean) for each in found.texts]
-
-    def result(name: str, digest: str, kind: str, what: str, value: float) -> Any:
-        return EvalResult(
-            task_type=task_tag(contents), dataset_type=name, dataset_name=name, dataset_revision=digest,
-            metric_type=kind, metric_name=what, metric_value=value,
-        )  # fmt: skip
-
     every = [
-        result(name, digest, found.distortion, f"{label} to the original", mean)
+        _result(contents, name, digest, found.distortion, f"{label} to the original", mean)
         for name, digest, mean in texts or [(found.data, found.data_digest, found.kl_mean)]
     ]
     digest = next((digest for name, digest, _ in texts if name == found.data), found.data_digest)
@@ -112,5 +122,5 @@ def eval_results(contents: Contents, found: Verification) -> list[Any]:
         ("top1_agreement", "same likeliest token as the original", found.top1_agreement),
     ):
         if value is not None:
-            every.append(result(found.data, digest, kind, what, value))
+            every.append(_result(contents, found.data, digest, kind, what, value))
     return every

@@ -13,12 +13,12 @@ from natprec.publishing.card import document, render
 from natprec.publishing.contents import Contents, read_contents
 from natprec.publishing.front_matter import front_matter, repository_name
 from natprec.publishing.markdown import block, code, section, table, text
-from natprec.publishing.plot import scatter
 from natprec.publishing.sections import meaning, original
 from natprec.publishing.usage import licence, repository
 from natprec.publishing.wording import words
+from natprec.reporting.chart import Chart, Point
 from natprec.utils.human import human_bytes
-from natprec.utils.marks import CARDS, listed
+from natprec.utils.marks import CARD_MADE_BY, CARDS, listed
 from natprec.utils.own_files import parsed
 
 CARD, PLOT = CARDS
@@ -73,7 +73,9 @@ def render_ladder(ladder: Ladder) -> str:
     """README.md of the repository's main branch."""
     contents = next(iter(ladder.rungs.values()))
     label, unit, _ = words(contents.plan.distortion)
-    whole = replace(contents, verification=None, name=ladder.name)  # no figure here is of one rung alone
+    whole = replace(
+        contents, verification=None, evaluation=None, name=ladder.name
+    )  # no figure here is of one rung alone
     rows = []
     for name, rung in ladder.rungs.items():
         found, plan = rung.verification, rung.plan
@@ -104,11 +106,14 @@ def render_ladder(ladder: Ladder) -> str:
 
 
 def plot(ladder: Ladder) -> str:
-    """The distortion by size, as SVG."""
+    """The measured distortion of each size with its interval, as SVG; the same files give the same bytes."""
     plan = next(iter(ladder.rungs.values())).plan
     label, unit, _ = words(plan.distortion)
-    points = [(name, found.stored_bytes / 1e6, found.kl_mean) for name, found in ladder.judged.items()]
-    return scatter(points, "stored, MB", f"{label}, {unit}".rstrip(", "))
+    points = [
+        Point(found.stored_bytes / 1e6, found.kl_mean, name, found.kl_ci95) for name, found in ladder.judged.items()
+    ]
+    line = {label: [(point.x, point.y) for point in points]}
+    return Chart("stored, MB", f"{label}, {unit}".rstrip(", "), line, points).file(f"{label} by size", CARD_MADE_BY)
 
 
 def rendered(folder: Path) -> str:

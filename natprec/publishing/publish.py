@@ -24,10 +24,12 @@ from natprec.publishing.account import (
 )
 from natprec.publishing.base import Base, Published
 from natprec.publishing.card import render
-from natprec.publishing.contents import Contents, read_contents
+from natprec.publishing.contents import REPORT, Contents, read_contents
 from natprec.publishing.ladder import CARD, PLOT, is_ladder, plot, read_ladder, render_ladder
 from natprec.publishing.push import MAIN, Commit, Upload, reach, refuse_tag, send, set_tag, with_record
 from natprec.publishing.vouch import own_files, refuse_private, vouched
+from natprec.reporting.page import page
+from natprec.reporting.sources import gather
 from natprec.utils.progress import Stages
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Request:
     create_pr: bool = False
     base_model: str | None = None
     measurement: bool = True
+    report: bool = False
     allow_unverified: bool = False
     dry_run: bool = False
 
@@ -147,8 +150,11 @@ def _rungs(folder: Path) -> dict[str, tuple[Path, Contents]]:
 
 def _upload(folder: Path, contents: Contents, published: Published, asked: Request) -> Upload:
     """A checkpoint's branch."""
-    shown = replace(contents, published=published, header=contents.header if asked.measurement else None)
+    header = contents.header if asked.measurement else None
+    shown = replace(contents, published=published, header=header, report=asked.report)
     files: dict[str, Path | bytes] = {**own_files(folder, asked.measurement), CARD: render(shown).encode()}
+    if asked.report:
+        files[REPORT] = page(gather(folder, measured=asked.measurement)).encode()
     found, plan = contents.verification, contents.plan
     measured = "not verified" if found is None else f"{found.distortion} {found.kl_mean:.4g}"
     message = f"natprec: {plan.bits_per_weight:.2f} bits per weight, {measured}"

@@ -7,7 +7,7 @@ from collections import Counter
 from natprec.evaluation.verdict import FAIL, PASS, WITHIN_NOISE
 from natprec.evaluation.verification import Verification
 from natprec.models.places import ALIASES
-from natprec.publishing.contents import Contents
+from natprec.publishing.contents import REPORT, Contents
 from natprec.publishing.front_matter import base_of
 from natprec.publishing.markdown import code, section, table, text
 from natprec.publishing.wording import words
@@ -30,7 +30,8 @@ def original(contents: Contents) -> str:
     if base is None:
         package, file, _ = ALIASES.get(plan.model, ("", plan.model, ""))
         of_package = f" of the Python package {code(package)}" if package else ""
-        return f"{code(file)}{of_package} (weights with digest {code(plan.model_digest)})"
+        values = "the float values of " if file.endswith(".gguf") else ""
+        return f"{values}{code(file)}{of_package} (weights with digest {code(plan.model_digest)})"
     seen = "" if base.compared else ", as whoever published it says"
     return f"[{text(base.id)}](https://huggingface.co/{base.id}) (commit {code(base.revision)}{seen})"
 
@@ -81,6 +82,11 @@ def figures(contents: Contents) -> str:
     if found is not None and found.corrections and found.first_verdict is not None:
         first = found.first_verdict.kl_mean
         parts.append(f"The first plan measured {first:.4g}; natprec corrected it once and judged it on other text.")
+    if contents.report:
+        more = "" if contents.header is None else " and solves any other tolerance by itself"
+        parts.append(
+            f"[{REPORT}]({REPORT}) shows the bits of every weight{more}: download it and open it in a browser."
+        )
     return section("Figures", *parts)
 
 

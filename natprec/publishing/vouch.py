@@ -12,12 +12,12 @@ from natprec.evaluation.verdict import FAIL
 from natprec.evaluation.verify import MEASUREMENT
 from natprec.models.checksums import refuse_damaged
 from natprec.publishing.base import FILE
-from natprec.publishing.contents import VERIFICATION, Contents
+from natprec.publishing.contents import EVALUATION, VERIFICATION, Contents
 from natprec.utils.digests import changed
 from natprec.utils.marks import listed
 from natprec.utils.records import COMMON
 
-SAID = (".json", ".md", ".svg", ".jinja", ".txt", ".yaml")
+SAID = (".json", ".md", ".svg", ".html", ".jinja", ".txt", ".yaml")
 """Endings of files whose text is looked through for places of this machine; a tokenizer's words are not."""
 
 SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
@@ -45,7 +45,7 @@ def vouched(folder: Path, contents: Contents, allowed: bool) -> str:
     Args:
         allowed: `--allow-unverified`.
     Raises:
-        InputError: nobody vouches for it, and that is not allowed.
+        InputError: nobody vouches for it, and that is not allowed; or its answers are of other weights.
         ModelError: a weight file is damaged.
     """
     reason = doubt(folder, contents)
@@ -55,6 +55,12 @@ def vouched(folder: Path, contents: Contents, allowed: bool) -> str:
     if not allowed:
         raise InputError(f"checkpoint {str(folder)!r} is not published: {what}; {remedy}, or add --allow-unverified")
     refuse_damaged(sorted(folder.glob("*.safetensors")), ours=True)
+    asked = {} if contents.evaluation is None else contents.evaluation.files
+    if asked and (other := changed(asked, folder)):
+        raise InputError(
+            f"checkpoint {str(folder)!r} is not published: {other[0]!r} is not the file that {EVALUATION} is of; run "
+            "natprec eval again, or take it out"
+        )
     return what
 
 
@@ -70,8 +76,7 @@ def own_files(folder: Path, measurement: bool = True) -> dict[str, Path]:
     if known is None:
         raise InputError(f"folder {str(folder)!r} was not written by natprec: push what natprec quantize writes")
     names = {*known} - {"README.md", FILE, VERIFICATION}
-    if (folder / VERIFICATION).is_file():
-        names.add(VERIFICATION)
+    names |= {name for name in (VERIFICATION, EVALUATION) if (folder / name).is_file()}
     if not measurement:
         names.discard(MEASUREMENT.as_posix())
     gone = sorted(name for name in names if not (folder / name).is_file())

@@ -1,4 +1,4 @@
-"""A plot as SVG: one logarithmic axis, lines and labelled points, drawn in the colours of the page."""
+"""A plot as SVG: one logarithmic axis, lines and labelled points; in the colours of a page, or as a file of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ WIDE, HIGH = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 76, 190, 16, 48
 GAP = 15
 """Between labels, one above another."""
+
+STYLE = (
+    "svg{font:13px sans-serif;background:#fff}text{fill:#333}.axis,.grid,.leader{stroke:#ccc}"
+    ".line{stroke:#1f6fb2;stroke-width:2}.point{fill:#1f6fb2}.interval{stroke:#1f6fb2}"
+)
+"""Of a plot that is no part of a page."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,19 @@ class Chart:
     lines: Mapping[str, Sequence[tuple[float, float]]]
     points: Sequence[Point]
 
-    def svg(self, title: str) -> Markup:
-        """The picture."""
+    def file(self, title: str, note: str) -> str:
+        """The picture as a file of its own, with a comment in it."""
+        drawn = self.svg(title, element("style", Markup(STYLE)), Markup(note), xmlns="http://www.w3.org/2000/svg")
+        return f"{drawn}\n"
+
+    def svg(self, title: str, *before: Markup, xmlns: str | None = None) -> Markup:
+        """The picture, as a part of a page."""
         lines = {name: [(x, y) for x, y in line if y > 0] for name, line in self.lines.items()}
         points = [point for point in self.points if point.y > 0]
         xs = [x for line in lines.values() for x, _ in line] + [point.x for point in points]
         ys = [y for line in lines.values() for _, y in line] + [point.y for point in points]
         axes = _Axes(min(xs, default=0.0), max(xs, default=1.0), min(ys, default=0.1), max(ys, default=1.0))
-        drawn = [element("title", title), *axes.drawn(self.x_label, self.y_label)]
+        drawn = [*before, element("title", title), *axes.drawn(self.x_label, self.y_label)]
         for line in lines.values():
             if line:
                 drawn.append(
@@ -49,7 +60,8 @@ class Chart:
                 )
         drawn += [mark for point in points for mark in axes.mark(point)]
         drawn += axes.labels(points)
-        return element("svg", *drawn, kind="chart", viewBox=f"0 0 {WIDE} {HIGH}", role="img", aria_label=title)
+        size = f"0 0 {WIDE} {HIGH}"
+        return element("svg", *drawn, kind="chart", viewBox=size, role="img", aria_label=title, xmlns=xmlns)
 
 
 class _Axes:

@@ -40,7 +40,7 @@ def data_of(sources: Sources) -> dict[str, Any]:
         "measured": None if measurement is None else _header(measurement.header),
         "comparison": sources.comparison,
         "energy": sources.energy,
-        "scores": sources.scores,
+        "scores": None if sources.scores is None else sources.scores.to_json(),
         "inspection": None if sources.inspection is None else _inspected(sources.inspection),
         "files": sources.files,
     }

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from natprec.benchmark.result import Evaluation
+from natprec.energy.opening import files_digest
+from natprec.energy.run import VERSION as ENERGY_VERSION
 from natprec.errors import InputError
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT
 from natprec.measurement import Measurement
 from natprec.solver import Plan
-from natprec.utils.own_files import parsed
+from natprec.utils.digests import changed
+from natprec.utils.own_files import ENERGY, EVALUATION, parsed, read_json
 from natprec.utils.schema import Place, read
 
 _Pair = tuple[float, float]
@@ -40,17 +44,8 @@ OTHERS = {
         {"method": str, "bits": int, "kl_mean": float, "kl_ci95": _Pair, "stored_bytes": int},
     ),
     "energy": Other("an energy measurement", "energy.json", "rows", {"phase": str, "batch": int}),
-    "scores": Other(
-        "an evaluation",
-        "eval.json",
-        "tasks",
-        {
-            "name": str, "n": int, "base": float, "quantized": float, "difference": float, "ci95": _Pair,
-            "p_mcnemar": float | None, "flips_to_wrong": int, "flips_to_right": int,
-        },
-    ),
     "inspection": Other("an inspection", "inspection.json", "boundaries", {}),
-}  # fmt: skip
+}
 
 LARGEST = 50_000_000
 """Bytes of another command's JSON that are read."""
@@ -62,7 +57,7 @@ class Sources:
 
     Attributes:
         title: name of the model.
-        comparison: of `natprec compare`; `energy`, `scores`, `inspection`: of energy, eval and inspect.
+        comparison: of `natprec compare`; `energy`, `inspection`: of energy and inspect.
         picture: graph.svg of an inspection.
         files: name → checksum or None, of the files that were read.
     """
@@ -73,7 +68,7 @@ class Sources:
     measurement: Measurement | None
     comparison: dict[str, Any] | None
     energy: dict[str, Any] | None
-    scores: dict[str, Any] | None
+    scores: Evaluation | None
     inspection: dict[str, Any] | None
     picture: str | None
     files: dict[str, str | None]
@@ -86,6 +81,7 @@ def gather(
     energy: Path | None = None,
     scores: Path | None = None,
     inspection: Path | None = None,
+    measured: bool = True,
 ) -> Sources:
     """Read them; what is not named is looked for beside the checkpoint.
 
@@ -93,30 +89,56 @@ def gather(
         folder: a checkpoint of natprec's.
         comparison: compare.json of `natprec compare`.
         inspection: folder or inspection.json of `natprec inspect --out`.
+        measured: whether the measurement is shown, from which the page solves.
     Raises:
         InputError: a file is missing, damaged, of another kind or version, or of another model: names both digests.
     """
     plan = Plan.load(folder / "plan.json")
-    verification, measured = folder / "verification.json", folder / MEASUREMENT
-    measurement = Measurement.load(measured) if measured.is_file() else None
+    verification, curves = folder / "verification.json", folder / MEASUREMENT
+    measurement = Measurement.load(curves) if measured and curves.is_file() else None
     if measurement is not None:
-        _refuse_another(measured, measurement.header.model_digest, plan)
+        _refuse_another(curves, measurement.header.model_digest, plan)
+    judged = Verification.load(verification) if verification.is_file() else None
+    if judged is not None and judged.provenance is not None:
+        _refuse_another(verification, judged.provenance.model_digest, plan)
     if inspection is not None and inspection.is_dir():
         inspection /= "inspection.json"
-    given = {"comparison": comparison, "energy": energy, "scores": scores, "inspection": inspection}
+    given = {"comparison": comparison, "energy": energy, "inspection": inspection}
     found = {name: _json(OTHERS[name], given[name], folder, plan) for name in OTHERS}
-    names = [folder / "plan.json", verification, measured]
+    evaluation = _scores(scores, folder, plan)
+    names = [folder / "plan.json", verification, *([curves] if measured else [])]
     names += [given[name] or folder / OTHERS[name].name for name, value in found.items() if value is not None]
+    names += [scores or folder / EVALUATION.inside]
     drawn = None if inspection is None else inspection.with_name("graph.svg")
     return Sources(
         title=plan.model,
         plan=plan,
-        verification=Verification.load(verification) if verification.is_file() else None,
+        verification=judged,
         measurement=measurement,
+        scores=evaluation,
         picture=_picture(drawn) if drawn is not None and drawn.is_file() else None,
         files={each.name: _checksum(each) for each in names if each.is_file()},
         **found,
     )
+
+
+def _scores(given: Path | None, folder: Path, plan: Plan) -> Evaluation | None:
+    """Answers, if eval.json is named or lies beside the checkpoint; of these bytes and no others.
+
+    Raises:
+        InputError: see `gather`.
+    """
+    path = given or folder / EVALUATION.inside
+    if given is None and not path.is_file():
+        return None
+    found = Evaluation.load(path)
+    _refuse_another(path, found.model_digest, plan)
+    if found.files and (other := changed(found.files, folder)):
+        raise InputError(
+            f"{str(path)!r} is of another checkpoint: its {other[0]!r} is not the file in {str(folder)!r}; run natprec "
+            "eval again"
+        )
+    return found
 
 
 def _json(kind: Other, given: Path | None, folder: Path, plan: Plan) -> dict[str, Any] | None:
@@ -130,13 +152,15 @@ def _json(kind: Other, given: Path | None, folder: Path, plan: Plan) -> dict[str
     if path.stat().st_size > LARGEST:
         raise place.wrong(f"is larger than {LARGEST} bytes")
     try:
-        value = parsed(path.read_bytes())
+        value = read_json(path, ENERGY, (ENERGY_VERSION,)) if kind.name == "energy.json" else parsed(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{str(path)!r} is not {kind.what} ({error}); write it again") from error
     if not isinstance(value, dict) or not isinstance(value.get(kind.key), list):
         raise InputError(f"{str(path)!r} is not {kind.what}: it has no list {kind.key!r}; give what the command wrote")
     if isinstance(digest := value.get("model_digest"), str):
         _refuse_another(path, digest, plan)
+    if kind.name == "energy.json":
+        _refuse_other_energy(path, value, folder)
     for number, each in enumerate(value[kind.key]):
         at = place.within(kind.key).at(number)
         row = read(dict[str, Any], each, at)
@@ -146,8 +170,18 @@ def _json(kind: Other, given: Path | None, folder: Path, plan: Plan) -> dict[str
     return value
 
 
+def _refuse_other_energy(path: Path, value: dict[str, Any], folder: Path) -> None:
+    """Of a run in this process the digest is that of the checkpoint's files; of a server nobody knows it."""
+    ran = (value.get("run") or {}).get("model_digest")
+    if isinstance(ran, str) and (folder / "config.json").is_file() and ran != (own := files_digest(folder)):
+        raise InputError(
+            f"{str(path)!r} is of a checkpoint whose files have digest {ran}, those of {str(folder)!r} have {own}; "
+            "give the file that belongs to this checkpoint"
+        )
+
+
 def _refuse_another(path: Path, digest: str, plan: Plan) -> None:
-    if digest != plan.model_digest:
+    if not plan.is_of(digest):
         raise InputError(
             f"{str(path)!r} is of a model with weights {digest}, and the plan of {plan.model!r} with weights "
             f"{plan.model_digest}; give the file that belongs to this checkpoint"

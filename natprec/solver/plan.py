@@ -15,6 +15,7 @@ from natprec.roundings import ROUNDINGS
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.solver.needs import Needs
+from natprec.transforms import rotated_digest
 from natprec.utils.atomic_files import write_json
 from natprec.utils.human import human_bytes, summary_html, summary_line
 from natprec.utils.own_files import PLAN, read_json, sealed
@@ -110,6 +111,10 @@ class Plan:
         from natprec.pipeline.api import apply
 
         return apply(self, model, tokenizer, data, **options)
+
+    def is_of(self, digest: str) -> bool:
+        """Whether these are the weights that were planned, be it before a rotation."""
+        return self.model_digest in (digest, rotated_digest(digest, self.rotation))
 
     def refuse_other_model(self, digest: str, name: str) -> None:
         """Stop before another model is rounded to this plan.

@@ -26,6 +26,12 @@ CARDS = ("README.md", "ladder.svg")
 CARD_MADE_BY = "<!-- Rendered by natprec card from the JSON files beside it; changes here are lost. -->"
 """The line in them that says so."""
 
+REPORT_TITLE = "<title>natprec report"
+"""How the page of `natprec report` begins its title."""
+
+ADDED = {**dict.fromkeys(CARDS, CARD_MADE_BY), "eval.json": '"lm_eval_version"', "report.html": REPORT_TITLE}
+"""Files that commands add to a checkpoint later → the text in each by which it is natprec's."""
+
 KEY = "natprec"
 """In the metadata of each safetensors file that is natprec's own: what it is of."""
 
@@ -59,7 +65,7 @@ def refuse_foreign(folder: Path) -> None:
             "either), so --overwrite does not delete it; remove it yourself, or choose another"
         )
     changed = [name for name, size in found.items() if name != REWRITTEN and known.get(name) != size]
-    others = [name for name in changed if not is_card(folder / name)]
+    others = [name for name in changed if not is_added(folder / name)]
     if others:
         raise OutputError(
             f"folder {str(folder)!r} holds {others[0]!r}, which natprec did not write or was changed since, so "
@@ -67,11 +73,11 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def is_card(file: Path) -> bool:
-    """Whether a file is a model card that natprec rendered, or a plot in one."""
-    if file.name not in CARDS or file.is_symlink() or not file.is_file():
+def is_added(file: Path) -> bool:
+    """Whether a file is one that natprec added to a checkpoint: a card, answers, a report."""
+    if file.name not in ADDED or file.is_symlink() or not file.is_file():
         return False
-    return CARD_MADE_BY in file.read_text(encoding="utf-8", errors="replace")
+    return ADDED[file.name] in file.read_text(encoding="utf-8", errors="replace")
 
 
 def is_ours(file: Path) -> bool:

@@ -43,6 +43,11 @@ class Kind:
     again: str
     inside: str
 
+    @property
+    def one(self) -> str:
+        """The name with its article."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
     def place(self, path: Path) -> Place:
         """The file as a whole, for errors."""
         return Place(f"{self.name} {str(path)!r}", f"correct it, or {self.again}")
@@ -58,7 +63,7 @@ class Kind:
             remedy = f"give {str(path / self.inside)!r}"
         if found is None:
             return InputError(f"{str(path)!r} is no {self.name}; {remedy}")
-        return InputError(f"{str(path)!r} is {found}, and a {self.name} is wanted; {remedy}")
+        return InputError(f"{str(path)!r} is {found}, and {self.one} is wanted; {remedy}")
 
     def refuse_changed(
         self, value: dict[str, Any], versions: Collection[int], path: Path, beside: dict[str, Any] | None = None
@@ -120,6 +125,13 @@ ENERGY = Kind(
     "run natprec energy again",
     "",
 )
+EVALUATION = Kind(
+    "evaluation",
+    frozenset({"lm_eval_version"}),
+    "write it with natprec eval --out {path}",
+    "run natprec eval again",
+    "eval.json",
+)
 PUBLISHED = Kind(
     "record of a publication",
     frozenset({"repository"}),
@@ -156,7 +168,7 @@ def read_json(path: Path, kind: Kind, versions: Collection[int]) -> dict[str, An
     try:
         value = parsed(_bounded(path))
     except (OSError, ValueError) as error:
-        if what_is(path) not in (None, f"a {kind.name}"):
+        if what_is(path) not in (None, kind.one):
             raise kind.another(path) from error
         raise InputError(f"{kind.name} {str(path)!r} cannot be read ({error}); {kind.again}") from error
     if not isinstance(value, dict) or not kind.keys & value.keys():
@@ -214,15 +226,15 @@ def _safetensors(header: dict[str, Any]) -> str:
     if not said.startswith("{"):
         return f"what natprec keeps for a later run ({shown(said)})"
     content = parsed(said)
-    return "a measurement" if MEASUREMENT.keys & content.keys() else f"a {PROGRESS.name}"
+    return MEASUREMENT.one if MEASUREMENT.keys & content.keys() else PROGRESS.one
 
 
 def _json(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
-    for kind in (PLAN, VERIFICATION, ENERGY, PUBLISHED):
+    for kind in (PLAN, VERIFICATION, EVALUATION, ENERGY, PUBLISHED):
         if kind.keys & value.keys():
-            return f"a {kind.name}"
+            return kind.one
     return next((what for key, what in _OTHERS.items() if key in value), None)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from natprec.reporting.sources import gather
 from tests.conftest import made_up_words, tiny_model
@@ -69,7 +71,7 @@ def test_accuracy_is_lm_evals_and_a_model_has_no_flips_against_itself(model: Pat
     with silent():
         own = simple_evaluate(
             HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=4),
-            tasks=[each.task for each in tasks_named("choices,words", questions, [])], bootstrap_iters=0,
+            tasks=[each.task for each in tasks_named("choices,words", questions)], bootstrap_iters=0,
         )  # fmt: skip
     assert own is not None
     for task in found["tasks"]:
@@ -117,11 +119,16 @@ def test_backends_agree(model: Path, questions: Path, coarse: Path) -> None:
     assert one["kl_answers"] == pytest.approx(other["kl_answers"], rel=1e-3)
 
 
-def test_limit_is_said_in_the_table(model: Path, questions: Path) -> None:
+def test_limit_is_said_in_the_table(
+    model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And lm-eval's git has nothing to say of a folder that is no repository."""
+    monkeypatch.chdir(tmp_path)
     done = natprec("eval", model, "--model", model, "--tasks-data", questions, "--tasks", "words", "--limit", 7)
     assert done.code == 0, done.err
     assert "at most 7 documents" in done.out
     assert "no difference seen; 7 documents show differences from" in done.out
+    assert "git" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -144,3 +151,27 @@ def test_an_encoder_and_another_tokenizer_are_refused(
     assert (done.code, "is an encoder" in done.err) == (2, True), done.err
     done = natprec("eval", encoder_folder, "--model", model, "--tasks-data", questions, "--tasks", "words")
     assert (done.code, "tokens" in done.err) == (2, True), done.err
+
+
+def test_without_lm_eval_its_extra_is_named(model: Path, questions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("natprec.benchmark.run.version", version)
+    done = natprec("eval", model, "--model", model, "--tasks-data", questions, "--tasks", "words")
+    assert (done.code, "natprec[eval]" in done.reason) == (2, True), done.err
+
+
+def test_a_yaml_asks_what_lm_eval_asks(model: Path, questions: Path, tmp_path: Path) -> None:
+    """The same documents as a file of lines and as a task of lm-eval: the same result, but for the name."""
+    task = {"task": "mine", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
+            "dataset_kwargs": {"data_files": {"test": str(questions / "choices.jsonl")}}, "doc_to_text": "{{query}}",
+            "doc_to_choice": "choices", "doc_to_target": "gold", "metric_list": [{"metric": "acc"}]}  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task))
+    asked = ("--tasks", f"{tmp_path / 'mine.yaml'},{questions / 'choices.jsonl'}", "--limit", 20)
+    found = run(model, "--model", model, *asked)
+    one, other = found["tasks"]
+    assert (one.pop("name"), other.pop("name")) == ("mine", "choices")
+    assert one == other
+    assert one["n"] == 20
+    assert found["provenance"]["command"].endswith("--tasks mine.yaml,choices.jsonl --limit 20")

@@ -106,7 +106,7 @@ def test_a_model_from_a_file_has_no_base_model(checkpoint: Path) -> None:
                    provenance=replace(contents.plan.provenance, model="tiny.gguf", model_revision=None))  # fmt: skip
     card = render(replace(contents, plan=plan))
     assert not front_of(card).keys() & {"base_model", "base_model_relation", "license"}
-    assert f"`tiny.gguf` (weights with digest `{plan.model_digest}`)" in card
+    assert f"\nThe float values of `tiny.gguf` (weights with digest `{plan.model_digest}`), quantized" in card
 
 
 def test_markup_in_names_is_text(checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,9 +90,22 @@ def test_checkpoints_by_id(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
         "--sequence-length", "64", "--group-size", "32", "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
+    asked = answers(f"{NAME}@t", tmp_path)
+    assert (asked["checkpoint"], asked["files"]) == (f"{NAME}@t", checkpoint_digests(checkpoint))
+    assert asked["provenance"]["model_revision"] == hub.repositories["alice/tiny"].branches["main"]
     result = natprec("check", f"{NAME}@no-such", "--gpu", "h100")
     assert result.code == 2
     assert "no revision 'no-such'; branches and tags: main, t" in result.err
+
+
+def answers(name: str, folder: Path) -> dict[str, Any]:
+    """What natprec eval says of a checkpoint by id."""
+    questions = folder / "questions.jsonl"
+    questions.write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}\n' * 3)
+    result = natprec("eval", name, "--model", "alice/tiny", "--tasks", questions, "--json")
+    assert result.code == 0, result.err
+    found: dict[str, Any] = json.loads(result.out)
+    return found
 
 
 def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

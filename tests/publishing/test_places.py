@@ -30,14 +30,20 @@ def test_nothing_that_is_pushed_names_the_machine(
         result = natprec("quantize", *common, *target, "--out", home / name)
         assert result.code == 0, result.err
         assert natprec("card", home / name).code == 0
+    (home / "questions.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}\n' * 3)
+    result = natprec("eval", home / "one", "--model", home / "models" / "tiny", "--tasks", home / "questions.jsonl",
+                     "--out", home / "one" / "eval.json")  # fmt: skip
+    assert result.code == 0, result.err
+    assert natprec("report", home / "one", "--out", home / "one" / "report.html").code == 0
+    assert natprec("card", home / "one").code == 0
     written = files(home / "one", home / "several")
-    assert {"README.md", "ladder.json", "ladder.svg", "plan.json", "verification.json"} <= {
+    assert {"README.md", "ladder.json", "ladder.svg", "plan.json", "verification.json", "eval.json", "report.html"} <= {
         Path(name).name for name in written
     }
     refuse_places(written, home)
     refuse_foreign(home / "several")
     for name in ("one", "several"):
-        said = pushed(home / name, name=f"{NAME}-{name}")
+        said = pushed(home / name, "--report", name=f"{NAME}-{name}")
         assert said["base_model"] is None
         repository = hub.repositories[f"{NAME}-{name}"]
         for commit in repository.commits.values():

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -306,6 +307,10 @@ def test_a_ladder_goes_up_as_branches(
     for rung in rungs:
         assert f"`{rung['name']}`" in card
         assert f"{rung['kl_mean']:.4g}" in card
+    drawn = ElementTree.fromstring(hub.content(main["ladder.svg"]))
+    named = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"5bpw", "7bpw"} <= set(named)
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == len(rungs)
     own = repository.commits[repository.branches["5bpw"]].files
     assert {"model.safetensors", "README.md"} <= own.keys()
     assert not own.keys() & {"ladder.json", "ladder.svg"}

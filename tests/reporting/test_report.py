@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from py_mini_racer import MiniRacer
+from safetensors.numpy import save_file
 
+from natprec.benchmark.result import Evaluation, TaskResult
+from natprec.energy.opening import files_digest
 from natprec.errors import InputError
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT
@@ -24,6 +27,7 @@ from natprec.reporting.data import place_of
 from natprec.reporting.page import page
 from natprec.reporting.sources import gather
 from natprec.solver import Plan, solve
+from natprec.utils.provenance import Provenance
 from tests.arrange import curve, measurement
 from tests.run_command import natprec
 
@@ -199,6 +203,33 @@ def test_a_picture_with_a_script_is_refused(checkpoint: Path) -> None:
         gather(checkpoint, inspection=checkpoint / "inspection.json")
 
 
+def test_a_verification_of_another_model_is_refused(checkpoint: Path) -> None:
+    plan = Plan.load(checkpoint / "plan.json")
+    made = Provenance({}, "now", "natprec verify", "cpu", 0, "another", "f" * 16)
+    judged(plan, provenance=made).save(checkpoint / "verification.json")
+    with pytest.raises(InputError, match=f"{'f' * 16}.*{plan.model_digest}"):
+        gather(checkpoint)
+
+
+def energy(rows: list[dict[str, Any]], **run: Any) -> dict[str, Any]:
+    """What a report shows of energy.json."""
+    return {"version": 1, "source": "ESTIMATE", "counter": None, "idle_watts": None, "rows": rows, "run": run}
+
+
+def test_energy_of_another_checkpoint_or_version_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "energy.json").write_text(json.dumps({**energy([]), "version": 99}))
+    with pytest.raises(InputError, match="has version 99"):
+        gather(checkpoint)
+    (checkpoint / "config.json").write_text("{}")
+    save_file({"weight": np.zeros(2, np.float32)}, checkpoint / "model.safetensors")
+    own = files_digest(checkpoint)
+    (checkpoint / "energy.json").write_text(json.dumps(energy([], model_digest=own)))
+    assert gather(checkpoint).energy is not None
+    (checkpoint / "energy.json").write_text(json.dumps(energy([], model_digest="f" * 16)))
+    with pytest.raises(InputError, match=f"{'f' * 16}.*{own}"):
+        gather(checkpoint)
+
+
 def test_other_files_fill_their_panels(checkpoint: Path) -> None:
     row = {
         "method": "gptq",
@@ -209,15 +240,16 @@ def test_other_files_fill_their_panels(checkpoint: Path) -> None:
         "stored_bytes": 114_000_000,
     }
     (checkpoint / "compare.json").write_text(json.dumps({"rows": [row, {"method": "awq", "status": "not installed"}]}))
-    task = {
-        "name": "piqa", "n": 200, "metric": "acc", "base": 0.68, "quantized": 0.665, "difference": -0.015,
-        "ci95": [-0.04, 0.01], "p_mcnemar": 0.45, "flips_to_wrong": 7, "flips_to_right": 4, "answers_changed": 11,
-    }  # fmt: skip
-    (checkpoint / "eval.json").write_text(json.dumps({"tasks": [task]}))
+    task = TaskResult("piqa", 200, "acc", 0.68, 0.665, -0.015, (-0.04, 0.01), 0.45, 7, 4, 11, 0.0325, 0.02)
+    asked = Evaluation(
+        "tiny", Plan.load(checkpoint / "plan.json").model_digest, "out", "natprec", 200, 0, "0.4", [task]
+    )
+    asked.save(checkpoint / "eval.json")
     run = {"phase": "decode", "batch": 1, "tokens_per_second": 184.0, "joules_per_token": [0.011, 0.061], "floor": None}
-    (checkpoint / "energy.json").write_text(json.dumps({"source": "ESTIMATE", "counter": None, "rows": [run]}))
+    (checkpoint / "energy.json").write_text(json.dumps(energy(rows=[run])))
     html = page(gather(checkpoint))
-    for text in ("0.1931", "-0.015 (-0.040 to +0.010)", "ESTIMATE 0.011 to 0.061"):
+    for text in ("0.1931", "-0.015 (-0.040 to +0.010)", "ESTIMATE 0.011 to 0.061",
+                 "no difference seen; 200 documents show differences from ±0.033 on"):  # fmt: skip
         assert text in html
     assert "awq" not in re.sub(r"<script.*?</script>", "", html, flags=re.S)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from natprec.benchmark.result import TaskResult
 from natprec.reporting.elements import Content, Markup, element, joined, missing, table
 
 
@@ -56,24 +57,27 @@ def _number(value: Any) -> str:
 
 def scores_panel(data: dict[str, Any]) -> Markup:
     """Answers of original and checkpoint on the same documents: what an average hides are the answers that flip."""
-    found = data["scores"]
-    if found is None:
+    if data["scores"] is None:
         return missing("Answers", "natprec eval DIR --model MODEL --out eval.json")
+    tasks = [TaskResult(**task) for task in data["scores"]["tasks"]]
     rows = [
         (
-            task["name"],
-            task["n"],
-            f"{task['base']:.3f}",
-            f"{task['quantized']:.3f}",
-            f"{task['difference']:+.3f} ({task['ci95'][0]:+.3f} to {task['ci95'][1]:+.3f})",
-            task["flips_to_wrong"],
-            task["flips_to_right"],
-            _number(task["p_mcnemar"]),
+            task.name,
+            task.n,
+            f"{task.base:.3f}",
+            f"{task.quantized:.3f}",
+            f"{task.difference:+.3f} ({task.ci95[0]:+.3f} to {task.ci95[1]:+.3f})",
+            _number(task.flips_to_wrong),
+            _number(task.flips_to_right),
+            task.answers_changed,
+            _number(task.p_mcnemar),
         )
-        for task in found["tasks"]
+        for task in tasks
     ]
-    headers = ("task", "documents", "original", "checkpoint", "difference, 95 %", "to wrong", "to right", "McNemar p")
-    return table("Answers on the same documents", headers, rows, (1, 2, 3, 4, 5, 6, 7))
+    headers = ("task", "documents", "original", "checkpoint", "difference, 95 %", "to wrong", "to right", "changed",
+               "McNemar p")  # fmt: skip
+    notes = [element("p", f"{task.unseen}.", kind="hint") for task in tasks if task.unseen is not None]
+    return joined([table("Answers on the same documents", headers, rows, tuple(range(1, 9))), *notes])
 
 
 def boundaries_panel(data: dict[str, Any], picture: str | None) -> Markup:
