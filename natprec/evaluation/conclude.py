@@ -73,9 +73,7 @@ def conclude(
         ModelError: NaN or Inf.
     """
     rule = Portions.of(how.eval_tokens, expected.promise, len(texts))
-    found = [
-        judge(text, rule, compare, how.seed, how.confidence, first=1000 * number) for number, text in enumerate(texts)
-    ]
+    found = judge(texts, rule, compare, how.seed, how.confidence)
     worst = max(found, key=lambda each: each.text.kl_ci95[1])
     if not np.isfinite([each.text.kl_mean for each in found]).all():
         raise ModelError(
