@@ -189,7 +189,10 @@ class QuantizeConfig(Measured):
         check=positive,
     )
     data: str | None = option(
-        None, TEXT, "Calibration text: .txt, .jsonl, .csv, .parquet or a Hub dataset; default: ordinary text that natprec ships. The model itself writes half of the tokens."
+        None,
+        TEXT,
+        "Calibration text: .txt, .jsonl, .csv, .parquet or a Hub dataset; default: text that natprec ships. "
+        "The model writes half of the tokens.",
     )
     eval_data: str | None = option(None, TEXT, "Text to verify on; default: a held-out part of --data.")
     text_column: str | None = option(None, TEXT, "Column that holds the text or the conversations.")

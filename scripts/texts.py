@@ -1,6 +1,6 @@
 """What a promise is worth on other texts: measured / eps over kinds of text, tolerances and margins.
 
-    python scripts/texts.py --text play=play.txt --text code=code.txt --calibration none --calibration half.txt --work DIR
+    python scripts/texts.py --text play=play.txt --calibration none --calibration half.txt --work DIR
 
 Measures the model once for each calibration text (`none`: as `natprec quantize` does without `--data`). For each
 tolerance and margin it solves, rounds a copy with GPTQ in memory, and compares it with the original on each text, and

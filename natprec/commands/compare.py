@@ -14,9 +14,6 @@ from natprec.utils.options import METHOD, OUTPUT, TARGET
 
 EXAMPLES = ("natprec compare --model ./folder --methods gptq,autoround,natprec --out compared",)
 
-WIDTH = 104
-"""Columns that the table needs; a terminal may be wider."""
-
 
 @configured
 def compare(
@@ -68,6 +65,6 @@ def compare(
     if as_json:
         print_json(report)
         return
-    Console(width=max(WIDTH, Console().width)).print(comparison_table(report), highlight=False)
+    Console().print(comparison_table(report), highlight=False)
     if out is not None:
         print(f"written to {out}" + (", with pareto.png" if plotted else "; pip install matplotlib for the plot"))

@@ -45,9 +45,7 @@ class Judged:
     samples: Samples
 
 
-def judge(
-    texts: Sequence[HeldOutText], rule: Portions, compare: Compare, seed: int, confidence: float
-) -> list[Judged]:
+def judge(texts: Sequence[HeldOutText], rule: Portions, compare: Compare, seed: int, confidence: float) -> list[Judged]:
     """Compare on a portion of each text, then on more of the one that decides, until its interval is narrow enough.
 
     The text whose interval ends highest decides. Others get more only if they come to decide: the model writes its own

@@ -195,6 +195,8 @@ def header_of(
         untied=subject.untied,
         device=device_name(str(next(subject.model.parameters()).device)),
         revision=subject.revision,
+        source_bytes=subject.source_bytes,
+        source_format=subject.source_format,
         products=products_of(subject, config.sites),
         **config.entering(),
     )

@@ -58,6 +58,8 @@ class Header(Measured):
         rotation: the seed by which the model was rotated before; None: it was not.
         device: what measured; of a GPU its model. Older files do not say.
         revision: the model's commit on the hub; None: it is not from there.
+        source_bytes: of the weight files that were given; None: the model was in memory. `source_format`: the type of
+            most weights where they are quantized already, such as Q4_1; else empty.
         products: dtype of the operands of matrix products in the sweep.
         gpu: the generation that was measured for, or 'any'; None: formats that do not depend on one; with it `untested`
             and `portable`, as `natprec.formats.engine_profile` has them.
@@ -90,6 +92,8 @@ class Header(Measured):
     untied: str = ""
     device: str = ""
     revision: str | None = None
+    source_bytes: Count | None = None
+    source_format: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what concerns a GPU is there if one was named."""

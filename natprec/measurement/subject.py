@@ -55,6 +55,7 @@ class Subject:
         trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
         untied: the output head, where it was tied to the embedding and is a site of its own now; else empty.
         revision: the model's commit on the hub; None: it is not from there.
+        source_bytes, source_format: of the file that was given: see `LoadedModel`.
     """
 
     name: str
@@ -74,6 +75,8 @@ class Subject:
     trusted: bool = False
     untied: str = ""
     revision: str | None = None
+    source_bytes: int | None = None
+    source_format: str = ""
 
     @property
     def distortion(self) -> Distortion:
@@ -146,6 +149,8 @@ class Subject:
             leftovers=loaded.leftovers,
             trusted=loaded.trusted,
             revision=loaded.revision,
+            source_bytes=loaded.source_bytes,
+            source_format=loaded.source_format,
         )
 
     @classmethod

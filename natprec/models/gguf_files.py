@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,15 @@ class GGUFHeader:
 
     architecture: str
     tensors: tuple[GGUFTensor, ...]
+
+    @property
+    def quantized(self) -> str:
+        """The type of most weights, such as Q4_1; empty where they are floats."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors:
+            counts[tensor.type.name] += tensor.elements
+        ((most, _),) = counts.most_common(1) or [("F32", 0)]
+        return "" if most in ("F32", "F16", "BF16", "F64") else most
 
 
 def check_gguf(file: Path) -> GGUFHeader:

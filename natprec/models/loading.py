@@ -48,6 +48,7 @@ class LoadedModel:
         tokenizer: the one that came with it.
         storage_dtype: dtype of unquantized tensors and of scales in a checkpoint; see `choose_storage_dtype`.
         source_bytes: bytes of its weight files.
+        source_format: of a GGUF file that is quantized, the type of most weights; else empty.
         task: what it is for.
         distortion: name of the distortion that suits it, the task's unless its files say how vectors are pooled.
         companions: more files of its checkpoint, path → content, that a quantized one needs too.
@@ -73,6 +74,7 @@ class LoadedModel:
     leftovers: Leftovers = field(default_factory=Leftovers)
     head: nn.Module | None = None
     revision: str | None = None
+    source_format: str = ""
 
 
 def load_model(
@@ -168,6 +170,7 @@ def load_model(
         leftovers=leftovers,
         head=head,
         revision=hub_revision(path.parent if gguf else path),
+        source_format=header.quantized if header is not None else "",
     )
 
 

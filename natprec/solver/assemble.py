@@ -133,6 +133,8 @@ def assemble(
         gpu=profile.gpu,
         needs=needs_of(profile.name, profile.gpu, used) if profile.gpu else None,
         untied=bool(header.untied),
+        source_bytes=header.source_bytes,
+        source_format=header.source_format,
         provenance=header.provenance("natprec.solve"),
     )
 
