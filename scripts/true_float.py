@@ -54,7 +54,7 @@ MOST_PERPLEXITY = 1.03
 BITS, GROUP = 4, 32
 """Of the grid that the weights are to leave."""
 
-LENGTH = 256
+LENGTH, WARMUP = 256, 5
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
         model=subject.model,
     )  # fmt: skip
     text = training_text(subject.tokenizer, options.data, options.judge, options.share)
-    before = figures(subject, judging)
+    before = figures(subject, judging, dtype=None)
     _say(0, before, started)
     reached: dict[str, Any] = {}
     for step in trained(subject, text, options):
@@ -102,12 +102,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="texts to train on")
     parser.add_argument("--share", type=float, default=0.5, help="of each text, from its beginning")
     parser.add_argument("--judge", required=True, metavar="FILE", help="text for KL and perplexity")
-    parser.add_argument("--judge-tokens", type=int, default=4096)
+    parser.add_argument("--judge-tokens", type=int, default=2048)
     parser.add_argument("--out", required=True, help="folder for the model")
-    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate")
+    parser.add_argument("--rate", type=float, default=3e-4, help="learning rate at the beginning of each round")
     parser.add_argument("--batch", type=int, default=2, help=f"sequences of {LENGTH} tokens a step")
-    parser.add_argument("--steps", type=int, default=400, help="at most")
-    parser.add_argument("--every", type=int, default=40, help="steps between checks")
+    parser.add_argument("--steps", type=int, default=250, help="at most")
+    parser.add_argument("--every", type=int, default=50, help="steps of a round, which a check ends")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -130,12 +130,14 @@ def training_text(tokenizer: Any, files: list[str], judge: str, share: float) ->
 
 
 def trained(subject: Subject, text: Tensor, options: argparse.Namespace) -> Iterator[int]:
-    """Steps of AdamW on windows in a seeded order, one after another; yields how many were made."""
+    """Steps of AdamW on windows in a seeded order, one after another; yields how many were made.
+
+    In each round the learning rate falls to a tenth, so that a check finds the weights at rest.
+    """
     model: Any = subject.model
     order = torch.Generator().manual_seed(options.seed)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    warmup = max(1, options.steps // 20)
     for step in range(1, options.steps + 1):
         chosen = text[torch.randint(len(text), (options.batch,), generator=order)]
         model.requires_grad_(True)
@@ -144,20 +146,28 @@ def trained(subject: Subject, text: Tensor, options: argparse.Namespace) -> Iter
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * min(1.0, step / warmup)
+            group["lr"] = (
+                options.rate * min(1.0, step / WARMUP) * (1 - 0.9 * ((step - 1) % options.every) / options.every)
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         model.requires_grad_(False)
+        if step % 10 == 0:
+            print(f"step {step:4}: loss {loss.item():.3f}", flush=True)
         yield step
 
 
 @torch.no_grad()
-def figures(subject: Subject, judging: Samples) -> dict[str, Any]:
-    """Lossless Linears, KL of both group sizes and perplexity, of the weights as they would be written."""
+def figures(subject: Subject, judging: Samples, dtype: torch.dtype | None = STORED) -> dict[str, Any]:
+    """Lossless Linears, KL of both group sizes and perplexity, of the weights as they would be written.
+
+    Args:
+        dtype: that they are written in; None: as they are.
+    """
     model = subject.model
     trained_weights = {name: parameter.data for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(STORED).float()
+        parameter.data = parameter.data.to(dtype or parameter.dtype).float()
     linears = [site for site in subject.sites if site.role == "linear"]
     lossless = sum(is_lossless(site_weight(model, site)) for site in linears)
     reference = [subject.segmented.output(row) for row in judging.split()]

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from natprec.checkpoints.dense_reader import load_quantized
+from natprec.checkpoints.int32_packed import container_of, load_packed
 from natprec.errors import InputError, ModelError, NatprecError, first_line
 from natprec.evaluation.conclude import Expected, Judging, conclude
 from natprec.evaluation.running import inputs_that_run
@@ -132,7 +133,8 @@ def _sizes(folder: Path, subject: Subject) -> tuple[int, int, int, int]:
 def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
     """The checkpoint in float32, by natprec's reader of compressed-tensors or by plain transformers."""
     file = _gguf(path)
-    method = "gguf" if file is not None else _method(path)
+    described = {"quant_method": "gguf"} if file is not None else _described(path)
+    method = described.get("quant_method")
     if method == METHOD:
         running = inputs_that_run(path, "vllm", gpu)
         return load_quantized(path, trust_remote_code=subject.trusted, running=running)
@@ -143,6 +145,8 @@ def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
         )
     if file is not None:
         return load_model(str(file)).model
+    if container_of(described) is not None:
+        return load_packed(path, described, subject.task, subject.trusted)
     try:
         with quiet(stderr=True):
             model, report = model_of(path, subject.task, subject.trusted, output_loading_info=True)
@@ -163,8 +167,8 @@ def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
     return loaded
 
 
-def _method(folder: Path) -> str | None:
-    """The `quant_method` of a folder's config.json."""
+def _described(folder: Path) -> dict[str, Any]:
+    """The `quantization_config` of a folder's config.json; empty where there is none."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -173,7 +177,7 @@ def _method(folder: Path) -> str | None:
             "or a .gguf file"
         ) from error
     described = config.get("quantization_config") or {}
-    return described.get("quant_method") if isinstance(described, dict) else None
+    return described if isinstance(described, dict) else {}
 
 
 def _refuse_other(path: Path, model: nn.Module, subject: Subject) -> None:
