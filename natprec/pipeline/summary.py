@@ -152,10 +152,10 @@ def natural_line(natural_bits: float, perplexity: float) -> str:
     """The mean natural precision beside what a next token tells (T17): two figures to compare, no law between them.
 
     >>> natural_line(4.5, 16)
-    '4.50 bits (mean b*); next-token entropy 4.00 bits: no law links them'
+    '4.50 bits (mean b*); next-token entropy 4.00 bits'
     """
     entropy = math.log2(perplexity)
-    return f"{natural_bits:.2f} bits (mean b*); next-token entropy {entropy:.2f} bits: no law links them"
+    return f"{natural_bits:.2f} bits (mean b*); next-token entropy {entropy:.2f} bits"
 
 
 def _rows() -> Table:
