@@ -160,7 +160,7 @@ def true_float() -> str:
 
 
 def texts(name: str) -> str:
-    """measured / eps of each plan, by text; bytes beside those of margin 0.05."""
+    """Measured / eps of each plan, by text; bytes beside those of margin 0.05."""
     rows = figures(f"texts-{name}")["rows"]
     names = list(dict.fromkeys(row["text"] for row in rows))
     plans = sorted({(row["calibration"], -row["eps"], row["margin"]) for row in rows})

@@ -155,6 +155,11 @@ def read_gguf(file: Path) -> GGUFHeader:
             ) from error
 
 
+def expert_size(header: GGUFHeader) -> int | None:
+    """Inner size of experts, which transformers does not read; None: there are none."""
+    return next((each.shape[1] for each in header.tensors if each.name.endswith("ffn_up_exps.weight")), None)
+
+
 def passed_over(header: GGUFHeader, model: nn.Module) -> tuple[str, ...]:
     """Tensors of a file that transformers does not read into this model, which it has just made of it.
 

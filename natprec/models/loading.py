@@ -20,7 +20,7 @@ from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, embedding_distortion
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf, passed_over, read_gguf
+from natprec.models.gguf_files import check_gguf, expert_size, passed_over, read_gguf
 from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.hub import download, stored_on_hub
@@ -228,6 +228,9 @@ def _load_config(where: str, gguf: Path | None, trust_remote_code: bool) -> tupl
     """The checked config and the dtype it declares; loading in float32 overwrites the latter."""
     arguments = {"gguf_file": str(gguf)} if gguf else {}
     config = config_of(where, trust_remote_code, **arguments)
+    inner = expert_size(read_gguf(gguf)) if gguf else None
+    if inner is not None and hasattr(config, "moe_intermediate_size"):
+        config.moe_intermediate_size = inner
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return config, getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
