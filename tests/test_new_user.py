@@ -67,9 +67,9 @@ def user(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, text_file:
     user.run(sys.executable, "-m", "venv", ".venv")
     site = next((user.clone / ".venv").glob("lib/python*/site-packages"))
     (site / "clone.pth").write_text(f"{user.clone}\n{sysconfig.get_paths()['purelib']}\n")
-    program = user.clone / ".venv" / "bin" / "natprec"
-    program.write_text(f"#!{program.with_name('python')}\nfrom natprec.cli import main\n\nmain()\n")
-    program.chmod(0o755)
+    script = user.clone / ".venv" / "bin" / "natprec"
+    script.write_text(f"#!{script.with_name('python')}\nfrom natprec.cli import main\n\nmain()\n")
+    script.chmod(0o755)
     (user.clone / ".venv" / ".demo").touch()  # what `make demo` would install is there
     model = Path(shutil.copytree(tiny_folder, user.home / "tiny"))
     described = json.loads((model / "tokenizer_config.json").read_text())
