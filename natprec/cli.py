@@ -115,7 +115,10 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130
     if code == 130:
-        print("natprec: interrupted; no output was begun; --resume goes on with what was measured", file=sys.stderr)
+        print(
+            "natprec: interrupted; the output was not touched; --resume continues from what was measured",
+            file=sys.stderr,
+        )
     sys.exit(code)
 
 

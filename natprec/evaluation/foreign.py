@@ -78,7 +78,7 @@ def verify_foreign(
 
 
 def described(path: Path, subject: Subject, eps: float | None) -> Expected:
-    """What the files say of their sizes: bits of the weights that have less than 16, and of all."""
+    """Reads sizes from the files: bits of the weights that have less than 16, and of all."""
     file = _gguf(path)
     elements, stored, quantized, packed = _gguf_sizes(file) if file else _sizes(path, subject)
     if not elements:

@@ -38,7 +38,7 @@ class GivenText:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a text said: `samples` of all its portions."""
+    """The result on one text; `samples` are those of all its portions."""
 
     text: JudgedText
     comparison: Comparison
@@ -68,7 +68,7 @@ def judge(texts: Sequence[HeldOutText], rule: Portions, compare: Compare, seed: 
 
 
 class _Reading:
-    """How far a text was read, and what it said."""
+    """A text as far as it was read, with its comparisons."""
 
     def __init__(self, text: HeldOutText, compare: Compare, seed: int, confidence: float, first: int) -> None:
         self.text, self._compare, self._seed, self._confidence = text, compare, seed, confidence

@@ -41,7 +41,7 @@ def verdict_of(kl_mean: float, high: float, promise: float) -> str:
 
 @dataclass(frozen=True)
 class FirstVerdict:
-    """What the first plan measured, before a correction; without one, the verdict itself."""
+    """The verdict on the first plan, before a correction; without a correction, the verdict itself."""
 
     verdict: Annotated[str, Among(VERDICTS)] | None
     kl_mean: float
@@ -69,11 +69,11 @@ class HeldOutText(Protocol):
 
     @property
     def name(self) -> str:
-        """As files that are passed on call it."""
+        """Name of the text in files that are passed on."""
 
     @property
     def digest(self) -> str | None:
-        """Of the file's bytes; None: it is no file."""
+        """Digest of the file's bytes; None if the text is not a file."""
 
     def take(self, tokens: int) -> Samples | None:
         """The next samples, with so many tokens or what is left; None: nothing is."""
@@ -81,7 +81,7 @@ class HeldOutText(Protocol):
 
 @dataclass(frozen=True)
 class Portions:
-    """How much text judges.
+    """Decides how much text judges.
 
     Attributes:
         first: tokens of each text's first portion; `most`: of all texts together.

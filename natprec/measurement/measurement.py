@@ -45,7 +45,7 @@ _OF_A_GPU = ("gpu", "untested", "portable", "untied")
 
 @dataclass(frozen=True, kw_only=True)
 class Header(Measured):
-    """What was measured, on what, beside the options that enter a measurement.
+    """The subject, text and formats of a measurement, and the options that enter it.
 
     Attributes:
         model: its name, without the folder where it lay; `model_digest` identifies its weights.
@@ -104,7 +104,7 @@ class Header(Measured):
         return value
 
     def provenance(self, command: str, device: str | None = None) -> Provenance:
-        """How what is made of this measurement now comes to be.
+        """The provenance of a file that is made from this measurement now.
 
         Args:
             command: that makes it, without paths; `device`: where, else where it was measured.

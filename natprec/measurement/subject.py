@@ -80,7 +80,7 @@ class Subject:
 
     @property
     def distortion(self) -> Distortion:
-        """What every tolerance of this model is about."""
+        """The distortion that every tolerance of this model limits."""
         return self.segmented.distortion
 
     @property
@@ -307,7 +307,7 @@ def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
     """A distortion reads what the models of its task put out."""
     if distortion.task not in (None, loaded.task):
         raise InputError(
-            f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {loaded.task.noun}; "
+            f"distortion {distortion.name!r} needs another kind of model, and {loaded.name!r} is {loaded.task.noun}; "
             f"leave it out for {loaded.distortion!r}"
         )
 

@@ -56,7 +56,7 @@ BLOCKS_TIMED = 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take.
+    """Time and memory of a run.
 
     Attributes:
         model_bytes: all weights in float32.

@@ -36,7 +36,7 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What judges a run: texts that are read, and whether the model writes one."""
+    """The held-out texts of a run: those that are read, and whether the model writes one."""
 
     config: QuantizeConfig
     subject: Subject
@@ -46,7 +46,7 @@ class HeldOut:
 
     @property
     def names(self) -> list[str]:
-        """Of the texts."""
+        """Names of the texts."""
         return [OWN_TEXT] * self.writes + list(self.read)
 
     def part(self, number: int) -> list[HeldOutText]:

@@ -1,4 +1,4 @@
-"""What can be refused before anything is measured, and the model that is."""
+"""Refusals before anything is measured, and opening the model."""
 
 from __future__ import annotations
 

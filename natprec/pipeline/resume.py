@@ -29,7 +29,7 @@ SEGMENTS = "segments"
 
 
 def resume_folder_of(partial: Path, subject: Subject) -> Path | None:
-    """Where a run keeps what it has rounded and judged; None for a model in memory, which is soon done again."""
+    """The folder for rounded and judged segments; None for a model in memory, which is soon done again."""
     return None if subject.segmented.weights.whole else partial / SEGMENTS
 
 

@@ -1,4 +1,4 @@
-"""The samples of a run: to measure on, and to judge on."""
+"""The samples of a run: calibration text and held-out text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from natprec.utils.records import OWN_TEXT, public_name
 
 
 def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
-    """What to measure on.
+    """The calibration samples.
 
-    Half of them are `data`, or else ordinary text, and half are the model's own text: a site then costs what it costs
-    on the kind of text where it costs most, and the promise survives text that `data` did not foresee. An encoder, or a
+    Half of them are `data`, or else ordinary text, and half are the model's own text: each site is charged its
+    cost on the worse of the two, and the promise survives text that `data` did not foresee. An encoder, or a
     model whose weights are on disk, cannot write, so that `data` is all there is.
 
     Raises:
@@ -53,7 +53,7 @@ def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
 
 
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:
-    """What to judge on: another part of the text, or another text, without what was `seen`."""
+    """The held-out samples: another part of the text, or another text, without windows that were `seen`."""
     source = config.eval_data or config.data
     return _samples(config, subject, stages, source, config.eval_tokens or EVAL_TOKENS, "held-out", seen)
 
@@ -61,7 +61,7 @@ def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, s
 def read_samples(
     config: QuantizeConfig, subject: Subject, stages: Stages, source: str, count: int, least: int, seen: Pieces
 ) -> Samples:
-    """So many samples of a source to judge on, at least `least` of them; see `held_out_samples`."""
+    """Reads `count` held-out samples of a source, at least `least` of them; see `held_out_samples`."""
     return _samples(config, subject, stages, source, count * config.length, "held-out", seen, least)
 
 

@@ -103,7 +103,7 @@ def verification_table(plan: Plan, verification: Verification, predicted: bool =
 
 
 def foreign_table(name: str, verification: Verification) -> RenderableType:
-    """The same of a checkpoint without a plan: another quantizer's."""
+    """The verification of a checkpoint by another tool, which has no plan."""
     rows = _rows()
     rows.add_row("checkpoint", f"{name}, not written by natprec")
     rows.add_row(
@@ -136,7 +136,7 @@ def _add_measured(rows: Table, verification: Verification, promise: float | None
 
 
 def serving_line(engine: str, folder: str) -> str:
-    """How to run what was written, with the version that was run: see docs/serve.md.
+    """The command that serves the checkpoint, with the version that was tried: see docs/serve.md.
 
     >>> serving_line("vllm", "out")
     'run it: vllm serve out (0.25.1 was run), or natprec generate out'

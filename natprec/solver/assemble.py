@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan answers: its attributes of these names."""
+    """The target of a plan: its attributes of these names."""
 
     eps: float | None
     eps_solved: float | None

@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def profile(self) -> EngineProfile:
-        """What the engine runs on the plan's GPU, seen to load or not."""
+        """The formats that the engine runs on the plan's GPU, whether a run has loaded them or not."""
         return engine_profile(self.engine, self.gpu, untested=self.gpu is not None)
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:
