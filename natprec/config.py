@@ -130,7 +130,7 @@ class Measured:
     sites: str = option(
         "weights",
         METHOD,
-        "What is measured: weights, or all, with inputs of Linears, residual stream, keys and values.",
+        "Sites to measure: weights, or all, with inputs of Linears, residual stream, keys and values.",
         choices=SITES,
     )
     seed: int = option(0, METHOD, "Random seed of signs, sampled text and intervals.", check=seed)
@@ -189,7 +189,10 @@ class QuantizeConfig(Measured):
         check=positive,
     )
     data: str | None = option(
-        None, TEXT, "Calibration text: .txt, .jsonl, .csv, .parquet or a Hub dataset; default: the model writes it."
+        None,
+        TEXT,
+        "Calibration text: .txt, .jsonl, .csv, .parquet or a Hub dataset; default: text that natprec ships. "
+        "The model writes half of the tokens.",
     )
     eval_data: str | None = option(None, TEXT, "Text to verify on; default: a held-out part of --data.")
     text_column: str | None = option(None, TEXT, "Column that holds the text or the conversations.")
@@ -213,11 +216,11 @@ class QuantizeConfig(Measured):
     gpu: str | None = option(
         None,
         METHOD,
-        "What the engine runs on it: h100, sm90, any …; default: what every engine's file holds today.",
+        "GPU that the engine will run on: h100, sm90, any …; default: only formats that no GPU decides on.",
         check=known_gpu,
     )
-    portable: bool = option(False, METHOD, "With --gpu: only what plain transformers loads too.")
-    untested: bool = option(False, METHOD, "With --gpu: also what no run of the engine has loaded.")
+    portable: bool = option(False, METHOD, "With --gpu: only formats that plain transformers also loads.")
+    untested: bool = option(False, METHOD, "With --gpu: also formats that no run of the engine has loaded.")
     activations: str = option(
         NOT_ROUNDED,
         METHOD,

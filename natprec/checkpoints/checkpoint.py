@@ -70,6 +70,6 @@ class PackedCheckpoint(CheckpointWriter):
 def checkpoint_writer(
     folder: Path, subject: Subject, plan: Plan, resume_folder: Path | None = None
 ) -> CheckpointWriter:
-    """Of the container that the plan's engine reads; arguments as for `CheckpointWriter`."""
+    """Returns the writer for the container that the plan's engine reads; arguments as for `CheckpointWriter`."""
     gguf = engine_profile(plan.engine).container == "gguf"
     return (GGUFCheckpoint if gguf else PackedCheckpoint)(folder, subject, plan, resume_folder)

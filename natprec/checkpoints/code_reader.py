@@ -70,7 +70,7 @@ class Checkpoint:
         self._described = StoredConfig(folder, described, self.files)
 
     def rename(self, names: DiskNames) -> None:
-        """From now on call tensors and modules as the model does."""
+        """Call tensors and modules by the model's names from now on."""
         in_model = names.in_model
         for key in list(self.files):
             module, _, leaf = key.rpartition(".")
@@ -81,7 +81,7 @@ class Checkpoint:
         self._module = names.module
 
     def scheme(self, name: str, module: nn.Module) -> Scheme | None:
-        """Of a Linear or embedding; None where its weight is not quantized.
+        """The scheme of a Linear or embedding; None if its weight is not quantized.
 
         Raises:
             ModelError: a scheme of the checkpoint is none that natprec runs.

@@ -45,7 +45,7 @@ def input_scales(
     dtype: torch.dtype,
     names: DiskNames,
 ) -> dict[str, Tensor]:
-    """Of each Linear whose input has a scale, or an outer scale, that is fixed.
+    """The fixed scales, outer ones included, of the inputs of Linears.
 
     Args:
         sites: weights.
@@ -70,7 +70,7 @@ def input_scales(
 
 
 def stored_input_scale(module: str, fmt: Format, find: Callable[[str], Tensor | None]) -> Tensor | None:
-    """What a checkpoint fixes of the input of a module, (), float32; None where that is nothing.
+    """The fixed scale of a module's input, (), float32; None if the checkpoint fixes none.
 
     Args:
         module: as `find` calls it.

@@ -1,4 +1,4 @@
-"""What flows through a checkpoint, rounded as its config.json says and its fixed scales lie on disk; no plan is asked.
+"""Rounds the activations of a checkpoint's model by its config.json and its fixed scales on disk, without a plan.
 
 compressed-tensors' description leaves one thing out: what the largest magnitude of a token is scaled to. That is the
 engine's, so hooks round as its profile says; transformers' library is let round by itself where it can load the folder.
@@ -77,6 +77,6 @@ def _states(name: str, module: nn.Module, fmt: Format, files: Mapping[str, Path]
 
 
 def weights_only(scheme: Mapping[str, Any]) -> dict[str, Any]:
-    """The same `quantization_config` as if nothing but weights were rounded."""
+    """A copy of the `quantization_config` that rounds nothing but weights."""
     groups = {name: {**group, "input_activations": None} for name, group in scheme["config_groups"].items()}
     return {**{name: value for name, value in scheme.items() if name != "kv_cache_scheme"}, "config_groups": groups}

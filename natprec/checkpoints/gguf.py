@@ -29,6 +29,8 @@ FILE_NAME = "model.gguf"
 MOSTLY_MIXED = 1024
 """llama.cpp's file type 'guessed': no one type stands for the file."""
 
+ROUTER = "mlp.gate.weight"
+
 ALIGNMENT = 32
 """Tensors begin at multiples of it."""
 
@@ -48,6 +50,7 @@ class GGUFCheckpoint(CheckpointWriter):
         known = architecture_of(subject.model)
         names = known.tensor_names(subject.model)
         sixteen = GGMLQuantizationType.F16 if subject.storage_dtype == torch.float16 else GGMLQuantizationType.BF16
+        experts: dict[str, list[np.ndarray]] = {}
         for name, tensor in subject.model.state_dict(keep_vars=True).items():
             if id(tensor) in stored or id(tensor) not in own:
                 continue
@@ -59,8 +62,12 @@ class GGUFCheckpoint(CheckpointWriter):
                 kind = GGMLQuantizationType.F32 if _in_float32(subject, name, tensor) else sixteen
                 array = quantize(known.stored(name, tensor).numpy(), kind)
             array = np.ascontiguousarray(interleaved(array, known.heads(subject.model, name)))
-            found[f"{kind.name} {names[name]}"] = torch.from_numpy(array)
-        return found
+            label = f"{kind.name} {names[name]}"
+            if "_exps." in label:
+                experts.setdefault(label, []).append(array)  # in the order of their numbers
+            else:
+                found[label] = torch.from_numpy(array)
+        return found | {label: torch.from_numpy(np.stack(arrays)) for label, arrays in experts.items()}
 
     def close(self) -> None:
         """Write the file, its tensors in the model's order."""
@@ -69,7 +76,7 @@ class GGUFCheckpoint(CheckpointWriter):
         pieces = {label.partition(" ")[2]: (label.partition(" ")[0], each) for label, each in self.pieces().items()}
         writer = _described(self.folder, self.subject)
         try:
-            for label in architecture_of(self.subject.model).tensor_names(self.subject.model).values():
+            for label in dict.fromkeys(architecture_of(self.subject.model).tensor_names(self.subject.model).values()):
                 if label in pieces:
                     kind, array = pieces[label]
                     writer.add_tensor(label, array.numpy(), raw_dtype=GGMLQuantizationType[kind])
@@ -96,17 +103,26 @@ def as_gguf(subject: Subject) -> Subject:
         carried = (Path(folder) / FILE_NAME).stat().st_size
     names = architecture_of(subject.model).tensor_names(subject.model)
     sites = {use + ".weight" for site in subject.sites for use in site.uses}
-    others = 0
+    others, listed = 0, set[str]()
     for name, tensor in subject.model.state_dict().items():
-        carried += 24 + len(names[name]) + 8 * tensor.dim() + ALIGNMENT // 2  # its line in the header, and padding
+        if names[name] not in listed:
+            carried += 24 + len(names[name]) + 8 * tensor.dim() + ALIGNMENT // 2  # its line in the header, and padding
+            listed.add(names[name])
         if name not in sites:
             others += tensor.numel() * (4 if _in_float32(subject, name, tensor) else 2)
     return replace(subject, other_bytes=others, carried_bytes=carried)
 
 
 def _in_float32(subject: Subject, name: str, tensor: Tensor) -> bool:
-    """Whether a tensor that is not quantized is stored so: vectors always, matrices where their checkpoint does."""
-    return tensor.dim() == 1 or subject.segmented.weights.dtypes.get(name) in (torch.float32, torch.float64)
+    """Whether a tensor that is not quantized is stored so: vectors always, others where their checkpoint does.
+
+    So are routers, which llama.cpp's own conversion leaves in float32.
+    """
+    return (
+        tensor.dim() == 1
+        or name.endswith(ROUTER)
+        or subject.segmented.weights.dtypes.get(name) in (torch.float32, torch.float64)
+    )
 
 
 def _described(folder: Path, subject: Subject) -> Any:

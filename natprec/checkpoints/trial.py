@@ -1,4 +1,4 @@
-"""Whether transformers loads such a checkpoint, tried beforehand with an empty one: names and shapes alone.
+"""Tries beforehand whether transformers loads such a checkpoint, with an empty one: names and shapes alone.
 
 transformers makes some models' modules ready in a way that needs a dense weight (Falcon's), and of some it finds no
 module for what the checkpoint names (Nemotron-H's) and draws random numbers instead, without an error. A model on the
@@ -55,7 +55,7 @@ def refuse_unloadable(subject: Subject, engine: str) -> None:
 
 
 def unlike(report: Mapping[str, Collection[Any]], dense: nn.Module) -> str | None:
-    """What in a loading report of transformers says that this is not the model that was saved.
+    """The entries of a loading report by transformers that show that this is not the model that was saved.
 
     What the original's own files had beside the model is unexpected too and does no harm; a code or scale does. Nor
     does it when a buffer is missing that no file has, as each model makes it (the scale of Gemma's embeddings).

@@ -23,7 +23,7 @@ from natprec.utils.marks import KEY
 
 
 class CheckpointWriter(ABC):
-    """Of one container: it says what it stores of a segment, and puts the whole together."""
+    """Writes one container: subclasses say what they store of a segment, and put the whole together."""
 
     def __init__(self, folder: Path, subject: Subject, plan: Plan, resume_folder: Path | None = None) -> None:
         """Begin.
@@ -57,7 +57,7 @@ class CheckpointWriter(ABC):
 
     @abstractmethod
     def tensors(self, own: Collection[int], codes: dict[str, QuantizedTensor]) -> dict[str, Tensor]:
-        """What is stored of a segment, by name.
+        """The tensors that are stored for a segment, by name.
 
         Args:
             own: identities of the parameters and buffers that no earlier segment has.

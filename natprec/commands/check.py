@@ -28,7 +28,8 @@ def check(
         Path, typer.Argument(metavar="DIR|ID", help="Checkpoint in compressed-tensors format, or its Hub id.")
     ],
     engine_version: Annotated[
-        str | None, own("--engine-version", METHOD, "Of the engine; default: the newest whose rules were read.")
+        str | None,
+        own("--engine-version", METHOD, "Version of the engine; default: the newest whose rules natprec knows."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -14,23 +14,21 @@ from natprec.utils.options import METHOD, OUTPUT, TARGET
 
 EXAMPLES = ("natprec compare --model ./folder --methods gptq,autoround,natprec --out compared",)
 
-WIDTH = 104
-"""Columns that the table needs; a terminal may be wider."""
-
 
 @configured
 def compare(
     config: QuantizeConfig,
-    methods: Annotated[str, own("--methods", METHOD, "Names with commas between, or all.")] = DEFAULT,
-    bits: Annotated[str, own("--bits", TARGET, "Width of the uniform methods: 4, or several: 3,4.")] = "4",
+    methods: Annotated[str, own("--methods", METHOD, "Names separated by commas, or all.")] = DEFAULT,
+    bits: Annotated[str, own("--bits", TARGET, "Bit widths of the uniform methods: 4, or several: 3,4.")] = "4",
     activations: Annotated[
         int, own("--activations", METHOD, "Bits of the inputs of Linears in all rows: 16, 8 or 4, by token.")
     ] = 16,
     iterations: Annotated[int, own("--iterations", METHOD, "AutoRound's steps per block.")] = 200,
     python: Annotated[
-        list[str] | None, own("--python", METHOD, "Interpreter that has the peers; METHOD=PATH for one of them.")
+        list[str] | None,
+        own("--python", METHOD, "Python with the other quantizers installed; METHOD=PATH for one of them."),
     ] = None,
-    time_limit: Annotated[float, own("--time-limit", METHOD, "Seconds that one method may take.")] = 21600.0,
+    time_limit: Annotated[float, own("--time-limit", METHOD, "Maximum seconds per method.")] = 21600.0,
     out: Annotated[Path | None, own("--out", OUTPUT, "Folder for checkpoints, logs, table and plot.")] = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -68,6 +66,6 @@ def compare(
     if as_json:
         print_json(report)
         return
-    Console(width=max(WIDTH, Console().width)).print(comparison_table(report), highlight=False)
+    Console().print(comparison_table(report), highlight=False)
     if out is not None:
         print(f"written to {out}" + (", with pareto.png" if plotted else "; pip install matplotlib for the plot"))

@@ -39,7 +39,7 @@ def energy(
     endpoint: Annotated[
         str | None, own("--endpoint", MODEL, "URL of an OpenAI-compatible server on this host; its steady state.")
     ] = None,
-    batch: Annotated[str, own("--batch", TEXT, "Sequences at once, with commas between.")] = "1,4,16,64",
+    batch: Annotated[str, own("--batch", TEXT, "Batch sizes, separated by commas.")] = "1,4,16,64",
     prompt_tokens: Annotated[
         int | None, own("--prompt-tokens", TEXT, "Read; default: 512, or what the context leaves.")
     ] = None,
@@ -48,7 +48,7 @@ def energy(
     ] = None,
     repeat: Annotated[int, own("--repeat", METHOD, "Windows of each row; 5 are the least.")] = 5,
     min_seconds: Annotated[
-        float, own("--min-seconds", METHOD, "Of each window; longer where the counter is slow.")
+        float, own("--min-seconds", METHOD, "Minimum length of a window; longer if the counter is slow.")
     ] = 5.0,
     counter: Annotated[
         str, own("--counter", METHOD, "auto, nvml, rapl, zeus, FILE.csv of a meter, or none: an ESTIMATE.")

@@ -21,16 +21,16 @@ EXAMPLES = (
 @configured
 def eval(  # the command's name
     config: QuantizeConfig,
-    folder: Annotated[Path, typer.Argument(metavar="DIR|ID", help="Checkpoint to ask, or its Hub id.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR|ID", help="Checkpoint to evaluate, or its Hub id.")],
     tasks: Annotated[
-        str, own("--tasks", TEXT, "Names of lm-eval, or .yaml and .jsonl files, with commas.")
+        str, own("--tasks", TEXT, "Tasks of lm-eval, or .yaml and .jsonl files, separated by commas.")
     ] = "lambada,arc_easy,piqa",
     tasks_data: Annotated[
-        Path | None, own("--tasks-data", TEXT, "Folder of NAME.jsonl files; no network is needed.")
+        Path | None, own("--tasks-data", TEXT, "Folder of NAME.jsonl files, which need no network.")
     ] = None,
-    limit: Annotated[int | None, own("--limit", TEXT, "Documents of each task at most.", min=1)] = None,
-    shots: Annotated[int, own("--shots", TEXT, "Solved examples before each question.", min=0)] = 0,
-    backend: Annotated[str, own("--backend", METHOD, "What runs the checkpoint: transformers or natprec.")] = (
+    limit: Annotated[int | None, own("--limit", TEXT, "Maximum number of documents per task.", min=1)] = None,
+    shots: Annotated[int, own("--shots", TEXT, "Number of solved examples before each question.", min=0)] = 0,
+    backend: Annotated[str, own("--backend", METHOD, "Runtime of the checkpoint: transformers or natprec.")] = (
         "transformers"
     ),
     out: Annotated[Path | None, own("--out", OUTPUT, "Write eval.json here.")] = None,

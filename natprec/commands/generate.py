@@ -35,19 +35,23 @@ def generate(
     ],
     prompt: Annotated[
         str | None,
-        own("--prompt", TEXT, "What the model answers; default: a chat, or standard input where that is no terminal."),
+        own("--prompt", TEXT, "Prompt; default: a chat, or standard input if that is not a terminal."),
     ] = None,
-    system: Annotated[str | None, own("--system", TEXT, "What the model is told before the conversation.")] = None,
+    system: Annotated[str | None, own("--system", TEXT, "System prompt.")] = None,
     max_new_tokens: Annotated[
         int | None, own("--max-new-tokens", TEXT, "End each answer after so many tokens; default: 128, in a chat 1024.")
     ] = None,
-    greedy: Annotated[bool, own("--greedy", METHOD, "Always take the likeliest token, instead of drawing.")] = False,
+    greedy: Annotated[bool, own("--greedy", METHOD, "Always take the most likely token.")] = False,
     temperature: Annotated[
-        float | None, own("--temperature", METHOD, "Temperature of drawing; default: the checkpoint's.")
+        float | None, own("--temperature", METHOD, "Sampling temperature; default: the checkpoint's.")
     ] = None,
     top_p: Annotated[
         float | None,
-        own("--top-p", METHOD, "Draw from the likeliest tokens of this probability; default: the checkpoint's."),
+        own(
+            "--top-p",
+            METHOD,
+            "Sample from the most likely tokens that have this total probability; default: the checkpoint's.",
+        ),
     ] = None,
     seed: Annotated[int, own("--seed", METHOD, "Random seed.")] = 0,
     explain: Annotated[bool, own("--explain", OUTPUT, "Say which kernel runs each layer, and why.")] = False,

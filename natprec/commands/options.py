@@ -50,7 +50,7 @@ def like(name: str, text: str) -> Any:
 
 
 def value_type(name: str) -> Any:
-    """What the command line gives for a field: text where it is parsed, else the field's type."""
+    """The type of a field on the command line: text if it is parsed, else the field's own."""
     return str if OPTIONS[name].parse else _TYPES[name]
 
 

@@ -8,5 +8,5 @@ from typing import Any
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """For scripts; NaN and infinity, which are no JSON, are errors."""
+    """Print an object for scripts; NaN and infinity, which JSON does not have, are errors."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -28,7 +28,7 @@ def push(
         typer.Option(
             "--private/--public",
             rich_help_panel=OUTPUT,
-            help="Of a new repository; default: private, unless the original is public under a permissive licence.",
+            help="Visibility of a new repository; default: private unless the original is public and permissive.",
         ),
     ] = None,
     revision: Annotated[str, own("--revision", OUTPUT, "Branch; one that does not exist is made.")] = "main",

@@ -43,7 +43,7 @@ RecipeFile = Annotated[
     own(
         "--recipe",
         MODEL,
-        "TOML file of options, and of what to expect. Options given here win.",
+        "TOML file of options and expected figures; options on the command line win.",
         parser=Path,
         metavar="FILE",
         callback=_defaults,

@@ -25,17 +25,17 @@ def serve(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR|ID", help="Checkpoint in compressed-tensors format, or its Hub id.")
     ],
-    host: Annotated[str, own("--host", METHOD, "Address to listen on; others than this machine reach 0.0.0.0.")] = (
+    host: Annotated[str, own("--host", METHOD, "Address to listen on; with 0.0.0.0 other machines can reach it.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, own("--port", METHOD, "Port to listen on; 0: any free one.", min=0, max=65535)] = 8000,
-    name: Annotated[str | None, own("--name", METHOD, "What clients call the model; default: the folder's name.")] = (
+    name: Annotated[str | None, own("--name", METHOD, "Name of the model for clients; default: the folder's name.")] = (
         None
     ),
 ) -> None:
     """Serve a checkpoint on its codes: /v1/models, /v1/chat/completions and /v1/completions, with streaming.
 
-    One request runs at a time, the others wait. Ctrl-C ends it.
+    One request runs at a time while the others wait. Ctrl-C stops the server.
     """
     listening = _bound(host, port)
     with listening:

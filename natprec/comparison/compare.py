@@ -51,7 +51,7 @@ REFERENCE, CALIBRATION = "reference", "calibration.safetensors"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, beyond the model and texts of the configuration.
+    """The options of a comparison beyond model and texts.
 
     Attributes:
         methods: names in `METHODS`, natprec's last.

@@ -63,7 +63,7 @@ AS_THEY_ARE: Mapping[str, Format] = {}
 
 
 def rounded_inputs(subject: Subject, activations: int, plan: Path | None) -> Mapping[str, Format]:
-    """How a row's activations are rounded: as its plan says if it has one, else by token.
+    """The formats of a row's activations: its plan's if it has one, else by token.
 
     Args:
         activations: bits; of 16 nothing is rounded.

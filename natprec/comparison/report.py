@@ -1,4 +1,4 @@
-"""The comparison as a table."""
+"""The comparison as a table of at most 80 columns; compare.json has every figure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from natprec.pipeline.summary import natural_line
 from natprec.utils.human import human_bytes, human_seconds
 
-COLUMNS = ("method", "bits", "KL", "KL p99", "perplexity", "same top", "stored", "bits/w", "time", "memory")
+COLUMNS = ("method", "bits", "KL", "perplexity", "same top", "stored", "time")
 
 
 def comparison_table(report: dict[str, Any]) -> RenderableType:
@@ -31,7 +31,7 @@ def comparison_table(report: dict[str, Any]) -> RenderableType:
             reasons.add_row(f"{row['method']} {row['bits']}", row["status"])
         parts += ["", reasons]
     natural = [_natural_line(row) for row in good if row.get("natural_bits") and row.get("perplexity_reference")]
-    return Group(*parts, "", *(_proxy_line(name, found) for name, found in report["proxies"].items()), *natural)
+    return Group(*parts, "", *_proxy_lines(report["proxies"]), *natural)
 
 
 def is_own(row: dict[str, Any]) -> bool:
@@ -40,18 +40,14 @@ def is_own(row: dict[str, Any]) -> bool:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    per_weight = row["bits_per_weight"]
     return [
         row["method"],
         str(row["bits"]),
         f"{row['kl_mean']:.4f}",
-        f"{row['kl_p99']:.3f}",
         "-" if row["perplexity"] is None else f"{row['perplexity']:.2f}",  # an encoder has none
         "-" if row["top1_agreement"] is None else f"{row['top1_agreement']:.1%}",
         human_bytes(row["stored_bytes"]),
-        "-" if per_weight is None else f"{per_weight:.3f}",
         human_seconds(row["seconds"]),
-        human_bytes(row["peak_bytes"]),
     ]
 
 
@@ -59,8 +55,11 @@ def _natural_line(row: dict[str, Any]) -> str:
     return f"{row['method']} {row['bits']}: {natural_line(row['natural_bits'], row['perplexity_reference'])}"
 
 
-def _proxy_line(name: str, found: dict[str, Any]) -> str:
-    if found["spearman"] is None:
-        return f"{name}: {found['rows']} rows are too few to compare its order with the KL's"
-    low, high = found["ci95"]
-    return f"{name} orders {found['rows']} rows as KL does: {found['spearman']:.2f} (95 %: {low:.2f} to {high:.2f})"
+def _proxy_lines(proxies: dict[str, dict[str, Any]]) -> list[str]:
+    """How each proxy orders the rows; none where there are too few of them."""
+    return [
+        f"{name} orders {found['rows']} rows as KL does: {found['spearman']:.2f} "
+        f"(95 %: {found['ci95'][0]:.2f} to {found['ci95'][1]:.2f})"
+        for name, found in proxies.items()
+        if found["spearman"] is not None
+    ]

@@ -1,4 +1,4 @@
-"""What makes samples of a source, by the name that a task has for it."""
+"""The functions that turn a source into samples, by a task's name for them."""
 
 from __future__ import annotations
 

@@ -52,12 +52,12 @@ def same_text(name: str, digest: str | None, source: str) -> bool:
 
 
 def pieces_of(samples: Samples) -> Pieces:
-    """Of all of a text."""
+    """The pieces of a whole text."""
     return np.unique(_hashes(samples.ids))
 
 
 def unseen(windows: Tensor, candidates: Sequence[int], seen: Pieces) -> list[int]:
-    """Of the numbers of some of (windows, time) tokens those whose windows contain no piece that was seen."""
+    """Keeps the candidates, row numbers of (windows, time) tokens, whose windows contain no piece that was seen."""
     chosen = list(candidates)
     if not len(seen) or not chosen:
         return chosen

@@ -17,7 +17,7 @@ from natprec.utils.provenance import Provenance
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a checkpoint before it is judged: by its plan, or from its files.
+    """The facts about a checkpoint that its plan or its files give before it is judged.
 
     Attributes:
         promise: the distortion of the whole model that is allowed; None: only a size was asked for.
@@ -39,7 +39,7 @@ class Expected:
 
     @classmethod
     def of(cls, plan: Plan, stored_bytes: int, rounding: str, gpu: str | None = None) -> Expected:
-        """What a plan promises."""
+        """The facts that a plan gives."""
         return cls(
             plan.eps, promised(plan), plan.distortion, plan.kl_predicted, stored_bytes, plan.stored_bytes_reference,
             plan.bits_per_weight, plan.bits_per_weight_total, rounding, plan.margin, gpu,
@@ -48,7 +48,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Judging:
-    """How a verification is made: see `natprec.evaluation.verify.verify`."""
+    """The options of a verification: see `natprec.evaluation.verify.verify`."""
 
     eval_tokens: int | None
     seed: int
@@ -73,9 +73,7 @@ def conclude(
         ModelError: NaN or Inf.
     """
     rule = Portions.of(how.eval_tokens, expected.promise, len(texts))
-    found = [
-        judge(text, rule, compare, how.seed, how.confidence, first=1000 * number) for number, text in enumerate(texts)
-    ]
+    found = judge(texts, rule, compare, how.seed, how.confidence)
     worst = max(found, key=lambda each: each.text.kl_ci95[1])
     if not np.isfinite([each.text.kl_mean for each in found]).all():
         raise ModelError(

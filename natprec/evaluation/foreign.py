@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from natprec.checkpoints.dense_reader import load_quantized
+from natprec.checkpoints.int32_packed import container_of, load_packed
 from natprec.errors import InputError, ModelError, NatprecError, first_line
 from natprec.evaluation.conclude import Expected, Judging, conclude
 from natprec.evaluation.running import inputs_that_run
@@ -75,7 +76,7 @@ def verify_foreign(
 
 
 def described(path: Path, subject: Subject, eps: float | None) -> Expected:
-    """What the files say of their sizes: bits of the weights that have less than 16, and of all."""
+    """Reads sizes from the files: bits of the weights that have less than 16, and of all."""
     file = gguf_of(path)
     elements, stored, quantized, packed = _gguf_sizes(file) if file else _sizes(path, subject)
     if not elements:
@@ -130,7 +131,8 @@ def _sizes(folder: Path, subject: Subject) -> tuple[int, int, int, int]:
 def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
     """The checkpoint in float32, by natprec's reader of compressed-tensors or by plain transformers."""
     file = gguf_of(path)
-    method = "gguf" if file is not None else _method(path)
+    described = {"quant_method": "gguf"} if file is not None else _described(path)
+    method = described.get("quant_method")
     if method == METHOD:
         running = inputs_that_run(path, "vllm", gpu)
         return load_quantized(path, trust_remote_code=subject.trusted, running=running)
@@ -141,6 +143,8 @@ def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
         )
     if file is not None:
         return load_model(str(file)).model
+    if container_of(described) is not None:
+        return load_packed(path, described, subject.task, subject.trusted)
     try:
         with quiet(stderr=True):
             model, report = model_of(path, subject.task, subject.trusted, output_loading_info=True)
@@ -161,10 +165,9 @@ def loaded(path: Path, subject: Subject, gpu: str | None = None) -> nn.Module:
     return loaded
 
 
-def _method(folder: Path) -> str | None:
-    """The `quant_method` of a folder's config.json."""
-    config = read_config(folder, "give a folder with config.json and weights, or a .gguf file")
-    return (quantization_of(config) or {}).get("quant_method")
+def _described(folder: Path) -> dict[str, Any]:
+    """The `quantization_config` of a folder's config.json; empty where there is none."""
+    return quantization_of(read_config(folder, "give a folder with config.json and weights, or a .gguf file")) or {}
 
 
 def _refuse_other(path: Path, model: nn.Module, subject: Subject) -> None:

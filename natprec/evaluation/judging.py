@@ -1,8 +1,9 @@
-"""Texts judge one after the other, each in portions, until its interval is narrow enough: see `verdict`."""
+"""Texts judge in portions, until the interval of the one that decides is narrow enough: see `verdict`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -13,6 +14,9 @@ from natprec.tasks import Samples
 
 Compare = Callable[[Samples, int], Comparison]
 """Compares both models on samples; the number of the portion names what a killed run leaves."""
+
+FILES = 1000
+"""Between the numbers of the first portions of two texts."""
 
 
 @dataclass
@@ -34,33 +38,61 @@ class GivenText:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a text said: `samples` of all its portions."""
+    """The result on one text; `samples` are those of all its portions."""
 
     text: JudgedText
     comparison: Comparison
     samples: Samples
 
 
-def judge(text: HeldOutText, rule: Portions, compare: Compare, seed: int, confidence: float, first: int) -> Judged:
-    """Compare on portions of a text until its interval is narrow enough, or the rule or the text ends.
+def judge(texts: Sequence[HeldOutText], rule: Portions, compare: Compare, seed: int, confidence: float) -> list[Judged]:
+    """Compare on a portion of each text, then on more of the one that decides, until its interval is narrow enough.
 
-    Args:
-        first: number of the first portion.
+    The text whose interval ends highest decides. Others get more only if they come to decide: the model writes its own
+    text slowly.
+
     Raises:
-        InputError: the text is empty.
+        InputError: a text is empty.
     """
-    parts: list[Comparison] = []
-    read: list[Samples] = []
-    wanted = rule.first
-    while wanted > 0 and (samples := text.take(wanted)) is not None:
-        parts.append(compare(samples, first + len(parts)))
-        read.append(samples)
-        found = joined(parts)
-        low, high = found.interval(seed, confidence)
-        wanted = rule.more(found.tokens, (high - low) / 2)
-    if not parts:
-        raise InputError(f"no held-out tokens to verify on in {text.name!r}; give more --eval-data")
-    found, samples = joined(parts), reduce(Samples.followed_by, read)
-    digest = text.digest or samples.digest
-    mean, interval = float(found.kl.mean()), found.interval(seed, confidence)
-    return Judged(JudgedText(text.name, digest, found.tokens, mean, interval), found, samples)
+    readings = [_Reading(text, compare, seed, confidence, FILES * number) for number, text in enumerate(texts)]
+    for reading in readings:
+        if not reading.add(rule.first):
+            raise InputError(f"no held-out tokens to verify on in {reading.text.name!r}; give more --eval-data")
+    while True:
+        worst = max(readings, key=lambda reading: reading.interval[1])
+        others = sum(reading.tokens for reading in readings if reading is not worst)
+        low, high = worst.interval
+        wanted = rule.more(worst.tokens, others, (high - low) / 2)
+        if wanted <= 0 or not worst.add(wanted):
+            return [reading.judged() for reading in readings]
+
+
+class _Reading:
+    """A text as far as it was read, with its comparisons."""
+
+    def __init__(self, text: HeldOutText, compare: Compare, seed: int, confidence: float, first: int) -> None:
+        self.text, self._compare, self._seed, self._confidence = text, compare, seed, confidence
+        self._first = first
+        self._parts: list[Comparison] = []
+        self._read: list[Samples] = []
+        self.interval = (math.nan, math.nan)
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self._parts)
+
+    def add(self, tokens: int) -> bool:
+        """Compare on the next so many tokens; False: none are left."""
+        samples = self.text.take(tokens)
+        if samples is None:
+            return False
+        self._parts.append(self._compare(samples, self._first + len(self._parts)))
+        self._read.append(samples)
+        self.interval = joined(self._parts).interval(self._seed, self._confidence)
+        return True
+
+    def judged(self) -> Judged:
+        found, samples = joined(self._parts), reduce(Samples.followed_by, self._read)
+        digest = self.text.digest or samples.digest
+        text = JudgedText(self.text.name, digest, found.tokens, float(found.kl.mean()), self.interval)
+        return Judged(text, found, samples)

@@ -3,6 +3,7 @@
 A mean over held-out text has an interval. A promise is kept (`pass`) where the interval's upper end is within the
 tolerance, kept as far as the text can tell (`pass-within-noise`) where only the mean is, and broken (`fail`) elsewhere.
 Text is added in portions until the interval is narrow beside the tolerance, so that most runs end in a clear verdict.
+Of several texts the one whose interval ends highest decides, and is the one that is read on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PASS, WITHIN_NOISE, FAIL = "pass", "pass-within-noise", "fail"
 VERDICTS = (PASS, WITHIN_NOISE, FAIL)
 
 FIRST, MOST = 4096, 32_768
-"""Tokens of the first portion, and of all, where no number is asked for."""
+"""Tokens of a text's first portion, and of all texts together, where no number is asked for."""
 
 NARROW = 0.05
 """Half-width of the interval, as a part of the tolerance, at which no more text is needed."""
@@ -40,7 +41,7 @@ def verdict_of(kl_mean: float, high: float, promise: float) -> str:
 
 @dataclass(frozen=True)
 class FirstVerdict:
-    """What the first plan measured, before a correction; without one, the verdict itself."""
+    """The verdict on the first plan, before a correction; without a correction, the verdict itself."""
 
     verdict: Annotated[str, Among(VERDICTS)] | None
     kl_mean: float
@@ -68,11 +69,11 @@ class HeldOutText(Protocol):
 
     @property
     def name(self) -> str:
-        """As files that are passed on call it."""
+        """Name of the text in files that are passed on."""
 
     @property
     def digest(self) -> str | None:
-        """Of the file's bytes; None: it is no file."""
+        """Digest of the file's bytes; None if the text is not a file."""
 
     def take(self, tokens: int) -> Samples | None:
         """The next samples, with so many tokens or what is left; None: nothing is."""
@@ -80,10 +81,10 @@ class HeldOutText(Protocol):
 
 @dataclass(frozen=True)
 class Portions:
-    """How much of a text judges.
+    """Decides how much text judges.
 
     Attributes:
-        first, most: tokens of the first portion, and of all.
+        first: tokens of each text's first portion; `most`: of all texts together.
         enough: half-width of the interval at which to stop; None: after the first portion.
     """
 
@@ -101,18 +102,22 @@ class Portions:
         """
         if tokens is not None:
             each = max(1, tokens // texts)
-            return cls(each, each)
+            return cls(each, each * texts)
         if promise is None:
-            return cls(FIRST, FIRST)
-        return cls(FIRST, max(FIRST, MOST // texts), NARROW * promise)
+            return cls(FIRST, FIRST * texts)
+        return cls(FIRST, MOST, NARROW * promise)
 
-    def more(self, tokens: int, half_width: float) -> int:
-        """Tokens to add to so many, whose interval has this half-width; 0: no more are needed.
+    def more(self, tokens: int, others: int, half_width: float) -> int:
+        """Tokens to add to so many, whose interval has this half-width; 0 or less: no more are needed.
 
-        >>> Portions(4096, 32768, 0.5).more(4096, 1.0), Portions(4096, 32768, 0.5).more(4096, 0.4)
+        Args:
+            others: tokens of the other texts.
+
+        >>> Portions(4096, 32768, 0.5).more(4096, 0, 1.0), Portions(4096, 32768, 0.5).more(4096, 4096, 0.4)
         (13927, 0)
         """
-        if self.enough is None or tokens >= self.most or not half_width > self.enough:  # NaN ends it, too
+        most = self.most - others
+        if self.enough is None or tokens >= most or not half_width > self.enough:  # NaN ends it, too
             return 0
-        wanted = self.most if self.enough == 0 else tokens * SPARE * (half_width / self.enough) ** 2
-        return math.ceil(min(wanted, self.most)) - tokens
+        wanted = most if self.enough == 0 else tokens * SPARE * (half_width / self.enough) ** 2
+        return math.ceil(min(wanted, most)) - tokens

@@ -38,7 +38,7 @@ Output = Callable[[Samples], Tensor]
 
 @dataclass(frozen=True)
 class Verification:
-    """What was promised and what was measured; verification.json.
+    """The promise and the measured figures, as verification.json holds them.
 
     Attributes:
         kl_mean: the measured distortion, with `kl_ci95`, its bootstrap interval over sequences at `confidence`: KL in
@@ -176,7 +176,7 @@ class Comparison:
     metrics: tuple[tuple[Metric, np.ndarray], ...] = ()
 
     def interval(self, seed: int = 0, confidence: float = CONFIDENCE) -> tuple[float, float]:
-        """Of the mean distortion, over samples."""
+        """Confidence interval of the mean distortion, over samples."""
         return bootstrap_interval(self.kl.mean(1), seed, confidence)
 
     def summary(self, seed: int = 0, confidence: float = CONFIDENCE) -> dict[str, Any]:

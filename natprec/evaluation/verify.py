@@ -183,7 +183,7 @@ def may_be_measured_on(folder: Path, source: str) -> bool:
 
 
 def measured_on(folder: Path) -> Pieces:
-    """Of the text that a checkpoint was measured on, as far as that is known."""
+    """The pieces of the text that a checkpoint was measured on, as far as that is known."""
     file = folder / MEASUREMENT
     return Measurement.load(file).pieces if file.is_file() else NO_PIECES
 

@@ -17,7 +17,8 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
 - Experts: vLLM and SGLang run those of a layer as two fused matrices of one scheme (gate, up and down: "All MoE
   projections need to have same quantization scheme"); transformers unpacks all experts of a model by one scheme
   (`get_experts_scheme`), and with another one in some layer it fails.
-- llama.cpp runs each tensor, the tied embedding too, in any GGUF type whose blocks divide its rows.
+- llama.cpp runs each tensor, the tied embedding too, in any GGUF type whose blocks divide its rows; one tensor holds
+  the same weight of all experts of a layer.
 
 With a GPU, vLLM's formats are those of `natprec.formats.offers` that it runs there.
 """
@@ -53,7 +54,8 @@ class EngineProfile:
         full_range: whether compressed-tensors' own code rounds activations, by its rule of the scale, and no kernel by
             its own: see `natprec.formats.Scaling`.
         fuses: whether weights that share their input (q/k/v, gate/up) must have one format.
-        experts: which weights of experts must have one format: all of a layer, or of the model; or each as it is.
+        experts: which weights of experts must have one format: all of a layer, those of one name in a layer ('tensor'),
+            or all of the model; or each as it is.
         layers: kinds of layers (see `natprec.models.layers`) whose codes it reads.
         ragged: whether it runs rows that are no multiple of the smallest group; kernels of vLLM and SGLang do not.
         gpu: the generation, or 'any', whose formats these are; None: those that do not depend on one.
@@ -67,7 +69,7 @@ class EngineProfile:
     packs_embeddings: bool = True
     full_range: bool = False
     fuses: bool = True
-    experts: Literal["each", "layer", "model"] = "each"
+    experts: Literal["each", "tensor", "layer", "model"] = "each"
     layers: tuple[str, ...] = ("Linear", "Embedding")
     ragged: bool = False
     gpu: str | None = None
@@ -152,6 +154,7 @@ _W8A8 = Pairing(Integers((8,), (PerChannel,)), Integers((8,), _BY_TOKEN, flowing
 
 GGUF_MODELS = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3", "gemma3_text": "gemma3",
+    "qwen3_moe": "qwen3moe",
 }  # fmt: skip
 """Model types of transformers that natprec writes as GGUF, and what they are there: see
 `natprec.models.gguf_architectures`."""
@@ -186,7 +189,13 @@ PROFILES = {
             layers=("Linear", "Embedding", "Conv1D"),
             ragged=True,
         ),
-        EngineProfile("llama.cpp", {"linear": _GGUF, "head": _GGUF, "embedding": _GGUF}, container="gguf", fuses=False),
+        EngineProfile(
+            "llama.cpp",
+            {"linear": _GGUF, "head": _GGUF, "embedding": _GGUF},
+            experts="tensor",
+            container="gguf",
+            fuses=False,
+        ),
     )
 }
 

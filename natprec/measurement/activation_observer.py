@@ -1,4 +1,4 @@
-"""What the sweep collects at an activation, and how it becomes a curve over formats.
+"""Collects an activation's statistics during the sweep, and turns them into a curve over formats.
 
 With s what the distortion draws (see `natprec.distortions`), g_t = d s / dx_t at a token's activation x_t, its rounding
 error δ_t = Q_b(x_t) - x_t, and means ḡ, δ̄ over the T tokens of a sequence,

@@ -24,7 +24,7 @@ ARRAYS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured at one site.
+    """The measurement of one site.
 
     Attributes:
         formats: candidates; none where no sample reached the site: its cost is unknown, and it stays at 16 bits.

@@ -1,4 +1,4 @@
-"""What a measurement cannot be: shapes that do not belong together, numbers that no sweep finds."""
+"""Refuses impossible measurements: shapes that do not belong together, numbers that no sweep finds."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ ROWS_VALUES = 1 << 18
 
 @dataclass(frozen=True)
 class Product:
-    """Of a weight's gradients with its rounding errors.
+    """The product of a weight's gradients with its rounding errors.
 
     Attributes:
         values: (pools, formats + 1), Σ_ij g_ij² · δ_ij², float64; last: stored unquantized.

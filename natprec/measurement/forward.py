@@ -1,4 +1,4 @@
-"""Ways through a model's blocks without gradients: what the way back begins with, and text that GPTQ is fitted to."""
+"""Forward-only passes: they cache every block's input for the backward pass, and gather moments for GPTQ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What GPTQ leaves of a segment's fused groups: one process fits each, and all processes learn what it found.
+"""Fits GPTQ ratios of a segment's fused groups: one process fits each, and all processes learn the result.
 
 The moments of a fused group's inputs are added up at the process that fits it; what it finds is small.
 """

@@ -1,4 +1,4 @@
-"""What GPTQ, which makes up for its errors, will leave of a site's distortion.
+"""Predicts the fraction of a site's round-to-nearest distortion that remains after GPTQ's error compensation.
 
 It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from gradients of the
 weight: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth, one of those whose
@@ -62,7 +62,7 @@ class Compensation:
 
     @property
     def gathers(self) -> bool:
-        """Whether it is the first site of a fused group, which share their inputs; the others have its moments."""
+        """True for the first site of a fused group; the others share its inputs, and so its moments."""
         return self.site.name == self.site.fused_group
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:

@@ -1,4 +1,4 @@
-"""What a GPU's formats leave out of a model, in sentences for whoever waits: said before anything is measured."""
+"""Says, before anything is measured, which weights of a model a GPU's formats leave out."""
 
 from __future__ import annotations
 

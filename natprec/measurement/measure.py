@@ -173,7 +173,7 @@ def measure(
 def header_of(
     subject: Subject, samples: Samples, config: QuantizeConfig, parts: int, data: str, text_digest: str | None = None
 ) -> Header:
-    """What a measurement of this subject on these samples is of, before it is made."""
+    """The header of a measurement of this subject on these samples, before it is made."""
     return Header(
         model=subject.name,
         model_digest=subject.digest,
@@ -195,6 +195,8 @@ def header_of(
         untied=subject.untied,
         device=device_name(str(next(subject.model.parameters()).device)),
         revision=subject.revision,
+        source_bytes=subject.source_bytes,
+        source_format=subject.source_format,
         products=products_of(subject, config.sites),
         **config.entering(),
     )
@@ -222,7 +224,7 @@ def goes_back(count: int, parts: int, routed: bool, rounding: str) -> Tensor:
 
 
 def products_of(subject: Subject, sites: str) -> str:
-    """What the sweep computes matrix products in: see `natprec.utils.matmul`."""
+    """The dtype of the sweep's matrix products: see `natprec.utils.matmul`."""
     # the rounding of activations is not to be measured on a grid that bfloat16 gives them
     return str(torch.float32 if sites == "all" else subject.segmented.products).removeprefix("torch.")
 

@@ -45,7 +45,7 @@ _OF_A_GPU = ("gpu", "untested", "portable", "untied")
 
 @dataclass(frozen=True, kw_only=True)
 class Header(Measured):
-    """What was measured, on what, beside the options that enter a measurement.
+    """The subject, text and formats of a measurement, and the options that enter it.
 
     Attributes:
         model: its name, without the folder where it lay; `model_digest` identifies its weights.
@@ -58,6 +58,8 @@ class Header(Measured):
         rotation: the seed by which the model was rotated before; None: it was not.
         device: what measured; of a GPU its model. Older files do not say.
         revision: the model's commit on the hub; None: it is not from there.
+        source_bytes: of the weight files that were given; None: the model was in memory. `source_format`: the type of
+            most weights where they are quantized already, such as Q4_1; else empty.
         products: dtype of the operands of matrix products in the sweep.
         gpu: the generation that was measured for, or 'any'; None: formats that do not depend on one; with it `untested`
             and `portable`, as `natprec.formats.engine_profile` has them.
@@ -90,6 +92,8 @@ class Header(Measured):
     untied: str = ""
     device: str = ""
     revision: str | None = None
+    source_bytes: Count | None = None
+    source_format: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what concerns a GPU is there if one was named."""
@@ -100,7 +104,7 @@ class Header(Measured):
         return value
 
     def provenance(self, command: str, device: str | None = None) -> Provenance:
-        """How what is made of this measurement now comes to be.
+        """The provenance of a file that is made from this measurement now.
 
         Args:
             command: that makes it, without paths; `device`: where, else where it was measured.

@@ -91,7 +91,7 @@ def _curve(described: _Described, arrays: Mapping[str, np.ndarray], place: Place
 
 
 def digests(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What the checksum is of beside the header: of each array type, shape and sha256."""
+    """The type, shape and sha256 of each array, which enter the checksum beside the header."""
     return {
         name: [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
         for name, array in arrays.items()

@@ -1,4 +1,4 @@
-"""What a killed measurement leaves behind, and how it goes on from there.
+"""The state that a killed measurement leaves behind, and how a later run continues from it.
 
 The state is one file beside the output, replaced whole after each segment of the sweep. It carries a
 fingerprint of everything that decides the numbers; a resumed run with another model, text, seed or
@@ -43,7 +43,7 @@ WORDS = {"products": "arithmetic", "formats": "format list"}
 
 @dataclass
 class SweepState:
-    """What a resumed sweep needs: the gradient at the last finished segment's input, and the curves.
+    """The state of an unfinished sweep: the gradient at the last finished segment's input, and the curves.
 
     Attributes:
         segment: the next segment to do, counting down from the suffix to -1; -2 when all are done.
@@ -115,7 +115,7 @@ def _shown(value: Any) -> str:
 
 
 def tied_state(observers: dict[str, WeightObserver], known: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What tied weights carry from the suffix to the prefix: 'site|part' → tensor.
+    """The statistics that tied weights carry from the suffix to the prefix: 'site|part' → tensor.
 
     Args:
         known: after the segment before, which stays so: it is large, and gathered from all processes once.

@@ -56,6 +56,7 @@ class Subject:
         trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
         untied: the output head, where it was tied to the embedding and is a site of its own now; else empty.
         revision: the model's commit on the hub; None: it is not from there.
+        source_bytes, source_format: of the file that was given: see `LoadedModel`.
     """
 
     name: str
@@ -75,10 +76,12 @@ class Subject:
     trusted: bool = False
     untied: str = ""
     revision: str | None = None
+    source_bytes: int | None = None
+    source_format: str = ""
 
     @property
     def distortion(self) -> Distortion:
-        """What every tolerance of this model is about."""
+        """The distortion that every tolerance of this model limits."""
         return self.segmented.distortion
 
     @property
@@ -148,6 +151,8 @@ class Subject:
             leftovers=loaded.leftovers,
             trusted=loaded.trusted,
             revision=loaded.revision,
+            source_bytes=loaded.source_bytes,
+            source_format=loaded.source_format,
         )
 
     @classmethod
@@ -304,7 +309,7 @@ def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
     """A distortion reads what the models of its task put out."""
     if distortion.task not in (None, loaded.task):
         raise InputError(
-            f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {loaded.task.noun}; "
+            f"distortion {distortion.name!r} needs another kind of model, and {loaded.name!r} is {loaded.task.noun}; "
             f"leave it out for {loaded.distortion!r}"
         )
 

@@ -154,7 +154,7 @@ def sweep(
 
 
 def sweep_batches(segmented: SegmentedModel, samples: Samples, segment: int | None = None) -> int:
-    """How many times `sweep` calls `advance`; from the segment on that a resumed one begins with."""
+    """Counts the calls of `advance` by `sweep`, from the segment that a resumed one begins with."""
     blocks = len(segmented.blocks)
     segment = blocks if segment is None else segment
     forward, backward = (1 + segment, 2 + segment) if blocks else (0, 1 + segment)
@@ -210,7 +210,7 @@ def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: 
 
 
 def segment_label(segmented: SegmentedModel, segment: int) -> str:
-    """What a person calls a segment."""
+    """A segment's name for people."""
     if segment == len(segmented.blocks):
         return "head"
     return segmented.block_names[segment] if segment >= 0 else "embedding"

@@ -1,4 +1,4 @@
-"""What the sweep collects at a site, and how it becomes a curve over formats.
+"""Collects a weight's statistics during the sweep, and turns them into a curve over formats.
 
 Forward (Shannon) flow, the diagonal Fisher form: with g = d s / dw of one sequence, s the scalar that the
 distortion draws, whose gradient has the covariance of d log p(y) for labels y drawn from the model's own prediction,

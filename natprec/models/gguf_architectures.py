@@ -3,11 +3,13 @@
 Names of tensors come from the `gguf` package's own table. llama.cpp rotates neighbouring pairs of a llama's query and
 key rows, transformers rows that are half a head apart: rows are reordered on the way, whole rows, so that their blocks
 stay as they are. For qwen2, qwen3, phi3 and gemma3 both rotate alike. A gemma's norms multiply by 1 + weight in
-transformers, and by the stored weight in llama.cpp.
+transformers, and by the stored weight in llama.cpp. The experts of a layer are one tensor in GGUF, (experts, rows,
+columns).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
+
+_NUMBERED = re.compile(r"experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Architecture:
         head_size: whether the size of a head is written even where it is hidden size over heads.
         added_to_norms: what is added to the weights of norms.
         windowed: whether the size of the window that attention sees is written, 0 for none.
+        experts: whether layers have experts; natprec itself reads no such file, transformers does.
     """
 
     name: str
@@ -35,9 +40,10 @@ class Architecture:
     head_size: bool = False
     added_to_norms: float = 0.0
     windowed: bool = False
+    experts: bool = False
 
     def tensor_names(self, model: nn.Module) -> dict[str, str]:
-        """Key of the state dict → GGUF name.
+        """Key of the state dict → GGUF name; the experts of a layer share one, and lie there by their numbers.
 
         Raises:
             ModelError: a tensor has none.
@@ -50,7 +56,7 @@ class Architecture:
         names = {}
         for key in model.state_dict():
             module, _, parameter = key.rpartition(".")
-            found = known.get_name(module)
+            found = known.get_name(_NUMBERED.sub("experts.", module) if self.experts else module)
             if found is None:
                 raise ModelError(f"tensor {key!r} has no place in a GGUF file of {self.name!r}; use another --engine")
             names[key] = f"{found}.{parameter}"
@@ -89,6 +95,10 @@ class Architecture:
         writer.add_vocab_size(config.vocab_size)
         if self.windowed:
             writer.add_sliding_window(config.sliding_window or 0)
+        if self.experts:
+            writer.add_expert_count(config.num_experts)
+            writer.add_expert_used_count(config.num_experts_per_tok)
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
         if self.head_size or head * config.num_attention_heads != config.hidden_size:
             writer.add_key_length(head)
             writer.add_value_length(head)
@@ -100,6 +110,7 @@ ARCHITECTURES = {
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", head_size=True),
     "phi3": Architecture("phi3", windowed=True),
+    "qwen3_moe": Architecture("qwen3moe", head_size=True, experts=True),
     "gemma3_text": Architecture("gemma3", head_size=True, added_to_norms=1.0, windowed=True),
 }
 """`model_type` in transformers → in GGUF; each was read back by transformers, and run in llama.cpp where that is
@@ -125,6 +136,8 @@ def architecture_of(model: nn.Module) -> Architecture:
     rope = _rope(config).get("rope_type", "default")
     if known.name == "gemma3":
         _refuse_unusual_gemma(config)
+    if known.experts:
+        _refuse_unusual_experts(config)
     if rope != "default":
         raise ModelError(f"positions scaled by {rope!r} cannot be written as GGUF yet; use another --engine")
     if known.name == "llama" and (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)):
@@ -164,6 +177,22 @@ def _refuse_unusual_gemma(config: Any) -> None:
     ):
         if not same:
             raise ModelError(f"this gemma3 has {what} that llama.cpp does not suppose; use another --engine")
+
+
+def _refuse_unusual_experts(config: Any) -> None:
+    """llama.cpp supposes experts in every layer, and weights of those chosen that add up to 1.
+
+    Raises:
+        ModelError: this model differs.
+    """
+    for what, same in (
+        ("layers without experts", config.decoder_sparse_step == 1 and not config.mlp_only_layers),
+        ("weights of experts that do not add up to 1", config.norm_topk_prob),
+    ):
+        if not same:
+            raise ModelError(
+                f"this {config.model_type} has {what}, which llama.cpp does not suppose; use another --engine"
+            )
 
 
 def interleaved(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

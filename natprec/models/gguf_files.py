@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,15 @@ class GGUFHeader:
     architecture: str
     tensors: tuple[GGUFTensor, ...]
 
+    @property
+    def quantized(self) -> str:
+        """The type of most weights, such as Q4_1; empty where they are floats."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors:
+            counts[tensor.type.name] += tensor.elements
+        ((most, _),) = counts.most_common(1) or [("F32", 0)]
+        return "" if most in ("F32", "F16", "BF16", "F64") else most
+
 
 def check_gguf(file: Path) -> GGUFHeader:
     """Refuse a file that is cut off or has tensors of a type that nothing here can read.
@@ -143,6 +153,11 @@ def read_gguf(file: Path) -> GGUFHeader:
             raise ModelError(
                 f"{str(file)!r} ({file.stat().st_size} bytes) has no whole GGUF header ({error}); download it again"
             ) from error
+
+
+def expert_size(header: GGUFHeader) -> int | None:
+    """Inner size of experts, which transformers does not read; None: there are none."""
+    return next((each.shape[1] for each in header.tensors if each.name.endswith("ffn_up_exps.weight")), None)
 
 
 def passed_over(header: GGUFHeader, model: nn.Module) -> tuple[str, ...]:

@@ -70,8 +70,8 @@ class GGUFTensors:
 
 
 def is_known(header: GGUFHeader) -> bool:
-    """Whether a file is of a model whose names and layout are known here."""
-    return header.architecture in {each.name for each in ARCHITECTURES.values()}
+    """Whether a file is of a model whose names and layout are known here, one tensor for each of the model's."""
+    return header.architecture in {each.name for each in ARCHITECTURES.values() if not each.experts}
 
 
 def open_gguf(

@@ -20,7 +20,7 @@ from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, embedding_distortion
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf, passed_over, read_gguf
+from natprec.models.gguf_files import check_gguf, expert_size, passed_over, read_gguf
 from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.hub import download, stored_on_hub
@@ -55,6 +55,7 @@ class LoadedModel:
         tokenizer: the one that came with it.
         storage_dtype: dtype of unquantized tensors and of scales in a checkpoint; see `choose_storage_dtype`.
         source_bytes: bytes of its weight files.
+        source_format: of a GGUF file that is quantized, the type of most weights; else empty.
         task: what it is for.
         distortion: name of the distortion that suits it, the task's unless its files say how vectors are pooled.
         companions: more files of its checkpoint, path → content, that a quantized one needs too.
@@ -80,6 +81,7 @@ class LoadedModel:
     leftovers: Leftovers = field(default_factory=Leftovers)
     head: nn.Module | None = None
     revision: str | None = None
+    source_format: str = ""
 
 
 def load_model(
@@ -175,6 +177,7 @@ def load_model(
         leftovers=leftovers,
         head=head,
         revision=hub_revision(path.parent if gguf else path),
+        source_format=header.quantized if header is not None else "",
     )
 
 
@@ -232,6 +235,9 @@ def _load_config(where: str, gguf: Path | None, trust_remote_code: bool) -> tupl
     """The checked config and the dtype it declares; loading in float32 overwrites the latter."""
     arguments = {"gguf_file": str(gguf)} if gguf else {}
     config = config_of(where, trust_remote_code, **arguments)
+    inner = expert_size(read_gguf(gguf)) if gguf else None
+    if inner is not None and hasattr(config, "moe_intermediate_size"):
+        config.moe_intermediate_size = inner
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return config, getattr(torch, dtype) if isinstance(dtype, str) else dtype
 

@@ -119,7 +119,8 @@ def site_weight(model: nn.Module, site: Site) -> Tensor:
 def together(site: Site, profile: EngineProfile) -> tuple[str, str]:
     """What sites of one format have in common, for an engine."""
     if site.experts and profile.experts != "each":
-        return "experts", site.experts if profile.experts == "layer" else ""
+        shared = {"layer": site.experts, "tensor": f"{site.experts}.{site.name.rpartition('.')[2]}", "model": ""}
+        return "experts", shared[profile.experts]
     return "fused group", site.fused_group if profile.fuses else site.name
 
 

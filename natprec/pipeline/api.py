@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from natprec.config import CONFIDENCE, QuantizeConfig
-from natprec.data.seen import source_digest
 from natprec.distortions import Distortion, named
 from natprec.errors import InputError, NatprecError
 from natprec.evaluation import verify as judge
@@ -24,7 +23,7 @@ from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.held_out import held_out
 from natprec.pipeline.provenance import again
 from natprec.pipeline.request import for_engine, refuse_long
-from natprec.pipeline.samples import calibration_parts, calibration_samples
+from natprec.pipeline.samples import calibration_parts, calibration_samples, calibration_text
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.flows import round_flows
 from natprec.roundings import rounding_named
@@ -71,8 +70,9 @@ def measure(
     """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
 
     Args:
-        data: text file, table, hub dataset, (sequences, time) token ids, or samples; None: the model writes it.
-            The last fifth of a text is left for `verify`.
+        data: text file, table, hub dataset, (sequences, time) token ids, or samples; None: ordinary text that natprec
+            ships. Half of the tokens are the model's own text, unless tokens or samples are given. The last fifth of a
+            text is left for `verify`.
         distortion: what every tolerance is about: a name or one of your own; default: KL, of encoders the
             distance of mean embeddings.
         options: of `natprec measure`, by their names in `natprec.QuantizeConfig`: engine, group_size, tokens, length …
@@ -87,9 +87,11 @@ def measure(
     subject = for_engine(subject, config.engine)
     subject = subject.with_head(subject.gains_apart(config.profile))
     samples, parts = _calibration(subject, data, config)
-    digest = None if data is None or isinstance(data, GIVEN) else source_digest(str(data))
+    name, digest = _label(data), None
+    if not isinstance(data, GIVEN):
+        name, digest = calibration_text(_with_text(config, data), subject)
     try:
-        return measure_subject(subject, samples, config, parts=parts, data=_label(data), text_digest=digest)
+        return measure_subject(subject, samples, config, parts=parts, data=name, text_digest=digest)
     finally:
         subject.with_head(False)
 
@@ -222,10 +224,14 @@ def _given(subject: Subject, data: Data, length: int) -> Samples | None:
     return samples.to(next(subject.model.parameters()).device) if isinstance(samples, Samples) else None
 
 
+def _with_text(config: QuantizeConfig, data: Data) -> QuantizeConfig:
+    return replace(config, data=None if data is None else str(data))
+
+
 def _calibration(subject: Subject, data: Data, config: QuantizeConfig) -> tuple[Samples, int]:
     """Samples to measure on and how many kinds of text they are; text is handled as the command line does."""
     samples = _given(subject, data, config.length)
     if samples is not None:
         return samples, 1
-    config = replace(config, data=None if data is None else str(data))
+    config = _with_text(config, data)
     return calibration_samples(config, subject, Stages(quiet=True)), calibration_parts(config, subject)

@@ -1,4 +1,4 @@
-"""What an engine really runs of a checkpoint on a GPU, before either is at hand.
+"""Finds what an engine really runs of a checkpoint on a GPU, before either is at hand.
 
 A checkpoint says formats; an engine's own rules choose kernels by GPU, shape and version, and some of those leave
 inputs at 16 bits, or round what the file says is not. So a promise holds for a checkpoint and a GPU.
@@ -43,7 +43,7 @@ class Checked:
 
     @property
     def note(self) -> str:
-        """Of this version, then of others."""
+        """The notes on this version, then on others."""
         others = (
             f"{version}: {other.kernel or 'cannot run'}"
             + (f", {other.runs}" if other.runs not in (None, self.run.runs) else "")

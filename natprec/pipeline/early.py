@@ -1,4 +1,4 @@
-"""What can be refused within seconds, from the first bytes of files: before torch is imported or a model loaded.
+"""Refusals within seconds, from the first bytes of files, before torch is imported or a model loaded.
 
 Nothing here imports torch or transformers. What passes may still be refused later, where the model has been read.
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from natprec.evaluation.verdict import MOST
+from natprec.evaluation.verdict import FIRST, MOST
 from natprec.measurement.block_inputs import SHARE
 from natprec.measurement.gptq_ratio import JUDGING
 from natprec.measurement.measure import goes_back
@@ -56,7 +56,7 @@ BLOCKS_TIMED = 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take.
+    """Time and memory of a run.
 
     Attributes:
         model_bytes: all weights in float32.
@@ -94,7 +94,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     with subject.segmented.gathering():
         gathering = min(per_token, _timed(subject.segmented, samples)[0])
     judging = config.eval_tokens or MOST // 2  # between the least and the most that a verdict may need
-    own_text = config.tokens // (2 if config.data else 1) + (0 if config.eval_data or config.data else judging // 2)
+    own_text = config.tokens // 2 + (0 if config.eval_data or config.data else min(judging // 2, FIRST))
     own_text = own_text if subject.writes else 0
     check = CHECK_SITES * 0.5 + 1
     fitted = rounding_named(config.rounding).compensates

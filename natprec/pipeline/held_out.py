@@ -36,7 +36,7 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What judges a run: texts that are read, and whether the model writes one."""
+    """The held-out texts of a run: those that are read, and whether the model writes one."""
 
     config: QuantizeConfig
     subject: Subject
@@ -46,7 +46,7 @@ class HeldOut:
 
     @property
     def names(self) -> list[str]:
-        """Of the texts."""
+        """Names of the texts."""
         return [OWN_TEXT] * self.writes + list(self.read)
 
     def part(self, number: int) -> list[HeldOutText]:
@@ -80,9 +80,8 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
             )
         raise InputError("no text, and an encoder cannot write it; name a file or hub dataset with --eval-data")
     writes = source is None
-    texts = 2 if writes else 1
     tokens = config.eval_tokens
-    each = max(1, round((tokens or MOST) / texts / config.length))
+    each = max(1, round((tokens / (2 if writes else 1) if tokens else MOST) / config.length))
     windows = read_samples(
         config if not writes else replace(config, text_column=None),
         subject,

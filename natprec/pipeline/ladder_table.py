@@ -12,7 +12,7 @@ from natprec.utils.human import human_bytes
 
 
 def planned_table(rungs: Iterable[Rung]) -> Table:
-    """What each tolerance would cost; the last column is the format that costs as much throughout."""
+    """The cost of each tolerance; the last column names the format that costs as much in every Linear."""
     table = _table("eps", "bits", "stored", "of 16 bits", "KL predicted", "perplexity", right=6)
     table.add_column("about as good as")
     for rung in rungs:

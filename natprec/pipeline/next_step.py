@@ -1,4 +1,4 @@
-"""What to do after a verdict that fails: the command, with its numbers."""
+"""The next command after a failed verdict, with its numbers."""
 
 from __future__ import annotations
 

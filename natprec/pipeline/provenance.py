@@ -36,7 +36,7 @@ def _shown(name: str, value: Any) -> Any:
 
 
 def of_subject(subject: Subject, command: str, config: QuantizeConfig) -> Provenance:
-    """What is known where there is no measurement: of a verification of a checkpoint alone."""
+    """The provenance of a verification of a checkpoint that has no measurement."""
     return Provenance(
         versions(), now(), command, device_name(config.device), config.seed, subject.name, subject.digest,
         subject.revision,

@@ -88,7 +88,7 @@ def quantize(
 
 @dataclass(frozen=True)
 class Run:
-    """What is read before anything is measured.
+    """The model and texts of a run, read before anything is measured.
 
     Attributes:
         samples: to measure on; `judging`: the text that judges.

@@ -50,7 +50,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a file says.
+    """The content of a recipe file.
 
     Attributes:
         options: parameter of the command → value, as the command line takes it.
@@ -108,7 +108,7 @@ class Recipe:
 
 
 def lines(compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differs, a line each; or that nothing does.
+    """A line for each figure that differs, or one line if none does.
 
     >>> lines({"bits": {"expected": 4.0, "found": 5.0, "tolerance": 0.1, "agrees": False}})
     ['bits is 5, and the recipe expects 4 within 10 %: +25.0 %']

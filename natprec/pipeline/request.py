@@ -1,4 +1,4 @@
-"""What can be refused before anything is measured, and the model that is."""
+"""Refusals before anything is measured, and opening the model."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
 from natprec.solver.fused_groups import check_flows
+from natprec.utils.human import human_bytes
 from natprec.utils.memory import available_bytes
 from natprec.utils.progress import Stages
 
@@ -103,7 +104,12 @@ def refuse_on_disk(subject: Subject, refine: int) -> None:
 
 
 def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
-    """Say what else the model's checkpoint holds, and what becomes of it."""
+    """Say whether the model is quantized already, what else its checkpoint holds, and what becomes of that."""
+    if subject.source_format:
+        stages.note(
+            f"model {subject.name!r} is quantized already: {subject.source_format}, "
+            f"{human_bytes(subject.source_bytes or 0)}; natprec rounds its weights once more, and KL is against them"
+        )
     for sentence in subject.leftovers.sentences(gguf=engine_profile(engine).container == "gguf"):
         stages.note(sentence)
 

@@ -10,20 +10,18 @@ from pathlib import Path
 import torch
 
 from natprec.config import QuantizeConfig
-from natprec.data.seen import source_digest
 from natprec.measurement import Measurement
 from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.measurement.subject import Subject
 from natprec.pipeline.early import inputs
 from natprec.pipeline.request import open_subject, too_large
-from natprec.pipeline.samples import calibration_parts, calibration_samples
+from natprec.pipeline.samples import calibration_parts, calibration_samples, calibration_text
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, refuse_existing_file
 from natprec.utils.claims import beside, claimed
 from natprec.utils.marks import discard, is_ours, refuse_inputs
 from natprec.utils.progress import Stages
-from natprec.utils.records import OWN_TEXT, public_name
 from natprec.utils.workers import Workers
 
 SEGMENTS = "segments"
@@ -31,7 +29,7 @@ SEGMENTS = "segments"
 
 
 def resume_folder_of(partial: Path, subject: Subject) -> Path | None:
-    """Where a run keeps what it has rounded and judged; None for a model in memory, which is soon done again."""
+    """The folder for rounded and judged segments; None for a model in memory, which is soon done again."""
     return None if subject.segmented.weights.whole else partial / SEGMENTS
 
 
@@ -105,13 +103,14 @@ def run_measurement(
     """Measure; `state_file` holds the progress, for `resume`, and stays until the caller removes it."""
     if workers is None or workers.first:
         clear_stale(state_file)
+    name, digest = calibration_text(config, subject)
     return measure(
         subject,
         samples,
         config,
         parts=calibration_parts(config, subject),
-        data=public_name(config.data) if config.data else OWN_TEXT,
-        text_digest=source_digest(config.data) if config.data else None,
+        data=name,
+        text_digest=digest,
         stages=stages,
         state_file=state_file,
         resume=resume,

@@ -1,33 +1,45 @@
-"""The samples of a run: to measure on, and to judge on."""
+"""The samples of a run: calibration text and held-out text."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from natprec.config import EVAL_TOKENS, QuantizeConfig
-from natprec.data.ordinary import ORDINARY
+from natprec.data.ordinary import CALIBRATION, ORDINARY
+from natprec.data.ordinary import NAME as ORDINARY_NAME
 from natprec.data.readers import READERS
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.errors import InputError
 from natprec.measurement.subject import Subject
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages
-from natprec.utils.records import public_name
+from natprec.utils.records import OWN_TEXT, public_name
 
 
 def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
-    """What to measure on.
+    """The calibration samples.
 
-    With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
-    text where it costs most, and the promise survives text that `data` did not foresee. An encoder, or a model
-    whose weights are on disk, cannot write, so that `data` is all there is.
+    Half of them are `data`, or else ordinary text, and half are the model's own text: each site is charged its
+    cost on the worse of the two, and the promise survives text that `data` did not foresee. An encoder, or a
+    model whose weights are on disk, cannot write, so that `data` is all there is.
 
     Raises:
         InputError: no text to be had.
     """
-    if config.data is None or not subject.writes:
+    if not subject.writes:
         return _samples(config, subject, stages, config.data, config.tokens, "calibration")
     half = max(1, round(config.tokens / config.length / 2)) * config.length
-    given = _samples(config, subject, stages, config.data, half, "calibration")
+    source = config.data or str(CALIBRATION)
+    given = _samples(config if config.data else replace(config, text_column=None), subject, stages, source, half,
+                     "calibration")  # fmt: skip
     return given.followed_by(_samples(config, subject, stages, None, half, "calibration"))
+
+
+def calibration_text(config: QuantizeConfig, subject: Subject) -> tuple[str, str | None]:
+    """Name and `source_digest` of what is measured on beside the model's own text."""
+    if config.data is not None:
+        return public_name(config.data), source_digest(config.data)
+    return (ORDINARY_NAME, source_digest(str(CALIBRATION))) if subject.writes else (OWN_TEXT, None)
 
 
 def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
@@ -37,11 +49,11 @@ def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> S
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     """Kinds of text in `calibration_samples`."""
-    return 1 if config.data is None or not subject.writes else 2
+    return 2 if subject.writes else 1
 
 
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:
-    """What to judge on: another part of the text, or another text, without what was `seen`."""
+    """The held-out samples: another part of the text, or another text, without windows that were `seen`."""
     source = config.eval_data or config.data
     return _samples(config, subject, stages, source, config.eval_tokens or EVAL_TOKENS, "held-out", seen)
 
@@ -49,7 +61,7 @@ def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, s
 def read_samples(
     config: QuantizeConfig, subject: Subject, stages: Stages, source: str, count: int, least: int, seen: Pieces
 ) -> Samples:
-    """So many samples of a source to judge on, at least `least` of them; see `held_out_samples`."""
+    """Reads `count` held-out samples of a source, at least `least` of them; see `held_out_samples`."""
     return _samples(config, subject, stages, source, count * config.length, "held-out", seen, least)
 
 
@@ -85,7 +97,7 @@ def _samples(
             sequences=max(1, round(tokens / config.length)),
             length=config.length,
             split=split,
-            shared=source != str(ORDINARY) and shares_text(config),
+            shared=source not in (str(CALIBRATION), str(ORDINARY)) and shares_text(config),
             seen=seen,
             least=least,
             model=subject.model,

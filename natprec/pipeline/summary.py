@@ -67,9 +67,11 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
         few = plan.few_tokens
         line = f"{len(experts)} weights, measured on {min(experts)} to {max(experts)} tokens"
         rows.add_row("experts", line + (f"; {len(few)} on fewer than {MIN_TOKENS}, as others" if few else ""))
-    before = plan.stored_bytes_reference
-    rows.add_row("stored before", f"{human_bytes(before)}, at 16 bits")
-    rows.add_row("stored after", _stored(plan.stored_bytes, stored_on_disk, before))
+    if plan.source_bytes is not None:
+        kind = f", quantized already: {plan.source_format}" if plan.source_format else ""
+        rows.add_row("given", f"{human_bytes(plan.source_bytes)}{kind}")
+    rows.add_row("at 16 bits", human_bytes(plan.stored_bytes_reference))
+    rows.add_row("stored", _stored(plan, stored_on_disk))
     _add_predicted(rows, plan)
     if plan.uniform is not None and plan.kl_uniform is not None:
         rows.add_row("", f"uniform {plan.uniform}, no larger: {plan.kl_uniform:.4g}")
@@ -101,7 +103,7 @@ def verification_table(plan: Plan, verification: Verification, predicted: bool =
 
 
 def foreign_table(name: str, verification: Verification) -> RenderableType:
-    """The same of a checkpoint without a plan: another quantizer's."""
+    """The verification of a checkpoint by another tool, which has no plan."""
     rows = _rows()
     rows.add_row("checkpoint", f"{name}, not written by natprec")
     rows.add_row(
@@ -117,7 +119,7 @@ def _add_measured(rows: Table, verification: Verification, promise: float | None
     rows.add_row(
         f"{label} measured", _interval(verification.kl_mean, verification.kl_ci95, unit, verification.confidence)
     )
-    rows.add_row("", f"99 % of {terms} below {verification.kl_p99:.4g}")
+    rows.add_row("", f"99% of {terms} below {verification.kl_p99:.4g}")
     if verification.gpu is not None:
         engine = "vllm" if plan is None else plan.engine
         rows.add_row("arithmetic", f"of {engine} on {verification.gpu}")
@@ -134,7 +136,7 @@ def _add_measured(rows: Table, verification: Verification, promise: float | None
 
 
 def serving_line(engine: str, folder: str) -> str:
-    """How to run what was written, with the version that was run: see docs/serve.md.
+    """The command that serves the checkpoint, with the version that was tried: see docs/serve.md.
 
     >>> serving_line("vllm", "out")
     'run it: vllm serve out (0.25.1 was run), or natprec generate out'
@@ -150,10 +152,10 @@ def natural_line(natural_bits: float, perplexity: float) -> str:
     """The mean natural precision beside what a next token tells (T17): two figures to compare, no law between them.
 
     >>> natural_line(4.5, 16)
-    '4.50 bits per weight, mean b*; the entropy of the next token: 4.00 bits'
+    '4.50 bits (mean b*); next-token entropy 4.00 bits'
     """
     entropy = math.log2(perplexity)
-    return f"{natural_bits:.2f} bits per weight, mean b*; the entropy of the next token: {entropy:.2f} bits"
+    return f"{natural_bits:.2f} bits (mean b*); next-token entropy {entropy:.2f} bits"
 
 
 def _rows() -> Table:
@@ -163,11 +165,13 @@ def _rows() -> Table:
     return table
 
 
-def _stored(forecast: int, on_disk: int | None, before: int) -> str:
-    text = f"{human_bytes(forecast)} forecast"
+def _stored(plan: Plan, on_disk: int | None) -> str:
+    text = f"{human_bytes(plan.stored_bytes)} forecast"
     if on_disk is not None:
         text += f", {human_bytes(on_disk)} on disk"
-    return f"{text}: {(on_disk or forecast) / before:.1%} of before"
+    size = on_disk or plan.stored_bytes
+    given = f", {size / plan.source_bytes:.1%} of the file given" if plan.source_format and plan.source_bytes else ""
+    return f"{text}: {size / plan.stored_bytes_reference:.1%} of 16 bits{given}"
 
 
 def _words(distortion: str) -> tuple[str, str, str]:
@@ -191,7 +195,7 @@ def _add_needs(rows: Table, plan: Plan, needs: Needs) -> None:
 
 
 def _interval(value: float, interval: tuple[float, float], unit: str, confidence: float = 0.95) -> str:
-    return f"{value:.4g} {unit}".rstrip() + f" ({100 * confidence:g} %: {interval[0]:.4g} to {interval[1]:.4g})"
+    return f"{value:.4g} {unit}".rstrip() + f" ({100 * confidence:g}%: {interval[0]:.4g} to {interval[1]:.4g})"
 
 
 def _verdict(verification: Verification, promise: float | None, plan: Plan | None) -> Text:

@@ -69,6 +69,9 @@ def figures(contents: Contents) -> str:
         ("bits per quantized weight, scales included", "16", f"{plan.bits_per_weight:.3f}"),
         ("bits per weight over all", "16", f"{plan.bits_per_weight_total:.3f}"),
     ]  # fmt: skip
+    if plan.source_bytes and plan.source_format:
+        rows.insert(1, (f"beside the {plan.source_format} file given", human_bytes(plan.source_bytes),
+                        f"{stored / plan.source_bytes:.1%}"))  # fmt: skip
     if found is not None:
         rows += _measured(found)
     parts = [table(("", "original at 16 bits", "this checkpoint"), rows)]

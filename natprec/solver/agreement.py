@@ -1,4 +1,4 @@
-"""What a plan has to agree with: its own sums, what its engine runs, and the weights of the model it is applied to."""
+"""Checks a plan against its own sums, its engine's formats, and the weights of the model that it is applied to."""
 
 from __future__ import annotations
 

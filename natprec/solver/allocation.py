@@ -18,7 +18,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Decision:
-    """What the solver chooses at once: one format for all of some sites.
+    """One choice of the solver: a format that several sites share.
 
     Attributes:
         elements: number of weights.

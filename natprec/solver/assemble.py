@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan answers: its attributes of these names."""
+    """The target of a plan: its attributes of these names."""
 
     eps: float | None
     eps_solved: float | None
@@ -133,6 +133,8 @@ def assemble(
         gpu=profile.gpu,
         needs=needs_of(profile.name, profile.gpu, used) if profile.gpu else None,
         untied=bool(header.untied),
+        source_bytes=header.source_bytes,
+        source_format=header.source_format,
         provenance=header.provenance("natprec.solve"),
     )
 

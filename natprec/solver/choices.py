@@ -1,4 +1,4 @@
-"""What a plan decides, at a weight, at an input, for keys and values, and how plan.json says it.
+"""The decisions of a plan, for weights, inputs, keys and values, as plan.json holds them.
 
 The format comes from `format` alone, by name; the numbers beside it are for scripts, may be left out, and must agree.
 """
@@ -85,7 +85,7 @@ class InputChoice:
 
     @property
     def bits(self) -> int:
-        """Of an activation."""
+        """Bits of the activation."""
         return self.format.bits if self.format else UNQUANTIZED_BITS
 
     def to_json(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class CacheChoice:
     by_head: dict[str, tuple[From0, ...]] = field(default_factory=dict)
 
     def reach(self, site: str) -> float | tuple[float, ...]:
-        """What the fixed scales of a site are made for: one magnitude, or one for each head."""
+        """The largest magnitude that a site's fixed scales are made for, or one for each head."""
         return self.by_head[site] if self.by_head else self.largest[site]
 
     def to_json(self) -> dict[str, Any]:

@@ -39,12 +39,12 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """For example `int4-g64` or `int4-g64/a8-token`."""
+        """The pair's name, such as `int4-g64` or `int4-g64/a8-token`."""
         return self.weight.name if self.inputs is None else f"{self.weight.name}/{self.inputs.name}"
 
     @property
     def input_bits(self) -> int:
-        """Of an activation."""
+        """Bits of the rounded input."""
         return UNQUANTIZED_BITS if self.inputs is None else self.inputs.bits
 
 
@@ -184,7 +184,7 @@ def _pairs(
 
 
 def weight_formats(curve: Curve, profile: EngineProfile) -> list[Format]:
-    """What was measured of a weight and the engine runs."""
+    """The measured formats of a weight that the engine runs."""
     return [fmt for fmt in curve.formats if profile.stores(curve.site.role, fmt)]
 
 
@@ -196,7 +196,7 @@ def kl_of(curve: Curve, formats: Sequence[Format | None], rounding: str) -> np.n
 
 
 def stored_bytes(curve: Curve, fmt: Format, profile: EngineProfile) -> int:
-    """Of one weight on disk."""
+    """Bytes of one weight on disk."""
     site = curve.site
     return profile.stored_bytes(site.role, fmt, *site.shape, uses=len(site.uses))
 

@@ -1,4 +1,4 @@
-"""From one measurement, what each tolerance would cost: the rungs between which a user chooses."""
+"""The cost of each usual tolerance, from one measurement: the rungs between which a user chooses."""
 
 from __future__ import annotations
 

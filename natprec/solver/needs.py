@@ -1,4 +1,4 @@
-"""What a plan needs of whoever loads its checkpoint: a version of the engine, a GPU, and trust in what was not run."""
+"""The requirements of a plan's checkpoint: an engine version, a GPU, and trust in what no run has loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Used = tuple[Role, Format, Format | None]
 
 @dataclass(frozen=True)
 class Needs:
-    """Of a checkpoint.
+    """The requirements of a checkpoint.
 
     Attributes:
         engine_version: the first version of the engine that loads all of it.
@@ -34,7 +34,7 @@ class Needs:
 
 
 def needs_of(engine: str, gpu: str, used: Iterable[Used]) -> Needs | None:
-    """Of all weights and keys and values; None: natprec has no list of what this engine runs since when."""
+    """The requirements of all weights, keys and values; None if natprec does not know the engine's history."""
     found: dict[str, Offer] = {}
     for role, weight, inputs in set(used):
         offer = offer_of(engine, role, weight, inputs)
@@ -53,7 +53,7 @@ def needs_of(engine: str, gpu: str, used: Iterable[Used]) -> Needs | None:
 
 
 def used_of(plan: Plan) -> Iterator[Used]:
-    """What a plan uses, which knows no roles: each as the first role of which the engine runs it."""
+    """The formats of a plan, each in the first role in which the engine runs it, since plans hold no roles."""
     flowing = plan.rounded_inputs
     roles: tuple[Role, ...] = ("linear", "head", "embedding")
     for choice in plan.sites.values():

@@ -41,6 +41,7 @@ class Plan:
         kl_predicted: of all sites together; the unit of this and of `eps` is that of `distortion`.
         stored_bytes: forecast of the whole checkpoint on disk; `stored_bytes_reference`: of the same
             folder with 16-bit weights.
+        source_bytes, source_format: of the file that was given: see `natprec.measurement.Header`.
         uniform: the best single format for all Linear weights that stores no more; `kl_uniform`: predicted for
             it, all else as in this plan. If that is as good as mixed widths, this plan is that one.
         activations: bits asked for of Linears' inputs, or 'auto'; `inputs`: fused group → what its input got.
@@ -82,6 +83,8 @@ class Plan:
     needs: Needs | None = None
     untied: bool = False
     margin: Annotated[float, Within(0, 1)] | None = None
+    source_bytes: Count | None = None
+    source_format: str = ""
     provenance: Provenance | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -103,7 +106,7 @@ class Plan:
 
     @property
     def profile(self) -> EngineProfile:
-        """What the engine runs on the plan's GPU, seen to load or not."""
+        """The formats that the engine runs on the plan's GPU, whether a run has loaded them or not."""
         return engine_profile(self.engine, self.gpu, untested=self.gpu is not None)
 
     def apply(self, model: Any, tokenizer: Any = None, data: str | Path | None = None, **options: Any) -> Any:

@@ -177,7 +177,7 @@ def _solved(
 
 @dataclass(frozen=True)
 class Problem:
-    """What every target of a measurement is solved on.
+    """The problem that all targets of one measurement share.
 
     Attributes:
         unquantized: weights that stay at 16 bits.

@@ -30,13 +30,16 @@ from natprec.solver import Plan
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.progress import Stages
-from tests.arrange import tokens
+from tests.arrange import experts, tokens
 from tests.conftest import made_up_text, tiny_encoder, tiny_model
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 512}
 """down_proj's rows are whole super-blocks, all others blocks of 32."""
 
-MODELS = ["llama", "llama-tied-not", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text"]
+OPENED = ["llama", "llama-tied-not", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text"]
+"""natprec itself reads their files."""
+
+MODELS = [*OPENED, "qwen3_moe"]
 
 
 def model_of(kind: str) -> Any:
@@ -46,9 +49,12 @@ def model_of(kind: str) -> Any:
     if kind.startswith("llama"):
         model = tiny_model(**SIZES, tie_word_embeddings=kind == "llama")
     else:
-        names = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "gemma3_text": "Gemma3"}
+        names = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "gemma3_text": "Gemma3",
+                 "qwen3_moe": "Qwen3Moe"}  # fmt: skip
         name = names[kind]
-        extra = {"qwen3": {"head_dim": 128}, "phi3": {"pad_token_id": 0},
+        extra = {"qwen3": {"head_dim": 128},
+                 "qwen3_moe": {"head_dim": 64, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256,
+                               "norm_topk_prob": True}, "phi3": {"pad_token_id": 0},
                  "gemma3_text": {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 16, "pad_token_id": 0}
                  }.get(kind, {"sliding_window": None})  # fmt: skip
         config = getattr(transformers, "Gemma3TextConfig" if kind == "gemma3_text" else name + "Config")(
@@ -62,7 +68,7 @@ def model_of(kind: str) -> Any:
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() > 1:
                 parameter.mul_(4)
             else:
                 parameter.add_(torch.randn(parameter.shape, generator=draw) / 4)
@@ -97,8 +103,10 @@ def test_what_is_read_back_is_what_was_rounded(made: Subject, tmp_path: Path) ->
     text = tokens(2, 32, 512)
     torch.testing.assert_close(logits(again, text), logits(model, text), rtol=1e-5, atol=1e-5)
     types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / FILE_NAME).tensors}
-    wanted = [choice.format.name for choice in plan.sites.values() if choice.format]
-    assert sorted(kind for kind in types.values() if kind != "F32") == sorted(wanted)
+    names = architecture_of(made.model).tensor_names(made.model)  # the experts of a layer are one tensor
+    by_tensor = {names[f"{name}.weight"]: each.format.name for name, each in plan.sites.items() if each.format}
+    assert {name: kind for name, kind in types.items() if kind != "F32"} == by_tensor
+    wanted = list(by_tensor.values())
     if made.model.config.vocab_size == SIZES["vocab_size"]:  # else it is nearly all embedding
         assert len(set(wanted)) > 2
         assert any(name.endswith("_K") for name in wanted)
@@ -137,7 +145,7 @@ def _fused_groups(made: Subject) -> list[list[str]]:
     return list(names.values())
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", OPENED)
 def test_a_file_from_disk_is_the_one_from_memory(kind: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
     """Byte by byte, in its verification too, and as a model whose weights stay in it."""
     model_of(kind).to(torch.bfloat16).save_pretrained(tmp_path / "model")
@@ -181,6 +189,8 @@ def test_refused_before_measuring(tiny_tokenizer: Any) -> None:
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     with pytest.raises(ModelError, match="positions scaled by 'linear'"):
         for_engine(Subject.in_memory(tiny_model(rope_parameters=rope), tiny_tokenizer), "llama.cpp")
+    with pytest.raises(ModelError, match="weights of experts that do not add up to 1"):
+        for_engine(Subject.in_memory(experts("Qwen3Moe"), tiny_tokenizer), "llama.cpp")
     with pytest.raises(ModelError, match="with biases"):
         for_engine(Subject.in_memory(tiny_model(attention_bias=True), tiny_tokenizer), "llama.cpp")
     narrow = for_engine(

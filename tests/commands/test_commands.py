@@ -120,7 +120,7 @@ def test_the_table_fits_a_terminal(
     assert result.code == 0, result.err
     lines = result.out.splitlines()
     assert all(len(line) <= 100 for line in lines if not line.startswith(("written to", "run it: ")))
-    for label in ("weights", "stored before", "stored after", "KL predicted", "KL measured", "perplexity", "time"):
+    for label in ("weights", "given", "at 16 bits", "stored", "KL predicted", "KL measured", "perplexity", "time"):
         assert any(line.startswith(label) for line in lines), result.out
     assert any(line.startswith("verdict") and "PASS" in line for line in lines)
     assert "forecast" in result.out

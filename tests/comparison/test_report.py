@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from natprec.commands.compare import WIDTH
 from natprec.comparison.compare import FIGURES
 from natprec.comparison.plot import pareto, plot, spread
 from natprec.comparison.report import comparison_table
+
+WIDTH = 80
 
 
 def row(method: str, kl: float, size: int) -> dict[str, Any]:
@@ -44,12 +45,14 @@ def test_the_table_orders_by_kl_and_gives_reasons(report: dict[str, Any]) -> Non
     assert "…" not in out.getvalue()
     assert lines[1].split()[:3] == ["natprec-transformers", "4", "0.0500"]
     assert lines[2].split()[:3] == ["gptq", "4", "0.1000"]
+    assert "2 h 03 min" in lines[1], "nothing is cut off"
+    assert "weighted_mse" not in out.getvalue(), "two rows have no order to compare"
     assert "awq 4  ValueError: no such group" in out.getvalue()
     assert "natural_bits" not in report["rows"][0]
     report["rows"][2]["natural_bits"] = 4.25
     Console(file=out, width=WIDTH).print(comparison_table(report))
-    assert "natprec-transformers 4: 4.25 bits per weight, mean b*" in out.getvalue()
-    assert "the entropy of the next token: 5.00 bits" in out.getvalue()
+    assert "natprec-transformers 4: 4.25 bits (mean b*)" in out.getvalue()
+    assert "next-token entropy 5.00 bits" in out.getvalue()
     assert "layer_mse orders 5 rows as KL does: 0.50 (95 %: 0.10 to 0.90)" in out.getvalue()
 
 

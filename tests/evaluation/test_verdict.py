@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from natprec.errors import InputError
-from natprec.evaluation.judging import GivenText, judge
+from natprec.evaluation.judging import FILES, GivenText, judge
 from natprec.evaluation.verdict import FAIL, FIRST, MOST, NARROW, PASS, WITHIN_NOISE, Portions, verdict_of
 from natprec.evaluation.verification import Comparison
 from natprec.tasks import Samples
@@ -36,9 +36,9 @@ def test_the_upper_end_decides_between_pass_and_noise() -> None:
 @pytest.mark.parametrize(("spread", "tokens"), [(0.001, FIRST), (0.2, None), (5.0, MOST)])
 def test_text_judges_until_the_interval_is_narrow_or_there_is_the_most(spread: float, tokens: int | None) -> None:
     text, read, compare = noisy(spread)
-    found = judge(text, Portions.of(None, 1.0), compare, 0, 0.95, first=7)
+    (found,) = judge([text], Portions.of(None, 1.0), compare, 0, 0.95)
     low, high = found.text.kl_ci95
-    assert read == list(range(7, 7 + len(read)))
+    assert read == list(range(len(read)))
     if tokens is None:
         assert FIRST < found.text.tokens < MOST
     else:
@@ -51,26 +51,44 @@ def test_text_judges_until_the_interval_is_narrow_or_there_is_the_most(spread: f
 def test_a_number_of_tokens_is_kept_to_and_without_a_tolerance_the_first_portion_does() -> None:
     for tokens, promise, expected in ((1024, 1.0, 1024), (1024, None, 1024), (None, None, FIRST)):
         text, _, compare = noisy(5.0)
-        assert judge(text, Portions.of(tokens, promise), compare, 0, 0.95, 0).text.tokens == expected
+        assert judge([text], Portions.of(tokens, promise), compare, 0, 0.95)[0].text.tokens == expected
 
 
-def test_two_texts_share_the_tokens() -> None:
-    for texts in (1, 2):
-        text, _, compare = noisy(5.0)
-        assert judge(text, Portions.of(None, 1.0, texts), compare, 0, 0.95, 0).text.tokens == MOST // texts
+def test_of_two_texts_the_one_that_decides_is_read_on() -> None:
+    calm, _, _ = noisy(1.0)
+    wild, read, compare = noisy(5.0)
+    calm_mean = {"value": 0.5}
+
+    def both(samples: Samples, number: int) -> Comparison:
+        if number >= FILES:
+            return compare(samples, number)
+        return Comparison(np.full((len(samples), 2), calm_mean["value"]), samples.tokens)
+
+    found = judge([calm, wild], Portions.of(None, 1.0, 2), both, 0, 0.95)
+    assert [each.text.tokens for each in found] == [FIRST, MOST - FIRST]
+    assert read == list(range(FILES, FILES + len(read)))
+    calm_mean["value"] = 50.0
+    found = judge([noisy(1.0)[0], noisy(5.0)[0]], Portions.of(None, 1.0, 2), both, 0, 0.95)
+    assert [each.text.tokens for each in found] == [FIRST, FIRST], "what decides has no spread"
+
+
+def test_a_number_of_tokens_is_shared_by_the_texts() -> None:
+    texts = [noisy(5.0)[0], noisy(5.0)[0]]
+    found = judge(texts, Portions.of(2048, 1.0, 2), noisy(5.0)[2], 0, 0.95)
+    assert [each.text.tokens for each in found] == [1024, 1024]
 
 
 def test_a_short_text_judges_as_far_as_it_goes_and_an_empty_one_is_refused() -> None:
     _, _, compare = noisy(5.0)
     short = GivenText("short", Samples.text(torch.zeros(20, LENGTH, dtype=torch.int64)))
-    assert judge(short, Portions.of(None, 1.0), compare, 0, 0.95, 0).text.tokens == 20 * LENGTH
+    assert judge([short], Portions.of(None, 1.0), compare, 0, 0.95)[0].text.tokens == 20 * LENGTH
     with pytest.raises(InputError, match=r"no held-out tokens .* 'short'"):
-        judge(short, Portions.of(None, 1.0), compare, 0, 0.95, 0)
+        judge([short], Portions.of(None, 1.0), compare, 0, 0.95)
 
 
 def test_numbers_that_are_none_end_the_judging() -> None:
     text, read, _ = noisy(1.0)
-    nan = judge(text, Portions.of(None, 1.0), lambda samples, _: Comparison(np.full((len(samples), 2), np.nan),
-                samples.tokens), 0, 0.95, 0)  # fmt: skip
+    (nan,) = judge([text], Portions.of(None, 1.0), lambda samples, _: Comparison(np.full((len(samples), 2), np.nan),
+                   samples.tokens), 0, 0.95)  # fmt: skip
     assert np.isnan(nan.text.kl_mean)
     assert not read

@@ -74,7 +74,9 @@ def test_without_a_text_the_model_and_ordinary_text_judge(made: Subject) -> None
     assert [text.name for text in texts] == [OWN_TEXT, NAME]
     assert texts[1].digest == source_digest(str(ORDINARY))
     first, second = (held_out(asked, made, QUIET).part(number)[1].windows for number in (0, 1))  # type: ignore[attr-defined]
-    assert first.shape == second.shape == (16_384 // 64, 64)
+    assert first.shape == second.shape
+    assert first.shape[1] == 64
+    assert 20_000 < first.tokens <= 32_768
 
 
 def test_a_correction_is_judged_on_text_that_did_not_ask_for_it(

@@ -50,7 +50,7 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
 
 
 def save(job: Any, done: Any, folder: Path) -> None:
-    """In AutoRound's own format, packed as GPTQ's; packed for AWQ it fails on asymmetric 4 bits in 0.15 and 0.16."""
+    """Save in AutoRound's own format, packed as GPTQ's: AWQ's packing fails on asymmetric 4 bits in 0.15 and 0.16."""
     done.save_quantized(str(folder), format="auto_round:auto_gptq", inplace=False)
 
 

@@ -28,7 +28,7 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
 
 
 def save(job: Any, done: Any, folder: Path) -> None:
-    """As transformers saves it."""
+    """Save as transformers does."""
     done.save_pretrained(folder)
     job.tokenizer().save_pretrained(folder)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Job:
-    """What the parent asks of a method; `job.json`.
+    """A method's task, which the parent writes to `job.json`.
 
     Attributes:
         model: folder of the reference, float32, seen from the job's folder.
@@ -113,7 +113,7 @@ def run(folder: Path, peer_file: Path) -> dict[str, Any]:
 
 
 def version(package: str) -> str:
-    """Of an installed distribution; a source folder on the path has none."""
+    """The version of an installed distribution; a source folder on the path has none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
