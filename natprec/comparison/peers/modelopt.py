@@ -5,8 +5,8 @@ such formats, so nothing is written: the bytes are those of densely packed codes
 group. What the uniform peers spend on zero points, it may spend on codes. An encoder has no loss to differentiate: a
 random projection of its embedding takes its place.
 
-With `formats`, it chooses from NVFP4, float8 and 16 bits, of weights alone, at the bits of NVFP4 on average. Its NVFP4
-runs on CUDA alone; elsewhere its quantizer is given its own packing and unpacking (`NVFP4QTensor`), which runs anywhere.
+With `formats`, it chooses from NVFP4, float8 and 16 bits, of weights alone, at the bits of NVFP4 on average. It rounds
+to NVFP4 on CUDA alone; its quantizer is given its own packing and unpacking (`NVFP4QTensor`), which run anywhere.
 """
 
 from __future__ import annotations
