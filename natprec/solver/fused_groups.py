@@ -47,6 +47,13 @@ class Pair:
         """Of an activation."""
         return UNQUANTIZED_BITS if self.inputs is None else self.inputs.bits
 
+    @property
+    def input_scale_bytes(self) -> int:
+        """Stored beside each weight: the scale, or outer scale, of inputs that the calibration text fixes."""
+        if self.inputs is None or not self.inputs.fixed:
+            return 0
+        return 2 if self.inputs.scaling.outer is None else 4
+
 
 @dataclass(frozen=True)
 class FusedGroup:
@@ -150,9 +157,11 @@ def _group(
     if any(pair.inputs for pair in pairs) and flowing is not None:
         place = [formats.index(pair.weight) for pair in pairs]
         more = kl_of(flowing, [pair.inputs for pair in pairs], rounding)
+        uses = sum(len(curve.site.uses) for curve in curves)
+        fixed = uses * np.array([float(pair.input_scale_bytes) for pair in pairs])
         saved = elements / 8 * np.array([pair.input_bits for pair in pairs]) if activations == AUTO else 0.0
         decision = Decision(
-            name, elements, alone.kl[place] + more, np.maximum(alone.worst[place], more), stored[place] + saved
+            name, elements, alone.kl[place] + more, np.maximum(alone.worst[place], more), stored[place] + fixed + saved
         )
     shown = [*curves, flowing] if flowing is not None and activations != NOT_ROUNDED else curves
     backward = {curve.site.name: backward_bits(curve, eps_bwd or EPS_BWD_SHOWN) for curve in shown}
