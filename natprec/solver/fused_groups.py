@@ -18,7 +18,7 @@ import numpy as np
 from natprec.config import AUTO, NOT_ROUNDED
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, Format
-from natprec.formats.offers import Role
+from natprec.formats.offers import Role, first_gpu
 from natprec.models.weight_sites import together
 from natprec.solver.allocation import Decision, natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS
@@ -247,7 +247,17 @@ def check_flows(profile: EngineProfile, activations: str, kv: str) -> None:
         raise InputError(
             f"activations {activations!r}: engine {profile.name!r} multiplies with {widths} bits{on}; give one of them"
             + (" or auto" if known else "")
+            + _elsewhere(profile, activations)
         )
     if kv not in (NOT_ROUNDED, *map(str, profile.cache_bits)):
         widths = ", ".join(map(str, (*profile.cache_bits, UNQUANTIZED_BITS)))
         raise InputError(f"kv {kv!r}: engine {profile.name!r} keeps keys and values at {widths} bits; give one of them")
+
+
+def _elsewhere(profile: EngineProfile, activations: str) -> str:
+    """On which GPUs an engine multiplies with so many bits, for errors; empty: on none, or it depends on none."""
+    if profile.gpu is None or not activations.isdigit():
+        return ""
+    bits = int(activations)
+    found = first_gpu(profile.name, lambda offer: offer.inputs is not None and bits in offer.inputs.bits)
+    return f"; it multiplies with {bits} bits {found}" if found else ""
