@@ -64,7 +64,7 @@ def swept(subject: Subject, samples: Samples, parts: int, inputs: bool, stages: 
         for site in subject.activations
         if site.role == "linear" and inputs
     }
-    with stages.stage("measure", 0) as advance:
+    with stages.stage("measure") as advance:
         return sweep(
             subject.segmented, subject.sites, formats, samples, scale_dtype=subject.storage_dtype, seed=0,
             parts=parts, activations=flows or None, advance=advance,

@@ -1,8 +1,10 @@
 """The promise: predicted and measured joint KL, or embedding distance, over a range of tolerances.
 
     python scripts/promise.py --data valid.txt --eval-data test.raw.txt
+    python scripts/promise.py --data valid.txt --eval-data test.raw.txt --gpu sm90 --activations auto --eps 0.1 0.03
 
-Prints, for each eps: predicted / eps, measured / predicted, and whether measured <= eps, with
+With --gpu, all that vLLM's code runs on that GPU is a candidate: floating-point formats, zero points, packed embedding
+and head. Prints, for each eps: predicted / eps, measured / predicted, and whether measured <= eps, with
 round-to-nearest and with GPTQ. The quantized models stay in memory; no correction is made.
 """
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--eval-data")
     parser.add_argument("--engine", default="vllm")
+    parser.add_argument("--gpu", help="plan what vLLM's code runs on it, seen to load or not")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--eval-tokens", type=int, default=4096)
     parser.add_argument("--sequence-length", type=int, default=256)
@@ -54,6 +57,9 @@ def main() -> None:
         tokens=options.tokens,
         eval_tokens=options.eval_tokens,
         length=options.sequence_length,
+        gpu=options.gpu,
+        untested=options.gpu is not None,
+        sites="weights" if options.activations == options.kv == "16" else "all",
     )
     subject = open_subject(request, stages)
     samples = calibration_samples(request, subject, stages)
@@ -61,10 +67,7 @@ def main() -> None:
     if options.measurement:
         measurement = Measurement.load(options.measurement)
     else:
-        measurement = measure(
-            subject, samples, engine=options.engine, parts=calibration_parts(request, subject), stages=stages,
-            sites="weights" if options.activations == options.kv == "16" else "all",
-        )  # fmt: skip
+        measurement = measure(subject, samples, request, parts=calibration_parts(request, subject), stages=stages)
         if options.save:
             measurement.save(options.save)
     with torch.no_grad():
@@ -79,7 +82,7 @@ def main() -> None:
                 eps=eps, engine=options.engine, rounding=rounding, activations=options.activations, kv=options.kv,
                 margin=options.margin,
             )  # fmt: skip
-            reference = iter(expected)
+            reference, subject = iter(expected), subject.with_head(plan.untied)
             with subject.segmented.weights.hold(subject.model.parameters()):
                 round_to_plan(subject, plan, samples, rounding, Stages(quiet=True))
                 with flows_rounded(subject.model, subject.activations, plan):
@@ -93,7 +96,10 @@ def main() -> None:
                 "rounding": rounding,
                 "eps": eps,
                 "bits_per_weight": plan.bits_per_weight,
-                "inputs": Counter(choice.bits for choice in plan.inputs.values()),
+                "weights": Counter(choice.format.name for choice in plan.sites.values() if choice.format),
+                "inputs": Counter(choice.format.name for choice in plan.inputs.values() if choice.format),
+                "stored_bytes": plan.stored_bytes,
+                "untied": plan.untied,
                 "predicted_over_eps": plan.kl_predicted / eps,
                 "measured": summary["kl_mean"],
                 "ci95": summary["kl_ci95"],

@@ -13,7 +13,7 @@ import natprec
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
-from natprec.formats import engine_profile
+from natprec.formats import engine_profile, integer
 from natprec.formats.engines import GROUP_SIZES
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
@@ -72,6 +72,20 @@ def test_a_plan_writes_them_apart_where_that_is_smaller(measured: tuple[Subject,
     portable = found.solve(eps=1.0, portable=True)
     assert not portable.untied
     assert all(choice.format is None or choice.format.symmetric for choice in portable.sites.values())
+
+
+def test_a_packed_embedding_has_smaller_groups_too(measured: tuple[Subject, Measurement]) -> None:
+    """They cost less; no other site has them, nor any without a GPU."""
+    own, found = measured
+    curve = found.curves["model.embed_tokens"]
+    fine = [fmt for fmt in curve.formats if fmt.group_size == 16 and not fmt.floating]
+    assert {fmt.name for fmt in fine} == {"int2-g16", "int4-g16", "int8-g16"}
+    kl = dict(zip(curve.formats, curve.kl("rtn"), strict=True))
+    assert kl[integer(4, 16)] < 0.9 * kl[integer(4, 32)]
+    others = [each for name, each in found.weights.items() if name != "model.embed_tokens"]
+    assert not any(fmt.group_size == 16 and not fmt.floating for each in others for fmt in each.formats)
+    plain = own.candidates(engine_profile("natprec"), 32)
+    assert not any(fmt.group_size == 16 for several in plain.values() for fmt in several)
 
 
 def test_plan_and_measurement_come_back_from_files(measured: tuple[Subject, Measurement], tmp_path: Path) -> None:

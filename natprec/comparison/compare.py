@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import nn
 
-from natprec.comparison.judging import UNROUNDED, judge, judged_model, rounded_inputs, sizes
+from natprec.comparison.judging import UNROUNDED, judge, judged_model, rounded_inputs, sizes, stored_model
 from natprec.comparison.methods import METHODS, SIZED_BY, Method
 from natprec.comparison.peers.worker import Job
 from natprec.comparison.processes import interpreter, run_job
@@ -25,6 +26,7 @@ from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
 from natprec.errors import InputError, ModelError, OutputError
 from natprec.formats import integer
+from natprec.formats.gpus import ANY
 from natprec.measurement.subject import Subject
 from natprec.models.devices import quiet
 from natprec.models.weight_sites import refuse_indivisible
@@ -59,7 +61,8 @@ class Settings:
         iterations: steps per block of AutoRound.
         interpreters: method, or '' for all peers → Python interpreter.
         time_limit: seconds that one method may take.
-        activations: bits of the inputs of Linears in all rows: 16, 8 or 4; by token, but for natprec's as it planned.
+        activations: bits of the inputs of Linears in all rows: 16, 8 or 4; by token, but for natprec's as it planned,
+            and for those that are judged as stored.
     """
 
     methods: list[str]
@@ -100,7 +103,7 @@ def compare(
         for name in settings.methods:
             if METHODS[name].bits is not None and bits != settings.widths[0]:
                 continue  # its only width has its row already
-            if METHODS[name].own and bits not in targets:
+            if METHODS[name].sized and bits not in targets:
                 # beside rounded activations llm-compressor stores every code in a byte
                 packed = rows if settings.activations == UNROUNDED else []
                 targets[bits] = target_bytes(packed, bits, subject, config.group_size)
@@ -118,6 +121,7 @@ def compare(
         "eval_tokens": bench.held_out.tokens,
         "group_size": config.group_size,
         "activations": settings.activations,
+        "gpu": planned_for(config, settings),
         "target_bytes": targets,
         "rows": rows,
         "proxies": correlations(rows, config.seed),
@@ -139,6 +143,13 @@ def refuse_occupied(folder: Path, resume: bool) -> None:
     if any(folder.iterdir()) and not (resume and is_ours(folder / CALIBRATION)):
         remedy = "choose another" if resume else "add --resume to go on with it, or choose another"
         raise OutputError(f"output {str(folder)!r} is not empty; {remedy}")
+
+
+def planned_for(config: QuantizeConfig, settings: Settings) -> str | None:
+    """The GPU of natprec's rows for vLLM: 'any', unless one is named; none beside rounded integers, which no format of
+    'any' is multiplied with.
+    """
+    return config.gpu or (ANY if settings.activations == UNROUNDED else None)
 
 
 def target_bytes(rows: list[dict[str, Any]], bits: int, subject: Subject, group_size: int) -> int:
@@ -202,9 +213,13 @@ class _Bench:
     def _judged(self, row: dict[str, Any], folder: Path, method: Method) -> dict[str, Any]:
         """All figures; if the method's weights are of no use, a status that says so."""
         try:
-            model = judged_model(self.subject, folder / "dense.safetensors")
+            if method.stored:
+                model: nn.Module = stored_model(self.subject, folder / "checkpoint", self.config.gpu)
+            else:
+                model = judged_model(self.subject, folder / "dense.safetensors")
             plan = folder / "checkpoint" / "plan.json" if method.own else None
-            inputs = rounded_inputs(self.subject, self.settings.activations, plan)
+            activations = UNROUNDED if method.stored else self.settings.activations
+            inputs = rounded_inputs(self.subject, activations, plan)
             figures = judge(self.subject, model, self.held_out, self.config.seed, inputs)
             size = {} if row["stored_bytes"] else sizes(folder / "checkpoint", self.subject.model)
         except (ModelError, InputError) as error:
@@ -215,6 +230,7 @@ class _Bench:
         settings = {
             **method.settings,
             **({"iterations": self.settings.iterations} if method.peer == "autoround" else {}),
+            **({"gpu": planned_for(self.config, self.settings)} if method.settings.get("engine") == "vllm" else {}),
         }
         assert isinstance(self.config.group_size, int)
         return Job(
@@ -224,7 +240,7 @@ class _Bench:
             bits=bits,
             group_size=self.config.group_size,
             storage_dtype=str(self.subject.storage_dtype).removeprefix("torch."),
-            max_bytes=target if method.own else None,
+            max_bytes=target if method.sized else None,
             settings=settings,
             trust_remote_code=self.config.trust_remote_code,
             kind=self.subject.task.name,
@@ -235,7 +251,9 @@ class _Bench:
         """Everything that a row depends on, except the versions of the peers."""
         inputs = {name: value for name, value in asdict(job).items() if name not in ("peer", "model", "calibration")}
         parts = [self.subject.digest, self.samples.digest, self.held_out.digest, inputs, self.config.seed]
-        if job.activations < UNROUNDED:
+        if METHODS[job.method].stored:
+            parts.append(f"as stored, on {self.config.gpu}")
+        elif job.activations < UNROUNDED:
             parts.append("activations rounded as planned" if METHODS[job.method].own else "by token")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from natprec.checkpoints.dense_reader import load_quantized
 from natprec.errors import ModelError
+from natprec.evaluation.running import inputs_that_run
 from natprec.evaluation.verification import compare
 from natprec.formats import Format, activation
+from natprec.formats.gpus import ANY, generation
 from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import round_inputs
 from natprec.solver import Plan
@@ -41,6 +44,7 @@ def judged_model(subject: Subject, dense: Path) -> nn.Module:
     """
     model = copy.deepcopy(subject.model)
     state = load_file(dense)
+    _take_apart(model, state)
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise ModelError(f"{len(bad)} tensors of the checkpoint hold NaN or Inf, the first is {bad[0]!r}")
@@ -56,6 +60,27 @@ def judged_model(subject: Subject, dense: Path) -> nn.Module:
     if lacking or unexpected:
         raise ModelError(f"the checkpoint lacks {lacking[:2]} and has unknown {unexpected[:2]}")
     return model
+
+
+def _take_apart(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Give a tied head a weight of its own where a method wrote another one than the embedding's."""
+    tensors = model.state_dict(keep_vars=True)
+    head = model.get_output_embeddings()
+    for name, tensor in state.items():
+        twins = [other for other in state if other != name and tensors.get(other) is tensors.get(name)]
+        if head is not None and tensors.get(name) is head.weight and twins and not tensor.equal(state[twins[0]]):
+            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+            return
+
+
+def stored_model(subject: Subject, checkpoint: Path, gpu: str | None) -> nn.Module:
+    """A checkpoint as natprec reads it, with the inputs that it says, or that vLLM rounds on a GPU.
+
+    Raises:
+        ModelError, InputError: it cannot be read, or its formats do not run there.
+    """
+    running = inputs_that_run(checkpoint, "vllm", None if gpu in (None, ANY) else generation(gpu))
+    return load_quantized(checkpoint, trust_remote_code=subject.trusted, running=running)
 
 
 AS_THEY_ARE: Mapping[str, Format] = {}
@@ -122,17 +147,30 @@ def sizes(checkpoint: Path, reference: nn.Module) -> dict[str, Any]:
     originals = dict(reference.named_parameters())
     unquantized: set[str] = set()
     quantized_bytes = 0
-    for name, entry in (item for file in files if file.suffix == ".safetensors" for item in _header(file).items()):
+    headers: dict[str, Any] = {}
+    for file in (each for each in files if each.suffix == ".safetensors"):
+        headers |= _header(file)
+    for name, entry in headers.items():
         original = originals.get(name)
         if original is not None and entry["dtype"] in FLOATS and list(original.shape) == entry["shape"]:
             unquantized.add(name)
         else:
             quantized_bytes += entry["data_offsets"][1] - entry["data_offsets"][0]
     weights = sum(tensor.numel() for name, tensor in originals.items() if name not in unquantized and tensor.ndim > 1)
+    weights += _apart(reference, headers)
     return {
         "stored_bytes": sum(file.stat().st_size for file in files),
         "bits_per_weight": 8 * quantized_bytes / weights if weights else None,
     }
+
+
+def _apart(reference: Any, headers: Mapping[str, Any]) -> int:
+    """Weights of a tied head whose codes are in the files beside those of the embedding."""
+    head = reference.get_output_embeddings()
+    shared = head is not None and head.weight is reference.get_input_embeddings().weight
+    own = [name for name, module in reference.named_modules() if module is head]
+    stored = shared and any(name.startswith(f"{own[0]}.") and name != f"{own[0]}.weight" for name in headers)
+    return int(head.weight.numel()) if stored else 0
 
 
 def _header(file: Path) -> dict[str, Any]:

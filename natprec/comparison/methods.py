@@ -13,8 +13,11 @@ PEERS = Path(__file__).parent / "peers"
 REFINE = 30
 """Steps of `natprec-refined`."""
 
-SIZED_BY = ("gptq", "rtn")
+SIZED_BY = ("gptq", "rtn", "nvfp4a16", "nvfp4")
 """Whose checkpoint is the size that natprec must not exceed: the first of them that succeeded."""
+
+FLOATS = ("nvfp4", "fp8-channel")
+"""Formats that AutoQuantize is given to choose from, beside 16 bits; so is `natprec-float`."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,11 @@ class Method:
         module: what the interpreter must have; `package`: what installs it.
         settings: passed to the peer.
         bits: the only width, where it has just one.
-        own: natprec itself, which gets the bytes of a peer's checkpoint.
+        own: natprec itself.
+        sized: it gets the bytes of the uniform checkpoint, and so comes after it.
         rescales: moves scales between layers, so that weights differ from the original's beyond rounding.
+        stored: judged as natprec reads its checkpoint, with inputs rounded as that says, or as the GPU runs it; else
+            the process hands its weights over.
     """
 
     peer: str
@@ -36,7 +42,9 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
     bits: int | None = None
     own: bool = False
+    sized: bool = False
     rescales: bool = False
+    stored: bool = False
 
     @property
     def file(self) -> Path:
@@ -48,9 +56,14 @@ def _llm_compressor(recipe: str, rescales: bool = False) -> Method:
     return Method("llmcompressor", "llmcompressor", "llmcompressor", {"recipe": recipe}, rescales=rescales)
 
 
-def _natprec(engine: str, rounding: str = "gptq", refine: int = 0) -> Method:
-    settings = {"engine": engine, "rounding": rounding, "refine": refine}
-    return Method("natprec_method", "natprec", "natprec", settings, own=True, rescales=True)
+def _preset(scheme: str, bits: int) -> Method:
+    """A uniform format of llm-compressor by its own name, rounded to nearest."""
+    return Method("llmcompressor", "llmcompressor", "llmcompressor", {"scheme": scheme}, bits, stored=True)
+
+
+def _natprec(engine: str, rounding: str = "gptq", refine: int = 0, **kept: Any) -> Method:
+    settings = {"engine": engine, "rounding": rounding, "refine": refine, **kept}
+    return Method("natprec_method", "natprec", "natprec", settings, own=True, sized=True, rescales=True)
 
 
 METHODS: dict[str, Method] = {
@@ -61,10 +74,21 @@ METHODS: dict[str, Method] = {
     "autoround": Method("autoround", "auto_round", "auto-round"),
     "autoscheme": Method("autoround", "auto_round", "auto-round", {"search": True}),
     "modelopt": Method("modelopt", "modelopt", "nvidia-modelopt"),
+    "fp8-dynamic": _preset("FP8_DYNAMIC", 8),
+    "nvfp4a16": _preset("NVFP4A16", 4),
+    "nvfp4": _preset("NVFP4", 4),
+    "mxfp4": _preset("MXFP4", 4),
+    "modelopt-float": Method("modelopt", "modelopt", "nvidia-modelopt", {"formats": FLOATS}, bits=4),
+    "gptq-whole": Method(
+        "llmcompressor", "llmcompressor", "llmcompressor", {"recipe": "gptq", "whole": True}, sized=True
+    ),
     "nf4": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "nf4"}, bits=4),
     "int8": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "int8"}, bits=8),
     "natprec": _natprec("vllm"),
     "natprec-refined": _natprec("vllm", "learned", REFINE),
+    "natprec-linear": _natprec("vllm", linear=True),
+    "natprec-linear-refined": _natprec("vllm", "learned", REFINE, linear=True),
+    "natprec-float": _natprec("vllm", "learned", linear=True, formats=FLOATS),
     "natprec-transformers": _natprec("transformers"),
 }
 
@@ -72,7 +96,7 @@ DEFAULT = "rtn,gptq,awq,smoothquant,autoround,modelopt,nf4,int8,natprec"
 
 
 def parse_methods(text: str) -> list[str]:
-    """Names separated by commas, or `all`; natprec's last, because they need a peer's bytes.
+    """Names separated by commas, or `all`; those that need a peer's bytes last, natprec's after all.
 
     Raises:
         InputError: an unknown name, or none.
@@ -83,7 +107,7 @@ def parse_methods(text: str) -> list[str]:
             raise unknown("method", name, METHODS)
     if not names:
         raise InputError(f"methods {text!r} name nothing to compare; known: all, {', '.join(METHODS)}")
-    return sorted(names, key=lambda name: METHODS[name].own)
+    return sorted(names, key=lambda name: (METHODS[name].sized, METHODS[name].own))
 
 
 def parse_widths(text: str) -> list[int]:

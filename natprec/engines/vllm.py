@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from natprec.engines.layers import UNQUANTIZED, Layer, Operand, Run, pair
+from natprec.engines.vllm_experts import VERSION as EXPERTS_READ
+from natprec.engines.vllm_experts import run_experts
 from natprec.engines.vllm_rules import ALL, Kernel, Rules
 
 LEAST_CAPABILITY, MICRO_CAPABILITY, FLOAT8_CAPABILITY = 75, 80, 89
@@ -33,14 +35,25 @@ def run(layer: Layer, capability: int, rules: Rules) -> Run:
         return Run(None, None, layer.wrong)
     if layer.weight is None:
         return Run(UNQUANTIZED, "Unquantized")
-    if layer.role == "experts":
-        return Run(layer.says, "FusedMoE", "experts have kernels of their own, which natprec has no table of")
+    if layer.role == "experts" and rules.version != EXPERTS_READ:
+        return Run(layer.says, "FusedMoE", f"natprec has read which kernels experts have in vLLM {EXPERTS_READ} alone")
     try:
+        if layer.role == "experts":
+            return _experts(layer, layer.weight, capability)
         if layer.role == "embedding":
             return _embedding(layer, layer.weight)
         return _linear(layer, layer.weight, capability, rules)
     except _Refused as refused:
         return Run(None, None, str(refused))
+
+
+def _experts(layer: Layer, weight: Operand, capability: int) -> Run:
+    if capability < LEAST_CAPABILITY:
+        raise _Refused(f"needs sm{LEAST_CAPABILITY}")
+    found = run_experts(layer, weight, capability)
+    if isinstance(found, str):
+        raise _Refused(found)
+    return found
 
 
 def _embedding(layer: Layer, weight: Operand) -> Run:

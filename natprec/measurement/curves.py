@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,14 +63,18 @@ class Curve:
 
     def unknown(self) -> Curve:
         """The same without any candidate format."""
-        none = slice(0, 0)
+        return self.only(())
+
+    def only(self, formats: Sequence[Format]) -> Curve:
+        """The same with some of its candidates."""
+        places = [self.formats.index(fmt) for fmt in formats]
         return replace(
             self,
-            formats=(),
-            forward=self.forward[..., none],
-            backward=self.backward[..., none],
-            shares=self.shares[none],
-            alignment=self.alignment[none],
+            formats=tuple(formats),
+            forward=self.forward[..., places],
+            backward=self.backward[..., places],
+            shares=self.shares[places],
+            alignment=self.alignment[places],
         )
 
     def kl(self, rounding: str = "rtn") -> np.ndarray:

@@ -39,6 +39,10 @@ TRIED = 2, 32
 """Random samples, and positions of each, on which a rotation is tried."""
 
 
+FINE_GROUPS = (16, 32)
+"""Sizes of groups of a packed embedding, beside the one that is asked for."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model with everything that measuring, rounding and writing need to know of it.
@@ -289,7 +293,16 @@ class Subject:
                 formats = tuple(fmt for fmt in formats if all(_is_smaller(fmt, site) for site in members))
             divided = tuple(fmt for fmt in formats if all(self._has(site, fmt, profile) for site in members))
             found |= {site.name: divided for site in members}
-        return {site.name: found[site.name] for site in self.sites}
+        return {site.name: found[site.name] + self._finer(site, found[site.name], profile) for site in self.sites}
+
+    def _finer(self, site: Site, known: tuple[Format, ...], profile: EngineProfile) -> tuple[Format, ...]:
+        """Formats in smaller groups for an embedding that a GPU's engine looks up packed: no kernel asks for larger
+        ones, nothing makes up for its errors, and its widths are few (LOG.md, 2026-11-30).
+        """
+        if profile.gpu is None or site.role != "embedding":
+            return ()
+        finer = [fmt for each in profile.formats.get("embedding", ()) for fmt in each.at(FINE_GROUPS)]
+        return tuple(fmt for fmt in finer if fmt not in known and self._has(site, fmt, profile))
 
     def _has(self, site: Site, fmt: Format, profile: EngineProfile) -> bool:
         """Whether a site can have a format; with a GPU also whether the engine reads codes of this model's site."""

@@ -10,6 +10,7 @@ codes it got: s = <w, q> / <q, q>. What a format can store of a grid is in `natp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,6 +29,16 @@ CHUNK = 1 << 18
 """Weights handled at a time: small enough that one chunk and its copies stay in the cache."""
 
 
+ENDS = {
+    2: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6),
+    3: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7),
+    4: (1.0, 0.92, 0.84, 0.76),
+    5: (1.0, 0.95),
+}
+"""Fractions of both ends of a grid with a zero point, tried in pairs where it is known how much an error counts: scale
+and zero point are searched together, in place of one clipped range (NeUQI, arXiv:2505.17595)."""
+
+
 def choose_grid(
     grouped: Tensor, fmt: Format, scale_dtype: torch.dtype, power: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
@@ -43,10 +54,8 @@ def choose_grid(
     low, high = grouped.amin(-1), grouped.amax(-1)  # faster than aminmax
     if not fmt.float_offset or fmt.nested:
         low, high = low.clamp(max=0), high.clamp(min=0)  # 0 is on such a grid, or next to it
-    spanning = _spanning_scale(low, high, fmt)
-    fractions = SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if power is not None else (1.0,))
-    grids = [_grid(grouped, fmt, spanning * fraction, low * fraction, scale_dtype) for fraction in fractions]
-    (scale, offset), *others = grids
+    trials = [_grid(grouped, fmt, *trial, scale_dtype) for trial in _trials(low, high, fmt, power is not None)]
+    (scale, offset), *others = trials
     if not others:
         return nested_grid(scale, offset, fmt)
     least = _squared_error(grouped, fmt, scale, offset, power)
@@ -56,6 +65,17 @@ def choose_grid(
         least, scale = torch.where(better, error, least), torch.where(better, grid[0], scale)
         offset = None if offset is None or grid[1] is None else torch.where(better, grid[1], offset)
     return nested_grid(scale, offset, fmt)
+
+
+def _trials(low: Tensor, high: Tensor, fmt: Format, known: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scales and lowest values to try; `known`: how much an error counts at each column."""
+    if known and fmt.scaling.zero == "code" and fmt.bits in ENDS:
+        for one, other in product(ENDS[fmt.bits], repeat=2):
+            yield _spanning_scale(low * one, high * other, fmt), low * one
+        return
+    spanning = _spanning_scale(low, high, fmt)
+    for fraction in SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if known else (1.0,)):
+        yield spanning * fraction, low * fraction
 
 
 def _grid(

@@ -110,6 +110,7 @@ def assemble(
     for group, index in zip(groups, chosen, strict=True):
         pair = group.pairs[index]
         used += [(curve.site.role, pair.weight, pair.inputs) for curve in group.curves]
+        fixed += pair.input_scale_bytes * sum(len(curve.site.uses) for curve in group.curves)
     used += [("cache", cache.format, None)] if cache else []
     costs = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
     costs += [cache.kl] if cache else []

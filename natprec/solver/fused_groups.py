@@ -18,7 +18,7 @@ import numpy as np
 from natprec.config import AUTO, NOT_ROUNDED
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, Format
-from natprec.formats.offers import Role
+from natprec.formats.offers import Role, first_gpu
 from natprec.models.weight_sites import together
 from natprec.solver.allocation import Decision, natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS
@@ -46,6 +46,13 @@ class Pair:
     def input_bits(self) -> int:
         """Bits of the rounded input."""
         return UNQUANTIZED_BITS if self.inputs is None else self.inputs.bits
+
+    @property
+    def input_scale_bytes(self) -> int:
+        """Stored beside each weight: the scale, or outer scale, of inputs that the calibration text fixes."""
+        if self.inputs is None or not self.inputs.fixed:
+            return 0
+        return 2 if self.inputs.scaling.outer is None else 4
 
 
 @dataclass(frozen=True)
@@ -150,9 +157,11 @@ def _group(
     if any(pair.inputs for pair in pairs) and flowing is not None:
         place = [formats.index(pair.weight) for pair in pairs]
         more = kl_of(flowing, [pair.inputs for pair in pairs], rounding)
+        uses = sum(len(curve.site.uses) for curve in curves)
+        fixed = uses * np.array([float(pair.input_scale_bytes) for pair in pairs])
         saved = elements / 8 * np.array([pair.input_bits for pair in pairs]) if activations == AUTO else 0.0
         decision = Decision(
-            name, elements, alone.kl[place] + more, np.maximum(alone.worst[place], more), stored[place] + saved
+            name, elements, alone.kl[place] + more, np.maximum(alone.worst[place], more), stored[place] + fixed + saved
         )
     shown = [*curves, flowing] if flowing is not None and activations != NOT_ROUNDED else curves
     backward = {curve.site.name: backward_bits(curve, eps_bwd or EPS_BWD_SHOWN) for curve in shown}
@@ -238,7 +247,17 @@ def check_flows(profile: EngineProfile, activations: str, kv: str) -> None:
         raise InputError(
             f"activations {activations!r}: engine {profile.name!r} multiplies with {widths} bits{on}; give one of them"
             + (" or auto" if known else "")
+            + _elsewhere(profile, activations)
         )
     if kv not in (NOT_ROUNDED, *map(str, profile.cache_bits)):
         widths = ", ".join(map(str, (*profile.cache_bits, UNQUANTIZED_BITS)))
         raise InputError(f"kv {kv!r}: engine {profile.name!r} keeps keys and values at {widths} bits; give one of them")
+
+
+def _elsewhere(profile: EngineProfile, activations: str) -> str:
+    """On which GPUs an engine multiplies with so many bits, for errors; empty: on none, or it depends on none."""
+    if profile.gpu is None or not activations.isdigit():
+        return ""
+    bits = int(activations)
+    found = first_gpu(profile.name, lambda offer: offer.inputs is not None and bits in offer.inputs.bits)
+    return f"; it multiplies with {bits} bits {found}" if found else ""

@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from natprec.checkpoints.dense_reader import load_quantized
+from natprec.comparison.candidates import linears_only, with_formats
 from natprec.formats import parse_activation, parse_format
 from natprec.formats.compressed_tensors import container
+from natprec.pipeline import api
 from natprec.quantizers.activations import fixed_scale, round_activations
 from natprec.runtime.load import load
+from tests.arrange import subject, tokens
 from tests.checkpoints.test_float_formats import IDS, LOGITS, made_of, written
 
 PAIRS = [
@@ -54,3 +57,21 @@ def test_inputs_are_rounded_as_the_file_says(weights: str, inputs: str, tmp_path
     assert (
         runs - made.model(input_ids=IDS.ids[:1, :2]).logits
     ).abs().max() <= 0.02 * size  # a code may be the next one
+
+
+@pytest.mark.parametrize(("weights", "inputs", "bits"), [("nvfp4", "nvfp4", "4"), ("fp8-tensor", "fp8-tensor", "8")])
+def test_fixed_scales_of_inputs_are_in_the_forecast(tmp_path: Path, weights: str, inputs: str, bits: str) -> None:
+    """What the plan says of the file's tensors is what they take: weights, their scales, and those of inputs."""
+    own = subject(vocab_size=512)
+    text = tokens(8, 16, 512)
+    measured = api.measure(
+        own.model, None, text, group_size=32, length=16, sites="all", gpu="sm100", untested=True, rounding="rtn"
+    )
+    plan = with_formats(linears_only(measured), (weights,)).solve(bits=10.0, activations=bits)
+    assert {choice.format.name for choice in plan.inputs.values() if choice.format} == {inputs}
+    api.save(api.apply(plan, own.model, None, text), tmp_path / "made")
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    scales = [tensor for name, tensor in tensors.items() if name.endswith(("input_scale", "input_global_scale"))]
+    assert len(scales) == 7 * own.model.config.num_hidden_layers
+    assert plan.stored_bytes - own.carried_bytes == stored

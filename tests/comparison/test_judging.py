@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from natprec.comparison.judging import judge, judged_model, rounded_inputs, sizes
+from natprec.comparison.candidates import with_formats
+from natprec.comparison.judging import judge, judged_model, rounded_inputs, sizes, stored_model
 from natprec.errors import ModelError
 from natprec.formats import activation
 from natprec.measurement.subject import Subject
+from natprec.pipeline import api
 from natprec.tasks import Samples
 from tests.conftest import tiny_model
 from tests.solver.test_fused_groups import three_layers
@@ -107,6 +109,53 @@ def test_codes_under_the_weights_own_name_are_not_unquantized_weights(subject: S
     state = {name: tensor.to(torch.int8) if "proj" in name else tensor for name, tensor in weights(subject).items()}
     save_file(state, tmp_path / "model.safetensors")
     assert sizes(tmp_path, subject.model)["bits_per_weight"] == 8
+
+
+def tied() -> tuple[Subject, dict[str, Any]]:
+    own = Subject.in_memory(tiny_model(tie_word_embeddings=True), None)
+    return own, {**weights(own), "lm_head.weight": own.model.get_parameter("model.embed_tokens.weight").clone()}
+
+
+def test_a_tied_head_that_was_quantized_apart(tmp_path: Path) -> None:
+    own, state = tied()
+    save_file(state, tmp_path / "dense.safetensors")
+    same: Any = judged_model(own, tmp_path / "dense.safetensors")
+    assert same.lm_head.weight is same.model.embed_tokens.weight
+    state["lm_head.weight"] *= 1.5
+    save_file(state, tmp_path / "dense.safetensors")
+    model: Any = judged_model(own, tmp_path / "dense.safetensors")
+    assert torch.equal(model.lm_head.weight, state["lm_head.weight"])
+    assert torch.equal(model.model.embed_tokens.weight, state["model.embed_tokens.weight"])
+    assert judge(own, model, HELD_OUT, 0)["kl_mean"] > 1e-6
+    untouched: Any = own.model
+    assert untouched.lm_head.weight is untouched.model.embed_tokens.weight
+
+
+def test_bits_of_a_tied_head_that_was_written_apart(tmp_path: Path) -> None:
+    """4 bits and one float16 scale per 32 of both: 4.5 bits per weight, each counted by itself."""
+    own, state = tied()
+    packed: dict[str, Any] = {name: tensor.half() for name, tensor in state.items() if "norm" in name}
+    for name, tensor in state.items():
+        if tensor.ndim > 1:
+            rows, columns = tensor.shape
+            packed[name.replace("weight", "weight_packed")] = torch.zeros(rows, columns // 8, dtype=torch.int32)
+            packed[name.replace("weight", "weight_scale")] = torch.zeros(rows, columns // 32, dtype=torch.float16)
+    save_file(packed, tmp_path / "model.safetensors")
+    assert sizes(tmp_path, own.model)["bits_per_weight"] == pytest.approx(4.5)
+
+
+def test_a_checkpoint_as_it_is_stored_and_as_a_gpu_runs_it(tmp_path: Path) -> None:
+    """NVFP4 beside NVFP4: before Blackwell its inputs stay at 16 bits."""
+    own = Subject.in_memory(tiny_model(), None)
+    plan = api.measure(own.model, None, HELD_OUT.ids, group_size=32, length=32, sites="all", gpu="sm100", untested=True)
+    small = with_formats(plan, ("nvfp4",)).solve(bits=9.0, activations="4")
+    assert {choice.format.name for choice in small.inputs.values() if choice.format} == {"nvfp4"}
+    api.save(api.apply(small, own.model, None, HELD_OUT.ids), tmp_path / "made")
+    kl = {
+        gpu: judge(own, stored_model(own, tmp_path / "made", gpu), HELD_OUT, 0)["kl_mean"]
+        for gpu in (None, "any", "b200", "h100")
+    }
+    assert kl[None] == kl["any"] == kl["b200"] > 1.1 * kl["h100"] > 0
 
 
 def test_a_folder_without_weights(subject: Subject, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from tests.run_command import natprec
 
 PYTHON = os.environ.get("NATPREC_PEERS", sys.executable)
 UNIFORM = ["rtn", "gptq", "awq", "smoothquant"]
-PEERS = [*UNIFORM, "autoround", "modelopt", "nf4", "int8"]
+FLOATS = {"fp8-dynamic": (8, 8.2), "nvfp4a16": (4.5, 4.51), "nvfp4": (4.5, 4.52), "mxfp4": (4.25, 4.26)}
+"""Bits of a stored weight; NVFP4's have a scale for inputs beside them."""
+PEERS = [*UNIFORM, "autoround", "modelopt", "nf4", "int8", *FLOATS, "modelopt-float", "gptq-whole"]
 
 
 def installed(method: str) -> bool:
@@ -52,7 +54,7 @@ def test_a_peer_quantizes(name: str, rows: dict[str, Any]) -> None:
     row = rows[name]
     assert row["status"] == "ok"
     assert 0 < row["kl_mean"] < 0.05
-    low, high = (8, 8.5) if name == "int8" else (4, 4.6)
+    low, high = FLOATS.get(name, (8, 8.5) if name == "int8" else (4, 4.6))
     assert low < row["bits_per_weight"] < high
 
 

@@ -157,3 +157,46 @@ def test_a_plan_of_smollm2_as_it_ran_on_an_h200() -> None:
             newer[ran("0.33.0", 90, f"int{bits}-g64", rows=rows, columns=columns)[0]] += 1
     assert counts == {"Marlin": 70, "Machete": 26, "Humming": 24}
     assert newer == {"Machete": 26, "Humming": 94}, "on sm90 Humming has stood before Marlin since 0.32.0"
+
+
+@pytest.mark.parametrize(
+    ("weight", "inputs", "sm80", "sm90", "sm100", "sm120"),
+    [
+        ("int4-g64", None, "Marlin int4-g64", "Humming int4-g64", "Marlin int4-g64", "Marlin int4-g64"),
+        ("int4-g32", None, "Marlin int4-g32", "Humming int4-g32", "TrtLlmMxint4 int4-g32", "Marlin int4-g32"),
+        ("int3-g64", None, "Humming int3-g64", "Humming int3-g64", "Humming int3-g64", "Humming int3-g64"),
+        ("int8-channel", None, *["Marlin int8-channel"] * 4),
+        ("int8-g64-asym", None, *["Humming int8-g64-asym"] * 4),
+        ("int3-channel", None, *[""] * 4),
+        ("int4-g64", "a8-token", *[""] * 4),
+        ("int8-channel", "a8-token", *["Triton int8-channel/a8-token"] * 4),
+        ("nvfp4", "nvfp4", "Marlin nvfp4", "Humming nvfp4", "TrtLlmNvFp4 nvfp4/nvfp4", "FlashInfer nvfp4/nvfp4"),
+        ("nvfp4", None, "Marlin nvfp4", "Humming nvfp4", "Marlin nvfp4", "Marlin nvfp4"),
+        (
+            "fp8-block128", "fp8-g128",
+            "Marlin fp8-block128", *["Triton fp8-block128/fp8-g128", "TrtLlmFp8 fp8-block128/fp8-g128"],
+            "Triton fp8-block128/fp8-g128",
+        ),
+        ("fp8-channel", None, *[""] * 4),
+        ("mxfp8", "mxfp8", "Marlin mxfp8", "Humming mxfp8", "TrtLlmFp8 mxfp8/mxfp8", "Marlin mxfp8"),
+    ],
+)  # fmt: skip
+def test_experts(weight: str, inputs: str | None, sm80: str, sm90: str, sm100: str, sm120: str) -> None:
+    """As vLLM 0.33.0's lists for experts read; an empty word: they cannot run."""
+    for capability, expected in ((80, sm80), (90, sm90), (100, sm100), (120, sm120)):
+        kernel, runs = ran(NEWEST, capability, weight, inputs, rows=256, columns=128, role="experts")
+        found = "" if kernel is None else f"{kernel.replace('WNA16', '').removesuffix('Experts')} {runs}"
+        assert found == expected, capability
+
+
+def test_experts_that_marlin_does_not_take() -> None:
+    """Hidden states of 192 features are no whole tiles; by row nothing else takes them."""
+    shape = {"rows": 192, "columns": 192, "role": "experts"}
+    assert ran(NEWEST, 80, "int4-g64", None, **shape) == ("TritonWNA16Experts", "int4-g64")  # type: ignore[arg-type]
+    assert ran(NEWEST, 80, "int4-channel", None, **shape) == (None, None)  # type: ignore[arg-type]
+
+
+def test_versions_whose_experts_were_not_read_say_so() -> None:
+    found = run(layer("int4-g64", role="experts"), 90, VLLM["0.25.1"])
+    assert (found.kernel, found.runs) == ("FusedMoE", "int4-g64")
+    assert "0.33.0 alone" in found.note

@@ -12,6 +12,7 @@ from natprec.formats import engine_profile
 from natprec.formats.engines import GROUP_SIZES
 from natprec.formats.gpus import EVERYWHERE, NAMES, capabilities, generation
 from natprec.formats.offers import OFFERS, SEEN, offered
+from natprec.solver.fused_groups import check_flows
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
 
@@ -126,3 +127,12 @@ def test_portable_and_tested_offers_are_fewer() -> None:
     everything = offered("vllm", "sm90", untested=True, portable=False)
     assert len(offered("vllm", "sm90", untested=False, portable=False)) < len(everything)
     assert len(offered("vllm", "sm90", untested=True, portable=True)) < len(everything)
+
+
+def test_inputs_that_a_gpu_does_not_round_are_refused_with_the_gpus_that_do() -> None:
+    hopper = engine_profile("vllm", "sm90", untested=True)
+    with pytest.raises(InputError, match=r"multiplies with 8, 16 bits on sm90.*4 bits on sm75, .*sm100"):
+        check_flows(hopper, "4", "16")
+    with pytest.raises(InputError, match=r"16 bits on any; give one of them; it multiplies with 8 bits (on|from)"):
+        check_flows(engine_profile("vllm", "any", untested=True), "8", "16")
+    check_flows(engine_profile("vllm", "b200", untested=True), "4", "16")

@@ -1,9 +1,12 @@
-"""llm-compressor: round to nearest, GPTQ, AWQ and SmoothQuant with GPTQ.
+"""llm-compressor: round to nearest, GPTQ, AWQ and SmoothQuant with GPTQ; and its own floating-point presets.
 
 Its recipes are those of its examples, with one scheme for all: Linear weights of the blocks, asymmetric
 integers in groups, `lm_head` left out. AWQ is its transform followed by round to nearest, as in its
 example; SmoothQuant is followed by GPTQ, as in its example. Activations stay at 16 bits, or are rounded by token as
-the model runs.
+the model runs. A preset (FP8_DYNAMIC, NVFP4 …) is rounded to nearest, and its inputs as it says.
+
+With `whole`, embedding and head are quantized too: written apart, in the widest integers that the bytes allow for all
+weights. GPTQ leaves embeddings to rounding to nearest.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from torch import Tensor
 
 PACKAGES = {"llmcompressor": "llmcompressor", "compressed-tensors": "compressed_tensors"}
 HALF = r"\.weight_scale$"
+CALIBRATED = ("NVFP4",)
+"""Presets with a scale of inputs that is fixed beforehand."""
 
 
 def quantize(job: Any, model: Any, ids: Tensor) -> Any:
@@ -28,19 +33,30 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    args = QuantizationArgs(num_bits=job.bits, type="int", symmetric=False, strategy="group", group_size=job.group_size)
+    if preset := job.settings.get("scheme"):
+        recipe = QuantizationModifier(targets=["Linear"], scheme=preset, ignore=["lm_head"])
+        oneshot(model=model, recipe=[recipe], **(_calibration(ids) if preset in CALIBRATED else {}))
+        return model
+    whole = job.settings.get("whole", False)
+    bits = widest(job, model) if whole else job.bits
+    args = QuantizationArgs(num_bits=bits, type="int", symmetric=False, strategy="group", group_size=job.group_size)
     inputs = QuantizationArgs(num_bits=job.activations, type="int", symmetric=True, strategy="token", dynamic=True)
     group = QuantizationScheme(
         targets=["Linear"], weights=args, input_activations=None if job.activations == 16 else inputs
     )
     scheme = {
         "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
+        "ignore": [] if whole else ["lm_head"],
     }
+    embedding = []
+    if whole:
+        take_apart(model)
+        rows = QuantizationScheme(targets=["Embedding"], weights=args)
+        embedding = [QuantizationModifier(config_groups={"group_1": rows})]
     kind = job.settings["recipe"]
     recipes = {
         "rtn": lambda: [QuantizationModifier(**scheme)],
-        "gptq": lambda: [GPTQModifier(**scheme)],
+        "gptq": lambda: [GPTQModifier(**scheme), *embedding],
         "awq": lambda: [AWQModifier(), QuantizationModifier(**scheme)],
         "smoothquant": lambda: [SmoothQuantModifier(), GPTQModifier(**scheme)],
     }
@@ -48,6 +64,28 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
         _keep_memory_pageable()
     oneshot(model=model, recipe=recipes[kind](), **({} if kind == "rtn" else _calibration(ids)))
     return model
+
+
+def widest(job: Any, model: Any) -> int:
+    """The most bits that all matrices can have within the bytes, each with a scale and a zero point per group.
+
+    Raises:
+        ValueError: not even two fit.
+    """
+    parameters = list(model.parameters())  # a tied weight once
+    matrices = sum(each.numel() for each in parameters if each.ndim > 1) + model.get_output_embeddings().weight.numel()
+    others = sum(2 * each.numel() for each in parameters if each.ndim == 1)
+    for bits in range(8, 1, -1):
+        if others + matrices * (bits + (16 + bits) / job.group_size) / 8 <= job.max_bytes:
+            return bits
+    raise ValueError(f"{job.max_bytes} bytes are too few for 2 bits everywhere")
+
+
+def take_apart(model: Any) -> None:
+    """A tied head gets a weight of its own."""
+    model.config.tie_word_embeddings = False
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def save(job: Any, done: Any, folder: Path) -> None:
@@ -59,8 +97,11 @@ def save(job: Any, done: Any, folder: Path) -> None:
 def dense(job: Any, done: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the saved files, codes turned into floats by compressed-tensors.
 
-    transformers 5.23 refuses packed zero points, so the folder cannot be loaded as a model.
+    transformers 5.23 refuses packed zero points, so the folder cannot be loaded as a model. Presets are judged as they
+    are stored.
     """
+    if job is not None and job.settings.get("scheme"):
+        return
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
     from safetensors.torch import load_file

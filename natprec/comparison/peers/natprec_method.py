@@ -1,6 +1,7 @@
 """natprec itself, through the functions that a notebook uses, with their defaults.
 
-It gets the bytes of the target's weight files and the same calibration tokens as the peers.
+It gets the bytes of the target's weight files and the same calibration tokens as the peers. For vLLM it plans all that
+vLLM's code runs on the GPU, seen to load or not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ PACKAGES = {"natprec": "natprec", "compressed-tensors": "compressed_tensors"}
 
 def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     """Measure, solve for the size, round."""
+    from natprec.comparison.candidates import linears_only, with_formats
     from natprec.measurement.subject import Subject
     from natprec.pipeline.api import apply, measure
 
@@ -24,10 +26,17 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
         model.to(job.dtype)  # says which 16 bits the original had
     carried = Subject.in_memory(model, tokenizer).carried_bytes  # --max-size is of the whole folder
     sites = "weights" if job.activations == 16 else "all"
+    gpu = job.settings.get("gpu")
     measurement = measure(
-        model, tokenizer, ids, engine=engine, rounding=job.settings["rounding"], group_size=job.group_size, sites=sites
-    )
-    budget = job.max_bytes + carried - _header_bytes(model)
+        model, tokenizer, ids, engine=engine, rounding=job.settings["rounding"], group_size=job.group_size, sites=sites,
+        gpu=gpu, untested=gpu is not None,
+    )  # fmt: skip
+    if job.settings.get("linear"):
+        measurement = linears_only(measurement)
+    if job.settings.get("formats"):
+        measurement = with_formats(measurement, job.settings["formats"])
+    # the uniform checkpoint of the formats that it may have has the same header, and leaves no room below it
+    budget = job.max_bytes + carried - (0 if job.settings.get("formats") else _header_bytes(model))
     plan = measurement.solve(max_size=budget, engine=engine, activations=str(job.activations))
     return apply(plan, model, tokenizer, ids, refine=job.settings["refine"])
 

@@ -90,6 +90,7 @@ def run(folder: Path, peer_file: Path) -> dict[str, Any]:
         importlib.import_module(module)  # importing is not quantizing: outside the timed part
     model, ids = job.load(), job.ids()
     reference = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    tied = list(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else []
     torch.manual_seed(0)
     start = time.perf_counter()
     done = peer.quantize(job, model, ids)
@@ -100,8 +101,10 @@ def run(folder: Path, peer_file: Path) -> dict[str, Any]:
     peer.save(job, done, checkpoint)
     store_in_half(checkpoint, reference, job.dtype, getattr(peer, "HALF", ""))
     weights = {name: tensor.float().contiguous() for name, tensor in peer.dense(job, done, checkpoint)}
-    for name in model._tied_weights_keys or () if model.config.tie_word_embeddings else ():
-        weights.pop(name, None)  # its twin is there
+    embedding = weights.get(embedding_name(model))
+    for name in tied:
+        if embedding is not None and name in weights and weights[name].equal(embedding):
+            del weights[name]  # its twin is there
     save_file(weights, folder / "dense.safetensors")
     return {
         "status": "ok",
@@ -110,6 +113,12 @@ def run(folder: Path, peer_file: Path) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "transformers", *peer.PACKAGES)},
         **getattr(peer, "report", lambda job, done: {})(job, done),
     }
+
+
+def embedding_name(model: Any) -> str:
+    """Of the input embedding's weight in the model's state."""
+    embedding = model.get_input_embeddings()
+    return next((f"{name}.weight" for name, module in model.named_modules() if module is embedding), "")
 
 
 def version(package: str) -> str:
