@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,10 @@ class Layer:
     def gradient(self) -> Tensor | None:
         """By the matrix, (rows, columns), after a backward pass."""
         return None if self.weight.grad is None else self.kind.matrix(self.weight.grad)
+
+    def multiplied(self, inputs: Tensor, matrix: Tensor) -> Tensor:
+        """What another matrix (rows, columns) in place of the weight would make of inputs, without the bias."""
+        return functional.linear(inputs, matrix)
 
     def put(self, matrix: Tensor) -> None:
         """Replace the weight, which is not overwritten, by that of a matrix (rows, columns)."""

@@ -122,6 +122,7 @@ def assemble(
         distortion=header.distortion,
         rotation=header.rotation,
         kl_predicted=float(np.sum(costs)),
+        kl_sum=float(np.sum(costs)),
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
         stored_bytes=stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes,
         stored_bytes_reference=header.other_bytes + header.carried_bytes + (everything - twice) * UNQUANTIZED_BITS // 8,
