@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from natprec.measurement.subject import Subject
     from natprec.solver.plan import Plan
 
-WEIGHTS: tuple[Role, ...] = ("linear", "head", "embedding")
+WEIGHTS: tuple[Role, ...] = ("linear", "convolution", "head", "embedding")
 """Roles of weights."""
 
 CLOSE = 1e-6
