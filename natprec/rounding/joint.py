@@ -27,8 +27,7 @@ from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import Observer, backward, watched
 from natprec.models.activation_sites import rounded_states, scale_made_for
 from natprec.models.attention import AttentionHook
-from natprec.models.hidden_states import HiddenStates
-from natprec.models.layers import Layer
+from natprec.models.layers import known_layer
 from natprec.models.weight_sites import Site, site_layer
 from natprec.quantizers.activations import round_activations
 from natprec.rounding.flows import flows_rounded
@@ -195,7 +194,7 @@ class _PlannedErrors:
         """What watches a segment's sites and fills the rows of `along`, (sites, samples)."""
         row = {site: number for number, site in enumerate([*self.sites, *(site for site, _, _ in self.flows)])}
         found: dict[str, Observer] = {
-            site.name: _WeightError(site, along[row[site]], site_layer(self.subject.model, site), error)
+            site.name: _WeightError(site, along[row[site]], error)
             for site, error in self.errors(segment).items()
         }
         for site, fmt, scale in self.flows:
@@ -224,25 +223,26 @@ class _Watcher:
 class _WeightError(_Watcher):
     """Of a weight: y = x Wᵀ is off by x δᵀ, and what an embedding looks up by rows of δ."""
 
-    def __init__(self, site: Site, along: np.ndarray, layer: Layer, error: Tensor) -> None:
+    def __init__(self, site: Site, along: np.ndarray, error: Tensor) -> None:
         super().__init__(site, along)
-        self._layer, self._error = layer, error
+        self._error = error
 
     def attach(self, module: nn.Module) -> list[Any]:
         """See `Observer`."""
         return [module.register_forward_hook(self._watch)]
 
-    def _watch(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _watch(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        layer = known_layer(module)  # of a tied weight one use looks it up, another multiplies
         if not torch.is_grad_enabled():
             return output
         given = args[0].detach()
-        if self._layer.kind.looks_up:
+        if layer.kind.looks_up:
             if len(given) == 1 < len(self.sequences):  # positions: one lookup that all samples of the batch share
                 output = output.expand(len(self.sequences), *output.shape[1:])
             off = self._error[given].expand(output.shape)
             output = output.detach().requires_grad_()
         else:
-            off = self._layer.multiplied(given.float(), self._error)
+            off = layer.multiplied(given.float(), self._error)
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
         output.register_hook(lambda gradient: self.add(gradient, off))

@@ -1,0 +1,193 @@
+"""The look at a plan, where the joint is known in closed form: sums of Linears under a squared error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from natprec.evaluation.verification import compare
+from natprec.measurement import Measurement
+from natprec.measurement.measure import measure
+from natprec.measurement.module import subject_of_module
+from natprec.measurement.subject import Subject
+from natprec.models.weight_sites import site_weight
+from natprec.pipeline.joint import looked_at
+from natprec.pipeline.quantize import round_to_plan
+from natprec.quantizers import quantize
+from natprec.rounding.joint import look, look_batches
+from natprec.solver.joint import Joint, shares_of, sums_of
+from natprec.solver.plan import Plan
+from natprec.tasks import Samples
+from natprec.utils.progress import Stages
+from tests.conftest import tiny_model
+
+IN, COUNT = 64, 24
+
+
+class Added(nn.Module):
+    """Σ_v sign_v · W_v x, with one output: D = (Σ_v sign_v · δ_v x)², and every draw of its sign gives that exactly."""
+
+    def __init__(self, signs: tuple[float, ...], alike: bool, outputs: int = 1) -> None:
+        super().__init__()
+        self.signs = signs
+        self.parts = nn.ModuleDict({f"w{place}": nn.Linear(IN, outputs, bias=False) for place in range(len(signs))})
+        if alike:
+            for part in self.parts.values():
+                part.weight = nn.Parameter(self.parts["w0"].weight.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(sign * part(x) for sign, part in zip(self.signs, self.parts.values(), strict=True))
+
+
+def planned(module: nn.Module, bits: float = 3.6) -> tuple[Subject, Samples, Measurement, Plan]:
+    samples = Samples.of({"x": torch.randn(COUNT, IN)})
+    subject = subject_of_module(module, samples)
+    measurement = measure(subject, samples, engine="natprec", rounding="rtn", group_size=64)
+    return subject, samples, measurement, measurement.solve(bits=bits)
+
+
+def looked(module: nn.Module) -> tuple[Subject, Samples, Plan, Joint]:
+    subject, samples, measurement, plan = planned(module)
+    return subject, samples, plan, looked_at(subject, measurement, plan, samples, Stages(quiet=True))
+
+
+def errors(subject: Subject, plan: Plan, samples: Samples) -> np.ndarray:
+    """(sites, samples): δ_v x, by hand."""
+    found = []
+    for site in subject.sites:
+        weight, fmt = site_weight(subject.model, site).detach(), plan.sites[site.name].format
+        assert fmt is not None
+        error = quantize(weight, fmt, subject.storage_dtype).dequantize() - weight
+        found.append((samples.tensors["x"] @ error.T).squeeze(1))
+    return torch.stack(found).double().numpy()
+
+
+def test_the_joint_is_the_square_of_all_errors_together() -> None:
+    subject, samples, plan, found = looked(Added((1.0, -1.0, 1.0), alike=False))
+    own = errors(subject, plan, samples) * np.array([[1.0], [-1.0], [1.0]])
+    assert np.square(found.along.sum(0)) == pytest.approx(np.square(own.sum(0)), rel=1e-4, abs=1e-9)
+    assert np.square(found.along) == pytest.approx(np.square(own), rel=1e-4, abs=1e-9)
+    assert found.measured == pytest.approx(np.square(own.sum(0)), rel=1e-4, abs=1e-9)
+    assert found.halved == pytest.approx(np.square(own.sum(0)) / 4, rel=1e-4, abs=1e-9)
+    assert found.sums.mean() == pytest.approx(plan.kl_sum)
+
+
+@pytest.mark.parametrize(("signs", "factor"), [((1.0, 1.0), 2.0), ((1.0,) * 4, 4.0), ((1.0, -1.0), 0.0)])
+def test_equal_errors_cost_as_many_times_their_sum_as_there_are_sites(signs: tuple[float, ...], factor: float) -> None:
+    subject, samples, plan, found = looked(Added(signs, alike=True))
+    separate = float(np.square(errors(subject, plan, samples)).sum(0).mean())
+    assert found.kl_joint / plan.kl_sum == pytest.approx(factor, rel=1e-3, abs=1e-6)
+    assert found.measured.mean() / separate == pytest.approx(factor, rel=1e-3, abs=1e-6)
+    if factor:
+        assert found.apart
+        shown = found.shown(plan)
+        assert shown.kl_predicted == pytest.approx(found.measured.mean(), rel=1e-3)
+        assert shown.kl_predicted > 1.5 * shown.kl_sum
+        assert shown.kl_predicted_ci95[0] <= shown.kl_predicted
+
+
+def test_what_is_predicted_is_what_the_rounded_module_costs() -> None:
+    subject, samples, plan, found = looked(Added((1.0,) * 4, alike=True, outputs=3))
+    with torch.no_grad():
+        expected = iter([subject.segmented.output(batch) for batch in samples.split()])
+    with subject.segmented.weights.hold(subject.model.parameters()):
+        round_to_plan(subject, plan, None, "rtn", Stages(quiet=True))
+        cost = compare(
+            lambda _: next(expected), subject.segmented.output, samples, distortion=subject.distortion
+        ).summary()
+    assert found.shown(plan).kl_predicted == pytest.approx(cost["kl_mean"], rel=1e-3)
+
+
+def test_many_independent_sites_keep_their_sum() -> None:
+    _, _, plan, found = looked(Added((1.0,) * 40, alike=False, outputs=16))
+    assert found.alignment == pytest.approx(1, abs=0.3)
+    assert found.predicted(plan.kl_sum) == pytest.approx(plan.kl_sum, rel=0.3)
+
+
+def language_model(rounding: str = "rtn", sites: str = "weights") -> tuple[Subject, Samples, Measurement]:
+    subject = Subject.in_memory(tiny_model(), None)
+    samples = Samples.text(torch.randint(512, (8, 32)))
+    measurement = measure(
+        subject, samples, engine="natprec", rounding=rounding, group_size=32, transforms="none", sites=sites
+    )
+    return subject, samples, measurement
+
+
+@pytest.mark.parametrize("activations", ["16", "8"])
+def test_a_language_model_s_rounded_weights_and_inputs_are_what_is_measured(activations: str) -> None:
+    from natprec.rounding.flows import flows_rounded
+
+    subject, samples, measurement = language_model(sites="weights" if activations == "16" else "all")
+    plan = measurement.solve(bits=3.0, rounding="rtn", activations=activations)
+    before = {name: each.clone() for name, each in subject.model.named_parameters()}
+    found = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
+    assert all(torch.equal(before[name], each) for name, each in subject.model.named_parameters())
+    with torch.no_grad():
+        expected = [subject.segmented.output(batch) for batch in samples.split()]
+    with subject.segmented.weights.hold(subject.model.parameters()):
+        round_to_plan(subject, plan, None, "rtn", Stages(quiet=True))
+        flowing = subject.activations if activations != "16" else []
+        with torch.no_grad(), flows_rounded(subject.model, flowing, plan):
+            other = [subject.segmented.output(batch) for batch in samples.split()]
+    own = [
+        subject.distortion.between(one, two, batch).mean(1)
+        for one, two, batch in zip(expected, other, samples.split(), strict=True)
+    ]
+    assert found.measured == pytest.approx(torch.cat(own).numpy(), rel=1e-3)
+
+
+@pytest.mark.parametrize("activations", ["16", "8"])
+def test_each_site_s_part_of_the_joint_is_its_slope_along_its_own_error(activations: str) -> None:
+    """In place of the draw's many directions one: the scalar's change for a small step along all errors."""
+    subject, samples, measurement = language_model(sites="weights" if activations == "16" else "all")
+    plan = measurement.solve(bits=3.0, rounding="rtn", activations=activations)
+    found = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
+    expected = float(np.square(found.along.sum(0)).mean())
+    assert found.kl_joint / found.kl_sum == pytest.approx(expected / np.square(found.along).sum(0).mean())
+    # second order of the measured distortion: a quarter of it at half the errors
+    assert 4 * found.halved.mean() == pytest.approx(np.square(found.along).sum(0).mean(), rel=0.6)
+
+
+def test_gptq_s_errors_are_to_nearest_scaled_to_what_is_predicted_to_be_left() -> None:
+    subject, samples, measurement = language_model("gptq")
+    plan = measurement.solve(bits=3.0, rounding="gptq")
+    shares = shares_of(measurement, plan)
+    assert any(share < 0.9 for share in shares.values())
+    whole = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
+    nearest = look(subject, plan, samples, sums_of(measurement, plan), {}, 0)
+    scale = np.sqrt([shares[site.name] for site in subject.sites if site.name in shares])[:, None]
+    assert whole.along == pytest.approx(nearest.along * scale, rel=1e-3, abs=1e-9)
+
+
+def test_it_advances_as_often_as_it_says_and_draws_other_numbers_than_the_sweep() -> None:
+    subject, samples, measurement = language_model()
+    plan, steps = measurement.solve(bits=3.0, rounding="rtn"), []
+    look(subject, plan, samples, sums_of(measurement, plan), {}, 0, steps.append)
+    assert len(steps) == look_batches(subject, samples)
+
+
+def test_what_was_found_is_found_again_and_another_plan_is_looked_at_anew(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, samples, measurement, plan = planned(Added((1.0, 1.0), alike=False))
+    calls = []
+
+    def counted(*args: Any, **options: Any) -> Joint:
+        calls.append(args)
+        return look(*args, **options)
+
+    monkeypatch.setattr("natprec.pipeline.joint.look", counted)
+    quiet = Stages(quiet=True)
+    first = looked_at(subject, measurement, plan, samples, quiet, tmp_path)
+    again = looked_at(subject, measurement, plan, samples, quiet, tmp_path)
+    assert len(calls) == 1
+    assert (again.kl_sum, again.link, again.joint_ci95) == (first.kl_sum, first.link, first.joint_ci95)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:20])
+    looked_at(subject, measurement, plan, samples, quiet, tmp_path)
+    looked_at(subject, measurement, measurement.solve(bits=5.5), samples, quiet, tmp_path)
+    assert len(calls) == 3
