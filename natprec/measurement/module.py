@@ -48,7 +48,7 @@ def subject_of_module(
     check_finite(module)
     task, weights = AnyModule(samples), InMemory()
     dtype = choose_storage_dtype(declared, module, weights)
-    device = next(module.parameters()).device
+    device = next((each.device for each in module.parameters()), torch.device("cpu"))
     segmented = SegmentedModel(
         module, task.probe(module), distortion, weights, arithmetic(products, device), task.convolutions
     )

@@ -85,8 +85,9 @@ def find_sites(segmented: SegmentedModel) -> list[Site]:
         if multiplies(modules[name]) or _looked_up(modules[name]) or _convolves(modules[name], segmented):
             owners.setdefault(id(modules[name].weight), []).append(name)
     if not any(len(names) > 1 or not _looked_up(modules[names[0]]) for names in owners.values()):
+        what = "Linear layer or convolution" if segmented.convolutions else "Linear layer"
         raise ModelError(
-            f"model {type(segmented.model).__name__} has no Linear layer; natprec quantizes Linear weights"
+            f"model {type(segmented.model).__name__} has no {what}; natprec quantizes the weights of those"
         )
     output_head = getattr(segmented.model, "get_output_embeddings", lambda: None)()
     sites = []

@@ -113,7 +113,7 @@ def _measure_module(
     if config.transforms == "rotate":
         raise InputError("transforms 'rotate' is for language models, whose residual stream is known; leave it out")
     samples = samples if isinstance(samples, Samples) else Samples.of(samples)
-    samples = samples.to(next(module.parameters()).device)
+    samples = samples.to(next((each.device for each in module.parameters()), "cpu"))
     subject = subject_of_module(module, samples, distortion, products=config.arithmetic)
     return measure_subject(subject, samples, config, data="given samples")
 

@@ -128,7 +128,8 @@ def _read(file: Path) -> Joint | None:
         return None
     try:
         arrays = load(file.read_bytes())
-        return Joint(float(arrays["kl_sum"][0]), *(arrays[name] for name in ARRAYS), seed=int(arrays["seed"][0]))
+        found = {name: arrays[name] for name in ARRAYS}
+        return Joint(kl_sum=float(arrays["kl_sum"][0]), seed=int(arrays["seed"][0]), **found)
     except (OSError, SafetensorError, KeyError):
         return None
 

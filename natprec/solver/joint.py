@@ -145,7 +145,7 @@ def sums_of(measurement: Measurement, plan: Plan) -> np.ndarray:
     if plan.cache is not None:
         found += [way.curves[name].everywhere(plan.cache.format, plan.rounding) for name in plan.cache.largest]
     pools = min(values.shape[1] for values in found)
-    total: np.ndarray = sum(values.reshape(len(values), pools, -1).mean(2) for values in found)  # type: ignore[assignment]
+    total: np.ndarray = sum(values.reshape(len(values), pools, -1).mean(2) for values in found)
     return total.reshape(-1)
 
 

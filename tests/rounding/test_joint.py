@@ -25,7 +25,7 @@ from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from tests.conftest import tiny_model
 
-IN, COUNT = 64, 24
+IN, COUNT = 64, 12
 
 
 class Added(nn.Module):

@@ -80,7 +80,8 @@ def test_a_tolerance_becomes_the_sum_that_is_predicted_to_keep_it(k: float) -> N
 
 
 def test_the_link_is_not_used_far_from_where_it_was_found() -> None:
-    found = joint(measured=np.full(8, linked(0.1, 2.0, 8.0)), halved=np.full(8, linked(0.025, 2.0, 8.0)))
+    found = joint(measured=np.full(8, linked(0.1, 4.0, 8.0)), halved=np.full(8, linked(0.025, 4.0, 8.0)))
+    assert found.apart
     assert found.sum_for(1e9) == pytest.approx(0.4)
     assert found.sum_for(1e-9) == pytest.approx(0.025)
     assert math.isfinite(found.predicted(1e6))
