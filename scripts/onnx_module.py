@@ -1,4 +1,4 @@
-"""A network in an ONNX file as a module of torch: convolutions and Gemms become layers, the rest is computed as it says.
+"""A network in an ONNX file as a module of torch: Conv and Gemm become layers, the rest is computed as it says.
 
 It knows the operators of the UNet in PyPI's adaptive-terrain-diffusion (opset 18), and names any other that it meets.
 Operators: https://onnx.ai/onnx/operators. `onnx` reads the file.
@@ -62,7 +62,7 @@ def _layer(kind: str, given: list[Tensor | None], attributes: Attributes) -> nn.
     """A Conv or Gemm whose weight the file holds."""
     weight, bias = (given[1] if len(given) > 1 else None), (given[2] if len(given) > 2 else None)
     if kind == "Gemm" and weight is not None:
-        assert attributes.get("transB") == 1 and not attributes.get("transA")
+        assert (attributes.get("transA", 0), attributes.get("transB", 0)) == (0, 1)
         made: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     elif kind == "Conv" and weight is not None:
         pads = attributes["pads"]
@@ -110,7 +110,7 @@ def _squeeze(given: list[Any], _: Attributes) -> Tensor:
 
 
 def _resize(given: list[Any], attributes: Attributes) -> Tensor:
-    assert attributes["mode"] == b"nearest" and attributes["nearest_mode"] == b"floor"
+    assert (attributes["mode"], attributes["nearest_mode"]) == (b"nearest", b"floor")
     if len(given) > 3 and given[3] is not None:
         return functional.interpolate(given[0], size=given[3].tolist()[2:], mode="nearest")
     return functional.interpolate(given[0], scale_factor=given[2].tolist()[2:], mode="nearest")

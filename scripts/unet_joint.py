@@ -28,6 +28,7 @@ from natprec.measurement.module import subject_of_module
 from natprec.pipeline.joint import looked_at, solved_again
 from natprec.pipeline.quantize import round_to_plan
 from natprec.solver import Plan
+from natprec.solver.fused_groups import kl_of
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 
@@ -49,10 +50,8 @@ def samples_of(count: int, first: int) -> Samples:
 def uniform(measurement: Measurement, plan: Plan, bits: int) -> Plan:
     """The same plan with one width throughout."""
     fmt = integer(bits, CHANNEL, symmetric=False)
-    sites = {
-        name: replace(choice, format=fmt, kl=float(measurement.curves[name].kl()[measurement.curves[name].formats.index(fmt)]))
-        for name, choice in plan.sites.items()
-    }
+    costs = {name: float(kl_of(measurement.curves[name], [fmt], "rtn")[0]) for name in plan.sites}
+    sites = {name: replace(choice, format=fmt, kl=costs[name]) for name, choice in plan.sites.items()}
     total = sum(choice.kl for choice in sites.values())
     return replace(plan, sites=sites, kl_sum=total, kl_predicted=total, kl_predicted_ci95=(total, total))
 
@@ -82,10 +81,11 @@ def main() -> None:
             measurement.save(options.measurement)
     print(f"{len(subject.sites)} sites, {sum(site.elements for site in subject.sites)} weights, "
           f"{time.perf_counter() - start:.0f} s to measure")  # fmt: skip
+    output, texts = subject.segmented.output, {"calibration": samples, "held_out": held_out}
     with torch.no_grad():
-        expected = {id(each): [subject.segmented.output(batch) for batch in each.split()] for each in (samples, held_out)}
-    print(f"{'plan':>10} {'bits':>6} {'sum':>9} {'joint':>9} {'95 %':>20} {'predicted':>9} {'calibr.':>9} {'/pred.':>6} "
-          f"{'held-out':>9} {'/sum':>6} {'/predicted':>10} {'look s':>6}")  # fmt: skip
+        expected = {name: [output(batch) for batch in each.split()] for name, each in texts.items()}
+    print(f"{'plan':>10} {'bits':>6} {'sum':>9} {'joint':>9} {'95 %':>20} {'predicted':>9} {'calibr.':>9}", end="")
+    print(f" {'/pred.':>6} {'held-out':>9} {'/sum':>6} {'/predicted':>10} {'look s':>6}")
     first = measurement.solve(eps=1e-3, margin=0.0)
     for asked in [*options.eps, *options.bits]:
         solved = isinstance(asked, float)
@@ -93,15 +93,15 @@ def main() -> None:
         before, start = plan.kl_sum, time.perf_counter()
         joint = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
         seconds = time.perf_counter() - start
-        plan = solved_again(replace(config, eps=asked), measurement, plan, joint, stages) if solved else joint.shown(plan)
+        asking = replace(config, eps=asked) if solved else config
+        plan = solved_again(asking, measurement, plan, joint, stages)
         found = {}
         with subject.segmented.weights.hold(module.parameters()):
             round_to_plan(subject, plan, None, "rtn", Stages(quiet=True))
-            for name, each in (("calibration", samples), ("held_out", held_out)):
-                reference = iter(expected[id(each)])
-                found[name] = compare(
-                    lambda _, it=reference: next(it), subject.segmented.output, each, distortion=subject.distortion
-                ).summary()["kl_mean"]
+            for name, each in texts.items():
+                reference = iter(expected[name])
+                cost = compare(lambda _, it=reference: next(it), output, each, distortion=subject.distortion)
+                found[name] = cost.summary()["kl_mean"]
         low, high = joint.joint_ci95
         row = {
             "plan": asked, "bits": plan.bits_per_weight, "first_sum": before, "kl_sum": plan.kl_sum,

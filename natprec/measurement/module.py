@@ -63,7 +63,7 @@ def subject_of_module(
         segmented=segmented,
         sites=sites,
         digest=model_digest(module, weights),
-        other_bytes=sum(each.numel() * (2 if torch.is_floating_point(each) else each.itemsize) for each in others.values()),
+        other_bytes=sum(each.numel() * (2 if each.is_floating_point() else each.itemsize) for each in others.values()),
         carried_bytes=0,
         task=task,
     )

@@ -145,7 +145,7 @@ def rounded_states(states: Tensor, fmt: Format, scale: Tensor | None = None) -> 
 
 
 def scale_made_for(fmt: Format, largest: float | Sequence[float] | None, device: torch.device) -> Tensor | None:
-    """The fixed scale of a format for a magnitude, or (heads, 1, 1) for that of each head; None: found in each batch."""
+    """A format's fixed scale for a magnitude, or (heads, 1, 1) for that of each head; None: found in each batch."""
     if not fmt.fixed or largest is None:
         return None
     reach = torch.tensor(largest, device=device)

@@ -122,7 +122,7 @@ class Layer:
             return functional.linear(inputs, matrix)
         weight = self.kind.stored(matrix, self.weight.shape, self.groups)
         inputs, *how = self._convolution(inputs)
-        return torch.ops.aten.convolution(inputs, weight, None, *how, self.groups)  # type: ignore[no-any-return]
+        return torch.ops.aten.convolution(inputs, weight, None, *how, self.groups)
 
     def products(self, inputs: Tensor, gradient: Tensor, count: int) -> Iterator[Tensor]:
         """The gradient of the weight, (rows, columns), for each of so many samples.

@@ -69,9 +69,7 @@ def looked_at(
     return found
 
 
-def solved_again(
-    config: QuantizeConfig, measurement: Measurement, plan: Plan, found: Joint, stages: Stages
-) -> Plan:
+def solved_again(config: QuantizeConfig, measurement: Measurement, plan: Plan, found: Joint, stages: Stages) -> Plan:
     """The plan with its prediction; another one, where a tolerance of the whole model is not that of the sum.
 
     Raises:

@@ -194,8 +194,7 @@ class _PlannedErrors:
         """What watches a segment's sites and fills the rows of `along`, (sites, samples)."""
         row = {site: number for number, site in enumerate([*self.sites, *(site for site, _, _ in self.flows)])}
         found: dict[str, Observer] = {
-            site.name: _WeightError(site, along[row[site]], error)
-            for site, error in self.errors(segment).items()
+            site.name: _WeightError(site, along[row[site]], error) for site, error in self.errors(segment).items()
         }
         for site, fmt, scale in self.flows:
             if site.segment == segment:

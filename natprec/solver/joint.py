@@ -202,7 +202,7 @@ def _curve(x: float) -> float:
 
 
 def _bend(ratio: float) -> float:
-    """x at which the link's value over that of a quarter of the joint is this; by bisection."""
+    """The x at which the link's value over that of a quarter of the joint is this; by bisection."""
     low, high = -STEEPEST, STEEPEST
     for _ in range(100):
         middle = (low + high) / 2
