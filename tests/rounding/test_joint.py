@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from natprec.distortions import OutputKL
 from natprec.evaluation.verification import compare
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.module import subject_of_module
 from natprec.measurement.subject import Subject
-from natprec.models.weight_sites import site_weight
+from natprec.models.weight_sites import site_layer, site_weight
 from natprec.pipeline.joint import looked_at
 from natprec.pipeline.quantize import round_to_plan
 from natprec.quantizers import quantize
-from natprec.rounding.joint import look, look_batches
+from natprec.rounding.joint import OWN_DRAWS, look, look_batches
 from natprec.solver.joint import Joint, shares_of, sums_of
 from natprec.solver.plan import Plan
 from natprec.tasks import Samples
@@ -141,15 +142,29 @@ def test_a_language_model_s_rounded_weights_and_inputs_are_what_is_measured(acti
 
 
 @pytest.mark.parametrize("activations", ["16", "8"])
-def test_each_site_s_part_of_the_joint_is_its_slope_along_its_own_error(activations: str) -> None:
-    """In place of the draw's many directions one: the scalar's change for a small step along all errors."""
+def test_each_site_s_part_is_the_drawn_scalar_s_slope_along_its_error(activations: str) -> None:
+    """By a small step of all weights along their errors; of the activations' what they add to that."""
     subject, samples, measurement = language_model(sites="weights" if activations == "16" else "all")
-    plan = measurement.solve(bits=3.0, rounding="rtn", activations=activations)
+    plan = measurement.solve(bits=4.0, rounding="rtn", activations=activations)
     found = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
-    expected = float(np.square(found.along.sum(0)).mean())
-    assert found.kl_joint / found.kl_sum == pytest.approx(expected / np.square(found.along).sum(0).mean())
-    # second order of the measured distortion: a quarter of it at half the errors
-    assert 4 * found.halved.mean() == pytest.approx(np.square(found.along).sum(0).mean(), rel=0.6)
+    weights = [site for site in subject.sites if plan.sites[site.name].format is not None]
+    assert len(found.along) == len(weights) + len(plan.rounded_inputs)
+    assert (np.abs(found.along).max(1) > 0).all()
+    for number, site in enumerate(weights):
+        layer, fmt = site_layer(subject.model, site), plan.sites[site.name].format
+        assert fmt is not None
+        weight = layer.matrix.detach().clone()
+        error = quantize(weight, fmt, subject.storage_dtype).dequantize() - weight
+        slopes = []
+        for index in range(len(samples)):
+            layer.weight.requires_grad_()
+            output = subject.segmented.output(samples[index : index + 1]).float()
+            subject.distortion.draw(output, range(OWN_DRAWS + index, OWN_DRAWS + index + 1), 0).backward()
+            assert layer.gradient is not None
+            slopes.append(float((layer.gradient * error).sum()))
+            layer.weight.grad = None
+            layer.weight.requires_grad_(False)
+        assert found.along[number] == pytest.approx(np.array(slopes) / np.sqrt(2 * 32), rel=1e-3, abs=1e-7)
 
 
 def test_gptq_s_errors_are_to_nearest_scaled_to_what_is_predicted_to_be_left() -> None:
@@ -163,11 +178,22 @@ def test_gptq_s_errors_are_to_nearest_scaled_to_what_is_predicted_to_be_left() -
     assert whole.along == pytest.approx(nearest.along * scale, rel=1e-3, abs=1e-9)
 
 
-def test_it_advances_as_often_as_it_says_and_draws_other_numbers_than_the_sweep() -> None:
+def test_it_advances_as_often_as_it_says_and_draws_other_numbers_than_the_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     subject, samples, measurement = language_model()
-    plan, steps = measurement.solve(bits=3.0, rounding="rtn"), []
+    plan, steps, drawn = measurement.solve(bits=3.0, rounding="rtn"), list[str](), list[int]()
+    honest = OutputKL.draw
+
+    def draw(self: OutputKL, output: Tensor, sequences: range, seed: int) -> Tensor:
+        drawn.extend(sequences)
+        return honest(self, output, sequences, seed)
+
+    monkeypatch.setattr(OutputKL, "draw", draw)
     look(subject, plan, samples, sums_of(measurement, plan), {}, 0, steps.append)
     assert len(steps) == look_batches(subject, samples)
+    assert len(set(drawn)) == len(samples)
+    assert not set(drawn) & set(range(len(samples)))
 
 
 def test_what_was_found_is_found_again_and_another_plan_is_looked_at_anew(

@@ -49,6 +49,29 @@ def test_sites_that_move_the_output_the_same_way_are_not_drawn_to_the_sum(signs:
     assert found > SITES / 4 if factor else found < 0.1
 
 
+@pytest.mark.parametrize("sites", [5, 10, 30])
+def test_a_few_independent_sites_are_known_to_be_independent(sites: int) -> None:
+    """What each site has in common with itself is no direction that sites share."""
+    draws = [np.random.default_rng(seed).standard_normal((sites, SAMPLES)) for seed in range(60)]
+    assert np.std([alignment_of(along) for along in draws]) < 0.1
+
+
+@pytest.mark.parametrize("directions", [2, 4, 8, 32])
+def test_the_shrunk_ratio_is_as_good_as_the_better_of_the_sum_and_what_was_found(directions: int) -> None:
+    """Over many networks whose sites have so many directions in common, in factors of the true joint."""
+    found = []
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        mixed = draw.standard_normal((SITES, directions))
+        along = mixed @ draw.standard_normal((directions, SAMPLES))
+        true = np.square(mixed.sum(0)).sum() / np.square(mixed).sum()
+        ratio = np.square(along.sum(0)).sum() / np.square(along).sum()
+        found.append(np.log(np.array([alignment_of(along), ratio, 1.0]) / true))
+    shrunk, raw, stays = np.sqrt(np.square(found).mean(0))
+    assert shrunk < 1.3 * min(raw, stays)
+    assert shrunk < 0.35
+
+
 def test_one_sample_or_no_effect_says_nothing() -> None:
     assert alignment_of(np.ones((3, 1))) == 1.0
     assert alignment_of(np.zeros((3, 8))) == 1.0
