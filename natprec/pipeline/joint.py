@@ -30,6 +30,7 @@ from natprec.utils.marks import KEY
 from natprec.utils.progress import Stages
 
 STAGE = "joint"
+SCALARS = ("kl_sum", "seed", "own")
 ARRAYS = ("sums", "along", "measured", "halved")
 
 
@@ -127,12 +128,13 @@ def _read(file: Path) -> Joint | None:
     try:
         arrays = load(file.read_bytes())
         found = {name: arrays[name] for name in ARRAYS}
-        return Joint(kl_sum=float(arrays["kl_sum"][0]), seed=int(arrays["seed"][0]), **found)
+        kl_sum, seed, own = (arrays[name].item() for name in SCALARS)
+        return Joint(kl_sum=kl_sum, seed=seed, own=own, **found)
     except (OSError, SafetensorError, KeyError):
         return None
 
 
 def _write(file: Path, found: Joint) -> None:
     arrays = {name: np.ascontiguousarray(getattr(found, name)) for name in ARRAYS}
-    scalars = {"kl_sum": np.array([found.kl_sum]), "seed": np.array([found.seed])}
+    scalars = {name: np.array([getattr(found, name)]) for name in SCALARS}
     write_bytes(file, save(arrays | scalars, {KEY: "joint"}))

@@ -6,7 +6,8 @@ weights are in memory, with their errors. Three reads of the weights, and about 
 
 δ is the error of rounding to nearest, with what it leaves in scales and embeddings. A rounding that makes up for its
 errors is known only when it has been done: there δ is scaled, site by site, so that its second order is what the
-rounding is predicted to leave. What later sites make up for is in that prediction already; the joint adds what remains.
+rounding is predicted to leave. These stand for the rounding's errors in size, not in the way that they point: past
+second order they tell how fast the distortion grows, and of the second order nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from natprec.models.weight_sites import Site, site_layer
 from natprec.quantizers.activations import round_activations
 from natprec.rounding.flows import flows_rounded
 from natprec.rounding.segment import SegmentRounder
+from natprec.roundings import rounding_named
 from natprec.solver import Plan
 from natprec.solver.joint import Joint
 from natprec.tasks import Samples
@@ -95,7 +97,8 @@ def look(
         if inputs:
             inputs.pop()
     along /= math.sqrt(2 * segmented.distortion.terms(samples.length))
-    return Joint(plan.kl_sum, sums, along, measured[0], measured[1], seed)
+    own = not rounding_named(plan.rounding).compensates
+    return Joint(plan.kl_sum, sums, along, measured[0], measured[1], seed, own)
 
 
 def look_batches(subject: Subject, samples: Samples) -> int:

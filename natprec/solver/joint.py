@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 STANDS = 0.05
 """Relative difference up to which the sum stands: text differs from text by as much."""
 
+STANDS_FOR_OTHERS = 0.15
+"""The same where the errors looked at only stand for those that the rounding will make."""
+
 REACH = 4.0
 """The link holds for sums of up to so many times the one that it was found at, and down to that part of it."""
 
@@ -50,6 +53,7 @@ class Joint:
         sums: (pools,) the sum over sites on each pool of samples.
         along: (sites, samples), g_v · δ_v / √(2 · terms): the square of a sum over sites is a distortion.
         measured, halved: (samples,) distortion of the plan's errors, and of half of them.
+        own: whether these errors are those that the rounding will make; else they stand for others of their size.
         seed: of the interval.
     """
 
@@ -59,6 +63,7 @@ class Joint:
     measured: np.ndarray
     halved: np.ndarray
     seed: int = 0
+    own: bool = True
 
     @property
     def kl_joint(self) -> float:
@@ -88,18 +93,22 @@ class Joint:
 
     @property
     def link(self) -> tuple[float, float]:
-        """(A, k): a plan whose sites sum up to S costs (1 - e^(-k A S)) / k."""
+        """(A, k): a plan whose sites sum up to S costs (1 - e^(-k A S)) / k.
+
+        Which way errors point is known of the rounding's own errors alone. Of others of their size only the bend holds.
+        """
         if not self.anchored:
-            return self.alignment, 0.0
+            return (self.alignment if self.own else 1.0), 0.0
         one, half, base = (float(each.mean()) for each in (self.measured, self.halved, self.sums))
         bent = _bend(one / half)
         quadratic = one / _curve(bent)
-        return quadratic / base, bent / quadratic
+        return (quadratic / base if self.own else 1.0), bent / quadratic
 
     @property
     def apart(self) -> bool:
         """Whether the joint differs from the sum by more than text differs from text."""
-        return abs(self._linked(self.kl_sum) / self.kl_sum - 1) > STANDS if self.kl_sum > 0 else False
+        limit = STANDS if self.own else STANDS_FOR_OTHERS
+        return self.kl_sum > 0 and abs(self._linked(self.kl_sum) / self.kl_sum - 1) > limit
 
     def predicted(self, kl_sum: float) -> float:
         """The distortion of a plan whose sites sum up to this."""

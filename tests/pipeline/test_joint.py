@@ -82,7 +82,9 @@ def test_a_size_whose_errors_together_break_the_tolerance_is_refused(measurement
     both = replace(config, eps=2 * cost)
     first = solve_for(both, measurement)
     assert solved_again(both, measurement, first, joint(first, 1.9), QUIET).kl_predicted < 2 * cost
-    with pytest.raises(BudgetError, match=r"errors of the size's plan are predicted to cost .* together; give a larger"):
+    with pytest.raises(
+        BudgetError, match=r"errors of the size's plan are predicted to cost .* together; give a larger"
+    ):
         solved_again(both, measurement, first, joint(first, 3.0), QUIET)
 
 

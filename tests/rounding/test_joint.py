@@ -175,6 +175,8 @@ def test_gptq_s_errors_are_to_nearest_scaled_to_what_is_predicted_to_be_left() -
     whole = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
     nearest = look(subject, plan, samples, sums_of(measurement, plan), {}, 0)
     scale = np.sqrt([shares[site.name] for site in subject.sites if site.name in shares])[:, None]
+    assert not whole.own
+    assert looked_at(subject, measurement, measurement.solve(bits=3.0, rounding="rtn"), samples, Stages(quiet=True)).own
     assert whole.along == pytest.approx(nearest.along * scale, rel=1e-3, abs=1e-9)
 
 
@@ -212,6 +214,7 @@ def test_what_was_found_is_found_again_and_another_plan_is_looked_at_anew(
     again = looked_at(subject, measurement, plan, samples, quiet, tmp_path)
     assert len(calls) == 1
     assert (again.kl_sum, again.link, again.joint_ci95) == (first.kl_sum, first.link, first.joint_ci95)
+    assert (again.own, again.seed) == (True, 0)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:20])
     looked_at(subject, measurement, plan, samples, quiet, tmp_path)
