@@ -169,11 +169,11 @@ def test_versions_before_had_no_joint_and_what_contradicts_itself_is_refused(
     old = changed(version=1, kl_predicted=first.kl_sum, kl_sum="left out", kl_joint="left out", joint_ci95="left out")
     assert old.kl_sum == old.kl_predicted
     assert old.kl_joint is None
-    with pytest.raises(InputError, match="kl_predicted is .*, and without a kl_joint it is kl_sum"):
+    with pytest.raises(InputError, match=r"kl_predicted is .*, and without a kl_joint it is kl_sum"):
         changed(kl_joint=None, joint_ci95=None)
     with pytest.raises(InputError, match="joint_ci95 goes with kl_joint"):
         changed(joint_ci95=None)
-    with pytest.raises(InputError, match="kl_sum is .*, and its sites make"):
+    with pytest.raises(InputError, match=r"kl_sum is .*, and its sites make"):
         changed(kl_sum=3 * first.kl_sum)
     with pytest.raises(InputError, match="kl_joint is -1"):
         changed(kl_joint=-1.0)
