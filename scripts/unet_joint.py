@@ -25,7 +25,7 @@ from natprec.formats import CHANNEL, integer
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.module import subject_of_module
-from natprec.pipeline.joint import looked_at, solved_again
+from natprec.pipeline.joint import PlanLook, with_joint
 from natprec.pipeline.quantize import round_to_plan
 from natprec.solver import Plan
 from natprec.solver.fused_groups import kl_of
@@ -91,10 +91,15 @@ def main() -> None:
         solved = isinstance(asked, float)
         plan = measurement.solve(eps=asked, margin=0.0) if solved else uniform(measurement, first, asked)
         before, start = plan.kl_sum, time.perf_counter()
-        joint = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
+        if solved:
+            asking = replace(config, eps=asked)
+            plan, joint = with_joint(asking, subject, measurement, plan, samples, stages)
+            assert joint is not None
+        else:
+            look = PlanLook(subject, measurement, samples, stages)
+            joint = look.completed(plan, look.points(plan))
+            plan = joint.shown(plan)
         seconds = time.perf_counter() - start
-        asking = replace(config, eps=asked) if solved else config
-        plan = solved_again(asking, measurement, plan, joint, stages)
         found = {}
         with subject.segmented.weights.hold(module.parameters()):
             round_to_plan(subject, plan, None, "rtn", Stages(quiet=True))

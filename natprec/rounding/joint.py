@@ -2,7 +2,7 @@
 
 Of the samples that went back in the sweep, segment by segment: the model with the plan's errors and with half of them
 goes forward, then the model as it is, and back, each site telling g · δ of each sample. At any time one segment's
-weights are in memory, with their errors. Three reads of the weights, and about what going back cost in the sweep.
+weights are in memory, with their errors. Four reads of the weights, and about what going back cost in the sweep.
 
 δ is the error of rounding to nearest, with what it leaves in scales and embeddings. A rounding that makes up for its
 errors is known only when it has been done: there δ is scaled, site by site, so that its second order is what the
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,88 +23,105 @@ import torch
 from torch import Tensor, nn
 
 from natprec.formats import Format
+from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.forward import forward_blocks
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import Observer, backward, watched
 from natprec.models.activation_sites import rounded_states, scale_made_for
 from natprec.models.attention import AttentionHook
 from natprec.models.layers import known_layer
+from natprec.models.segments import Context
 from natprec.models.weight_sites import Site, site_layer
 from natprec.quantizers.activations import round_activations
 from natprec.rounding.flows import flows_rounded
 from natprec.rounding.segment import SegmentRounder
-from natprec.roundings import rounding_named
 from natprec.solver import Plan
-from natprec.solver.joint import Joint
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance
-
-HALF = 0.5
-"""Of the errors, at which the distortion is at second order still."""
 
 OWN_DRAWS = 1 << 40
 """Added to the numbers of samples, so that nothing is drawn as in the sweep, by whose draws the plan was chosen."""
 
 
-def look(
-    subject: Subject,
-    plan: Plan,
-    samples: Samples,
-    sums: np.ndarray,
-    shares: Mapping[str, float],
-    seed: int = 0,
-    advance: Advance = lambda step: None,
-    scratch: Path | None = None,
-) -> Joint:
-    """Measure the joint of a plan; the subject's model stays as it is.
+class Look:
+    """Samples on their way through a model as it is, kept for the plans that are looked at beside it.
 
-    Args:
-        samples: those that went back when the plan's curves were measured.
-        sums: (pools,) of the plan's sites on them.
-        shares: site → what its rounding leaves of the distortion of rounding to nearest; others: all.
-        advance: called `look_batches` times.
-        scratch: folder for block inputs that memory is too small for; default: the system's.
+    The subject's model stays as it is.
     """
-    work = _PlannedErrors(subject, plan, shares)
-    segmented = subject.segmented
-    parts, suffix = samples.batches(segmented.together), len(segmented.blocks)
-    measured = np.zeros((2, len(samples)))
-    planned = [_forward(work, samples, scale, advance) for scale in (1.0, HALF)]
-    with segmented.judging(), torch.no_grad():
-        inputs, contexts = forward_blocks(segmented, samples, suffix, advance, scratch)
-        with segmented.hold(suffix):
-            last = inputs[-1] if inputs else None
-            for number, batch in enumerate(parts):
-                rows = samples[batch]
+
+    def __init__(self, subject: Subject, samples: Samples, seed: int = 0, scratch: Path | None = None) -> None:
+        """Nothing runs yet.
+
+        Args:
+            samples: those that went back when the plans' curves were measured.
+            scratch: folder for block inputs that memory is too small for; default: the system's.
+        """
+        self.subject, self.samples, self._seed, self._scratch = subject, samples, seed, scratch
+        self._parts = samples.batches(subject.segmented.together)
+        self._inputs, self._contexts = BlockInputs(), list[list[Context]]()
+
+    def points(
+        self, plan: Plan, shares: Mapping[str, float], scales: Sequence[float], advance: Advance = lambda step: None
+    ) -> np.ndarray:
+        """The distortion of so much of a plan's errors each: (scales, samples).
+
+        Args:
+            shares: site → what its rounding leaves of the distortion of rounding to nearest; others: all.
+            advance: called `steps(len(scales))` times.
+        """
+        work, segmented = _PlannedErrors(self.subject, plan, shares), self.subject.segmented
+        planned = [_forward(work, self.samples, scale, advance) for scale in scales]
+        found, suffix = np.zeros((len(scales), len(self.samples))), len(segmented.blocks)
+        self._go_forward(advance)
+        with segmented.judging(), torch.no_grad(), segmented.hold(suffix):
+            last = self._inputs[-1] if self._inputs else None
+            for number, batch in enumerate(self._parts):
+                rows = self.samples[batch]
                 reference = segmented.suffix(None if last is None else last[batch], rows)
-                for row, scale, states in zip(measured, (1.0, HALF), planned, strict=True):
+                for row, scale, states in zip(found, scales, planned, strict=True):
                     with work.put(suffix, scale), flows_rounded(segmented.model, work.flowing, plan):
-                        hidden = states[number] if states else None
-                        other = segmented.suffix(hidden, rows)
+                        other = segmented.suffix(states[number] if states else None, rows)
                     row[batch] = segmented.distortion.between(reference, other, rows).mean(1).cpu().numpy()
                 advance("head forward")
-    planned.clear()
-    along = np.zeros((len(work.sites) + len(work.flows), len(samples)))
-    gradient = None
-    for segment in reversed(segmented.segments):
-        with segmented.hold(segment):
-            observers = work.observers(segment, along)
-            with watched(segmented, observers, segment):
-                gradient = backward(
-                    segmented, observers, {}, segment, inputs, contexts, samples, gradient, seed, advance,
-                    segmented.gathering, first=OWN_DRAWS,
-                )  # fmt: skip
-        if inputs:
-            inputs.pop()
-    along /= math.sqrt(2 * segmented.distortion.terms(samples.length))
-    own = not rounding_named(plan.rounding).compensates
-    return Joint(plan.kl_sum, sums, along, measured[0], measured[1], seed, own)
+        return found
 
+    def along(self, plan: Plan, shares: Mapping[str, float], advance: Advance = lambda step: None) -> np.ndarray:
+        """One backward set: g_v · δ_v / √(2 · terms) of each site and sample, (sites, samples).
 
-def look_batches(subject: Subject, samples: Samples) -> int:
-    """How many times `look` calls `advance`."""
-    segments = len(subject.segmented.segments)
-    return len(samples.batches(subject.segmented.together)) * (2 * segments + 2 * (segments - 1))
+        Args:
+            advance: called `steps()` times.
+        """
+        work, segmented = _PlannedErrors(self.subject, plan, shares), self.subject.segmented
+        found = np.zeros((len(work.sites) + len(work.flows), len(self.samples)))
+        self._go_forward(advance)
+        gradient = None
+        for segment in reversed(segmented.segments):
+            with segmented.hold(segment):
+                observers = work.observers(segment, found)
+                with watched(segmented, observers, segment):
+                    gradient = backward(
+                        segmented, observers, {}, segment, self._inputs, self._contexts, self.samples, gradient,
+                        self._seed, advance, segmented.gathering, first=OWN_DRAWS,
+                    )  # fmt: skip
+            if self._inputs:
+                self._inputs.pop()
+        self._contexts = []
+        return found / math.sqrt(2 * segmented.distortion.terms(self.samples.length))
+
+    def steps(self, scales: int | None = None) -> int:
+        """At most how many times `points`, of so many scales, or `along` calls `advance`."""
+        segments = len(self.subject.segmented.segments)
+        passes = (segments - 1) + (segments if scales is None else 1 + scales * (segments - 1))
+        return len(self._parts) * passes
+
+    def _go_forward(self, advance: Advance) -> None:
+        """Through the model as it is, once; the way back uses it up."""
+        segmented = self.subject.segmented
+        if not self._contexts:
+            with segmented.judging():
+                self._inputs, self._contexts = forward_blocks(
+                    segmented, self.samples, len(segmented.blocks), advance, self._scratch
+                )
 
 
 @torch.no_grad()
@@ -113,7 +130,7 @@ def _forward(work: _PlannedErrors, samples: Samples, scale: float, advance: Adva
     segmented = work.subject.segmented
     parts = samples.batches(segmented.together)
     found: list[Tensor] = []
-    contexts: list[list[Any]] = []
+    contexts: list[list[Context]] = []
     for segment in segmented.segments[:-1]:
         with (
             segmented.hold(segment),

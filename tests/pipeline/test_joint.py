@@ -15,7 +15,7 @@ from natprec.errors import BudgetError
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
-from natprec.pipeline.joint import predicted_by, solved_again, with_joint
+from natprec.pipeline.joint import PlanLook, predicted_by, solved_again, with_joint
 from natprec.pipeline.ladder import quantize_ladder
 from natprec.pipeline.quantize import quantize
 from natprec.pipeline.request import solve_for
@@ -43,6 +43,10 @@ def measurement(made: tuple[Subject, Samples, Measurement]) -> Measurement:
     return made[2]
 
 
+def solved(config: QuantizeConfig, measurement: Measurement, first: Plan, found: Joint, stages: Stages = QUIET) -> Plan:
+    return found.shown(solved_again(config, measurement, first, found, stages))
+
+
 def joint(plan: Plan, factor: float) -> Joint:
     """The errors together cost so many times the sum."""
     flat = np.full(4, plan.kl_sum)
@@ -52,7 +56,7 @@ def joint(plan: Plan, factor: float) -> Joint:
 @pytest.mark.parametrize("factor", [0.5, 2.0, 3.0])
 def test_a_plan_for_a_tolerance_is_solved_once_more(measurement: Measurement, factor: float) -> None:
     first = solve_for(CONFIG, measurement)
-    again = solved_again(CONFIG, measurement, first, joint(first, factor), QUIET)
+    again = solved(CONFIG, measurement, first, joint(first, factor))
     wanted = (1 - CONFIG.margin) * 1e-4
     assert again.eps_solved == pytest.approx(wanted / factor)
     assert again.kl_predicted == pytest.approx(factor * again.kl_sum)
@@ -63,14 +67,14 @@ def test_a_plan_for_a_tolerance_is_solved_once_more(measurement: Measurement, fa
 
 def test_a_joint_as_near_as_texts_are_changes_nothing(measurement: Measurement) -> None:
     first = solve_for(CONFIG, measurement)
-    again = solved_again(CONFIG, measurement, first, joint(first, 1.04), QUIET)
+    again = solved(CONFIG, measurement, first, joint(first, 1.04))
     assert (again.sites, again.kl_predicted, again.eps_solved) == (first.sites, first.kl_sum, first.eps_solved)
 
 
 def test_a_plan_for_a_size_keeps_its_formats_and_a_site_s_tolerance_its_meaning(measurement: Measurement) -> None:
     for config in (replace(CONFIG, eps=None, bits=4.0), replace(CONFIG, eps_scope="site")):
         first = solve_for(config, measurement)
-        again = solved_again(config, measurement, first, joint(first, 3.0), QUIET)
+        again = solved(config, measurement, first, joint(first, 3.0))
         assert again.sites == first.sites
         assert again.kl_predicted == pytest.approx(3 * first.kl_sum)
         assert again.kl_sum == first.kl_sum
@@ -81,11 +85,11 @@ def test_a_size_whose_errors_together_break_the_tolerance_is_refused(measurement
     cost = solve_for(config, measurement).kl_sum
     both = replace(config, eps=2 * cost)
     first = solve_for(both, measurement)
-    assert solved_again(both, measurement, first, joint(first, 1.9), QUIET).kl_predicted < 2 * cost
+    assert solved(both, measurement, first, joint(first, 1.9)).kl_predicted < 2 * cost
     with pytest.raises(
         BudgetError, match=r"errors of the size's plan are predicted to cost .* together; give a larger"
     ):
-        solved_again(both, measurement, first, joint(first, 3.0), QUIET)
+        solved(both, measurement, first, joint(first, 3.0))
 
 
 def test_where_nothing_is_wide_enough_the_plan_stays_and_says_what_it_will_cost(
@@ -94,7 +98,7 @@ def test_where_nothing_is_wide_enough_the_plan_stays_and_says_what_it_will_cost(
     least = sum(float(curve.kl().min()) for curve in measurement.weights.values())
     config = replace(CONFIG, eps=1.05 * least)
     first = solve_for(config, measurement)
-    again = solved_again(config, measurement, first, joint(first, 10.0), Stages())
+    again = solved(config, measurement, first, joint(first, 10.0), Stages())
     assert again.sites == first.sites
     assert again.kl_predicted > 5 * 1.05 * least
     assert "there are no wider formats: the plan stays" in capsys.readouterr().err
@@ -104,6 +108,32 @@ def test_a_later_plan_is_predicted_by_the_same_link(measurement: Measurement) ->
     first, tighter = solve_for(CONFIG, measurement), solve_for(replace(CONFIG, eps=5e-5), measurement)
     assert predicted_by(joint(first, 2.0), tighter).kl_predicted == pytest.approx(2 * tighter.kl_sum)
     assert predicted_by(None, tighter) is tighter
+
+
+def test_a_plan_that_was_solved_once_more_is_measured_in_its_turn(made: tuple[Subject, Samples, Measurement]) -> None:
+    """Errors of another plan point other ways; the way back is gone once, for the plan that is rounded."""
+    subject, samples, measurement = made
+    first = solve_for(CONFIG, measurement)
+    looked: list[str] = []
+
+    class Pretended(PlanLook):
+        def points(self, plan: Plan) -> Joint:
+            looked.append("points")
+            factor = 3.0 if plan == first else 1.2
+            return replace(joint(plan, factor), along=np.zeros((0, 4)))
+
+        def completed(self, plan: Plan, found: Joint) -> Joint:
+            looked.append("along")
+            assert plan != first
+            return replace(found, along=np.ones((2, 4)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("natprec.pipeline.joint.PlanLook", Pretended)
+        plan, found = with_joint(CONFIG, subject, measurement, first, samples, QUIET)
+    assert looked == ["points", "points", "along"]
+    assert found is not None
+    assert plan.kl_predicted == pytest.approx(1.2 * plan.kl_sum)
+    assert plan.kl_joint == pytest.approx(2 * plan.kl_sum)
 
 
 def test_without_it_the_plan_is_the_solver_s(made: tuple[Subject, Samples, Measurement]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from natprec.measurement.measure import measure
 from natprec.measurement.module import subject_of_module
 from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import site_layer, site_weight
-from natprec.pipeline.joint import looked_at
+from natprec.pipeline.joint import PlanLook
 from natprec.pipeline.quantize import round_to_plan
 from natprec.quantizers import quantize
-from natprec.rounding.joint import OWN_DRAWS, look, look_batches
-from natprec.solver.joint import Joint, shares_of, sums_of
+from natprec.rounding.joint import OWN_DRAWS, Look
+from natprec.solver.joint import Joint, shares_of
 from natprec.solver.plan import Plan
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages
@@ -53,7 +54,14 @@ def planned(module: nn.Module, bits: float = 3.6) -> tuple[Subject, Samples, Mea
 
 def looked(module: nn.Module) -> tuple[Subject, Samples, Plan, Joint]:
     subject, samples, measurement, plan = planned(module)
-    return subject, samples, plan, looked_at(subject, measurement, plan, samples, Stages(quiet=True))
+    return subject, samples, plan, looked_at(subject, measurement, plan, samples)
+
+
+def looked_at(
+    subject: Subject, measurement: Measurement, plan: Plan, samples: Samples, folder: Path | None = None
+) -> Joint:
+    look = PlanLook(subject, measurement, samples, Stages(quiet=True), folder)
+    return look.completed(plan, look.points(plan))
 
 
 def errors(subject: Subject, plan: Plan, samples: Samples) -> np.ndarray:
@@ -125,7 +133,7 @@ def test_a_language_model_s_rounded_weights_and_inputs_are_what_is_measured(acti
     subject, samples, measurement = language_model(sites="weights" if activations == "16" else "all")
     plan = measurement.solve(bits=3.0, rounding="rtn", activations=activations)
     before = {name: each.clone() for name, each in subject.model.named_parameters()}
-    found = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
+    found = looked_at(subject, measurement, plan, samples)
     assert all(torch.equal(before[name], each) for name, each in subject.model.named_parameters())
     with torch.no_grad():
         expected = [subject.segmented.output(batch) for batch in samples.split()]
@@ -146,7 +154,7 @@ def test_each_site_s_part_is_the_drawn_scalar_s_slope_along_its_error(activation
     """By a small step of all weights along their errors; of the activations' what they add to that."""
     subject, samples, measurement = language_model(sites="weights" if activations == "16" else "all")
     plan = measurement.solve(bits=4.0, rounding="rtn", activations=activations)
-    found = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
+    found = looked_at(subject, measurement, plan, samples)
     weights = [site for site in subject.sites if plan.sites[site.name].format is not None]
     assert len(found.along) == len(weights) + len(plan.rounded_inputs)
     assert (np.abs(found.along).max(1) > 0).all()
@@ -172,12 +180,16 @@ def test_gptq_s_errors_are_to_nearest_scaled_to_what_is_predicted_to_be_left() -
     plan = measurement.solve(bits=3.0, rounding="gptq")
     shares = shares_of(measurement, plan)
     assert any(share < 0.9 for share in shares.values())
-    whole = looked_at(subject, measurement, plan, samples, Stages(quiet=True))
-    nearest = look(subject, plan, samples, sums_of(measurement, plan), {}, 0)
+    whole = looked_at(subject, measurement, plan, samples)
+    nearest = Look(subject, samples).along(plan, {})
     scale = np.sqrt([shares[site.name] for site in subject.sites if site.name in shares])[:, None]
     assert not whole.own
-    assert looked_at(subject, measurement, measurement.solve(bits=3.0, rounding="rtn"), samples, Stages(quiet=True)).own
-    assert whole.along == pytest.approx(nearest.along * scale, rel=1e-3, abs=1e-9)
+    assert (
+        PlanLook(subject, measurement, samples, Stages(quiet=True))
+        .points(measurement.solve(bits=3.0, rounding="rtn"))
+        .own
+    )
+    assert whole.along == pytest.approx(nearest * scale, rel=1e-3, abs=1e-9)
 
 
 def test_it_advances_as_often_as_it_says_and_draws_other_numbers_than_the_sweep(
@@ -185,6 +197,7 @@ def test_it_advances_as_often_as_it_says_and_draws_other_numbers_than_the_sweep(
 ) -> None:
     subject, samples, measurement = language_model()
     plan, steps, drawn = measurement.solve(bits=3.0, rounding="rtn"), list[str](), list[int]()
+    look = Look(subject, samples)
     honest = OutputKL.draw
 
     def draw(self: OutputKL, output: Tensor, sequences: range, seed: int) -> Tensor:
@@ -192,31 +205,37 @@ def test_it_advances_as_often_as_it_says_and_draws_other_numbers_than_the_sweep(
         return honest(self, output, sequences, seed)
 
     monkeypatch.setattr(OutputKL, "draw", draw)
-    look(subject, plan, samples, sums_of(measurement, plan), {}, 0, steps.append)
-    assert len(steps) == look_batches(subject, samples)
+    look.points(plan, {}, (1.0, 0.5), steps.append)
+    assert len(steps) == look.steps(2)
+    steps.clear()
+    look.along(plan, {}, steps.append)
+    assert 0 < len(steps) < look.steps(), "the way forward is not gone twice"
+    look.along(plan, {}, steps.append)
+    assert len(steps) == 2 * look.steps() - 3 * len(samples.batches()), "until the way back has used it up"
     assert len(set(drawn)) == len(samples)
     assert not set(drawn) & set(range(len(samples)))
 
 
 def test_what_was_found_is_found_again_and_another_plan_is_looked_at_anew(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, samples, measurement, plan = planned(Added((1.0, 1.0), alike=False))
-    calls = []
+    calls: list[str] = []
+    for name in ("points", "along"):
+        honest = getattr(Look, name)
 
-    def counted(*args: Any, **options: Any) -> Joint:
-        calls.append(args)
-        return look(*args, **options)
+        def counted(*args: Any, honest: Any = honest, name: str = name) -> Any:
+            calls.append(name)
+            return honest(*args)
 
-    monkeypatch.setattr("natprec.pipeline.joint.look", counted)
-    quiet = Stages(quiet=True)
-    first = looked_at(subject, measurement, plan, samples, quiet, tmp_path)
-    again = looked_at(subject, measurement, plan, samples, quiet, tmp_path)
-    assert len(calls) == 1
+        monkeypatch.setattr(Look, name, counted)
+    first = looked_at(subject, measurement, plan, samples, tmp_path)
+    again = looked_at(subject, measurement, plan, samples, tmp_path)
+    assert calls == ["points", "along"]
     assert (again.kl_sum, again.link, again.joint_ci95) == (first.kl_sum, first.link, first.joint_ci95)
     assert (again.own, again.seed) == (True, 0)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:20])
-    looked_at(subject, measurement, plan, samples, quiet, tmp_path)
-    looked_at(subject, measurement, measurement.solve(bits=5.5), samples, quiet, tmp_path)
-    assert len(calls) == 3
+    looked_at(subject, measurement, plan, samples, tmp_path)
+    looked_at(subject, measurement, measurement.solve(bits=5.5), samples, tmp_path)
+    assert calls == ["points", "along"] * 3
