@@ -40,8 +40,8 @@ from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 
 OWN_DRAWS = 1 << 31
-"""Added to the numbers of samples, so that nothing is drawn as in the sweep, by whose draws the plan was chosen; of a seed
-torch's generator takes the lower 32 bits."""
+"""Added to the numbers of samples, so that nothing is drawn as in the sweep, by whose draws the plan was chosen. Of a
+seed torch's generator takes the lower 32 bits."""
 
 
 class Look:
