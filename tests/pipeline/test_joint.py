@@ -136,6 +136,18 @@ def test_a_plan_that_was_solved_once_more_is_measured_in_its_turn(made: tuple[Su
     assert plan.kl_joint == pytest.approx(2 * plan.kl_sum)
 
 
+def test_outputs_that_are_no_numbers_leave_the_sum(
+    made: tuple[Subject, Samples, Measurement], capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject, samples, measurement = made
+    first = solve_for(CONFIG, measurement)
+    with pytest.MonkeyPatch.context() as patch:
+        broken = replace(joint(first, 1.0), measured=np.array([0.1, np.nan]))
+        patch.setattr(PlanLook, "points", lambda self, plan: broken)
+        assert with_joint(CONFIG, subject, measurement, first, samples, Stages()) == (first, None)
+    assert "NaN or Inf on calibration text" in capsys.readouterr().err
+
+
 def test_without_it_the_plan_is_the_solver_s(made: tuple[Subject, Samples, Measurement]) -> None:
     subject, samples, measurement = made
     first = solve_for(CONFIG, measurement)
