@@ -231,6 +231,12 @@ class QuantizeConfig(Measured):
     distortion: str | None = option(
         None, METHOD, f"Distortion that eps limits: {', '.join(DISTORTIONS)}.", choices=DISTORTIONS
     )
+    joint: bool = option(
+        True,
+        METHOD,
+        "Predict a plan's joint distortion from one more backward pass; without: the sum over sites.",
+        flag="--joint/--no-joint",
+    )
     refine: int = option(
         0, METHOD, "Steps of gradient descent on the scales after rounding; 30 are enough. Slow.", check=steps
     )
@@ -344,6 +350,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "kv",
         *_METHOD,
         *_GPU,
+        "joint",
         "refine",
     ),
     "measure": (*_MODEL, *_TEXT, *_METHOD, *_GPU, "sites"),

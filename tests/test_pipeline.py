@@ -30,7 +30,7 @@ EPS = 2e-4
 def request_(tiny_folder: Path, text_file: Path) -> QuantizeConfig:
     return QuantizeConfig(
         str(tiny_folder), eps=EPS, data=str(text_file), tokens=256, eval_tokens=256, length=64, group_size=32,
-        rounding="rtn",
+        rounding="rtn", joint=False,
     )  # fmt: skip
 
 

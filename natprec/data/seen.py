@@ -19,6 +19,7 @@ from torch import Tensor
 
 from natprec.data.sources import TEXT_LIMIT
 from natprec.tasks import Samples
+from natprec.tasks.samples import TOKENS
 from natprec.utils.records import public_name
 
 PIECE = 32
@@ -52,8 +53,8 @@ def same_text(name: str, digest: str | None, source: str) -> bool:
 
 
 def pieces_of(samples: Samples) -> Pieces:
-    """The pieces of a whole text."""
-    return np.unique(_hashes(samples.ids))
+    """The pieces of a whole text; none of samples that are no text."""
+    return np.unique(_hashes(samples.ids)) if TOKENS in samples.tensors else NO_PIECES
 
 
 def unseen(windows: Tensor, candidates: Sequence[int], seen: Pieces) -> list[int]:

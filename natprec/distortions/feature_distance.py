@@ -96,5 +96,29 @@ def _length(embeddings: Tensor) -> Tensor:
     return embeddings.detach().norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
+class OutputDistance(FeatureDistance):
+    """The mean squared difference of outputs, over all values of a sample: of images in [0, 1], dB = -10 log10 D."""
+
+    name = "output"
+    label = "squared error"
+    unit = "per value"
+    term = "samples"
+
+    def __init__(self) -> None:
+        super().__init__(_flat_output)
+
+
+def _flat_output(model: nn.Module, samples: Samples) -> Tensor:
+    """The first tensor that a module returns, (batch, values), scaled so that its squared length is a mean."""
+    found = model(**samples.tensors)
+    while not isinstance(found, Tensor):
+        found = next(iter(found.values())) if hasattr(found, "values") else found[0]
+    flat = found.float().flatten(1)
+    return flat / math.sqrt(flat.shape[1])
+
+
+OUTPUT = OutputDistance()
+"""Of whatever a module puts out."""
+
 EMBEDDING, EMBEDDING_CLS = EmbeddingDistance("mean"), EmbeddingDistance("cls")
 """Of pooled hidden states, and of those of the first token."""

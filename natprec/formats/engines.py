@@ -184,7 +184,7 @@ PROFILES = {
         EngineProfile("sglang", {"linear": _FOUR_EIGHT}, pairings=(_W8A8,), experts="layer"),
         EngineProfile(
             "natprec",
-            {"linear": _BOTH, "head": _BOTH, "embedding": _BOTH, "cache": _KEPT_BY_HEAD},
+            {"linear": _BOTH, "convolution": _BOTH, "head": _BOTH, "embedding": _BOTH, "cache": _KEPT_BY_HEAD},
             pairings=_ANY_PAIR,
             layers=("Linear", "Embedding", "Conv1D"),
             ragged=True,

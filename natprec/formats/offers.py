@@ -20,7 +20,7 @@ from natprec.formats.patterns import Integers, Listed, Pattern
 from natprec.formats.presets import FLOAT_ACTIVATIONS, FLOAT_WEIGHTS, FP8_TENSOR
 from natprec.formats.scaling import PerChannel, PerToken
 
-Role = Literal["linear", "head", "embedding", "stream", "cache"]
+Role = Literal["linear", "convolution", "head", "embedding", "stream", "cache"]
 """How a tensor is used."""
 
 _ALL, _ODD = tuple(range(2, 9)), (2, 3, 5, 6, 7)

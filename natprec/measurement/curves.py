@@ -94,6 +94,17 @@ class Curve:
         """(pools,) KL of a format (None: unquantized) on the kind of text where it is largest."""
         if fmt is None:
             return np.asarray(self.unquantized[self.unquantized.mean(1).argmax()])
+        values = self.everywhere(fmt, rounding)
+        return np.asarray(values[values.mean(1).argmax()])
+
+    def everywhere(self, fmt: Format | None, rounding: str = "rtn") -> np.ndarray:
+        """(parts, pools) KL of a format (None: unquantized), on each kind of text."""
+        if fmt is None:
+            return self.unquantized
         column = self.formats.index(fmt)
-        values = self.forward[:, :, column]
-        return np.asarray(values[values.mean(1).argmax()]) * self._factors(rounding)[column]
+        return self.forward[:, :, column] * self._factors(rounding)[column]
+
+    def share(self, fmt: Format, rounding: str = "rtn") -> float:
+        """Predicts the fraction of the distortion of errors to nearest that a rounding's own errors cause."""
+        column = self.formats.index(fmt)
+        return float(self._factors(rounding)[column] / self.alignment[column])

@@ -111,6 +111,15 @@ def _alignment(along: Tensor, values: Tensor, gram: Tensor) -> Tensor:
     unequal = own.square().mean() / own.mean().square() / (1 + 2 / directions)  # 1 if all are drawn alike
     gradients = count / unequal.clamp_min(1)
     ratio = torch.where(values.sum(0) > 0, along.square().sum(0) / values.sum(0), 1.0).clamp_min(1e-9)
+    return shrunk(ratio, directions, gradients)
+
+
+def shrunk(ratio: Tensor, directions: Tensor, gradients: Tensor) -> Tensor:
+    """The directional form's ratio to the diagonal one, by all that is known of it: see the head of this file.
+
+    Args:
+        ratio: as it was found, from so many `gradients`, (); `directions`: of the gradients, ().
+    """
     expected, before = _log_chi_square(directions)
     bias, scatter = _log_chi_square(gradients)
     weight, seen = 1 / before, 1 / scatter

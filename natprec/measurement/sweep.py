@@ -14,9 +14,10 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from natprec.formats import Format
 from natprec.measurement.activation_observer import ActivationObserver, watching
@@ -38,6 +39,26 @@ from natprec.transforms import Gauge
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Advance
 from natprec.utils.workers import Workers
+
+
+class Observer(Protocol):
+    """What watches a weight on the way back: see `backward`.
+
+    Attributes:
+        sequences: numbers of the batch's sequences.
+    """
+
+    sequences: range
+
+    @property
+    def site(self) -> Site:
+        """The weight."""
+
+    def attach(self, module: nn.Module) -> list[Any]:
+        """Watch one use of it; returns the hooks."""
+
+    def flush(self) -> None:
+        """The batch is done."""
 
 
 def sweep(
@@ -121,7 +142,7 @@ def sweep(
     for segment in range(state.segment, -2 if segmented.blocks else -1, -1):
         workers.stage = segment_label(segmented, segment)
         with segmented.hold(segment):
-            with _watching(segmented, observers, segment), watching(segmented, flowing, segment):
+            with watched(segmented, observers, segment), watching(segmented, flowing, segment):
                 gradient = backward(
                     segmented, observers, flowing, segment, inputs, contexts, own_samples, gradient, seed, advance,
                     gathering, first=sharding.own.start,
@@ -163,7 +184,7 @@ def sweep_batches(segmented: SegmentedModel, samples: Samples, segment: int | No
 
 def backward(
     segmented: SegmentedModel,
-    observers: Mapping[str, WeightObserver],
+    observers: Mapping[str, Observer],
     flowing: Mapping[str, ActivationObserver],
     segment: int,
     inputs: BlockInputs,
@@ -217,7 +238,7 @@ def segment_label(segmented: SegmentedModel, segment: int) -> str:
 
 
 @contextlib.contextmanager
-def _watching(segmented: SegmentedModel, observers: dict[str, WeightObserver], segment: int) -> Iterator[None]:
+def watched(segmented: SegmentedModel, observers: Mapping[str, Observer], segment: int) -> Iterator[None]:
     """Hooks of the observers on the modules that run in a segment."""
     handles = [
         handle

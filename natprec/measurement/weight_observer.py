@@ -151,18 +151,15 @@ class WeightObserver:
         return output
 
     def add_product(self, inputs: Tensor, gradient: Tensor) -> None:
-        """Account for y = x Wᵀ: inputs (batch, time, columns), gradient (batch, time, rows)."""
+        """Account for y = x Wᵀ: inputs (batch, …, columns), gradient (batch, …, rows), or those of a convolution."""
         count = len(self.sequences)
-        inputs = inputs.reshape(count, -1, inputs.shape[-1])
-        gradient = gradient.reshape(count, inputs.shape[1], -1)
-        self.tokens += inputs.shape[0] * inputs.shape[1]
-        inputs = inputs.to(gradient.dtype)
+        self.tokens += gradient.numel() // self.site.shape[0]
         if self.compensation is not None:
-            self.compensation.fit(inputs, self.sequences)
+            own = inputs.reshape(count, -1, inputs.shape[-1])
+            self.compensation.fit(own.to(gradient.dtype), self.sequences)
         if self.gathered is None:
             self.gathered = self._buffer()
-        for index, sequence in enumerate(self.sequences):
-            product = gradient[index].T @ inputs[index]
+        for sequence, product in zip(self.sequences, self.layer.products(inputs, gradient, count), strict=True):
             self.widened |= product.dtype != torch.bfloat16 or sequence in self.pending
             if sequence in self.pending:
                 self.pending[sequence] += product

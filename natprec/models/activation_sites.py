@@ -128,15 +128,28 @@ def round_states(
         scale: the fixed one, or (heads, 1, 1); default: found in each batch.
     """
 
-    def rounded(states: Tensor) -> Tensor:
-        if scale is None and fmt.scaling.granularity == PerHead():
-            return round_activations(states, fmt, fixed_scale(fmt, states.abs().amax((0, 2, 3)).view(-1, 1, 1)))
-        return round_activations(states, fmt, scale)
-
     def hook(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        return rounded(key) if "key" in kinds else key, rounded(value) if "value" in kinds else value
+        return (
+            rounded_states(key, fmt, scale) if "key" in kinds else key,
+            rounded_states(value, fmt, scale) if "value" in kinds else value,
+        )
 
     return AttentionHook(module, hook)
+
+
+def rounded_states(states: Tensor, fmt: Format, scale: Tensor | None = None) -> Tensor:
+    """Keys or values (batch, heads, time, size) as a cache keeps them; `scale` as for `round_states`."""
+    if scale is None and fmt.scaling.granularity == PerHead():
+        return round_activations(states, fmt, fixed_scale(fmt, states.abs().amax((0, 2, 3)).view(-1, 1, 1)))
+    return round_activations(states, fmt, scale)
+
+
+def scale_made_for(fmt: Format, largest: float | Sequence[float] | None, device: torch.device) -> Tensor | None:
+    """A format's fixed scale for a magnitude, or (heads, 1, 1) for that of each head; None: found in each batch."""
+    if not fmt.fixed or largest is None:
+        return None
+    reach = torch.tensor(largest, device=device)
+    return fixed_scale(fmt, reach.view(-1, 1, 1) if reach.dim() else reach)
 
 
 def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | Sequence[float] | None = None) -> list[Any]:
@@ -146,10 +159,7 @@ def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | Seque
         largest: magnitude that a fixed scale is made for, or of each head; default: that of each batch.
     """
     modules = [model.get_submodule(use) for use in site.uses]
-    scale = None
-    if fmt.fixed and largest is not None:
-        reach = torch.tensor(largest, device=next(model.parameters()).device)
-        scale = fixed_scale(fmt, reach.view(-1, 1, 1) if reach.dim() else reach)
+    scale = scale_made_for(fmt, largest, next(model.parameters()).device)
     if site.role == "cache":
         return [round_states(module, fmt, (site.kind,), scale) for module in modules]
     return [round_input(module, fmt, scale) for module in modules]

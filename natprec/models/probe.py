@@ -43,7 +43,9 @@ class Probe:
 
 
 @torch.no_grad()
-def probed(model: nn.Module, blocks: list[nn.Module], shape: torch.Size, run: Callable[[], object]) -> Probe:
+def probed(
+    model: nn.Module, blocks: list[nn.Module], shape: torch.Size, run: Callable[[], object], convolutions: bool = False
+) -> Probe:
     """One forward, `run`, of ids (batch, time), with hooks that watch which module gets which tensor."""
     order: list[str] = []
     repeated: set[str] = set()
@@ -81,7 +83,7 @@ def probed(model: nn.Module, blocks: list[nn.Module], shape: torch.Size, run: Ca
         beside.extend(value for value in values[1:] if value is not None and id(value) not in given)
         returned.append(len(output) if isinstance(output, tuple) else 0)
 
-    layers = {name: module for name, module in model.named_modules() if layer_of(module) is not None}
+    layers = {name: module for name, module in model.named_modules() if layer_of(module, convolutions) is not None}
     handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
     handles += [block.register_forward_hook(link, with_kwargs=True) for block in blocks]
     reads = _Reads(layers)

@@ -50,6 +50,7 @@ class SegmentedModel:
         distortion: reads the output; KL of the next token unless said otherwise.
         weights: where they are.
         products: what matrix products are computed in where the model runs for statistics: see `gathering`.
+        convolutions: whether its convolutions are sites.
         block_names: module paths of the blocks; empty when the model has no such list.
         routing: its experts, if it has any.
     """
@@ -61,14 +62,15 @@ class SegmentedModel:
         distortion: Distortion | None = None,
         weights: Weights | None = None,
         products: torch.dtype = torch.float32,
+        convolutions: bool = False,
     ) -> None:
         """Find the blocks and verify them on a small sample."""
         self.model = model
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
-        self.products = products
+        self.products, self.convolutions = products, convolutions
         name, self.blocks = _longest_list(model)
-        self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe))
+        self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe), convolutions)
         if not self.probe.chained or self._shared():
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
@@ -127,7 +129,7 @@ class SegmentedModel:
             parameter
             for name, module in self.model.named_modules()
             if id(module) not in inside
-            and (segment is None or layer_of(module) is None or self.segment_of(name) == segment)
+            and (segment is None or layer_of(module, self.convolutions) is None or self.segment_of(name) == segment)
             for parameter in module.parameters(recurse=False)
         ]
 

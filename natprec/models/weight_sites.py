@@ -22,7 +22,7 @@ from natprec.models.segments import SegmentedModel
 from natprec.utils.schema import Called, Positive, Within, written
 
 Kind = Literal["weight", "activation", "key", "value"]
-Role = Literal["linear", "embedding", "head", "stream", "cache"]
+Role = Literal["linear", "convolution", "embedding", "head", "stream", "cache"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Site:
     @property
     def gptq(self) -> bool:
         """Whether GPTQ applies: the weight meets its inputs in one matrix product, after the prefix."""
-        return self.role != "embedding" and self.segment >= 0
+        return self.role not in ("embedding", "convolution") and self.segment >= 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file header."""
@@ -82,11 +82,12 @@ def find_sites(segmented: SegmentedModel) -> list[Site]:
     for name in [*segmented.probe.order, *_never_called(segmented)]:
         if name in segmented.routing.routers:
             continue
-        if multiplies(modules[name]) or _looked_up(modules[name]):
+        if multiplies(modules[name]) or _looked_up(modules[name]) or _convolves(modules[name], segmented):
             owners.setdefault(id(modules[name].weight), []).append(name)
-    if not any(multiplies(modules[names[0]]) or len(names) > 1 for names in owners.values()):
+    if not any(len(names) > 1 or not _looked_up(modules[names[0]]) for names in owners.values()):
+        what = "Linear layer or convolution" if segmented.convolutions else "Linear layer"
         raise ModelError(
-            f"model {type(segmented.model).__name__} has no Linear layer; natprec quantizes Linear weights"
+            f"model {type(segmented.model).__name__} has no {what}; natprec quantizes the weights of those"
         )
     output_head = getattr(segmented.model, "get_output_embeddings", lambda: None)()
     sites = []
@@ -94,7 +95,7 @@ def find_sites(segmented: SegmentedModel) -> list[Site]:
     inputs_of = _inputs_of(segmented)
     for names in owners.values():
         name, layer = names[0], known_layer(modules[names[0]])
-        role: Role = "embedding" if layer.kind.looks_up else "linear"
+        role: Role = "embedding" if layer.kind.looks_up else "convolution" if layer.kind.dimensions else "linear"
         if layer.module is output_head:
             role = "head"
         fused_group = name
@@ -198,6 +199,12 @@ def _looked_up(module: nn.Module) -> bool:
     """Whether it is an embedding that takes ids alone: OPT's positions take a mask, which no engine's code hands on."""
     layer = layer_of(module)
     return layer is not None and layer.kind.looks_up and len(inspect.signature(module.forward).parameters) == 1
+
+
+def _convolves(module: nn.Module, segmented: SegmentedModel) -> bool:
+    """Whether it is a convolution, where these are sites."""
+    layer = layer_of(module, segmented.convolutions)
+    return layer is not None and layer.kind.dimensions > 0
 
 
 def _never_called(segmented: SegmentedModel) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from natprec.evaluation.verdict import HeldOutText
 from natprec.evaluation.verification import Verification
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
+from natprec.measurement.module import ENGINE, subject_of_module
 from natprec.measurement.subject import Subject
 from natprec.models.trust import tokenizer_of
 from natprec.pipeline import quantize as pipeline
@@ -61,24 +63,34 @@ class Quantized:
 
 def measure(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Any = None,
     data: Data = None,
     *,
+    samples: Samples | Mapping[str, Tensor] | None = None,
     distortion: str | Distortion | None = None,
     **options: Any,
 ) -> Measurement:
     """Measure a model in memory; it is set to eval and float32, its weights stay as they are.
 
+    With `samples` the model is any module of torch, which is called with them, and its convolutions are measured too,
+    by their matrix (output channels, inputs × kernel). No checkpoint format is known for such a module, so it is
+    measured for the formats of engine 'natprec', and rounded to nearest unless `rounding` says otherwise.
+
     Args:
         data: text file, table, hub dataset, (sequences, time) token ids, or samples; None: ordinary text that natprec
             ships. Half of the tokens are the model's own text, unless tokens or samples are given. The last fifth of a
             text is left for `verify`.
+        samples: inputs of a module, by the names of its arguments; the first dimension of each counts samples.
         distortion: what every tolerance is about: a name or one of your own; default: KL, of encoders the
-            distance of mean embeddings.
+            distance of mean embeddings, of other modules the mean squared difference of outputs.
         options: of `natprec measure`, by their names in `natprec.QuantizeConfig`: engine, group_size, tokens, length …
     Raises:
-        InputError: an unknown option, or a value that cannot be used.
+        InputError: an unknown option, or a value that cannot be used; samples beside text.
     """
+    if samples is not None:
+        if tokenizer is not None or data is not None:
+            raise InputError("samples and text were given; a module is measured on samples, a text model on text")
+        return _measure_module(model, samples, _distortion(distortion), options)
     config = QuantizeConfig.of("measure", "", options)
     rotates = config.transforms == "rotate"
     model = copy.deepcopy(model) if rotates else model
@@ -94,6 +106,18 @@ def measure(
         return measure_subject(subject, samples, config, parts=parts, data=name, text_digest=digest)
     finally:
         subject.with_head(False)
+
+
+def _measure_module(
+    module: nn.Module, samples: Samples | Mapping[str, Tensor], distortion: Distortion | None, options: dict[str, Any]
+) -> Measurement:
+    config = QuantizeConfig.of("measure", "", {"engine": ENGINE, "rounding": "rtn", **options})
+    if config.transforms == "rotate":
+        raise InputError("transforms 'rotate' is for language models, whose residual stream is known; leave it out")
+    samples = samples if isinstance(samples, Samples) else Samples.of(samples)
+    samples = samples.to(next((each.device for each in module.parameters()), "cpu"))
+    subject = subject_of_module(module, samples, distortion, products=config.arithmetic)
+    return measure_subject(subject, samples, config, data="given samples")
 
 
 def apply(

@@ -45,6 +45,10 @@ REFINE_FORWARDS = 4.0
 """Of each refined token: the rounded model's forward, its backward (2), the original's last segment, the distortion."""
 
 
+JOINT_FORWARDS, JOINT_READS = 6.0, 4
+"""Of the look at a plan, for each token that goes back: forwards with and without the plan's errors, what goes back;
+and how often it reads the weights."""
+
 FACTORIZING = 9
 """Bytes per entry of a layer's second moments while they are factorized, beside what they took before."""
 
@@ -109,6 +113,8 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
         "spot check": CHECK_SEQUENCES * config.length * per_token * check + check * reading,
     }
     if judged:
+        if config.joint:
+            seconds["joint"] = JOINT_FORWARDS * back * per_token + JOINT_READS * reading
         seconds |= {
             "round": rounder.seconds(_pace(subject, config, per_token, gathering)),
             "refine": config.refine * SEQUENCES * config.length * per_token * REFINE_FORWARDS,

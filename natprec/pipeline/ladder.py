@@ -74,12 +74,13 @@ def quantize_ladder(
     unjudged: dict[str, NatprecError] = {}
     with claimed(out):
         measurement = run.measured(resume)
-        plans = {name: run.solved(target, measurement) for name, target in targets.items()}
+        plans = {name: run.planned(target, measurement) for name, target in targets.items()}
         with new_folder(out, overwrite) as folder:
             for name, target in targets.items():
                 stages.note(f"{name}:")
                 (folder / name).mkdir()
-                plan, verdict = round_and_verify(target, run, measurement, plans[name], folder / name)
+                first, joint = plans[name]
+                plan, verdict = round_and_verify(target, run, measurement, first, folder / name, joint)
                 mark_folder(folder / name)
                 if isinstance(verdict, NatprecError):
                     unjudged[name] = verdict

@@ -29,6 +29,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
 from natprec.pipeline.early import inputs
 from natprec.pipeline.held_out import PARTS, HeldOut, held_out
+from natprec.pipeline.joint import predicted_by, with_joint
 from natprec.pipeline.provenance import again, command_of
 from natprec.pipeline.request import (
     check,
@@ -44,6 +45,7 @@ from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, rounded_segments
 from natprec.rounding.refine import refine
 from natprec.solver import Plan
+from natprec.solver.joint import Joint
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, new_folder, refuse_existing
 from natprec.utils.claims import beside, claimed
@@ -72,9 +74,9 @@ def quantize(
     run = opened_run(config, out, overwrite, stages or Stages(quiet=True))
     with claimed(out):
         measurement = run.measured(resume)
-        plan = run.solved(config, measurement)
+        plan, joint = run.planned(config, measurement)
         with new_folder(out, overwrite) as folder:
-            plan, verdict = round_and_verify(config, run, measurement, plan, folder)
+            plan, verdict = round_and_verify(config, run, measurement, plan, folder, joint)
         forget(run.partial)
     if isinstance(verdict, NatprecError):
         source = config.eval_data or config.data
@@ -118,6 +120,11 @@ class Run:
                 f"{error}; kept for natprec solve, or --resume with another target: {self._kept}"
             ) from error
 
+    def planned(self, config: QuantizeConfig, measurement: Measurement) -> tuple[Plan, Joint | None]:
+        """The plan to round, and what it and later ones are predicted by: see `natprec.pipeline.joint`."""
+        plan = self.solved(config, measurement)
+        return with_joint(config, self.subject, measurement, plan, self.samples, self.stages, self.partial)
+
     @property
     def _kept(self) -> Path:
         return self.partial / "measurement.safetensors"
@@ -146,11 +153,18 @@ def opened_run(config: QuantizeConfig, out: Path, overwrite: bool, stages: Stage
 
 
 def round_and_verify(
-    config: QuantizeConfig, run: Run, measurement: Measurement, plan: Plan, folder: Path
+    config: QuantizeConfig,
+    run: Run,
+    measurement: Measurement,
+    plan: Plan,
+    folder: Path,
+    joint: Joint | None = None,
 ) -> tuple[Plan, Verification | NatprecError]:
     """Round, write and verify; if the promise fails, tighten once by promised / measured and repeat, on the text's
     other part.
 
+    Args:
+        joint: what plans are predicted by; None: the sum over sites.
     Returns:
         The plan, and the verdict or why there is none: hours of work are not thrown away for that.
     """
@@ -188,7 +202,7 @@ def round_and_verify(
                 break
             eps = tightened(plan, verification.kl_mean)
             try:
-                plan = solve_for(config, measurement, eps)
+                plan = predicted_by(joint, solve_for(config, measurement, eps))
             except BudgetError:
                 stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
                 break

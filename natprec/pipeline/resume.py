@@ -24,6 +24,9 @@ from natprec.utils.marks import discard, is_ours, refuse_inputs
 from natprec.utils.progress import Stages
 from natprec.utils.workers import Workers
 
+JOINTS = "joint-*.safetensors"
+"""Files in that folder, one for each plan that was looked at: see `natprec.pipeline.joint`."""
+
 SEGMENTS = "segments"
 """Folder in that of a run where a model whose weights are on disk is rounded and judged a segment at a time."""
 
@@ -135,7 +138,8 @@ def forget(partial: Path) -> None:
     """Remove what a run keeps for `--resume`, and nothing that is not ours."""
     segments = partial / SEGMENTS
     _remove(segments, [file.name for file in segments.glob("*.safetensors")])
-    _remove(partial, ["measurement.safetensors", "sweep.safetensors"])
+    looks = [file.name for file in partial.glob(JOINTS)]
+    _remove(partial, ["measurement.safetensors", "sweep.safetensors", *looks])
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

@@ -185,6 +185,8 @@ def _words(distortion: str) -> tuple[str, str, str]:
 def _add_predicted(rows: Table, plan: Plan) -> None:
     label, unit, _ = _words(plan.distortion)
     rows.add_row(f"{label} predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95, unit))
+    if plan.kl_joint is not None and plan.joint_ci95 is not None:
+        rows.add_row("", f"sum over sites {plan.kl_sum:.4g}; joint {_interval(plan.kl_joint, plan.joint_ci95, '')}")
 
 
 def _add_needs(rows: Table, plan: Plan, needs: Needs) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from natprec.config import MARGIN, NOT_ROUNDED
-from natprec.formats import EngineProfile
+from natprec.formats import EngineProfile, Format
 from natprec.measurement import Measurement
 from natprec.solver import Plan
 from natprec.solver.allocation import lower_hull
+from natprec.solver.choices import UNQUANTIZED_BITS
 from natprec.solver.fused_groups import FusedGroup, stored_bytes
 from natprec.solver.solve import opened
 from natprec.solver.uniform import common_formats
@@ -54,13 +55,14 @@ def staircase_data(measurement: Measurement, plan: Plan) -> dict[str, Any] | Non
 
 def _group(group: FusedGroup, profile: EngineProfile) -> dict[str, Any]:
     decision = group.decision
-    sizes = {fmt: sum(stored_bytes(curve, fmt, profile) for curve in group.curves) for fmt in group.formats}
+    kept: tuple[Format | None, ...] = (*group.formats, None)
+    sizes = {fmt: sum(stored_bytes(curve, fmt, profile) for curve in group.curves) for fmt in kept}
     return {
         "name": decision.name,
         "sites": [curve.site.name for curve in group.curves],
         "elements": decision.elements,
         "formats": [pair.name for pair in group.pairs],
-        "bits": [pair.weight.bits for pair in group.pairs],
+        "bits": [pair.weight.bits if pair.weight else UNQUANTIZED_BITS for pair in group.pairs],
         "kl": decision.kl.tolist(),
         "stored": np.asarray(decision.stored).tolist(),
         "bytes": [sizes[pair.weight] for pair in group.pairs],

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from natprec.measurement.subject import Subject
     from natprec.solver.plan import Plan
 
-WEIGHTS: tuple[Role, ...] = ("linear", "head", "embedding")
+WEIGHTS: tuple[Role, ...] = ("linear", "convolution", "head", "embedding")
 """Roles of weights."""
 
 CLOSE = 1e-6
@@ -41,12 +41,20 @@ def refuse_other_sums(plan: Plan, place: Place) -> None:
     if low > high:
         raise place.within("kl_predicted_ci95").wrong(f"goes from {low:g} to {high:g}")
     sums = {
-        "kl_predicted": (plan.kl_predicted, math.fsum(costs)),
+        "kl_sum": (plan.kl_sum, math.fsum(costs)),
         "bits_per_weight_total": (plan.bits_per_weight_total, 8 * least / sum(choice.elements for choice in weights)),
     }
     for name, (said, found) in sums.items():
         if not math.isclose(said, found, rel_tol=CLOSE, abs_tol=1e-12):
             raise place.within(name).wrong(f"is {said:.9g}, and its sites make {found:.9g}")
+    if plan.kl_joint is None and not math.isclose(plan.kl_predicted, plan.kl_sum, rel_tol=CLOSE, abs_tol=1e-12):
+        raise place.within("kl_predicted").wrong(
+            f"is {plan.kl_predicted:.9g}, and without a kl_joint it is kl_sum, {plan.kl_sum:.9g}"
+        )
+    if (plan.kl_joint is None) != (plan.joint_ci95 is None):
+        raise place.within("joint_ci95").wrong("goes with kl_joint: both are null, or neither")
+    if impossible(plan.distortion, plan.kl_predicted):
+        raise place.within("kl_predicted").wrong(f"is {plan.kl_predicted:g}, and {plan.distortion} is never below 0")
     if plan.stored_bytes < least:
         raise place.within("stored_bytes").wrong(f"is {plan.stored_bytes}, and its sites alone take {least}")
 

@@ -78,7 +78,7 @@ def assemble(
                 stored_bytes(curve, pair.weight, profile),
                 curve.site.elements,
                 group.decision.name,
-                curve.scaled and rounding_named(rounding).compensates,
+                pair.weight is not None and curve.scaled and rounding_named(rounding).compensates,
                 group.backward[curve.site.name],
                 curve.tokens,
             )
@@ -103,13 +103,15 @@ def assemble(
     stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)
     scales = [] if cache is None else [len(each) for each in cache.by_head.values()] or [1] * len(cache.largest)
     fixed = 2 * sum(scales) if cache and cache.format.floating else 0
-    unquantized_bytes = sum(2 * measurement.curves[name].site.elements for name in unquantized)
+    unquantized_bytes = sum(choice.stored_bytes for choice in choices.values() if not choice.format)
+    quantized = sum(choice.elements for choice in choices.values() if choice.format)
     everything = sum(choice.elements for choice in choices.values())
     twice = choices[header.untied].elements if header.untied else 0
     used: list[Used] = []
     for group, index in zip(groups, chosen, strict=True):
         pair = group.pairs[index]
-        used += [(curve.site.role, pair.weight, pair.inputs) for curve in group.curves]
+        if pair.weight is not None:
+            used += [(curve.site.role, pair.weight, pair.inputs) for curve in group.curves]
         fixed += pair.input_scale_bytes * sum(len(curve.site.uses) for curve in group.curves)
     used += [("cache", cache.format, None)] if cache else []
     costs = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
@@ -123,10 +125,11 @@ def assemble(
         distortion=header.distortion,
         rotation=header.rotation,
         kl_predicted=float(np.sum(costs)),
+        kl_sum=float(np.sum(costs)),
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
         stored_bytes=stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes,
         stored_bytes_reference=header.other_bytes + header.carried_bytes + (everything - twice) * UNQUANTIZED_BITS // 8,
-        bits_per_weight=8 * stored / elements,
+        bits_per_weight=8 * stored / quantized if quantized else float(UNQUANTIZED_BITS),
         bits_per_weight_total=8 * (stored + unquantized_bytes) / everything,
         sites={name: choices[name] for name in measurement.weights},
         inputs=inputs,

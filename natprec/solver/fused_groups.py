@@ -26,20 +26,26 @@ from natprec.solver.choices import UNQUANTIZED_BITS
 if TYPE_CHECKING:
     from natprec.measurement import Curve, Measurement
 
+SMALL = 1000
+"""Weights of a site, up to which 16 bits are a candidate: a depthwise convolution may need more than any narrow format
+keeps, and hardly takes space."""
+
 EPS_BWD_SHOWN = 0.01
 """Of the gradient's energy: where b* of the backward flow is reported if no tolerance is given."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Operands of a matrix product; `inputs` is None where activations stay at 16 bits."""
+    """Operands of a matrix product; a weight or `inputs` that stay at 16 bits are None."""
 
-    weight: Format
+    weight: Format | None
     inputs: Format | None = None
 
     @property
     def name(self) -> str:
-        """The pair's name, such as `int4-g64` or `int4-g64/a8-token`."""
+        """The pair's name, such as `int4-g64`, `int4-g64/a8-token` or `16 bits`."""
+        if self.weight is None:
+            return f"{UNQUANTIZED_BITS} bits"
         return self.weight.name if self.inputs is None else f"{self.weight.name}/{self.inputs.name}"
 
     @property
@@ -155,7 +161,7 @@ def _group(
     stored = np.array([float(sum(stored_bytes(curve, fmt, profile) for curve in curves)) for fmt in formats])
     decision = alone = Decision(name, elements, table.sum(0), table.max(0), stored)
     if any(pair.inputs for pair in pairs) and flowing is not None:
-        place = [formats.index(pair.weight) for pair in pairs]
+        place = [formats.index(pair.weight) for pair in pairs if pair.weight is not None]
         more = kl_of(flowing, [pair.inputs for pair in pairs], rounding)
         uses = sum(len(curve.site.uses) for curve in curves)
         fixed = uses * np.array([float(pair.input_scale_bytes) for pair in pairs])
@@ -163,9 +169,24 @@ def _group(
         decision = Decision(
             name, elements, alone.kl[place] + more, np.maximum(alone.worst[place], more), stored[place] + fixed + saved
         )
+    if all(curve.site.elements < SMALL for curve in curves):
+        pairs, decision = [*pairs, Pair(None)], _with_16_bits(decision, curves, activations)
     shown = [*curves, flowing] if flowing is not None and activations != NOT_ROUNDED else curves
     backward = {curve.site.name: backward_bits(curve, eps_bwd or EPS_BWD_SHOWN) for curve in shown}
     return FusedGroup(decision, tuple(curves), tuple(pairs), flowing, tuple(formats), alone, backward)
+
+
+def _with_16_bits(decision: Decision, curves: Sequence[Curve], activations: str) -> Decision:
+    """A decision with one more candidate, the last: weights that stay as they are, beside inputs that do."""
+    kl = np.array([curve.unquantized_kl for curve in curves])
+    stored = UNQUANTIZED_BITS / 8 * decision.elements * (2 if activations == AUTO else 1)
+    return Decision(
+        decision.name,
+        decision.elements,
+        np.append(decision.kl, kl.sum()),
+        np.append(decision.worst, kl.max()),
+        np.append(decision.stored, stored),
+    )
 
 
 def _pairs(
@@ -198,15 +219,17 @@ def weight_formats(curve: Curve, profile: EngineProfile) -> list[Format]:
 
 
 def kl_of(curve: Curve, formats: Sequence[Format | None], rounding: str) -> np.ndarray:
-    """KL under each of some formats, nats per token; an activation that is not rounded costs nothing."""
+    """KL under each of some formats, nats per token; None: 16 bits, which cost an activation nothing."""
     place = {fmt: index for index, fmt in enumerate(curve.formats)}
-    values = curve.kl(rounding)
-    return np.array([0.0 if fmt is None else values[place[fmt]] for fmt in formats])
+    values, kept = curve.kl(rounding), curve.unquantized_kl
+    return np.array([kept if fmt is None else values[place[fmt]] for fmt in formats])
 
 
-def stored_bytes(curve: Curve, fmt: Format, profile: EngineProfile) -> int:
-    """Bytes of one weight on disk."""
+def stored_bytes(curve: Curve, fmt: Format | None, profile: EngineProfile) -> int:
+    """Bytes of one weight on disk; None: at 16 bits."""
     site = curve.site
+    if fmt is None:
+        return UNQUANTIZED_BITS // 8 * site.elements
     return profile.stored_bytes(site.role, fmt, *site.shape, uses=len(site.uses))
 
 

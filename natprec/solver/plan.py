@@ -25,8 +25,8 @@ from natprec.utils.schema import Above0, Among, Count, From0, Named, Place, Seed
 if TYPE_CHECKING:
     from natprec.measurement.subject import Subject
 
-VERSION = 1
-"""Of plan.json: 1 since formats have names; a file without `version` is of version 0."""
+VERSION = 2
+"""Of plan.json: 2 since the joint is predicted beside the sum; 1 had names of formats; without `version` it is 0."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Plan:
         eps_scope: 'model' or 'site'.
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn', with which `kl_predicted` was measured.
         kl_predicted: of all sites together; the unit of this and of `eps` is that of `distortion`.
+        kl_sum: the sum over sites, which is what is predicted where the joint was not looked at.
+        kl_joint: ½ E[(Σ_v g_v · δ_v)²] per term, with the errors of all sites together, and `joint_ci95`, its interval
+            over samples: see `natprec.solver.joint`. None: not looked at.
         stored_bytes: forecast of the whole checkpoint on disk; `stored_bytes_reference`: of the same
             folder with 16-bit weights.
         source_bytes, source_format: of the file that was given: see `natprec.measurement.Header`.
@@ -66,11 +69,14 @@ class Plan:
     rounding: Annotated[str, Among(ROUNDINGS)]
     kl_predicted: float
     kl_predicted_ci95: tuple[float, float]
+    kl_sum: float
     stored_bytes: Count
     stored_bytes_reference: Count
     bits_per_weight: From0
     bits_per_weight_total: From0
     sites: dict[str, Choice]
+    kl_joint: From0 | None = None
+    joint_ci95: tuple[From0, From0] | None = None
     distortion: str = "kl"
     uniform: str | None = None
     kl_uniform: float | None = None
@@ -194,9 +200,12 @@ class Plan:
             InputError: missing, changed, no plan, of another version, or one that no engine can run; names the field.
         """
         path = Path(path)
-        value = read_json(path, PLAN, (0, VERSION))
+        value = read_json(path, PLAN, (0, 1, VERSION))
         place = PLAN.place(path)
-        if value.pop("version", 0) == 0 and "sites" in value:
+        version = value.pop("version", 0)
+        if version < VERSION and "kl_predicted" in value:
+            value["kl_sum"] = value["kl_predicted"]  # nothing else was predicted
+        if version == 0 and "sites" in value:
             value["sites"] = upgraded(value["sites"], place.within("sites"))
         plan: Plan = read(cls, value, place)
         refuse_other_sums(plan, place)

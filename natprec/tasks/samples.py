@@ -42,6 +42,12 @@ class Samples:
         """Of (sequences, time) token ids."""
         return cls({TOKENS: ids}, ids.shape[1])
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Samples:
+        """Of named tensors; a sample has as many positions as the largest of them has places behind its channels."""
+        largest = max(tensors.values(), key=lambda tensor: tensor.numel())
+        return cls(dict(tensors), max(1, largest.shape[2:].numel()) if largest.dim() > 2 else 1)
+
     @property
     def ids(self) -> Tensor:
         """(sequences, time): the tokens of a text."""

@@ -44,6 +44,7 @@ class Task(ABC):
         reader: name of what makes samples of a source: see `natprec.data.readers`.
         generates: whether such a model writes text token by token, and keeps keys and values of what it has read.
         metrics: what is reported of outputs that a distortion for this task compares.
+        convolutions: whether those of such a model are sites.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Task(ABC):
     reader: str
     generates: bool = False
     metrics: tuple[Metric, ...] = ()
+    convolutions: bool = False
 
     @property
     def loader(self) -> Any:

@@ -75,7 +75,7 @@ def test_an_edited_plan_is_used(edited: Callable[..., Path], plan: Plan, model: 
         ({"group_size": None}, "group_size is None, and from the other fields follows 32"),
         ({"stored_bits": 4.0}, "stored_bits is 4.0, and from the other fields follows"),
         ({"kl": -1e-3}, "sites have a kl of -0.001, and kl is never below 0"),
-        ({"kl": 0.5}, r"kl_predicted is 0\.\d+, and its sites make 0\.5\d*"),
+        ({"kl": 0.5}, r"kl_sum is 0\.\d+, and its sites make 0\.5\d*"),
         ({"stored_bytes": 0, "stored_bits": 0}, "bits_per_weight_total is"),
         ({"natural_bits": 17}, "natural_bits is 17, and must be a whole number, from 1 to 16"),
         ({"scaled": 1}, "scaled is 1, and must be true or false"),
