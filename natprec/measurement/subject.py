@@ -22,12 +22,12 @@ from natprec.models.experts import take_apart
 from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
 from natprec.models.library_rounding import refuse_rounded_otherwise
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
-from natprec.models.model_files import is_encoder
+from natprec.models.model_files import task_of_class
 from natprec.models.segments import SegmentedModel
 from natprec.models.trust import code_files
 from natprec.models.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
 from natprec.models.weights import InMemory
-from natprec.tasks import CAUSAL, ENCODER, Samples, Task
+from natprec.tasks import CAUSAL, Samples, Task
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.matmul import arithmetic
@@ -128,7 +128,8 @@ class Subject:
         if isinstance(distortion, EmbeddingDistance) and loaded.head is not None:
             distortion = EmbeddingDistance(distortion.pooling, loaded.head)
         dtype = arithmetic(products, next(model.parameters()).device)
-        segmented = SegmentedModel(model, loaded.task.probe(model), distortion, loaded.weights, dtype)
+        with loaded.task.probing(loaded.name):
+            segmented = SegmentedModel(model, loaded.task.probe(model), distortion, loaded.weights, dtype)
         sites = find_sites(segmented)
         return cls(
             name=public_name(loaded.name),
@@ -161,7 +162,7 @@ class Subject:
 
         Of an encoder the body is taken, without a head; unless told otherwise its embeddings are means.
         """
-        task = ENCODER if is_encoder(model.config, [type(model).__name__]) else CAUSAL
+        task = task_of_class(model.config, type(model).__name__)
         model = task.part(model)
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
@@ -300,7 +301,7 @@ def _is_smaller(fmt: Format, site: Site) -> bool:
 
 def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
     """A distortion reads what the models of its task put out."""
-    if distortion.task not in (None, loaded.task):
+    if not loaded.task.suits(distortion.task):
         raise InputError(
             f"distortion {distortion.name!r} cannot be had of {loaded.name!r}, which is {loaded.task.noun}; "
             f"leave it out for {loaded.distortion!r}"

@@ -1,7 +1,8 @@
 """The model as segments, prefix → blocks → suffix, found by structure, so that it can be run piece by piece.
 
 The list of blocks is the `nn.ModuleList` with the most Linear weights whose members each receive
-the previous one's output; one probing forward verifies this. Prefix and suffix need no knowledge
+the previous one's output; one probing forward verifies this, and a second one where a model has two such lists (a
+vision tower beside a language model). Prefix and suffix need no knowledge
 of the model's class: they are the model's own forward with the blocks passed through. A model
 without such a list, or whose blocks share weights or hand on more than a hidden state, is one suffix: the same code
 then works on the whole of it. Where weights lie on disk
@@ -67,9 +68,12 @@ class SegmentedModel:
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
         self.products = products
-        name, self.blocks = _longest_list(model)
-        self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe))
-        if not self.probe.chained or self._shared():
+        for name, blocks in _lists(model) or [("", [])]:
+            self.blocks = blocks
+            self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe))
+            if self.probe.chained and not self._shared():
+                break
+        else:
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
         if self.probe.beside and self.blocks and not self._same(probe):
@@ -244,15 +248,16 @@ class SegmentedModel:
                 del block.forward
 
 
-def _longest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
-    """The `nn.ModuleList` that holds the most Linear weights, and its name."""
+def _lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
+    """The two `nn.ModuleList`s in no other one that hold the most Linear weights, and their names."""
 
     def weights(blocks: nn.ModuleList) -> int:
         layers = (layer_of(module) for module in blocks.modules() if multiplies(module))
         return sum(layer.weight.numel() for layer in layers if layer is not None)
 
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        return "", []
-    name, blocks = max(lists, key=lambda item: weights(item[1]))
-    return name, list(blocks)
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():  # whatever holds a module comes before it
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(outer + ".") for outer in lists):
+            lists[name] = module
+    longest = sorted(lists.items(), key=lambda item: -weights(item[1]))[:2]
+    return [(name, list(blocks)) for name, blocks in longest]
