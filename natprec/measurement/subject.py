@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from natprec.data.pictured_text import PicturedText
 from natprec.distortions import Distortion, EmbeddingDistance, named
+from natprec.distortions.pictures import AfterPictures
 from natprec.engines.architectures import takes_embedding, takes_head
-from natprec.errors import InputError
+from natprec.errors import InputError, ModelError, first_line
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models.activation_sites import find_activations
@@ -27,7 +29,7 @@ from natprec.models.segments import SegmentedModel
 from natprec.models.trust import code_files
 from natprec.models.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
 from natprec.models.weights import InMemory
-from natprec.tasks import CAUSAL, Samples, Task
+from natprec.tasks import CAUSAL, VISION_LANGUAGE, Samples, Task
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.matmul import arithmetic
@@ -55,6 +57,7 @@ class Subject:
         trusted: whether code that comes with the model may run, where a checkpoint of it is loaded.
         untied: the output head, where it was tied to the embedding and is a site of its own now; else empty.
         revision: the model's commit on the hub; None: it is not from there.
+        pictures: what it is asked about besides text; None: text alone.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Subject:
     trusted: bool = False
     untied: str = ""
     revision: str | None = None
+    pictures: PicturedText | None = None
 
     @property
     def distortion(self) -> Distortion:
@@ -82,8 +86,8 @@ class Subject:
 
     @property
     def probe(self) -> Samples:
-        """A small sample, to see how the model is put together."""
-        return self.task.probe(self.model)
+        """A small sample, to see how the model is put together: with a picture, if it is asked about some."""
+        return self.segmented.shown
 
     @property
     def writes(self) -> bool:
@@ -190,6 +194,11 @@ class Subject:
         Raises:
             InputError: nothing can be rotated, or the weights are on disk.
         """
+        if self.task == VISION_LANGUAGE:
+            raise InputError(
+                f"transforms 'rotate': what pictures add to the residual stream of {self.name!r} would not be rotated; "
+                "measure with --transforms auto"
+            )
         if not self.segmented.weights.whole:
             raise InputError(
                 f"transforms 'rotate': rotating {self.name!r} needs the whole model in memory, and its weights are on "
@@ -199,6 +208,27 @@ class Subject:
         for line in rotate(self.segmented, self.sites, self.gauges, self.task.made_up(self.model, *TRIED), seed):
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
+
+    def seeing(self, pictures: PicturedText) -> Subject:
+        """The subject with its vision tower reached: its samples may have pictures from now on.
+
+        Raises:
+            InputError: it reads text alone.
+            ModelError: it and its processor do not go together.
+        """
+        if self.task != VISION_LANGUAGE:
+            raise InputError(f"images {pictures.name!r}: model {self.name!r} is {self.task.noun}, which sees no pictures")
+        own, probe = self.segmented, pictures.probe().to(next(self.model.parameters()).device)
+        try:
+            segmented = SegmentedModel(self.model, probe, AfterPictures(own.distortion), own.weights, own.products)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"model {self.name!r} cannot be given what its processor makes of a picture ({first_line(error)}); "
+                "take the processor of the same model, or measure without --images"
+            ) from error
+        sites = find_sites(segmented)
+        other_bytes = _other_bytes(self.model, sites, own.weights.dtypes)
+        return replace(self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures)
 
     @property
     def architecture(self) -> str:
@@ -231,7 +261,7 @@ class Subject:
         for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
             config.tie_word_embeddings = not apart
         own = self.segmented
-        segmented = SegmentedModel(model, self.task.probe(model), own.distortion, own.weights, own.products)
+        segmented = SegmentedModel(model, own.shown, own.distortion, own.weights, own.products)
         sites = find_sites(segmented)
         name = next((name for name, module in model.named_modules() if module is head), "")
         return replace(self, segmented=segmented, sites=sites, untied=name if apart else "")

@@ -51,6 +51,7 @@ class SegmentedModel:
         distortion: reads the output; KL of the next token unless said otherwise.
         weights: where they are.
         products: what matrix products are computed in where the model runs for statistics: see `gathering`.
+        shown: the small sample by which the blocks were found.
         block_names: module paths of the blocks; empty when the model has no such list.
         routing: its experts, if it has any.
     """
@@ -67,7 +68,7 @@ class SegmentedModel:
         self.model = model
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
-        self.products = products
+        self.products, self.shown = products, probe
         for name, blocks in _lists(model) or [("", [])]:
             self.blocks = blocks
             self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe))

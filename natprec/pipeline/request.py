@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,21 @@ import torch
 from natprec.checkpoints import as_gguf
 from natprec.checkpoints.trial import refuse_unloadable
 from natprec.config import NOT_ROUNDED, QuantizeConfig
+from natprec.data.pictured_text import PicturedText
 from natprec.distortions import named
-from natprec.errors import InputError, ModelError
+from natprec.errors import InputError, ModelError, first_line
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import PROFILES
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import activation_formats
+from natprec.models.devices import quiet
 from natprec.models.disk_names import DiskNames
+from natprec.models.hub import download
 from natprec.models.loading import load_model, stored_elements
+from natprec.models.model_files import explained
+from natprec.models.places import local_path
+from natprec.models.trust import processor_of
 from natprec.models.weight_sites import Site, site_layer
 from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve
@@ -67,11 +74,14 @@ def open_subject(
     """
     on_disk = config.weights == "disk" or (config.weights == "auto" and too_large(config.model))
     with stages.stage("load model"):
+        pictures = None if config.images is None else pictured(config.images, config.model, config.trust_remote_code)
         loaded = load_model(
             config.model, trust_remote_code=config.trust_remote_code, device=config.device, on_disk=on_disk
         )
         distortion = named(config.distortion) if config.distortion else None
         subject = Subject.of(loaded, distortion, config.arithmetic)
+        if pictures is not None:
+            subject = subject.seeing(pictures)
         if rotation is None and config.transforms == "rotate":
             rotation = config.seed
         if rotation is not None:
@@ -83,6 +93,32 @@ def open_subject(
         stages.note("weights stay on disk: one block is in memory at a time")
     refuse_long(subject, config.length)
     return subject
+
+
+def pictured(images: str, model: str | Path, trust: bool) -> PicturedText:
+    """A folder of pictures, with the model's own processor.
+
+    Raises:
+        InputError: no pictures, or one that cannot be read.
+        ModelError: the model has no processor.
+    """
+    place = local_path(str(model)) or download(str(model))
+    with explained(str(model)):
+        try:
+            with quiet():
+                processor = processor_of(place, trust)
+        except (OSError, ValueError) as error:
+            raise ModelError(_without_processor(images, model, first_line(error))) from error
+    if not hasattr(processor, "image_processor"):  # a tokenizer is all that was found
+        raise ModelError(_without_processor(images, model, f"{type(processor).__name__} is none"))
+    return PicturedText.of(images, processor)
+
+
+def _without_processor(images: str, model: str | Path, why: str) -> str:
+    return (
+        f"images {images!r}: model {str(model)!r} has no usable processor of pictures ({why}); add "
+        "preprocessor_config.json and processor_config.json of the model that it was made from, or leave out --images"
+    )
 
 
 def too_large(model: str) -> bool:

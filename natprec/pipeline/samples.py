@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from natprec.config import EVAL_TOKENS, QuantizeConfig
 from natprec.data.ordinary import ORDINARY
+from natprec.data.pictured_text import BATCH
+from natprec.data.pictures import divided
 from natprec.data.readers import READERS
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.errors import InputError
 from natprec.measurement.subject import Subject
 from natprec.tasks import Samples
+from natprec.tasks.vision_language import with_pictures
 from natprec.utils.progress import Stages
 from natprec.utils.records import public_name
 
@@ -18,16 +24,42 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
 
     With `data`, half of them are the model's own text: a site then costs what it costs on the kind of
     text where it costs most, and the promise survives text that `data` did not foresee. An encoder, or a model
-    whose weights are on disk, cannot write, so that `data` is all there is.
+    whose weights are on disk, cannot write, so that `data` is all there is. Text about pictures is one more kind.
 
     Raises:
         InputError: no text to be had.
     """
-    if config.data is None or not subject.writes:
+    kinds = calibration_parts(config, subject)
+    if kinds == 1:
         return _samples(config, subject, stages, config.data, config.tokens, "calibration")
-    half = max(1, round(config.tokens / config.length / 2)) * config.length
-    given = _samples(config, subject, stages, config.data, half, "calibration")
-    return given.followed_by(_samples(config, subject, stages, None, half, "calibration"))
+    each = max(1, round(config.tokens / config.length / kinds)) * config.length
+    found = _samples(config, subject, stages, config.data, each, "calibration")
+    if config.data is not None and subject.writes:
+        found = found.followed_by(_samples(config, subject, stages, None, each, "calibration"))
+    if subject.pictures is not None:
+        files, _ = divided(subject.pictures.files)
+        count = each // config.length
+        pictured = pictured_samples(config, subject, stages, files, count, 2 * config.seed, "calibration")
+        found = with_pictures(found, pictured)
+    return found
+
+
+def pictured_samples(
+    config: QuantizeConfig, subject: Subject, stages: Stages, files: Sequence[Path], count: int, seed: int, split: str
+) -> Samples:
+    """So many samples with pictures; a model that cannot write has text of `data` in place of its answers.
+
+    Raises:
+        InputError: no such text, or too few positions for a picture.
+    """
+    assert subject.pictures is not None
+    answers = None
+    if not subject.writes:
+        source = config.data if split == "calibration" else config.eval_data or config.data
+        answers = _samples(config, subject, stages, source, count * config.length, split).ids.cpu()
+    with stages.stage(f"{split} pictures", -(-count // BATCH)) as advance:
+        found = subject.pictures.samples(subject.model, files, count, config.length, seed, answers, advance)
+    return found.to(next(subject.model.parameters()).device)
 
 
 def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
@@ -37,7 +69,7 @@ def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> S
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     """Kinds of text in `calibration_samples`."""
-    return 1 if config.data is None or not subject.writes else 2
+    return (1 if config.data is None or not subject.writes else 2) + (subject.pictures is not None)
 
 
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:

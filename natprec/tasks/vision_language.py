@@ -8,19 +8,35 @@ picture, and at the picture's own tokens, nobody reads: `COUNTED` says which pos
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from natprec.errors import ModelError, first_line
-from natprec.tasks.samples import TOKENS, Samples
+from natprec.tasks.samples import COUNTED, TOKENS, Samples
+from natprec.tasks.task import Metric
 from natprec.tasks.text import CausalLanguageModel
 
-COUNTED = "counted"
-"""(samples, positions), bool, of samples that may have pictures: true where a prediction counts, so everywhere in text
-without a picture. No argument of a model."""
+NOT_TEXT = re.compile(r"(image|video|audio|vision|boi|eoi|boa|eoa|frame).*token_(id|index)")
+"""Entries of a configuration that say which tokens stand for something else than text."""
+
+
+def _where_counted(metric: Metric) -> Metric:
+    """A figure of the positions that count."""
+
+    def values(one: Tensor, two: Tensor, samples: Samples) -> Tensor:
+        found, counted = metric.values(one, two, samples), samples.tensors.get(COUNTED)
+        return found if counted is None else found.masked_fill(~counted[:, : found.shape[1]], torch.nan)
+
+    def total(found: np.ndarray) -> float:
+        left_out = np.isnan(found)
+        return metric.total(found[~left_out] if left_out.any() else found)
+
+    return Metric(metric.name, values, total)
 
 
 class VisionLanguageModel(CausalLanguageModel):
@@ -29,6 +45,7 @@ class VisionLanguageModel(CausalLanguageModel):
     name = "vision-language"
     noun = "a vision-language model"
     family = "AutoModelForImageTextToText"
+    metrics = tuple(_where_counted(metric) for metric in CausalLanguageModel.metrics)
 
     @contextlib.contextmanager
     def probing(self, name: str) -> Iterator[None]:
@@ -55,6 +72,12 @@ class VisionLanguageModel(CausalLanguageModel):
         by_position = {name: tensor for name, tensor in tensors.items() if tensor.shape == samples.ids.shape}
         pictures = {name: tensor[pictured].flatten(0, 1) for name, tensor in tensors.items() if name not in by_position}
         return {**by_position, **pictures, "use_cache": False}
+
+
+def not_text(config: Any) -> list[int]:
+    """Tokens that no text has, in which pictures and the like are put; none of a model that reads text alone."""
+    found = {value for name, value in getattr(config, "__dict__", {}).items() if NOT_TEXT.fullmatch(name) and isinstance(value, int)}
+    return sorted(found)
 
 
 def with_pictures(text: Samples | None, pictured: Samples) -> Samples:
