@@ -128,9 +128,11 @@ def saved(family: str, tokenizer: Any, folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, processor = MAKERS[family](tokenizer)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.mul_(4)  # weights large enough that predictions differ
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.data.normal_(std=0.02)  # Gemma 3 begins with a projector of zeros
+            if parameter.ndim == 2:
+                parameter.data.mul_(4)  # weights large enough that predictions differ
     model.eval().save_pretrained(folder)
     if hasattr(processor, "video_token"):  # a part is missing, so it cannot be saved as a whole
         for part in (processor.image_processor, processor.tokenizer):

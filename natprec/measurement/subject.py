@@ -58,6 +58,8 @@ class Subject:
         untied: the output head, where it was tied to the embedding and is a site of its own now; else empty.
         revision: the model's commit on the hub; None: it is not from there.
         pictures: what it is asked about besides text; None: text alone.
+        tower: sites that only pictures reach.
+        left: sites that stay at 16 bits whatever they cost.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Subject:
     untied: str = ""
     revision: str | None = None
     pictures: PicturedText | None = None
+    tower: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
 
     @property
     def distortion(self) -> Distortion:
@@ -228,7 +232,10 @@ class Subject:
             ) from error
         sites = find_sites(segmented)
         other_bytes = _other_bytes(self.model, sites, own.weights.dtypes)
-        return replace(self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures)
+        tower = frozenset(site.name for site in sites if own.probe.input_of.keys().isdisjoint(site.uses))
+        return replace(
+            self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures, tower=tower
+        )
 
     @property
     def architecture(self) -> str:
@@ -288,6 +295,12 @@ class Subject:
         Raises:
             InputError: the group size, or the blocks of all GGUF types, divide no Linear.
         """
+        found = self._candidates(profile, group_size, sites)
+        return {name: () if name in self.left else formats for name, formats in found.items()}
+
+    def _candidates(
+        self, profile: EngineProfile, group_size: int | None, sites: str
+    ) -> dict[str, tuple[Format, ...]]:
         linears = [site for site in self.sites if site.role != "embedding"] or self.sites
         if profile.container == "gguf":  # their groups are their own
             types = profile.measured(())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from natprec.checkpoints import as_gguf
-from natprec.checkpoints.trial import refuse_unloadable
+from natprec.checkpoints.trial import refusal, refuse_unloadable
 from natprec.config import NOT_ROUNDED, QuantizeConfig
 from natprec.data.pictured_text import PicturedText
 from natprec.distortions import named
@@ -86,7 +86,7 @@ def open_subject(
             rotation = config.seed
         if rotation is not None:
             subject = subject.rotated(rotation, stages.note)
-        subject = for_engine(subject, config.engine)
+        subject = for_engine(tower_loaded(subject, config.engine, stages), config.engine)
         subject = subject.with_head(subject.gains_apart(config.profile) if apart is None else apart)
         subject.refuse_rounded_otherwise(config.engine, config.activations != NOT_ROUNDED, config.kv != NOT_ROUNDED)
     if on_disk and subject.segmented.blocks:
@@ -160,6 +160,21 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     if engine_profile(engine).container == "gguf":
         return as_gguf(subject)
     return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
+
+
+def tower_loaded(subject: Subject, engine: str, stages: Stages) -> Subject:
+    """The subject with its vision tower left at 16 bits if transformers does not load a packed one (SigLIP's, 5.23)."""
+    why = refusal(subject, engine) if subject.tower else None
+    if why is None:
+        return subject
+    without = replace(subject, left=subject.tower)
+    if refusal(without, engine) is not None:
+        return subject
+    stages.note(
+        f"transformers does not load the packed weights of this vision tower ({why}): its {len(subject.tower)} sites "
+        "stay at 16 bits; --engine natprec, for natprec's own loader, quantizes them"
+    )
+    return without
 
 
 def _refuse_unread_layers(subject: Subject, profile: EngineProfile) -> None:
