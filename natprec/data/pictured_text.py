@@ -73,9 +73,18 @@ class PicturedText:
         prompt = self._prompt(self.files[0], QUESTIONS[0])
         return _samples([prompt], prompt[TOKENS])
 
-    def longest_prompt(self) -> int:
-        """Positions that a picture and a question take."""
-        return max(self._prompt(self.files[0], question)[TOKENS].shape[1] for question in QUESTIONS)
+    def refuse_short(self, length: int) -> None:
+        """Refuse samples of so few positions that a picture and a question leave no room for an answer.
+
+        Raises:
+            InputError: says how many would do.
+        """
+        asked = max(self._prompt(self.files[0], question)[TOKENS].shape[1] for question in QUESTIONS)
+        if length < asked + LEAST:
+            raise InputError(
+                f"sequence-length {length}: a picture and a question take {asked} positions, and an answer {LEAST} or "
+                f"more; use --sequence-length {-(-(asked + 4 * LEAST) // 64) * 64}"
+            )
 
     def samples(
         self,
@@ -94,7 +103,7 @@ class PicturedText:
             answers: (count, length) tokens that stand for what the model would say.
             progress: called once for each batch of `BATCH`.
         Raises:
-            InputError: so short that no room is left for an answer.
+            InputError: no samples are wanted.
             ModelError: the model's predictions are not numbers.
         """
         found: Samples | None = None
@@ -138,11 +147,6 @@ def _asked(processor: Any, question: str) -> str:
 def _answered(model: Any, prompts: list[Prompt], length: int, seed: int, answers: Tensor | None) -> Samples:
     asked = torch.cat([prompt[TOKENS] for prompt in prompts])
     wanted = length - asked.shape[1]
-    if wanted < LEAST:
-        raise InputError(
-            f"sequence-length {length}: a picture and a question take {asked.shape[1]} positions, and an answer "
-            f"{LEAST} or more; use --sequence-length {-(-(asked.shape[1] + 4 * LEAST) // 64) * 64}"
-        )
     if answers is not None:
         return _samples(prompts, torch.cat([asked, answers[:, -wanted:].to(asked.device)], dim=1))
     device = next(model.parameters()).device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -236,6 +236,22 @@ class Subject:
         return replace(
             self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures, tower=tower
         )
+
+    def refuse_unreached(self, planned: Iterable[str]) -> None:
+        """Refuse to round what a plan was made for with pictures, and text alone does not reach.
+
+        Raises:
+            InputError: names the first site.
+        """
+        if self.task != VISION_LANGUAGE or self.pictures is not None:
+            return
+        reached = {site.name for site in self.sites} - self.unreached
+        lost = [name for name in planned if name not in reached]
+        if lost:
+            raise InputError(
+                f"the plan quantizes {len(lost)} weights that only pictures reach ({lost[0]!r}, for one); give --images, "
+                "as the measurement had"
+            )
 
     @property
     def architecture(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,7 @@ def open_subject(
     """
     on_disk = config.weights == "disk" or (config.weights == "auto" and too_large(config.model))
     with stages.stage("load model"):
-        pictures = None if config.images is None else pictured(config.images, config.model, config.trust_remote_code)
+        pictures = None if config.images is None else pictured(config, config.images)
         loaded = load_model(
             config.model, trust_remote_code=config.trust_remote_code, device=config.device, on_disk=on_disk
         )
@@ -95,28 +94,30 @@ def open_subject(
     return subject
 
 
-def pictured(images: str, model: str | Path, trust: bool) -> PicturedText:
+def pictured(config: QuantizeConfig, images: str) -> PicturedText:
     """A folder of pictures, with the model's own processor.
 
     Raises:
-        InputError: no pictures, or one that cannot be read.
+        InputError: no pictures, one that cannot be read, or too few positions for one.
         ModelError: the model has no processor.
     """
-    place = local_path(str(model)) or download(str(model))
-    with explained(str(model)):
+    place = local_path(config.model) or download(config.model)
+    with explained(config.model):
         try:
             with quiet():
-                processor = processor_of(place, trust)
+                processor = processor_of(place, config.trust_remote_code)
         except (OSError, ValueError) as error:
-            raise ModelError(_without_processor(images, model, first_line(error))) from error
+            raise ModelError(_without_processor(images, config.model, first_line(error))) from error
     if not hasattr(processor, "image_processor"):  # a tokenizer is all that was found
-        raise ModelError(_without_processor(images, model, f"{type(processor).__name__} is none"))
-    return PicturedText.of(images, processor)
+        raise ModelError(_without_processor(images, config.model, f"{type(processor).__name__} is none"))
+    found = PicturedText.of(images, processor)
+    found.refuse_short(config.length)
+    return found
 
 
-def _without_processor(images: str, model: str | Path, why: str) -> str:
+def _without_processor(images: str, model: str, why: str) -> str:
     return (
-        f"images {images!r}: model {str(model)!r} has no usable processor of pictures ({why}); add "
+        f"images {images!r}: model {model!r} has no usable processor of pictures ({why}); add "
         "preprocessor_config.json and processor_config.json of the model that it was made from, or leave out --images"
     )
 
