@@ -61,7 +61,10 @@ def qwen2_vl(tokenizer: Any) -> tuple[Any, Any]:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     own = words(tokenizer, "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
-    ids = {name: own.convert_tokens_to_ids(name) for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")}
+    ids = {
+        name: own.convert_tokens_to_ids(name)
+        for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
+    }
     config = Qwen2VLConfig(
         text_config={
             **TEXT, "vocab_size": len(own), "tie_word_embeddings": True,
@@ -89,18 +92,23 @@ def without_videos(pictures: Any, tokenizer: Any) -> Any:
     made.image_processor, made.tokenizer = pictures, tokenizer
     made.chat_template = CHAT.replace("MARK", "<|vision_start|><|image_pad|><|vision_end|>")
     made.image_token, made.video_token = "<|image_pad|>", "<|video_pad|>"
-    made.image_token_id, made.video_token_id = map(tokenizer.convert_tokens_to_ids, (made.image_token, made.video_token))
+    made.image_token_id, made.video_token_id = map(
+        tokenizer.convert_tokens_to_ids, (made.image_token, made.video_token)
+    )
     return made
 
 
 def gemma3(tokenizer: Any) -> tuple[Any, Any]:
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor, Gemma3TextConfig
-    from transformers import SiglipVisionConfig
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Gemma3Processor,
+        Gemma3TextConfig,
+        SiglipVisionConfig,
+    )
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    own = words(
-        tokenizer, boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>"
-    )
+    own = words(tokenizer, boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
     config = Gemma3Config(
         text_config=Gemma3TextConfig(**TEXT, vocab_size=len(own), head_dim=16, sliding_window=64),
         vision_config=SiglipVisionConfig(**VISION, image_size=32, patch_size=8),

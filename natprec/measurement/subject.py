@@ -221,7 +221,9 @@ class Subject:
             ModelError: it and its processor do not go together.
         """
         if self.task != VISION_LANGUAGE:
-            raise InputError(f"images {pictures.name!r}: model {self.name!r} is {self.task.noun}, which sees no pictures")
+            raise InputError(
+                f"images {pictures.name!r}: model {self.name!r} is {self.task.noun}, which sees no pictures"
+            )
         own, probe = self.segmented, pictures.probe().to(next(self.model.parameters()).device)
         try:
             segmented = SegmentedModel(self.model, probe, AfterPictures(own.distortion), own.weights, own.products)
@@ -233,9 +235,7 @@ class Subject:
         sites = find_sites(segmented)
         other_bytes = _other_bytes(self.model, sites, own.weights.dtypes)
         tower = frozenset(site.name for site in sites if own.probe.input_of.keys().isdisjoint(site.uses))
-        return replace(
-            self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures, tower=tower
-        )
+        return replace(self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures, tower=tower)
 
     def refuse_unreached(self, planned: Iterable[str]) -> None:
         """Refuse to round what a plan was made for with pictures, and text alone does not reach.
@@ -249,8 +249,8 @@ class Subject:
         lost = [name for name in planned if name not in reached]
         if lost:
             raise InputError(
-                f"the plan quantizes {len(lost)} weights that only pictures reach ({lost[0]!r}, for one); give --images, "
-                "as the measurement had"
+                f"the plan quantizes {len(lost)} weights that only pictures reach ({lost[0]!r}, for one); give "
+                "--images, as the measurement had"
             )
 
     @property
@@ -314,9 +314,7 @@ class Subject:
         found = self._candidates(profile, group_size, sites)
         return {name: () if name in self.left else formats for name, formats in found.items()}
 
-    def _candidates(
-        self, profile: EngineProfile, group_size: int | None, sites: str
-    ) -> dict[str, tuple[Format, ...]]:
+    def _candidates(self, profile: EngineProfile, group_size: int | None, sites: str) -> dict[str, tuple[Format, ...]]:
         linears = [site for site in self.sites if site.role != "embedding"] or self.sites
         if profile.container == "gguf":  # their groups are their own
             types = profile.measured(())

@@ -1,5 +1,6 @@
 """Finding a checkpoint and naming its defects: where it lies, whether its files are whole, whether it
-is a causal language model, one that also sees, or a text encoder, built of Linear layers. Each refusal is one sentence that says what to do.
+is a causal language model, one that also sees, or a text encoder, built of Linear layers. Each refusal is one sentence
+that says what to do.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ class SegmentedModel:
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
         self.products, self.shown = products, probe
-        for name, blocks in _lists(model) or [("", [])]:
-            self.blocks = blocks
+        for found in _lists(model) or [("", [])]:
+            name, self.blocks = found
             self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe))
             if self.probe.chained and not self._shared():
                 break

@@ -92,7 +92,9 @@ def refuse_pictures(config: QuantizeConfig) -> None:
         return
     place = local_path(config.model) if config.model else None
     if place is not None and place.is_file():
-        raise InputError(f"images {config.images!r}: {config.model!r} is a GGUF file, which natprec reads as text alone")
+        raise InputError(
+            f"images {config.images!r}: {config.model!r} is a GGUF file, which natprec reads as text alone"
+        )
     described = _described(place)
     sees = any(re.search("vision|image|visual", key) for key in described)
     if described and not sees:

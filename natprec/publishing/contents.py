@@ -11,6 +11,7 @@ from natprec.evaluation.verdict import verdict_of
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT
 from natprec.measurement import Header, Measurement
+from natprec.pipeline.early import PROCESSORS
 from natprec.publishing.base import FILE, Published
 from natprec.solver import Plan
 from natprec.transforms import rotated_digest
@@ -26,6 +27,7 @@ class Contents:
         verification: None: the folder has none.
         header: of the measurement that lies beside; None: none does.
         licences: names of the files with the original's terms.
+        sees: whether it takes pictures beside text.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Contents:
     header: Header | None
     licences: tuple[str, ...]
     published: Published | None
+    sees: bool = False
 
     @property
     def promise(self) -> float | None:
@@ -70,6 +73,7 @@ def read_contents(folder: Path) -> Contents:
     return Contents(
         folder.resolve().name, plan, verification, header, _licences(folder),
         Published.load(published) if published.is_file() else None,
+        any((folder / name).is_file() for name in PROCESSORS),
     )  # fmt: skip
 
 

@@ -5,4 +5,4 @@ from natprec.tasks.task import Metric, Task
 from natprec.tasks.text import CAUSAL, ENCODER
 from natprec.tasks.vision_language import VISION_LANGUAGE
 
-__all__ = ["CAUSAL", "ENCODER", "Metric", "VISION_LANGUAGE", "Samples", "Task"]
+__all__ = ["CAUSAL", "ENCODER", "VISION_LANGUAGE", "Metric", "Samples", "Task"]

@@ -76,7 +76,11 @@ class VisionLanguageModel(CausalLanguageModel):
 
 def not_text(config: Any) -> list[int]:
     """Tokens that no text has, in which pictures and the like are put; none of a model that reads text alone."""
-    found = {value for name, value in getattr(config, "__dict__", {}).items() if NOT_TEXT.fullmatch(name) and isinstance(value, int)}
+    found = {
+        value
+        for name, value in getattr(config, "__dict__", {}).items()
+        if NOT_TEXT.fullmatch(name) and isinstance(value, int)
+    }
     return sorted(found)
 
 
