@@ -20,11 +20,13 @@ from natprec.evaluation.verification import Verification
 from natprec.measurement import Measurement
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
+from natprec.pipeline import pictures as seeing
 from natprec.pipeline import request
 from natprec.pipeline.quantize import quantize
 from natprec.pipeline.samples import calibration_samples
 from natprec.solver import Plan
 from natprec.utils.progress import Stages
+from tests.run_command import left_behind, natprec
 from tests.vision_language import FAMILIES, PROCESSORS, pictures, saved
 
 EPS = 0.05
@@ -47,8 +49,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen2-VL's processor has a part for videos, which needs torchvision; here it does without."""
-    real = request.processor_of
-    monkeypatch.setattr(request, "processor_of", lambda place, trust: PROCESSORS.get(str(place)) or real(place, trust))
+    real = seeing.processor_of
+    monkeypatch.setattr(seeing, "processor_of", lambda place, trust: PROCESSORS.get(str(place)) or real(place, trust))
 
 
 def config(model: Path, text: Path, **options: Any) -> QuantizeConfig:
@@ -64,8 +66,8 @@ def made(
     """Checkpoints: of each family one without pictures and one with them."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        real = request.processor_of
-        patch.setattr(request, "processor_of", lambda place, trust: PROCESSORS.get(str(place)) or real(place, trust))
+        real = seeing.processor_of
+        patch.setattr(seeing, "processor_of", lambda place, trust: PROCESSORS.get(str(place)) or real(place, trust))
         for family, folder in families.items():
             for seen in (False, True):
                 out = tmp_path_factory.mktemp("made") / f"{family}-{seen}"
@@ -111,7 +113,7 @@ def test_plain_transformers_reloads_what_was_judged(
     plain = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
     judged = load_quantized(out, tried=False)  # unpacked by natprec
     settings = config(folder, shown, images=str(shown))
-    own = request.pictured(settings, str(shown))
+    own = seeing.pictured(settings, str(shown))
     with torch.no_grad():
         for inputs in ({"input_ids": torch.arange(64).view(2, 32)}, own._prompt(own.files[0], "What is it?")):
             expected, got = judged(**inputs).logits, plain(**inputs).logits
@@ -261,3 +263,73 @@ def test_a_plan_with_pictures_is_not_applied_without_them(made: dict[Any, Made],
         subject = request.open_subject(config(folder, text_file), Stages(quiet=True))
         with pytest.raises(InputError, match="give --images"):
             subject.refuse_unreached(name for name, choice in plan.sites.items() if choice.format is not None)
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "words"),
+    [
+        ("llava", "empty", "holds no picture"),
+        ("llava", "broken", "'broken/b.png' cannot be read"),
+        ("llava", "nowhere", "does not exist"),
+        ("without", "good", "has no processor"),
+        ("tiny", "good", "reads text alone"),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_refused_in_one_line(
+    families: dict[str, Path], tiny_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    model: str, images: str, words: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(families["llava"], "llava")
+    shutil.copytree(tiny_folder, "tiny")
+    shutil.copytree(families["llava"], "without", ignore=shutil.ignore_patterns("processor_config.json"))
+    pictures(Path("good"), 4)
+    pictures(Path("broken"), 2)
+    Path("broken/b.png").write_bytes(Path("good/003.png").read_bytes()[:60])
+    Path("empty").mkdir()
+    before = left_behind(tmp_path)
+    for command in (
+        ("quantize", "--eps", "0.05", "--out", "out"), ("measure", "--out", "out"),
+    ):  # fmt: skip
+        told = natprec(*command, "--model", model, "--images", images, "--data", text_file)
+        assert told.code == 2, told
+        assert words in told.reason
+        assert told.out == ""
+    assert left_behind(tmp_path) == before
+
+
+def test_a_notebook_measures_with_a_processor(
+    families: dict[str, Path], shown: Path, text_file: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    import natprec as api
+
+    model = AutoModelForImageTextToText.from_pretrained(families["llava"])
+    processor = PROCESSORS[str(families["llava"])]
+    options: dict[str, Any] = {"tokens": 1536, "length": 128, "images": str(shown)}
+    measurement = api.measure(model, processor, text_file, group_size=32, **options)
+    plan = api.solve(measurement, eps=EPS)
+    quantized = [name for name, choice in plan.sites.items() if of_tower(name) and choice.format is not None]
+    assert len(quantized) >= 10
+    with pytest.raises(InputError, match="processor in place of the tokenizer"):
+        api.apply(plan, model, processor.tokenizer, text_file, **options)
+    api.save(api.apply(plan, model, processor, text_file, **options), tmp_path / "out")
+    found = api.verify(tmp_path / "out", model, text_file, processor, length=128, tokens=2048, images=shown)
+    assert found.passed
+    assert [text.name for text in found.texts] == [text_file.name, "pictures of blocks"]
+
+
+def test_the_card_says_how_such_a_model_is_loaded_and_judged(made: dict[Any, Made]) -> None:
+    from natprec.publishing.card import render
+    from natprec.publishing.contents import read_contents
+
+    text = render(read_contents(made["llava", True][1]))
+    assert "AutoModelForImageTextToText.from_pretrained" in text
+    assert "pipeline_tag: image-text-to-text" in text
+    assert "--images blocks" in text
+
+
+def test_it_answers_text(made: dict[Any, Made]) -> None:
+    told = natprec("generate", made["llava", True][1], "--prompt", "abc", "--max-new-tokens", "4", "--greedy")
+    assert told.code == 0, told.err

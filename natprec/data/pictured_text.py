@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natprec.data.chat import has_template, rendered
 from natprec.data.pictures import common_size, find_pictures, of_size
-from natprec.errors import InputError, ModelError, first_line
+from natprec.errors import InputError, ModelError, NatprecError, first_line
 from natprec.tasks import Samples
 from natprec.tasks.samples import COUNTED, TOKENS
 from natprec.tasks.vision_language import not_text
@@ -124,7 +125,7 @@ class PicturedText:
             made = self.processor(
                 text=_asked(self.processor, question), images=[of_size(file, self.size)], return_tensors="pt"
             )
-        except InputError:
+        except NatprecError:
             raise
         except Exception as error:  # whatever a processor raises
             raise ModelError(
@@ -136,10 +137,9 @@ class PicturedText:
 
 def _asked(processor: Any, question: str) -> str:
     """A question about a picture, by the chat template if there is one."""
-    if getattr(processor, "chat_template", None):
+    if has_template(processor):
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        found: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        return found
+        return rendered(processor, [{"role": "user", "content": content}], add_generation_prompt=True)
     mark = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>"
     return f"{mark}\n{question}\n"
 

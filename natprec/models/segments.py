@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from natprec.distortions import Distortion, OutputKL
 from natprec.models.layers import layer_of, multiplies
@@ -77,7 +78,7 @@ class SegmentedModel:
         else:
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
-        if self.probe.beside and self.blocks and not self._same(probe):
+        if self.blocks and ((self.probe.beside and not self._same(probe)) or self._passed_by(probe)):
             self.blocks, self.block_names = [], []
         self.routing: Routing = find_routing(model, self.probe.rows, probe.tokens)
 
@@ -207,6 +208,19 @@ class SegmentedModel:
                 return True
             seen |= own
         return False
+
+    def _passed_by(self, samples: Samples) -> bool:
+        """Whether pictures also reach blocks beside the hidden state (as in layers of cross attention).
+
+        On the way back no gradient would come that way.
+        """
+        floats = {name: value for name, value in samples.tensors.items() if value.is_floating_point()}
+        if not floats:
+            return False
+        watched = {name: value.detach().clone().requires_grad_() for name, value in floats.items()}
+        with torch.enable_grad():
+            _, contexts = self.prefix(Samples({**samples.tensors, **watched}, samples.length))
+        return any(isinstance(each, Tensor) and each.requires_grad for each in tree_leaves(contexts))
 
     @torch.no_grad()
     def _same(self, samples: Samples) -> bool:

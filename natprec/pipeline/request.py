@@ -9,24 +9,19 @@ import numpy as np
 import torch
 
 from natprec.checkpoints import as_gguf
-from natprec.checkpoints.trial import refusal, refuse_unloadable
+from natprec.checkpoints.trial import refuse_unloadable
 from natprec.config import NOT_ROUNDED, QuantizeConfig
-from natprec.data.pictured_text import PicturedText
 from natprec.distortions import named
-from natprec.errors import InputError, ModelError, first_line
+from natprec.errors import InputError, ModelError
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import PROFILES
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import activation_formats
-from natprec.models.devices import quiet
 from natprec.models.disk_names import DiskNames
-from natprec.models.hub import download
 from natprec.models.loading import load_model, stored_elements
-from natprec.models.model_files import explained
-from natprec.models.places import local_path
-from natprec.models.trust import processor_of
 from natprec.models.weight_sites import Site, site_layer
+from natprec.pipeline.pictures import pictured, tower_loaded
 from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
@@ -94,34 +89,6 @@ def open_subject(
     return subject
 
 
-def pictured(config: QuantizeConfig, images: str) -> PicturedText:
-    """A folder of pictures, with the model's own processor.
-
-    Raises:
-        InputError: no pictures, one that cannot be read, or too few positions for one.
-        ModelError: the model has no processor.
-    """
-    place = local_path(config.model) or download(config.model)
-    with explained(config.model):
-        try:
-            with quiet():
-                processor = processor_of(place, config.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise ModelError(_without_processor(images, config.model, first_line(error))) from error
-    if not hasattr(processor, "image_processor"):  # a tokenizer is all that was found
-        raise ModelError(_without_processor(images, config.model, f"{type(processor).__name__} is none"))
-    found = PicturedText.of(images, processor)
-    found.refuse_short(config.length)
-    return found
-
-
-def _without_processor(images: str, model: str, why: str) -> str:
-    return (
-        f"images {images!r}: model {model!r} has no usable processor of pictures ({why}); add "
-        "preprocessor_config.json and processor_config.json of the model that it was made from, or leave out --images"
-    )
-
-
 def too_large(model: str) -> bool:
     """Whether a model's float32 weights would take more memory than may be used for them."""
     return 4 * COPIES * (stored_elements(model) or 0) > available_bytes()
@@ -161,21 +128,6 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     if engine_profile(engine).container == "gguf":
         return as_gguf(subject)
     return replace(subject, other_bytes=subject.other_bytes + _wider_than_16_bits(subject, engine_profile(engine)))
-
-
-def tower_loaded(subject: Subject, engine: str, stages: Stages) -> Subject:
-    """The subject with its vision tower left at 16 bits if transformers does not load a packed one (SigLIP's, 5.23)."""
-    why = refusal(subject, engine) if subject.tower else None
-    if why is None:
-        return subject
-    without = replace(subject, left=subject.tower)
-    if refusal(without, engine) is not None:
-        return subject
-    stages.note(
-        f"transformers does not load the packed weights of this vision tower ({why}): its {len(subject.tower)} sites "
-        "stay at 16 bits; --engine natprec, for natprec's own loader, quantizes them"
-    )
-    return without
 
 
 def _refuse_unread_layers(subject: Subject, profile: EngineProfile) -> None:
