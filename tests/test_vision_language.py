@@ -262,7 +262,7 @@ def test_a_plan_with_pictures_is_not_applied_without_them(made: dict[Any, Made],
         folder, _, _, plan, _ = made[family, True]
         subject = request.open_subject(config(folder, text_file), Stages(quiet=True))
         with pytest.raises(InputError, match="give --images"):
-            subject.refuse_unreached(name for name, choice in plan.sites.items() if choice.format is not None)
+            subject.refuse_unseen(plan.quantized)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def apply(
     stages = Stages()
     subject = open_subject(config, stages, plan.rotation, plan.untied)
     plan.refuse_other_model(subject.digest, config.model)
-    subject.refuse_unreached(name for name, choice in plan.sites.items() if choice.format is not None)
+    subject.refuse_unseen(plan.quantized)
     plan.refuse_other_sites(subject)
     refuse_on_disk(subject, config.refine)
     tell_leftovers(subject, plan.engine, stages)

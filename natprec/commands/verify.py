@@ -92,6 +92,12 @@ def verify(
     subject = open_subject(config, stages, apart=False)
     # judged beside the original itself
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
+    unseen = subject.unseen(plan.quantized)
+    if unseen:
+        stages.note(
+            f"text reaches none of {len(unseen)} quantized weights ({unseen[0]} …), so it does not judge them: add "
+            "--images DIR"
+        )
     judging = held_out(config, subject, stages, judge.measured_on(folder))
     part = known.part if known is not None and judging.part(known.part) else 0
     partial = beside(Path(name.replace("/", "--")) if on_hub else folder, ".verify.partial")

@@ -237,16 +237,20 @@ class Subject:
         tower = frozenset(site.name for site in sites if own.probe.input_of.keys().isdisjoint(site.uses))
         return replace(self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures, tower=tower)
 
-    def refuse_unreached(self, planned: Iterable[str]) -> None:
+    def unseen(self, planned: Iterable[str]) -> list[str]:
+        """Of the sites that a plan quantizes those which only pictures reach, where there are none."""
+        if self.task != VISION_LANGUAGE or self.pictures is not None:
+            return []
+        reached = {site.name for site in self.sites} - self.unreached
+        return [name for name in planned if name not in reached]
+
+    def refuse_unseen(self, planned: Iterable[str]) -> None:
         """Refuse to round what a plan was made for with pictures, and text alone does not reach.
 
         Raises:
             InputError: names the first site.
         """
-        if self.task != VISION_LANGUAGE or self.pictures is not None:
-            return
-        reached = {site.name for site in self.sites} - self.unreached
-        lost = [name for name in planned if name not in reached]
+        lost = self.unseen(planned)
         if lost:
             raise InputError(
                 f"the plan quantizes {len(lost)} weights that only pictures reach ({lost[0]!r}, for one); give "

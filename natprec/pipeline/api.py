@@ -124,7 +124,7 @@ def apply(
     subject = seeing(Subject.in_memory(copy.deepcopy(model), of_text(tokenizer)), tokenizer, config)
     subject = subject.with_head(plan.untied)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
-    subject.refuse_unreached(name for name, choice in plan.sites.items() if choice.format is not None)
+    subject.refuse_unseen(plan.quantized)
     plan.refuse_other_sites(subject)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
