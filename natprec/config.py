@@ -195,6 +195,11 @@ class QuantizeConfig(Measured):
         "The model writes half of the tokens.",
     )
     eval_data: str | None = option(None, TEXT, "Text to verify on; default: a held-out part of --data.")
+    images: str | None = option(
+        None,
+        TEXT,
+        "Folder of pictures, for the vision tower of a vision-language model, which else stays at 16 bits.",
+    )
     text_column: str | None = option(None, TEXT, "Column that holds the text or the conversations.")
     tokens: int = option(8192, TEXT, "Number of calibration tokens.", check=positive)
     eval_tokens: int | None = option(
@@ -248,7 +253,7 @@ class QuantizeConfig(Measured):
     )
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "eval_data"):
+        for name in ("model", "data", "eval_data", "images"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
         if hasattr(self.seed, "__index__"):  # numpy's whole numbers too, which no file of ours could hold
@@ -344,6 +349,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *_TARGET,
         "confidence",
         *_TEXT,
+        "images",
         "eval_data",
         "eval_tokens",
         "activations",
@@ -353,10 +359,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "joint",
         "refine",
     ),
-    "measure": (*_MODEL, *_TEXT, *_METHOD, *_GPU, "sites"),
+    "measure": (*_MODEL, *_TEXT, "images", *_METHOD, *_GPU, "sites"),
     "solve": (*_TARGET, "activations", "kv", *_GPU),
-    "apply": (*_MODEL, *_TEXT, "rounding", "refine", "seed", "arithmetic"),
-    "verify": (*_MODEL, "confidence", "eval_data", "text_column", "eval_tokens", "length", "seed", "gpu"),
+    "apply": (*_MODEL, *_TEXT, "images", "rounding", "refine", "seed", "arithmetic"),
+    "verify": (*_MODEL, "confidence", "eval_data", "images", "text_column", "eval_tokens", "length", "seed", "gpu"),
     "check": ("engine", "gpu"),
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "gpu", "seed"),
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),

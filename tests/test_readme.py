@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,13 @@ import natprec
 from natprec.cli import app
 from tests.conftest import made_up_text
 from tests.run_command import natprec as command
+from tests.vision_language import pictures, saved
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 HUB_ID = "HuggingFaceTB/SmolLM2-135M"
+VLM_ID = "llava-hf/llava-1.5-7b-hf"
 FEW = {"quantize": "--tokens 512 --eval-tokens 512", "measure": "--tokens 512", "apply": "--tokens 512",
        "inspect": "--tokens 512",
        "verify": "--eval-tokens 512", "compare": "--tokens 512 --eval-tokens 512"}  # fmt: skip
@@ -68,16 +71,23 @@ def test_lines_fit(page: str) -> None:
     assert [line for line in lines if len(line) > WIDTH] == []
 
 
-def test_the_commands_run(tmp_path: Path, tiny_folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, in one folder, on a tiny model with few tokens."""
+def test_the_commands_run(
+    tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, in one folder, on tiny models with few tokens."""
+    sees = saved("llava", tiny_tokenizer, tmp_path / "models" / "llava")
+    pictures(tmp_path / "photos")
+    smaller = {HUB_ID: str(tiny_folder), VLM_ID: str(sees), "--sequence-length 704": "--sequence-length 128"}
     monkeypatch.chdir(tmp_path)
     Path("calib.txt").write_text(text_file.read_text())
     Path("test.txt").write_text(made_up_text(30_000, seed=7))
     Path("questions.jsonl").write_text('{"query": "a b", "choices": ["c", "d"], "gold": 0}\n' * 3)
     ran = set()
     for line in itertools.chain(*blocks_to_test()):
-        assert HUB_ID in line or "--model" not in line, "this test replaces that model only"
-        program, *arguments = shlex.split(line.replace(HUB_ID, str(tiny_folder)))
+        assert any(name in line for name in (HUB_ID, VLM_ID)) or "--model" not in line, "this test has no other model"
+        for real, tiny in smaller.items():
+            line = line.replace(real, tiny)
+        program, *arguments = shlex.split(line)
         assert program == "natprec"
         result = command(*arguments, *shlex.split(FEW.get(arguments[0], "")))
         assert result.code == 0, (line, result.err)

@@ -103,7 +103,7 @@ def open_quantized(
     """
     if (folder / FILE_NAME).is_file():
         loaded = load_model(str(folder / FILE_NAME), device=str(device), on_disk=True)
-        return SegmentedModel(loaded.model, loaded.task.probe(loaded.model), original.distortion, loaded.weights)
+        return SegmentedModel(loaded.model, original.shown, original.distortion, loaded.weights)
     described = _config(folder)
     with _explained(folder), quiet(stderr=True):
         config, task = _dense_config(folder, trust_remote_code)
@@ -115,7 +115,7 @@ def open_quantized(
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
         round_as_written(model, described, described.files, engine_profile(engine), running)
-        return SegmentedModel(model, task.probe(model), original.distortion, weights)
+        return SegmentedModel(model, original.shown, original.distortion, weights)
 
 
 def _config(folder: Path) -> StoredConfig:

@@ -30,7 +30,7 @@ def apply(
     from natprec.evaluation import verify as judge
     from natprec.pipeline import quantize as pipeline
     from natprec.pipeline import resume as resumable
-    from natprec.pipeline.early import inputs
+    from natprec.pipeline.early import inputs, refuse_pictures
     from natprec.pipeline.request import check, open_subject, refuse_on_disk, tell_leftovers
     from natprec.pipeline.samples import calibration_samples
     from natprec.roundings import rounding_named
@@ -47,10 +47,12 @@ def apply(
     check(config, judged=False, solved=False)
     refuse_inputs(out, {**inputs(config), "the plan": plan_file})
     refuse_existing(out, overwrite)
+    refuse_pictures(config)
     partial = beside(out, ".partial")
     stages = Stages()
     subject = open_subject(config, stages, plan.rotation, plan.untied)
     plan.refuse_other_model(subject.digest, config.model)
+    subject.refuse_unseen(plan.quantized)
     plan.refuse_other_sites(subject)
     refuse_on_disk(subject, config.refine)
     tell_leftovers(subject, plan.engine, stages)

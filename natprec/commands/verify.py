@@ -47,7 +47,7 @@ def verify(
     from rich.console import Console
 
     from natprec.models.hub import checkpoint_path, is_hub_name
-    from natprec.pipeline.early import refuse_held_out
+    from natprec.pipeline.early import refuse_held_out, refuse_pictures
     from natprec.utils.options import tolerance
     from natprec.utils.records import public_name
 
@@ -58,6 +58,7 @@ def verify(
     if not folder.exists():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder, a .gguf file or a Hub id")
     refuse_held_out(config if length is None else replace(config, length=length))
+    refuse_pictures(config)
     if not (folder / "plan.json").is_file():
         _verify_foreign(config, folder, name, eps, length, seed, out, as_json)
         return
@@ -91,6 +92,12 @@ def verify(
     subject = open_subject(config, stages, apart=False)
     # judged beside the original itself
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
+    unseen = subject.unseen(plan.quantized)
+    if unseen:
+        stages.note(
+            f"text reaches none of {len(unseen)} quantized weights ({unseen[0]} …), so it does not judge them: add "
+            "--images DIR"
+        )
     judging = held_out(config, subject, stages, judge.measured_on(folder))
     part = known.part if known is not None and judging.part(known.part) else 0
     partial = beside(Path(name.replace("/", "--")) if on_hub else folder, ".verify.partial")

@@ -48,12 +48,41 @@ def has_template(tokenizer: Any) -> bool:
 def rendered(tokenizer: Any, turns: Sequence[Turn], **options: Any) -> str:
     """The text that a model reads of a conversation, special tokens included.
 
+    Templates of models that see (LLaVA's) may look for parts of a message, and leave out what is plain text: such a
+    conversation is given to them in parts.
+
     Args:
         options: of transformers' apply_chat_template.
     Raises:
         RefusedError: the template raised an error.
         ModelError: it exceeded a limit.
     """
+    plain = [turn for turn in turns if isinstance(turn.get("content"), str)]
+    said = next((turn["content"].strip() for turn in reversed(plain) if turn.get("role") == "user"), "")
+    refused: RefusedError | None = None
+    try:
+        text = _rendered(tokenizer, turns, options)
+        if said in text:
+            return text
+    except RefusedError as error:
+        if not plain:
+            raise
+        refused = error
+    with contextlib.suppress(ModelError):
+        in_parts = _rendered(tokenizer, [_in_parts(turn) for turn in turns], options)
+        if refused is not None or said in in_parts:
+            return in_parts
+    if refused is not None:
+        raise refused
+    return text
+
+
+def _in_parts(turn: Turn) -> Turn:
+    content = turn.get("content")
+    return {**turn, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else turn
+
+
+def _rendered(tokenizer: Any, turns: Sequence[Turn], options: dict[str, Any]) -> str:
     try:
         with growing_by(BYTES), _within(SECONDS):
             text = tokenizer.apply_chat_template(list(turns), tokenize=False, **options)

@@ -19,6 +19,7 @@ from natprec.data.seen import NO_PIECES, Pieces, unseen
 from natprec.data.sources import source_rows, whole_text
 from natprec.errors import InputError, ModelError, NatprecError
 from natprec.models.devices import quiet
+from natprec.tasks.vision_language import not_text
 from natprec.utils.memory import give_back
 from natprec.utils.seeds import check_seed
 
@@ -129,6 +130,7 @@ def generate_tokens(
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
+    unwritten = not_text(getattr(model, "config", None))
     done = []
     with torch.no_grad():
         for start in range(0, sequences, GENERATE_BATCH):
@@ -144,7 +146,10 @@ def generate_tokens(
                 step["input_ids"] = step["input_ids"].to(device)
                 output = model(**step, use_cache=True)
                 past = getattr(output, "past_key_values", None)
-                chances = output.logits[:, -1].float().softmax(dim=-1).cpu()
+                logits = output.logits[:, -1].float()
+                if unwritten:
+                    logits[:, unwritten] = -torch.inf
+                chances = logits.softmax(dim=-1).cpu()
                 if not bool(torch.isfinite(chances).all()):
                     raise ModelError(
                         f"the model's predictions after {tokens.shape[1]} tokens are NaN; "

@@ -114,7 +114,7 @@ def opened(
         return open_quantized(folder, subject.segmented, device, engine, subject.trusted, running)
     model = load_quantized(folder, engine, subject.trusted, tried, note, running)
     model.to(device)
-    return SegmentedModel(model, subject.task.probe(model), subject.distortion)
+    return SegmentedModel(model, subject.probe, subject.distortion)
 
 
 @torch.no_grad()

@@ -85,7 +85,8 @@ def measure(
     profile = config.profile
     formats = subject.candidates(profile, config.group_size, config.sites)
     stages = stages or Stages(quiet=True)
-    if said := uneven(subject.sites, formats, None if profile.container == "gguf" else config.group_size):
+    uses = [site for site in subject.sites if site.name not in subject.left]
+    if said := uneven(uses, formats, None if profile.container == "gguf" else config.group_size):
         stages.note(said)
     for sentence in left_out(subject, profile, formats):
         stages.note(sentence)

@@ -41,23 +41,39 @@ def spot_check(
     """Compare the sweep with the exact estimator at a few sites, spread over the depth; processes share the sites."""
     workers = workers or Workers()
     wanted = list(_checked(measurement))
-    own = wanted[workers.rank :: workers.size]
-    first = samples[: len(samples) // measurement.header.parts]  # of the first kind of text, as the Fisher values below
-    few = first[:: max(1, len(first) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
+    kinds = [_kind(measurement.curves[site.name]) for site, _ in wanted]
+    few = {kind: _few(samples, kind, measurement.header.parts) for kind in kinds}
     exact = torch.zeros(len(wanted), dtype=torch.float64)
     workers.stage = "spot check"
-    with stages.stage("spot check", len(own) * len(few.batches(subject.segmented.together))) as advance:
-        found = exact_curves(subject.segmented, own, few, subject.storage_dtype, advance) if own else ()
-        for number, (_, values) in enumerate(found):
-            exact[workers.rank + number * workers.size] = float(values.mean())
+    together = subject.segmented.together
+    steps = sum(len(few[kind].batches(together)) for kind in kinds[workers.rank :: workers.size])
+    with stages.stage("spot check", steps) as advance:
+        for kind, some in few.items():
+            own = [number for number in range(workers.rank, len(wanted), workers.size) if kinds[number] == kind]
+            sites = [wanted[number] for number in own]
+            found = exact_curves(subject.segmented, sites, some, subject.storage_dtype, advance) if own else ()
+            for number, (_, values) in zip(own, found, strict=True):
+                exact[number] = float(values.mean())
         (exact,) = workers.all_sum(exact)
     rows = []
-    for (site, (fmt,)), value in zip(wanted, exact.tolist(), strict=True):
+    for (site, (fmt,)), kind, value in zip(wanted, kinds, exact.tolist(), strict=True):
         curve = measurement.curves[site.name]
         column = curve.formats.index(fmt)
-        fisher = float(curve.forward[0, :, column].mean() * curve.alignment[column])
+        fisher = float(curve.forward[kind, :, column].mean() * curve.alignment[column])
         rows.append((site.name, fmt.name, fisher, value))
     return replace(measurement, header=replace(measurement.header, checks=rows))
+
+
+def _kind(curve: Curve) -> int:
+    """The first kind of text that the site has an effect on: of a vision tower, that about pictures."""
+    return int(curve.forward.any(axis=(1, 2)).argmax())
+
+
+def _few(samples: Samples, kind: int, parts: int) -> Samples:
+    """Some samples of one of so many kinds of text."""
+    each = len(samples) // parts
+    own = samples[kind * each : (kind + 1) * each]
+    return own[:: max(1, len(own) // CHECK_SEQUENCES)][:CHECK_SEQUENCES]
 
 
 def not_believed(measurement: Measurement) -> list[str]:

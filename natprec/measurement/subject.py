@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from natprec.data.pictured_text import PicturedText
 from natprec.data.windows import continues
 from natprec.distortions import Distortion, EmbeddingDistance, named
+from natprec.distortions.pictures import AfterPictures
 from natprec.engines.architectures import takes_embedding, takes_head
-from natprec.errors import InputError
+from natprec.errors import InputError, ModelError, first_line
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import GROUP_SIZES
 from natprec.models.activation_sites import find_activations
@@ -23,12 +25,12 @@ from natprec.models.experts import take_apart
 from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
 from natprec.models.library_rounding import refuse_rounded_otherwise
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
-from natprec.models.model_files import is_encoder
+from natprec.models.model_files import task_of_class
 from natprec.models.segments import SegmentedModel
 from natprec.models.trust import code_files
 from natprec.models.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
 from natprec.models.weights import InMemory
-from natprec.tasks import CAUSAL, ENCODER, Samples, Task
+from natprec.tasks import CAUSAL, VISION_LANGUAGE, Samples, Task
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.matmul import arithmetic
@@ -61,6 +63,9 @@ class Subject:
         untied: the output head, where it was tied to the embedding and is a site of its own now; else empty.
         revision: the model's commit on the hub; None: it is not from there.
         source_bytes, source_format: of the file that was given: see `LoadedModel`.
+        pictures: what it is asked about besides text; None: text alone.
+        tower: sites that only pictures reach.
+        left: sites that stay at 16 bits whatever they cost.
     """
 
     name: str
@@ -82,6 +87,9 @@ class Subject:
     revision: str | None = None
     source_bytes: int | None = None
     source_format: str = ""
+    pictures: PicturedText | None = None
+    tower: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
 
     @property
     def distortion(self) -> Distortion:
@@ -90,8 +98,8 @@ class Subject:
 
     @property
     def probe(self) -> Samples:
-        """A small sample, to see how the model is put together."""
-        return self.task.probe(self.model)
+        """A small sample, to see how the model is put together: with a picture, if it is asked about some."""
+        return self.segmented.shown
 
     @cached_property
     def writes(self) -> bool:
@@ -137,7 +145,8 @@ class Subject:
         if isinstance(distortion, EmbeddingDistance) and loaded.head is not None:
             distortion = EmbeddingDistance(distortion.pooling, loaded.head)
         dtype = arithmetic(products, next(model.parameters()).device)
-        segmented = SegmentedModel(model, loaded.task.probe(model), distortion, loaded.weights, dtype)
+        with loaded.task.probing(loaded.name):
+            segmented = SegmentedModel(model, loaded.task.probe(model), distortion, loaded.weights, dtype)
         sites = find_sites(segmented)
         return cls(
             name=public_name(loaded.name),
@@ -172,7 +181,7 @@ class Subject:
 
         Of an encoder the body is taken, without a head; unless told otherwise its embeddings are means.
         """
-        task = ENCODER if is_encoder(model.config, [type(model).__name__]) else CAUSAL
+        task = task_of_class(model.config, type(model).__name__)
         model = task.part(model)
         model.eval().requires_grad_(False)
         declared = next(model.parameters()).dtype
@@ -200,6 +209,11 @@ class Subject:
         Raises:
             InputError: nothing can be rotated, or the weights are on disk.
         """
+        if self.task == VISION_LANGUAGE:
+            raise InputError(
+                f"transforms 'rotate': what pictures add to the residual stream of {self.name!r} would not be rotated; "
+                "measure with --transforms auto"
+            )
         if not self.segmented.weights.whole:
             raise InputError(
                 f"transforms 'rotate': rotating {self.name!r} needs the whole model in memory, and its weights are on "
@@ -209,6 +223,50 @@ class Subject:
         for line in rotate(self.segmented, self.sites, self.gauges, self.task.made_up(self.model, *TRIED), seed):
             note(line)
         return replace(self, digest=rotated_digest(self.digest, seed), rotation=seed)
+
+    def seeing(self, pictures: PicturedText) -> Subject:
+        """The subject with its vision tower reached: its samples may have pictures from now on.
+
+        Raises:
+            InputError: it reads text alone.
+            ModelError: it and its processor do not go together.
+        """
+        if self.task != VISION_LANGUAGE:
+            raise InputError(
+                f"images {pictures.name!r}: model {self.name!r} is {self.task.noun}, which sees no pictures"
+            )
+        own, probe = self.segmented, pictures.probe().to(next(self.model.parameters()).device)
+        try:
+            segmented = SegmentedModel(self.model, probe, AfterPictures(own.distortion), own.weights, own.products)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"model {self.name!r} cannot be given what its processor makes of a picture ({first_line(error)}); "
+                "take the processor of the same model, or measure without --images"
+            ) from error
+        sites = find_sites(segmented)
+        other_bytes = _other_bytes(self.model, sites, own.weights.dtypes)
+        tower = frozenset(site.name for site in sites if own.probe.input_of.keys().isdisjoint(site.uses))
+        return replace(self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures, tower=tower)
+
+    def unseen(self, planned: Iterable[str]) -> list[str]:
+        """Of the sites that a plan quantizes those which only pictures reach, where there are none."""
+        if self.task != VISION_LANGUAGE or self.pictures is not None:
+            return []
+        reached = {site.name for site in self.sites} - self.unreached
+        return [name for name in planned if name not in reached]
+
+    def refuse_unseen(self, planned: Iterable[str]) -> None:
+        """Refuse to round what a plan was made for with pictures, and text alone does not reach.
+
+        Raises:
+            InputError: names the first site.
+        """
+        lost = self.unseen(planned)
+        if lost:
+            raise InputError(
+                f"the plan quantizes {len(lost)} weights that only pictures reach ({lost[0]!r}, for one); give "
+                "--images, as the measurement had"
+            )
 
     @property
     def architecture(self) -> str:
@@ -241,7 +299,7 @@ class Subject:
         for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
             config.tie_word_embeddings = not apart
         own = self.segmented
-        segmented = SegmentedModel(model, self.task.probe(model), own.distortion, own.weights, own.products)
+        segmented = SegmentedModel(model, own.shown, own.distortion, own.weights, own.products)
         sites = find_sites(segmented)
         name = next((name for name, module in model.named_modules() if module is head), "")
         return replace(self, segmented=segmented, sites=sites, untied=name if apart else "")
@@ -268,6 +326,10 @@ class Subject:
         Raises:
             InputError: the group size, or the blocks of all GGUF types, divide no Linear.
         """
+        found = self._candidates(profile, group_size, sites)
+        return {name: () if name in self.left else formats for name, formats in found.items()}
+
+    def _candidates(self, profile: EngineProfile, group_size: int | None, sites: str) -> dict[str, tuple[Format, ...]]:
         linears = [site for site in self.sites if site.role != "embedding"] or self.sites
         if profile.container == "gguf":  # their groups are their own
             types = profile.measured(())
@@ -320,7 +382,7 @@ def _is_smaller(fmt: Format, site: Site) -> bool:
 
 def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
     """A distortion reads what the models of its task put out."""
-    if distortion.task not in (None, loaded.task):
+    if not loaded.task.suits(distortion.task):
         raise InputError(
             f"distortion {distortion.name!r} needs another kind of model, and {loaded.name!r} is {loaded.task.noun}; "
             f"leave it out for {loaded.distortion!r}"

@@ -1,5 +1,6 @@
 """Finding a checkpoint and naming its defects: where it lies, whether its files are whole, whether it
-is a causal language model or a text encoder built of Linear layers. Each refusal is one sentence that says what to do.
+is a causal language model, one that also sees, or a text encoder, built of Linear layers. Each refusal is one sentence
+that says what to do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
-from natprec.tasks import CAUSAL, ENCODER, Task
+from natprec.tasks import CAUSAL, ENCODER, VISION_LANGUAGE, Task
 from natprec.utils.system_faults import REMEDIES, out_of_memory, system_error
 
 if TYPE_CHECKING:
@@ -100,12 +101,12 @@ def _first_cut_tensor(file: Path) -> str | None:
 
 
 def task_of(name: str, config: PreTrainedConfig) -> Task:
-    """Whether a checkpoint is a causal language model or a text encoder: go by what it says it is.
+    """Whether a checkpoint is a language model, one that also sees, or a text encoder: go by what it says it is.
 
     Encoders load as causal models without complaint, with a random head.
 
     Raises:
-        ModelError: it is neither.
+        ModelError: it is none of these.
     """
     from transformers.models.auto import modeling_auto
 
@@ -114,9 +115,15 @@ def task_of(name: str, config: PreTrainedConfig) -> Task:
     found = list(getattr(config, "architectures", None) or [])
     if not own_code and is_encoder(config, found):
         return ENCODER
+    sees = not own_code and _sees_pictures(config, found)
+    language: Any = config.get_text_config() if sees else config
     reason = ""
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) or getattr(language, "is_encoder_decoder", False):
         reason = "is an encoder-decoder"
+    elif sees and not hasattr(language, "vocab_size"):
+        reason = "sees pictures, and has no language model inside"
+    elif sees:
+        return VISION_LANGUAGE
     elif found and not own_code and not causal.intersection(found):
         reason = "is neither a causal language model nor an encoder of text"
     elif _sees_the_future(config) and hasattr(config, "is_decoder"):
@@ -127,6 +134,21 @@ def task_of(name: str, config: PreTrainedConfig) -> Task:
     raise ModelError(
         f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token or one that embeds text"
     )
+
+
+def task_of_class(config: PreTrainedConfig, name: str) -> Task:
+    """The task of a model in memory, by its class."""
+    if is_encoder(config, [name]):
+        return ENCODER
+    return VISION_LANGUAGE if _sees_pictures(config, [name]) else CAUSAL
+
+
+def _sees_pictures(config: PreTrainedConfig, classes: list[str]) -> bool:
+    """Whether classes (none: not known) of a family turn images and text into text."""
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return known.get(config.model_type) in classes if classes else config.model_type in known
 
 
 def is_encoder(config: PreTrainedConfig, classes: list[str]) -> bool:

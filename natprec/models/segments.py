@@ -1,7 +1,8 @@
 """The model as segments, prefix → blocks → suffix, found by structure, so that it can be run piece by piece.
 
 The list of blocks is the `nn.ModuleList` with the most Linear weights whose members each receive
-the previous one's output; one probing forward verifies this. Prefix and suffix need no knowledge
+the previous one's output; one probing forward verifies this, and a second one where a model has two such lists (a
+vision tower beside a language model). Prefix and suffix need no knowledge
 of the model's class: they are the model's own forward with the blocks passed through. A model
 without such a list, or whose blocks share weights or hand on more than a hidden state, is one suffix: the same code
 then works on the whole of it. Where weights lie on disk
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from natprec.distortions import Distortion, OutputKL
 from natprec.models.layers import layer_of, multiplies
@@ -51,6 +53,7 @@ class SegmentedModel:
         weights: where they are.
         products: what matrix products are computed in where the model runs for statistics: see `gathering`.
         convolutions: whether its convolutions are sites.
+        shown: the small sample by which the blocks were found.
         block_names: module paths of the blocks; empty when the model has no such list.
         routing: its experts, if it has any.
     """
@@ -68,13 +71,16 @@ class SegmentedModel:
         self.model = model
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
-        self.products, self.convolutions = products, convolutions
-        name, self.blocks = _longest_list(model)
-        self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe), convolutions)
-        if not self.probe.chained or self._shared():
+        self.products, self.convolutions, self.shown = products, convolutions, probe
+        for found in _lists(model) or [("", [])]:
+            name, self.blocks = found
+            self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe), convolutions)
+            if self.probe.chained and not self._shared():
+                break
+        else:
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
-        if self.probe.beside and self.blocks and not self._same(probe):
+        if self.blocks and ((self.probe.beside and not self._same(probe)) or self._passed_by(probe)):
             self.blocks, self.block_names = [], []
         self.routing: Routing = find_routing(model, self.probe.rows, probe.tokens)
 
@@ -205,6 +211,19 @@ class SegmentedModel:
             seen |= own
         return False
 
+    def _passed_by(self, samples: Samples) -> bool:
+        """Whether pictures also reach blocks beside the hidden state (as in layers of cross attention).
+
+        On the way back no gradient would come that way.
+        """
+        floats = {name: value for name, value in samples.tensors.items() if value.is_floating_point()}
+        if not floats:
+            return False
+        watched = {name: value.detach().clone().requires_grad_() for name, value in floats.items()}
+        with torch.enable_grad():
+            _, contexts = self.prefix(Samples({**samples.tensors, **watched}, samples.length))
+        return any(isinstance(each, Tensor) and each.requires_grad for each in tree_leaves(contexts))
+
     @torch.no_grad()
     def _same(self, samples: Samples) -> bool:
         """Whether prefix, blocks and suffix compute what the model does, although blocks return more than they hand on.
@@ -246,15 +265,16 @@ class SegmentedModel:
                 del block.forward
 
 
-def _longest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
-    """The `nn.ModuleList` that holds the most Linear weights, and its name."""
+def _lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
+    """The two `nn.ModuleList`s in no other one that hold the most Linear weights, and their names."""
 
     def weights(blocks: nn.ModuleList) -> int:
         layers = (layer_of(module) for module in blocks.modules() if multiplies(module))
         return sum(layer.weight.numel() for layer in layers if layer is not None)
 
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        return "", []
-    name, blocks = max(lists, key=lambda item: weights(item[1]))
-    return name, list(blocks)
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():  # whatever holds a module comes before it
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(outer + ".") for outer in lists):
+            lists[name] = module
+    longest = sorted(lists.items(), key=lambda item: -weights(item[1]))[:2]
+    return [(name, list(blocks)) for name, blocks in longest]

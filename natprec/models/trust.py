@@ -58,6 +58,14 @@ def tokenizer_of(where: str | Path, trust: bool, config: Any = None) -> Any:
         return AutoTokenizer.from_pretrained(where, config=config, trust_remote_code=trust)
 
 
+def processor_of(where: str | Path, trust: bool) -> Any:
+    """What turns pictures and text into a model's inputs; errors as of `config_of`."""
+    from transformers import AutoProcessor
+
+    with _trusted(where):
+        return AutoProcessor.from_pretrained(where, trust_remote_code=trust)
+
+
 def code_files(where: str | Path) -> dict[str, bytes]:
     """The Python files that a checkpoint's `auto_map` names, and those that these import: name → content.
 

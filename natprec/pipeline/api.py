@@ -23,6 +23,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.trust import tokenizer_of
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.held_out import held_out
+from natprec.pipeline.pictures import of_text, seeing, tower_loaded
 from natprec.pipeline.provenance import again
 from natprec.pipeline.request import for_engine, refuse_long
 from natprec.pipeline.samples import calibration_parts, calibration_samples, calibration_text
@@ -77,6 +78,7 @@ def measure(
     measured for the formats of engine 'natprec', and rounded to nearest unless `rounding` says otherwise.
 
     Args:
+        tokenizer: or, of a vision-language model, its processor: `images` are pictures for that.
         data: text file, table, hub dataset, (sequences, time) token ids, or samples; None: ordinary text that natprec
             ships. Half of the tokens are the model's own text, unless tokens or samples are given. The last fifth of a
             text is left for `verify`.
@@ -94,9 +96,12 @@ def measure(
     config = QuantizeConfig.of("measure", "", options)
     rotates = config.transforms == "rotate"
     model = copy.deepcopy(model) if rotates else model
-    subject = Subject.in_memory(model, tokenizer, distortion=_distortion(distortion), products=config.arithmetic)
+    subject = Subject.in_memory(
+        model, of_text(tokenizer), distortion=_distortion(distortion), products=config.arithmetic
+    )
+    subject = seeing(subject, tokenizer, config)
     subject = subject.rotated(config.seed) if rotates else subject
-    subject = for_engine(subject, config.engine)
+    subject = for_engine(tower_loaded(subject, config.engine, Stages(quiet=True)), config.engine)
     subject = subject.with_head(subject.gains_apart(config.profile))
     samples, parts = _calibration(subject, data, config)
     name, digest = _label(data), None
@@ -142,8 +147,10 @@ def apply(
     config = QuantizeConfig.of("apply", "", options)
     config = replace(config, rounding=rounding or plan.rounding)
     config.check_each()
-    subject = Subject.in_memory(copy.deepcopy(model), tokenizer).with_head(plan.untied)
+    subject = seeing(Subject.in_memory(copy.deepcopy(model), of_text(tokenizer)), tokenizer, config)
+    subject = subject.with_head(plan.untied)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
+    subject.refuse_unseen(plan.quantized)
     plan.refuse_other_sites(subject)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
@@ -179,6 +186,7 @@ def verify(
     confidence: float = CONFIDENCE,
     distortion: Distortion | None = None,
     trust_remote_code: bool = False,
+    images: str | Path | None = None,
 ) -> Verification:
     """Judge a checkpoint on disk against the original model; writes verification.json into it.
 
@@ -191,16 +199,19 @@ def verify(
         confidence: of the interval that the verdict uses.
         distortion: needed only where it was one of your own.
         trust_remote_code: run Python that comes with the checkpoint.
+        images: folder of pictures that judge besides text; then `tokenizer` is the model's processor.
     """
     config = QuantizeConfig.of(
-        "verify", "", {"eval_tokens": tokens, "length": length, "seed": seed, "confidence": confidence}
-    )
+        "verify", "",
+        {"eval_tokens": tokens, "length": length, "seed": seed, "confidence": confidence, "images": images},
+    )  # fmt: skip
     path = Path(folder)
     plan, known = Plan.load(path / "plan.json"), judge.recorded(path)
     plan = plan if eps is None else replace(plan, eps=eps, eps_scope="model")
     if tokenizer is None and not isinstance(data, GIVEN):
         tokenizer = _own_tokenizer(path, trust_remote_code)
-    subject = Subject.in_memory(model, tokenizer, distortion=distortion or _distortion(plan.distortion))
+    given = distortion or _distortion(plan.distortion)
+    subject = seeing(Subject.in_memory(model, of_text(tokenizer), distortion=given), tokenizer, config)
     subject = replace(subject, trusted=trust_remote_code)
     plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), subject.name)
     texts: Samples | list[HeldOutText] | None = _given(subject, data, length)

@@ -10,11 +10,13 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from natprec.config import QuantizeConfig
+from natprec.data.pictures import common_size, find_pictures
 from natprec.data.rows import Rows
 from natprec.data.sources import source_rows, whole_text
 from natprec.errors import InputError, ModelError
@@ -31,6 +33,9 @@ ENCODERS = (
     "deberta-v2", "modernbert", "nomic_bert",
 )  # fmt: skip
 """Model types that attend in both directions, unless their config says otherwise."""
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files of which one says how a model's pictures are made ready."""
 
 GROUPED = 100
 """Weight matrices that are looked at for one that a group size divides."""
@@ -53,6 +58,7 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
     _refuse_model(config, place, described)
     if config.data is not None:
         _refuse_text(config, config.data, config.tokens // 2, place)  # the model may write the other half
+    refuse_pictures(config)
     if judged:
         refuse_held_out(config)
     encoder = described.get("model_type") in ENCODERS and not described.get("is_decoder")
@@ -68,13 +74,41 @@ def inputs(config: QuantizeConfig) -> dict[str, Path | None]:
     Raises:
         ModelError: the model is a path, and there is nothing.
     """
-    texts = {"--data": config.data, "--eval-data": config.eval_data}
+    texts = {"--data": config.data, "--eval-data": config.eval_data, "--images": config.images}
     return {"--model": local_path(config.model), **{name: _on_disk(text) for name, text in texts.items()}}
 
 
 def _on_disk(text: str | None) -> Path | None:
     path = None if text is None else Path(os.path.expanduser(text))
     return path if path is not None and path.exists() else None
+
+
+def refuse_pictures(config: QuantizeConfig) -> None:
+    """Refuse pictures that cannot be used: none, a broken one, a model without a processor or that reads text alone.
+
+    Raises:
+        InputError, ModelError: says what and why.
+    """
+    if config.images is None:
+        return
+    place = local_path(config.model) if config.model else None
+    if place is not None and place.is_file():
+        raise InputError(
+            f"images {config.images!r}: {config.model!r} is a GGUF file, which natprec reads as text alone"
+        )
+    described = _described(place)
+    sees = any(re.search("vision|image|visual", key) for key in described)
+    if described and not sees:
+        raise InputError(
+            f"images {config.images!r}: model {config.model!r} ({described.get('model_type')}) reads text alone; leave "
+            "out --images"
+        )
+    if place is not None and described and not any((place / name).is_file() for name in PROCESSORS):
+        raise ModelError(
+            f"images {config.images!r}: model {config.model!r} has no processor ({' or '.join(PROCESSORS)}); add it "
+            "from the model that it was made from, or leave out --images"
+        )
+    common_size(find_pictures(config.images))  # reads each of them
 
 
 def refuse_held_out(config: QuantizeConfig) -> None:

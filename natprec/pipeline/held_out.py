@@ -8,22 +8,25 @@ ordinary text that it did not write.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from natprec.config import QuantizeConfig
 from natprec.data.ordinary import NAME, ORDINARY
+from natprec.data.pictured_text import PicturedText
+from natprec.data.pictures import divided
 from natprec.data.seen import NO_PIECES, Pieces, source_digest
 from natprec.data.windows import GENERATE_BATCH, generate_tokens
 from natprec.errors import InputError
 from natprec.evaluation.judging import GivenText
 from natprec.evaluation.verdict import MOST, HeldOutText
 from natprec.measurement.subject import Subject
-from natprec.pipeline.samples import read_samples
+from natprec.pipeline.samples import pictured_samples, read_samples
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages
-from natprec.utils.records import OWN_TEXT, public_name
+from natprec.utils.records import OWN_TEXT, PICTURES, public_name
 
 PARTS = 2
 
@@ -47,7 +50,8 @@ class HeldOut:
     @property
     def names(self) -> list[str]:
         """Names of the texts."""
-        return [OWN_TEXT] * self.writes + list(self.read)
+        pictures = [] if self.subject.pictures is None else [pictures_name(self.subject.pictures)]
+        return [OWN_TEXT] * self.writes + list(self.read) + pictures
 
     def part(self, number: int) -> list[HeldOutText]:
         """The texts of a part, unread; those that have nothing for it are left out."""
@@ -55,7 +59,12 @@ class HeldOut:
         if self.writes:
             written.append(WrittenText(self.subject, self.config.length, self.config.seed, number, self.stages))
         parts = [(name, digest, part_of(windows, number, self._fixed)) for name, (digest, windows) in self.read.items()]
-        return written + [GivenText(name, windows, digest) for name, digest, windows in parts if len(windows)]
+        found = written + [GivenText(name, windows, digest) for name, digest, windows in parts if len(windows)]
+        if self.subject.pictures is not None:
+            files = divided(self.subject.pictures.files)[1][number::PARTS]
+            seed = 2 * self.config.seed + 1 + number * STRIDE
+            found += [PicturesAsked(self.config, self.subject, self.stages, files, seed)] if files else []
+        return found
 
     @property
     def _fixed(self) -> int | None:
@@ -80,8 +89,9 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
             )
         raise InputError("no text, and an encoder cannot write it; name a file or hub dataset with --eval-data")
     writes = source is None
+    texts = (2 if writes else 1) + (subject.pictures is not None)
     tokens = config.eval_tokens
-    each = max(1, round((tokens / (2 if writes else 1) if tokens else MOST) / config.length))
+    each = max(1, round((tokens / texts if tokens else MOST) / config.length))
     windows = read_samples(
         config if not writes else replace(config, text_column=None),
         subject,
@@ -94,6 +104,11 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
     name = NAME if source is None else public_name(source)
     digest = source_digest(source or str(ORDINARY))
     return HeldOut(config, subject, stages, {name: (digest, windows)}, writes)
+
+
+def pictures_name(pictures: PicturedText) -> str:
+    """Of the text about pictures, in files that are passed on."""
+    return f"{PICTURES}{pictures.name}"
 
 
 def part_of(windows: Samples, number: int, fixed: int | None) -> Samples:
@@ -117,6 +132,34 @@ def spread(count: int) -> list[int]:
     """
     bits = max(1, (count - 1).bit_length())
     return sorted(range(count), key=lambda number: int(f"{number:0{bits}b}"[::-1], 2))
+
+
+@dataclass
+class PicturesAsked:
+    """Pictures, each with a question and the model's own answer, made as they are asked for."""
+
+    config: QuantizeConfig
+    subject: Subject
+    stages: Stages
+    files: list[Path]
+    seed: int
+    digest: str | None = None
+    _taken: int = field(default=0, init=False)
+
+    @property
+    def name(self) -> str:
+        """See `pictures_name`."""
+        assert self.subject.pictures is not None
+        return pictures_name(self.subject.pictures)
+
+    def take(self, tokens: int) -> Samples | None:
+        """The next samples: see `HeldOutText`. After the last picture the first one is asked about again."""
+        count = max(1, -(-tokens // self.config.length))
+        first = self._taken % len(self.files)
+        files = [*self.files[first:], *self.files[:first]]
+        seed = (self.seed + self._taken) % 2**63
+        self._taken += count
+        return pictured_samples(self.config, self.subject, self.stages, files, count, seed, "held-out")
 
 
 @dataclass

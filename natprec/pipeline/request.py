@@ -21,6 +21,7 @@ from natprec.models.activation_sites import activation_formats
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.models.weight_sites import Site, site_layer
+from natprec.pipeline.pictures import pictured, tower_loaded
 from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
@@ -68,16 +69,19 @@ def open_subject(
     """
     on_disk = config.weights == "disk" or (config.weights == "auto" and too_large(config.model))
     with stages.stage("load model"):
+        pictures = None if config.images is None else pictured(config, config.images)
         loaded = load_model(
             config.model, trust_remote_code=config.trust_remote_code, device=config.device, on_disk=on_disk
         )
         distortion = named(config.distortion) if config.distortion else None
         subject = Subject.of(loaded, distortion, config.arithmetic)
+        if pictures is not None:
+            subject = subject.seeing(pictures)
         if rotation is None and config.transforms == "rotate":
             rotation = config.seed
         if rotation is not None:
             subject = subject.rotated(rotation, stages.note)
-        subject = for_engine(subject, config.engine)
+        subject = for_engine(tower_loaded(subject, config.engine, stages), config.engine)
         subject = subject.with_head(subject.gains_apart(config.profile) if apart is None else apart)
         subject.refuse_rounded_otherwise(config.engine, config.activations != NOT_ROUNDED, config.kv != NOT_ROUNDED)
     if on_disk and subject.segmented.blocks:

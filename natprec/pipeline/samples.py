@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from natprec.config import EVAL_TOKENS, QuantizeConfig
 from natprec.data.ordinary import CALIBRATION, ORDINARY
 from natprec.data.ordinary import NAME as ORDINARY_NAME
+from natprec.data.pictured_text import BATCH
+from natprec.data.pictures import divided
 from natprec.data.readers import READERS
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.errors import InputError
 from natprec.measurement.subject import Subject
 from natprec.tasks import Samples
+from natprec.tasks.vision_language import with_pictures
 from natprec.utils.progress import Stages
 from natprec.utils.records import OWN_TEXT, public_name
 
@@ -21,18 +26,44 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
 
     Half of them are `data`, or else ordinary text, and half are the model's own text: each site is charged its
     cost on the worse of the two, and the promise survives text that `data` did not foresee. An encoder, or a
-    model whose weights are on disk, cannot write, so that `data` is all there is.
+    model whose weights are on disk, cannot write, so that `data` is all there is. Text about pictures is one more kind.
 
     Raises:
         InputError: no text to be had.
     """
-    if not subject.writes:
+    kinds = calibration_parts(config, subject)
+    if kinds == 1:
         return _samples(config, subject, stages, config.data, config.tokens, "calibration")
-    half = max(1, round(config.tokens / config.length / 2)) * config.length
-    source = config.data or str(CALIBRATION)
-    given = _samples(config if config.data else replace(config, text_column=None), subject, stages, source, half,
-                     "calibration")  # fmt: skip
-    return given.followed_by(_samples(config, subject, stages, None, half, "calibration"))
+    each = max(1, round(config.tokens / config.length / kinds)) * config.length
+    read = config if config.data else replace(config, text_column=None)
+    source = config.data or (str(CALIBRATION) if subject.writes else None)
+    found = _samples(read, subject, stages, source, each, "calibration")
+    if subject.writes:
+        found = found.followed_by(_samples(config, subject, stages, None, each, "calibration"))
+    if subject.pictures is not None:
+        files, _ = divided(subject.pictures.files)
+        count = each // config.length
+        pictured = pictured_samples(config, subject, stages, files, count, 2 * config.seed, "calibration")
+        found = with_pictures(found, pictured)
+    return found
+
+
+def pictured_samples(
+    config: QuantizeConfig, subject: Subject, stages: Stages, files: Sequence[Path], count: int, seed: int, split: str
+) -> Samples:
+    """So many samples with pictures; a model that cannot write has text of `data` in place of its answers.
+
+    Raises:
+        InputError: no such text, or too few positions for a picture.
+    """
+    assert subject.pictures is not None
+    answers = None
+    if not subject.writes:
+        source = config.data if split == "calibration" else config.eval_data or config.data
+        answers = _samples(config, subject, stages, source, count * config.length, split).ids.cpu()
+    with stages.stage(f"{split} pictures", -(-count // BATCH)) as advance:
+        found = subject.pictures.samples(subject.model, files, count, config.length, seed, answers, advance)
+    return found.to(next(subject.model.parameters()).device)
 
 
 def calibration_text(config: QuantizeConfig, subject: Subject) -> tuple[str, str | None]:
@@ -49,7 +80,7 @@ def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> S
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     """Kinds of text in `calibration_samples`."""
-    return 2 if subject.writes else 1
+    return (2 if subject.writes else 1) + (subject.pictures is not None)
 
 
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:

@@ -12,6 +12,7 @@ from natprec.evaluation.verdict import verdict_of
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT
 from natprec.measurement import Header, Measurement
+from natprec.pipeline.early import PROCESSORS
 from natprec.publishing.base import FILE, Published
 from natprec.solver import Plan
 
@@ -28,6 +29,7 @@ class Contents:
         header: of the measurement that lies beside; None: none does.
         licences: names of the files with the original's terms.
         report: whether the page of `natprec report` lies beside.
+        sees: whether it takes pictures beside text.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Contents:
     licences: tuple[str, ...]
     published: Published | None
     report: bool = False
+    sees: bool = False
 
     @property
     def promise(self) -> float | None:
@@ -81,6 +84,7 @@ def read_contents(folder: Path) -> Contents:
     return Contents(
         folder.resolve().name, plan, verification, evaluation, header, _licences(folder),
         Published.load(published) if published.is_file() else None, (folder / REPORT).is_file(),
+        any((folder / name).is_file() for name in PROCESSORS),
     )  # fmt: skip
 
 

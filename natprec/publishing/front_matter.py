@@ -15,7 +15,7 @@ from natprec.publishing.wording import words
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-CAUSAL_TAG, ENCODER_TAG = "text-generation", "feature-extraction"
+CAUSAL_TAG, ENCODER_TAG, VISION_TAG = "text-generation", "feature-extraction", "image-text-to-text"
 
 
 def front_matter(contents: Contents) -> str:
@@ -72,6 +72,8 @@ def task_tag(contents: Contents) -> str:
     base = base_of(contents)
     if base is not None and base.pipeline_tag:
         return base.pipeline_tag
+    if contents.sees:
+        return VISION_TAG
     return CAUSAL_TAG if is_causal(contents) else ENCODER_TAG
 
 

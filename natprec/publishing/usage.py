@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 
+from natprec.evaluation.verification import Verification
 from natprec.publishing.contents import Contents
 from natprec.publishing.front_matter import base_of, is_causal
 from natprec.publishing.markdown import block, code, section, table, text
 from natprec.publishing.sections import original
+from natprec.utils.records import PICTURES
 
 PLACE = "NAMESPACE/NAME"
 """What stands for the repository where none is known yet."""
@@ -42,7 +44,10 @@ def run_it(contents: Contents) -> str:
         )  # fmt: skip
         parts += [f"{'vLLM' if plan.engine == 'vllm' else 'SGLang'}{needs}:", block(command)]
     if plan.engine != "natprec" and (plan.needs is None or plan.needs.transformers):
-        loader = "AutoModelForCausalLM" if is_causal(contents) else "AutoModel"
+        loader = (
+            "AutoModelForImageTextToText" if contents.sees
+            else "AutoModelForCausalLM" if is_causal(contents) else "AutoModel"
+        )  # fmt: skip
         given = f', revision="{branch}"' if branch else ""
         parts += [
             "transformers, which decompresses the weights: quality, not speed:",
@@ -75,7 +80,7 @@ def reproduce(contents: Contents) -> str:
     base = base_of(contents)
     reference = shlex.quote(f"{base.id}@{base.revision}" if base is not None else plan.model)
     if found is not None:
-        data = f" --eval-data {shlex.quote(found.data)}" if not found.data.startswith(("written", "ordinary")) else ""
+        data = _judged_on(found)
         parts += [
             "Judge it again:",
             block(f"natprec verify {at_revision(contents)} --model {reference}{data}"),
@@ -86,6 +91,15 @@ def reproduce(contents: Contents) -> str:
             block(f"natprec solve {at_revision(contents)} --eps 0.02 --out plan.json"),
         ]
     return section("Reproduce it", *parts)
+
+
+def _judged_on(found: Verification) -> str:
+    """The options that name the texts which judged; none for those that nobody gave."""
+    names = [text.name for text in found.texts] or [found.data]
+    seen = next((name.removeprefix(PICTURES) for name in names if name.startswith(PICTURES)), None)
+    given = next((name for name in names if not name.startswith(("written", "ordinary", PICTURES))), None)
+    data = f" --eval-data {shlex.quote(given)}" if given else ""
+    return data + (f" --images {shlex.quote(seen)}" if seen else "")
 
 
 def limits(contents: Contents) -> str:

@@ -146,6 +146,11 @@ class Plan:
         refuse_other_sites(self, subject, Place(f"the plan of {self.model!r}", "solve again"))
 
     @property
+    def quantized(self) -> list[str]:
+        """The weights that have a format."""
+        return [name for name, choice in self.sites.items() if choice.format is not None]
+
+    @property
     def rounded_inputs(self) -> dict[str, Format]:
         """Fused group → format of its input, where that is rounded."""
         return {fused_group: choice.format for fused_group, choice in self.inputs.items() if choice.format is not None}

@@ -3,5 +3,6 @@
 from natprec.tasks.samples import Samples
 from natprec.tasks.task import Metric, Task
 from natprec.tasks.text import CAUSAL, ENCODER
+from natprec.tasks.vision_language import VISION_LANGUAGE
 
-__all__ = ["CAUSAL", "ENCODER", "Metric", "Samples", "Task"]
+__all__ = ["CAUSAL", "ENCODER", "VISION_LANGUAGE", "Metric", "Samples", "Task"]

@@ -17,6 +17,10 @@ from torch import Tensor
 TOKENS = "input_ids"
 """What transformers calls the token ids of a text."""
 
+COUNTED = "counted"
+"""(samples, positions), bool, of samples that may have pictures: true where a prediction counts, so everywhere in text
+without a picture. No argument of a model."""
+
 BATCH_TOKENS = 1024
 
 
@@ -86,7 +90,18 @@ class Samples:
             size: samples of a batch; default: as many as have about `BATCH_TOKENS` tokens.
         """
         step = size or fitting(self.length)
-        return [slice(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+        found = []
+        for kind in self._kinds():
+            found += [slice(start, min(start + step, kind.stop)) for start in range(kind.start, kind.stop, step)]
+        return found
+
+    def _kinds(self) -> list[range]:
+        """Samples with pictures and those without do not run together."""
+        if COUNTED not in self.tensors:
+            return [range(len(self))]
+        text = self.tensors[COUNTED].all(1).tolist()
+        ends = [number for number in range(1, len(text)) if text[number] != text[number - 1]]
+        return [range(start, end) for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
     def split(self, size: int | None = None) -> list[Samples]:
         """The batches themselves: see `batches`."""

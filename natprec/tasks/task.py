@@ -6,6 +6,7 @@ reader that makes its samples of a source, see `natprec.data.readers`.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ class Task(ABC):
 
         return getattr(transformers, self.family)
 
+    def suits(self, other: Task | None) -> bool:
+        """Whether what is made for models of another task (None: for any) reads what those of this one put out."""
+        return other is None or isinstance(self, type(other))
+
     def inputs(self, samples: Samples) -> dict[str, Any]:
         """What the model's forward is called with."""
         return dict(samples.tensors)
@@ -74,6 +79,10 @@ class Task(ABC):
     def part(self, model: Any) -> Any:
         """What of a model in memory is measured."""
         return model
+
+    def probing(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """What stands around the first run of a model on its probe."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def probe(self, model: Any) -> Samples:

@@ -55,7 +55,7 @@ class CausalLanguageModel(_TextTask):
     family = "AutoModelForCausalLM"
     distortion = "kl"
     generates = True
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         Metric("perplexity_reference", lambda one, _, text: token_losses(one, text.ids).double(), _perplexity),
         Metric("perplexity_quantized", lambda _, two, text: token_losses(two, text.ids).double(), _perplexity),
         Metric(

@@ -16,6 +16,9 @@ from pathlib import Path
 OWN_TEXT = "written by the model"
 """The name of a text that nobody gave."""
 
+PICTURES = "pictures of "
+"""What the name of text about pictures begins with; that of their folder follows."""
+
 COMMON = {"", "root", "user", "localhost"}
 """Users and hosts whose names say nothing, and are words of their own."""
 

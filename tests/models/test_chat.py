@@ -63,6 +63,14 @@ def test_what_a_template_may_not_do(
     assert signal.getsignal(signal.SIGVTALRM) == signal.SIG_DFL
 
 
+def test_a_template_that_looks_for_parts_gets_them(tiny_tokenizer: Any) -> None:
+    """As LLaVA's, which writes nothing of a plain text."""
+    parts = "{% for turn in messages %}{% for part in turn.content %}{{ part.text }}{% endfor %}|{% endfor %}"
+    assert rendered(with_template(tiny_tokenizer, parts), TURNS) == "hello|"
+    strict = "{% for turn in messages %}{{ turn.content[0]['text'] | upper | lower }}{% endfor %}"
+    assert rendered(with_template(tiny_tokenizer, strict), TURNS) == "hello"
+
+
 def test_a_refusal_is_told_from_an_exceeded_limit(tiny_tokenizer: Any) -> None:
     with pytest.raises(RefusedError):
         rendered(with_template(tiny_tokenizer, "{{ raise_exception('no') }}"), TURNS)
