@@ -17,6 +17,7 @@ LAYERS: list[str] = [
     "utils",
     "formats",
     "engines",
+    "costs",
     "roundings",
     "config",
     "quantizers",

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from natprec.costs.choose import BYTES, MINIMIZE
 from natprec.errors import InputError
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import PROFILES
@@ -51,6 +52,7 @@ class Plan:
         needs: what loads it; None where no GPU was named.
         untied: whether the output head, tied to the embedding in the model, is written apart from it.
         margin: part of `eps` that was kept back for other kinds of text; None: no tolerance for the whole model.
+        minimize, cost…: see `natprec.solver.objective.PlanCost`; plans of natprec before costs have none.
         provenance: how the plan came to be, which decides nothing.
     """
 
@@ -81,6 +83,14 @@ class Plan:
     needs: Needs | None = None
     untied: bool = False
     margin: Annotated[float, Within(0, 1)] | None = None
+    minimize: Annotated[str, Among(MINIMIZE)] = BYTES
+    cost: From0 | None = None
+    cost_error: From0 | None = None
+    cost_unit: str = BYTES
+    cost_source: str = "counted"
+    cost_table: str | None = None
+    cost_digest: str | None = None
+    cost_whole: bool = False
     provenance: Provenance | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
