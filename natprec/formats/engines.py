@@ -38,7 +38,7 @@ from natprec.formats.offers import OFFERS, Role, offered
 from natprec.formats.patterns import Blocked, Integers, Listed, Pairing, Pattern
 from natprec.formats.presets import CHANNEL, FP8_TENSOR, GGUF_TYPES
 from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, PerToken
-from natprec.formats.tables import FOUR_BIT
+from natprec.formats.tables import FOUR_BIT, beside_bytes
 
 GROUP_SIZES = (32, 64, 128, CHANNEL)
 
@@ -139,7 +139,8 @@ class EngineProfile:
         """Bytes on disk of a weight of this role; `uses` is 2 for a tied embedding and head."""
         if role == "embedding" and not self.packs_embeddings:
             return rows * columns + uses * fmt.scale_bytes(rows, columns)
-        return fmt.stored_bytes(rows, columns)
+        beside = beside_bytes(fmt) if self.container == "bitsandbytes" else 0
+        return fmt.stored_bytes(rows, columns) + beside
 
 
 _ALL, _NARROW = tuple(range(2, 9)), tuple(range(3, 9))
@@ -197,7 +198,6 @@ PROFILES = {
             container="bitsandbytes",
             fuses=False,
             leaves=True,
-            layers=("Linear",),
         ),
         EngineProfile("llama.cpp", {"linear": _GGUF, "head": _GGUF, "embedding": _GGUF}, container="gguf", fuses=False),
     )

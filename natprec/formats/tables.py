@@ -78,5 +78,10 @@ def parse_four_bit(name: str) -> Format | None:
     return four_bit(NF4 if match["table"] == "nf4" else FP4, int(match["block"]), match["double"] is not None)
 
 
+def beside_bytes(fmt: Format) -> int:
+    """Bytes that bitsandbytes stores of each weight beside codes and scales: its tables, and a description in JSON."""
+    return 4 * 16 + 80 + (4 * 256 + 100 if fmt.doubly_quantized else 0)
+
+
 FOUR_BIT = tuple(four_bit(table, block, double) for block in BLOCKS for table in (NF4, FP4) for double in (True, False))
 """All of them."""
