@@ -369,6 +369,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "apply": (*_MODEL, *_TEXT, "rounding", "refine", "seed", "arithmetic"),
     "verify": (*_MODEL, "confidence", "eval_data", "text_column", "eval_tokens", "length", "seed", "gpu"),
     "check": ("engine", "gpu"),
+    "costs": ("engine", "gpu", "device"),
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "seed"),
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),
     "generate": ("device", "trust_remote_code"),

@@ -30,6 +30,7 @@ LAYERS: list[str] = [
     "rounding",
     "checkpoints",
     "runtime",
+    "timing",
     "serving",
     "evaluation",
     "pipeline",

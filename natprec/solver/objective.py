@@ -27,7 +27,7 @@ from natprec.errors import InputError
 from natprec.formats import EngineProfile, Format
 
 if TYPE_CHECKING:
-    from natprec.measurement import Curve, Header
+    from natprec.measurement import Curve, Header, Measurement
     from natprec.solver.fused_groups import Pair
 
 MICROSECONDS = "microseconds"
@@ -79,14 +79,14 @@ class Objective:
         """The products of some weights that share an input and a format; None: 16 bits."""
         assert self.costs is not None
         value, wrong, known = 0.0, 0.0, True
-        for product, times in self._products(curves, weight, inputs, profile, header):
+        for product, times in self.products(curves, weight, inputs, profile, header):
             found = self.costs.product(product)
             value += times * found.value
             known = known and found.error is not None
             wrong += times * found.value * (found.error or 0.0)
         return Estimate(value, wrong / value if known and value else 0.0 if known else None)
 
-    def _products(
+    def products(
         self,
         curves: Sequence[Curve],
         weight: Format | None,
@@ -168,6 +168,31 @@ class PlanCost:
     cost_table: str | None = None
     cost_digest: str | None = None
     cost_whole: bool = False
+
+
+def products_asked(measurement: Measurement, profile: EngineProfile, tokens: Sequence[int]) -> list[Product]:
+    """The products whose costs a plan may ask for: each fused group in all its formats, and at 16 bits.
+
+    Args:
+        tokens: 1 for decoding; any other number stands for a prompt.
+    """
+    groups: dict[str, list[Curve]] = {}
+    for curve in measurement.weights.values():
+        groups.setdefault(curve.site.fused_group if profile.fuses else curve.site.name, []).append(curve)
+    flowing = {each.site.fused_group: each for each in measurement.curves.values() if each.site.name.endswith(":input")}
+    found: dict[Product, None] = {}
+    for name, curves in groups.items():
+        shared, role = set.intersection(*(set(curve.formats) for curve in curves)), curves[0].site.role
+        weights = [fmt for fmt in curves[0].formats if fmt in shared and profile.stores(role, fmt)]
+        pairs: list[tuple[Format | None, Format | None]] = [(fmt, None) for fmt in weights if profile.runs(role, fmt)]
+        inputs = flowing[name].formats if name in flowing else ()
+        pairs += [(fmt, each) for each in inputs for fmt in weights if profile.multiplies(fmt, each)]
+        for weight, rounded in [*pairs, (None, None)]:
+            own = Objective("decode").products(curves, weight, rounded, profile, measurement.header)
+            for product, _ in own:
+                several = (1,) if role in ("embedding", "head") else tokens
+                found |= {replace(product, tokens=count): None for count in several}
+    return list(found)
 
 
 def plan_cost(objective: Objective, parts: Sequence[Estimate], stored_bytes: int, header: Header) -> PlanCost:
