@@ -18,6 +18,7 @@ from natprec.errors import InputError, unknown
 from natprec.formats import CHANNEL
 from natprec.formats.engines import PROFILES, EngineProfile, engine_profile
 from natprec.formats.gpus import known as known_gpu
+from natprec.formats.offers import OFFERS
 from natprec.roundings import HELP as ROUNDING_HELP
 from natprec.roundings import ROUNDINGS
 from natprec.utils.options import (
@@ -262,7 +263,8 @@ class QuantizeConfig(Measured):
         Raises:
             InputError: the engine's formats do not depend on a GPU, or an option lacks one.
         """
-        return engine_profile(self.engine, self.gpu, self.untested, self.portable)
+        gpu = self.gpu if self.minimize == BYTES or self.engine in OFFERS else None  # else of costs alone
+        return engine_profile(self.engine, gpu, self.untested, self.portable)
 
     @classmethod
     def of(cls, command: str, model: str, options: dict[str, Any]) -> QuantizeConfig:

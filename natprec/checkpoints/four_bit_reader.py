@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from natprec.checkpoints.unpacked import tensor_files
-from natprec.errors import InputError
 from natprec.models.disk_names import DiskNames
 from natprec.models.stored import read_stored
+from natprec.utils.installed import BITSANDBYTES, require
 
 METHOD = "bitsandbytes"
 
@@ -26,19 +25,6 @@ def is_four_bit(folder: Path) -> bool:
     return (
         isinstance(described, dict) and described.get("quant_method") == METHOD and bool(described.get("load_in_4bit"))
     )
-
-
-def refuse_absent() -> None:
-    """Stop where bitsandbytes is not installed.
-
-    Raises:
-        InputError: says how to install it.
-    """
-    if importlib.util.find_spec(METHOD) is None:
-        raise InputError(
-            "engine 'bitsandbytes' is judged by that library, which is not installed; run: pip install "
-            "'natprec[bitsandbytes]'"
-        )
 
 
 class FourBit:
@@ -56,7 +42,7 @@ class FourBit:
         Raises:
             InputError: bitsandbytes is not installed.
         """
-        refuse_absent()
+        require("bitsandbytes", "a checkpoint of bitsandbytes is read by that library", BITSANDBYTES)
         in_model = DiskNames(model).in_model
         self._parts: dict[str, dict[str, Path]] = {}
         for key, file in tensor_files(folder).items():

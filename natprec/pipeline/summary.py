@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from natprec.config import DISTORTIONS
+from natprec.costs import PREFILL_TOKENS
+from natprec.costs.choose import BYTES
 from natprec.distortions import named
 from natprec.evaluation.conclude import promised
 from natprec.evaluation.verdict import FAIL, PASS, WITHIN_NOISE
@@ -70,9 +72,13 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
     before = plan.stored_bytes_reference
     rows.add_row("stored before", f"{human_bytes(before)}, at 16 bits")
     rows.add_row("stored after", _stored(plan.stored_bytes, stored_on_disk, before))
+    if plan.minimize != BYTES and plan.cost is not None:
+        _add_cost(rows, plan, plan.cost)
     _add_predicted(rows, plan)
     if plan.uniform is not None and plan.kl_uniform is not None:
-        rows.add_row("", f"uniform {plan.uniform}, no larger: {plan.kl_uniform:.4g}")
+        rows.add_row(
+            "", f"uniform {plan.uniform}, no {'larger' if plan.minimize == BYTES else 'dearer'}: {plan.kl_uniform:.4g}"
+        )
     return rows
 
 
@@ -181,6 +187,16 @@ def _words(distortion: str) -> tuple[str, str, str]:
 def _add_predicted(rows: Table, plan: Plan) -> None:
     label, unit, _ = _words(plan.distortion)
     rows.add_row(f"{label} predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95, unit))
+
+
+def _add_cost(rows: Table, plan: Plan, cost: float) -> None:
+    error = "of unknown error" if plan.cost_error is None else f"within {plan.cost_error:.1%} as far as known"
+    of = {"decode": "a new token", "prefill": f"a prompt of {PREFILL_TOKENS} tokens", "joules": "a new token"}
+    rows.add_row("least " + plan.minimize, f"{cost:.6g} {plan.cost_unit} for {of[plan.minimize]}, {error}")
+    digest = f", digest {plan.cost_digest}" if plan.cost_digest else ""
+    rows.add_row(
+        "", f"{plan.cost_source}: {plan.cost_table}{digest}" + ("" if plan.cost_whole else "; its products alone")
+    )
 
 
 def _add_needs(rows: Table, plan: Plan, needs: Needs) -> None:

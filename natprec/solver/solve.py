@@ -84,7 +84,7 @@ def solve(
         positive(name, size)
     check_targets(eps, bits, max_size, eps_scope, activations, minimize)
     rounding = _rounding(measurement, rounding)
-    profile = _profile(measurement, engine, gpu, untested, portable)
+    profile = _profile(measurement, engine, gpu, untested, portable, minimize)
     objective = _objective(minimize, costs, profile, gpu)
     check_flows(profile, activations, kv)
     target = Target(
@@ -136,11 +136,11 @@ def _rounding(measurement: Measurement, rounding: str | None) -> str:
 
 
 def _profile(
-    measurement: Measurement, engine: str | None, gpu: str | None, untested: bool, portable: bool
+    measurement: Measurement, engine: str | None, gpu: str | None, untested: bool, portable: bool, minimize: str
 ) -> EngineProfile:
     """The one that is asked for, or that was measured for."""
     header = measurement.header
-    if gpu is not None and (engine or header.engine) not in OFFERS:
+    if minimize != BYTES and (engine or header.engine) not in OFFERS:
         gpu = None  # of costs alone: formats do not depend on it
     if gpu is None and header.gpu is not None and engine in (None, header.engine):
         return engine_profile(header.engine, header.gpu, header.untested or untested, header.portable or portable)
@@ -252,7 +252,7 @@ def opened(
         InputError: options that do not go with the measurement.
         BudgetError: the engine runs none of its formats.
     """
-    profile = _profile(measurement, engine, gpu, untested, portable)
+    profile = _profile(measurement, engine, gpu, untested, portable, minimize)
     check_flows(profile, activations, kv)
     rounding = _rounding(measurement, rounding)
     way = head_tied(measurement) if measurement.header.untied and not apart else measurement

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from natprec.formats import engine_profile
 from natprec.formats.compressed_tensors import arguments, container
 from natprec.timing.measure import Settings
 from natprec.timing.products import MOST_COPIES, made_up
+from natprec.utils.installed import require
 
 DTYPE = torch.bfloat16
 """Of inputs and scales."""
@@ -35,11 +35,7 @@ def refuse_absent(device: torch.device) -> None:
     Raises:
         InputError: vLLM is not installed, or there is no GPU.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise InputError(
-            "engine 'vllm': its own layers are timed, and vLLM is not installed; run natprec costs where it is, or use "
-            "--engine natprec"
-        )
+    require("vllm", "engine 'vllm': its own layers are timed", "run natprec costs where it is, or use --engine natprec")
     if device.type != "cuda":
         raise InputError(
             f"engine 'vllm': its kernels run on a GPU, and the device is {str(device)!r}; use --device cuda"
