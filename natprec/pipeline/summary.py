@@ -76,9 +76,8 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
         _add_cost(rows, plan, plan.cost)
     _add_predicted(rows, plan)
     if plan.uniform is not None and plan.kl_uniform is not None:
-        rows.add_row(
-            "", f"uniform {plan.uniform}, no {'larger' if plan.minimize == BYTES else 'dearer'}: {plan.kl_uniform:.4g}"
-        )
+        than = "larger" if plan.minimize == BYTES else "dearer"
+        rows.add_row("", f"uniform {plan.uniform}, no {than}: {plan.kl_uniform:.4g}")
     return rows
 
 
@@ -193,10 +192,8 @@ def _add_cost(rows: Table, plan: Plan, cost: float) -> None:
     error = "of unknown error" if plan.cost_error is None else f"within {plan.cost_error:.1%} as far as known"
     of = {"decode": "a new token", "prefill": f"a prompt of {PREFILL_TOKENS} tokens", "joules": "a new token"}
     rows.add_row("least " + plan.minimize, f"{cost:.6g} {plan.cost_unit} for {of[plan.minimize]}, {error}")
-    digest = f", digest {plan.cost_digest}" if plan.cost_digest else ""
-    rows.add_row(
-        "", f"{plan.cost_source}: {plan.cost_table}{digest}" + ("" if plan.cost_whole else "; its products alone")
-    )
+    source = f"{plan.cost_source}: {plan.cost_table}" + (f", digest {plan.cost_digest}" if plan.cost_digest else "")
+    rows.add_row("", source + ("" if plan.cost_whole else "; its products alone"))
 
 
 def _add_needs(rows: Table, plan: Plan, needs: Needs) -> None:

@@ -32,8 +32,8 @@ class Rung:
         stored_bytes: forecast of the checkpoint; `stored_fraction`: of the 16-bit one.
         perplexity_increase: exp(kl_predicted) - 1, which is that on text that the model itself writes; None where the
             distortion is not the KL.
-        minimize: what its plan is the least of; `cost`: by the ladder's objective, in `cost_unit`, `cost_source` as in a
-            plan; `cost_error`: relative, None: not known.
+        minimize: what its plan is the least of.
+        cost…: as in a plan, by the ladder's objective, whatever this rung's plan is the least of.
         dominated: whether another rung is no worse in distortion, bytes and cost, and better in one.
         like: the format that costs about as much if every Linear has it, with `like_kl` and `like_bytes`.
     """
@@ -114,6 +114,7 @@ def ladder(
 
 def _rung(eps: float, plan: Plan, uniform: dict[str, tuple[float, int]], cost: PlanCost, wanted: str) -> Rung:
     near = _nearest(uniform, plan.kl_predicted)
+    like_kl, like_bytes = uniform[near] if near else (None, None)
     ratio = None
     if plan.distortion == "kl":
         with contextlib.suppress(OverflowError):
@@ -121,9 +122,7 @@ def _rung(eps: float, plan: Plan, uniform: dict[str, tuple[float, int]], cost: P
     return Rung(
         eps, plan.bits_per_weight, plan.bits_per_weight_total, plan.stored_bytes,
         plan.stored_bytes / plan.stored_bytes_reference, plan.kl_predicted, plan.kl_predicted_ci95, ratio, near,
-        *(uniform[near] if near else (None, None)),
-        minimize=wanted, cost=cost.cost, cost_error=cost.cost_error, cost_unit=cost.cost_unit,
-        cost_source=cost.cost_source,
+        like_kl, like_bytes, wanted, cost.cost, cost.cost_error, cost.cost_unit, cost.cost_source,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""Plans in three dimensions: distortion, bytes, and another cost. A plan that another is no worse than in all three, and
-better in one, is dominated.
+"""Plans in three dimensions: distortion, bytes, and another cost.
+
+A plan is dominated by another that is no worse in any of the three, and better in one.
 """
 
 from __future__ import annotations
