@@ -66,7 +66,12 @@ def copies(weight: StoredWeight, device: torch.device, working_set: float | None
     if working_set is not None:
         wanted = min(wanted, working_set)
     count = min(MOST_COPIES, max(1, math.ceil(wanted / size)))
-    return [QuantLinear(copy.deepcopy(weight), None).to(device) for _ in range(count)]
+    return [QuantLinear(_copied(weight), None).to(device) for _ in range(count)]
+
+
+def _copied(weight: StoredWeight) -> StoredWeight:
+    """A copy with buffers of its own; those that oneDNN keeps cannot be copied in Python's way."""
+    return copy.deepcopy(weight, {id(each): each.clone() for each in weight.buffers()})
 
 
 def on_chip_bytes(device: torch.device, root: Path = Path("/sys/devices/system/cpu")) -> float:
