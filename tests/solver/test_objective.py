@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,9 +112,8 @@ def test_what_a_decision_adds() -> None:
     made, profile = made_up(), engine_profile("natprec")
     objective = Objective("decode")
     both = [made.curves["s0"], made.curves["s1"]]
-    assert [(each.rows, each.columns, each.tokens) for each, _ in objective.products(both, None, None, profile, made.header)] == [
-        (256, 128, 1)
-    ]  # fmt: skip
+    fused = objective.products(both, None, None, profile, made.header)
+    assert [(each.rows, each.columns, each.tokens) for each, _ in fused] == [(256, 128, 1)]
     apart = objective.products(both, None, None, engine_profile("llama.cpp"), made.header)
     assert [each.rows for each, _ in apart] == [64, 192]
     head = made.curves["head"]
@@ -143,24 +141,24 @@ def test_lacking_formats_and_sizes_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_asked_for_is_enough(tmp_path: Path) -> None:
-    """A table of exactly those products solves; without any one of them it does not."""
+    """A table of exactly those products solves; without a format it does not."""
     made = made_up()
     asked = products_asked(made, engine_profile("natprec"), (1,))
     rows = [
         {"weight": each.weight.name if each.weight else "16 bits", "rows": each.rows, "columns": each.columns,
          "tokens": each.tokens, "microseconds": 1.0 + index} for index, each in enumerate(asked)
     ]  # fmt: skip
-    assert len(rows) == 4 * 5 + 0
+    assert len(rows) == 4 * 5
 
-    def solved(some: Iterable[dict[str, object]]) -> None:
-        save(
-            {"source": "measured", "unit": "microseconds", "engine": "natprec", "rows": list(some)},
-            tmp_path / "t.toml",
-            TIMES,
-        )
+    def solved(some: list[dict[str, object]]) -> None:
+        heading = {"source": "measured", "unit": "microseconds", "engine": "natprec"}
+        save({**heading, "rows": some}, tmp_path / "t.toml", TIMES)
         solve(made, 0.3, minimize="decode", costs=tmp_path / "t.toml")
 
     solved(rows)
+    for weight in ("int2-g64", "int8-g64"):
+        with pytest.raises(InputError, match=f"lacks {weight}"):
+            solved([each for each in rows if each["weight"] != weight])
 
 
 def test_each_site_takes_the_cheapest_format_within_its_tolerance(tmp_path: Path) -> None:

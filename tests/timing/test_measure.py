@@ -121,13 +121,12 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not out.exists()
     assert len(CostTable.load(tmp_path / "costs.toml.partial").name) > 0
     monkeypatch.setattr(table, "Natprec", honest)
+    file = tmp_path / "costs.toml.partial"
+    partial = file.read_text()
+    file.write_text(partial.replace(f"threads = {torch.get_num_threads()}", "threads = 63"))
     with pytest.raises(InputError, match="was begun with threads"):
-        partial = (tmp_path / "costs.toml.partial").read_text()
-        (tmp_path / "costs.toml.partial").write_text(
-            partial.replace(f"threads = {torch.get_num_threads()}", "threads = 63")
-        )
         time_table(asked(), Stages(quiet=True), out, resume=True)
-    (tmp_path / "costs.toml.partial").write_text(partial)
+    file.write_text(partial)
     calls.clear()
     monkeypatch.setattr(table, "Natprec", Dying)
     calls += ["", "", "", ""]

@@ -6,7 +6,6 @@ import contextlib
 import importlib.machinery
 import sys
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -71,7 +70,7 @@ class ReplicatedLinear(nn.Module):
 
 
 @pytest.fixture
-def _vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def vllm(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
 
     def module(name: str, **content: Any) -> None:
@@ -97,13 +96,13 @@ def _vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     reader = types.SimpleNamespace(from_config=lambda described: described)
     name = "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors"
     module(name, CompressedTensorsConfig=reader)
-    yield calls
+    return calls
 
 
 @pytest.mark.parametrize(
     ("name", "inputs"), [("int4-g64", None), ("int3-channel", None), ("int8-channel", activation(8)), (None, None)]
 )
-def test_a_layer_multiplies_by_the_codes_it_was_given(_vllm: list[str], name: str | None, inputs: Any) -> None:
+def test_a_layer_multiplies_by_the_codes_it_was_given(vllm: list[str], name: str | None, inputs: Any) -> None:
     weight = None if name is None else parse_format(name)
     product = Product(weight, inputs, 96, 128, 3)
     layer = VllmLayer(product, SETTINGS, 1.0)
@@ -116,9 +115,9 @@ def test_a_layer_multiplies_by_the_codes_it_was_given(_vllm: list[str], name: st
     assert torch.allclose(layer._layers[0](x), expected, atol=1e-2)
 
 
-def test_a_process_is_set_up_and_taken_down(_vllm: list[str]) -> None:
+def test_a_process_is_set_up_and_taken_down(vllm: list[str]) -> None:
     with process():
-        assert _vllm == ["init_distributed_environment", "initialize_model_parallel"]
+        assert vllm == ["init_distributed_environment", "initialize_model_parallel"]
         rows = measure_times([Product(None, None, 64, 64, 1)], SETTINGS, Stages(quiet=True), VllmLayer)
-    assert _vllm[2:] == ["destroy_model_parallel", "destroy_distributed_environment"]
+    assert vllm[2:] == ["destroy_model_parallel", "destroy_distributed_environment"]
     assert rows[0]["kernel"] == "Method"
