@@ -41,7 +41,11 @@ def test_the_table_of_a_measurement_solves_it(measured: Path, costs: Path, tmp_p
     assert result.code == 0, result.err
     said, table = json.loads(result.out), CostTable.load(costs)
     assert (said["cost_unit"], said["cost_source"], said["cost_digest"]) == ("microseconds", "measured", table.digest)
-    assert Plan.load(out).cost == said["cost"]
+    plan = Plan.load(out)
+    assert plan.cost == said["cost"]
+    assert plan.provenance is not None
+    assert "--costs costs.toml" in plan.provenance.command
+    assert str(tmp_path.parent) not in plan.provenance.command
     result = natprec("solve", measured, "--eps", 0.5, "--minimize", "decode", "--costs", costs)
     assert "least decode" in result.out
     assert table.digest in result.out
