@@ -114,7 +114,7 @@ def quantize(
     found = verification.to_json()
     compared = recipe.compared(found) if recipe is not None else {}
     if as_json:
-        print_json({**found, "out": public_name(folder), "seconds": stages.seconds,
+        print_json({**found, **plan.cost_to_json(), "out": public_name(folder), "seconds": stages.seconds,
                      "few_tokens": plan.few_tokens, **({"expected": compared} if compared else {})})  # fmt: skip
     else:
         word = word_for(plan.cost_source)

@@ -148,6 +148,7 @@ def serving_line(engine: str, folder: str) -> str:
         "vllm": f"vllm serve {folder} (0.25.1 was run), or natprec generate {folder}",
         "sglang": f"python -m sglang.launch_server --model-path {folder}, or natprec generate {folder}",
         "llama.cpp": f"llama-server -m {folder}/model.gguf",
+        "bitsandbytes": f"AutoModelForCausalLM.from_pretrained({folder!r}), beside bitsandbytes (QLoRA: docs/qlora.md)",
     }.get(engine, f"natprec generate {folder}, or natprec serve {folder}")
 
 

@@ -16,6 +16,7 @@ from natprec.roundings import ROUNDINGS
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.solver.needs import Needs
+from natprec.solver.objective import PlanCost
 from natprec.utils.atomic_files import write_json
 from natprec.utils.human import human_bytes, summary_html, summary_line
 from natprec.utils.own_files import PLAN, read_json, sealed
@@ -183,6 +184,10 @@ class Plan:
             "inputs": {name: choice.to_json() for name, choice in self.inputs.items()},
             "sites": {name: choice.to_json() for name, choice in self.sites.items()},
         }
+
+    def cost_to_json(self) -> dict[str, Any]:
+        """What it is the least of, and what it costs."""
+        return {each.name: getattr(self, each.name) for each in fields(PlanCost)}
 
     def save(self, path: str | Path) -> None:
         """Write plan.json, with its checksum."""

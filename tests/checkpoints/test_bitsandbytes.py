@@ -20,6 +20,7 @@ from natprec.measurement.measure import measure
 from natprec.pipeline import api
 from natprec.pipeline.request import for_engine
 from natprec.quantizers import quantize
+from natprec.runtime.load import load as natprec_load
 from natprec.solver import Plan
 from natprec.utils.installed import require
 from tests.arrange import subject, tokens
@@ -109,6 +110,8 @@ def test_layers_at_16_bits_are_to_be_left_alone(made: tuple[Path, api.Quantized]
     assert said["quant_method"] == "bitsandbytes"
     assert set(said["llm_int8_skip_modules"]) == left | {"lm_head"}
     assert is_four_bit(folder)
+    with pytest.raises(InputError, match="is one of bitsandbytes, which natprec's runtime has no kernels for"):
+        natprec_load(folder)
     assert quantized.plan.bits_per_weight <= 6
     size = sum(file.stat().st_size for file in folder.iterdir() if file.name.endswith((".safetensors", "config.json")))
     assert size == pytest.approx(quantized.plan.stored_bytes, rel=0.1)

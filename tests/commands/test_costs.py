@@ -88,11 +88,12 @@ def test_quantize_minimizes_too(
     common = ("--engine", "natprec", "--data", text_file, *SMALL, "--eval-tokens", 512, "--rounding", "rtn")
     result = natprec(
         "quantize", "--model", tiny_folder, *common, "--eps", 0.5, "--minimize", "decode", "--costs", costs,
-        "--out", tmp_path / "out",
+        "--out", tmp_path / "out", "--json",
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert "least decode" in result.out
-    plan = Plan.load(tmp_path / "out" / "plan.json")
+    plan, said = Plan.load(tmp_path / "out" / "plan.json"), json.loads(result.out)
+    assert {name: said[name] for name in plan.cost_to_json()} == plan.cost_to_json()
+    assert (said["cost_unit"], said["cost_source"]) == ("microseconds", "measured")
     assert (plan.minimize, plan.cost_digest) == ("decode", CostTable.load(costs).digest)
     bad = tmp_path / "bad.toml"
     bad.write_text(costs.read_text().replace("int5-g32", "int5-g128"))

@@ -161,6 +161,22 @@ def test_what_is_asked_for_is_enough(tmp_path: Path) -> None:
             solved([each for each in rows if each["weight"] != weight])
 
 
+def test_the_table_that_natprec_ships_leaves_out_what_it_lacks() -> None:
+    """Symmetric groups of 64 on an H200; formats with zero points are no candidates there."""
+    formats = tuple(parse_format(name) for name in ("int3-g64", "int4-g64", "int4-g64-asym", "int8-g64"))
+    made = measurement(
+        [curve(f"s{n}", [4.0, 2.0, 1.0, 0.1], formats, shape=(4096, 4096)) for n in range(3)], engine="natprec"
+    )
+    plan = solve(made, 3.5, minimize="decode", gpu="h200", rounding="rtn")
+    assert plan.cost_table == "natprec-h200.toml"
+    assert plan.gpu is None, "formats do not depend on it"
+    used = {choice.format for choice in plan.sites.values()}
+    assert formats[2] not in used
+    assert formats[0] not in used, "3 bits are slower than 4 there"
+    with pytest.raises(InputError, match="gpu 'h200': natprec knows what vllm runs by GPU"):
+        solve(made, 3.5, gpu="h200")
+
+
 def test_each_site_takes_the_cheapest_format_within_its_tolerance(tmp_path: Path) -> None:
     made, file = made_up(), table(tmp_path, 1)
     plan = solve(made, 0.02, eps_scope="site", minimize="decode", costs=file, rounding="rtn")
