@@ -247,3 +247,30 @@ def test_sixteen_bits_are_a_choice_where_any_layer_may_be_left_alone() -> None:
         assert not any(choice.scaled for choice in plan.sites.values())
     assert None in seen
     assert parse_format("nf4-g64-dq") in seen
+
+
+def test_the_picture_crosses_out_what_is_dominated(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    import natprec
+
+    made, file = made_up(3), table(tmp_path, 3)
+    rungs = ladder(made, minimize="decode", costs=file)
+    axes = natprec.plot(made, minimize="decode", costs=file)
+    drawn: dict[str, list[tuple[float, float]]] = {}
+    for marks in axes.collections:
+        drawn.setdefault(str(marks.get_label()), []).extend(map(tuple, marks.get_offsets().tolist()))
+    for minimize in ("decode", "bytes"):
+        for beaten, label in ((False, f"least {minimize}"), (True, f"least {minimize}, dominated")):
+            own = [
+                (rung.cost, rung.kl_predicted)
+                for rung in rungs
+                if (rung.minimize, rung.dominated) == (minimize, beaten)
+            ]
+            assert np.allclose(sorted(drawn[label]), sorted(own))
+    crosses = [at for label, own in drawn.items() if label.startswith("_") for at in own]
+    assert len(crosses) == sum(rung.dominated for rung in rungs) > 0
+    assert axes.get_xlabel() == "microseconds"
+    roofline = natprec.plot(
+        measurement([curve("s0", [1.0, 0.1], FORMATS[-2:], shape=(256, 256))]), minimize="decode", gpu="h100"
+    )
+    assert roofline.get_xlabel() == "ROOFLINE: microseconds"
