@@ -249,12 +249,15 @@ def test_sixteen_bits_are_a_choice_where_any_layer_may_be_left_alone() -> None:
     assert parse_format("nf4-g64-dq") in seen
 
 
-def test_the_picture_crosses_out_what_is_dominated(tmp_path: Path) -> None:
+def test_the_picture_crosses_out_what_is_dominated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib").use("Agg")
     import natprec
+    from natprec.pipeline import plotting
 
     made, file = made_up(3), table(tmp_path, 3)
     rungs = ladder(made, minimize="decode", costs=file)
+    rungs = [replace(rung, dominated=number % 3 == 0) for number, rung in enumerate(rungs)]
+    monkeypatch.setattr(plotting, "ladder", lambda *given, **options: rungs)
     axes = natprec.plot(made, minimize="decode", costs=file)
     drawn: dict[str, list[tuple[float, float]]] = {}
     for marks in axes.collections:
@@ -270,6 +273,7 @@ def test_the_picture_crosses_out_what_is_dominated(tmp_path: Path) -> None:
     crosses = [at for label, own in drawn.items() if label.startswith("_") for at in own]
     assert len(crosses) == sum(rung.dominated for rung in rungs) > 0
     assert axes.get_xlabel() == "microseconds"
+    monkeypatch.undo()
     roofline = natprec.plot(
         measurement([curve("s0", [1.0, 0.1], FORMATS[-2:], shape=(256, 256))]), minimize="decode", gpu="h100"
     )
