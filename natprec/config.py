@@ -13,10 +13,12 @@ from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from natprec.costs.choose import BYTES, MINIMIZE
 from natprec.errors import InputError, unknown
 from natprec.formats import CHANNEL
 from natprec.formats.engines import PROFILES, EngineProfile, engine_profile
 from natprec.formats.gpus import known as known_gpu
+from natprec.formats.offers import OFFERS
 from natprec.roundings import HELP as ROUNDING_HELP
 from natprec.roundings import ROUNDINGS
 from natprec.utils.options import (
@@ -175,6 +177,15 @@ class QuantizeConfig(Measured):
         check=positive,
         parse=parse_size,
     )
+    minimize: str = option(
+        BYTES,
+        TARGET,
+        "What the plan for eps is the least of: bytes, decode or prefill (time), or joules.",
+        choices=MINIMIZE,
+    )
+    costs: str | None = option(
+        None, TARGET, "Table of costs by natprec costs, TOML; default: natprec's own, else a ROOFLINE.", flag="--costs"
+    )
     eps_scope: Literal["model", "site"] = option("model", TARGET, "Whether eps limits the whole model or each site.")
     margin: float = option(
         MARGIN, TARGET, "Part of eps that the plan holds back for text of other kinds.", check=fraction
@@ -253,7 +264,7 @@ class QuantizeConfig(Measured):
     )
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "eval_data", "images"):
+        for name in ("model", "data", "eval_data", "images", "costs"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
         if hasattr(self.seed, "__index__"):  # numpy's whole numbers too, which no file of ours could hold
@@ -266,7 +277,8 @@ class QuantizeConfig(Measured):
         Raises:
             InputError: the engine's formats do not depend on a GPU, or an option lacks one.
         """
-        return engine_profile(self.engine, self.gpu, self.untested, self.portable)
+        gpu = self.gpu if self.minimize == BYTES or self.engine in OFFERS else None  # else of costs alone
+        return engine_profile(self.engine, gpu, self.untested, self.portable)
 
     @classmethod
     def of(cls, command: str, model: str, options: dict[str, Any]) -> QuantizeConfig:
@@ -316,11 +328,16 @@ class QuantizeConfig(Measured):
             return
         if self.eps is None and self.bits is None and self.max_size is None:
             raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
-        check_targets(self.eps, self.bits, self.max_size, self.eps_scope, self.activations)
+        check_targets(self.eps, self.bits, self.max_size, self.eps_scope, self.activations, self.minimize)
 
 
 def check_targets(
-    eps: float | None, bits: float | None, max_size: float | None, eps_scope: str, activations: str
+    eps: float | None,
+    bits: float | None,
+    max_size: float | None,
+    eps_scope: str,
+    activations: str,
+    minimize: str = BYTES,
 ) -> None:
     """Refuse targets that contradict each other.
 
@@ -329,6 +346,12 @@ def check_targets(
     """
     if activations == AUTO and (bits is not None or max_size is not None):
         raise InputError("activations 'auto' shares a tolerance; with a size give their bits, for example 8")
+    if minimize not in MINIMIZE:
+        raise unknown("minimize", minimize, MINIMIZE)
+    if minimize != BYTES and (bits is not None or max_size is not None):
+        raise InputError(
+            f"minimize {minimize!r}: a size says already what the plan is the least of; give --eps, or leave one out"
+        )
     if eps_scope == "site" and eps is None:
         raise InputError(
             "eps-scope 'site' gives each site the tolerance, and there is none; give --eps, or leave it out"
@@ -338,7 +361,7 @@ def check_targets(
 OPTIONS = options_of(QuantizeConfig)
 
 _MODEL = ("model", "device", "weights", "trust_remote_code")
-_TARGET = ("eps", "bits", "max_size", "margin", "eps_scope", "eps_bwd")
+_TARGET = ("eps", "bits", "max_size", "minimize", "costs", "margin", "eps_scope", "eps_bwd")
 _TEXT = ("data", "text_column", "tokens", "length")
 _GPU = ("gpu", "portable", "untested")
 _METHOD = ("group_size", "engine", "estimator", "distortion", "rounding", "transforms", "seed", "arithmetic")
@@ -364,6 +387,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "apply": (*_MODEL, *_TEXT, "images", "rounding", "refine", "seed", "arithmetic"),
     "verify": (*_MODEL, "confidence", "eval_data", "images", "text_column", "eval_tokens", "length", "seed", "gpu"),
     "check": ("engine", "gpu"),
+    "costs": ("engine", "gpu", "device"),
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "gpu", "seed"),
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),
     "generate": ("device", "trust_remote_code"),

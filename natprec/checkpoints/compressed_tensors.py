@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,28 @@ from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor
 from natprec.solver.choices import CacheChoice
 
+Pack = Callable[[list[str], QuantizedTensor, bool, torch.dtype], dict[str, Tensor]]
+"""Modules that use a weight, its codes, whether each takes a byte, dtype of scales → tensors by name."""
+
 
 def write_settings(
     folder: Path,
     model: nn.Module,
     tokenizer: Any,
-    scheme: dict[str, Any],
+    scheme: dict[str, Any] | None,
     storage_dtype: torch.dtype,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write configuration, with its `quantization_config`, generation configuration and tokenizer.
 
     Args:
+        scheme: None: nothing is quantized.
         more: of the configuration, said even where it is the default.
     """
     config = model.config.to_diff_dict() | {  # type: ignore[operator, union-attr]
         "architectures": [type(model).__name__],
         "dtype": str(storage_dtype).removeprefix("torch."),
-        "quantization_config": scheme,
+        **({} if scheme is None else {"quantization_config": scheme}),
         **(more or {}),
     }
     (folder / "config.json").write_text(json.dumps(_as_json(config), indent=2, allow_nan=False) + "\n")
@@ -72,6 +76,7 @@ def checkpoint_tensors(
     among: Collection[int] | None = None,
     names: DiskNames | None = None,
     dtypes: Mapping[str, torch.dtype] | None = None,
+    pack: Pack = packed,
 ) -> dict[str, Tensor]:
     """All tensors of the checkpoint by name; tied weights once.
 
@@ -79,6 +84,7 @@ def checkpoint_tensors(
         names: the model's, if they are known.
         among: identities of parameters and buffers; only of these.
         dtypes: of tensors that have another than `storage_dtype`.
+        pack: what makes a weight's tensors of its codes.
     """
     names = names or DiskNames(model)
     replaced = {use + ".weight" for site in sites if site.name in quantized for use in site.uses}
@@ -95,7 +101,7 @@ def checkpoint_tensors(
         if site.name in quantized:
             int8 = is_int8(site, quantized[site.name].format, profile, (inputs or {}).get(site.fused_group))
             owner_first = sorted(site.uses, key=lambda use: f"{use}.weight" in tied)  # loaders tie the others to it
-            tensors |= packed([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
+            tensors |= pack([names.module(use) for use in owner_first], quantized[site.name], int8, storage_dtype)
     return tensors
 
 

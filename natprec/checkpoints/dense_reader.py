@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from natprec.checkpoints.flows import round_as_written, weights_only
+from natprec.checkpoints.four_bit_reader import FourBit, is_four_bit
 from natprec.checkpoints.gguf import FILE_NAME
 from natprec.checkpoints.trial import unlike
 from natprec.checkpoints.unpacked import Unpacked, lacking, refuse_bad_scales, tensor_files
@@ -64,6 +65,10 @@ def load_quantized(
     """
     if (folder / FILE_NAME).is_file():
         return load_model(str(folder / FILE_NAME), plain=True).model
+    if is_four_bit(folder):
+        with _explained(folder), quiet(stderr=True):
+            refuse_damaged(weight_files(folder), ours=(folder / "plan.json").is_file())
+            return _filled(folder, trust_remote_code, lambda model: FourBit(folder, model))
     stored, profile, trust = _config(folder), engine_profile(engine), trust_remote_code
     why: str | None = None
     with _explained(folder), quiet(stderr=True):  # the libraries' own bars cannot be switched off
@@ -75,7 +80,7 @@ def load_quantized(
                 model = _plain(stored, weights_only(stored.described), trust)
             except Exception as error:  # whatever a model's own code raises
                 why = first_line(error)
-        model = model or _unpacked(stored, trust)
+        model = model or _filled(folder, trust, lambda empty: Unpacked(stored, empty))
         round_as_written(model, stored, stored.files, profile, running)
     if why is not None:
         note(UNPACKED.format(why))
@@ -104,17 +109,18 @@ def open_quantized(
     if (folder / FILE_NAME).is_file():
         loaded = load_model(str(folder / FILE_NAME), device=str(device), on_disk=True)
         return SegmentedModel(loaded.model, original.shown, original.distortion, loaded.weights)
-    described = _config(folder)
+    described = None if is_four_bit(folder) else _config(folder)
     with _explained(folder), quiet(stderr=True):
         config, task = _dense_config(folder, trust_remote_code)
         model = empty_model(config, task, trust_remote_code)
         model.tie_weights()
         take_apart(model)
-        stored = Unpacked(described, model)
+        stored = FourBit(folder, model) if described is None else Unpacked(described, model)
         missing = lacking(model, stored.names)
         weights = hollowed(model, stored, missing, device)
         model.eval().requires_grad_(False)
-        round_as_written(model, described, described.files, engine_profile(engine), running)
+        if described is not None:
+            round_as_written(model, described, described.files, engine_profile(engine), running)
         return SegmentedModel(model, original.shown, original.distortion, weights)
 
 
@@ -181,12 +187,12 @@ def _dense_config(folder: Path, trust: bool) -> tuple[Any, Task]:
     return config, task_of(str(folder), config)
 
 
-def _unpacked(described: StoredConfig, trust: bool) -> nn.Module:
+def _filled(folder: Path, trust: bool, opened: Callable[[nn.Module], Unpacked | FourBit]) -> nn.Module:
     """The dense model, filled by unpacking every module's tensors."""
-    config, task = _dense_config(described.folder, trust)
+    config, task = _dense_config(folder, trust)
     model = unfilled_model(config, task, trust)
     take_apart(model)
-    stored = Unpacked(described, model)
+    stored = opened(model)
     model.load_state_dict({name: stored.tensor(name).float() for name in stored.names}, strict=False)
     model.tie_weights()
     lacking(model, stored.names)

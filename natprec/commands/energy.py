@@ -25,9 +25,6 @@ EXAMPLES = (
 
 WIDTH = 160
 
-COSTS = "# natprec energy --costs"
-"""How a table of costs begins."""
-
 
 @configured
 def energy(
@@ -162,7 +159,8 @@ def _show(found: dict[str, Any], out: Path | None, overwrite: bool, as_json: boo
 
 def _costs(name: str | None, settings: Settings, opened: Any, out: Path | None, as_json: bool) -> None:
     from natprec.commands.output import print_json
-    from natprec.energy.costs import measure_costs, save
+    from natprec.costs.write import ENERGIES, save
+    from natprec.energy.costs import measure_costs
     from natprec.utils.progress import Stages
 
     if name is None:
@@ -171,7 +169,7 @@ def _costs(name: str | None, settings: Settings, opened: Any, out: Path | None, 
         raise InputError("--costs writes a table; say where with --out FILE.toml, or add --json")
     table = measure_costs(name, settings, opened, Stages())
     if out is not None:
-        save(table, out, COSTS)
+        save(table, out, ENERGIES)
     if as_json:
         print_json(table)
     else:
@@ -180,10 +178,11 @@ def _costs(name: str | None, settings: Settings, opened: Any, out: Path | None, 
 
 def is_energy(path: Path) -> bool:
     """Whether a file is a run of natprec energy, or its table of costs."""
+    from natprec.costs.write import is_table
     from natprec.utils.own_files import ENERGY, what_is
 
     if path.suffix == ".toml":
-        return path.read_bytes().startswith(COSTS.encode())
+        return is_table(path)
     return what_is(path) == f"a {ENERGY.name}"
 
 

@@ -71,8 +71,6 @@ def quantize(
     Exit code 0: the promise is kept, clearly or within noise. 3: it is not; the checkpoint is written and says so.
     2: bad input. 4: the checkpoint is written, but could not be judged.
     """
-    from rich.console import Console
-
     from natprec.pipeline.early import parse_ladder, refuse_early
 
     model = config.model
@@ -83,7 +81,7 @@ def quantize(
         config.check()
     refuse_early(config, None if dry_run else folder, overwrite)
     from natprec.commands.dry_run import dry_run as show_dry_run
-    from natprec.commands.output import print_json
+    from natprec.commands.output import print_json, show, word_for
     from natprec.pipeline import quantize as pipeline
     from natprec.pipeline.ladder import quantize_ladder
     from natprec.pipeline.ladder_table import written_table
@@ -107,7 +105,7 @@ def quantize(
                 {"out": public_name(folder), "rungs": [rung.to_json() for rung in rungs], "seconds": stages.seconds}
             )
         else:
-            Console().print(written_table(rungs), highlight=False)
+            show(written_table(rungs))
             print(f"written to {folder}")
         return
     measurement, plan, verification = pipeline.quantize(
@@ -116,15 +114,16 @@ def quantize(
     found = verification.to_json()
     compared = recipe.compared(found) if recipe is not None else {}
     if as_json:
-        print_json({**found, "out": public_name(folder), "seconds": stages.seconds,
+        print_json({**found, **plan.cost_to_json(), "out": public_name(folder), "seconds": stages.seconds,
                      "few_tokens": plan.few_tokens, **({"expected": compared} if compared else {})})  # fmt: skip
     else:
-        Console().print(result_table(measurement, plan, verification, stages.seconds))
+        word = word_for(plan.cost_source)
+        show(result_table(measurement, plan, verification, stages.seconds), word)
         for line in recipes.lines(compared) if compared else ():
-            print(line)
-        print(f"written to {folder}")
+            show(line, word)
+        show(f"written to {folder}", word)
         if verification.top1_agreement is not None:  # an encoder writes no text
-            print(serving_line(plan.engine, str(folder)))
+            show(serving_line(plan.engine, str(folder)), word)
     advice = next_step(plan, verification, folder, model)
     if advice is not None:
         stages.note(f"next: {advice}")

@@ -17,6 +17,7 @@ from natprec.utils.options import OUTPUT, TARGET
 EXAMPLES = (
     "natprec solve folder.measurement --eps 0.01 --out plan.json",
     "natprec solve folder.measurement --ladder",
+    "natprec solve folder.measurement --eps 0.05 --minimize decode --costs costs.toml --out plan.json",
     "natprec solve NAMESPACE/NAME --eps 0.02 --out plan.json",
 )
 
@@ -37,9 +38,7 @@ def solve(
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
-    from rich.console import Console
-
-    from natprec.commands.output import print_json
+    from natprec.commands.output import print_json, show, word_for
     from natprec.measurement import Measurement
     from natprec.models.hub import measurement_path
     from natprec.pipeline.ladder_table import planned_table
@@ -60,13 +59,21 @@ def solve(
         rungs = ladder(
             found, engine=engine, rounding=rounding, margin=config.margin, activations=config.activations, kv=config.kv,
             eps_bwd=config.eps_bwd, gpu=config.gpu, untested=config.untested, portable=config.portable,
+            minimize=config.minimize, costs=config.costs,
         )  # fmt: skip
         if as_json:
             print_json(
-                {"model": found.header.model, "margin": config.margin, "rungs": [asdict(each) for each in rungs]}
+                {
+                    "model": found.header.model,
+                    "margin": config.margin,
+                    "minimize": config.minimize,
+                    "cost_unit": rungs[0].cost_unit,
+                    "cost_source": rungs[0].cost_source,
+                    "rungs": [asdict(each) for each in rungs],
+                }
             )
         else:
-            Console().print(planned_table(rungs), highlight=False)
+            show(planned_table(rungs), word_for(rungs[0].cost_source))
         return
     plan = found.solve(engine=engine, rounding=rounding, **config.given("solve"))
     plan = replace(plan, provenance=found.header.provenance(command_of("solve", config, public_name(str(measurement)))))
@@ -75,7 +82,7 @@ def solve(
     if as_json:
         print_json(plan.to_json())
     else:
-        Console().print(plan_table(plan))
+        show(plan_table(plan), word_for(plan.cost_source))
 
 
 def is_plan(path: Path) -> bool:

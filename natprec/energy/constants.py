@@ -1,12 +1,17 @@
-"""The sourced constants of `constants.toml`: an interval, its unit, its source, and how it came here."""
+"""The sourced constants of `constants.toml`, and the peaks of `natprec.costs` that were looked up.
+
+A value from memory only widens an interval, and no floor rests on it: such peaks are left out here.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from natprec.costs import peaks
+from natprec.costs.peaks import Constant
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -18,31 +23,6 @@ FILE = Path(__file__).with_name("constants.toml")
 BASES = ("read", "transcribed", "derived", "memory")
 
 
-@dataclass(frozen=True)
-class Constant:
-    """One value.
-
-    Attributes:
-        low, high: the interval, in `unit`.
-        basis: one of `BASES`.
-    """
-
-    name: str
-    low: float
-    high: float
-    unit: str
-    source: str
-    basis: str
-    note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """As `assumptions` of energy.json lists it."""
-        return {
-            "name": self.name, "low": self.low, "high": self.high, "unit": self.unit, "source": self.source,
-            "basis": self.basis,
-        }  # fmt: skip
-
-
 @functools.cache
 def _file() -> dict[str, Any]:
     return tomllib.loads(FILE.read_text(encoding="utf-8"))
@@ -50,12 +30,14 @@ def _file() -> dict[str, Any]:
 
 def constant(kind: str, name: str) -> Constant:
     """A constant by its table, for example `joules_per_bit` and `hbm2`."""
-    return Constant(f"{kind}.{name}", **_file()[kind][name])
+    return constants(kind)[name]
 
 
 def constants(kind: str) -> dict[str, Constant]:
     """All of a table."""
-    return {name: constant(kind, name) for name in _file()[kind]}
+    if kind in peaks.peaks():
+        return {name: each for name, each in peaks.peaks()[kind].items() if each.basis != "memory"}
+    return {name: Constant(f"{kind}.{name}", **value) for name, value in _file()[kind].items()}
 
 
 def grids() -> dict[str, float]:
@@ -69,10 +51,4 @@ def of_gpu(kind: str, gpu: str) -> Constant | None:
     >>> of_gpu("bandwidth", "NVIDIA H200").high, of_gpu("bandwidth", "NVIDIA A10")
     (4800000000000.0, None)
     """
-    words = set(gpu.lower().replace("-", " ").split())
-    variants = words & {"pcie", "nvl"}  # other boards than the one with the plain name
-    for name, value in constants(kind).items():
-        wanted = set(name.split("_"))
-        if wanted <= words and variants <= wanted:
-            return value
-    return None
+    return peaks.of_gpu(constants(kind), gpu)

@@ -1,25 +1,20 @@
 """Joules of one product by format and shape, measured: a table of costs for `natprec solve --minimize joules`.
 
 Each product runs on as many copies of its weight as no cache holds, as in a model, where all other weights come between
-two uses of one. Estimates have no place here: two of them are never ranked.
+two uses of one. Estimates have no place here: two of them are never ranked. The file is one of `natprec.costs`.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-import json
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from natprec.costs.model import Product
 from natprec.energy.counters import Found
-from natprec.energy.footprint import on_chip_bytes
 from natprec.energy.opening import Opened, open_model
 from natprec.energy.protocol import Settings, describe, filled, machine_of, pace_of, recording
 from natprec.energy.recorder import Clock
@@ -27,30 +22,16 @@ from natprec.energy.result import report
 from natprec.energy.run import Part
 from natprec.energy.window import cut_windows
 from natprec.errors import InputError
-from natprec.formats import CHANNEL, Format, integer
+from natprec.formats import CHANNEL, activation, integer
 from natprec.models.layers import layer_of
-from natprec.quantizers import quantize
-from natprec.runtime.kernels.dispatch import choose
-from natprec.runtime.kernels.kernel import Layer
-from natprec.runtime.kernels.linear import HalfWeight, QuantizedWeight, QuantLinear, StoredWeight
-from natprec.utils.atomic_files import write_bytes
+from natprec.runtime.kernels.linear import QuantizedWeight, QuantLinear
+from natprec.timing.products import copies, stored_weight
 from natprec.utils.progress import Stages
 
 WIDTHS = range(2, 9)
 GROUP = 64
-MOST_COPIES = 256
 PRODUCTS = 20
 """In a cycle, between two looks at the clock."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One kind of product; `format` None: 16 bits."""
-
-    format: Format | None
-    int8_inputs: bool
-    rows: int
-    columns: int
 
 
 class Products:
@@ -84,21 +65,21 @@ def measure_costs(name: str, settings: Settings, found: Found, stages: Stages) -
         jobs = jobs_of(open_model(name, settings.device, settings.trust_remote_code))
     pace = pace_of(settings, found, clock)
     parts: list[Part] = []
-    kept: list[Job] = []
+    kept: list[Product] = []
     with recording(found.live, clock) as recorder:
         for job in jobs:
             weight = stored_weight(job, device)
             for tokens in settings.batches:
                 work = Products(copies(weight, device), torch.randn(tokens, job.columns, device=device))
-                label = f"{_format(job)} {job.rows} × {job.columns}, {tokens} tokens"
+                label = f"{_weight(job)} {job.rows} × {job.columns}, {tokens} tokens"
                 with stages.stage(label, settings.repeat) as advance:
                     windows = cut_windows(work, clock, recorder, pace, functools.partial(advance, ""))
-                parts.append(Part("product", "decode", tokens, 1, 2, tuple(windows), _format(job)))
+                parts.append(Part("product", "decode", tokens, 1, 2, tuple(windows), _weight(job)))
                 kept.append(job)
     made = report(filled(describe(name, settings, parts, {}, machine_of(settings.device), found), found, recorder))
     rows = [
         {
-            "weight": _format(job), "inputs": "int8" if job.int8_inputs else "float", "rows": job.rows,
+            "weight": _weight(job), "inputs": "int8" if job.inputs else "float", "rows": job.rows,
             "columns": job.columns, "tokens": row["batch"], "joules": row["joules_per_token"],
             "joules_ci95": row["joules_per_token_ci95"], "seconds": 1 / row["tokens_per_second"], "cv": row["cv"],
         }
@@ -116,61 +97,22 @@ def measure_costs(name: str, settings: Settings, found: Found, stages: Stages) -
     }  # fmt: skip
 
 
-def save(table: dict[str, Any], path: Path, first: str) -> None:
-    """As TOML: the heading, then one `[[rows]]` for each product.
-
-    Args:
-        first: the first line, which says what the file is.
-    """
-    lines = [first]
-    lines += [f"{key} = {_toml(value)}" for key, value in table.items() if key != "rows" and value is not None]
-    for row in table["rows"]:
-        lines += ["", "[[rows]]", *(f"{key} = {_toml(value)}" for key, value in row.items() if value is not None)]
-    write_bytes(path, ("\n".join(lines) + "\n").encode())
-
-
-def jobs_of(opened: Opened) -> list[Job]:
-    """The products of a model, each once, the smallest first."""
-    found: set[Job] = set()
+def jobs_of(opened: Opened) -> list[Product]:
+    """The products of a model with one token, each once, the smallest first."""
+    found: set[Product] = set()
     for module in opened.runnable.model.modules():
         if isinstance(module, QuantLinear):
             stored = module.stored
             layer = stored.layer if isinstance(stored, QuantizedWeight) else None
-            found.add(
-                Job(layer.format if layer else None, bool(layer and layer.int8_inputs), stored.rows, stored.columns)
-            )
+            inputs = activation(8) if layer and layer.int8_inputs else None
+            found.add(Product(layer.format if layer else None, inputs, stored.rows, stored.columns, 1))
         elif (dense := layer_of(module)) is not None and not dense.kind.looks_up:
             rows, columns = dense.shape
             group = GROUP if columns % GROUP == 0 else CHANNEL
-            found |= {Job(integer(bits, group), False, rows, columns) for bits in WIDTHS}
-            found.add(Job(None, False, rows, columns))
-    return sorted(found, key=lambda job: (job.rows * job.columns, job.rows, _format(job), job.int8_inputs))
+            found |= {Product(integer(bits, group), None, rows, columns, 1) for bits in WIDTHS}
+            found.add(Product(None, None, rows, columns, 1))
+    return sorted(found, key=lambda job: (job.rows * job.columns, job.rows, _weight(job), job.formats))
 
 
-def stored_weight(job: Job, device: torch.device) -> StoredWeight:
-    """A made-up weight, packed as the runtime packs it."""
-    weight = torch.randn(job.rows, job.columns, generator=torch.Generator().manual_seed(0)) / math.sqrt(job.columns)
-    if job.format is None:
-        return HalfWeight(weight.bfloat16(), device.type)
-    layer = Layer(job.format, job.rows, job.columns, job.int8_inputs)
-    kernel, _ = choose(layer, device.type)
-    return QuantizedWeight(quantize(weight, job.format, torch.bfloat16), layer, kernel, torch.bfloat16)
-
-
-def copies(weight: StoredWeight, device: torch.device) -> list[nn.Module]:
-    """So many that no cache keeps one until it is used again."""
-    size = sum(each.numel() * each.element_size() for each in weight.buffers()) or 1
-    count = min(MOST_COPIES, max(1, math.ceil(2 * on_chip_bytes(device) / size)))
-    return [QuantLinear(copy.deepcopy(weight), None).to(device) for _ in range(count)]
-
-
-def _format(job: Job) -> str:
-    return "bfloat16" if job.format is None else job.format.name
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value) if isinstance(value, float) else json.dumps(value)
+def _weight(job: Product) -> str:
+    return "bfloat16" if job.weight is None else job.weight.name

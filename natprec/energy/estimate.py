@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from natprec.energy.constants import Constant, constant, of_gpu
+from natprec.costs.peaks import Constant
+from natprec.energy.constants import constant, of_gpu
 from natprec.energy.footprint import Footprint
 
 GPU_MEMORY = {"4090": "gddr6x", "l40s": "gddr6"}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 
 from natprec.models.layers import layer_of
 from natprec.runtime.kernels.linear import QuantLinear
+from natprec.timing.products import on_chip_bytes
 from natprec.utils.schema import From0, Positive, Within
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -66,23 +66,6 @@ def footprint(model: nn.Module, device: torch.device, cache_bytes: float | None)
     )
 
 
-def on_chip_bytes(device: torch.device, root: Path = Path("/sys/devices/system/cpu")) -> float:
-    """Bytes of the last cache of a GPU, or of all caches of the CPUs.
-
-    A weight that stays there from one step to the next need not be read from memory.
-    """
-    if device.type == "cuda":
-        return float(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
-    total, seen = 0.0, set()
-    for size in root.glob("cpu[0-9]*/cache/index[0-9]*/size"):
-        key = (_text(size.with_name("level")), _text(size.with_name("type")), _text(size.with_name("shared_cpu_list")))
-        text = _text(size)
-        if key not in seen and text[:-1].isdigit() and key[1] != "Instruction":
-            seen.add(key)
-            total += int(text[:-1]) * {"K": 1024, "M": 1024**2}.get(text[-1], 0)
-    return total
-
-
 def _active_share(model: Any) -> float:
     """Of the experts, those that one token takes."""
     config: Any = getattr(model, "config", None)
@@ -95,10 +78,3 @@ def _active_share(model: Any) -> float:
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from natprec.energy.footprint import EXPERT, Footprint, on_chip_bytes
+from natprec.energy.footprint import EXPERT, Footprint
 from natprec.errors import InputError
 from natprec.models.config_file import FILE, KEY, found_object
 from natprec.models.devices import usable_device
@@ -17,6 +17,7 @@ from natprec.models.loading import load_model, model_digest
 from natprec.models.model_files import weight_files
 from natprec.models.places import local_path
 from natprec.runtime.load import Runnable, load
+from natprec.timing.products import on_chip_bytes
 
 LARGEST_CACHE = 128e6
 """Bytes that any GPU keeps on the chip: of a server it is not known where it computes."""
@@ -127,13 +128,6 @@ def refuse_other_sizes(own: tuple[int, int, int] | None, original: tuple[int, in
         )
 
 
-def cpu_name(file: Path = Path("/proc/cpuinfo")) -> str:
-    """What the system calls its processor; `unknown` where it does not say."""
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _width(dtype: str) -> float:

@@ -21,7 +21,7 @@ from natprec.energy.convert import Prices
 from natprec.energy.counters import Counter, Found
 from natprec.energy.counters.nvml import gpu_facts
 from natprec.energy.footprint import footprint
-from natprec.energy.opening import Opened, cpu_name, open_model, refuse_other_sizes, sizes_on_disk, threads
+from natprec.energy.opening import Opened, open_model, refuse_other_sizes, sizes_on_disk, threads
 from natprec.energy.recorder import Clock, Recorder
 from natprec.energy.result import LEAST_WINDOWS
 from natprec.energy.run import Machine, Part, Run, with_fault, with_series
@@ -29,6 +29,7 @@ from natprec.energy.series import LEAST_STEPS, CounterFault
 from natprec.energy.window import LEAD, Pace, Window, cut_windows, idle_window
 from natprec.energy.work import Decode, Prefill, Shape, bits_of_choice, fitting, prompts
 from natprec.errors import InputError
+from natprec.utils.machine import cpu_name
 from natprec.utils.progress import Stages
 from natprec.utils.records import public_name
 

@@ -121,7 +121,7 @@ def _sizes(folder: Path, subject: Subject) -> tuple[int, int, int, int]:
     headers = read_headers(weight_files(folder))
     under: dict[str, int] = {}
     for name, header in headers.items():
-        module = name.rpartition(".")[0]
+        module = name.partition(".weight.")[0] if ".weight." in name else name.rpartition(".")[0]
         if not name.endswith(".bias"):
             under[module] = under.get(module, 0) + header.nbytes
     rows = [(site.elements, under[site.name]) for site in subject.sites if site.name in under]

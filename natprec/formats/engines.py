@@ -17,6 +17,8 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
 - Experts: vLLM and SGLang run those of a layer as two fused matrices of one scheme (gate, up and down: "All MoE
   projections need to have same quantization scheme"); transformers unpacks all experts of a model by one scheme
   (`get_experts_scheme`), and with another one in some layer it fails.
+- bitsandbytes runs a Linear in NF4 or FP4, each with a description of its own (`QuantState`), or leaves it at 16 bits
+  where transformers is told to skip it (`llm_int8_skip_modules`); embeddings, heads and experts stay as they are.
 - llama.cpp runs each tensor, the tied embedding too, in any GGUF type whose blocks divide its rows; one tensor holds
   the same weight of all experts of a layer.
 
@@ -34,9 +36,10 @@ from natprec.errors import InputError, unknown
 from natprec.formats.format import Format
 from natprec.formats.gpus import generation
 from natprec.formats.offers import OFFERS, Role, offered
-from natprec.formats.patterns import Integers, Listed, Pairing, Pattern
+from natprec.formats.patterns import Blocked, Integers, Listed, Pairing, Pattern
 from natprec.formats.presets import CHANNEL, FP8_TENSOR, GGUF_TYPES
 from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, PerToken
+from natprec.formats.tables import FOUR_BIT, beside_bytes
 
 GROUP_SIZES = (32, 64, 128, CHANNEL)
 
@@ -58,6 +61,7 @@ class EngineProfile:
             or all of the model; or each as it is.
         layers: kinds of layers (see `natprec.models.layers`) whose codes it reads.
         ragged: whether it runs rows that are no multiple of the smallest group; kernels of vLLM and SGLang do not.
+        leaves: whether any single Linear may stay at 16 bits, so that this is a candidate like others.
         gpu: the generation, or 'any', whose formats these are; None: those that do not depend on one.
         untested, portable: see `engine_profile`.
     """
@@ -65,13 +69,14 @@ class EngineProfile:
     name: str
     formats: Mapping[Role, tuple[Pattern, ...]] = field(hash=False)
     pairings: tuple[Pairing, ...] = ()
-    container: Literal["compressed-tensors", "gguf"] = "compressed-tensors"
+    container: Literal["compressed-tensors", "gguf", "bitsandbytes"] = "compressed-tensors"
     packs_embeddings: bool = True
     full_range: bool = False
     fuses: bool = True
     experts: Literal["each", "tensor", "layer", "model"] = "each"
     layers: tuple[str, ...] = ("Linear", "Embedding")
     ragged: bool = False
+    leaves: bool = False
     gpu: str | None = None
     untested: bool = False
     portable: bool = False
@@ -136,7 +141,8 @@ class EngineProfile:
         """Bytes on disk of a weight of this role; `uses` is 2 for a tied embedding and head."""
         if role == "embedding" and not self.packs_embeddings:
             return rows * columns + uses * fmt.scale_bytes(rows, columns)
-        return fmt.stored_bytes(rows, columns)
+        beside = beside_bytes(fmt) if self.container == "bitsandbytes" else 0
+        return fmt.stored_bytes(rows, columns) + beside
 
 
 _ALL, _NARROW = tuple(range(2, 9)), tuple(range(3, 9))
@@ -188,6 +194,13 @@ PROFILES = {
             pairings=_ANY_PAIR,
             layers=("Linear", "Embedding", "Conv1D"),
             ragged=True,
+        ),
+        EngineProfile(
+            "bitsandbytes",
+            {"linear": (Blocked(FOUR_BIT),)},
+            container="bitsandbytes",
+            fuses=False,
+            leaves=True,
         ),
         EngineProfile(
             "llama.cpp",

@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from natprec.formats.codebook import Codebook, Float, Integer
-from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, PerTensor, Scaling
+from natprec.formats.codebook import Codebook, Float, Integer, Table
+from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, PerScales, PerTensor, Scaling
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +87,11 @@ class Format:
         return not isinstance(self.scaling.dtype, str)
 
     @property
+    def doubly_quantized(self) -> bool:
+        """Whether scales, less their mean, are codes of a table: double quantization."""
+        return isinstance(self.scaling.dtype, Table)
+
+    @property
     def dynamic(self) -> bool:
         """Whether scales are found while the model runs, else they are fixed beforehand."""
         return self.scaling.dynamic
@@ -133,7 +138,7 @@ class Format:
     def by_row(self) -> bool:
         """Whether codes of a row follow from that row alone: no scale is shared with others."""
         outer = self.scaling.outer
-        own = outer is None or not isinstance(outer.granularity, PerTensor)
+        own = outer is None or not isinstance(outer.granularity, PerTensor | PerScales)
         return own and not isinstance(self.scaling.granularity, PerBlock | PerTensor)
 
     def stored_bytes(self, rows: int, columns: int) -> int:
@@ -162,4 +167,6 @@ def _scale_bits(scaling: Scaling, rows: int, columns: int) -> int:
     else:
         count = rows if isinstance(granularity, PerChannel) else 1
     stored = count * scaling.bits * (2 if scaling.zero == "float" else 1)
+    if scaling.outer is not None and isinstance(scaling.outer.granularity, PerScales):
+        return stored + scaling.outer.bits * (math.ceil(count / scaling.outer.granularity.size) + 1)
     return stored + (_scale_bits(scaling.outer, rows, columns) if scaling.outer else 0)

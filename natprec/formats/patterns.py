@@ -90,6 +90,15 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Blocked(Listed):
+    """Formats named one by one, in groups of several sizes."""
+
+    def at(self, group_sizes: Sequence[int]) -> tuple[Format, ...]:
+        """See `Pattern`."""
+        return tuple(fmt for fmt in self.formats if fmt.group_size in group_sizes)
+
+
+@dataclass(frozen=True)
 class Pairing:
     """Weights and inputs of one kind of matrix product."""
 

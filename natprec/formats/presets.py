@@ -3,6 +3,7 @@
     int4-g64  int8-channel  int4-g64-asym      weights, as compressed-tensors packs them
     Q4_K  Q6_K  Q8_0 …                         weights, as GGUF stores them (ggml-common.h)
     nvfp4  mxfp4  fp8-channel …                weights in floating point
+    nf4-g64  nf4-g64-dq  fp4-g64 …             weights as bitsandbytes stores them: `natprec.formats.tables`
     a8-token  a4-g64  a8-channel  fp8-tensor   what flows: inputs of Linears, keys, values; `-full`: see `Scaling`
 
 A block type of GGUF stores 32 weights under a float16 scale; Q4_1 and Q5_1 add a float16 offset (their 'minimum'). A K
@@ -30,6 +31,7 @@ from natprec.formats.scaling import (
     PerToken,
     Scaling,
 )
+from natprec.formats.tables import parse_four_bit
 
 CHANNEL = -1
 """The group size that options and Python give for one scale per output channel."""
@@ -136,11 +138,13 @@ def parse_format(name: str) -> Format:
     Raises:
         InputError: there is none.
     """
-    if known := GGUF_TYPES.get(name) or FLOAT_WEIGHTS.get(name):
+    if known := GGUF_TYPES.get(name) or FLOAT_WEIGHTS.get(name) or parse_four_bit(name):
         return known
     match = _WEIGHT.fullmatch(name)
     if match is None:
-        raise InputError(f"unknown format {name!r}; write for example int4-g64, int8-channel, int4-g64-asym or Q4_K")
+        raise InputError(
+            f"unknown format {name!r}; write for example int4-g64, int8-channel, int4-g64-asym, nf4-g64 or Q4_K"
+        )
     by = PerTensor() if match["tensor"] else int(match["group"] or CHANNEL)
     return integer(int(match["bits"]), by, match["asym"] is None)
 

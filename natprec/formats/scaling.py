@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from natprec.errors import InputError
-from natprec.formats.codebook import Float, Integer
+from natprec.formats.codebook import Float, Integer, Table
 
 
 @dataclass(frozen=True, order=True)
@@ -80,9 +80,18 @@ class PerHead:
     name = "head"
 
 
-Granularity = PerTensor | PerChannel | PerGroup | PerBlock | PerToken | PerFeature | PerHead
+@dataclass(frozen=True, order=True)
+class PerScales:
+    """Of an outer scale: one for so many scales of a weight, row after row, beside one mean of them all."""
 
-ScaleType = Literal["model", "float16", "float32", "e8m0"] | Integer | Float
+    size: int
+
+    name = "scales"
+
+
+Granularity = PerTensor | PerChannel | PerGroup | PerBlock | PerToken | PerFeature | PerHead | PerScales
+
+ScaleType = Literal["model", "float16", "float32", "e8m0"] | Integer | Float | Table
 """What a scale is stored as: 16 bits of the model's dtype, a float, a power of two, or a code times an outer scale."""
 
 WIDTHS = {"model": 16, "float16": 16, "float32": 32, "e8m0": 8}

@@ -125,7 +125,7 @@ def measure(
             seed=config.seed,
             rounding=config.rounding,
             parts=parts,
-            gauges=subject.gauges if compensates and config.transforms != "none" else None,
+            gauges=subject.gauges if compensates and config.transforms != "none" and not profile.leaves else None,
             activations={
                 site: activation_formats(site, config.group_size, profile.full_range, profile) for site in flows
             },

@@ -373,6 +373,8 @@ class Subject:
                 return False
             if site.role == "head" and not takes_head(self.architecture):
                 return False
+        if profile.container == "bitsandbytes" and site.experts:
+            return False  # transformers keeps experts as one tensor, which bitsandbytes leaves alone
         return profile.fits(site.role, fmt, *site.shape)
 
 

@@ -26,6 +26,7 @@ from natprec.models.config_file import FILE, found_object
 from natprec.models.gguf_files import gguf_architecture
 from natprec.models.places import local_path
 from natprec.utils.atomic_files import refuse_existing
+from natprec.utils.installed import BITSANDBYTES, require
 from natprec.utils.marks import refuse_inputs
 
 ENCODERS = (
@@ -55,7 +56,7 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
         refuse_existing(out, overwrite)
     place = local_path(config.model) if config.model else None
     described = {} if place is None else found_object(place / FILE)
-    _refuse_model(config, place, described)
+    _refuse_model(config, place, described, judged)
     if config.data is not None:
         _refuse_text(config, config.data, config.tokens // 2, place)  # the model may write the other half
     refuse_pictures(config)
@@ -136,9 +137,11 @@ def parse_ladder(text: str) -> tuple[float, ...]:
     return widths
 
 
-def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[str, Any]) -> None:
+def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[str, Any], judged: bool) -> None:
     """An architecture that the engine has no form for, or a group size that divides no weight where all have one."""
     profile = engine_profile(config.engine)
+    if profile.container == "bitsandbytes" and judged:
+        require("bitsandbytes", "engine 'bitsandbytes' is judged by that library", BITSANDBYTES)
     kind = described.get("model_type")
     if place is not None and place.suffix.lower() == ".gguf":
         kind = gguf_architecture(place)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 
+from natprec.costs.choose import BYTES
 from natprec.pipeline.ladder import Rung as Checkpoint
 from natprec.solver.ladder import Rung
 from natprec.utils.human import human_bytes
 
 
-def planned_table(rungs: Iterable[Rung]) -> Table:
-    """The cost of each tolerance; the last column names the format that costs as much in every Linear."""
+def planned_table(rungs: Sequence[Rung]) -> Table:
+    """The cost of each tolerance; the last column names the format that costs as much in every Linear.
+
+    Where something else than bytes is minimised: distortion, bytes and that cost of both kinds of plans, and which of
+    them another plan beats in all three.
+    """
+    if any(rung.minimize != BYTES for rung in rungs):
+        return _costs_table(rungs)
     table = _table("eps", "bits", "stored", "of 16 bits", "KL predicted", "perplexity", right=6)
     table.add_column("about as good as")
     for rung in rungs:
@@ -20,6 +27,18 @@ def planned_table(rungs: Iterable[Rung]) -> Table:
         table.add_row(
             f"{rung.eps:g}", f"{rung.bits:.2f}", human_bytes(rung.stored_bytes), f"{rung.stored_fraction:.1%}",
             f"{rung.kl_predicted:.4g}", ratio, rung.like or "-",
+        )  # fmt: skip
+    return table
+
+
+def _costs_table(rungs: Sequence[Rung]) -> Table:
+    table = _table("eps", "least", "bits", "stored", "KL predicted", rungs[0].cost_unit, "error", right=7)
+    table.add_column("")
+    for rung in rungs:
+        table.add_row(
+            f"{rung.eps:g}", rung.minimize, f"{rung.bits:.2f}", human_bytes(rung.stored_bytes),
+            f"{rung.kl_predicted:.4g}", f"{rung.cost:.6g}",
+            "?" if rung.cost_error is None else f"{rung.cost_error:.1%}", "dominated" if rung.dominated else "",
         )  # fmt: skip
     return table
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natprec.costs.choose import BYTES
+from natprec.costs.roofline import WORD
 from natprec.errors import InputError
 from natprec.evaluation.verification import Verification
 from natprec.measurement import Measurement
 from natprec.solver import Plan
-from natprec.solver.ladder import ladder
+from natprec.solver.ladder import Rung, ladder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plot(what: Measurement | Plan | Verification, axes: Axes | None = None) -> Axes:
+def plot(
+    what: Measurement | Plan | Verification,
+    axes: Axes | None = None,
+    *,
+    minimize: str = BYTES,
+    costs: str | Path | None = None,
+    gpu: str | None = None,
+) -> Axes:
     """Draw on given axes, or on new ones.
 
-    A measurement: the predicted distortion over the checkpoint's size. A plan: how many weights have each width. A
+    A measurement: the predicted distortion over the checkpoint's size; with another cost to minimise (see
+    `natprec.solve`) over that cost, the size as the size of a mark, and plans that another plan beats in all three
+    hollow and crossed out. A plan: how many weights have each width. A
     verification: the distortion on each text with its interval, beside the tolerance.
 
     Raises:
@@ -31,7 +43,11 @@ def plot(what: Measurement | Plan | Verification, axes: Axes | None = None) -> A
         raise InputError("plot needs matplotlib; run: pip install matplotlib") from error
     drawn: Any = axes if axes is not None else pyplot.figure(figsize=(6, 3.5), layout="constrained").add_subplot()
     if isinstance(what, Measurement):
-        _measurement(what, drawn)
+        rungs = ladder(what, minimize=minimize, costs=costs, gpu=gpu)
+        if minimize == BYTES:
+            _measurement(what, rungs, drawn)
+        else:
+            _three(what, rungs, drawn)
     elif isinstance(what, Plan):
         _plan(what, drawn)
     else:
@@ -39,8 +55,25 @@ def plot(what: Measurement | Plan | Verification, axes: Axes | None = None) -> A
     return drawn
 
 
-def _measurement(found: Measurement, axes: Any) -> None:
-    rungs = ladder(found)
+def _three(found: Measurement, rungs: list[Rung], axes: Any) -> None:
+    """Distortion over a cost, with sizes; both kinds of plans."""
+    largest = max(rung.stored_bytes for rung in rungs)
+    for minimize, color in zip(dict.fromkeys(rung.minimize for rung in rungs), ("C0", "C1"), strict=False):
+        for beaten in (False, True):
+            own = [rung for rung in rungs if rung.minimize == minimize and rung.dominated is beaten]
+            sizes = [120 * rung.stored_bytes / largest for rung in own]
+            at = [rung.cost for rung in own], [rung.kl_predicted for rung in own]
+            label = f"least {minimize}" + (", dominated" if beaten else "")
+            axes.scatter(*at, sizes, facecolors="none" if beaten else color, edgecolors=color, label=label)
+            if beaten:
+                axes.scatter(*at, sizes, color="black", marker="x", linewidths=0.8)
+    source = WORD + ": " if rungs[0].cost_source == "roofline" else ""
+    axes.set(yscale="log", xlabel=f"{source}{rungs[0].cost_unit}", ylabel=f"{found.header.distortion} predicted")
+    axes.set_title(f"{source}{found.header.model}: marks as large as checkpoints", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def _measurement(found: Measurement, rungs: list[Rung], axes: Any) -> None:
     axes.plot([rung.stored_bytes / 1e6 for rung in rungs], [rung.kl_predicted for rung in rungs], marker="o")
     for rung in rungs:
         at = (rung.stored_bytes / 1e6, rung.kl_predicted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from natprec.checkpoints import as_gguf
 from natprec.checkpoints.trial import refuse_unloadable
 from natprec.config import NOT_ROUNDED, QuantizeConfig
+from natprec.costs import costs_for
+from natprec.costs.choose import BYTES
 from natprec.distortions import named
 from natprec.errors import InputError, ModelError
 from natprec.formats import EngineProfile, Format, engine_profile
@@ -30,6 +33,9 @@ from natprec.utils.human import human_bytes
 from natprec.utils.memory import available_bytes
 from natprec.utils.progress import Stages
 
+ANY_EPS = 1e9
+"""A tolerance that all formats keep, to see whether each has a cost."""
+
 COPIES = 3
 """Of the weights, that verification needs beside each other in memory: the original, the quantized, its unpacking."""
 
@@ -42,6 +48,8 @@ def check(config: QuantizeConfig, judged: bool = True, solved: bool = True) -> N
     """
     config.check(judged, solved)
     check_flows(config.profile, config.activations, config.kv)
+    if solved:
+        costs_for(config.minimize, config.engine, config.gpu, Path(config.costs) if config.costs else None)
 
 
 def solve_for(config: QuantizeConfig, measurement: Measurement, eps_solved: float | None = None) -> Plan:
@@ -173,17 +181,18 @@ def refuse_long(subject: Subject, length: int) -> None:
 
 
 def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
-    """Solve a made-up measurement for the size: bytes are known before anything is measured.
+    """Solve a made-up measurement for the size, or with the costs: both are known before anything is measured.
 
     Raises:
         BudgetError: --bits or --max-size is below the cheapest plan.
-        InputError: the group size does not divide a layer, or keys and values cannot have the width that is asked for.
+        InputError: the group size does not divide a layer, a format has no cost, or keys and values cannot have the
+            width that is asked for.
     """
     profile = config.profile
     formats = subject.candidates(profile, config.group_size, config.sites)
     if config.kv != NOT_ROUNDED:
         cache_format(subject.activations, profile, config.kv)
-    if config.bits is None and config.max_size is None:
+    if config.bits is None and config.max_size is None and config.minimize == BYTES:
         return
     unreached = subject.unreached
     candidates: dict[Site, tuple[Format, ...]] = {
@@ -206,4 +215,5 @@ def refuse_impossible_size(config: QuantizeConfig, subject: Subject) -> None:
         carried_bytes=subject.carried_bytes, distortion=subject.distortion.name, rounding=config.rounding,
         gpu=profile.gpu, untested=config.untested, portable=config.portable, untied=subject.untied,
     )  # fmt: skip
-    solve_for(replace(config, eps=None, eps_scope="model"), Measurement(header, curves))
+    eps = None if config.minimize == BYTES else ANY_EPS
+    solve_for(replace(config, eps=eps, eps_scope="model"), Measurement(header, curves))

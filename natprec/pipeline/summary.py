@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from natprec.config import DISTORTIONS
+from natprec.costs import PREFILL_TOKENS
+from natprec.costs.choose import BYTES
 from natprec.distortions import named
 from natprec.evaluation.conclude import promised
 from natprec.evaluation.verdict import FAIL, PASS, WITHIN_NOISE
@@ -72,9 +74,12 @@ def plan_table(plan: Plan, stored_on_disk: int | None = None) -> RenderableType:
         rows.add_row("given", f"{human_bytes(plan.source_bytes)}{kind}")
     rows.add_row("at 16 bits", human_bytes(plan.stored_bytes_reference))
     rows.add_row("stored", _stored(plan, stored_on_disk))
+    if plan.minimize != BYTES and plan.cost is not None:
+        _add_cost(rows, plan, plan.cost)
     _add_predicted(rows, plan)
     if plan.uniform is not None and plan.kl_uniform is not None:
-        rows.add_row("", f"uniform {plan.uniform}, no larger: {plan.kl_uniform:.4g}")
+        than = "larger" if plan.minimize == BYTES else "dearer"
+        rows.add_row("", f"uniform {plan.uniform}, no {than}: {plan.kl_uniform:.4g}")
     return rows
 
 
@@ -145,6 +150,7 @@ def serving_line(engine: str, folder: str) -> str:
         "vllm": f"vllm serve {folder} (0.25.1 was run), or natprec generate {folder}",
         "sglang": f"python -m sglang.launch_server --model-path {folder}, or natprec generate {folder}",
         "llama.cpp": f"llama-server -m {folder}/model.gguf",
+        "bitsandbytes": f"AutoModelForCausalLM.from_pretrained({folder!r}), beside bitsandbytes (QLoRA: docs/qlora.md)",
     }.get(engine, f"natprec generate {folder}, or natprec serve {folder}")
 
 
@@ -187,6 +193,14 @@ def _add_predicted(rows: Table, plan: Plan) -> None:
     rows.add_row(f"{label} predicted", _interval(plan.kl_predicted, plan.kl_predicted_ci95, unit))
     if plan.kl_joint is not None and plan.joint_ci95 is not None:
         rows.add_row("", f"sum over sites {plan.kl_sum:.4g}; joint {_interval(plan.kl_joint, plan.joint_ci95, '')}")
+
+
+def _add_cost(rows: Table, plan: Plan, cost: float) -> None:
+    error = "of unknown error" if plan.cost_error is None else f"within {plan.cost_error:.1%} as far as known"
+    of = {"decode": "a new token", "prefill": f"a prompt of {PREFILL_TOKENS} tokens", "joules": "a new token"}
+    rows.add_row("least " + plan.minimize, f"{cost:.6g} {plan.cost_unit} for {of[plan.minimize]}, {error}")
+    source = f"{plan.cost_source}: {plan.cost_table}" + (f", digest {plan.cost_digest}" if plan.cost_digest else "")
+    rows.add_row("", source + ("" if plan.cost_whole else "; its products alone"))
 
 
 def _add_needs(rows: Table, plan: Plan, needs: Needs) -> None:

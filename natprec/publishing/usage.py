@@ -49,11 +49,13 @@ def run_it(contents: Contents) -> str:
             else "AutoModelForCausalLM" if is_causal(contents) else "AutoModel"
         )  # fmt: skip
         given = f', revision="{branch}"' if branch else ""
+        how = "which decompresses the weights: quality, not speed"
+        how = "with bitsandbytes, also to fine-tune it (QLoRA)" if plan.engine == "bitsandbytes" else how
         parts += [
-            "transformers, which decompresses the weights: quality, not speed:",
+            f"transformers, {how}:",
             block(f'from transformers import {loader}\n\nmodel = {loader}.from_pretrained("{name}"{given})', "python"),
         ]
-    if is_causal(contents):
+    if is_causal(contents) and plan.engine != "bitsandbytes":
         parts += [
             "natprec, on the codes themselves:",
             block(f'natprec generate {at_revision(contents)} --prompt "Why is the sky blue?"'),

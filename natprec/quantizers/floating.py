@@ -6,6 +6,7 @@ Precision is relative there, so that no group has to fill the range; what is cho
     MX       a power of two below or above that (OCP MX 1.0 takes the one below, which saturates), whichever errs less
     NVFP4    the largest of 16 is scaled to 6 or to 4, whose neighbours are nearer (four over six: Cook et al. 2025,
              arXiv:2512.02010), whichever errs less; scales are float8, times a float32 of the tensor
+    NF4      the largest magnitude is scaled to 1, as bitsandbytes does
 
 Rows may share a scale. So whoever has only some of a weight's rows also needs its `Extent`.
 """
@@ -13,13 +14,14 @@ Rows may share a scale. So whoever has only some of a weight's rows also needs i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from natprec.formats import Format, PerBlock, PerTensor
+from natprec.formats import Format, PerBlock, PerTensor, Scaling
+from natprec.quantizers.double_scales import double_scales
 from natprec.quantizers.scale_storage import outer_scale, stored_scale
 from natprec.quantizers.tensor import QuantizedTensor, spread
 
@@ -38,26 +40,42 @@ class Extent:
         largest: (), the largest magnitude of the weight.
         shared: (), that of all weights that share its outer scale.
         blocks: kind of block → (rows, blocks of a row), the largest magnitude of the block of each row.
+        doubles: format of double quantization → its scales (rows, groups), and what they are made of.
     """
 
     largest: Tensor
     shared: Tensor
     blocks: dict[PerBlock, Tensor]
+    doubles: dict[Format, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, weight: Tensor, formats: Iterable[Format], shared: Tensor | None = None) -> Extent:
         """What some formats need to know of a weight (rows, columns)."""
+        formats = list(formats)
         needed = [fmt.scaling for fmt in formats if not fmt.by_row]
         kinds = {each.granularity for each in needed if isinstance(each.granularity, PerBlock)}
-        if any(each.outer is not None or each.granularity == PerTensor() for each in needed):
+        if any(_of_tensor(each) for each in needed):
             largest = torch.maximum(weight.max(), -weight.min()).float()
         else:
             largest = torch.zeros((), device=weight.device)
-        return cls(largest, largest if shared is None else shared, {by: _blocks(weight, by) for by in kinds})
+        doubles = {fmt: double_scales(_largest(weight, fmt), fmt) for fmt in formats if fmt.doubly_quantized}
+        return cls(largest, largest if shared is None else shared, {by: _blocks(weight, by) for by in kinds}, doubles)
 
     def at(self, rows: slice | Tensor) -> Extent:
         """The same for some of the rows."""
-        return replace(self, blocks={by: found[rows] for by, found in self.blocks.items()})
+        doubles = {fmt: (scale[rows], outer) for fmt, (scale, outer) in self.doubles.items()}
+        return replace(self, blocks={by: found[rows] for by, found in self.blocks.items()}, doubles=doubles)
+
+
+def _of_tensor(scaling: Scaling) -> bool:
+    """Whether the largest magnitude of the whole weight decides a scale."""
+    return PerTensor() in (scaling.granularity, scaling.outer and scaling.outer.granularity)
+
+
+def _largest(weight: Tensor, fmt: Format) -> Tensor:
+    """(rows, groups), the largest magnitude of each group, float32; the weight is seen in chunks."""
+    parts = [weight[rows].view(-1, fmt.groups(weight.shape[1]), fmt.span(weight.shape[1])) for rows in chunks(weight)]
+    return torch.cat([torch.maximum(part.amax(-1), -part.amin(-1)) for part in parts]).float()
 
 
 def _blocks(weight: Tensor, by: PerBlock) -> Tensor:
@@ -78,8 +96,11 @@ def choose_scale(
         extent: of the weight that these rows are of.
         power: (columns,), what an error at each weight counts; default: all the same.
     Returns:
-        (rows, groups), float32 as the format stores it, positive; and the outer scale, (), where there is one.
+        (rows, groups), float32 as the format stores it, positive; and the outer scale, see `QuantizedTensor`, where
+        there is one.
     """
+    if fmt.doubly_quantized:
+        return extent.doubles[fmt]
     by, size = fmt.scaling.granularity, fmt.span(weight.shape[1])
     outer = None if fmt.scaling.outer is None else outer_scale(extent.shared, fmt)
     if isinstance(by, PerTensor):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format, Integer, PerBlock, PerTensor
+from natprec.quantizers.double_scales import double_scales
 from natprec.quantizers.ranks import code_at, rank, rank_of_code
 from natprec.quantizers.scale_storage import nested_grid, rescaled, stored_grid
 
@@ -28,7 +29,8 @@ class QuantizedTensor:
         zero_point: (rows, groups), int8; None when symmetric.
         offset: (rows, groups), float32: the value of code 0, where the format stores that instead.
         outer: (), float32, what the codes of scales are multiplied by where one number of the tensor is (NVFP4); its
-            reciprocal is a float32 as well, and `scale` is a code's value divided by that.
+            reciprocal is a float32 as well, and `scale` is a code's value divided by that. Of double quantization (1 +
+            blocks,): the mean of the scales, then the factor of each block of them.
     """
 
     format: Format
@@ -70,6 +72,9 @@ class QuantizedTensor:
         Powers of two stay what they are.
         """
         if not isinstance(self.format.codebook, Integer):
+            if self.format.doubly_quantized:
+                scale, outer = double_scales(self.scale * factor, self.format)
+                return replace(self, scale=scale, outer=outer)
             return replace(self, scale=rescaled(self.scale, factor, self.format, dtype, self.outer))
         low = None if self.offset is None else self.offset * factor
         scale, offset = nested_grid(*stored_grid(self.scale * factor, low, self.format, dtype), self.format)

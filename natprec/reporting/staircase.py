@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from natprec.config import MARGIN, NOT_ROUNDED
+from natprec.costs.choose import BYTES
 from natprec.formats import EngineProfile, Format
 from natprec.measurement import Measurement
 from natprec.solver import Plan
@@ -21,7 +22,8 @@ from natprec.solver.uniform import common_formats
 
 
 def staircase_data(measurement: Measurement, plan: Plan) -> dict[str, Any] | None:
-    """What `solver.js` takes; None where a plan has a target for each site, which no staircase answers.
+    """What `solver.js` takes; None where a plan has a target for each site, which no staircase answers, or is the
+    least of something else than bytes, whose costs are not in the measurement.
 
     Returns:
         groups: each with its `sites`, `elements`, and, format by format, names, bits, `kl`, `stored` (what the solver
@@ -30,7 +32,7 @@ def staircase_data(measurement: Measurement, plan: Plan) -> dict[str, Any] | Non
         common: numbers of the groups that share the formats of most weights.
         headroom, lost, fixed: see `natprec.solver.solve`.
     """
-    if plan.eps_scope == "site":
+    if plan.eps_scope == "site" or plan.minimize != BYTES:
         return None
     kv = NOT_ROUNDED if plan.cache is None else str(plan.cache.format.bits)
     given = opened(
@@ -62,7 +64,7 @@ def _group(group: FusedGroup, profile: EngineProfile) -> dict[str, Any]:
         "sites": [curve.site.name for curve in group.curves],
         "elements": decision.elements,
         "formats": [pair.name for pair in group.pairs],
-        "bits": [pair.weight.bits if pair.weight else UNQUANTIZED_BITS for pair in group.pairs],
+        "bits": [pair.bits for pair in group.pairs],
         "kl": decision.kl.tolist(),
         "stored": np.asarray(decision.stored).tolist(),
         "bytes": [sizes[pair.weight] for pair in group.pairs],

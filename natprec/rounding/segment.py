@@ -146,7 +146,7 @@ class SegmentRounder:
         if fmt.by_row:
             return None
         weight = site_weight(self._segmented.model, site)
-        if fmt.scaling.outer is None:
+        if fmt.scaling.outer is None or fmt.doubly_quantized:  # its scales are those of one weight
             return Extent.of(weight, [fmt])
         if site.fused_group not in self._shared:
             mates = [

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from natprec.checkpoints.code_reader import Checkpoint
+from natprec.checkpoints.four_bit_reader import is_four_bit
+from natprec.errors import InputError
 from natprec.models.devices import quiet, usable_device
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
@@ -76,6 +78,11 @@ def load(
         ModelError: a file or tensor is missing or damaged, or a layer needs a kernel that there is none of.
     """
     folder, target = checkpoint_path(folder), usable_device(device)
+    if is_four_bit(folder):
+        raise InputError(
+            f"checkpoint {str(folder)!r} is one of bitsandbytes, which natprec's runtime has no kernels for; load it "
+            "with transformers, or quantize with --engine natprec"
+        )
     checkpoint = Checkpoint(folder)
     with quiet(), explained(str(folder)):
         config = config_of(folder, trust_remote_code)

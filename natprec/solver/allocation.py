@@ -3,8 +3,10 @@
 Each decision's useful formats form the lower convex hull of its (bytes, KL) points; a step along it
 saves bytes and costs KL. All steps of all decisions, sorted by KL per byte saved, form one staircase
 from the widest plan to the cheapest. A tolerance is a look-up in its running sum of KL, a size a
-look-up in its running sum of bytes. For KL ~ n · 4^-b the staircase stops where every decision spends
-the same KL per parameter: that is the closed form eps_v = E · n_v / Σ n_v of T5.
+look-up in its running sum of bytes. Instead of bytes the staircase can save any other cost, such as
+the microseconds of a token: `natprec.solver.objective` says what a decision adds to it.
+For KL ~ n · 4^-b the staircase stops where every decision spends the same KL per parameter: that is
+the closed form eps_v = E · n_v / Σ n_v of T5.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Decision:
         elements: number of weights.
         kl: (formats,) nats per token, summed over the decision's sites.
         worst: (formats,) the largest KL of one of its sites.
-        stored: (formats,) bytes.
+        stored: (formats,) bytes, or the other cost that is saved instead.
     """
 
     name: str

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from natprec.config import NOT_ROUNDED
+from natprec.costs import Estimate
 from natprec.errors import InputError
 from natprec.formats import EngineProfile, Format, PerHead
 from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
-from natprec.solver.fused_groups import FusedGroup, fewest_bits, kl_of, refuse_other_rule, stored_bytes
+from natprec.solver.fused_groups import FusedGroup, fewest_bits, kl_of, refuse_other_rule, stored_bytes, width
 from natprec.solver.needs import Used, needs_of
+from natprec.solver.objective import STORED, Objective, plan_cost
 from natprec.solver.plan import Plan
 from natprec.utils.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
-    from natprec.measurement import Measurement
+    from natprec.measurement import Curve, Measurement
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def assemble(
     cache: CacheChoice | None,
     share: float,
     target: Target,
+    objective: Objective = STORED,
 ) -> Plan:
     """The plan.
 
@@ -68,7 +71,7 @@ def assemble(
         own = share if target.eps_scope == "site" else share * group.decision.elements / counted
         alone = group.alone
         found = natural_precision(alone.stored, alone.worst if target.eps_scope == "site" else alone.kl, own)
-        natural = None if found is None else group.formats[found].bits
+        natural = None if found is None else width(group.formats[found])
         for curve in group.curves:
             pooled.append(curve.samples(pair.weight, rounding))
             choices[curve.site.name] = Choice(
@@ -100,7 +103,7 @@ def assemble(
         pooled += [measurement.curves[name].samples(cache.format, rounding) for name in cache.largest]
     pool_count = min(len(values) for values in pooled)
     total = sum(values.reshape(pool_count, -1).mean(1) for values in pooled)
-    stored = sum(choice.stored_bytes for choice in choices.values() if choice.format)
+    stored = sum(choice.stored_bytes for name, choice in choices.items() if name not in unquantized)
     scales = [] if cache is None else [len(each) for each in cache.by_head.values()] or [1] * len(cache.largest)
     fixed = 2 * sum(scales) if cache and cache.format.floating else 0
     unquantized_bytes = sum(choice.stored_bytes for choice in choices.values() if not choice.format)
@@ -114,20 +117,28 @@ def assemble(
             used += [(curve.site.role, pair.weight, pair.inputs) for curve in group.curves]
         fixed += pair.input_scale_bytes * sum(len(curve.site.uses) for curve in group.curves)
     used += [("cache", cache.format, None)] if cache else []
-    costs = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
-    costs += [cache.kl] if cache else []
+    lost = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
+    lost += [cache.kl] if cache else []
+    parts: list[Estimate] = []
+    if objective.costs is not None:
+        for group, index in zip(groups, chosen, strict=True):
+            pair = group.pairs[index]
+            parts.append(objective.estimate(group.curves, pair.weight, pair.inputs, profile, header))
+        parts += unquantized_costs(measurement, profile, unquantized, objective)
+    stored_total = stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes
     return Plan(
         **asdict(target),
+        **asdict(plan_cost(objective, parts, stored_total, header)),
         model=header.model,
         model_digest=header.model_digest,
         engine=profile.name,
         storage_dtype=header.storage_dtype,
         distortion=header.distortion,
         rotation=header.rotation,
-        kl_predicted=float(np.sum(costs)),
-        kl_sum=float(np.sum(costs)),
+        kl_predicted=float(np.sum(lost)),
+        kl_sum=float(np.sum(lost)),
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
-        stored_bytes=stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes,
+        stored_bytes=stored_total,
         stored_bytes_reference=header.other_bytes + header.carried_bytes + (everything - twice) * UNQUANTIZED_BITS // 8,
         bits_per_weight=8 * stored / quantized if quantized else float(UNQUANTIZED_BITS),
         bits_per_weight_total=8 * (stored + unquantized_bytes) / everything,
@@ -141,6 +152,17 @@ def assemble(
         source_format=header.source_format,
         provenance=header.provenance("natprec.solve"),
     )
+
+
+def unquantized_costs(
+    measurement: Measurement, profile: EngineProfile, unquantized: Sequence[str], objective: Objective
+) -> list[Estimate]:
+    """What the weights add that stay at 16 bits, by fused groups."""
+    together: dict[str, list[Curve]] = {}
+    for name in unquantized:
+        curve = measurement.curves[name]
+        together.setdefault(curve.site.fused_group, []).append(curve)
+    return [objective.estimate(curves, None, None, profile, measurement.header) for curves in together.values()]
 
 
 def _fixes(fmt: Format | None) -> bool:

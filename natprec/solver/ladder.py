@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from natprec.config import MARGIN, NOT_ROUNDED
+from natprec.costs.choose import BYTES
 from natprec.errors import BudgetError
+from natprec.solver.objective import PlanCost
+from natprec.solver.pareto import dominated, priced
+from natprec.solver.plan import Plan
 from natprec.solver.solve import opened, solve
 from natprec.solver.uniform import uniform_sums
 
@@ -27,6 +32,9 @@ class Rung:
         stored_bytes: forecast of the checkpoint; `stored_fraction`: of the 16-bit one.
         perplexity_increase: exp(kl_predicted) - 1, which is that on text that the model itself writes; None where the
             distortion is not the KL.
+        minimize: what its plan is the least of.
+        cost…: as in a plan, by the ladder's objective, whatever this rung's plan is the least of.
+        dominated: whether another rung is no worse in distortion, bytes and cost, and better in one.
         like: the format that costs about as much if every Linear has it, with `like_kl` and `like_bytes`.
     """
 
@@ -41,6 +49,12 @@ class Rung:
     like: str | None
     like_kl: float | None
     like_bytes: int | None
+    minimize: str = BYTES
+    cost: float | None = None
+    cost_error: float | None = None
+    cost_unit: str = BYTES
+    cost_source: str = "counted"
+    dominated: bool = False
 
 
 def ladder(
@@ -55,8 +69,12 @@ def ladder(
     gpu: str | None = None,
     untested: bool = False,
     portable: bool = False,
+    minimize: str = BYTES,
+    costs: str | Path | None = None,
 ) -> list[Rung]:
     """A rung for each usual tolerance that the measured formats reach, from the coarsest; no two of one plan.
+
+    With another cost than bytes each tolerance has two rungs: the plan of least cost, and the one of fewest bytes.
 
     Raises:
         InputError: options that do not go with the measurement.
@@ -67,32 +85,45 @@ def ladder(
         "untested": untested, "portable": portable,
     }  # fmt: skip
     problem = opened(measurement, **shared)
+    objective = opened(measurement, **shared, minimize=minimize, costs=costs).objective
     sums = uniform_sums(problem.decisions, [group.pairs for group in problem.groups], problem.stairs.start)
     uniform = {pair.name: (problem.lost + kl, problem.fixed + round(stored)) for pair, (kl, stored) in sums.items()}
     rungs: list[Rung] = []
     refused: BudgetError | None = None
-    for eps in EPSILONS:
-        try:
-            plan = solve(measurement, eps, margin=margin, **shared)
-        except BudgetError as error:
-            refused = error
-            continue
-        near = _nearest(uniform, plan.kl_predicted)
-        ratio = None
-        if plan.distortion == "kl":
-            with contextlib.suppress(OverflowError):
-                ratio = math.expm1(plan.kl_predicted)
-        found = Rung(
-            eps, plan.bits_per_weight, plan.bits_per_weight_total, plan.stored_bytes,
-            plan.stored_bytes / plan.stored_bytes_reference, plan.kl_predicted, plan.kl_predicted_ci95, ratio, near,
-            *(uniform[near] if near else (None, None)),
-        )  # fmt: skip
-        if rungs and rungs[-1].stored_bytes == found.stored_bytes:
-            rungs.pop()  # the tighter tolerance is kept by the same plan
-        rungs.append(found)
+    for wanted in dict.fromkeys((minimize, BYTES)):
+        own: list[Rung] = []
+        for eps in EPSILONS:
+            try:
+                plan = solve(
+                    measurement, eps, margin=margin, **shared, minimize=wanted, costs=costs if wanted != BYTES else None
+                )
+            except BudgetError as error:
+                refused = error
+                continue
+            found = _rung(eps, plan, uniform, priced(measurement, plan, objective), wanted)
+            if own and (own[-1].stored_bytes, own[-1].cost) == (found.stored_bytes, found.cost):
+                own.pop()  # the tighter tolerance is kept by the same plan
+            own.append(found)
+        rungs += own
     if not rungs and refused is not None:
         raise refused
-    return rungs
+    beaten = dominated([(rung.kl_predicted, rung.stored_bytes, rung.cost or 0.0) for rung in rungs])
+    rungs = [replace(rung, dominated=each) for rung, each in zip(rungs, beaten, strict=True)]
+    return sorted(rungs, key=lambda rung: -rung.eps) if minimize != BYTES else rungs
+
+
+def _rung(eps: float, plan: Plan, uniform: dict[str, tuple[float, int]], cost: PlanCost, wanted: str) -> Rung:
+    near = _nearest(uniform, plan.kl_predicted)
+    like_kl, like_bytes = uniform[near] if near else (None, None)
+    ratio = None
+    if plan.distortion == "kl":
+        with contextlib.suppress(OverflowError):
+            ratio = math.expm1(plan.kl_predicted)
+    return Rung(
+        eps, plan.bits_per_weight, plan.bits_per_weight_total, plan.stored_bytes,
+        plan.stored_bytes / plan.stored_bytes_reference, plan.kl_predicted, plan.kl_predicted_ci95, ratio, near,
+        like_kl, like_bytes, wanted, cost.cost, cost.cost_error, cost.cost_unit, cost.cost_source,
+    )  # fmt: skip
 
 
 def _nearest(uniform: dict[str, tuple[float, int]], kl: float) -> str | None:

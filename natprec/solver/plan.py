@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from natprec.costs.choose import BYTES, MINIMIZE
 from natprec.errors import InputError
 from natprec.formats import EngineProfile, Format, engine_profile
 from natprec.formats.engines import PROFILES
@@ -15,6 +16,7 @@ from natprec.roundings import ROUNDINGS
 from natprec.solver.agreement import refuse_other_engine, refuse_other_sites, refuse_other_sums
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice, upgraded
 from natprec.solver.needs import Needs
+from natprec.solver.objective import PlanCost
 from natprec.transforms import rotated_digest
 from natprec.utils.atomic_files import write_json
 from natprec.utils.human import human_bytes, summary_html, summary_line
@@ -56,6 +58,7 @@ class Plan:
         needs: what loads it; None where no GPU was named.
         untied: whether the output head, tied to the embedding in the model, is written apart from it.
         margin: part of `eps` that was kept back for other kinds of text; None: no tolerance for the whole model.
+        minimize, cost…: see `natprec.solver.objective.PlanCost`; plans of natprec before costs have none.
         provenance: how the plan came to be, which decides nothing.
     """
 
@@ -91,6 +94,14 @@ class Plan:
     margin: Annotated[float, Within(0, 1)] | None = None
     source_bytes: Count | None = None
     source_format: str = ""
+    minimize: Annotated[str, Among(MINIMIZE)] = BYTES
+    cost: From0 | None = None
+    cost_error: From0 | None = None
+    cost_unit: str = BYTES
+    cost_source: str = "counted"
+    cost_table: str | None = None
+    cost_digest: str | None = None
+    cost_whole: bool = False
     provenance: Provenance | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -192,6 +203,10 @@ class Plan:
             "inputs": {name: choice.to_json() for name, choice in self.inputs.items()},
             "sites": {name: choice.to_json() for name, choice in self.sites.items()},
         }
+
+    def cost_to_json(self) -> dict[str, Any]:
+        """What it is the least of, and what it costs."""
+        return {each.name: getattr(self, each.name) for each in fields(PlanCost)}
 
     def save(self, path: str | Path) -> None:
         """Write plan.json, with its checksum."""

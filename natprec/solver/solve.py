@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from natprec.config import MARGIN, NOT_ROUNDED, Scope, check_targets
+from natprec.costs import costs_for
+from natprec.costs.choose import BYTES
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, engine_profile
+from natprec.formats.offers import OFFERS
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import Decision, Staircase, natural_precision, staircase, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble, cache_of
 from natprec.solver.choices import CacheChoice
 from natprec.solver.fused_groups import FusedGroup, check_flows, groups_of, weight_formats
 from natprec.solver.heads import head_tied
+from natprec.solver.objective import Objective
 from natprec.solver.plan import Plan
 from natprec.solver.uniform import best_uniform, total
 from natprec.utils.options import fraction, positive, tolerance
@@ -41,6 +48,8 @@ def solve(
     gpu: str | None = None,
     untested: bool = False,
     portable: bool = False,
+    minimize: str = BYTES,
+    costs: str | Path | None = None,
 ) -> Plan:
     """The cheapest plan that keeps a tolerance, or the most faithful one of a size.
 
@@ -59,6 +68,9 @@ def solve(
             `natprec.solver.fused_groups`.
         kv: bits of keys and values in the cache: '16', or what the engine keeps.
         eps_bwd: of each site's gradient, the share of its energy that rounding may lose (T4).
+        minimize: what the plan for a tolerance is the least of: bytes, or with a table of costs the time of a new token
+            ('decode') or of a prompt ('prefill'), or the joules of a new token. See `natprec.costs`.
+        costs: a table as `natprec costs` writes it; default: natprec's own for that engine and GPU, else a roofline.
         gpu, untested, portable: see `natprec.formats.engine_profile`; default: as it was measured. Where a tied output
             head was measured apart, the plan writes it apart if that is the better one: smaller for a tolerance or
             bits per weight, more faithful for a size.
@@ -70,9 +82,10 @@ def solve(
     fraction("margin", margin)
     for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
         positive(name, size)
-    check_targets(eps, bits, max_size, eps_scope, activations)
+    check_targets(eps, bits, max_size, eps_scope, activations, minimize)
     rounding = _rounding(measurement, rounding)
-    profile = _profile(measurement, engine, gpu, untested, portable)
+    profile = _profile(measurement, engine, gpu, untested, portable, minimize)
+    objective = _objective(minimize, costs, profile, gpu)
     check_flows(profile, activations, kv)
     target = Target(
         eps,
@@ -90,13 +103,26 @@ def solve(
     for way in ways:
         try:
             plans.append(
-                _solved(way, _problem(way, profile, rounding, activations, kv, eps_bwd), target, bits, max_size, margin)
+                _solved(
+                    way,
+                    _problem(way, profile, rounding, activations, kv, eps_bwd, objective),
+                    target,
+                    bits,
+                    max_size,
+                    margin,
+                )
             )
         except BudgetError as error:
             errors.append(error)
     if not plans:
         raise errors[0]
-    return min(plans, key=lambda plan: plan.kl_predicted if max_size else plan.stored_bytes)
+    return min(plans, key=lambda plan: plan.kl_predicted if max_size else plan.cost or 0.0)
+
+
+def _objective(minimize: str, costs: str | Path | None, profile: EngineProfile, gpu: str | None) -> Objective:
+    """What is minimised; the GPU's own name, if it was given, tells its kernels or peaks apart."""
+    found = costs_for(minimize, profile.name, gpu or profile.gpu, None if costs is None else Path(costs))
+    return Objective(minimize, found)
 
 
 def _rounding(measurement: Measurement, rounding: str | None) -> str:
@@ -110,10 +136,12 @@ def _rounding(measurement: Measurement, rounding: str | None) -> str:
 
 
 def _profile(
-    measurement: Measurement, engine: str | None, gpu: str | None, untested: bool, portable: bool
+    measurement: Measurement, engine: str | None, gpu: str | None, untested: bool, portable: bool, minimize: str
 ) -> EngineProfile:
     """The one that is asked for, or that was measured for."""
     header = measurement.header
+    if minimize != BYTES and (engine or header.engine) not in OFFERS:
+        gpu = None  # of costs alone: formats do not depend on it
     if gpu is None and header.gpu is not None and engine in (None, header.engine):
         return engine_profile(header.engine, header.gpu, header.untested or untested, header.portable or portable)
     return engine_profile(engine or header.engine, gpu, untested, portable)
@@ -141,8 +169,11 @@ def _solved(
         raise InputError("nothing to solve for: give --eps (nats per token), --bits or --max-size")
     elif eps_scope == "site":
         _refuse_tight(max(float(decision.worst.min()) for decision in decisions), budget, "at every site")
-        found = [natural_precision(decision.stored, decision.worst, budget) for decision in decisions]
-        chosen = [index for index in found if index is not None]
+        if problem.objective.costs is None:
+            found = [natural_precision(decision.stored, decision.worst, budget) for decision in decisions]
+            chosen = [index for index in found if index is not None]
+        else:  # a wider format may be cheaper
+            chosen = [int(np.where(each.worst <= budget, each.stored, np.inf).argmin()) for each in decisions]
     else:
         smallest = float(stairs.kl[0]) + lost
         _refuse_tight(smallest, budget, "for the whole model")
@@ -169,7 +200,10 @@ def _solved(
             )
     share = spent if budget is None else budget if eps_scope == "site" else budget - lost
     target = replace(target, eps_solved=budget)
-    plan = assemble(measurement, problem.profile, groups, problem.unquantized, chosen, problem.cache, share, target)
+    plan = assemble(
+        measurement, problem.profile, groups, problem.unquantized, chosen, problem.cache, share, target,
+        problem.objective,
+    )  # fmt: skip
     if uniform is None:
         return plan
     return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(decisions, uniform[1], "kl"))
@@ -193,6 +227,7 @@ class Problem:
     cache: CacheChoice | None
     lost: float
     fixed: int
+    objective: Objective
 
 
 def opened(
@@ -206,6 +241,8 @@ def opened(
     untested: bool = False,
     portable: bool = False,
     apart: bool = False,
+    minimize: str = BYTES,
+    costs: str | Path | None = None,
 ) -> Problem:
     """The problem that a measurement poses for an engine.
 
@@ -215,17 +252,24 @@ def opened(
         InputError: options that do not go with the measurement.
         BudgetError: the engine runs none of its formats.
     """
-    profile = _profile(measurement, engine, gpu, untested, portable)
+    profile = _profile(measurement, engine, gpu, untested, portable, minimize)
     check_flows(profile, activations, kv)
     rounding = _rounding(measurement, rounding)
     way = head_tied(measurement) if measurement.header.untied and not apart else measurement
-    return _problem(way, profile, rounding, activations, kv, eps_bwd)
+    objective = _objective(minimize, costs, profile, gpu)
+    return _problem(way, profile, rounding, activations, kv, eps_bwd, objective)
 
 
 def _problem(
-    measurement: Measurement, profile: EngineProfile, rounding: str, activations: str, kv: str, eps_bwd: float | None
+    measurement: Measurement,
+    profile: EngineProfile,
+    rounding: str,
+    activations: str,
+    kv: str,
+    eps_bwd: float | None,
+    objective: Objective,
 ) -> Problem:
-    groups, decisions, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd)
+    groups, decisions, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd, objective)
     if not decisions:
         raise BudgetError(
             f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
@@ -236,15 +280,20 @@ def _problem(
     lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
     fixed += sum(2 * measurement.curves[name].site.elements for name in unquantized)
-    return Problem(profile, rounding, groups, decisions, stairs, unquantized, cache, lost, fixed)
+    return Problem(profile, rounding, groups, decisions, stairs, unquantized, cache, lost, fixed, objective)
 
 
 @lru_cache(maxsize=4)
 def _prepared(
-    measurement: Measurement, profile: EngineProfile, rounding: str, activations: str, eps_bwd: float | None
+    measurement: Measurement,
+    profile: EngineProfile,
+    rounding: str,
+    activations: str,
+    eps_bwd: float | None,
+    objective: Objective,
 ) -> tuple[list[FusedGroup], list[Decision], Staircase]:
     """What every target solves on; many targets come from one measurement."""
-    groups = groups_of(measurement, profile, rounding, activations, eps_bwd)
+    groups = groups_of(measurement, profile, rounding, activations, eps_bwd, objective)
     decisions = [group.decision for group in groups]
     return groups, decisions, staircase(decisions)
 

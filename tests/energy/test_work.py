@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from natprec.energy.costs import Products, copies, jobs_of, stored_weight
-from natprec.energy.footprint import footprint, on_chip_bytes
+from natprec.energy.costs import Products, jobs_of
+from natprec.energy.footprint import footprint
 from natprec.energy.opening import open_model, stored_footprint
 from natprec.energy.work import Decode, Prefill, Shape, bits_of_choice, fitting, prompts, renewed
 from natprec.errors import InputError
@@ -18,6 +18,7 @@ from natprec.models.experts import take_apart
 from natprec.runtime.generate import generate, prompt_ids
 from natprec.runtime.load import Runnable, load
 from natprec.tasks import CAUSAL
+from natprec.timing.products import copies, on_chip_bytes, stored_weight
 from tests.arrange import experts, subject
 from tests.conftest import tiny_model
 from tests.runtime.test_load import written

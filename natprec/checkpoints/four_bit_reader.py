@@ -1,0 +1,72 @@
+"""A bitsandbytes folder as dense weights in float32, which that library reconstructs one at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from natprec.checkpoints.unpacked import tensor_files
+from natprec.models.disk_names import DiskNames
+from natprec.models.stored import read_stored
+from natprec.utils.installed import BITSANDBYTES, require
+
+METHOD = "bitsandbytes"
+
+
+def is_four_bit(folder: Path) -> bool:
+    """Whether a folder's config.json says that bitsandbytes reads its weights, in 4 bits."""
+    try:
+        described = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return (
+        isinstance(described, dict) and described.get("quant_method") == METHOD and bool(described.get("load_in_4bit"))
+    )
+
+
+class FourBit:
+    """A checkpoint of bitsandbytes.
+
+    Attributes:
+        names: of the tensors, in the model.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module) -> None:
+        """Read the headers.
+
+        Args:
+            model: that is to be filled.
+        Raises:
+            InputError: bitsandbytes is not installed.
+        """
+        require("bitsandbytes", "a checkpoint of bitsandbytes is read by that library", BITSANDBYTES)
+        in_model = DiskNames(model).in_model
+        self._parts: dict[str, dict[str, Path]] = {}
+        for key, file in tensor_files(folder).items():
+            owner, _, leaf = key.partition(".weight.")
+            self._parts.setdefault(f"{owner}.weight" if leaf else key, {})[leaf] = file
+        self._keys = {_in(in_model, key): key for key in self._parts}
+        self.names = list(self._keys)
+
+    def tensor(self, name: str) -> Tensor:
+        """One dense tensor."""
+        key = self._keys[name]
+        files = self._parts[key]
+        stored = read_stored(files[""], key)
+        if len(files) == 1:
+            return stored
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        stats = {leaf: read_stored(file, f"{key}.{leaf}").clone() for leaf, file in files.items() if leaf}
+        state = QuantState.from_dict(stats, device=stored.device)
+        state.dtype = torch.float32  # else its values are rounded once more, to the model's 16 bits
+        dense: Tensor = dequantize_4bit(stored.clone(), state)
+        return dense.view(state.shape)
+
+
+def _in(in_model: dict[str, str], key: str) -> str:
+    module, _, leaf = key.rpartition(".")
+    return f"{in_model.get(module, module)}.{leaf}".removeprefix(".")
