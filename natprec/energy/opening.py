@@ -128,8 +128,6 @@ def refuse_other_sizes(own: tuple[int, int, int] | None, original: tuple[int, in
         )
 
 
-
-
 def _width(dtype: str) -> float:
     digits = "".join(each for each in dtype.split("_")[0] if each.isdigit())
     return int(digits) / 8 if digits else 1.0

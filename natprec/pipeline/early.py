@@ -97,7 +97,7 @@ def refuse_pictures(config: QuantizeConfig) -> None:
         raise InputError(
             f"images {config.images!r}: {config.model!r} is a GGUF file, which natprec reads as text alone"
         )
-    described = _described(place)
+    described = {} if place is None else found_object(place / FILE)
     sees = any(re.search("vision|image|visual", key) for key in described)
     if described and not sees:
         raise InputError(

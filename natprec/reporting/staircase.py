@@ -15,7 +15,6 @@ from natprec.formats import EngineProfile, Format
 from natprec.measurement import Measurement
 from natprec.solver import Plan
 from natprec.solver.allocation import lower_hull
-from natprec.solver.choices import UNQUANTIZED_BITS
 from natprec.solver.fused_groups import FusedGroup, stored_bytes
 from natprec.solver.solve import opened
 from natprec.solver.uniform import common_formats
