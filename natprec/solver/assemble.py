@@ -106,8 +106,7 @@ def assemble(
     stored = sum(choice.stored_bytes for name, choice in choices.items() if name not in unquantized)
     scales = [] if cache is None else [len(each) for each in cache.by_head.values()] or [1] * len(cache.largest)
     fixed = 2 * sum(scales) if cache and cache.format.floating else 0
-    unquantized_bytes = sum(choice.stored_bytes for choice in choices.values() if not choice.format)
-    quantized = sum(choice.elements for choice in choices.values() if choice.format)
+    unquantized_bytes = sum(choices[name].stored_bytes for name in unquantized)
     everything = sum(choice.elements for choice in choices.values())
     twice = choices[header.untied].elements if header.untied else 0
     used: list[Used] = []
@@ -140,7 +139,7 @@ def assemble(
         kl_predicted_ci95=bootstrap_interval(np.asarray(total), header.seed),
         stored_bytes=stored_total,
         stored_bytes_reference=header.other_bytes + header.carried_bytes + (everything - twice) * UNQUANTIZED_BITS // 8,
-        bits_per_weight=8 * stored / quantized if quantized else float(UNQUANTIZED_BITS),
+        bits_per_weight=8 * stored / elements,
         bits_per_weight_total=8 * (stored + unquantized_bytes) / everything,
         sites={name: choices[name] for name in measurement.weights},
         inputs=inputs,
