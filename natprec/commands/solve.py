@@ -39,10 +39,11 @@ def solve(
     """From a measurement to a plan, in milliseconds."""
     from rich.console import Console
 
+    from natprec.benchmark.ladder import measured_beside
+    from natprec.commands.ladder_table import measured_table, planned_table
     from natprec.commands.output import print_json
     from natprec.measurement import Measurement
     from natprec.models.hub import measurement_path
-    from natprec.pipeline.ladder_table import planned_table
     from natprec.pipeline.provenance import command_of
     from natprec.pipeline.summary import plan_table
     from natprec.solver.ladder import ladder
@@ -55,18 +56,23 @@ def solve(
     if out is not None:
         refuse_inputs(out, {"the measurement": measurement})
         refuse_existing_file(out, overwrite, is_plan, "plan")
-    found = Measurement.load(measurement_path(measurement))
+    file = measurement_path(measurement)
+    found = Measurement.load(file)
     if show_ladder:
         rungs = ladder(
             found, engine=engine, rounding=rounding, margin=config.margin, activations=config.activations, kv=config.kv,
             eps_bwd=config.eps_bwd, gpu=config.gpu, untested=config.untested, portable=config.portable,
         )  # fmt: skip
+        measured = measured_beside(file, found.header.model_digest)
         if as_json:
-            print_json(
-                {"model": found.header.model, "margin": config.margin, "rungs": [asdict(each) for each in rungs]}
-            )
+            print_json({
+                "model": found.header.model, "margin": config.margin, "rungs": [asdict(each) for each in rungs],
+                "measured": [asdict(each) for each in measured],
+            })  # fmt: skip
         else:
             Console().print(planned_table(rungs), highlight=False)
+            if measured:
+                Console().print("\nmeasured on held-out text:", measured_table(measured), highlight=False)
         return
     plan = found.solve(engine=engine, rounding=rounding, **config.given("solve"))
     plan = replace(plan, provenance=found.header.provenance(command_of("solve", config, public_name(str(measurement)))))
