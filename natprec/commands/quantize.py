@@ -81,10 +81,10 @@ def quantize(
         config.check()
     refuse_early(config, None if dry_run else folder, overwrite)
     from natprec.commands.dry_run import dry_run as show_dry_run
+    from natprec.commands.ladder_table import written_table
     from natprec.commands.output import print_json, show, word_for
     from natprec.pipeline import quantize as pipeline
     from natprec.pipeline.ladder import quantize_ladder
-    from natprec.pipeline.ladder_table import written_table
     from natprec.pipeline.next_step import next_step
     from natprec.pipeline.request import check
     from natprec.pipeline.summary import result_table, serving_line

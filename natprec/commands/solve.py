@@ -38,10 +38,11 @@ def solve(
     as_json: Json = False,
 ) -> None:
     """From a measurement to a plan, in milliseconds."""
+    from natprec.benchmark.ladder import measured_beside
+    from natprec.commands.ladder_table import measured_table, planned_table
     from natprec.commands.output import print_json, show, word_for
     from natprec.measurement import Measurement
     from natprec.models.hub import measurement_path
-    from natprec.pipeline.ladder_table import planned_table
     from natprec.pipeline.provenance import command_of
     from natprec.pipeline.summary import plan_table
     from natprec.solver.ladder import ladder
@@ -54,13 +55,15 @@ def solve(
     if out is not None:
         refuse_inputs(out, {"the measurement": measurement})
         refuse_existing_file(out, overwrite, is_plan, "plan")
-    found = Measurement.load(measurement_path(measurement))
+    file = measurement_path(measurement)
+    found = Measurement.load(file)
     if show_ladder:
         rungs = ladder(
             found, engine=engine, rounding=rounding, margin=config.margin, activations=config.activations, kv=config.kv,
             eps_bwd=config.eps_bwd, gpu=config.gpu, untested=config.untested, portable=config.portable,
             minimize=config.minimize, costs=config.costs,
         )  # fmt: skip
+        measured = measured_beside(file, found.header.model_digest)
         if as_json:
             print_json(
                 {
@@ -70,10 +73,14 @@ def solve(
                     "cost_unit": rungs[0].cost_unit,
                     "cost_source": rungs[0].cost_source,
                     "rungs": [asdict(each) for each in rungs],
+                    "measured": [asdict(each) for each in measured],
                 }
             )
         else:
             show(planned_table(rungs), word_for(rungs[0].cost_source))
+            if measured:
+                print("\nmeasured on held-out text:")
+                show(measured_table(measured))
         return
     plan = found.solve(engine=engine, rounding=rounding, **config.given("solve"))
     plan = replace(plan, provenance=found.header.provenance(command_of("solve", config, public_name(str(measurement)))))

@@ -36,10 +36,20 @@ def test_a_checkpoint_for_each_size_from_one_measurement(
     result = natprec("solve", out / "4bpw" / "natprec" / "measurement.safetensors", "--ladder", "--json")
     assert result.code == 0, result.err
     assert {"eps", "bits", "stored_bytes", "kl_predicted"} <= json.loads(result.out)["rungs"][0].keys()
+    beside = json.loads(result.out)["measured"]
+    assert [each["name"] for each in beside] == ["4bpw", "5.5bpw", "7bpw"]
+    for each, rung in zip(beside, rungs, strict=True):
+        assert (each["kl_mean"], each["top1_agreement"]) == (pytest.approx(rung["kl_mean"]), rung["top1_agreement"])
+        assert each["flips"] is None
+    tasks = [{"n": 10, "flips_to_wrong": 2, "flips_to_right": 1}, {"n": 5, "flips_to_wrong": None}]
+    (out / "7bpw" / "eval.json").write_text(json.dumps({"tasks": tasks}))
+    result = natprec("solve", out / "4bpw" / "natprec" / "measurement.safetensors", "--ladder", "--json")
+    assert [each["flips"] for each in json.loads(result.out)["measured"]] == [None, None, 0.3]
     monkeypatch.setenv("COLUMNS", "80")
     result = natprec("solve", out / "4bpw" / "natprec" / "measurement.safetensors", "--ladder")
     assert result.code == 0
     assert all(len(line) <= 80 for line in result.out.splitlines())
+    assert "30.00%" in result.out
     result = natprec("quantize", "--model", tiny_folder, "--ladder", "4.5", *options)
     assert result.code == 2, "an output that exists is not replaced"
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from natprec.benchmark.ladder import MeasuredRung
 from natprec.costs.choose import BYTES
 from natprec.pipeline.ladder import Rung as Checkpoint
 from natprec.solver.ladder import Rung
@@ -55,6 +56,20 @@ def written_table(rungs: Sequence[Checkpoint]) -> Table:
             rung.name, f"{rung.plan.bits_per_weight:.3f}", human_bytes(found.stored_bytes), f"{found.kl_mean:.4g}",
             ratio, top,
         )  # fmt: skip
+    return table
+
+
+def measured_table(rungs: Iterable[MeasuredRung]) -> Table:
+    """Checkpoints beside a measurement; flips are known where `natprec eval` has asked."""
+    table = _table("checkpoint", "bits", "stored", "KL", "perplexity", "same top token", "flips", right=7)
+    for rung in rungs:
+        shares = (
+            "-" if value is None else form.format(value)
+            for form, value in (
+                ("{:+.2%}", rung.perplexity_increase), ("{:.2%}", rung.top1_agreement), ("{:.2%}", rung.flips),
+            )
+        )  # fmt: skip
+        table.add_row(rung.name, f"{rung.bits:.2f}", human_bytes(rung.stored_bytes), f"{rung.kl_mean:.4g}", *shares)
     return table
 
 
