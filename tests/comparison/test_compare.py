@@ -91,6 +91,14 @@ def test_natprec_has_at_most_the_bytes_of_the_uniform_checkpoint(done: Any) -> N
         assert report[f"natprec-{bits}"]["stored_bytes"] <= target
 
 
+def test_natprec_plans_all_that_vllms_code_loads(done: Any) -> None:
+    """The report names the GPU, and the plan what no run has been seen to load."""
+    folder, report = done[0], done[1]
+    plan = json.loads((folder / "natprec-4" / "checkpoint" / "plan.json").read_text())
+    assert plan["gpu"] == report["gpu"] == "any"
+    assert plan["needs"]["untested"]
+
+
 def test_the_proxies_are_compared_with_the_kl(done: Any) -> None:
     found = done[1]["proxies"]["layer_mse"]
     assert found["rows"] == 5
@@ -125,6 +133,7 @@ def test_with_rounded_activations(tmp_path: Path, tiny_folder: Path, text_file: 
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert report["activations"] == 8
+    assert report["gpu"] is None, "no format of 'any' is multiplied with integers"
     assert [row["status"] for row in report["rows"]] == ["ok", "ok"]
     plan = json.loads((tmp_path / "out" / "natprec-4" / "checkpoint" / "plan.json").read_text())
     assert {choice["bits"] for choice in plan["inputs"].values()} == {8}

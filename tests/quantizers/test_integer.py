@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from natprec.formats import CHANNEL, Format, integer
-from natprec.quantizers import QuantizedTensor, quantize, squared_errors
+from natprec.quantizers import QuantizedTensor, choose_grid, quantize, round_to_grid, squared_errors
+from natprec.quantizers.scale_storage import stored_grid
 
 GROUPS = (32, 64, CHANNEL)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -190,3 +191,30 @@ def test_squared_errors_are_those_of_quantize(fmt: Format) -> None:
         errors[0].view_as(weight), (quantize(weight, fmt, torch.bfloat16).dequantize() - weight).square()
     )
     assert torch.equal(errors[1].view_as(weight), (weight.bfloat16().float() - weight).square())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_both_ends_of_an_asymmetric_grid_are_moved_by_themselves(bits: int) -> None:
+    """Where one side of a group has an outlier that counts little, only that side is clipped."""
+    draw = torch.Generator().manual_seed(bits)
+    grouped = torch.randn(64, 2, 32, generator=draw)
+    grouped[..., 0] = 6.0
+    power = torch.ones(2, 32)
+    power[:, 0] = 0.01
+    fmt = integer(bits, 32, False)
+    scale, offset = choose_grid(grouped, fmt, torch.float32, power)
+    assert offset is not None
+    low = round_to_grid(torch.full_like(grouped[..., :1], -100.0), fmt, scale, offset)[..., 0] * scale + offset
+    high = round_to_grid(torch.full_like(grouped[..., :1], 100.0), fmt, scale, offset)[..., 0] * scale + offset
+    kept = (low / grouped.amin(-1)).mean()
+    assert (high / 6.0).mean() < kept - 0.1
+
+    def error(scale: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        values = round_to_grid(grouped, fmt, scale, offset) * scale.unsqueeze(-1) + offset.unsqueeze(-1)
+        return ((values - grouped).square() * power).sum()
+
+    for fraction in (1.0, 0.84, 0.7):
+        span, least = grouped.amax(-1) - grouped.amin(-1), grouped.amin(-1)
+        one = stored_grid(fraction * span / (2**bits - 1), fraction * least, fmt, torch.float32)
+        assert one[1] is not None
+        assert error(scale, offset) < error(one[0], one[1])
