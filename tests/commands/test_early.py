@@ -16,6 +16,7 @@ from natprec.errors import InputError
 from natprec.formats.engines import GGUF_MODELS
 from natprec.models.gguf_architectures import ARCHITECTURES
 from tests.run_command import left_behind, natprec
+from tests.vision_language import pictures
 
 HEAVY = ("torch", "transformers")
 
@@ -46,6 +47,13 @@ def here(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, encoder_fo
     (folder / "broken.jsonl").write_text("{")
     (folder / "list.json").write_text('{"a": 1}')
     (folder / "taken").mkdir()
+    for name in ("sees", "unready"):  # the latter without what makes pictures ready
+        shutil.copytree(tiny_folder, folder / name)
+        (folder / name / "config.json").write_text(json.dumps(config | {"vision_config": {}}))
+    (folder / "sees" / "preprocessor_config.json").write_text("{}")
+    pictures(folder / "photos", 2)
+    pictures(folder / "torn", 2)
+    (folder / "torn" / "b.png").write_bytes((folder / "photos" / "000.png").read_bytes()[:60])
     (folder / "m.measurement").write_bytes(b"\x10\x00")
     return folder
 
@@ -63,6 +71,10 @@ def here(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, encoder_fo
         (("--data", "list.json"), "it must be a list"),
         (("--data", "taken"), "is a folder"),
         (("--eval-data", "typo.txt"), "does not exist"),
+        (("--images", "photos"), "reads text alone"),
+        (("--model", "unready", "--images", "photos"), "has no processor"),
+        (("--model", "sees", "--images", "taken"), "holds no picture"),
+        (("--model", "sees", "--images", "torn"), "'torn/b.png' cannot be read"),
         (("--out", "taken"), "exists"),
         (("--out", "/proc/x"), "cannot write"),
         (("--group-size", "100"), "group size 100 divides the rows of no Linear"),

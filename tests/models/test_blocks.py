@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from natprec.distortions import EmbeddingDistance, OutputKL
+from natprec.distortions import EmbeddingDistance, FeatureDistance, OutputKL
 from natprec.models.segments import SegmentedModel
+from natprec.tasks import Samples
 from tests.arrange import SMALL, tokens
 from tests.conftest import tiny_encoder, tiny_model
 
@@ -279,3 +280,38 @@ def test_a_module_that_is_called_twice_is_shown_both_times() -> None:
     model.body.step.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     segmented.show(0, None, tokens(1, 5), [], ["embed", "body.step"])
     assert len(seen) == 2
+
+
+class Crossed(nn.Module):
+    """Two blocks that are given what became of a picture, beside the hidden state or within it."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, hidden: Tensor, seen: Tensor) -> Tensor:
+            return hidden + self.linear(hidden) + seen
+
+    def __init__(self, beside: bool) -> None:
+        super().__init__()
+        self.embedding, self.see = nn.Embedding(16, 8), nn.Linear(3, 8)
+        self.layers, self.beside = nn.ModuleList([Crossed.Block(), Crossed.Block()]), beside
+
+    def forward(self, input_ids: Tensor, pixels: Tensor) -> Tensor:
+        hidden, seen = self.embedding(input_ids), self.see(pixels)
+        if not self.beside:
+            hidden, seen = hidden + seen, torch.ones_like(seen)
+        for layer in self.layers:
+            hidden = layer(hidden, seen)
+        return hidden
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_blocks_that_a_picture_reaches_beside_the_hidden_state_are_one_segment(beside: bool) -> None:
+    """No gradient would come back that way, and the vision tower would look free."""
+    samples = Samples({"input_ids": torch.arange(6).view(1, 6), "pixels": torch.randn(1, 6, 3)}, 6)
+    distortion = FeatureDistance(lambda model, samples: model(**samples.tensors))
+    model = Crossed(beside).requires_grad_(False)
+    segmented = SegmentedModel(model, samples, distortion)
+    assert len(segmented.blocks) == (0 if beside else 2)
