@@ -57,7 +57,8 @@ def opened(base: str, original: Path) -> Any:
         if hasattr(module, "compute_dtype"):  # a checkpoint says bfloat16; all bases compute alike
             module.compute_dtype = torch.float32
     lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    # Never `eval`: bitsandbytes would repack its weights for products in bfloat16 that have no gradient.
+    return get_peft_model(model, lora).train()
 
 
 def stored_bytes(base: str, original: Path) -> int:

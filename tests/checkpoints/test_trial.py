@@ -171,7 +171,7 @@ def test_without_a_verdict_the_checkpoint_stays(
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
         patched.setattr(reload, "_plain", fails)
-        patched.setattr(reload, "_unpacked", fails)
+        patched.setattr(reload, "_filled", fails)
         result = quantize(tiny_folder, text_file, out)
     assert result.code == 4
     assert "of a library that is too old" in result.err
