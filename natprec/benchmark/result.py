@@ -88,8 +88,7 @@ class Evaluation:
     @property
     def asked(self) -> str:
         """How many documents, and with how many solved examples before each."""
-        limit = "all documents" if self.limit is None else f"at most {self.limit} documents of each task"
-        return f"{limit}, {self.shots} shots"
+        return how_asked(self.limit, self.shots)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -115,6 +114,16 @@ class Evaluation:
         for number, task in enumerate(made.tasks):
             _refuse_contradiction(task, place.within("tasks").at(number))
         return made
+
+
+def how_asked(limit: int | None, shots: int) -> str:
+    """As pages and tables say it.
+
+    >>> how_asked(200, 0)
+    'at most 200 documents of each task, 0 shots'
+    """
+    documents = "all documents" if limit is None else f"at most {limit} documents of each task"
+    return f"{documents}, {shots} shots"
 
 
 def _refuse_contradiction(task: TaskResult, place: Place) -> None:

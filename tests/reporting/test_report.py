@@ -249,6 +249,7 @@ def test_other_files_fill_their_panels(checkpoint: Path) -> None:
     (checkpoint / "energy.json").write_text(json.dumps(energy(rows=[run])))
     html = page(gather(checkpoint))
     for text in ("0.1931", "-0.015 (-0.040 to +0.010)", "ESTIMATE 0.011 to 0.061",
+                 "lm-eval 0.4, at most 200 documents of each task, 0 shots; natprec ran the checkpoint.",
                  "no difference seen; 200 documents show differences from ±0.033 on"):  # fmt: skip
         assert text in html
     assert "awq" not in re.sub(r"<script.*?</script>", "", html, flags=re.S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from natprec.benchmark.result import TaskResult
+from natprec.benchmark.result import TaskResult, how_asked
 from natprec.reporting.elements import Content, Markup, element, joined, missing, table
 
 
@@ -57,9 +57,10 @@ def _number(value: Any) -> str:
 
 def scores_panel(data: dict[str, Any]) -> Markup:
     """Answers of original and checkpoint on the same documents: what an average hides are the answers that flip."""
-    if data["scores"] is None:
+    found = data["scores"]
+    if found is None:
         return missing("Answers", "natprec eval DIR --model MODEL --out eval.json")
-    tasks = [TaskResult(**task) for task in data["scores"]["tasks"]]
+    tasks = [TaskResult(**task) for task in found["tasks"]]
     rows = [
         (
             task.name,
@@ -76,8 +77,13 @@ def scores_panel(data: dict[str, Any]) -> Markup:
     ]
     headers = ("task", "documents", "original", "checkpoint", "difference, 95 %", "to wrong", "to right", "changed",
                "McNemar p")  # fmt: skip
-    notes = [element("p", f"{task.unseen}.", kind="hint") for task in tasks if task.unseen is not None]
-    return joined([table("Answers on the same documents", headers, rows, tuple(range(1, 9))), *notes])
+    asked = f"lm-eval {found['lm_eval_version']}, {how_asked(found['limit'], found['shots'])}"
+    notes = [
+        f"{asked}; {found['backend']} ran the checkpoint.",
+        *(f"{task.unseen}." for task in tasks if task.unseen is not None),
+    ]
+    hints = [element("p", note, kind="hint") for note in notes]
+    return joined([table("Answers on the same documents", headers, rows, tuple(range(1, 9))), *hints])
 
 
 def boundaries_panel(data: dict[str, Any], picture: str | None) -> Markup:
