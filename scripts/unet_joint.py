@@ -53,7 +53,11 @@ def uniform(measurement: Measurement, plan: Plan, bits: int) -> Plan:
     costs = {name: float(kl_of(measurement.curves[name], [fmt], "rtn")[0]) for name in plan.sites}
     sites = {name: replace(choice, format=fmt, kl=costs[name]) for name, choice in plan.sites.items()}
     total = sum(choice.kl for choice in sites.values())
-    return replace(plan, sites=sites, kl_sum=total, kl_predicted=total, kl_predicted_ci95=(total, total))
+    shapes = [measurement.curves[name].site.shape for name in plan.sites]
+    bits = 8 * sum(fmt.stored_bytes(*shape) for shape in shapes) / sum(rows * columns for rows, columns in shapes)
+    return replace(
+        plan, sites=sites, kl_sum=total, kl_predicted=total, kl_predicted_ci95=(total, total), bits_per_weight=bits
+    )
 
 
 def main() -> None:

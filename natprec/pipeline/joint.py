@@ -138,7 +138,12 @@ def with_joint(
             found = look.completed(plan, found)
     finally:
         own.with_head(bool(measurement.header.untied))
-    return found.shown(again), found
+    shown = found.shown(again)
+    if again is not plan and config.eps is not None and shown.kl_predicted > config.eps:
+        stages.note(
+            f"the plan solved once more is predicted to cost {shown.kl_predicted:.4g}: verification will correct it"
+        )
+    return shown, found
 
 
 def solved_again(config: QuantizeConfig, measurement: Measurement, plan: Plan, found: Joint, stages: Stages) -> Plan:

@@ -110,7 +110,10 @@ def test_a_later_plan_is_predicted_by_the_same_link(measurement: Measurement) ->
     assert predicted_by(None, tighter) is tighter
 
 
-def test_a_plan_that_was_solved_once_more_is_measured_in_its_turn(made: tuple[Subject, Samples, Measurement]) -> None:
+@pytest.mark.parametrize("second", [1.2, 9.0])
+def test_a_plan_that_was_solved_once_more_is_measured_in_its_turn(
+    made: tuple[Subject, Samples, Measurement], second: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Errors of another plan point other ways; the way back is gone once, for the plan that is rounded."""
     subject, samples, measurement = made
     first = solve_for(CONFIG, measurement)
@@ -119,7 +122,7 @@ def test_a_plan_that_was_solved_once_more_is_measured_in_its_turn(made: tuple[Su
     class Pretended(PlanLook):
         def points(self, plan: Plan) -> Joint:
             looked.append("points")
-            factor = 3.0 if plan == first else 1.2
+            factor = 3.0 if plan == first else second
             return replace(joint(plan, factor), along=np.zeros((0, 4)))
 
         def completed(self, plan: Plan, found: Joint) -> Joint:
@@ -129,11 +132,12 @@ def test_a_plan_that_was_solved_once_more_is_measured_in_its_turn(made: tuple[Su
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("natprec.pipeline.joint.PlanLook", Pretended)
-        plan, found = with_joint(CONFIG, subject, measurement, first, samples, QUIET)
+        plan, found = with_joint(CONFIG, subject, measurement, first, samples, Stages())
     assert looked == ["points", "points", "along"]
     assert found is not None
-    assert plan.kl_predicted == pytest.approx(1.2 * plan.kl_sum)
+    assert plan.kl_predicted == pytest.approx(second * plan.kl_sum)
     assert plan.kl_joint == pytest.approx(2 * plan.kl_sum)
+    assert ("verification will correct it" in capsys.readouterr().err) == (second > 3)
 
 
 def test_outputs_that_are_no_numbers_leave_the_sum(
