@@ -23,7 +23,8 @@ from natprec.measurement import Measurement
 from natprec.models.loading import load_model
 from natprec.solver import Plan
 from natprec.solver.assemble import Target, assemble
-from natprec.solver.fused_groups import groups_of, weight_formats
+from natprec.solver.fused_groups import groups_of
+from natprec.solver.site_costs import weight_formats
 
 TOKENS = 4096
 

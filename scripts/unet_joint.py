@@ -28,7 +28,7 @@ from natprec.measurement.module import subject_of_module
 from natprec.pipeline.joint import PlanLook, with_joint
 from natprec.pipeline.quantize import round_to_plan
 from natprec.solver import Plan
-from natprec.solver.fused_groups import kl_of
+from natprec.solver.site_costs import kl_of
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 

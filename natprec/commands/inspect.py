@@ -71,7 +71,7 @@ def inspect(
     from natprec.pipeline.request import check, open_subject
     from natprec.pipeline.samples import given_samples, held_out_samples
     from natprec.solver import Plan
-    from natprec.solver.fused_groups import EPS_BWD_SHOWN
+    from natprec.solver.site_costs import EPS_BWD_SHOWN
     from natprec.utils.atomic_files import new_folder, refuse_existing, write_json
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.progress import Stages

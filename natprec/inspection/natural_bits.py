@@ -11,8 +11,8 @@ from natprec.inspection.ir.domains import attention_operation
 from natprec.measurement import Curve, Measurement
 from natprec.measurement.subject import Subject
 from natprec.solver.choices import dual
-from natprec.solver.fused_groups import backward_bits, fewest_bits
 from natprec.solver.plan import Plan
+from natprec.solver.site_costs import backward_bits, fewest_bits
 
 
 @dataclass(frozen=True)

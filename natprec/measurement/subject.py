@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,8 @@ from natprec.distortions.pictures import AfterPictures
 from natprec.engines.architectures import takes_embedding, takes_head
 from natprec.errors import InputError, ModelError, first_line
 from natprec.formats import EngineProfile, Format, engine_profile
-from natprec.formats.engines import GROUP_SIZES
+from natprec.measurement.beside import carried_bytes, other_bytes
+from natprec.measurement.candidates import formats_to_measure
 from natprec.models.activation_sites import find_activations
 from natprec.models.experts import take_apart
 from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
@@ -28,21 +28,16 @@ from natprec.models.loading import LoadedModel, choose_storage_dtype, model_dige
 from natprec.models.model_files import task_of_class
 from natprec.models.segments import SegmentedModel
 from natprec.models.trust import code_files
-from natprec.models.weight_sites import Site, find_sites, refuse_indivisible, refuse_unblocked, site_layer, together
+from natprec.models.weight_sites import Site, find_sites
 from natprec.models.weights import InMemory
 from natprec.tasks import CAUSAL, VISION_LANGUAGE, Samples, Task
 from natprec.transforms import Gauge, find_gauges, rotate, rotated_digest
-from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.matmul import arithmetic
 from natprec.utils.records import public_name
 from natprec.utils.seeds import check_seed
 
 TRIED = 2, 32
 """Random samples, and positions of each, on which a rotation is tried."""
-
-
-FINE_GROUPS = (16, 32)
-"""Sizes of groups of a packed embedding, beside the one that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +151,8 @@ class Subject:
             segmented=segmented,
             sites=sites,
             digest=model_digest(model, loaded.weights),
-            other_bytes=_other_bytes(model, sites, loaded.weights.dtypes),
-            carried_bytes=_carried_bytes(model, loaded.tokenizer, loaded.companions) + loaded.leftovers.nbytes,
+            other_bytes=other_bytes(model, sites, loaded.weights.dtypes),
+            carried_bytes=carried_bytes(model, loaded.tokenizer, loaded.companions) + loaded.leftovers.nbytes,
             task=loaded.task,
             companions=loaded.companions,
             gguf=loaded.gguf,
@@ -244,9 +239,9 @@ class Subject:
                 "take the processor of the same model, or measure without --images"
             ) from error
         sites = find_sites(segmented)
-        other_bytes = _other_bytes(self.model, sites, own.weights.dtypes)
+        beside = other_bytes(self.model, sites, own.weights.dtypes)
         tower = frozenset(site.name for site in sites if own.probe.input_of.keys().isdisjoint(site.uses))
-        return replace(self, segmented=segmented, sites=sites, other_bytes=other_bytes, pictures=pictures, tower=tower)
+        return replace(self, segmented=segmented, sites=sites, other_bytes=beside, pictures=pictures, tower=tower)
 
     def unseen(self, planned: Iterable[str]) -> list[str]:
         """Of the sites that a plan quantizes those which only pictures reach, where there are none."""
@@ -326,60 +321,8 @@ class Subject:
         Raises:
             InputError: the group size, or the blocks of all GGUF types, divide no Linear.
         """
-        found = self._candidates(profile, group_size, sites)
+        found = formats_to_measure(self.sites, self.architecture, profile, group_size, sites)
         return {name: () if name in self.left else formats for name, formats in found.items()}
-
-    def _candidates(self, profile: EngineProfile, group_size: int | None, sites: str) -> dict[str, tuple[Format, ...]]:
-        linears = [site for site in self.sites if site.role != "embedding"] or self.sites
-        if profile.container == "gguf":  # their groups are their own
-            types = profile.measured(())
-            if not any(fmt.divides(site.shape[1]) for fmt in types for site in linears):
-                refuse_unblocked(self.sites, types)
-            return {site.name: tuple(fmt for fmt in types if fmt.divides(site.shape[1])) for site in self.sites}
-        if group_size is None:
-            formats = profile.measured(GROUP_SIZES)
-            return {site.name: tuple(fmt for fmt in formats if self._has(site, fmt, profile)) for site in self.sites}
-        asked = profile.measured((group_size,))
-        if not any(fmt.divides(site.shape[1]) for fmt in asked for site in linears):
-            refuse_indivisible(self.sites, asked)
-        more = profile.paired() if sites == "all" else ()
-        alike: dict[tuple[str, str], list[Site]] = {}
-        for site in self.sites:
-            alike.setdefault(together(site, profile), []).append(site)
-        found: dict[str, tuple[Format, ...]] = {}
-        for members in alike.values():
-            size = profile.fitting(group_size, [site.shape[1] for site in members])
-            formats = asked if size == group_size else profile.measured(() if size is None else (size,))
-            formats += tuple(fmt for fmt in more if size is not None and fmt not in formats)
-            if size != group_size:
-                formats = tuple(fmt for fmt in formats if all(_is_smaller(fmt, site) for site in members))
-            divided = tuple(fmt for fmt in formats if all(self._has(site, fmt, profile) for site in members))
-            found |= {site.name: divided for site in members}
-        return {site.name: found[site.name] + self._finer(site, found[site.name], profile) for site in self.sites}
-
-    def _finer(self, site: Site, known: tuple[Format, ...], profile: EngineProfile) -> tuple[Format, ...]:
-        """Formats in smaller groups for an embedding that a GPU's engine looks up packed: no kernel asks for larger
-        ones, nothing makes up for its errors, and its widths are few (LOG.md, 2026-11-30).
-        """
-        if profile.gpu is None or site.role != "embedding":
-            return ()
-        finer = [fmt for each in profile.formats.get("embedding", ()) for fmt in each.at(FINE_GROUPS)]
-        return tuple(fmt for fmt in finer if fmt not in known and self._has(site, fmt, profile))
-
-    def _has(self, site: Site, fmt: Format, profile: EngineProfile) -> bool:
-        """Whether a site can have a format; with a GPU also whether the engine reads codes of this model's site."""
-        if profile.gpu is not None and profile.name == "vllm":
-            if site.role == "embedding" and not takes_embedding(self.architecture):
-                return False
-            if site.role == "head" and not takes_head(self.architecture):
-                return False
-        if profile.container == "bitsandbytes" and site.experts:
-            return False  # transformers keeps experts as one tensor, which bitsandbytes leaves alone
-        return profile.fits(site.role, fmt, *site.shape)
-
-
-def _is_smaller(fmt: Format, site: Site) -> bool:
-    return fmt.stored_bytes(*site.shape) < 2 * site.elements
 
 
 def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
@@ -389,23 +332,3 @@ def _refuse_unsuitable(distortion: Distortion, loaded: LoadedModel) -> None:
             f"distortion {distortion.name!r} needs another kind of model, and {loaded.name!r} is {loaded.task.noun}; "
             f"leave it out for {loaded.distortion!r}"
         )
-
-
-def _other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch.dtype]) -> int:
-    in_sites = {id(site_layer(model, site).weight) for site in sites}
-    named = model.state_dict(keep_vars=True).items()
-    tensors = {id(t): (t, dtypes.get(name)) for name, t in named if id(t) not in in_sites}
-    return sum(t.numel() * (dtype.itemsize if dtype else 2 if t.is_floating_point() else t.element_size())
-               for t, dtype in tensors.values())  # fmt: skip
-
-
-def _carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, bytes]) -> int:
-    """Measured by writing them once: code is written by transformers too, to the same place."""
-    with tempfile.TemporaryDirectory(prefix="natprec-") as folder:
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
-        written = folder_bytes(Path(folder))
-        return written + sum(len(each) for name, each in companions.items() if not Path(folder, name).exists())

@@ -125,7 +125,7 @@ def together(site: Site, profile: EngineProfile) -> tuple[str, str]:
     return "fused group", site.fused_group if profile.fuses else site.name
 
 
-def refuse_indivisible(sites: list[Site], formats: tuple[Format, ...]) -> None:
+def refuse_indivisible(sites: Sequence[Site], formats: tuple[Format, ...]) -> None:
     """Name the first layer that a group size does not divide, before anything is measured.
 
     Raises:
@@ -166,7 +166,7 @@ def uneven(sites: Sequence[Site], formats: Mapping[str, Sequence[Format]], group
     )
 
 
-def refuse_unblocked(sites: list[Site], types: tuple[Format, ...]) -> None:
+def refuse_unblocked(sites: Sequence[Site], types: tuple[Format, ...]) -> None:
     """Name the first layer whose rows are whole blocks of no GGUF type, before anything is measured.
 
     Raises:

@@ -15,8 +15,9 @@ from natprec.formats import EngineProfile, Format
 from natprec.measurement import Measurement
 from natprec.solver import Plan
 from natprec.solver.allocation import lower_hull
-from natprec.solver.fused_groups import FusedGroup, stored_bytes
-from natprec.solver.solve import opened
+from natprec.solver.fused_groups import FusedGroup
+from natprec.solver.problem import opened
+from natprec.solver.site_costs import stored_bytes
 from natprec.solver.uniform import common_formats
 
 

@@ -16,10 +16,11 @@ from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
-from natprec.solver.fused_groups import FusedGroup, fewest_bits, kl_of, refuse_other_rule, stored_bytes, width
+from natprec.solver.fused_groups import FusedGroup, refuse_other_rule, width
 from natprec.solver.needs import Used, needs_of
 from natprec.solver.objective import STORED, Objective, plan_cost
 from natprec.solver.plan import Plan
+from natprec.solver.site_costs import fewest_bits, kl_of, stored_bytes
 from natprec.utils.statistics import bootstrap_interval
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ from natprec.config import AUTO, NOT_ROUNDED
 from natprec.costs.model import pair_name
 from natprec.errors import BudgetError, InputError
 from natprec.formats import EngineProfile, Format
-from natprec.formats.offers import Role, first_gpu
+from natprec.formats.offers import Role
 from natprec.models.weight_sites import together
-from natprec.solver.allocation import Decision, natural_precision
+from natprec.solver.allocation import Decision
 from natprec.solver.choices import UNQUANTIZED_BITS
 from natprec.solver.objective import STORED, Objective
+from natprec.solver.site_costs import EPS_BWD_SHOWN, backward_bits, keeps_gradient, kl_of, stored_bytes, weight_formats
 
 if TYPE_CHECKING:
     from natprec.measurement import Curve, Measurement
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 SMALL = 1000
 """Weights of a site, up to which 16 bits are a candidate: a depthwise convolution may need more than any narrow format
 keeps, and hardly takes space."""
-
-EPS_BWD_SHOWN = 0.01
-"""Of the gradient's energy: where b* of the backward flow is reported if no tolerance is given."""
 
 
 @dataclass(frozen=True)
@@ -245,77 +243,3 @@ def _pairs(
         return pairs + plain
     left = [pair for pair in plain if pair.weight is None]  # beside inputs that stay as they are
     return [pair for pair in pairs if pair.input_bits == int(activations)] + left
-
-
-def weight_formats(curve: Curve, profile: EngineProfile) -> list[Format]:
-    """The measured formats of a weight that the engine runs."""
-    return [fmt for fmt in curve.formats if profile.stores(curve.site.role, fmt)]
-
-
-def kl_of(curve: Curve, formats: Sequence[Format | None], rounding: str) -> np.ndarray:
-    """KL under each of some formats, nats per token; None: unquantized, which costs an activation nothing."""
-    place = {fmt: index for index, fmt in enumerate(curve.formats)}
-    values = curve.kl(rounding)
-    kept = curve.unquantized_kl if curve.site.kind == "weight" else 0.0
-    return np.array([kept if fmt is None else values[place[fmt]] for fmt in formats])
-
-
-def stored_bytes(curve: Curve, fmt: Format | None, profile: EngineProfile) -> int:
-    """Bytes of one weight on disk; None: at 16 bits."""
-    site = curve.site
-    if fmt is None:
-        return UNQUANTIZED_BITS // 8 * site.elements
-    return profile.stored_bytes(site.role, fmt, *site.shape, uses=len(site.uses))
-
-
-def backward_bits(curve: Curve, eps_bwd: float) -> int | None:
-    """b* of the backward flow: the fewest bits that keep all but `eps_bwd` of the gradient's energy (T3)."""
-    energy = float(curve.energy.mean())
-    if energy == 0:
-        return None
-    return fewest_bits(curve.formats, curve.backward.mean(0) / energy, eps_bwd)
-
-
-def fewest_bits(formats: Sequence[Format], values: np.ndarray, limit: float) -> int | None:
-    """The fewest bits from which every wider format also keeps a limit; of several of one width the best counts."""
-    best: dict[int, float] = {}
-    for fmt, value in zip(formats, values, strict=True):
-        best[fmt.bits] = min(best.get(fmt.bits, np.inf), float(value))
-    widths = np.array(sorted(best))
-    found = natural_precision(widths, np.array([best[bits] for bits in widths]), limit)
-    return None if found is None else int(widths[found])
-
-
-def keeps_gradient(curve: Curve, fmt: Format, eps_bwd: float) -> bool:
-    """Whether a format, rounding the site's gradient, loses at most this share of its energy; nothing reached: yes."""
-    energy = float(curve.energy.mean())
-    return energy == 0 or float(curve.backward.mean(0)[curve.formats.index(fmt)]) <= eps_bwd * energy
-
-
-def check_flows(profile: EngineProfile, activations: str, kv: str) -> None:
-    """Refuse what an engine cannot do, before anything is measured.
-
-    Raises:
-        InputError: says what it can.
-    """
-    known = sorted({bits for pairing in profile.pairings for bits in pairing.inputs.bits})
-    on = f" on {profile.gpu}" if profile.gpu else ""
-    if activations not in (NOT_ROUNDED, *map(str, known), *([AUTO] if known else [])):
-        widths = ", ".join(map(str, (*known, UNQUANTIZED_BITS)))
-        raise InputError(
-            f"activations {activations!r}: engine {profile.name!r} multiplies with {widths} bits{on}; give one of them"
-            + (" or auto" if known else "")
-            + _elsewhere(profile, activations)
-        )
-    if kv not in (NOT_ROUNDED, *map(str, profile.cache_bits)):
-        widths = ", ".join(map(str, (*profile.cache_bits, UNQUANTIZED_BITS)))
-        raise InputError(f"kv {kv!r}: engine {profile.name!r} keeps keys and values at {widths} bits; give one of them")
-
-
-def _elsewhere(profile: EngineProfile, activations: str) -> str:
-    """On which GPUs an engine multiplies with so many bits, for errors; empty: on none, or it depends on none."""
-    if profile.gpu is None or not activations.isdigit():
-        return ""
-    bits = int(activations)
-    found = first_gpu(profile.name, lambda offer: offer.inputs is not None and bits in offer.inputs.bits)
-    return f"; it multiplies with {bits} bits {found}" if found else ""

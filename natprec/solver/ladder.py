@@ -14,7 +14,8 @@ from natprec.errors import BudgetError
 from natprec.solver.objective import PlanCost
 from natprec.solver.pareto import dominated, priced
 from natprec.solver.plan import Plan
-from natprec.solver.solve import opened, solve
+from natprec.solver.problem import opened
+from natprec.solver.solve import solve
 from natprec.solver.uniform import uniform_sums
 
 if TYPE_CHECKING:

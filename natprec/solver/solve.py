@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from natprec.config import MARGIN, NOT_ROUNDED, Scope, check_targets
-from natprec.costs import costs_for
 from natprec.costs.choose import BYTES
 from natprec.errors import BudgetError, InputError
-from natprec.formats import EngineProfile, engine_profile
-from natprec.formats.offers import OFFERS
-from natprec.roundings import rounding_named
-from natprec.solver.allocation import Decision, Staircase, natural_precision, staircase, within_bytes, within_kl
-from natprec.solver.assemble import Target, assemble, cache_of
-from natprec.solver.choices import CacheChoice
-from natprec.solver.fused_groups import FusedGroup, check_flows, groups_of, weight_formats
+from natprec.solver.allocation import natural_precision, within_bytes, within_kl
+from natprec.solver.assemble import Target, assemble
+from natprec.solver.check_flows import check_flows
 from natprec.solver.heads import head_tied
-from natprec.solver.objective import Objective
 from natprec.solver.plan import Plan
+from natprec.solver.problem import Problem, objective_of, problem_of, profile_of, rounding_of
 from natprec.solver.uniform import best_uniform, total
 from natprec.utils.options import fraction, positive, tolerance
 
@@ -83,9 +77,9 @@ def solve(
     for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
         positive(name, size)
     check_targets(eps, bits, max_size, eps_scope, activations, minimize)
-    rounding = _rounding(measurement, rounding)
-    profile = _profile(measurement, engine, gpu, untested, portable, minimize)
-    objective = _objective(minimize, costs, profile, gpu)
+    rounding = rounding_of(measurement, rounding)
+    profile = profile_of(measurement, engine, gpu, untested, portable, minimize)
+    objective = objective_of(minimize, costs, profile, gpu)
     check_flows(profile, activations, kv)
     target = Target(
         eps,
@@ -105,7 +99,7 @@ def solve(
             plans.append(
                 _solved(
                     way,
-                    _problem(way, profile, rounding, activations, kv, eps_bwd, objective),
+                    problem_of(way, profile, rounding, activations, kv, eps_bwd, objective),
                     target,
                     bits,
                     max_size,
@@ -117,34 +111,6 @@ def solve(
     if not plans:
         raise errors[0]
     return min(plans, key=lambda plan: plan.kl_predicted if max_size else plan.cost or 0.0)
-
-
-def _objective(minimize: str, costs: str | Path | None, profile: EngineProfile, gpu: str | None) -> Objective:
-    """What is minimised; the GPU's own name, if it was given, tells its kernels or peaks apart."""
-    found = costs_for(minimize, profile.name, gpu or profile.gpu, None if costs is None else Path(costs))
-    return Objective(minimize, found)
-
-
-def _rounding(measurement: Measurement, rounding: str | None) -> str:
-    """The one that is asked for, or that was measured for."""
-    rounding = rounding or measurement.header.rounding
-    if rounding_named(rounding).compensates and not rounding_named(measurement.header.rounding).compensates:
-        raise InputError(
-            f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
-        )
-    return rounding
-
-
-def _profile(
-    measurement: Measurement, engine: str | None, gpu: str | None, untested: bool, portable: bool, minimize: str
-) -> EngineProfile:
-    """The one that is asked for, or that was measured for."""
-    header = measurement.header
-    if minimize != BYTES and (engine or header.engine) not in OFFERS:
-        gpu = None  # of costs alone: formats do not depend on it
-    if gpu is None and header.gpu is not None and engine in (None, header.engine):
-        return engine_profile(header.engine, header.gpu, header.untested or untested, header.portable or portable)
-    return engine_profile(engine or header.engine, gpu, untested, portable)
 
 
 def _solved(
@@ -207,95 +173,6 @@ def _solved(
     if uniform is None:
         return plan
     return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(decisions, uniform[1], "kl"))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The problem that all targets of one measurement share.
-
-    Attributes:
-        unquantized: weights that stay at 16 bits.
-        lost: distortion of those, and of keys and values; `fixed`: bytes that no format changes.
-    """
-
-    profile: EngineProfile
-    rounding: str
-    groups: list[FusedGroup]
-    decisions: list[Decision]
-    stairs: Staircase
-    unquantized: list[str]
-    cache: CacheChoice | None
-    lost: float
-    fixed: int
-    objective: Objective
-
-
-def opened(
-    measurement: Measurement,
-    engine: str | None,
-    rounding: str | None,
-    activations: str,
-    kv: str,
-    eps_bwd: float | None,
-    gpu: str | None = None,
-    untested: bool = False,
-    portable: bool = False,
-    apart: bool = False,
-    minimize: str = BYTES,
-    costs: str | Path | None = None,
-) -> Problem:
-    """The problem that a measurement poses for an engine.
-
-    Args:
-        apart: leave a tied output head that was measured apart a site of its own; else it is tied again.
-    Raises:
-        InputError: options that do not go with the measurement.
-        BudgetError: the engine runs none of its formats.
-    """
-    profile = _profile(measurement, engine, gpu, untested, portable, minimize)
-    check_flows(profile, activations, kv)
-    rounding = _rounding(measurement, rounding)
-    way = head_tied(measurement) if measurement.header.untied and not apart else measurement
-    objective = _objective(minimize, costs, profile, gpu)
-    return _problem(way, profile, rounding, activations, kv, eps_bwd, objective)
-
-
-def _problem(
-    measurement: Measurement,
-    profile: EngineProfile,
-    rounding: str,
-    activations: str,
-    kv: str,
-    eps_bwd: float | None,
-    objective: Objective,
-) -> Problem:
-    groups, decisions, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd, objective)
-    if not decisions:
-        raise BudgetError(
-            f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
-        )
-    unquantized = [name for name, curve in measurement.weights.items() if not weight_formats(curve, profile)]
-    cache = cache_of(measurement, profile, rounding, kv)
-    lost = cache.kl if cache else 0.0
-    lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
-    fixed = measurement.header.other_bytes + measurement.header.carried_bytes
-    fixed += sum(2 * measurement.curves[name].site.elements for name in unquantized)
-    return Problem(profile, rounding, groups, decisions, stairs, unquantized, cache, lost, fixed, objective)
-
-
-@lru_cache(maxsize=4)
-def _prepared(
-    measurement: Measurement,
-    profile: EngineProfile,
-    rounding: str,
-    activations: str,
-    eps_bwd: float | None,
-    objective: Objective,
-) -> tuple[list[FusedGroup], list[Decision], Staircase]:
-    """What every target solves on; many targets come from one measurement."""
-    groups = groups_of(measurement, profile, rounding, activations, eps_bwd, objective)
-    decisions = [group.decision for group in groups]
-    return groups, decisions, staircase(decisions)
 
 
 def _refuse_tight(smallest: float, eps: float, where: str) -> None:

@@ -12,7 +12,7 @@ from natprec.formats import engine_profile
 from natprec.formats.engines import GROUP_SIZES
 from natprec.formats.gpus import EVERYWHERE, NAMES, capabilities, generation
 from natprec.formats.offers import OFFERS, SEEN, offered
-from natprec.solver.fused_groups import check_flows
+from natprec.solver.check_flows import check_flows
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
 

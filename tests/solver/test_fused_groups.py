@@ -14,7 +14,7 @@ from natprec.formats import CHANNEL, Format, activation, engine_profile, integer
 from natprec.measurement import Curve, Measurement
 from natprec.models.weight_sites import Site
 from natprec.solver import Plan
-from natprec.solver.fused_groups import backward_bits
+from natprec.solver.site_costs import backward_bits
 from tests.arrange import curve, measurement
 
 WEIGHTS = [*(integer(bits, 64) for bits in range(2, 9)), integer(8, CHANNEL)]
