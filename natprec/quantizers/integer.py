@@ -5,18 +5,22 @@ the largest weights, whose errors are not independent (LOG.md, 2026-11-22). Wher
 input is known, GPTQ lets it decide how much to clip. At 1 and 2 bits the spanning grid is too coarse;
 there each group takes the best of a few shrunken scales, and then the least-squares scale for the
 codes it got: s = <w, q> / <q, q>. What a format can store of a grid is in `natprec.quantizers.scale_storage`.
+
+Formats that differ in nothing but their width are tried together (`alike`), each trial along the first dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from natprec import native
-from natprec.formats import Format
-from natprec.quantizers.scale_storage import nested_grid, stored_grid
+from natprec.formats import Format, Integer
+from natprec.quantizers.scale_storage import code_ends, column, nested_grid, stored_grid
+from natprec.utils.portions import portion
 
 SHRINK = {1: (0.4, 0.6), 2: (0.75, 0.95)}
 """Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""
@@ -27,54 +31,169 @@ CLIP = {3: (1.0, 0.9, 0.8, 0.7), 4: (1.0, 0.92, 0.84), 5: (1.0, 0.95)}
 CHUNK = 1 << 18
 """Weights handled at a time: small enough that one chunk and its copies stay in the cache."""
 
+Grid = tuple[Tensor, Tensor | None]
+"""Scale, as a format stores it, never 0, and offset, the value of code 0, or None when it is symmetric; float32."""
+
+
+def alike(formats: Sequence[Format]) -> list[list[int]]:
+    """Places of the formats whose grids are chosen in one pass: of integers that differ in nothing but their width.
+
+    Those of nested scales, and of other codebooks, are alone.
+    """
+    found: dict[object, list[int]] = {}
+    for place, fmt in enumerate(formats):
+        book = fmt.codebook
+        if isinstance(book, Integer) and not fmt.nested:
+            key: object = (fmt.scaling, book.signed, book.balanced, fmt.bits in SHRINK)
+        else:
+            key = place
+        found.setdefault(key, []).append(place)
+    return list(found.values())
+
 
 def choose_grid(
     grouped: Tensor, fmt: Format, scale_dtype: torch.dtype, power: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The grid of each group with the least squared error among those tried.
+    """The grid of each group with the least squared error among those tried: see `choose_grids`.
+
+    Returns:
+        scale and offset (rows, groups).
+    """
+    scale, offset = choose_grids(grouped, [fmt], scale_dtype, power)
+    return scale[0], None if offset is None else offset[0]
+
+
+def choose_grids(
+    grouped: Tensor, formats: Sequence[Format], scale_dtype: torch.dtype, power: Tensor | None = None
+) -> Grid:
+    """The grid of each group with the least squared error among those tried, under formats that are `alike`.
 
     Args:
         grouped: (rows, groups, group size), float32.
         power: (groups, group size), what an error at each weight counts; then clipping is tried too.
     Returns:
-        scale (rows, groups), float32 as the format stores it, never 0; offset (rows, groups), float32, the
-        value of code 0, or None when the format is symmetric.
+        (formats, rows, groups) each.
     """
     low, high = grouped.amin(-1), grouped.amax(-1)  # faster than aminmax
-    if not fmt.float_offset or fmt.nested:
+    first = formats[0]
+    if not first.float_offset or first.nested:
         low, high = low.clamp(max=0), high.clamp(min=0)  # 0 is on such a grid, or next to it
-    spanning = _spanning_scale(low, high, fmt)
-    fractions = SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if power is not None else (1.0,))
-    grids = [_grid(grouped, fmt, spanning * fraction, low * fraction, scale_dtype) for fraction in fractions]
-    (scale, offset), *others = grids
-    if not others:
-        return nested_grid(scale, offset, fmt)
-    least = _squared_error(grouped, fmt, scale, offset, power)
-    for grid in others:  # an argmin over a stack of them takes longer
-        error = _squared_error(grouped, fmt, *grid, power)
-        better = error < least
-        least, scale = torch.where(better, error, least), torch.where(better, grid[0], scale)
-        offset = None if offset is None or grid[1] is None else torch.where(better, grid[1], offset)
-    return nested_grid(scale, offset, fmt)
-
-
-def _grid(
-    grouped: Tensor, fmt: Format, scale: Tensor, low: Tensor, scale_dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """A trial grid as it is stored; at 1 and 2 bits the least-squares one for its codes."""
-    scale, offset = stored_grid(scale, None if fmt.symmetric else low, fmt, scale_dtype)
-    if fmt.bits not in SHRINK:
+    plan = _trials(tuple(formats), power is not None)
+    spanning = _spanning_scale(low, high, formats)
+    reach = None if first.symmetric else _shrunk(low.unsqueeze(0), plan)
+    tried = [formats[place] for place, _ in plan]
+    scale, offset = _grids(grouped, tried, _shrunk(spanning, plan), reach, scale_dtype)
+    if len(plan) > len(formats):
+        scale, offset = _best(grouped, formats, plan, scale, offset, power)
+    if not first.nested:
         return scale, offset
-    codes = round_to_grid(grouped, fmt, scale, offset)
-    if offset is not None and fmt.float_offset:
-        return stored_grid(*_line(codes, grouped, scale, offset), fmt, scale_dtype)
+    scale, offset = nested_grid(scale[0], None if offset is None else offset[0], first)
+    return scale.unsqueeze(0), None if offset is None else offset.unsqueeze(0)
+
+
+@functools.cache
+def _trials(formats: tuple[Format, ...], clipped: bool) -> list[tuple[int, float]]:
+    """What is tried: place of a format and fraction of its spanning scale; all first ones, then all second ones …"""
+    fractions = [SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if clipped else (1.0,)) for fmt in formats]
+    return [
+        (place, some[number])
+        for number in range(max(map(len, fractions)))
+        for place, some in enumerate(fractions)
+        if number < len(some)
+    ]
+
+
+def _shrunk(values: Tensor, plan: list[tuple[int, float]]) -> Tensor:
+    """(trials, rows, groups) of (formats, rows, groups), or of one for all formats, each times its fraction."""
+    fractions = {fraction for _, fraction in plan}
+    if len(values) > 1 and len(plan) > len(values):
+        values = values[_places(tuple(place for place, _ in plan), values.device)]
+    if len(fractions) == 1:
+        return values * fractions.pop()
+    return values * column(tuple(fraction for _, fraction in plan), values.device)
+
+
+def _best(
+    grouped: Tensor,
+    formats: Sequence[Format],
+    plan: list[tuple[int, float]],
+    scale: Tensor,
+    offset: Tensor | None,
+    power: Tensor | None,
+) -> Grid:
+    """Of each format's trials the one with the least squared error, the first of equal ones."""
+    several = {place for place, _ in plan[len(formats) :]}
+    compared = [number for number, (place, _) in enumerate(plan) if place in several]
+    errors = dict(zip(compared, _squared_errors(grouped, formats, plan, compared, scale, offset, power), strict=True))
+    least = dict(errors)
+    scales, offsets = list(scale[: len(formats)]), [] if offset is None else list(offset[: len(formats)])
+    for some in _rounds(plan, len(formats)):
+        places = [plan[number][0] for number in some]
+        before, after = (torch.stack([of[at] for at in keys]) for of, keys in ((least, places), (errors, some)))
+        better = after < before
+        least |= zip(places, torch.where(better, after, before), strict=True)
+        for whole, chosen in ((scale, scales), (offset, offsets)):
+            if whole is not None:
+                kept = torch.stack([chosen[place] for place in places])
+                for place, now in zip(places, torch.where(better, whole[some[0] : some[-1] + 1], kept), strict=True):
+                    chosen[place] = now
+    return torch.stack(scales), torch.stack(offsets) if offsets else None
+
+
+def _rounds(plan: list[tuple[int, float]], start: int) -> Iterator[range]:
+    """Numbers of the second trials of all formats, then of the third ones …"""
+    while start < len(plan):
+        stop = start + 1
+        while stop < len(plan) and plan[stop][0] > plan[stop - 1][0]:
+            stop += 1
+        yield range(start, stop)
+        start = stop
+
+
+def _squared_errors(
+    grouped: Tensor,
+    formats: Sequence[Format],
+    plan: list[tuple[int, float]],
+    compared: list[int],
+    scale: Tensor,
+    offset: Tensor | None,
+    power: Tensor | None,
+) -> list[Tensor]:
+    """Of each trial that is compared, (rows, groups); as many of them at a time as are worth a launch."""
+    step, found = max(1, portion(1, grouped.device) // grouped.numel()), []
+    for start in range(0, len(compared), step):
+        some = compared[start : start + step]
+        at = slice(some[0], some[-1] + 1) if some[-1] - some[0] + 1 == len(some) else _places(tuple(some), scale.device)
+        tried = [formats[plan[number][0]] for number in some]
+        error = grid_errors(grouped, tried, scale[at], None if offset is None else offset[at])
+        found += torch.linalg.vecdot(error, error if power is None else error * power)
+    return found
+
+
+def _grids(
+    grouped: Tensor, formats: Sequence[Format], scale: Tensor, low: Tensor | None, scale_dtype: torch.dtype
+) -> Grid:
+    """Trial grids as they are stored; at 1 and 2 bits the least-squares ones for their codes.
+
+    Args:
+        formats: of each trial.
+        scale: (trials, rows, groups); low: the same, or one for all; None: symmetric.
+    """
+    first = formats[0]
+    scale, offset = stored_grid(scale, low, formats, scale_dtype)
+    if first.bits not in SHRINK:
+        return scale, offset
+    codes = round_to_grid(grouped, formats, scale, offset)
+    if offset is not None and first.float_offset:
+        return stored_grid(*_line(codes, grouped, scale, offset), formats, scale_dtype)
     steps = None if offset is None else (offset / scale).round_()
     if steps is not None:
         codes += steps.unsqueeze(-1)
     power = torch.linalg.vecdot(codes, codes)
     fitted = torch.where(power > 0, torch.linalg.vecdot(codes, grouped) / power, scale)
     fitted = torch.where(fitted * scale > 0, fitted, scale)
-    return stored_grid(fitted, None if steps is None else (steps + fmt.code_range[0]) * fitted, fmt, scale_dtype)
+    lowest = None if steps is None else (steps + code_ends(formats, scale.device)[0]) * fitted
+    return stored_grid(fitted, lowest, formats, scale_dtype)
 
 
 def _line(codes: Tensor, grouped: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,28 +206,40 @@ def _line(codes: Tensor, grouped: Tensor, scale: Tensor, offset: Tensor) -> tupl
     return torch.where(better, slope, scale), torch.where(better, mean - slope * mean_code, offset)
 
 
-def _squared_error(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, power: Tensor | None) -> Tensor:
-    """Of each group, (rows, groups)."""
-    error = grid_errors(grouped, fmt, scale, offset)
-    return torch.linalg.vecdot(error, error if power is None else error * power)
-
-
 def grid_errors(
-    grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, out: Tensor | None = None
+    grouped: Tensor, formats: Sequence[Format], scale: Tensor, offset: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
-    """Nearest value less weight, of the shape of `grouped`; into `out`, contiguous, of so many elements."""
+    """Nearest value less weight, (formats, rows, groups, group size).
+
+    Args:
+        scale, offset: (formats, rows, groups).
+        out: of so many elements; (formats, …), each contiguous.
+    """
+    shape = (len(formats), *grouped.shape)
     if native.reads(grouped):
-        return native.grid_errors(grouped, scale, offset, *fmt.code_range, out)
-    values = _reconstruct(round_to_grid(grouped, fmt, scale, offset), scale, offset)
-    return torch.sub(values, grouped, out=None if out is None else out.view(grouped.shape))
+        out = grouped.new_empty(shape) if out is None else out
+        for number, fmt in enumerate(formats):
+            own = None if offset is None else offset[number]
+            native.grid_errors(grouped, scale[number], own, *fmt.code_range, out[number])
+        return out.view(shape)
+    values = _reconstruct(round_to_grid(grouped, formats, scale, offset), scale, offset)
+    return torch.sub(values, grouped, out=None if out is None else out.view(shape))
 
 
-def round_to_grid(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None) -> Tensor:
-    """Nearest codes (rows, groups, group size), as float32 integers within the code range."""
-    codes = (
-        grouped / scale.unsqueeze(-1) if offset is None else (grouped - offset.unsqueeze(-1)).div_(scale.unsqueeze(-1))
-    )
-    return codes.round_().clamp_(*fmt.code_range)
+def round_to_grid(grouped: Tensor, formats: Sequence[Format], scale: Tensor, offset: Tensor | None) -> Tensor:
+    """Nearest codes (formats, rows, groups, group size), as float32 integers within the code range."""
+    if offset is None:
+        codes = grouped / scale.unsqueeze(-1)
+    else:
+        codes = (grouped - offset.unsqueeze(-1)).div_(scale.unsqueeze(-1))
+    low, high = (end if isinstance(end, int) else end.unsqueeze(-1) for end in code_ends(formats, scale.device))
+    return codes.round_().clamp_(low, high)
+
+
+@functools.cache
+def _places(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """As indices: copied to a device once."""
+    return torch.tensor(places).to(device)
 
 
 def _reconstruct(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
@@ -117,19 +248,26 @@ def _reconstruct(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     return codes if offset is None else codes.add_(offset.unsqueeze(-1))
 
 
-def _spanning_scale(low: Tensor, high: Tensor, fmt: Format) -> Tensor:
-    """The scale whose grid covers [low, high]; negative where the positive side reaches further."""
-    if not fmt.symmetric:
-        return (high - low) / (2**fmt.bits - 1)
-    smallest, largest = fmt.code_range
+def _spanning_scale(low: Tensor, high: Tensor, formats: Sequence[Format]) -> Tensor:
+    """(formats, rows, groups), whose grid covers [low, high]; negative where the positive side reaches further."""
+    low, high = low.unsqueeze(0), high.unsqueeze(0)
+    if not formats[0].symmetric:
+        return (high - low) / _numbers([2**fmt.bits - 1 for fmt in formats], low.device)
+    ranges = [fmt.code_range for fmt in formats]
     far, near = torch.maximum(high, -low), torch.minimum(high, -low)
-    scale = torch.maximum(far / -smallest, near / max(largest, 1))
-    return torch.where(high > -low, -scale, scale) if -smallest != largest else scale
+    reach = far / _numbers([-smallest for smallest, _ in ranges], low.device)
+    scale = torch.maximum(reach, near / _numbers([max(largest, 1) for _, largest in ranges], low.device))
+    balanced = formats[0].integer.balanced
+    return scale if balanced else torch.where(high > -low, -scale, scale)
 
 
-def grouped_rows(weight: Tensor, fmt: Format) -> Iterator[Tensor]:
-    """Chunks of whole rows as (rows, groups, group size), float32."""
+def _numbers(values: list[int], device: torch.device) -> int | Tensor:
+    return values[0] if len(values) == 1 else column(tuple(values), device)
+
+
+def grouped_rows(weight: Tensor, fmt: Format, formats: int = 1) -> Iterator[Tensor]:
+    """Chunks of whole rows as (rows, groups, group size), float32; `formats` of them are rounded together."""
     columns = weight.shape[1]
-    step = max(1, CHUNK // columns)
+    step = max(1, portion(CHUNK * formats, weight.device) // (columns * formats))
     for rows in weight.split(step):
         yield rows.to(torch.float32).reshape(len(rows), fmt.groups(columns), -1)
