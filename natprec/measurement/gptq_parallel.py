@@ -88,7 +88,7 @@ def spread(done: Mapping[str, WeightObserver], workers: Workers) -> None:
         each.columns = columns.to(each.layer.weight) if rescaled else None
 
 
-def judge_fused_groups(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
+def judge_fused_groups(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> None:
     """Find for each fused group of a finished segment what GPTQ will leave, its channels rescaled or not."""
     for fused_group in {each.site.fused_group: None for each in done.values()}:
         members = {name: each.compensation for name, each in done.items() if each.site.fused_group == fused_group}
@@ -96,9 +96,9 @@ def judge_fused_groups(done: Mapping[str, WeightObserver], gauges: Mapping[str, 
         if not together:
             continue
         gauge = gauges.get(fused_group)
-        if gauge is not None and any(done[name].lossless(terms) for name in members):
+        if gauge is not None and any(done[name].lossless() for name in members):
             gauge = None  # rescaled, the weight would leave its grid
-        decide(together, done[fused_group].formats, [done[name].nearest(terms) for name in members], gauge)
+        decide(together, done[fused_group].formats, [done[name].nearest() for name in members], gauge)
 
 
 def divided_columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:

@@ -42,6 +42,7 @@ class Compensation:
             not depend on how sequences are shared out.
         every: of so many sequences with gradients one judges.
         judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
+        rows: (judging rows,), their numbers, on the device of the weight.
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
         left: (formats,), the share of rounding to nearest's distortion that GPTQ leaves; None: not decided.
     """
@@ -52,6 +53,7 @@ class Compensation:
     fitted: dict[str, Tensor]
     every: int = JUDGING
     judging: list[Tensor] = field(default_factory=list)
+    rows: Tensor | None = None
     columns: Tensor | None = None
     left: Tensor | None = None
 
@@ -79,7 +81,9 @@ class Compensation:
         if not self.gathers:
             return
         if sequences is not None:
-            inputs = inputs[torch.tensor([not self._judges(sequence) for sequence in sequences])]
+            fitting = [number for number, sequence in enumerate(sequences) if not self._judges(sequence)]
+            if len(fitting) < len(sequences):  # by slices, whose places the CPU knows
+                inputs = torch.cat([inputs[number : number + 1] for number in fitting]) if fitting else inputs[:0]
         width = inputs.shape[-1]
         if not inputs.numel():
             return
@@ -90,16 +94,34 @@ class Compensation:
     def judge(self, gradient: Tensor, sequence: int) -> None:
         """Account for one sequence's gradient of the weight (rows, columns)."""
         if self._judges(sequence):
-            self.judging.append(gradient[judged_rows(len(gradient)).to(gradient.device)])
+            self.judging.append(gradient[self._rows])
+
+    def judge_all(self, gathered: Tensor, first: int, known: Sequence[int]) -> None:
+        """The same of all of a process's sequences.
+
+        Args:
+            gathered: (sequences, rows, columns); their numbers begin with `first`.
+            known: places of those that something came to.
+        """
+        judges = [place for place in known if self._judges(first + place)]
+        if len(known) == len(gathered):
+            start = -(first + 1) % self.every
+            self.judging.extend(gathered[start :: self.every].index_select(1, self._rows))
+        else:
+            self.judging.extend(gathered[place][self._rows] for place in judges)
 
     def _judges(self, sequence: int) -> bool:
         return sequence % self.every == self.every - 1
 
     def judged(self) -> Judged:
         """Rows of the weight with what their errors count."""
-        weight = self.weight
-        rows = judged_rows(len(weight)).to(weight.device)
-        return Judged(weight[rows].float(), torch.stack(self.judging))
+        return Judged(self.weight[self._rows].float(), torch.stack(self.judging))
+
+    @property
+    def _rows(self) -> Tensor:
+        if self.rows is None:
+            self.rows = judged_rows(self.site.shape[0]).to(self.layer.weight.device)
+        return self.rows
 
 
 def deciding_format(formats: Sequence[Format], columns: int) -> int:

@@ -80,9 +80,9 @@ def choose_grids(
         low, high = low.clamp(max=0), high.clamp(min=0)  # 0 is on such a grid, or next to it
     plan = _trials(tuple(formats), power is not None)
     spanning = _spanning_scale(low, high, formats)
-    reach = None if first.symmetric else _shrunk(low.unsqueeze(0), plan)
-    tried = [formats[place] for place, _ in plan]
-    scale, offset = _grids(grouped, tried, _shrunk(spanning, plan), reach, scale_dtype)
+    tried, wanted = [formats[place] for place, _ in plan], _shrunk(spanning, plan)
+    reach = None if first.symmetric else _shrunk(low.unsqueeze(0), plan).expand(wanted.shape)
+    scale, offset = _grids(grouped, tried, wanted, reach, scale_dtype)
     if len(plan) > len(formats):
         scale, offset = _best(grouped, formats, plan, scale, offset, power)
     if not first.nested:
@@ -177,7 +177,7 @@ def _grids(
 
     Args:
         formats: of each trial.
-        scale: (trials, rows, groups); low: the same, or one for all; None: symmetric.
+        scale: (trials, rows, groups); low: the same; None: symmetric.
     """
     first = formats[0]
     scale, offset = stored_grid(scale, low, formats, scale_dtype)
