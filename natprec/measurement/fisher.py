@@ -21,7 +21,7 @@ from natprec.formats import Format
 from natprec.measurement.gradient_rows import RowSamples
 from natprec.measurement.sharding import Sharding
 from natprec.quantizers import Extent, rounding_errors, squared_errors
-from natprec.utils.portions import portion
+from natprec.utils.launches import fetched, portion
 from natprec.utils.workers import Workers
 
 CONTRACT_VALUES = 1 << 21
@@ -147,15 +147,6 @@ def products(sums: Sequence[Sums], workers: Workers) -> list[Product]:
         Product(values, energy, _alignment(along, values, gram)[:-1])
         for values, energy, along, gram in zip(*(found[part::4] for part in range(4)), strict=True)
     ]
-
-
-def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of one device as float64 on the CPU, by one copy."""
-    if all(tensor.is_cpu for tensor in tensors):
-        return [tensor.double() for tensor in tensors]
-    flat = torch.cat([tensor.reshape(-1).double() for tensor in tensors]).cpu()
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _alignment(along: Tensor, values: Tensor, gram: Tensor) -> Tensor:

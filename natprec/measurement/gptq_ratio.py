@@ -21,7 +21,8 @@ from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import Judged, gptq_shares, judged_rows
 from natprec.quantizers.gram import add_products, mirrored
 from natprec.quantizers.hessian import Hessian
-from natprec.transforms import Gauge, channel_scales
+from natprec.transforms import Gauge, Rescaled, all_channel_scales
+from natprec.utils.launches import fetched
 
 JUDGING = 4
 """Of so many sequences one judges what GPTQ, fitted to the others, leaves."""
@@ -130,35 +131,79 @@ def deciding_format(formats: Sequence[Format], columns: int) -> int:
     return distance.index(min(distance))
 
 
-def decide(
-    members: Sequence[Compensation],
-    formats: Sequence[Format],
-    nearest: Sequence[Tensor],
-    gauge: Gauge | None,
-) -> None:
-    """Set what is left at all sites of a fused group, and how its columns are rescaled if less is left that way.
+@dataclass
+class FusedGroup:
+    """The sites of a fused group, which are decided on together.
 
-    Args:
+    Attributes:
         formats: of all of them.
         nearest: of each member, (formats,), the distortion of rounding to nearest.
         gauge: where the fused group can be rescaled.
     """
-    first = members[0]
-    moments = first.fitted.pop(first.site.fused_group, None)
-    if moments is None or not all(each.judging for each in members):  # nothing came to fit or to judge by
-        for each in members:
-            each.left = torch.ones(len(formats), dtype=torch.float64)
+
+    members: Sequence[Compensation]
+    formats: Sequence[Format]
+    nearest: Sequence[Tensor]
+    gauge: Gauge | None
+
+
+def decide(groups: Sequence[FusedGroup]) -> None:
+    """Set what is left at all sites of fused groups, and how their columns are rescaled if less is left that way.
+
+    The device is waited for three times, however many fused groups there are.
+    """
+    known, moments = [], []
+    for each in groups:
+        first = each.members[0]
+        found = first.fitted.pop(first.site.fused_group, None)
+        if found is None or not all(member.judging for member in each.members):  # nothing came to fit or to judge by
+            for member in each.members:
+                member.left = torch.ones(len(each.formats), dtype=torch.float64)
+        else:
+            known.append(each)
+            moments.append(mirrored(found))  # in place of those in float64, which may be large
+            del found
+    if not known:
         return
-    moments = mirrored(moments)  # in place of those in float64, which may be large
-    inputs, judged, dtype = Hessian.of(moments), [each.judged() for each in members], first.scale_dtype
-    columns = None
-    if gauge is not None:
-        place = deciding_format(formats, first.site.shape[1])
-        scale = channel_scales([each.weight for each in members], inputs.cost, formats[place], gauge)
-        scaling = scale[gauge.channels(len(inputs.order)).to(scale.device)]
-        tried = gptq_shares(judged, inputs, [formats[place]], dtype, [None, scaling]).squeeze(-1)
-        plain, scaled = (torch.stack([kl[place] for kl in nearest]).unsqueeze(1) * tried).sum(0)
-        columns = scaling if scaled < plain else None
-    shares = gptq_shares(judged, inputs, formats, dtype, [columns]).squeeze(1)
-    for each, share in zip(members, shares, strict=True):
-        each.columns, each.left = columns, TOGETHER * share
+    inputs, judged = Hessian.of_all(moments), [[member.judged() for member in each.members] for each in known]
+    moments.clear()
+    columns = _helpful_columns(known, judged, inputs)
+    shares = fetched([
+        gptq_shares(some, hessian, each.formats, each.members[0].scale_dtype, [scaling]).squeeze(1)
+        for each, some, hessian, scaling in zip(known, judged, inputs, columns, strict=True)
+    ])  # fmt: skip
+    for each, scaling, found in zip(known, columns, shares, strict=True):
+        for member, share in zip(each.members, found, strict=True):
+            member.columns, member.left = scaling, TOGETHER * share
+
+
+def _helpful_columns(
+    groups: Sequence[FusedGroup], judged: Sequence[Sequence[Judged]], inputs: Sequence[Hessian]
+) -> list[Tensor | None]:
+    """Of each fused group (columns,), the factors that leave less of its distortion, or None."""
+    gauged = [number for number, each in enumerate(groups) if each.gauge is not None]
+    places = {number: deciding_format(groups[number].formats, len(inputs[number].order)) for number in gauged}
+    scales = all_channel_scales([
+        Rescaled(
+            [member.weight for member in groups[number].members], inputs[number].cost,
+            groups[number].formats[places[number]], _gauge(groups[number]),
+        )
+        for number in gauged
+    ])  # fmt: skip
+    scalings, tried = {}, []
+    for number, scale in zip(gauged, scales, strict=True):
+        each = groups[number]
+        scalings[number] = scale[_gauge(each).channels(len(inputs[number].order), scale.device)]
+        formats, dtype = [each.formats[places[number]]], each.members[0].scale_dtype
+        tried.append(gptq_shares(judged[number], inputs[number], formats, dtype, [None, scalings[number]]).squeeze(-1))
+    found: list[Tensor | None] = [None] * len(groups)
+    for number, shares in zip(gauged, fetched(tried), strict=True):
+        nearest = torch.stack([kl[places[number]] for kl in groups[number].nearest]).unsqueeze(1)
+        plain, scaled = (nearest * shares).sum(0)
+        found[number] = scalings[number] if scaled < plain else None
+    return found
+
+
+def _gauge(group: FusedGroup) -> Gauge:
+    assert group.gauge is not None
+    return group.gauge

@@ -35,7 +35,7 @@ from natprec.models.weight_sites import Site
 from natprec.quantizers import rounding_errors
 from natprec.quantizers.gptq import judged_rows
 from natprec.quantizers.integer import CHUNK
-from natprec.utils.portions import portion
+from natprec.utils.launches import portion
 
 POOL_MEMORY = 1 << 30
 """Bytes that the squared gradients of one site may take; beyond it sequences share a pool."""

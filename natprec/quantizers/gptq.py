@@ -23,7 +23,7 @@ from natprec.quantizers.integer import alike, choose_grids
 from natprec.quantizers.nearest import grid_for, squared_errors
 from natprec.quantizers.tensor import QuantizedTensor
 from natprec.utils.matmul import product
-from natprec.utils.portions import portion
+from natprec.utils.launches import portion
 
 LAZY_COLUMNS = 64
 """Columns rounded before the rest of the matrix is updated."""
@@ -98,6 +98,8 @@ def gptq_shares(
 ) -> Tensor:
     """How much of the output error of rounding to nearest GPTQ leaves, of every weight under every format.
 
+    Where the weights are: nothing is waited for.
+
     Args:
         weights: of layers that share `inputs`; a sample of their rows is enough.
         inputs: of the text that GPTQ is fitted to.
@@ -125,7 +127,7 @@ def gptq_shares(
         each.nearest_losses(formats, scale_dtype, extent.at(slice(end - count, end)))
         for each, count, end in zip(weights, counts, ends, strict=True)
     ]).unsqueeze(1)  # fmt: skip
-    return torch.where(nearest > 0, losses / nearest, 1.0).cpu().double()
+    return torch.where(nearest > 0, losses / nearest, 1.0).double()
 
 
 def _of_one_codebook(formats: Sequence[Format]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from natprec import native
 from natprec.formats import Format, Integer
 from natprec.quantizers.scale_storage import code_ends, column, nested_grid, stored_grid
-from natprec.utils.portions import portion
+from natprec.utils.launches import portion
 
 SHRINK = {1: (0.4, 0.6), 2: (0.75, 0.95)}
 """Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""
