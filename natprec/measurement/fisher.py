@@ -188,20 +188,23 @@ def rounding_distortions(
         samples: of each weight, and its formats.
     """
     results = [torch.zeros(sharding.total, len(formats), dtype=torch.float64) for _, formats in samples]
-    known = [number for number, (kept, _) in enumerate(samples) if kept.rows]
-    lost = fetched([_row_losses(*samples[number]) for number in known])
-    for number, errors in zip(known, lost, strict=True):
-        kept = samples[number][0]
-        order = sorted(kept.rows)
-        owner = torch.cat([torch.full((len(kept.rows[sequence]),), sequence) for sequence in order])
-        standing = torch.cat([kept.standing[sequence] for sequence in order])
-        results[number].index_add_(0, owner, (errors * standing).T)
+    known = {number: kept.together() for number, (kept, _) in enumerate(samples) if kept.rows}
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for number, rows in known.items():
+        formats = tuple(samples[number][1])
+        apart = None if all(fmt.by_row for fmt in formats) else number  # then scales are of a sample as a whole
+        alike.setdefault((rows.shape[1], rows.device, formats, apart), []).append(number)
+    lost = fetched([_row_losses([known[number] for number in some], samples[some[0]][1]) for some in alike.values()])
+    for some, errors in zip(alike.values(), lost, strict=True):
+        for number, own in zip(some, errors.split([len(known[number]) for number in some], 1), strict=True):
+            owner, standing = samples[number][0].owners()
+            results[number].index_add_(0, owner, (own * standing).T)
     return sharding.workers.all_sum(*results) if results else []
 
 
-def _row_losses(kept: RowSamples, formats: Sequence[Format]) -> Tensor:
-    """(formats, rows), the squared errors of all sampled rows, in the order of their sequences."""
-    rows = torch.cat([kept.rows[sequence] for sequence in sorted(kept.rows)])
+def _row_losses(several: Sequence[Tensor], formats: Sequence[Format]) -> Tensor:
+    """(formats, all rows), the squared errors of sampled rows, (rows, columns) each."""
+    rows = torch.cat(tuple(several)) if several[1:] else several[0]
     return squared_errors(rows, formats, torch.float32)[:-1].view(len(formats), *rows.shape).sum(2)
 
 

@@ -39,3 +39,13 @@ class RowSamples:
         """Keep rows of a gradient that were drawn from so many, on the device where they are."""
         self.rows[sequence] = rows
         self.standing[sequence] = torch.full((len(rows),), among / max(1, len(rows)), dtype=torch.float64)
+
+    def together(self) -> Tensor:
+        """(rows of all sequences, columns), in the order of the sequences."""
+        return torch.cat([self.rows[sequence] for sequence in sorted(self.rows)])
+
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """Of each of these rows its sequence, and for how many rows it stands."""
+        order = sorted(self.rows)
+        owner = torch.cat([torch.full((len(self.rows[sequence]),), sequence) for sequence in order])
+        return owner, torch.cat([self.standing[sequence] for sequence in order])

@@ -76,12 +76,13 @@ class Judged:
         """Of errors (…, rows, columns): (…,)."""
         return torch.einsum("...rc,src->...sr", errors, self.gradients).square().sum((-1, -2))
 
-    def nearest_losses(
-        self, formats: Sequence[Format], scale_dtype: torch.dtype, extent: Extent | None = None
-    ) -> Tensor:
-        """Of rounding to nearest: (formats,)."""
-        errors = squared_errors(self.weight, formats, scale_dtype, extent)
-        return errors[:-1] @ self.gradients.square().sum(0).flatten()
+    def nearest_losses(self, squared: Tensor) -> Tensor:
+        """Of rounding to nearest: (formats,).
+
+        Args:
+            squared: errors of it, (formats, rows, columns).
+        """
+        return squared.flatten(1) @ self.gradients.square().sum(0).flatten()
 
 
 def judged_rows(count: int) -> Tensor:
@@ -122,11 +123,8 @@ def gptq_shares(
             found = torch.stack([each.losses(error) for each, error in zip(weights, left, strict=True)])
             for number, place in enumerate(order):
                 losses[..., places[part][place]] = found[..., number]
-    extent, ends = Extent.of(stacked, formats), torch.tensor(counts).cumsum(0).tolist()
-    nearest = torch.stack([
-        each.nearest_losses(formats, scale_dtype, extent.at(slice(end - count, end)))
-        for each, count, end in zip(weights, counts, ends, strict=True)
-    ]).unsqueeze(1)  # fmt: skip
+    squared = squared_errors(stacked, formats, scale_dtype)[:-1].view(len(formats), *stacked.shape).split(counts, 1)
+    nearest = torch.stack([each.nearest_losses(some) for each, some in zip(weights, squared, strict=True)]).unsqueeze(1)
     return torch.where(nearest > 0, losses / nearest, 1.0).double()
 
 

@@ -36,9 +36,8 @@ Grid = tuple[Tensor, Tensor | None]
 
 
 def alike(formats: Sequence[Format]) -> list[list[int]]:
-    """Places of the formats whose grids are chosen in one pass: of integers that differ in nothing but their width.
-
-    Those of nested scales, and of other codebooks, are alone.
+    """Places of the formats whose grids are chosen in one pass, of integers that differ in nothing but their width, by
+    that width. Those of nested scales, and of other codebooks, are alone.
     """
     found: dict[object, list[int]] = {}
     for place, fmt in enumerate(formats):
@@ -48,7 +47,7 @@ def alike(formats: Sequence[Format]) -> list[list[int]]:
         else:
             key = place
         found.setdefault(key, []).append(place)
-    return list(found.values())
+    return [sorted(places, key=lambda place: formats[place].bits) for places in found.values()]
 
 
 def choose_grid(
@@ -122,22 +121,28 @@ def _best(
     power: Tensor | None,
 ) -> Grid:
     """Of each format's trials the one with the least squared error, the first of equal ones."""
-    several = {place for place, _ in plan[len(formats) :]}
-    compared = [number for number, (place, _) in enumerate(plan) if place in several]
-    errors = dict(zip(compared, _squared_errors(grouped, formats, plan, compared, scale, offset, power), strict=True))
-    least = dict(errors)
-    scales, offsets = list(scale[: len(formats)]), [] if offset is None else list(offset[: len(formats)])
-    for some in _rounds(plan, len(formats)):
-        places = [plan[number][0] for number in some]
-        before, after = (torch.stack([of[at] for at in keys]) for of, keys in ((least, places), (errors, some)))
-        better = after < before
-        least |= zip(places, torch.where(better, after, before), strict=True)
-        for whole, chosen in ((scale, scales), (offset, offsets)):
-            if whole is not None:
-                kept = torch.stack([chosen[place] for place in places])
-                for place, now in zip(places, torch.where(better, whole[some[0] : some[-1] + 1], kept), strict=True):
-                    chosen[place] = now
-    return torch.stack(scales), torch.stack(offsets) if offsets else None
+    count = len(formats)
+    several = sorted({place for place, _ in plan[count:]})  # neighbours, as formats come by their width
+    errors = _squared_errors(grouped, formats, plan, [*several, *range(count, len(plan))], scale, offset, power)
+    least, chosen, moved = errors[: len(several)], scale[:count], None if offset is None else offset[:count]
+    for some in _rounds(plan, count):
+        trials = slice(some.start, some.stop)
+        places = slice(plan[some[0]][0], plan[some[-1]][0] + 1)
+        known = slice(places.start - several[0], places.stop - several[0])
+        after = errors[some.start - count + len(several) : some.stop - count + len(several)]
+        better = after < least[known]
+        least = _with(least, known, torch.where(better, after, least[known]))
+        chosen = _with(chosen, places, torch.where(better, scale[trials], chosen[places]))
+        if offset is not None and moved is not None:
+            moved = _with(moved, places, torch.where(better, offset[trials], moved[places]))
+    return chosen, moved
+
+
+def _with(whole: Tensor, place: slice, part: Tensor) -> Tensor:
+    """The whole with another part in that place."""
+    if len(part) == len(whole):
+        return part
+    return torch.cat([whole[: place.start], part, whole[place.stop :]])
 
 
 def _rounds(plan: list[tuple[int, float]], start: int) -> Iterator[range]:
@@ -158,16 +163,16 @@ def _squared_errors(
     scale: Tensor,
     offset: Tensor | None,
     power: Tensor | None,
-) -> list[Tensor]:
-    """Of each trial that is compared, (rows, groups); as many of them at a time as are worth a launch."""
+) -> Tensor:
+    """(compared, rows, groups), of each trial that is compared; as many of them at a time as are worth a launch."""
     step, found = max(1, portion(1, grouped.device) // grouped.numel()), []
     for start in range(0, len(compared), step):
         some = compared[start : start + step]
         at = slice(some[0], some[-1] + 1) if some[-1] - some[0] + 1 == len(some) else _places(tuple(some), scale.device)
         tried = [formats[plan[number][0]] for number in some]
         error = grid_errors(grouped, tried, scale[at], None if offset is None else offset[at])
-        found += torch.linalg.vecdot(error, error if power is None else error * power)
-    return found
+        found.append(torch.linalg.vecdot(error, error if power is None else error * power))
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _grids(

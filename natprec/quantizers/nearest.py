@@ -88,12 +88,13 @@ def rounding_errors(
         if not isinstance(some[0].codebook, Integer):
             _floating_errors(weight, some[0], scale_dtype, extent, errors[places[0]].view(weight.shape))
             continue
-        own = errors[places[0] : places[-1] + 1]
+        own = errors[min(places) : max(places) + 1]
+        neighbours = list(range(places[0], places[0] + len(places))) == places
         start = 0
         for grouped in grouped_rows(weight, some[0], len(some)):
             grid = choose_grids(grouped, some, scale_dtype)
             part = slice(start, start := start + grouped.numel())
-            if len(own) == len(some):
+            if neighbours:
                 grid_errors(grouped, some, *grid, own[:, part])
                 continue
             for number, place in enumerate(places):  # there are others between them

@@ -98,9 +98,9 @@ def _descend(groups: Sequence[Rescaled], size: int) -> Sequence[Tensor]:
         steps, costs = _reach(sizes, squares, scale) * squared, counts / squared
         step, cost = steps.sum(-1, keepdim=True), costs.sum(-1, keepdim=True)
         loss = of_group.sums(step * cost)
-        better = (loss < least) & (loss > 0)  # 0: nothing but zeros
+        better = loss < least
         best, least = torch.where(of_channel.spread(better), now, best), torch.where(better, loss, least)
-        downhill = of_group.spread(2 / loss.clamp_min(TINY)).unsqueeze(1)
+        downhill = of_group.spread(2 / loss.clamp_min(TINY)).unsqueeze(1)  # nothing but zeros: s stays 1
         slope = (steps * cost - costs * step) * downhill  # of log loss
         logs.grad = torch.zeros_like(logs).index_add_(0, channels, slope.flatten())
         optimizer.step()
