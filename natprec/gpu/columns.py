@@ -1,7 +1,7 @@
 """`torch.ops.natprec.round_columns`: one block of GPTQ's columns, each rounded after those before it, as one operation.
 
-On a GPU it is a Triton kernel, elsewhere a loop over torch's operations, which is also what the kernel must compute. The
-C file of the CPU (`natprec.native.round_columns`) is the third way; `natprec.quantizers.gptq` chooses.
+On a GPU it is a Triton kernel, elsewhere a loop over torch's operations, which is also what the kernel must compute.
+The C file of the CPU (`natprec.native.round_columns`) is the third way; `natprec.quantizers.gptq` chooses.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def round_columns(
     """
     floats = codebook if isinstance(codebook, Float) else None
     exponent, mantissa = (floats.exponent, floats.mantissa) if floats else (0, INTEGER)
-    return torch.ops.natprec.round_columns(block, factor, scale, offset, low, high, exponent, mantissa)  # type: ignore[no-any-return]
+    return torch.ops.natprec.round_columns(block, factor, scale, offset, low, high, exponent, mantissa)
 
 
 def one_by_one(
@@ -57,14 +57,28 @@ def one_by_one(
 
 
 def _specification(
-    block: Tensor, factor: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor, exponent: int, mantissa: int
+    block: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    low: Tensor,
+    high: Tensor,
+    exponent: int,
+    mantissa: int,
 ) -> tuple[Tensor, Tensor]:
     codebook = None if mantissa == INTEGER else Float(exponent, mantissa)
     return one_by_one(block, factor, scale, offset, low, high, codebook)
 
 
 def launched(
-    block: Tensor, factor: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor, exponent: int, mantissa: int
+    block: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    low: Tensor,
+    high: Tensor,
+    exponent: int,
+    mantissa: int,
 ) -> tuple[Tensor, Tensor]:
     """The Triton kernel.
 
@@ -74,11 +88,11 @@ def launched(
     try:
         kernel = importlib.import_module("natprec.gpu.columns_kernel")
     except ModuleNotFoundError as error:
-        raise ModelError(
-            "rounding by GPTQ on a GPU needs triton, which is missing; run: pip install triton"
-        ) from error
+        raise ModelError("rounding by GPTQ on a GPU needs triton, which is missing; run: pip install triton") from error
     errors, chosen = (torch.empty(block.shape, device=block.device) for _ in range(2))
-    kernel.launch(block, factor, scale, offset, low, high, errors, chosen, Float(exponent, mantissa) if exponent else None)
+    kernel.launch(
+        block, factor, scale, offset, low, high, errors, chosen, Float(exponent, mantissa) if exponent else None
+    )
     return errors, chosen
 
 

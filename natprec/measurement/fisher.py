@@ -116,7 +116,9 @@ def summed(
     count, columns, device = count or len(gathered), weight.shape[1], weight.device
     shapes = (count, len(formats) + 1), (count,), (count, len(formats) + 1), (count, count)
     values, energy, along, gram = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes)
-    step = max(1, portion(CONTRACT_VALUES, device) // ((count if device.type == "cpu" else count + len(formats)) * columns))
+    step = max(
+        1, portion(CONTRACT_VALUES, device) // ((count if device.type == "cpu" else count + len(formats)) * columns)
+    )
     extent = Extent.of(weight, formats) if errors is None else None
     for own, rows in sharding.by_rows(gathered, count, step, wire):
         part = slice(own.start, own.stop)
@@ -179,9 +181,7 @@ def _log_chi_square(degrees: Tensor) -> tuple[Tensor, Tensor]:
     return torch.special.digamma(half) - half.log(), torch.special.polygamma(1, half)
 
 
-def rounding_distortions(
-    samples: Sequence[tuple[RowSamples, Sequence[Format]]], sharding: Sharding
-) -> list[Tensor]:
+def rounding_distortions(samples: Sequence[tuple[RowSamples, Sequence[Format]]], sharding: Sharding) -> list[Tensor]:
     """‖∇ - Q(∇)‖² of each sequence's gradient, from a sample of its rows (T3): of each weight (sequences, formats).
 
     Args:

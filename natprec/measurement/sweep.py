@@ -38,7 +38,6 @@ from natprec.tasks import Samples
 from natprec.transforms import Gauge
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Advance
-from natprec.utils.workers import Workers
 
 
 def sweep(

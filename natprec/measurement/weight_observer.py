@@ -175,7 +175,9 @@ class WeightObserver:
         if self.pending is None:
             own = self._pool(self.sequences.start)
             whole = self.pool_count == self.total  # then a sequence is a pool, and its gradient is gathered as it is
-            self.pending = self.gathered[own : own + count] if whole else self.gathered.new_empty(count, *self.site.shape)
+            self.pending = (
+                self.gathered[own : own + count] if whole else self.gathered.new_empty(count, *self.site.shape)
+            )
             self.filled.update(range(own, own + count) if whole else ())
         step = max(1, PRODUCT_VALUES // self.site.elements)
         for start in range(0, count, step):
@@ -344,10 +346,8 @@ def _add_product(into: Tensor, gradient: Tensor, inputs: Tensor, first: bool) ->
     if first and gradient.dtype == into.dtype:
         torch.bmm(left, inputs, out=into)
         return True
-    if gradient.is_cuda:  # the sum of the tensor core, which is not rounded on its way
-        product = torch.bmm(left, inputs, out_dtype=torch.float32)
-    else:
-        product = torch.bmm(left, inputs)
+    # on a GPU the sum of the tensor core, which is not rounded on its way
+    product = torch.bmm(left, inputs, out_dtype=torch.float32) if gradient.is_cuda else torch.bmm(left, inputs)
     into.copy_(product) if first else into.add_(product)
     return product.dtype != torch.bfloat16 or not first
 

@@ -18,8 +18,8 @@ from natprec.formats.engines import PROFILES
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import activation_formats
-from natprec.models.disk_names import DiskNames
 from natprec.models.devices import free_bytes, limit_gpu_memory
+from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.models.weight_sites import Site, site_layer
 from natprec.pipeline.provenance import command_of

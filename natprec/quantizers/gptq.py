@@ -22,8 +22,8 @@ from natprec.quantizers.hessian import Hessian
 from natprec.quantizers.integer import alike, choose_grids
 from natprec.quantizers.nearest import grid_for, squared_errors
 from natprec.quantizers.tensor import QuantizedTensor
-from natprec.utils.matmul import product
 from natprec.utils.launches import portion
+from natprec.utils.matmul import product
 
 LAZY_COLUMNS = 64
 """Columns rounded before the rest of the matrix is updated."""
@@ -193,19 +193,18 @@ class Grid:
         """
         group, book = order // formats[0].span(len(order)), formats[0].codebook
         count, rows = scale.shape[:2]
-        ends = [
+        low, high = (
             torch.cat([torch.full((rows,), float(end), device=scale.device) for end in several])
             for several in zip(*((fmt.codebook.smallest, fmt.codebook.largest) for fmt in formats), strict=True)
-        ]
-        scale, offset = (
-            None if each is None else each.permute(2, 0, 1)[group] for each in (scale, offset)
         )
-        assert scale is not None
-        if divisor is not None:
-            scale, offset = scale / divisor, None if offset is None else offset / divisor
-        scale = scale.reshape(-1, count * rows)
-        offset = torch.zeros_like(scale) if offset is None else offset.reshape(scale.shape)
-        return cls(scale, offset, *ends, None if isinstance(book, Integer) else book)
+
+        def placed(values: Tensor) -> Tensor:
+            ordered = values.permute(2, 0, 1)[group]
+            return (ordered if divisor is None else ordered / divisor).reshape(-1, count * rows)
+
+        steps = placed(scale)
+        origins = torch.zeros_like(steps) if offset is None else placed(offset)
+        return cls(steps, origins, low, high, None if isinstance(book, Integer) else book)
 
     def columns(self, start: int, stop: int) -> Grid:
         """Of some columns, by their place in the order."""

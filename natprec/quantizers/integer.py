@@ -92,7 +92,7 @@ def choose_grids(
 
 @functools.cache
 def _trials(formats: tuple[Format, ...], clipped: bool) -> list[tuple[int, float]]:
-    """What is tried: place of a format and fraction of its spanning scale; all first ones, then all second ones …"""
+    """What is tried: place of a format and fraction of its spanning scale; all first ones, then all second ones."""
     fractions = [SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if clipped else (1.0,)) for fmt in formats]
     return [
         (place, some[number])
@@ -146,7 +146,7 @@ def _with(whole: Tensor, place: slice, part: Tensor) -> Tensor:
 
 
 def _rounds(plan: list[tuple[int, float]], start: int) -> Iterator[range]:
-    """Numbers of the second trials of all formats, then of the third ones …"""
+    """Numbers of the second trials of all formats, then of the third ones."""
     while start < len(plan):
         stop = start + 1
         while stop < len(plan) and plan[stop][0] > plan[stop - 1][0]:
@@ -238,7 +238,7 @@ def round_to_grid(grouped: Tensor, formats: Sequence[Format], scale: Tensor, off
     else:
         codes = (grouped - offset.unsqueeze(-1)).div_(scale.unsqueeze(-1))
     low, high = (end if isinstance(end, int) else end.unsqueeze(-1) for end in code_ends(formats, scale.device))
-    return codes.round_().clamp_(low, high)
+    return codes.round_().clamp_(low, high)  # type: ignore[arg-type]  # both numbers, or both tensors
 
 
 @functools.cache

@@ -44,7 +44,7 @@ def stored_grid(
     if low is None:
         return scale, None
     smallest, largest = code_ends(formats, scale.device)
-    zero = (smallest - (low.clamp(max=0) / scale).round_()).clamp_(smallest, largest)
+    zero = (smallest - (low.clamp(max=0) / scale).round_()).clamp_(smallest, largest)  # type: ignore[arg-type]  # both numbers, or both tensors
     return scale, zero.mul_(scale).neg_()
 
 

@@ -80,7 +80,9 @@ def _descend(groups: Sequence[Rescaled], size: int) -> Sequence[Tensor]:
         for each in groups
     ]
     most = max(map(len, own))
-    sizes = torch.cat([functional.pad(each, (0, 0, 0, 0, 0, most - len(each))) for each in own], 1) if own[1:] else own[0]
+    sizes = (
+        torch.cat([functional.pad(each, (0, 0, 0, 0, 0, most - len(each))) for each in own], 1) if own[1:] else own[0]
+    )
     counts = torch.cat([(each.power / each.power.mean().clamp_min(1e-30)).clamp_min(1e-6) for each in groups])
     counts = counts.view(-1, size)
     starts = [sum(produced[:number]) for number in range(len(groups))]

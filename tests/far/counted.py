@@ -22,9 +22,9 @@ from natprec.measurement.measure import measure  # noqa: E402
 from natprec.measurement.subject import Subject  # noqa: E402
 from natprec.measurement.sweep import sweep  # noqa: E402
 from natprec.models.hidden_states import HiddenStates  # noqa: E402
+from natprec.rounding.apply import rounded_in_order  # noqa: E402
 from natprec.utils import matmul  # noqa: E402
 from tests.arrange import subject, tokens  # noqa: E402
-from natprec.rounding.apply import rounded_in_order  # noqa: E402
 
 matmul.multiplies_bfloat16 = lambda _: False
 
@@ -110,9 +110,7 @@ def differences() -> dict[str, float]:
     model = subject(vocab_size=VOCABULARY).model.to(device.NAME)
     model.tie_weights()
     far = Subject.in_memory(model, None, "small")
-    first, second = (
-        measure(one, some, group_size=32) for one, some in ((near, text), (far, text.to(device.NAME)))
-    )
+    first, second = (measure(one, some, group_size=32) for one, some in ((near, text), (far, text.to(device.NAME))))
     found = {"forward": 0.0, "backward": 0.0}
     shares = []
     for name, curve in first.curves.items():

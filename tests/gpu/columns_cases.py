@@ -1,6 +1,6 @@
 """Cases of GPTQ's columns, and what one of them shows; `python -m tests.gpu.columns_cases cpu|mutations` prints JSON.
 
-With TRITON_INTERPRET=1 the kernel runs on CPU tensors. A process of its own, as the interpreter is chosen before import.
+With TRITON_INTERPRET=1 the kernel runs on CPU tensors. A process of its own, as the interpreter is chosen at import.
 """
 
 from __future__ import annotations

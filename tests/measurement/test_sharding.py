@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from natprec.errors import InputError
 from natprec.formats import integer
 from natprec.measurement import Curve
+from natprec.measurement.fisher import rounding_distortions
 from natprec.measurement.measure import measure
 from natprec.measurement.measurement import Measurement
 from natprec.measurement.resume import SweepState, load_state, save_state
-from natprec.measurement.fisher import rounding_distortions
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import _contract, sweep
