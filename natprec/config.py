@@ -101,11 +101,27 @@ def parse_size(text: str | None) -> float | None:
     Raises:
         InputError: anything else.
     """
+    return _bytes("max-size", text, "90MB or 4.5GiB")
+
+
+def parse_memory(text: str | None) -> float | None:
+    """The same, of a GPU's memory.
+
+    >>> parse_memory("24GB")
+    24000000000.0
+
+    Raises:
+        InputError: anything else.
+    """
+    return _bytes("gpu-memory", text, "24GB or 22GiB")
+
+
+def _bytes(name: str, text: str | None, example: str) -> float | None:
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(?:([kmgt])(i?))?b?\s*", text, re.IGNORECASE)
     if found is None:
-        raise InputError(f"max-size {text!r}: give bytes, or a number with its unit, such as 90MB or 4.5GiB")
+        raise InputError(f"{name} {text!r}: give bytes, or a number with its unit, such as {example}")
     number, unit, binary = found.groups()
     step = 1024 if binary else 1000
     return float(number) * step ** (" kmgt".index(unit.lower()) if unit else 0)
@@ -159,6 +175,13 @@ class QuantizeConfig(Measured):
         MACHINE,
         "Where weights are held: memory; disk, one block in memory at a time; auto: disk if the model is too large.",
         choices=WEIGHTS,
+    )
+    gpu_memory: float | None = option(
+        None,
+        MACHINE,
+        "Maximum memory taken of the GPU, such as 24GB; default: all of it.",
+        check=positive,
+        parse=parse_memory,
     )
     trust_remote_code: bool = option(False, MACHINE, "Run Python code that comes with the model.")
     eps: float | None = option(
@@ -360,7 +383,7 @@ def check_targets(
 
 OPTIONS = options_of(QuantizeConfig)
 
-_MODEL = ("model", "device", "weights", "trust_remote_code")
+_MODEL = ("model", "device", "weights", "gpu_memory", "trust_remote_code")
 _TARGET = ("eps", "bits", "max_size", "minimize", "costs", "margin", "eps_scope", "eps_bwd")
 _TEXT = ("data", "text_column", "tokens", "length")
 _GPU = ("gpu", "portable", "untested")
@@ -390,8 +413,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "costs": ("engine", "gpu", "device"),
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "gpu", "seed"),
     "inspect": ("device", "trust_remote_code", "eps_bwd", *_TEXT, "engine", "group_size", "seed"),
-    "generate": ("device", "trust_remote_code"),
-    "serve": ("device", "trust_remote_code"),
+    "generate": ("device", "gpu_memory", "trust_remote_code"),
+    "serve": ("device", "gpu_memory", "trust_remote_code"),
     "energy": ("device", "trust_remote_code", "seed"),
     "eval": (*_MODEL, "seed"),
 }

@@ -22,7 +22,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 MIDDLE = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "vocab_size": 4096}
 THREE_BILLION = {
@@ -35,28 +35,36 @@ THREE_BILLION = {
 """The shape of OpenLLaMA 3B."""
 
 
-def write_model(folder: Path, config: LlamaConfig) -> int:
-    """Random bfloat16 weights, one file per block, and a tokenizer of bytes; returns the bytes on disk."""
+def write_model(folder: Path, config: Any, device: str = "cpu") -> int:
+    """Random bfloat16 weights, one file per block, and a tokenizer of bytes; returns the bytes on disk.
+
+    Args:
+        config: of a causal language model of transformers.
+        device: that draws the weights.
+    """
     folder.mkdir(parents=True)
     with init_empty_weights():
-        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     by_file: dict[str, list[str]] = {}
     for name in shapes:
         by_file.setdefault(name.split(".")[2] if ".layers." in name else "rest", []).append(name)
     where = {}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     for number, names in enumerate(by_file.values(), start=1):
         file = f"model-{number:05d}-of-{len(by_file):05d}.safetensors"
         tensors = {
             name: torch.ones(shapes[name], dtype=torch.bfloat16)
             if len(shapes[name]) == 1
-            else torch.empty(shapes[name], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            else torch.empty(shapes[name], dtype=torch.bfloat16, device=device)
+            .normal_(0, 0.02, generator=generator)
+            .cpu()
             for name in names
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(names, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    config.architectures, config.dtype = ["LlamaForCausalLM"], torch.bfloat16
+    config.architectures, config.dtype = [type(model).__name__], torch.bfloat16
     config.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
@@ -70,15 +78,8 @@ def measured(folder: Path, data: str, options: argparse.Namespace) -> dict[str, 
     """What `--dry-run` forecasts and what `natprec measure` then takes."""
     command = [sys.executable, "-m", "natprec", "measure", "--model", str(folder), "--data", data]
     command += ["--tokens", str(options.tokens), "--sequence-length", str(options.sequence_length)]
-    command += [
-        "--rounding",
-        options.rounding,
-        "--weights",
-        "disk",
-        "--json",
-        "--out",
-        str(folder.parent / "measurement"),
-    ]
+    command += ["--rounding", options.rounding, "--weights", "disk", "--json"]
+    command += ["--out", str(folder.parent / "measurement")]
     start = time.perf_counter()
     run = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     forecast = json.loads(subprocess.run([*command, "--dry-run"], check=True, stdout=subprocess.PIPE).stdout)

@@ -136,12 +136,12 @@ def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: p
         most = max(most, held)
         return values(self, parameter)
 
-    def holding(self: OnDisk, parameters: Any) -> Any:
+    def holding(self: OnDisk, parameters: Any, upcoming: Any = ()) -> Any:
         @contextlib.contextmanager
         def hold() -> Any:
             nonlocal held
             before = held
-            with release(self, parameters):
+            with release(self, parameters, upcoming):
                 yield
             held = before
 

@@ -16,6 +16,7 @@ LAYERS: list[str] = [
     "native",
     "utils",
     "formats",
+    "gpu",
     "engines",
     "costs",
     "roundings",

@@ -63,6 +63,7 @@ def generate(
     (or Ctrl-D) ends it.
     """
     from natprec.commands.output import print_json
+    from natprec.models.devices import limit_gpu_memory
     from natprec.runtime.chat import Chat
     from natprec.runtime.generate import Sampling
     from natprec.runtime.generate import generate as run
@@ -76,6 +77,7 @@ def generate(
         prompt = sys.stdin.read()
     if prompt is None and as_json:
         raise InputError("--json answers one prompt; give --prompt, or text on standard input")
+    limit_gpu_memory(config.device, config.gpu_memory)
     runnable = load(folder, device=config.device, trust_remote_code=config.trust_remote_code)
     if prompt is None:
         if explain:

@@ -47,9 +47,11 @@ def serve(
             raise InputError(
                 f"natprec serve needs starlette and uvicorn ({error}); run: pip install starlette uvicorn"
             ) from error
+        from natprec.models.devices import limit_gpu_memory
         from natprec.runtime.generate import refuse_silent
         from natprec.runtime.load import load
 
+        limit_gpu_memory(config.device, config.gpu_memory)
         runnable = load(folder, device=config.device, trust_remote_code=config.trust_remote_code)
         refuse_silent(runnable)
         called = name or folder.resolve().name

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from natprec.formats import Format
+from natprec.measurement.gradient_rows import RowSamples
 from natprec.measurement.sharding import Sharding
 from natprec.quantizers import Extent, rounding_errors, squared_errors
+from natprec.utils.launches import fetched, portion
+from natprec.utils.workers import Workers
 
 CONTRACT_VALUES = 1 << 21
 """Gathered values contracted at a time: so few that they stay in the cache."""
@@ -52,6 +55,23 @@ class Product:
     alignment: Tensor
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What this process found of a `Product`, float64, where the weight is: see `products`.
+
+    Attributes:
+        values: (pools, formats + 1), Σ g² δ².
+        energy: (pools,), Σ g².
+        along: (pools, formats + 1), Σ g δ; zero if not known.
+        gram: (pools, pools), products of the pools' gradients, weighted by |δ|.
+    """
+
+    values: Tensor
+    energy: Tensor
+    along: Tensor
+    gram: Tensor
+
+
 def contract(
     gathered: Tensor,
     weight: Tensor,
@@ -63,36 +83,72 @@ def contract(
     sharding: Sharding | None = None,
     wire: torch.dtype | None = None,
 ) -> Product:
-    """Meet the errors of every format; `gathered` is overwritten.
+    """Meet the errors of every format; `gathered` is overwritten: see `summed`."""
+    sharding = sharding or Sharding.alone(count or len(gathered))
+    found = summed(
+        gathered, weight, formats, scale_dtype, squared=squared, count=count, sharding=sharding, wire=wire
+    )  # fmt: skip
+    return products([found], sharding.workers)[0]
+
+
+def summed(
+    gathered: Tensor,
+    weight: Tensor,
+    formats: Sequence[Format],
+    scale_dtype: torch.dtype,
+    *,
+    squared: bool,
+    sharding: Sharding,
+    count: int | None = None,
+    wire: torch.dtype | None = None,
+    errors: Tensor | None = None,
+) -> Sums:
+    """Meet the errors of every format, without waiting for the device.
 
     Args:
         gathered: (pools, rows, columns), gradients; or, `squared`, sums of squared gradients, which know no directions.
+            They are overwritten.
         count: pools of all processes; default: as many as in `gathered`.
         sharding: `gathered` is of this process's pools; each process contracts some of the rows.
         wire: a dtype in which all of `gathered` is exact, at all processes; default: its own.
+        errors: (formats + 1, rows, columns), of the weight, if they are known; they are overwritten.
     """
-    count = count or len(gathered)
-    sharding = sharding or Sharding.alone(count)
-    values = torch.zeros(count, len(formats) + 1, dtype=torch.float64)
-    energy = torch.zeros(count, dtype=torch.float64)
-    along = torch.zeros_like(values)
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    step = max(1, CONTRACT_VALUES // (count * weight.shape[1]))
-    extent = Extent.of(weight, formats)
+    count, columns, device = count or len(gathered), weight.shape[1], weight.device
+    shapes = (count, len(formats) + 1), (count,), (count, len(formats) + 1), (count, count)
+    values, energy, along, gram = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes)
+    step = max(
+        1, portion(CONTRACT_VALUES, device) // ((count if device.type == "cpu" else count + len(formats)) * columns)
+    )
+    extent = Extent.of(weight, formats) if errors is None else None
     for own, rows in sharding.by_rows(gathered, count, step, wire):
         part = slice(own.start, own.stop)
-        errors = rounding_errors(weight[part], formats, scale_dtype, extent.at(part))
+        if extent is not None:
+            delta = rounding_errors(weight[part], formats, scale_dtype, extent.at(part))
+        else:
+            assert errors is not None
+            delta = errors[:, part].flatten(1)
         chunk = rows.reshape(count, -1)
         if not squared:
-            along += (chunk @ errors.T).cpu()
-            sizes = errors[len(formats) // 2].abs().view(-1, weight.shape[1])
-            some = (rows[:, ::EVERY] * sizes[::EVERY]).flatten(1)
-            gram += (some @ some.T).cpu()
+            along += chunk @ delta.T
+            sizes = delta[len(formats) // 2].view(-1, columns)[::EVERY].abs()
+            some = (rows[:, ::EVERY] * sizes).flatten(1)
+            gram += some @ some.T
             chunk.square_()
-        values += (chunk @ errors.square_().T).cpu()
-        energy += chunk.sum(1).cpu()
-    values, energy, along, gram = sharding.workers.all_sum(values, energy, along, gram)
-    return Product(values, energy, _alignment(along, values, gram)[:-1])
+        values += chunk @ delta.square_().T
+        energy += chunk.sum(1)
+    return Sums(values, energy, along, gram)
+
+
+def products(sums: Sequence[Sums], workers: Workers) -> list[Product]:
+    """Of several weights what all processes found together; one copy from the device for all of them."""
+    if not sums:
+        return []
+    flat = fetched([part for each in sums for part in (each.values, each.energy, each.along, each.gram)])
+    found = workers.all_sum(*flat)
+    return [
+        Product(values, energy, _alignment(along, values, gram)[:-1])
+        for values, energy, along, gram in zip(*(found[part::4] for part in range(4)), strict=True)
+    ]
 
 
 def _alignment(along: Tensor, values: Tensor, gram: Tensor) -> Tensor:
@@ -134,23 +190,31 @@ def _log_chi_square(degrees: Tensor) -> tuple[Tensor, Tensor]:
     return torch.special.digamma(half) - half.log(), torch.special.polygamma(1, half)
 
 
-def rounding_distortion(
-    sampled: dict[int, Tensor], standing: dict[int, Tensor], formats: Sequence[Format], sharding: Sharding
-) -> Tensor:
-    """‖∇ - Q(∇)‖² of each sequence's gradient, from a sample of its rows (T3): (sequences, formats).
+def rounding_distortions(samples: Sequence[tuple[RowSamples, Sequence[Format]]], sharding: Sharding) -> list[Tensor]:
+    """‖∇ - Q(∇)‖² of each sequence's gradient, from a sample of its rows (T3): of each weight (sequences, formats).
 
     Args:
-        sampled: sequence → (rows, columns) of its gradient.
-        standing: sequence → (rows,), the number of rows that each sampled row stands for.
+        samples: of each weight, and its formats.
     """
-    result = torch.zeros(sharding.total, len(formats), dtype=torch.float64)
-    if sampled:
-        order = sorted(sampled)
-        rows = torch.cat([sampled[sequence] for sequence in order])
-        owner = torch.cat([torch.full((len(sampled[sequence]),), sequence) for sequence in order])
-        errors = squared_errors(rows, formats, torch.float32)[:-1].view(len(formats), *rows.shape).sum(2).double()
-        result.index_add_(0, owner, (errors * torch.cat([standing[sequence] for sequence in order])).T)
-    return sharding.workers.all_sum(result)[0]
+    results = [torch.zeros(sharding.total, len(formats), dtype=torch.float64) for _, formats in samples]
+    known = {number: kept.together() for number, (kept, _) in enumerate(samples) if kept.rows}
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for number, rows in known.items():
+        formats = tuple(samples[number][1])
+        apart = None if all(fmt.by_row for fmt in formats) else number  # then scales are of a sample as a whole
+        alike.setdefault((rows.shape[1], rows.device, formats, apart), []).append(number)
+    lost = fetched([_row_losses([known[number] for number in some], samples[some[0]][1]) for some in alike.values()])
+    for some, errors in zip(alike.values(), lost, strict=True):
+        for number, own in zip(some, errors.split([len(known[number]) for number in some], 1), strict=True):
+            owner, standing = samples[number][0].owners()
+            results[number].index_add_(0, owner, (own * standing).T)
+    return sharding.workers.all_sum(*results) if results else []
+
+
+def _row_losses(several: Sequence[Tensor], formats: Sequence[Format]) -> Tensor:
+    """(formats, all rows), the squared errors of sampled rows, (rows, columns) each."""
+    rows = torch.cat(tuple(several)) if several[1:] else several[0]
+    return squared_errors(rows, formats, torch.float32)[:-1].view(len(formats), *rows.shape).sum(2)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from natprec.measurement.gptq_ratio import Compensation, decide
+from natprec.measurement.gptq_ratio import Compensation, FusedGroup, decide
 from natprec.measurement.weight_observer import WeightObserver
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import judged_rows
@@ -88,17 +88,23 @@ def spread(done: Mapping[str, WeightObserver], workers: Workers) -> None:
         each.columns = columns.to(each.layer.weight) if rescaled else None
 
 
-def judge_fused_groups(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge], terms: int) -> None:
+def judge_fused_groups(done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> None:
     """Find for each fused group of a finished segment what GPTQ will leave, its channels rescaled or not."""
+    groups = []
     for fused_group in {each.site.fused_group: None for each in done.values()}:
         members = {name: each.compensation for name, each in done.items() if each.site.fused_group == fused_group}
         together = [member for member in members.values() if member is not None]
         if not together:
             continue
         gauge = gauges.get(fused_group)
-        if gauge is not None and any(done[name].lossless(terms) for name in members):
+        if gauge is not None and any(done[name].lossless() for name in members):
             gauge = None  # rescaled, the weight would leave its grid
-        decide(together, done[fused_group].formats, [done[name].nearest(terms) for name in members], gauge)
+        nearest = [done[name].nearest() for name in members]
+        groups.append(FusedGroup(together, done[fused_group].formats, nearest, gauge))
+    # on a CPU there is nothing to wait for, and one after the other they take less memory
+    one_by_one = bool(groups) and groups[0].members[0].layer.weight.is_cpu
+    for some in [[each] for each in groups] if one_by_one else [groups]:
+        decide(some)
 
 
 def divided_columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapping[str, Gauge]) -> Tensor | None:
@@ -119,5 +125,5 @@ def divided_columns(site: Site, done: Mapping[str, WeightObserver], gauges: Mapp
     if not inside:
         return columns
     produced = columns.new_ones(inside[-1].produced)
-    produced[inside[-1].channels(len(columns)).to(columns.device)] = columns
+    produced[inside[-1].channels(len(columns), columns.device)] = columns
     return produced

@@ -21,7 +21,8 @@ from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import Judged, gptq_shares, judged_rows
 from natprec.quantizers.gram import add_products, mirrored
 from natprec.quantizers.hessian import Hessian
-from natprec.transforms import Gauge, channel_scales
+from natprec.transforms import Gauge, Rescaled, all_channel_scales
+from natprec.utils.launches import fetched
 
 JUDGING = 4
 """Of so many sequences one judges what GPTQ, fitted to the others, leaves."""
@@ -42,6 +43,7 @@ class Compensation:
             not depend on how sequences are shared out.
         every: of so many sequences with gradients one judges.
         judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
+        rows: (judging rows,), their numbers, on the device of the weight.
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
         left: (formats,), the share of rounding to nearest's distortion that GPTQ leaves; None: not decided.
     """
@@ -52,6 +54,7 @@ class Compensation:
     fitted: dict[str, Tensor]
     every: int = JUDGING
     judging: list[Tensor] = field(default_factory=list)
+    rows: Tensor | None = None
     columns: Tensor | None = None
     left: Tensor | None = None
 
@@ -79,7 +82,9 @@ class Compensation:
         if not self.gathers:
             return
         if sequences is not None:
-            inputs = inputs[torch.tensor([not self._judges(sequence) for sequence in sequences])]
+            fitting = [number for number, sequence in enumerate(sequences) if not self._judges(sequence)]
+            if len(fitting) < len(sequences):  # by slices, whose places the CPU knows
+                inputs = torch.cat([inputs[number : number + 1] for number in fitting]) if fitting else inputs[:0]
         width = inputs.shape[-1]
         if not inputs.numel():
             return
@@ -90,16 +95,34 @@ class Compensation:
     def judge(self, gradient: Tensor, sequence: int) -> None:
         """Account for one sequence's gradient of the weight (rows, columns)."""
         if self._judges(sequence):
-            self.judging.append(gradient[judged_rows(len(gradient)).to(gradient.device)])
+            self.judging.append(gradient[self._rows])
+
+    def judge_all(self, gathered: Tensor, first: int, known: Sequence[int]) -> None:
+        """The same of all of a process's sequences.
+
+        Args:
+            gathered: (sequences, rows, columns); their numbers begin with `first`.
+            known: places of those that something came to.
+        """
+        judges = [place for place in known if self._judges(first + place)]
+        if len(known) == len(gathered):
+            start = -(first + 1) % self.every
+            self.judging.extend(gathered[start :: self.every].index_select(1, self._rows))
+        else:
+            self.judging.extend(gathered[place][self._rows] for place in judges)
 
     def _judges(self, sequence: int) -> bool:
         return sequence % self.every == self.every - 1
 
     def judged(self) -> Judged:
         """Rows of the weight with what their errors count."""
-        weight = self.weight
-        rows = judged_rows(len(weight)).to(weight.device)
-        return Judged(weight[rows].float(), torch.stack(self.judging))
+        return Judged(self.weight[self._rows].float(), torch.stack(self.judging))
+
+    @property
+    def _rows(self) -> Tensor:
+        if self.rows is None:
+            self.rows = judged_rows(self.site.shape[0]).to(self.layer.weight.device)
+        return self.rows
 
 
 def deciding_format(formats: Sequence[Format], columns: int) -> int:
@@ -108,35 +131,79 @@ def deciding_format(formats: Sequence[Format], columns: int) -> int:
     return distance.index(min(distance))
 
 
-def decide(
-    members: Sequence[Compensation],
-    formats: Sequence[Format],
-    nearest: Sequence[Tensor],
-    gauge: Gauge | None,
-) -> None:
-    """Set what is left at all sites of a fused group, and how its columns are rescaled if less is left that way.
+@dataclass
+class FusedGroup:
+    """The sites of a fused group, which are decided on together.
 
-    Args:
+    Attributes:
         formats: of all of them.
         nearest: of each member, (formats,), the distortion of rounding to nearest.
         gauge: where the fused group can be rescaled.
     """
-    first = members[0]
-    moments = first.fitted.pop(first.site.fused_group, None)
-    if moments is None or not all(each.judging for each in members):  # nothing came to fit or to judge by
-        for each in members:
-            each.left = torch.ones(len(formats), dtype=torch.float64)
+
+    members: Sequence[Compensation]
+    formats: Sequence[Format]
+    nearest: Sequence[Tensor]
+    gauge: Gauge | None
+
+
+def decide(groups: Sequence[FusedGroup]) -> None:
+    """Set what is left at all sites of fused groups, and how their columns are rescaled if less is left that way.
+
+    The device is waited for three times, however many fused groups there are.
+    """
+    known, moments = [], []
+    for each in groups:
+        first = each.members[0]
+        found = first.fitted.pop(first.site.fused_group, None)
+        if found is None or not all(member.judging for member in each.members):  # nothing came to fit or to judge by
+            for member in each.members:
+                member.left = torch.ones(len(each.formats), dtype=torch.float64)
+        else:
+            known.append(each)
+            moments.append(mirrored(found))  # in place of those in float64, which may be large
+            del found
+    if not known:
         return
-    moments = mirrored(moments)  # in place of those in float64, which may be large
-    inputs, judged, dtype = Hessian.of(moments), [each.judged() for each in members], first.scale_dtype
-    columns = None
-    if gauge is not None:
-        place = deciding_format(formats, first.site.shape[1])
-        scale = channel_scales([each.weight for each in members], inputs.cost, formats[place], gauge)
-        scaling = scale[gauge.channels(len(inputs.order)).to(scale.device)]
-        tried = gptq_shares(judged, inputs, [formats[place]], dtype, [None, scaling]).squeeze(-1)
-        plain, scaled = (torch.stack([kl[place] for kl in nearest]).unsqueeze(1) * tried).sum(0)
-        columns = scaling if scaled < plain else None
-    shares = gptq_shares(judged, inputs, formats, dtype, [columns]).squeeze(1)
-    for each, share in zip(members, shares, strict=True):
-        each.columns, each.left = columns, TOGETHER * share
+    inputs, judged = Hessian.of_all(moments), [[member.judged() for member in each.members] for each in known]
+    moments.clear()
+    columns = _helpful_columns(known, judged, inputs)
+    shares = fetched([
+        gptq_shares(some, hessian, each.formats, each.members[0].scale_dtype, [scaling]).squeeze(1)
+        for each, some, hessian, scaling in zip(known, judged, inputs, columns, strict=True)
+    ])  # fmt: skip
+    for each, scaling, found in zip(known, columns, shares, strict=True):
+        for member, share in zip(each.members, found, strict=True):
+            member.columns, member.left = scaling, TOGETHER * share
+
+
+def _helpful_columns(
+    groups: Sequence[FusedGroup], judged: Sequence[Sequence[Judged]], inputs: Sequence[Hessian]
+) -> list[Tensor | None]:
+    """Of each fused group (columns,), the factors that leave less of its distortion, or None."""
+    gauged = [number for number, each in enumerate(groups) if each.gauge is not None]
+    places = {number: deciding_format(groups[number].formats, len(inputs[number].order)) for number in gauged}
+    scales = all_channel_scales([
+        Rescaled(
+            [member.weight for member in groups[number].members], inputs[number].cost,
+            groups[number].formats[places[number]], _gauge(groups[number]),
+        )
+        for number in gauged
+    ])  # fmt: skip
+    scalings, tried = {}, []
+    for number, scale in zip(gauged, scales, strict=True):
+        each = groups[number]
+        scalings[number] = scale[_gauge(each).channels(len(inputs[number].order), scale.device)]
+        formats, dtype = [each.formats[places[number]]], each.members[0].scale_dtype
+        tried.append(gptq_shares(judged[number], inputs[number], formats, dtype, [None, scalings[number]]).squeeze(-1))
+    found: list[Tensor | None] = [None] * len(groups)
+    for number, shares in zip(gauged, fetched(tried), strict=True):
+        nearest = torch.stack([kl[places[number]] for kl in groups[number].nearest]).unsqueeze(1)
+        plain, scaled = (nearest * shares).sum(0)
+        found[number] = scalings[number] if scaled < plain else None
+    return found
+
+
+def _gauge(group: FusedGroup) -> Gauge:
+    assert group.gauge is not None
+    return group.gauge

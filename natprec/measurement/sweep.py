@@ -24,12 +24,13 @@ from natprec.measurement.activation_observer import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.curves import Curve
 from natprec.measurement.few_tokens import lend, without_few
+from natprec.measurement.fisher import rounding_distortions
 from natprec.measurement.forward import Fitted, forward_blocks
 from natprec.measurement.gptq_parallel import divided_columns, judge_fused_groups, spread, to_fit
 from natprec.measurement.gptq_ratio import JUDGING, Compensation
 from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
-from natprec.measurement.weight_observer import WeightObserver
+from natprec.measurement.weight_observer import WeightObserver, contract_together, draw_rows
 from natprec.models.differentiation import Gathering, differentiate
 from natprec.models.segments import Context, SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
@@ -38,7 +39,6 @@ from natprec.tasks import Samples
 from natprec.transforms import Gauge
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Advance
-from natprec.utils.workers import Workers
 
 
 class Observer(Protocol):
@@ -142,6 +142,7 @@ def sweep(
     for segment in range(state.segment, -2 if segmented.blocks else -1, -1):
         workers.stage = segment_label(segmented, segment)
         with segmented.hold(segment):
+            draw_rows([each for each in observers.values() if _runs_in(segmented, each, segment)], seed)
             with watched(segmented, observers, segment), watching(segmented, flowing, segment):
                 gradient = backward(
                     segmented, observers, flowing, segment, inputs, contexts, own_samples, gradient, seed, advance,
@@ -155,12 +156,16 @@ def sweep(
                 more.show(segment, [use for each in fits for use in each.site.uses])
             if inputs:
                 inputs.pop()
-            _contract(observers, workers, terms)
+            _contract(observers, sharding, terms)
             done = {site.name: observers.pop(site.name) for site in sites if site.segment == segment}
             fitting = to_fit(without_few(done), workers)
-            judge_fused_groups(fitting, gauges or {}, terms)
+            judge_fused_groups(fitting, gauges or {})
             spread(without_few(done), workers)
-            curves = {name: observer.curve(terms) for name, observer in done.items()}
+            lost = rounding_distortions([(each.samples, each.formats) for each in done.values()], sharding)
+            curves = {
+                name: observer.curve(terms, backward)
+                for (name, observer), backward in zip(done.items(), lost, strict=True)
+            }
             state.curves |= lend(curves, done, terms)
             for name in [watcher.site.name for watcher in flowing.values() if watcher.site.segment == segment]:
                 watcher = flowing.pop(name)
@@ -221,13 +226,17 @@ def backward(
     return gradient
 
 
-def _contract(observers: Mapping[str, WeightObserver], workers: Workers, terms: int) -> None:
+def _contract(observers: Mapping[str, WeightObserver], sharding: Sharding, terms: int) -> None:
     """Contract all matrix products of a finished segment: the processes do so together, each for some rows."""
     if observers:
-        reached = workers.all_sum(*(each.reached() for each in observers.values()))
+        reached = sharding.workers.all_sum(*(each.reached() for each in observers.values()))
         for each, found in zip(observers.values(), reached, strict=True):
             each.complete(found)
-            each.finish_product(terms)
+        contract_together(list(observers.values()), sharding, terms)
+
+
+def _runs_in(segmented: SegmentedModel, observer: WeightObserver, segment: int) -> bool:
+    return any(segmented.segment_of(use) == segment for use in observer.site.uses)
 
 
 def segment_label(segmented: SegmentedModel, segment: int) -> str:

@@ -16,6 +16,7 @@ Backward (Gibbs) flow: the squared error of rounding the gradient itself to each
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -24,18 +25,25 @@ from torch import Tensor, nn
 
 from natprec.formats import Format
 from natprec.measurement.curves import Curve
-from natprec.measurement.fisher import Lookup, contract, lookup_values, rounding_distortion
+from natprec.measurement.fisher import Lookup, Product, Sums, lookup_values, products, summed
 from natprec.measurement.gptq_ratio import Compensation
-from natprec.measurement.gradient_rows import RowSamples
+from natprec.measurement.gradient_rows import RowSamples, drawn_rows
 from natprec.measurement.sharding import Sharding
 from natprec.models.layers import Layer, known_layer
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import Site
+from natprec.quantizers import rounding_errors
+from natprec.quantizers.gptq import judged_rows
+from natprec.quantizers.integer import CHUNK
+from natprec.utils.launches import portion
 
 POOL_MEMORY = 1 << 30
 """Bytes that the squared gradients of one site may take; beyond it sequences share a pool."""
 
 MIN_POOLS = 4
+
+PRODUCT_VALUES = 1 << 24
+"""Of products of gradients and inputs that are made at once: 64 MB of float32, or those of one sequence."""
 
 
 def pools(sequences: int, parts: int, elements: int) -> int:
@@ -53,7 +61,8 @@ def pools(sequences: int, parts: int, elements: int) -> int:
 class WeightObserver:
     """Gathers the gradients of one weight over all its uses and contracts them.
 
-    `compensation` is given where GPTQ may round the site; `peers` weights share the memory for gradients.
+    `compensation` is given where GPTQ may round the site; `peers` weights share the memory for gradients. `drawn` has
+    the rows of each own sequence's gradient that are kept, (own sequences, rows), where each is drawn from all rows.
     Set `sequences` (indices of the batch's sequences) before each batch. Observers of one sweep share
     `spare`: the buffers of finished sites, which cost more to allocate again than to fill. Of several processes each
     observes the sequences that `sharding` gives it; all of them have the same curve in the end.
@@ -68,7 +77,7 @@ class WeightObserver:
     seed: int
     spare: dict[torch.Size, list[Tensor]]
     sequences: range = range(0)
-    pending: dict[int, Tensor] = field(default_factory=dict)
+    pending: Tensor | None = None
     gathered: Tensor | None = None
     filled: set[int] = field(default_factory=set)
     head_values: Tensor | None = None
@@ -78,6 +87,7 @@ class WeightObserver:
     lookups: dict[int, Lookup] = field(default_factory=dict)
     looked_up: bool = False
     samples: RowSamples = field(default_factory=RowSamples)
+    drawn: Tensor | None = None
     ids: Tensor | None = None
     compensation: Compensation | None = None
     peers: int = 1
@@ -159,15 +169,24 @@ class WeightObserver:
             self.compensation.fit(own.to(gradient.dtype), self.sequences)
         if self.gathered is None:
             self.gathered = self._buffer()
-        for sequence, product in zip(self.sequences, self.layer.products(inputs, gradient, count), strict=True):
-            self.widened |= product.dtype != torch.bfloat16 or sequence in self.pending
-            if sequence in self.pending:
-                self.pending[sequence] += product
-            elif self.pool_count == self.total:
-                self.pending[sequence] = self.gathered[self._pool(sequence)].copy_(product)
-                self.filled.add(self._pool(sequence))
-            else:
-                self.pending[sequence] = product.float()
+        first = self.pending is None
+        if self.pending is None:
+            pool = self._pool(self.sequences.start)
+            whole = self.pool_count == self.total  # then a sequence is a pool, and its gradient is gathered as it is
+            self.pending = (
+                self.gathered[pool : pool + count] if whole else self.gathered.new_empty(count, *self.site.shape)
+            )
+            self.filled.update(range(pool, pool + count) if whole else ())
+        if self.layer.kind.dimensions:
+            for pending, product in zip(self.pending, self.layer.products(inputs, gradient, count), strict=True):
+                self.widened |= _add(pending, product, first)
+            return
+        inputs = inputs.reshape(count, -1, inputs.shape[-1]).to(gradient.dtype)
+        gradient = gradient.reshape(count, inputs.shape[1], -1)
+        step = max(1, PRODUCT_VALUES // self.site.elements)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            self.widened |= _add_product(self.pending[part], gradient[part], inputs[part], first)
 
     def _buffer(self) -> Tensor:
         """A buffer; of pools that are not sums `complete` sets those to zero that nothing has filled."""
@@ -177,18 +196,42 @@ class WeightObserver:
 
     def flush(self) -> None:
         """Finish the gradients of the batch's sequences, now that all uses have added to them."""
-        for sequence, gradient in self.pending.items():
+        if self.pending is not None and (self.pool_count < self.total or self.ids is not None):
+            for gradient, sequence in zip(self.pending, self.sequences, strict=True):
+                self._look_at(gradient, sequence)
+                if self.pool_count < self.total:
+                    assert self.gathered is not None
+                    self.gathered[self._pool(sequence)].addcmul_(gradient, gradient)
+        self.pending = None
+
+    def _look_at(self, gradient: Tensor, sequence: int) -> None:
+        """Keep what is to be known of one sequence's gradient (rows, columns) beside its square."""
+        if self.ids is None:
+            chosen = self._drawn()[sequence - self.sharding.own.start]
+            self.samples.put(sequence, gradient[chosen], len(gradient))
+        else:
             untouched = torch.ones(len(gradient), dtype=torch.bool, device=gradient.device)
-            if self.ids is not None:
-                self.head_rows[sequence] = gradient[self.ids[sequence]].cpu()
-                untouched[self.ids[sequence]] = False  # sampled in `add_lookup`, with both uses in them
+            self.head_rows[sequence] = gradient[self.ids[sequence]].cpu()
+            untouched[self.ids[sequence]] = False  # sampled in `add_lookup`, with both uses in them
             self.samples.add(self.seed, sequence, gradient, untouched.nonzero().squeeze(1))
-            if self.compensation is not None:
-                self.compensation.judge(gradient, sequence)
-            assert self.gathered is not None
-            if self.pool_count < self.total:
-                self.gathered[self._pool(sequence)].addcmul_(gradient, gradient)
-        self.pending.clear()
+        if self.compensation is not None:
+            self.compensation.judge(gradient, sequence)
+
+    def _drawn(self) -> Tensor:
+        if self.drawn is None:
+            draw_rows([self], self.seed)
+        assert self.drawn is not None
+        return self.drawn
+
+    def _look_at_all(self) -> None:
+        """The same of all own sequences that something came to, of which each has a pool of its own."""
+        assert self.gathered is not None
+        own, known = self.sharding.own.start, sorted(self.filled)
+        kept = self.gathered.gather(1, self._drawn().unsqueeze(2).expand(-1, -1, self.gathered.shape[2]))
+        for pool in known:
+            self.samples.put(own + pool, kept[pool], self.site.shape[0])
+        if self.compensation is not None:
+            self.compensation.judge_all(self.gathered, own, known)
 
     def add_lookup(self, ids: Tensor, gradient: Tensor) -> None:
         """Account for an embedding lookup: ids (batch, time), gradient (batch, time, columns)."""
@@ -198,8 +241,8 @@ class WeightObserver:
             own.index_add_(0, inverse, gradient[index].float())
             own[~self.weight[rows].any(1)] = 0.0  # every format holds zeros, where gradients of norms may be infinite
             other = torch.zeros_like(own)  # the gradient through the matrix product of a tied weight
-            if sequence in self.pending:  # in the same segment: not squared yet
-                other = self.pending[sequence][rows]
+            if self.pending is not None:  # in the same segment: not squared yet
+                other = self.pending[index][rows]
             elif sequence in self.head_rows:
                 first = torch.empty_like(rows)
                 first[inverse] = torch.arange(len(inverse), device=inverse.device)
@@ -224,27 +267,37 @@ class WeightObserver:
         self.looked_up, self.widened = bool(reached[2]), bool(reached[3])
         self.tokens = int(reached[4])
 
-    def finish_product(self, terms: int) -> None:
-        """Contract the gradients of the matrix product with the errors of every format."""
-        if self.gathered is not None:
-            pooled = self.total // self.pool_count
-            squared = self.pool_count < self.total
-            product = contract(
-                self.gathered, self.weight, self.formats, self.scale_dtype, squared=squared, count=self.pool_count,
-                sharding=self.sharding, wire=torch.float32 if squared else self.wire,
-            )  # fmt: skip
-            self.head_values, self.head_energy = product.values / (2 * terms * pooled), product.energy / pooled
-            self.alignment = product.alignment if self.ids is None else None  # a tied weight has another use
-            self.spare.setdefault(self.buffer, []).append(self.gathered)
-            self.gathered = None
-            self.filled.clear()
+    def sums(self, errors: Tensor | None = None) -> Sums | None:
+        """Meet the gradients of the matrix product with the errors of every format: see `contract_together`."""
+        if self.gathered is None:
+            return None
+        whole = self.pool_count == self.total
+        if whole and self.ids is None:
+            self._look_at_all()
+        return summed(
+            self.gathered, self.weight, self.formats, self.scale_dtype, squared=not whole, count=self.pool_count,
+            sharding=self.sharding, wire=self.wire if whole else torch.float32, errors=errors,
+        )  # fmt: skip
 
-    def curve(self, terms: int) -> Curve:
-        """The site's curve; `terms` is how many terms of a sequence its distortion is averaged over.
+    def finish_product(self, product: Product, terms: int) -> None:
+        """Take what came of the gradients and the errors; `terms` as for `curve`."""
+        assert self.gathered is not None
+        pooled = self.total // self.pool_count
+        self.head_values, self.head_energy = product.values / (2 * terms * pooled), product.energy / pooled
+        self.alignment = product.alignment if self.ids is None else None  # a tied weight has another use
+        self.spare.setdefault(self.buffer, []).append(self.gathered)
+        self.gathered = None
+        self.filled.clear()
+
+    def curve(self, terms: int, backward: Tensor) -> Curve:
+        """The site's curve.
 
         What is unknown has no format: so it stays at 16 bits.
+
+        Args:
+            terms: of a sequence, over which its distortion is averaged.
+            backward: (sequences, formats), of the rows in `samples`: see `rounding_distortions`.
         """
-        self.finish_product(terms)
         pool_count, columns = self.pool_count, len(self.formats) + 1  # the last: stored unquantized
         gptq = self.compensation
         forward = torch.zeros(pool_count, columns, dtype=torch.float64)
@@ -259,7 +312,6 @@ class WeightObserver:
             for sequence, lookup in self.lookups.items():
                 sums[sequence] = float(lookup.joint.sum())
             energy += self.sharding.workers.all_sum(sums)[0].view(pool_count, -1).mean(1)
-        backward = rounding_distortion(self.samples.rows, self.samples.standing, self.formats, self.sharding)
         ones = torch.ones(columns - 1, dtype=torch.float64)
         found = Curve(
             self.site,
@@ -275,16 +327,86 @@ class WeightObserver:
         )
         return found.unknown() if self.unknown else found
 
-    def nearest(self, terms: int) -> Tensor:
+    def nearest(self) -> Tensor:
         """(formats,): distortion of rounding the matrix product's weight to nearest."""
-        self.finish_product(terms)
         if self.head_values is None:
             return torch.zeros(len(self.formats), dtype=torch.float64)
         return self.head_values[:, :-1].mean(0)
 
-    def lossless(self, terms: int) -> bool:
+    def lossless(self) -> bool:
         """Whether some format holds the weight exactly, so that rounding to it costs nothing."""
-        self.finish_product(terms)
         if self.head_values is None or self.head_energy is None or not self.head_energy.any():
             return False
         return bool((self.head_values[:, :-1].sum(0) == 0).any())
+
+
+def _add_product(into: Tensor, gradient: Tensor, inputs: Tensor, first: bool) -> bool:
+    """Put, or add, each sequence's product into `into` (sequences, rows, columns), float32.
+
+    Returns:
+        Whether it has more than bfloat16 holds.
+    """
+    left = gradient.transpose(1, 2)
+    if first and gradient.dtype == into.dtype:
+        torch.bmm(left, inputs, out=into)
+        return True
+    # on a GPU the sum of the tensor core, which is not rounded on its way
+    product = torch.bmm(left, inputs, out_dtype=torch.float32) if gradient.is_cuda else torch.bmm(left, inputs)
+    return _add(into, product, first)
+
+
+def _add(into: Tensor, product: Tensor, first: bool) -> bool:
+    """Put, or add, a product into `into`, which is float32; returns whether that has more than bfloat16 holds."""
+    into.copy_(product) if first else into.add_(product)
+    return product.dtype != torch.bfloat16 or not first
+
+
+def draw_rows(observers: Sequence[WeightObserver], seed: int) -> None:
+    """Draw the rows of each sequence's gradient that are kept, and send all of them to the device at once."""
+    wanted = [each for each in observers if each.ids is None and each.drawn is None]
+    if not wanted:
+        return
+    own, device = wanted[0].sharding.own, wanted[0].layer.weight.device
+    counts = sorted({each.site.shape[0] for each in wanted})
+    tables = [torch.stack([drawn_rows(seed, sequence, count) for sequence in own]) for count in counts]
+    judged = [judged_rows(count) for count in counts]
+    flat = torch.cat([table.flatten() for table in (*tables, *judged)]).to(device)
+    parts = flat.split([table.numel() for table in (*tables, *judged)])
+    placed = [part.view(table.shape) for part, table in zip(parts, (*tables, *judged), strict=True)]
+    for each in wanted:
+        at = counts.index(each.site.shape[0])
+        each.drawn = placed[at]
+        if each.compensation is not None:
+            each.compensation.rows = placed[len(counts) + at]
+
+
+def contract_together(observers: Sequence[WeightObserver], sharding: Sharding, terms: int) -> None:
+    """Contract the gradients of all matrix products of a segment; small weights with as many columns are rounded
+    together, and what comes of all of them is fetched from the device at once.
+    """
+    open_ones = [each for each in observers if each.gathered is not None]
+    shared = _errors_of_small_ones(open_ones)
+    sums = [each.sums(shared.get(id(each))) for each in open_ones]
+    found = products([each for each in sums if each is not None], sharding.workers)
+    for each, product in zip(open_ones, found, strict=True):
+        each.finish_product(product, terms)
+
+
+def _errors_of_small_ones(observers: Sequence[WeightObserver]) -> dict[int, Tensor]:
+    """Observer's id → (formats + 1, rows, columns): its weight's rounding errors, of those rounded beside others."""
+    alike: dict[tuple[object, ...], list[WeightObserver]] = {}
+    for each in observers:
+        if each.sharding.workers.size == 1 and all(fmt.by_row for fmt in each.formats):
+            alike.setdefault((each.site.shape[1], each.formats, each.scale_dtype), []).append(each)
+    found: dict[int, Tensor] = {}
+    for several in alike.values():
+        first, weights = several[0], [each.weight for each in several]
+        count = len(first.formats) + 1
+        small = portion(CHUNK * count, weights[0].device) // count
+        if len(several) < 2 or sum(weight.numel() for weight in weights) > small:
+            continue
+        errors = rounding_errors(torch.cat(weights), first.formats, first.scale_dtype)
+        errors = errors.view(count, -1, first.site.shape[1])
+        for each, part in zip(several, errors.split([len(weight) for weight in weights], 1), strict=True):
+            found[id(each)] = part
+    return found

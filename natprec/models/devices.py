@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 
 from natprec.errors import InputError, first_line
+from natprec.utils.human import human_bytes
+from natprec.utils.memory import available_bytes
 
 
 def usable_device(device: str) -> torch.device:
@@ -24,6 +26,40 @@ def usable_device(device: str) -> torch.device:
         return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {device!r} cannot be used ({first_line(error)}); use --device cpu") from error
+
+
+def limit_gpu_memory(device: str, most: float | None) -> None:
+    """From now on torch takes no more than so many bytes of a GPU; beyond it, it raises OutOfMemoryError.
+
+    What libraries take for themselves (the CUDA context, some 500 MB) is not counted.
+
+    Args:
+        most: None: as many as there are.
+    Raises:
+        InputError: the device is no GPU, or has less.
+    """
+    if most is None:
+        return
+    target = usable_device(device)
+    asked = f"gpu-memory {human_bytes(most)}"
+    if target.type != "cuda":
+        raise InputError(f"{asked}: device {device!r} is no GPU; leave it out, or give --device cuda")
+    total = torch.cuda.get_device_properties(target).total_memory
+    if most > total:
+        raise InputError(f"{asked}: {device!r} has {human_bytes(total)}; give less, or leave it out")
+    torch.cuda.set_per_process_memory_fraction(most / total, target)
+
+
+def free_bytes(device: str, most: float | None) -> float:
+    """Bytes of the device's memory, a GPU's or the main one, that weights and all else may take.
+
+    Args:
+        most: the limit that was set for a GPU.
+    """
+    if torch.device(device).type != "cuda":
+        return available_bytes()
+    free = torch.cuda.mem_get_info(device)[0]
+    return free if most is None else min(most, free)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ class SegmentedModel:
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
         self.products, self.convolutions, self.shown = products, convolutions, probe
+        self._last = -2  # the segment that was held last
         for found in _lists(model) or [("", [])]:
             name, self.blocks = found
             self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe), convolutions)
@@ -105,9 +106,13 @@ class SegmentedModel:
     def hold(self, segment: int) -> contextlib.AbstractContextManager[None]:
         """Within the block the weights of a segment are in memory; running it and differentiating it needs them.
 
-        Each segment that is run holds its own, so this only saves reading them again from one batch to the next.
+        Each segment that is run holds its own, so this only saves reading them again from one batch to the next. The
+        segment that follows in the same direction is read meanwhile, for a GPU.
         """
-        return self.weights.hold(self.parameters(segment))
+        step, self._last = segment - self._last, segment
+        upcoming = segment + step
+        known = step in (1, -1) and upcoming in self.segments
+        return self.weights.hold(self.parameters(segment), self.parameters(upcoming) if known else ())
 
     def gathering(self) -> contextlib.AbstractContextManager[object]:
         """Within the block the model runs for statistics alone, its products in `products`."""

@@ -9,6 +9,7 @@ all its values, so that it takes no memory and a use outside of `hold` cannot pa
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import ModelError
+from natprec.models.read_ahead import ReadAhead
+from natprec.utils.launches import fetched
 from natprec.utils.memory import give_back, release_freed
 
 
@@ -41,7 +44,7 @@ class InMemory:
         self._held: set[int] = set()
 
     @contextlib.contextmanager
-    def hold(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def hold(self, parameters: Iterable[nn.Parameter], upcoming: Iterable[nn.Parameter] = ()) -> Iterator[None]:
         """Within the block these parameters may be changed; it may be entered again for some of them."""
         taken = [(each, each.data) for each in parameters if id(each) not in self._held]
         self._held.update(id(parameter) for parameter, _ in taken)
@@ -74,6 +77,7 @@ class OnDisk:
         """Make every parameter of a model on the meta device hollow; ties stay ties."""
         release_freed()
         self.stored = stored
+        self.read_ahead = None if torch.device(device).type == "cpu" else ReadAhead(stored)
         self.dtypes: dict[str, torch.dtype] = {}
         self._names: dict[int, str] = {}
         self._held: Counter[int] = Counter()
@@ -90,20 +94,28 @@ class OnDisk:
         self._kept_alive = [*made.values()]  # `_names` knows them by their identity
 
     @contextlib.contextmanager
-    def hold(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def hold(self, parameters: Iterable[nn.Parameter], upcoming: Iterable[nn.Parameter] = ()) -> Iterator[None]:
         """Within the block these parameters have their values; it may be entered again for some of them.
 
+        Args:
+            upcoming: those that are likely held next; for a GPU they are read from now on.
         Raises:
             ModelError: a tensor holds NaN or Inf, or its file has gone.
         """
         wanted = list({id(parameter): parameter for parameter in parameters}.values())
-        counted = []
+        counted: list[nn.Parameter] = []
+        new: list[tuple[nn.Parameter, Tensor]] = []
         try:
             for parameter in wanted:
                 if not self._held[id(parameter)]:
-                    parameter.data = self._values(parameter)
+                    value = self._values(parameter)
+                    parameter.data = value
+                    new.append((parameter, value))
                 self._held[id(parameter)] += 1
                 counted.append(parameter)
+            self._check(new)
+            if self.read_ahead is not None and (next_ones := [each for each in upcoming if not self._held[id(each)]]):
+                self.read_ahead.expect([self._names[id(each)] for each in next_ones])
             yield
         finally:
             for parameter in counted:
@@ -126,8 +138,11 @@ class OnDisk:
             inside = contextlib.ExitStack()
             rest.callback(lambda: inside.close())
 
+            following = dict(itertools.pairwise(blocks))
+
             def enter(module: nn.Module, _: Any) -> None:
-                inside.enter_context(self.hold(module.parameters()))
+                upcoming = following[module].parameters() if module in following else ()
+                inside.enter_context(self.hold(module.parameters(), upcoming))
 
             for block in blocks:
                 rest.callback(block.register_forward_pre_hook(enter).remove)
@@ -135,15 +150,24 @@ class OnDisk:
             yield
 
     def _values(self, parameter: nn.Parameter) -> Tensor:
-        """Float32, on the parameter's device, in memory of its own."""
+        """Float32, on the parameter's device, in memory of its own; a GPU gets them as stored, and widens them."""
         name = self._names[id(parameter)]
-        value = self.stored.tensor(name).to(parameter.device, torch.float32, copy=True)
+        if self.read_ahead is None:
+            value = self.stored.tensor(name).to(parameter.device, torch.float32, copy=True)
+        else:
+            value = self.read_ahead.take(name).to(parameter.device, non_blocking=True).float()
         if value.shape != parameter.shape:
             raise wrong_shape(name, value.shape, parameter.shape)
-        if id(parameter) not in self._checked:
-            refuse_not_finite(name, value)
-            self._checked.add(id(parameter))
         return value
+
+    def _check(self, new: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        """Refuse NaN and Inf in values that are there for the first time; the device is waited for once."""
+        new = [(parameter, value) for parameter, value in new if id(parameter) not in self._checked]
+        finite = fetched([torch.isfinite(value).all() for _, value in new])
+        for (parameter, value), fine in zip(new, finite, strict=True):
+            if not fine:
+                refuse_not_finite(self._names[id(parameter)], value)
+        self._checked.update(id(parameter) for parameter, _ in new)
 
 
 Weights = InMemory | OnDisk

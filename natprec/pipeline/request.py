@@ -21,6 +21,7 @@ from natprec.formats.engines import PROFILES
 from natprec.measurement import Curve, Header, Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.activation_sites import activation_formats
+from natprec.models.devices import free_bytes, limit_gpu_memory
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.models.weight_sites import Site, site_layer
@@ -30,7 +31,6 @@ from natprec.solver import Plan, solve
 from natprec.solver.assemble import cache_format
 from natprec.solver.check_flows import check_flows
 from natprec.utils.human import human_bytes
-from natprec.utils.memory import available_bytes
 from natprec.utils.progress import Stages
 
 ANY_EPS = 1e9
@@ -75,7 +75,8 @@ def open_subject(
     Raises:
         ModelError, InputError: it cannot be used, or not with these options.
     """
-    on_disk = config.weights == "disk" or (config.weights == "auto" and too_large(config.model))
+    limit_gpu_memory(config.device, config.gpu_memory)
+    on_disk = config.weights == "disk" or (config.weights == "auto" and too_large(config))
     with stages.stage("load model"):
         pictures = None if config.images is None else pictured(config, config.images)
         loaded = load_model(
@@ -98,9 +99,9 @@ def open_subject(
     return subject
 
 
-def too_large(model: str) -> bool:
-    """Whether a model's float32 weights would take more memory than may be used for them."""
-    return 4 * COPIES * (stored_elements(model) or 0) > available_bytes()
+def too_large(config: QuantizeConfig) -> bool:
+    """Whether a model's float32 weights would take more of the device's memory than may be used for them."""
+    return 4 * COPIES * (stored_elements(config.model) or 0) > free_bytes(config.device, config.gpu_memory)
 
 
 def refuse_on_disk(subject: Subject, refine: int) -> None:

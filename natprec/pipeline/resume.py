@@ -90,7 +90,7 @@ def _weights_alike(config: QuantizeConfig, workers: Workers) -> QuantizeConfig:
     """On disk in all processes if one of them has too little memory: a model on disk writes no text."""
     if config.weights != "auto":
         return config
-    (short,) = workers.all_sum(torch.tensor([too_large(config.model)], dtype=torch.int64))
+    (short,) = workers.all_sum(torch.tensor([too_large(config)], dtype=torch.int64))
     return replace(config, weights="disk" if short else "memory")
 
 

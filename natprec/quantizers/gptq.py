@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from natprec import native
-from natprec.formats import Codebook, Format, Integer
+from natprec.formats import Codebook, Format, Integer, Table
+from natprec.gpu.columns import one_by_one, round_columns
 from natprec.quantizers.floating import Extent
 from natprec.quantizers.hessian import Hessian
+from natprec.quantizers.integer import alike, choose_grids
 from natprec.quantizers.nearest import grid_for, squared_errors
 from natprec.quantizers.tensor import QuantizedTensor
+from natprec.utils.launches import portion
 from natprec.utils.matmul import product
 
 LAZY_COLUMNS = 64
@@ -29,7 +32,7 @@ SHARE_ROWS = 128
 """Rows of a weight, at most, in which `gptq_shares` sees how much is left."""
 
 WORK = 1 << 22
-"""Weights, times formats, rounded at a time."""
+"""Weights, times formats, rounded at a time on a CPU."""
 
 
 def gptq(
@@ -46,8 +49,9 @@ def gptq(
     rows, columns = weight.shape
     codes = torch.empty(rows, columns, dtype=fmt.code_dtype, device=weight.device)
     scale, offset, outer = grid_for(weight.float(), fmt, scale_dtype, inputs.power, extent)
-    for part in _parts(rows, columns):
-        grid = Grid.of(scale[part], None if offset is None else offset[part], fmt, inputs.order)
+    for part in _parts(rows, columns, weight.device):
+        own = None if offset is None else offset[part].unsqueeze(0)
+        grid = Grid.of(scale[part].unsqueeze(0), own, [fmt], inputs.order)
         codes[part] = _round_columns(weight[part].float().T[inputs.order], inputs, grid)[0].T
     return QuantizedTensor.of(fmt, codes, scale, offset, outer)
 
@@ -72,12 +76,13 @@ class Judged:
         """Of errors (…, rows, columns): (…,)."""
         return torch.einsum("...rc,src->...sr", errors, self.gradients).square().sum((-1, -2))
 
-    def nearest_losses(
-        self, formats: Sequence[Format], scale_dtype: torch.dtype, extent: Extent | None = None
-    ) -> Tensor:
-        """Of rounding to nearest: (formats,)."""
-        errors = squared_errors(self.weight, formats, scale_dtype, extent)
-        return errors[:-1] @ self.gradients.square().sum(0).flatten()
+    def nearest_losses(self, squared: Tensor) -> Tensor:
+        """Of rounding to nearest: (formats,).
+
+        Args:
+            squared: errors of it, (formats, rows, columns).
+        """
+        return squared.flatten(1) @ self.gradients.square().sum(0).flatten()
 
 
 def judged_rows(count: int) -> Tensor:
@@ -94,6 +99,8 @@ def gptq_shares(
 ) -> Tensor:
     """How much of the output error of rounding to nearest GPTQ leaves, of every weight under every format.
 
+    Where the weights are: nothing is waited for.
+
     Args:
         weights: of layers that share `inputs`; a sample of their rows is enough.
         inputs: of the text that GPTQ is fitted to.
@@ -106,24 +113,22 @@ def gptq_shares(
     stacked = torch.cat([each.weight for each in weights])
     factors = [torch.ones_like(inputs.power) if scaling is None else scaling for scaling in scalings]
     losses = torch.empty(len(weights), len(factors), len(formats), device=stacked.device)
-    for places in _alike(formats):
-        for part in _parts(len(places), stacked.numel() * len(scalings)):
+    for places in _of_one_codebook(formats):
+        for part in _parts(len(places), stacked.numel() * len(scalings), stacked.device):
             some = [formats[place] for place in places[part]]
-            grids = [_found_grid(stacked, inputs, factor, fmt, scale_dtype) for factor in factors for fmt in some]
-            work = stacked.T[inputs.order].repeat(1, len(grids))
-            values = _round_columns(work, inputs, Grid.joined(grids))[1].T.view(len(factors), -1, *stacked.shape)
+            grid, order = _found_grids(stacked, inputs, factors, some, scale_dtype)
+            work = stacked.T[inputs.order].repeat(1, len(factors) * len(some))
+            values = _round_columns(work, inputs, grid)[1].T.view(len(factors), -1, *stacked.shape)
             left = (values - stacked).split(counts, 2)
             found = torch.stack([each.losses(error) for each, error in zip(weights, left, strict=True)])
-            losses[..., places[part]] = found
-    extent, ends = Extent.of(stacked, formats), torch.tensor(counts).cumsum(0).tolist()
-    nearest = torch.stack([
-        each.nearest_losses(formats, scale_dtype, extent.at(slice(end - count, end)))
-        for each, count, end in zip(weights, counts, ends, strict=True)
-    ]).unsqueeze(1)  # fmt: skip
-    return torch.where(nearest > 0, losses / nearest, 1.0).cpu().double()
+            for number, place in enumerate(order):
+                losses[..., places[part][place]] = found[..., number]
+    squared = squared_errors(stacked, formats, scale_dtype)[:-1].view(len(formats), *stacked.shape).split(counts, 1)
+    nearest = torch.stack([each.nearest_losses(some) for each, some in zip(weights, squared, strict=True)]).unsqueeze(1)
+    return torch.where(nearest > 0, losses / nearest, 1.0).double()
 
 
-def _alike(formats: Sequence[Format]) -> list[list[int]]:
+def _of_one_codebook(formats: Sequence[Format]) -> list[list[int]]:
     """Places of the formats that can be rounded together: all integers, or all of one other codebook."""
     found: dict[Codebook | None, list[int]] = {}
     for place, fmt in enumerate(formats):
@@ -131,12 +136,29 @@ def _alike(formats: Sequence[Format]) -> list[list[int]]:
     return list(found.values())
 
 
-def _found_grid(weight: Tensor, inputs: Hessian, factor: Tensor, fmt: Format, scale_dtype: torch.dtype) -> Grid:
-    """The grid that GPTQ chooses for columns multiplied by `factor`, as one of the columns as they are."""
-    scale, offset, _ = grid_for(weight * factor, fmt, scale_dtype, inputs.scaled(factor).power)
-    grid = Grid.of(scale, offset, fmt, inputs.order)
-    ordered = factor[inputs.order].unsqueeze(1)
-    return replace(grid, scale=grid.scale / ordered, offset=grid.offset / ordered)
+def _found_grids(
+    weight: Tensor, inputs: Hessian, factors: Sequence[Tensor], formats: Sequence[Format], scale_dtype: torch.dtype
+) -> tuple[Grid, list[int]]:
+    """The grids that GPTQ chooses for columns multiplied by each factor, as those of the columns as they are.
+
+    Returns:
+        Of all factors, one after the other, and of each all formats, side by side; the places of those formats.
+    """
+    families = alike(formats, known=True)
+    grids = []
+    for factor in factors:
+        scaled, power, ordered = weight * factor, inputs.power / factor.square(), factor[inputs.order].view(-1, 1, 1)
+        for places in families:
+            some = [formats[place] for place in places]
+            if isinstance(some[0].codebook, Integer):
+                groups = some[0].groups(weight.shape[1])
+                grouped = scaled.view(len(weight), groups, -1)
+                scale, offset = choose_grids(grouped, some, scale_dtype, power.view(groups, -1))
+            else:
+                found, _, _ = grid_for(scaled, some[0], scale_dtype, power)
+                scale, offset = found.unsqueeze(0), None
+            grids.append(Grid.of(scale, offset, some, inputs.order, ordered))
+    return Grid.joined(grids), [place for places in families for place in places]
 
 
 @dataclass
@@ -144,7 +166,7 @@ class Grid:
     """Scale and offset (columns in rounding order, rows) of a transposed weight.
 
     Attributes:
-        low, high: (rows,), the codes' range of integers.
+        low, high: (rows,), the codebook's range.
         codebook: of all rows; None: integers, of any widths.
     """
 
@@ -155,14 +177,34 @@ class Grid:
     codebook: Codebook | None = None
 
     @classmethod
-    def of(cls, scale: Tensor, offset: Tensor | None, fmt: Format, order: Tensor) -> Grid:
-        """Of the rows of `scale`, with their groups' columns in rounding order."""
-        group, book = order // fmt.span(len(order)), fmt.codebook
+    def of(
+        cls,
+        scale: Tensor,
+        offset: Tensor | None,
+        formats: Sequence[Format],
+        order: Tensor,
+        divisor: Tensor | None = None,
+    ) -> Grid:
+        """Of (formats, rows, groups), the formats' rows side by side, with their groups' columns in rounding order.
+
+        Args:
+            formats: of one group size.
+            divisor: (columns, 1, 1), of scales and offsets, in rounding order.
+        """
+        group, book = order // formats[0].span(len(order)), formats[0].codebook
+        count, rows = scale.shape[:2]
         low, high = (
-            torch.full((len(scale),), float(end), device=scale.device) for end in (book.smallest, book.largest)
+            torch.cat([torch.full((rows,), float(end), device=scale.device) for end in several])
+            for several in zip(*((fmt.codebook.smallest, fmt.codebook.largest) for fmt in formats), strict=True)
         )
-        offset = torch.zeros_like(scale) if offset is None else offset
-        return cls(scale.T[group], offset.T[group], low, high, None if isinstance(book, Integer) else book)
+
+        def placed(values: Tensor) -> Tensor:
+            ordered = values.permute(2, 0, 1)[group]
+            return (ordered if divisor is None else ordered / divisor).reshape(-1, count * rows)
+
+        steps = placed(scale)
+        origins = torch.zeros_like(steps) if offset is None else placed(offset)
+        return cls(steps, origins, low, high, None if isinstance(book, Integer) else book)
 
     def columns(self, start: int, stop: int) -> Grid:
         """Of some columns, by their place in the order."""
@@ -171,6 +213,8 @@ class Grid:
     @classmethod
     def joined(cls, grids: list[Grid]) -> Grid:
         """Side by side, of one codebook or all integers."""
+        if len(grids) == 1:
+            return grids[0]
         names = ("scale", "offset", "low", "high")
         scale, offset, low, high = (torch.cat([getattr(grid, name) for grid in grids], -1) for name in names)
         return cls(scale, offset, low, high, grids[0].codebook)
@@ -198,37 +242,16 @@ def _round_columns(work: Tensor, inputs: Hessian, grid: Grid) -> tuple[Tensor, T
 
 def _in_turn(block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor:
     """Round a block (columns, rows) in place and fill its codes; returns its errors."""
-    if grid.codebook is not None:
-        return _in_turn_of(grid.codebook, block, factor, grid, codes)
-    if native.reads(block):  # a tenth of the time
-        return native.round_columns(block, factor, grid.scale, grid.offset, grid.low, grid.high, codes)
-    errors = torch.empty_like(block)
-    for i in range(len(block)):
-        scale, offset = grid.scale[i], grid.offset[i]
-        code = (block[i] - offset).div_(scale).round_().clamp_(grid.low, grid.high)
-        codes[i] = code
-        value = code.mul_(scale).add_(offset)
-        torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
-        block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
-        block[i] = value
+    book, arguments = grid.codebook, (block, factor, grid.scale, grid.offset, grid.low, grid.high)
+    if book is None and native.reads(block):  # a tenth of the time
+        return native.round_columns(*arguments, codes)
+    errors, chosen = (one_by_one if isinstance(book, Table) else round_columns)(*arguments, book)
+    codes.copy_(chosen if book is None else book.encode(chosen))
     return errors
 
 
-def _in_turn_of(book: Codebook, block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor:
-    """The same in a codebook whose codes are no integers."""
-    errors, chosen = torch.empty_like(block), torch.empty_like(block)
-    for i in range(len(block)):
-        torch.sub(block[i], grid.offset[i], out=chosen[i]).div_(grid.scale[i])
-        value = torch.addcmul(grid.offset[i], book.nearest_(chosen[i]), grid.scale[i])
-        torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
-        block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
-        block[i] = value
-    codes.copy_(book.encode(chosen))
-    return errors
-
-
-def _parts(rows: int, work_per_row: int) -> Iterator[slice]:
+def _parts(rows: int, work_per_row: int, device: torch.device) -> Iterator[slice]:
     """Slices of rows with about `WORK` of work each."""
-    step = max(1, WORK // work_per_row)
+    step = max(1, portion(WORK, device) // work_per_row)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

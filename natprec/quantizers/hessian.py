@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from natprec.errors import ModelError
+from natprec.utils.launches import fetched
 
 DAMPING = 0.01
 """Share of the Hessian's mean diagonal that is added to it."""
@@ -52,26 +54,49 @@ class Hessian:
         Raises:
             ModelError: it has no Cholesky factor even with more damping (inputs not finite).
         """
-        power = hessian.diagonal().clone()
-        mean = float(power.mean())
-        order = power.argsort(descending=True, stable=True)
-        if mean == 0:
-            return cls(order, torch.eye(len(hessian), device=hessian.device), power)
-        last = order.flip(0)
-        for share in (damping, 10 * damping, 100 * damping) if math.isfinite(mean) else ():
-            factor, failed = _factor(hessian[last.unsqueeze(1), last].double(), share * mean)
-            if not failed:  # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹; R is the factor turned round
-                factor = factor.float()  # in place of the one in float64, which may be large
-                return cls(order, _inverse_turned_round(factor), power)
-        raise ModelError("GPTQ: a layer's inputs have no positive definite Hessian (NaN or Inf?); use --rounding rtn")
+        return cls.of_all([hessian], damping)[0]
+
+    @classmethod
+    def of_all(cls, hessians: Sequence[Tensor], damping: float = DAMPING) -> list[Hessian]:
+        """The same of several; the device is waited for once, unless one of them needs more damping."""
+        tried = [_tried(hessian, damping) for hessian in hessians]
+        said = [float(each) for each in fetched([each for _, mean, failed in tried for each in (mean, failed)])]
+        found = []
+        for (one, _, _), hessian, mean, failed in zip(tried, hessians, said[::2], said[1::2], strict=True):
+            if mean == 0:
+                found.append(cls(one.order, torch.eye(len(hessian), device=hessian.device), one.power))
+            elif failed or not math.isfinite(mean):
+                found.append(_more_damped(hessian, damping if math.isfinite(mean) else math.nan))
+            else:
+                found.append(one)
+        return found
 
 
-def _factor(matrix: Tensor, damping: float) -> tuple[Tensor, bool]:
+def _tried(hessian: Tensor, damping: float) -> tuple[Hessian, Tensor, Tensor]:
+    """With what it is worth if the other two say so: the mean of its diagonal, and whether there is no factor."""
+    power = hessian.diagonal().clone()
+    mean, order = power.mean(), power.argsort(descending=True, stable=True)
+    last = order.flip(0)
+    factor, failed = _factor(hessian[last.unsqueeze(1), last].double(), damping * mean.double())
+    # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹; R is the factor turned round
+    factor = factor.float()  # in place of the one in float64, which may be large
+    return Hessian(order, _inverse_turned_round(factor), power), mean, failed
+
+
+def _more_damped(hessian: Tensor, damping: float) -> Hessian:
+    for share in (10 * damping, 100 * damping) if math.isfinite(damping) else ():
+        found, _, failed = _tried(hessian, share)
+        if not failed:
+            return found
+    raise ModelError("GPTQ: a layer's inputs have no positive definite Hessian (NaN or Inf?); use --rounding rtn")
+
+
+def _factor(matrix: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """Lower Cholesky factor of a symmetric matrix, which it overwrites, and whether there is none."""
     matrix.diagonal().add_(damping)
     factor, failed = matrix.mT, torch.empty((), dtype=torch.int32, device=matrix.device)  # LAPACK's order of columns
     torch.linalg.cholesky_ex(factor, out=(factor, failed))
-    return factor, bool(failed)
+    return factor, failed
 
 
 def _inverse_turned_round(lower: Tensor) -> Tensor:

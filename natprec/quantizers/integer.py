@@ -5,29 +5,29 @@ the largest weights, whose errors are not independent (LOG.md, 2026-11-22). Wher
 input is known, GPTQ lets it decide how much to clip. At 1 and 2 bits the spanning grid is too coarse;
 there each group takes the best of a few shrunken scales, and then the least-squares scale for the
 codes it got: s = <w, q> / <q, q>. What a format can store of a grid is in `natprec.quantizers.scale_storage`.
+
+Formats that differ in nothing but their width are tried together (`alike`), each trial along the first dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from natprec import native
-from natprec.formats import Format
-from natprec.quantizers.scale_storage import nested_grid, stored_grid
+from natprec.formats import Format, Integer
+from natprec.quantizers.scale_storage import code_ends, column, nested_grid, stored_grid
+from natprec.utils.launches import portion
 
 SHRINK = {1: (0.4, 0.6), 2: (0.75, 0.95)}
 """Fractions of the spanning scale that are tried, by width; wider formats take 1.0."""
 
 CLIP = {3: (1.0, 0.9, 0.8, 0.7), 4: (1.0, 0.92, 0.84), 5: (1.0, 0.95)}
 """The same where it is known how much an error counts at each column: clipping then helps (LOG.md)."""
-
-CHUNK = 1 << 18
-"""Weights handled at a time: small enough that one chunk and its copies stay in the cache."""
-
 
 ENDS = {
     2: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6),
@@ -38,63 +38,235 @@ ENDS = {
 """Fractions of both ends of a grid with a zero point, tried in pairs where it is known how much an error counts: scale
 and zero point are searched together, in place of one clipped range (NeUQI, arXiv:2505.17595)."""
 
+CHUNK = 1 << 18
+"""Weights handled at a time: small enough that one chunk and its copies stay in the cache."""
+
+Grid = tuple[Tensor, Tensor | None]
+"""Scale, as a format stores it, never 0, and offset, the value of code 0, or None when it is symmetric; float32."""
+
+
+def alike(formats: Sequence[Format], known: bool = False) -> list[list[int]]:
+    """Places of the formats whose grids are chosen in one pass, of integers that differ in nothing but their width, by
+    that width. Those of nested scales, of two ends to be moved, and of other codebooks, are alone.
+
+    Args:
+        known: how much an error counts at each column; then the grids' ends are moved: see `ENDS`.
+    """
+    found: dict[object, list[int]] = {}
+    for place, fmt in enumerate(formats):
+        book = fmt.codebook
+        if isinstance(book, Integer) and not fmt.nested and not (known and _two_ends(fmt)):
+            key: object = (fmt.scaling, book.signed, book.balanced, fmt.bits in SHRINK)
+        else:
+            key = place
+        found.setdefault(key, []).append(place)
+    return [sorted(places, key=lambda place: formats[place].bits) for places in found.values()]
+
+
+def _two_ends(fmt: Format) -> bool:
+    """Whether both ends of the grid are moved by themselves, where it is known how much an error counts."""
+    return fmt.scaling.zero == "code" and fmt.bits in ENDS
+
 
 def choose_grid(
     grouped: Tensor, fmt: Format, scale_dtype: torch.dtype, power: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The grid of each group with the least squared error among those tried.
+    """The grid of each group with the least squared error among those tried: see `choose_grids`.
+
+    Returns:
+        scale and offset (rows, groups).
+    """
+    scale, offset = choose_grids(grouped, [fmt], scale_dtype, power)
+    return scale[0], None if offset is None else offset[0]
+
+
+def choose_grids(
+    grouped: Tensor, formats: Sequence[Format], scale_dtype: torch.dtype, power: Tensor | None = None
+) -> Grid:
+    """The grid of each group with the least squared error among those tried, under formats that are `alike`.
 
     Args:
         grouped: (rows, groups, group size), float32.
+        formats: `alike`, where `power` is given also when that is known.
         power: (groups, group size), what an error at each weight counts; then clipping is tried too.
     Returns:
-        scale (rows, groups), float32 as the format stores it, never 0; offset (rows, groups), float32, the
-        value of code 0, or None when the format is symmetric.
+        (formats, rows, groups) each.
     """
     low, high = grouped.amin(-1), grouped.amax(-1)  # faster than aminmax
-    if not fmt.float_offset or fmt.nested:
+    first = formats[0]
+    if not first.float_offset or first.nested:
         low, high = low.clamp(max=0), high.clamp(min=0)  # 0 is on such a grid, or next to it
-    trials = [_grid(grouped, fmt, *trial, scale_dtype) for trial in _trials(low, high, fmt, power is not None)]
-    (scale, offset), *others = trials
-    if not others:
-        return nested_grid(scale, offset, fmt)
-    least = _squared_error(grouped, fmt, scale, offset, power)
-    for grid in others:  # an argmin over a stack of them takes longer
-        error = _squared_error(grouped, fmt, *grid, power)
-        better = error < least
-        least, scale = torch.where(better, error, least), torch.where(better, grid[0], scale)
-        offset = None if offset is None or grid[1] is None else torch.where(better, grid[1], offset)
-    return nested_grid(scale, offset, fmt)
-
-
-def _trials(low: Tensor, high: Tensor, fmt: Format, known: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scales and lowest values to try; `known`: how much an error counts at each column."""
-    if known and fmt.scaling.zero == "code" and fmt.bits in ENDS:
-        for one, other in product(ENDS[fmt.bits], repeat=2):
-            yield _spanning_scale(low * one, high * other, fmt), low * one
-        return
-    spanning = _spanning_scale(low, high, fmt)
-    for fraction in SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if known else (1.0,)):
-        yield spanning * fraction, low * fraction
-
-
-def _grid(
-    grouped: Tensor, fmt: Format, scale: Tensor, low: Tensor, scale_dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """A trial grid as it is stored; at 1 and 2 bits the least-squares one for its codes."""
-    scale, offset = stored_grid(scale, None if fmt.symmetric else low, fmt, scale_dtype)
-    if fmt.bits not in SHRINK:
+    if power is not None and _two_ends(first):
+        scale, offset = _of_two_ends(grouped, first, low, high, scale_dtype, power)
+    else:
+        scale, offset = _of_one_fraction(grouped, formats, low, high, scale_dtype, power)
+    if not first.nested:
         return scale, offset
-    codes = round_to_grid(grouped, fmt, scale, offset)
-    if offset is not None and fmt.float_offset:
-        return stored_grid(*_line(codes, grouped, scale, offset), fmt, scale_dtype)
+    scale, offset = nested_grid(scale[0], None if offset is None else offset[0], first)
+    return scale.unsqueeze(0), None if offset is None else offset.unsqueeze(0)
+
+
+def _of_two_ends(
+    grouped: Tensor, fmt: Format, low: Tensor, high: Tensor, scale_dtype: torch.dtype, power: Tensor
+) -> Grid:
+    """(1, rows, groups), each end of [low, high] moved by itself; as many pairs at a time as are worth a launch."""
+    pairs, step = list(product(ENDS[fmt.bits], repeat=2)), max(1, portion(1, grouped.device) // grouped.numel())
+    least = best = None
+    for start in range(0, len(pairs), step):
+        ones, others = zip(*pairs[start : start + step], strict=True)
+        lows, highs = low * column(ones, low.device), high * column(others, low.device)
+        tried = [fmt] * len(ones)
+        grid = _grids(grouped, tried, _spanning_scale(lows, highs, [fmt])[0], lows, scale_dtype)
+        error = grid_errors(grouped, tried, *grid)
+        after, found = _first_least(torch.linalg.vecdot(error, error * power), grid)
+        if least is None or best is None:
+            least, best = after, found
+            continue
+        better = after < least
+        least = torch.where(better, after, least)
+        best = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))
+    assert best is not None
+    return best[0], best[1]
+
+
+def _first_least(errors: Tensor, grid: Grid) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The least of the trials' errors (trials, rows, groups), and the grid of the first that has it; (1, …) each."""
+    scale, offset = grid
+    assert offset is not None
+    if len(errors) == 1:
+        return errors, (scale, offset)
+    first = errors.argmin(0, keepdim=True)
+    return errors.gather(0, first), (scale.gather(0, first), offset.gather(0, first))
+
+
+def _of_one_fraction(
+    grouped: Tensor,
+    formats: Sequence[Format],
+    low: Tensor,
+    high: Tensor,
+    scale_dtype: torch.dtype,
+    power: Tensor | None,
+) -> Grid:
+    """(formats, rows, groups), the whole of [low, high] shrunk."""
+    plan = _trials(tuple(formats), power is not None)
+    spanning = _spanning_scale(low, high, formats)
+    tried, wanted = [formats[place] for place, _ in plan], _shrunk(spanning, plan)
+    reach = None if formats[0].symmetric else _shrunk(low.unsqueeze(0), plan).expand(wanted.shape)
+    scale, offset = _grids(grouped, tried, wanted, reach, scale_dtype)
+    if len(plan) > len(formats):
+        scale, offset = _best(grouped, formats, plan, scale, offset, power)
+    return scale, offset
+
+
+@functools.cache
+def _trials(formats: tuple[Format, ...], clipped: bool) -> list[tuple[int, float]]:
+    """What is tried: place of a format and fraction of its spanning scale; all first ones, then all second ones."""
+    fractions = [SHRINK.get(fmt.bits) or (CLIP.get(fmt.bits, (1.0,)) if clipped else (1.0,)) for fmt in formats]
+    return [
+        (place, some[number])
+        for number in range(max(map(len, fractions)))
+        for place, some in enumerate(fractions)
+        if number < len(some)
+    ]
+
+
+def _shrunk(values: Tensor, plan: list[tuple[int, float]]) -> Tensor:
+    """(trials, rows, groups) of (formats, rows, groups), or of one for all formats, each times its fraction."""
+    fractions = {fraction for _, fraction in plan}
+    if len(values) > 1 and len(plan) > len(values):
+        values = values[_places(tuple(place for place, _ in plan), values.device)]
+    if len(fractions) == 1:
+        return values * fractions.pop()
+    return values * column(tuple(fraction for _, fraction in plan), values.device)
+
+
+def _best(
+    grouped: Tensor,
+    formats: Sequence[Format],
+    plan: list[tuple[int, float]],
+    scale: Tensor,
+    offset: Tensor | None,
+    power: Tensor | None,
+) -> Grid:
+    """Of each format's trials the one with the least squared error, the first of equal ones."""
+    count = len(formats)
+    several = sorted({place for place, _ in plan[count:]})  # neighbours, as formats come by their width
+    errors = _squared_errors(grouped, formats, plan, [*several, *range(count, len(plan))], scale, offset, power)
+    least, chosen, moved = errors[: len(several)], scale[:count], None if offset is None else offset[:count]
+    for some in _rounds(plan, count):
+        trials = slice(some.start, some.stop)
+        places = slice(plan[some[0]][0], plan[some[-1]][0] + 1)
+        known = slice(places.start - several[0], places.stop - several[0])
+        after = errors[some.start - count + len(several) : some.stop - count + len(several)]
+        better = after < least[known]
+        least = _with(least, known, torch.where(better, after, least[known]))
+        chosen = _with(chosen, places, torch.where(better, scale[trials], chosen[places]))
+        if offset is not None and moved is not None:
+            moved = _with(moved, places, torch.where(better, offset[trials], moved[places]))
+    return chosen, moved
+
+
+def _with(whole: Tensor, place: slice, part: Tensor) -> Tensor:
+    """The whole with another part in that place."""
+    if len(part) == len(whole):
+        return part
+    return torch.cat([whole[: place.start], part, whole[place.stop :]])
+
+
+def _rounds(plan: list[tuple[int, float]], start: int) -> Iterator[range]:
+    """Numbers of the second trials of all formats, then of the third ones."""
+    while start < len(plan):
+        stop = start + 1
+        while stop < len(plan) and plan[stop][0] > plan[stop - 1][0]:
+            stop += 1
+        yield range(start, stop)
+        start = stop
+
+
+def _squared_errors(
+    grouped: Tensor,
+    formats: Sequence[Format],
+    plan: list[tuple[int, float]],
+    compared: list[int],
+    scale: Tensor,
+    offset: Tensor | None,
+    power: Tensor | None,
+) -> Tensor:
+    """(compared, rows, groups), of each trial that is compared; as many of them at a time as are worth a launch."""
+    step, found = max(1, portion(1, grouped.device) // grouped.numel()), []
+    for start in range(0, len(compared), step):
+        some = compared[start : start + step]
+        at = slice(some[0], some[-1] + 1) if some[-1] - some[0] + 1 == len(some) else _places(tuple(some), scale.device)
+        tried = [formats[plan[number][0]] for number in some]
+        error = grid_errors(grouped, tried, scale[at], None if offset is None else offset[at])
+        found.append(torch.linalg.vecdot(error, error if power is None else error * power))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _grids(
+    grouped: Tensor, formats: Sequence[Format], scale: Tensor, low: Tensor | None, scale_dtype: torch.dtype
+) -> Grid:
+    """Trial grids as they are stored; at 1 and 2 bits the least-squares ones for their codes.
+
+    Args:
+        formats: of each trial.
+        scale: (trials, rows, groups); low: the same; None: symmetric.
+    """
+    first = formats[0]
+    scale, offset = stored_grid(scale, low, formats, scale_dtype)
+    if first.bits not in SHRINK:
+        return scale, offset
+    codes = round_to_grid(grouped, formats, scale, offset)
+    if offset is not None and first.float_offset:
+        return stored_grid(*_line(codes, grouped, scale, offset), formats, scale_dtype)
     steps = None if offset is None else (offset / scale).round_()
     if steps is not None:
         codes += steps.unsqueeze(-1)
     power = torch.linalg.vecdot(codes, codes)
     fitted = torch.where(power > 0, torch.linalg.vecdot(codes, grouped) / power, scale)
     fitted = torch.where(fitted * scale > 0, fitted, scale)
-    return stored_grid(fitted, None if steps is None else (steps + fmt.code_range[0]) * fitted, fmt, scale_dtype)
+    lowest = None if steps is None else (steps + code_ends(formats, scale.device)[0]) * fitted
+    return stored_grid(fitted, lowest, formats, scale_dtype)
 
 
 def _line(codes: Tensor, grouped: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,28 +279,40 @@ def _line(codes: Tensor, grouped: Tensor, scale: Tensor, offset: Tensor) -> tupl
     return torch.where(better, slope, scale), torch.where(better, mean - slope * mean_code, offset)
 
 
-def _squared_error(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, power: Tensor | None) -> Tensor:
-    """Of each group, (rows, groups)."""
-    error = grid_errors(grouped, fmt, scale, offset)
-    return torch.linalg.vecdot(error, error if power is None else error * power)
-
-
 def grid_errors(
-    grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None, out: Tensor | None = None
+    grouped: Tensor, formats: Sequence[Format], scale: Tensor, offset: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
-    """Nearest value less weight, of the shape of `grouped`; into `out`, contiguous, of so many elements."""
+    """Nearest value less weight, (formats, rows, groups, group size).
+
+    Args:
+        scale, offset: (formats, rows, groups).
+        out: of so many elements; (formats, …), each contiguous.
+    """
+    shape = (len(formats), *grouped.shape)
     if native.reads(grouped):
-        return native.grid_errors(grouped, scale, offset, *fmt.code_range, out)
-    values = _reconstruct(round_to_grid(grouped, fmt, scale, offset), scale, offset)
-    return torch.sub(values, grouped, out=None if out is None else out.view(grouped.shape))
+        out = grouped.new_empty(shape) if out is None else out
+        for number, fmt in enumerate(formats):
+            own = None if offset is None else offset[number]
+            native.grid_errors(grouped, scale[number], own, *fmt.code_range, out[number])
+        return out.view(shape)
+    values = _reconstruct(round_to_grid(grouped, formats, scale, offset), scale, offset)
+    return torch.sub(values, grouped, out=None if out is None else out.view(shape))
 
 
-def round_to_grid(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None) -> Tensor:
-    """Nearest codes (rows, groups, group size), as float32 integers within the code range."""
-    codes = (
-        grouped / scale.unsqueeze(-1) if offset is None else (grouped - offset.unsqueeze(-1)).div_(scale.unsqueeze(-1))
-    )
-    return codes.round_().clamp_(*fmt.code_range)
+def round_to_grid(grouped: Tensor, formats: Sequence[Format], scale: Tensor, offset: Tensor | None) -> Tensor:
+    """Nearest codes (formats, rows, groups, group size), as float32 integers within the code range."""
+    if offset is None:
+        codes = grouped / scale.unsqueeze(-1)
+    else:
+        codes = (grouped - offset.unsqueeze(-1)).div_(scale.unsqueeze(-1))
+    low, high = (end if isinstance(end, int) else end.unsqueeze(-1) for end in code_ends(formats, scale.device))
+    return codes.round_().clamp_(low, high)  # type: ignore[arg-type]  # both numbers, or both tensors
+
+
+@functools.cache
+def _places(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """As indices: copied to a device once."""
+    return torch.tensor(places).to(device)
 
 
 def _reconstruct(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
@@ -137,19 +321,26 @@ def _reconstruct(codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     return codes if offset is None else codes.add_(offset.unsqueeze(-1))
 
 
-def _spanning_scale(low: Tensor, high: Tensor, fmt: Format) -> Tensor:
-    """The scale whose grid covers [low, high]; negative where the positive side reaches further."""
-    if not fmt.symmetric:
-        return (high - low) / (2**fmt.bits - 1)
-    smallest, largest = fmt.code_range
+def _spanning_scale(low: Tensor, high: Tensor, formats: Sequence[Format]) -> Tensor:
+    """(formats, rows, groups), whose grid covers [low, high]; negative where the positive side reaches further."""
+    low, high = low.unsqueeze(0), high.unsqueeze(0)
+    if not formats[0].symmetric:
+        return (high - low) / _numbers([2**fmt.bits - 1 for fmt in formats], low.device)
+    ranges = [fmt.code_range for fmt in formats]
     far, near = torch.maximum(high, -low), torch.minimum(high, -low)
-    scale = torch.maximum(far / -smallest, near / max(largest, 1))
-    return torch.where(high > -low, -scale, scale) if -smallest != largest else scale
+    reach = far / _numbers([-smallest for smallest, _ in ranges], low.device)
+    scale = torch.maximum(reach, near / _numbers([max(largest, 1) for _, largest in ranges], low.device))
+    balanced = formats[0].integer.balanced
+    return scale if balanced else torch.where(high > -low, -scale, scale)
 
 
-def grouped_rows(weight: Tensor, fmt: Format) -> Iterator[Tensor]:
-    """Chunks of whole rows as (rows, groups, group size), float32."""
+def _numbers(values: list[int], device: torch.device) -> int | Tensor:
+    return values[0] if len(values) == 1 else column(tuple(values), device)
+
+
+def grouped_rows(weight: Tensor, fmt: Format, formats: int = 1) -> Iterator[Tensor]:
+    """Chunks of whole rows as (rows, groups, group size), float32; `formats` of them are rounded together."""
     columns = weight.shape[1]
-    step = max(1, CHUNK // columns)
+    step = max(1, portion(CHUNK * formats, weight.device) // (columns * formats))
     for rows in weight.split(step):
         yield rows.to(torch.float32).reshape(len(rows), fmt.groups(columns), -1)

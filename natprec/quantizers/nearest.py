@@ -9,7 +9,7 @@ from torch import Tensor
 
 from natprec.formats import Format, Integer
 from natprec.quantizers.floating import Extent, choose_scale, chunks, nearest_errors, quantize_floating
-from natprec.quantizers.integer import choose_grid, grid_errors, grouped_rows, round_to_grid
+from natprec.quantizers.integer import alike, choose_grid, choose_grids, grid_errors, grouped_rows, round_to_grid
 from natprec.quantizers.tensor import QuantizedTensor
 
 
@@ -28,13 +28,18 @@ def quantize(weight: Tensor, fmt: Format, scale_dtype: torch.dtype, extent: Exte
     parts = []
     for grouped in grouped_rows(weight, fmt):
         grid = choose_grid(grouped, fmt, scale_dtype)
-        parts.append((round_to_grid(grouped, fmt, *grid).to(torch.int8), *grid))
+        parts.append((_codes(grouped, fmt, *grid), *grid))
     return QuantizedTensor.of(
         fmt,
         codes=torch.cat([codes for codes, _, _ in parts]).view(rows, columns),
         scale=torch.cat([scale for _, scale, _ in parts]),
         offset=None if fmt.symmetric else torch.cat([offset for _, _, offset in parts if offset is not None]),
     )
+
+
+def _codes(grouped: Tensor, fmt: Format, scale: Tensor, offset: Tensor | None) -> Tensor:
+    found = round_to_grid(grouped, [fmt], scale.unsqueeze(0), None if offset is None else offset.unsqueeze(0))
+    return found[0].to(torch.int8)
 
 
 def grid_for(
@@ -78,15 +83,24 @@ def rounding_errors(
     flat = weight.float().reshape(-1)
     torch.sub(flat.to(scale_dtype).float(), flat, out=errors[-1])
     extent = Extent.of(weight, formats) if extent is None else extent
-    for index, fmt in enumerate(formats):
-        if not isinstance(fmt.codebook, Integer):
-            _floating_errors(weight, fmt, scale_dtype, extent, errors[index].view(weight.shape))
+    for places in alike(formats):
+        some = [formats[place] for place in places]
+        if not isinstance(some[0].codebook, Integer):
+            _floating_errors(weight, some[0], scale_dtype, extent, errors[places[0]].view(weight.shape))
             continue
+        own = errors[min(places) : max(places) + 1]
+        neighbours = list(range(places[0], places[0] + len(places))) == places
         start = 0
-        for grouped in grouped_rows(weight, fmt):
-            scale, offset = choose_grid(grouped, fmt, scale_dtype)
-            grid_errors(grouped, fmt, scale, offset, errors[index, start : start + grouped.numel()])
-            start += grouped.numel()
+        for grouped in grouped_rows(weight, some[0], len(some)):
+            grid = choose_grids(grouped, some, scale_dtype)
+            part = slice(start, start := start + grouped.numel())
+            if neighbours:
+                grid_errors(grouped, some, *grid, own[:, part])
+                continue
+            for number, place in enumerate(places):  # there are others between them
+                scale, offset = (None if each is None else each[number : number + 1] for each in grid)
+                assert scale is not None
+                grid_errors(grouped, [formats[place]], scale, offset, errors[place : place + 1, part])
     return errors
 
 

@@ -8,6 +8,9 @@ scales alone.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,16 +20,20 @@ TINY = 2.0**-24
 """The smallest float16: a GGUF scale is never 0, so that codes are defined; ggml may decode it to 0."""
 
 
-def stored_grid(scale: Tensor, low: Tensor | None, fmt: Format, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Rounded to what the format stores; nested scales are left to `nested_grid`.
+def stored_grid(
+    scale: Tensor, low: Tensor | None, formats: Sequence[Format], dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Rounded to what the formats store; nested scales are left to `nested_grid`.
 
     Args:
-        scale: (rows, groups).
-        low: (rows, groups), the value of the smallest code; None for symmetric formats.
+        scale: (formats, rows, groups), or (rows, groups) of one.
+        low: the same, the value of the smallest code; None for symmetric formats.
+        formats: that differ in their width alone.
         dtype: of the scales of integer formats.
     Returns:
-        scale, never 0, and offset, None when symmetric; both (rows, groups), float32.
+        scale, never 0, and offset, None when symmetric; both of the same shape, float32.
     """
+    fmt = formats[0]
     if fmt.nested:
         return torch.where(scale == 0, TINY, scale), None if low is None else low.clamp(max=0)
     if fmt.scaling.dtype == "float16":
@@ -36,9 +43,24 @@ def stored_grid(scale: Tensor, low: Tensor | None, fmt: Format, dtype: torch.dty
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # a group of zeros: every code is 0
     if low is None:
         return scale, None
-    smallest, largest = fmt.code_range
-    zero = (smallest - (low.clamp(max=0) / scale).round_()).clamp_(smallest, largest)
+    smallest, largest = code_ends(formats, scale.device)
+    zero = (smallest - (low.clamp(max=0) / scale).round_()).clamp_(smallest, largest)  # type: ignore[arg-type]  # both numbers, or both tensors
     return scale, zero.mul_(scale).neg_()
+
+
+def code_ends(formats: Sequence[Format], device: torch.device) -> tuple[int, int] | tuple[Tensor, Tensor]:
+    """The least and the greatest code, (formats, 1, 1); of formats that share them, the numbers."""
+    ranges = [fmt.code_range for fmt in formats]
+    if len(set(ranges)) == 1:
+        return ranges[0]
+    low, high = (column(ends, device) for ends in zip(*ranges, strict=True))
+    return low, high
+
+
+@functools.cache
+def column(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(values, 1, 1), float32: copied to a device once."""
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).to(device)
 
 
 def nested_grid(scale: Tensor, offset: Tensor | None, fmt: Format) -> tuple[Tensor, Tensor | None]:

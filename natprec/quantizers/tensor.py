@@ -77,7 +77,7 @@ class QuantizedTensor:
                 return replace(self, scale=scale, outer=outer)
             return replace(self, scale=rescaled(self.scale, factor, self.format, dtype, self.outer))
         low = None if self.offset is None else self.offset * factor
-        scale, offset = nested_grid(*stored_grid(self.scale * factor, low, self.format, dtype), self.format)
+        scale, offset = nested_grid(*stored_grid(self.scale * factor, low, [self.format], dtype), self.format)
         return replace(self, scale=scale, offset=offset)
 
     def located(self, values: Tensor) -> Tensor:

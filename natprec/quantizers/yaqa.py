@@ -57,7 +57,8 @@ def yaqa(
     """
     rows = outputs.order
     scale, offset, outer = grid_for(weight.float(), fmt, scale_dtype, inputs.power, extent)
-    grid = Grid.of(scale[rows], None if offset is None else offset[rows], fmt, inputs.order)
+    own = None if offset is None else offset[rows].unsqueeze(0)
+    grid = Grid.of(scale[rows].unsqueeze(0), own, [fmt], inputs.order)
     codes = torch.empty(weight.shape, dtype=fmt.code_dtype, device=weight.device)
     found = _round_tiles(weight.float()[rows].T[inputs.order], fmt.codebook, grid, inputs.inverse, outputs.inverse)
     codes[rows.unsqueeze(1), inputs.order] = found.T

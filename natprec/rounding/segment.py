@@ -94,7 +94,7 @@ class SegmentRounder:
             InputError: it does where the model has none.
         """
         members = self.members(segment)
-        inputs = {fused_group: Hessian.of(moment) for fused_group, moment in moments.inputs.items()}
+        inputs = dict(zip(moments.inputs, Hessian.of_all(list(moments.inputs.values())), strict=True))
         scaled = [
             site.fused_group for site in members if self._plan.sites[site.name].scaled and site.fused_group in inputs
         ]
@@ -126,7 +126,7 @@ class SegmentRounder:
         producer: Any = model.get_submodule(gauge.producer)
         wanted = channel_scales([layer.matrix for layer in layers], inputs.cost, fmt, gauge)
         scale = fold(model, gauge, wanted, self._stored(producer.weight))
-        columns = scale[gauge.channels(layers[0].shape[1]).to(scale.device)]
+        columns = scale[gauge.channels(layers[0].shape[1], scale.device)]
         for layer in layers:
             layer.put(layer.matrix * columns)
         moments.rescale_outputs(gauge.producer, scale)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from natprec.data.chat import Turn, has_template, rendered
 from natprec.errors import InputError, ModelError, first_line
+from natprec.runtime.decoding import Decoding, records
 from natprec.runtime.load import Runnable
 from natprec.runtime.pieces import Pieces
 from natprec.utils.seeds import check_seed
@@ -128,7 +129,7 @@ def write(
     pieces = Pieces(runnable.tokenizer, on_text, sampling.stop)
     start = first = time.perf_counter()
     finished = False
-    for logits in _logits(runnable, ids, tokens):
+    for logits in _logits(runnable, ids, tokens, len(ids) + limit):
         tokens.append(int(logits.argmax()) if greedy else _drawn(logits, config, draw, sampling))
         if len(tokens) == 1:
             first = time.perf_counter()
@@ -213,8 +214,17 @@ def _end_of_turn(tokenizer: Any) -> int | None:
 
 
 @torch.inference_mode()
-def _logits(runnable: Runnable, ids: list[int], tokens: list[int]) -> Iterator[Tensor]:
-    """Logits (vocabulary,) of the token that comes next, on the CPU, each time one has been added to `tokens`."""
+def _logits(runnable: Runnable, ids: list[int], tokens: list[int], room: int) -> Iterator[Tensor]:
+    """Logits (vocabulary,) of the token that comes next, on the CPU, each time one has been added to `tokens`.
+
+    Args:
+        room: tokens that the text may have, prompt included.
+    """
+    if records(runnable):
+        decoding = Decoding(runnable, room)
+        yield decoding.begin(ids).cpu()
+        while True:
+            yield decoding.next(tokens[-1]).cpu()
     past = None
     while True:
         new = [tokens[-1]] if past is not None else ids

@@ -2,6 +2,15 @@
 
 from natprec.transforms.gauges import Gauge, find_gauges, fold
 from natprec.transforms.rotation import rotate, rotated_digest
-from natprec.transforms.scaling import channel_scales
+from natprec.transforms.scaling import Rescaled, all_channel_scales, channel_scales
 
-__all__ = ["Gauge", "channel_scales", "find_gauges", "fold", "rotate", "rotated_digest"]
+__all__ = [
+    "Gauge",
+    "Rescaled",
+    "all_channel_scales",
+    "channel_scales",
+    "find_gauges",
+    "fold",
+    "rotate",
+    "rotated_digest",
+]

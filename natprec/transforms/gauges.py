@@ -42,9 +42,9 @@ class Gauge:
     produced: int
     head: int = 0
 
-    def channels(self, columns: int) -> Tensor:
+    def channels(self, columns: int, device: torch.device | None = None) -> Tensor:
         """(columns,): the producer's channel that each input comes from."""
-        index = torch.arange(columns)
+        index = torch.arange(columns, device=device)
         if not self.head:
             return index
         repeats = columns // self.produced

@@ -13,9 +13,11 @@ that share their inputs count alike, however many rows they have.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from natprec.formats import Format
 from natprec.transforms.gauges import Gauge
@@ -24,42 +26,106 @@ STEPS = 40
 RATE = 0.06
 """Of Adam, on log s."""
 
+TINY = 1e-30
+"""A loss that is nothing."""
+
 ROWS = 256
 """Rows, about, whose largest weights are looked at."""
 
 
-def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: Format, gauge: Gauge) -> Tensor:
-    """The factors s of a gauge's channels.
+@dataclass(frozen=True)
+class Rescaled:
+    """A fused group whose channel scales are looked for.
 
-    Args:
-        weights: of all sites of the gauge's fused group, each (rows, columns).
+    Attributes:
+        weights: of all its sites, each (rows, columns).
         power: (columns,), what an error counts at each column; any positive factor.
-        fmt: whose groups share a step.
-    Returns:
-        (gauge.produced,), positive, around 1.
+        format: whose groups share a step.
     """
-    channels = gauge.channels(len(power)).to(power.device)
-    span = fmt.span(len(power))
-    group_size = len(power) if len(power) % span else span
-    sizes = torch.cat([_sizes(weight.float(), ROWS // len(weights), group_size) for weight in weights])
-    counts = (power / power.mean().clamp_min(1e-30)).clamp_min(1e-6).view(-1, group_size)
-    logs = torch.zeros(gauge.produced, device=power.device)
-    squares = sizes.square()
+
+    weights: Sequence[Tensor]
+    power: Tensor
+    format: Format
+    gauge: Gauge
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a step; all of them where the format's groups do not divide them."""
+        columns, span = len(self.power), self.format.span(len(self.power))
+        return columns if columns % span else span
+
+
+def channel_scales(weights: Sequence[Tensor], power: Tensor, fmt: Format, gauge: Gauge) -> Tensor:
+    """The factors s of a gauge's channels: see `all_channel_scales`, and `Rescaled` for the arguments."""
+    return all_channel_scales([Rescaled(weights, power, fmt, gauge)])[0]
+
+
+def all_channel_scales(groups: Sequence[Rescaled]) -> list[Tensor]:
+    """The factors s of each gauge's channels: (gauge.produced,), positive, around 1.
+
+    Those of one group size are found side by side, without waiting for the device.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(groups)
+    for size in dict.fromkeys(each.group_size for each in groups):
+        places = [place for place, each in enumerate(groups) if each.group_size == size]
+        for place, scale in zip(places, _descend([groups[place] for place in places], size), strict=True):
+            found[place] = scale
+    return found
+
+
+def _descend(groups: Sequence[Rescaled], size: int) -> Sequence[Tensor]:
+    device, produced = groups[0].power.device, [each.gauge.produced for each in groups]
+    own = [
+        torch.cat([_sizes(weight.float(), ROWS // len(each.weights), size) for weight in each.weights])
+        for each in groups
+    ]
+    most = max(map(len, own))
+    sizes = (
+        torch.cat([functional.pad(each, (0, 0, 0, 0, 0, most - len(each))) for each in own], 1) if own[1:] else own[0]
+    )
+    counts = torch.cat([(each.power / each.power.mean().clamp_min(1e-30)).clamp_min(1e-6) for each in groups])
+    counts = counts.view(-1, size)
+    starts = [sum(produced[:number]) for number in range(len(groups))]
+    channels = torch.cat([
+        each.gauge.channels(len(each.power), device) + start for each, start in zip(groups, starts, strict=True)
+    ])  # fmt: skip
+    of_channel, of_group = _Shares(produced, device), _Shares([each.shape[1] for each in own], device)
+    logs, squares = torch.zeros(sum(produced), device=device), sizes.square()
     optimizer = torch.optim.Adam([logs], lr=RATE)
-    best, least = torch.ones_like(logs), torch.inf
+    best, least = torch.ones_like(logs), torch.full((len(groups),), torch.inf, device=device)
     for _ in range(STEPS):
-        scale = logs.exp()[channels].view(-1, group_size)
-        steps, costs = _reach(sizes, squares, scale) * scale.square(), counts / scale.square()
+        now = logs.exp()
+        scale = now[channels].view(-1, size)
+        squared = scale.square()
+        steps, costs = _reach(sizes, squares, scale) * squared, counts / squared
         step, cost = steps.sum(-1, keepdim=True), costs.sum(-1, keepdim=True)
-        loss = (step * cost).sum().item()
-        if loss == 0:  # nothing but zeros
-            break
-        if loss < least:
-            best, least = logs.exp(), loss
-        slope = (steps * cost - costs * step).flatten() * (2 / loss)  # of log loss
-        logs.grad = torch.zeros_like(logs).index_add_(0, channels, slope)
+        loss = of_group.sums(step * cost)
+        better = loss < least
+        best, least = torch.where(of_channel.spread(better), now, best), torch.where(better, loss, least)
+        downhill = of_group.spread(2 / loss.clamp_min(TINY)).unsqueeze(1)  # nothing but zeros: s stays 1
+        slope = (steps * cost - costs * step) * downhill  # of log loss
+        logs.grad = torch.zeros_like(logs).index_add_(0, channels, slope.flatten())
         optimizer.step()
-    return best
+    return best.split(produced)
+
+
+class _Shares:
+    """Consecutive shares of a dimension, one of each fused group."""
+
+    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+        numbers = [torch.full((count,), number, device=device) for number, count in enumerate(counts)]
+        self._owner = torch.cat(numbers) if len(counts) > 1 else None
+        self._count = len(counts)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """(fused groups,) of (all shares, 1)."""
+        if self._owner is None:
+            return values.sum().view(1)
+        return values.new_zeros(self._count).index_add_(0, self._owner, values.squeeze(1))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(all shares,) of (fused groups,)."""
+        return values if self._owner is None else values[self._owner]
 
 
 def _reach(sizes: Tensor, squares: Tensor, scale: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from natprec.errors import InputError
 from natprec.formats import integer
 from natprec.measurement import Curve
+from natprec.measurement.fisher import rounding_distortions
 from natprec.measurement.measure import measure
 from natprec.measurement.measurement import Measurement
 from natprec.measurement.resume import SweepState, load_state, save_state
@@ -229,9 +230,10 @@ def test_a_site_that_one_worker_never_reaches(dtype: torch.dtype, uses: int) -> 
             for use in range(uses):
                 observer.add_product(sharding.take(inputs) * (1 + use), sharding.take(gradient))
             observer.flush()
-        _contract({"expert": observer}, workers, LENGTH)
+        _contract({"expert": observer}, sharding, LENGTH)
         assert (observer.wire == torch.bfloat16) == (dtype == torch.bfloat16 and uses == 1)
-        return observer.curve(LENGTH)
+        (lost,) = rounding_distortions([(observer.samples, observer.formats)], sharding)
+        return observer.curve(LENGTH, lost)
 
     alone = observed(Workers())
     assert alone.energy[0] > 0 == alone.energy[2]

@@ -164,7 +164,7 @@ def test_on_the_command_line(
     refused = natprec("measure", *options, "--out", tmp_path / "m", "--weights", "disk")
     assert refused.code == 2
     assert "give text with --data" in refused.err
-    monkeypatch.setattr("natprec.pipeline.request.available_bytes", lambda: 1000)
+    monkeypatch.setattr("natprec.models.devices.available_bytes", lambda: 1000)
     done = natprec("measure", *options, "--out", tmp_path / "m", "--data", text_file)
     assert done.code == 0
     assert "weights stay on disk" in done.err

@@ -51,7 +51,12 @@ def test_unrelated_inputs_give_the_nearest_codes(fmt: Format, factor: float) -> 
     rounded = gptq(weight(), Hessian.of(factor * torch.eye(160)), fmt, torch.bfloat16)
     grouped = weight().reshape(48, fmt.groups(160), -1)
     scale, offset = choose_grid(grouped, fmt, torch.bfloat16, torch.ones(grouped.shape[1:]))
-    assert torch.equal(rounded.codes, round_to_grid(grouped, fmt, scale, offset).view(48, 160).to(torch.int8))
+    assert torch.equal(
+        rounded.codes,
+        round_to_grid(grouped, [fmt], scale[None], None if offset is None else offset[None])
+        .view(48, 160)
+        .to(torch.int8),
+    )
     assert torch.equal(rounded.scale, scale)
     if offset is not None:
         assert rounded.zero_point is not None

@@ -22,7 +22,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from natprec.formats import Format
+from natprec.formats import Float, Format
+from natprec.gpu.columns_kernel import COLUMNS, round_block
+from natprec.gpu.columns_kernel import WARPS as ROUND_WARPS
+from natprec.gpu.columns_kernel import arguments as round_arguments
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.kernels.epilogue import Epilogue
 from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar
@@ -116,6 +119,15 @@ def compile_values(fmt: Format, architecture: str) -> Compiled:
     out, unit = torch.empty(SIZE, SIZE, dtype=torch.float16, device="meta"), torch.empty((), device="meta")
     values, fixed = values_arguments(out, weight, unit, 0)
     return _compile(planar_values, values, fixed, VALUES, architecture)
+
+
+def compile_columns(codebook: Float | None, architecture: str) -> Compiled:
+    """Compile the kernel of GPTQ's columns, for a codebook of floats or integers."""
+    matrices = [torch.empty(COLUMNS, SIZE, device="meta") for _ in range(5)]
+    block, scale, offset, errors, chosen = matrices
+    factor, low, high = (torch.empty(shape, device="meta") for shape in ((SIZE, SIZE), (SIZE,), (SIZE,)))
+    values, fixed = round_arguments(block, factor, scale, offset, low, high, errors, chosen, codebook)
+    return _compile(round_block, values, fixed, Tile(COLUMNS, SIZE, warps=ROUND_WARPS), architecture)
 
 
 def _compile(
