@@ -219,3 +219,21 @@ def test_both_ends_of_an_asymmetric_grid_are_moved_by_themselves(bits: int) -> N
         one = stored_grid(fraction * span / (2**bits - 1), fraction * least, [fmt], torch.float32)
         assert one[1] is not None
         assert error(scale, offset) < error(one[0], one[1])
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_pairs_of_ends_give_the_same_grid_one_by_one_and_together(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a launch handles many of them."""
+    draw = torch.Generator().manual_seed(bits)
+    grouped, power = torch.randn(48, 2, 32, generator=draw), torch.rand(2, 32, generator=draw)
+    grouped[3] = 0.0
+    fmt = integer(bits, 32, False)
+    expected = choose_grid(grouped, fmt, torch.bfloat16, power)
+    for together in (5, 100):
+        values = together * grouped.numel()
+        monkeypatch.setattr("natprec.quantizers.integer.portion", lambda cached, device, values=values: values)
+        found = choose_grid(grouped, fmt, torch.bfloat16, power)
+        for one, other in zip(found, expected, strict=True):
+            assert one is not None
+            assert other is not None
+            assert torch.equal(one, other)
