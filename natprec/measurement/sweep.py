@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from natprec.formats import Format
 from natprec.measurement.activation_observer import ActivationObserver, watching
 from natprec.measurement.block_inputs import BlockInputs
+from natprec.measurement.contract_together import contract_together
 from natprec.measurement.curves import Curve
+from natprec.measurement.draw_rows import draw_rows
 from natprec.measurement.few_tokens import lend, without_few
 from natprec.measurement.fisher import rounding_distortions
 from natprec.measurement.forward import Fitted, forward_blocks
@@ -30,7 +32,7 @@ from natprec.measurement.gptq_parallel import divided_columns, judge_fused_group
 from natprec.measurement.gptq_ratio import JUDGING, Compensation
 from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
-from natprec.measurement.weight_observer import WeightObserver, contract_together, draw_rows
+from natprec.measurement.weight_observer import WeightObserver
 from natprec.models.differentiation import Gathering, differentiate
 from natprec.models.segments import Context, SegmentedModel
 from natprec.models.weight_sites import Site, site_layer

@@ -16,7 +16,6 @@ Backward (Gibbs) flow: the squared error of rounding the gradient itself to each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,36 +24,16 @@ from torch import Tensor, nn
 
 from natprec.formats import Format
 from natprec.measurement.curves import Curve
-from natprec.measurement.fisher import Lookup, Product, Sums, lookup_values, products, summed
+from natprec.measurement.draw_rows import draw_rows
+from natprec.measurement.fisher import Lookup, Product, Sums, lookup_values, summed
 from natprec.measurement.gptq_ratio import Compensation
-from natprec.measurement.gradient_rows import RowSamples, drawn_rows
+from natprec.measurement.gradient_rows import RowSamples
+from natprec.measurement.pools import pools
 from natprec.measurement.sharding import Sharding
+from natprec.measurement.weight_gradients import add_products
 from natprec.models.layers import Layer, known_layer
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import Site
-from natprec.quantizers import rounding_errors
-from natprec.quantizers.gptq import judged_rows
-from natprec.quantizers.integer import CHUNK
-from natprec.utils.launches import portion
-
-POOL_MEMORY = 1 << 30
-"""Bytes that the squared gradients of one site may take; beyond it sequences share a pool."""
-
-MIN_POOLS = 4
-
-PRODUCT_VALUES = 1 << 24
-"""Of products of gradients and inputs that are made at once: 64 MB of float32, or those of one sequence."""
-
-
-def pools(sequences: int, parts: int, elements: int) -> int:
-    """How many pools sequences form: as many as memory allows, all of one size and of one kind of text.
-
-    Args:
-        sequences: in `parts` kinds of text.
-        elements: of all weights that share the memory.
-    """
-    affordable, each = max(MIN_POOLS, POOL_MEMORY // (4 * elements)), sequences // parts
-    return parts * max(n for n in range(1, each + 1) if each % n == 0 and (n == 1 or n * parts <= affordable))
 
 
 @dataclass
@@ -177,16 +156,7 @@ class WeightObserver:
                 self.gathered[pool : pool + count] if whole else self.gathered.new_empty(count, *self.site.shape)
             )
             self.filled.update(range(pool, pool + count) if whole else ())
-        if self.layer.kind.dimensions:
-            for pending, product in zip(self.pending, self.layer.products(inputs, gradient, count), strict=True):
-                self.widened |= _add(pending, product, first)
-            return
-        inputs = inputs.reshape(count, -1, inputs.shape[-1]).to(gradient.dtype)
-        gradient = gradient.reshape(count, inputs.shape[1], -1)
-        step = max(1, PRODUCT_VALUES // self.site.elements)
-        for start in range(0, count, step):
-            part = slice(start, start + step)
-            self.widened |= _add_product(self.pending[part], gradient[part], inputs[part], first)
+        self.widened |= add_products(self.pending, self.layer, inputs, gradient, first)
 
     def _buffer(self) -> Tensor:
         """A buffer; of pools that are not sums `complete` sets those to zero that nothing has filled."""
@@ -338,75 +308,3 @@ class WeightObserver:
         if self.head_values is None or self.head_energy is None or not self.head_energy.any():
             return False
         return bool((self.head_values[:, :-1].sum(0) == 0).any())
-
-
-def _add_product(into: Tensor, gradient: Tensor, inputs: Tensor, first: bool) -> bool:
-    """Put, or add, each sequence's product into `into` (sequences, rows, columns), float32.
-
-    Returns:
-        Whether it has more than bfloat16 holds.
-    """
-    left = gradient.transpose(1, 2)
-    if first and gradient.dtype == into.dtype:
-        torch.bmm(left, inputs, out=into)
-        return True
-    # on a GPU the sum of the tensor core, which is not rounded on its way
-    product = torch.bmm(left, inputs, out_dtype=torch.float32) if gradient.is_cuda else torch.bmm(left, inputs)
-    return _add(into, product, first)
-
-
-def _add(into: Tensor, product: Tensor, first: bool) -> bool:
-    """Put, or add, a product into `into`, which is float32; returns whether that has more than bfloat16 holds."""
-    into.copy_(product) if first else into.add_(product)
-    return product.dtype != torch.bfloat16 or not first
-
-
-def draw_rows(observers: Sequence[WeightObserver], seed: int) -> None:
-    """Draw the rows of each sequence's gradient that are kept, and send all of them to the device at once."""
-    wanted = [each for each in observers if each.ids is None and each.drawn is None]
-    if not wanted:
-        return
-    own, device = wanted[0].sharding.own, wanted[0].layer.weight.device
-    counts = sorted({each.site.shape[0] for each in wanted})
-    tables = [torch.stack([drawn_rows(seed, sequence, count) for sequence in own]) for count in counts]
-    judged = [judged_rows(count) for count in counts]
-    flat = torch.cat([table.flatten() for table in (*tables, *judged)]).to(device)
-    parts = flat.split([table.numel() for table in (*tables, *judged)])
-    placed = [part.view(table.shape) for part, table in zip(parts, (*tables, *judged), strict=True)]
-    for each in wanted:
-        at = counts.index(each.site.shape[0])
-        each.drawn = placed[at]
-        if each.compensation is not None:
-            each.compensation.rows = placed[len(counts) + at]
-
-
-def contract_together(observers: Sequence[WeightObserver], sharding: Sharding, terms: int) -> None:
-    """Contract the gradients of all matrix products of a segment; small weights with as many columns are rounded
-    together, and what comes of all of them is fetched from the device at once.
-    """
-    open_ones = [each for each in observers if each.gathered is not None]
-    shared = _errors_of_small_ones(open_ones)
-    sums = [each.sums(shared.get(id(each))) for each in open_ones]
-    found = products([each for each in sums if each is not None], sharding.workers)
-    for each, product in zip(open_ones, found, strict=True):
-        each.finish_product(product, terms)
-
-
-def _errors_of_small_ones(observers: Sequence[WeightObserver]) -> dict[int, Tensor]:
-    """Observer's id → (formats + 1, rows, columns): its weight's rounding errors, of those rounded beside others."""
-    alike: dict[tuple[object, ...], list[WeightObserver]] = {}
-    for each in observers:
-        if each.sharding.workers.size == 1 and all(fmt.by_row for fmt in each.formats):
-            alike.setdefault((each.site.shape[1], each.formats, each.scale_dtype), []).append(each)
-    found: dict[int, Tensor] = {}
-    for several in alike.values():
-        first, weights = several[0], [each.weight for each in several]
-        count = len(first.formats) + 1
-        small = portion(CHUNK * count, weights[0].device) // count
-        if len(several) < 2 or sum(weight.numel() for weight in weights) > small:
-            continue
-        errors = rounding_errors(torch.cat(weights), first.formats, first.scale_dtype)
-        errors = errors.view(count, -1, first.site.shape[1])
-        for each, part in zip(several, errors.split([len(weight) for weight in weights], 1), strict=True):
-            found[id(each)] = part
-    return found

@@ -13,8 +13,8 @@ from natprec.evaluation.verdict import FIRST, MOST
 from natprec.measurement.block_inputs import SHARE
 from natprec.measurement.gptq_ratio import JUDGING
 from natprec.measurement.measure import goes_back
+from natprec.measurement.pools import pools
 from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
-from natprec.measurement.weight_observer import pools
 from natprec.models.segments import SegmentedModel
 from natprec.pipeline.samples import calibration_parts
 from natprec.quantizers.gptq import SHARE_ROWS

@@ -150,7 +150,7 @@ def test_any_number_of_workers_fits_to_the_same_more_text(size: int, monkeypatch
 @pytest.mark.parametrize("parts", [1, 2])
 def test_pools_of_sequences_across_workers(parts: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools of three sequences, batches of two: a pool lies in two workers."""
-    monkeypatch.setattr("natprec.measurement.weight_observer.POOL_MEMORY", 1)
+    monkeypatch.setattr("natprec.measurement.pools.POOL_MEMORY", 1)
     shares = [Sharding.of(tokens(SEQUENCES, LENGTH).batches(), Workers(rank, 3)) for rank in range(3)]
     assert [each.own for each in shares] == [range(4), range(4, 8), range(8, 12)]
     assert [each.pool(4) for each in shares] == [range(2), range(1, 3), range(2, 4)]

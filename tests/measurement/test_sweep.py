@@ -145,7 +145,7 @@ def test_pools_are_means_of_their_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     """Where memory is short, sequences share a pool; only the resolution is lost."""
     made, text = subject(), twice_each()
     single = swept(made, text)
-    monkeypatch.setattr("natprec.measurement.weight_observer.POOL_MEMORY", 1)
+    monkeypatch.setattr("natprec.measurement.pools.POOL_MEMORY", 1)
     pooled = swept(made, text)
     for name, curve in single.items():
         for kind in ("forward", "backward", "energy", "unquantized"):
@@ -320,7 +320,7 @@ def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch)
 def test_units_divide_each_kind_of_text(
     total: int, parts: int, memory: int, pool_count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("natprec.measurement.weight_observer.POOL_MEMORY", memory)
+    monkeypatch.setattr("natprec.measurement.pools.POOL_MEMORY", memory)
     made = subject()
     site = made.sites[1]
     shared = Sharding.alone(total)
