@@ -18,8 +18,8 @@ from natprec import native
 from natprec.formats import Codebook, Format, Integer, Table
 from natprec.gpu.columns import one_by_one, round_columns
 from natprec.quantizers.floating import Extent
+from natprec.quantizers.grid_search import alike, choose_grids
 from natprec.quantizers.hessian import Hessian
-from natprec.quantizers.integer import alike, choose_grids
 from natprec.quantizers.nearest import grid_for, squared_errors
 from natprec.quantizers.tensor import QuantizedTensor
 from natprec.utils.launches import portion

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from natprec.formats import Format, Integer
 from natprec.quantizers.floating import Extent, choose_scale, chunks, nearest_errors, quantize_floating
-from natprec.quantizers.integer import alike, choose_grid, choose_grids, grid_errors, grouped_rows, round_to_grid
+from natprec.quantizers.grid_search import alike, choose_grid, choose_grids
+from natprec.quantizers.integer import grid_errors, grouped_rows, round_to_grid
 from natprec.quantizers.tensor import QuantizedTensor
 
 

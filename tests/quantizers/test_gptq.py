@@ -11,8 +11,9 @@ from natprec.errors import ModelError
 from natprec.formats import CHANNEL, Format, integer
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gptq import SHARE_ROWS, Judged, gptq, gptq_shares, judged_rows
+from natprec.quantizers.grid_search import choose_grid
 from natprec.quantizers.hessian import Hessian
-from natprec.quantizers.integer import choose_grid, round_to_grid
+from natprec.quantizers.integer import round_to_grid
 
 FORMATS = [
     integer(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (32, CHANNEL) for symmetric in (True, False)

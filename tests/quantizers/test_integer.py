@@ -231,7 +231,7 @@ def test_pairs_of_ends_give_the_same_grid_one_by_one_and_together(bits: int, mon
     expected = choose_grid(grouped, fmt, torch.bfloat16, power)
     for together in (5, 100):
         values = together * grouped.numel()
-        monkeypatch.setattr("natprec.quantizers.integer.portion", lambda cached, device, values=values: values)
+        monkeypatch.setattr("natprec.quantizers.grid_search.portion", lambda cached, device, values=values: values)
         found = choose_grid(grouped, fmt, torch.bfloat16, power)
         for one, other in zip(found, expected, strict=True):
             assert one is not None
