@@ -23,7 +23,7 @@ from natprec.quantizers.scale_storage import column, nested_grid
 from natprec.utils.launches import portion
 
 CLIP = {3: (1.0, 0.9, 0.8, 0.7), 4: (1.0, 0.92, 0.84), 5: (1.0, 0.95)}
-"""Of the spanning scale, as `SHRINK`, where it is known how much an error counts at each column: clipping then helps."""
+"""Of the spanning scale, as `SHRINK`, where it is known how much an error counts at each column: clipping helps."""
 
 ENDS = {
     2: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6),
