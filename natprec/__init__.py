@@ -1,12 +1,12 @@
 """Post-training quantization driven by measured natural precision.
 
     import natprec
-    m = natprec.measure(model, tokenizer, "text.txt")   # Measurement: what each width costs, per site
-    plan = m.solve(eps=0.01, engine="vllm")             # Plan: each site's format
-    q = plan.apply(model, tokenizer, "text.txt")        # Quantized, in memory
+    m = natprec.measure(model, tokenizer, "text.txt")   # what each width costs, per site
+    plan = m.solve(eps=0.01, engine="vllm")             # each site's format
+    q = plan.apply(model, tokenizer, "text.txt")        # in memory
     natprec.save(q, "out")                              # a checkpoint that engines load
-    natprec.verify("out", model, "held-out.txt")        # Verification: KL on text never seen
-    runnable = natprec.load("out")                      # the checkpoint, run on its codes: runnable(input_ids=ids)
+    natprec.verify("out", model, "held-out.txt")        # KL on text never seen
+    runnable = natprec.load("out")                      # runnable(input_ids=ids), on its codes
 
 `natprec.pipeline.quantize` is the same as one job, `natprec quantize` its command.
 """

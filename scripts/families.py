@@ -106,7 +106,9 @@ def plain(kind: str, source: Path, made: Path, ids: Tensor) -> tuple[float, dict
     auto = transformers.AutoModel if kind == "encoder" else transformers.AutoModelForCausalLM
     outputs, misses, computed = [], {}, set[str]()
     for folder in (source, made):
-        model, report = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, report = auto.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         outputs.append(torch.cat([output(model.eval(), batch) for batch in ids.split(4)]).double())
         computed |= {name for name, _ in model.named_buffers()} - model.state_dict().keys()  # of the dense one, too
         misses = {name: sorted({*map(str, found)} - computed) for name, found in report.items()}

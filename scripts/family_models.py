@@ -135,11 +135,11 @@ def written(family: str, encoder: bool, folder: Path, tokenizer: Any) -> Any:
     config = config_of(family, encoder)
     auto = transformers.AutoModel if encoder else transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
+        size = sum(parameter.numel() for parameter in auto.from_config(config, trust_remote_code=False).parameters())
     if size > LARGEST:
         raise ValueError(f"{size / 1e6:.0f} million weights")
     torch.manual_seed(0)
-    model = auto.from_config(config, dtype=torch.float32).eval()
+    model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:

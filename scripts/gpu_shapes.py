@@ -71,7 +71,10 @@ class Shape:
     def weights(self) -> int:
         """How many."""
         with init_empty_weights():
-            return sum(each.numel() for each in AutoModelForCausalLM.from_config(self.config).parameters())
+            return sum(
+                each.numel()
+                for each in AutoModelForCausalLM.from_config(self.config, trust_remote_code=False).parameters()
+            )
 
 
 def whole(name: str) -> Shape:

@@ -44,7 +44,7 @@ def write_model(folder: Path, config: Any, device: str = "cpu") -> int:
     """
     folder.mkdir(parents=True)
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     by_file: dict[str, list[str]] = {}
     for name in shapes:

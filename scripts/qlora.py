@@ -52,7 +52,7 @@ def opened(base: str, original: Path) -> Any:
             bnb_4bit_compute_dtype=torch.float32,
         )  # fmt: skip
     folder = original if base in ("original", "nf4", "nf4-dq") else Path(base)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **how)
     for module in model.modules():
         if hasattr(module, "compute_dtype"):  # a checkpoint says bfloat16; all bases compute alike
             module.compute_dtype = torch.float32

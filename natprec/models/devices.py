@@ -56,7 +56,7 @@ def free_bytes(device: str, most: float | None) -> float:
     Args:
         most: the limit that was set for a GPU.
     """
-    if torch.device(device).type != "cuda":
+    if usable_device(device).type != "cuda":
         return available_bytes()
     free = torch.cuda.mem_get_info(device)[0]
     return free if most is None else min(most, free)

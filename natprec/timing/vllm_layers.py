@@ -90,7 +90,8 @@ def _layer(product: Product, device: torch.device) -> tuple[Any, int]:
             "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors"
         )
         int8 = product.inputs is not None and product.weight in engine_profile("vllm").per_channel()
-        quantization = reader.CompressedTensorsConfig.from_config(_described(product, int8))
+        CompressedTensorsConfig = reader.CompressedTensorsConfig
+        quantization = CompressedTensorsConfig.from_config(_described(product, int8))
         tensors = packed([NAME], made_up(product.weight, product.rows, product.columns), int8, DTYPE)
     with torch.device(device):
         layer = linear.ReplicatedLinear(

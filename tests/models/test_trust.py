@@ -15,7 +15,13 @@ from tests.conftest import tiny_model
 ROOT = Path(natprec.__file__).parents[1]
 ALONE = "comparison/peers/worker.py"
 """Runs where natprec is not installed; what it loads it asks for itself."""
-WITHOUT_CODE = {"GenerationConfig", "PreTrainedTokenizerFast", "BaseInputSchema", "BaseWeightSchema"}
+WITHOUT_CODE = {
+    "GenerationConfig",
+    "PreTrainedTokenizerFast",
+    "BaseInputSchema",
+    "BaseWeightSchema",
+    "CompressedTensorsConfig",
+}
 """Classes of transformers, and of Humming's descriptions of layers, whose loading looks up no other class."""
 
 
