@@ -60,6 +60,7 @@ FOUND = {
         ONE_PAIR + (b"\x09\0\0\0" + b"\x09\0\0\0" + b"\x01" + b"\0" * 7) * 5000,
     ],
     "config": [b'{"quantization_config": "' + b"\xed" + b" " * 6000 + b'"}'],
+    "csv": [b",".join(b"column%d" % number for number in range(2000)) + b"\n1\n", b"a" * 9000 + b"\n1\n"],
     "headers": [b"\x08\0\0\0\0\0\0\0{\"a\": 1}", b"", b"\xff" * 8],
 }  # fmt: skip
 """Files that were findings once."""

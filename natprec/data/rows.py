@@ -31,6 +31,15 @@ Reading = Callable[[dict[str, Any]], "str | list[Turn] | None"]
 """A row → its text or its turns; None: it has none."""
 
 
+MANY, NAME = 20, 60
+"""Columns that a message lists, and letters of each."""
+
+
+def shorten(name: str, letters: int) -> str:
+    """A name of at most so many letters."""
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
 class Rows:
     """Reads the text of rows, and counts those that have none."""
 
@@ -121,12 +130,18 @@ class Rows:
             )
         columns = list(self._seen)
         if columns and self._column is not None and self._column not in columns:
-            raise unknown(f"column of {self._source!r}:", self._column, columns)
-        if columns and self._reading is None and not any(name in columns for name in TEXT_COLUMNS + CHATS):
-            raise InputError(
-                f"{self._source!r} has no text column, only {', '.join(columns)}; name one with --text-column"
+            raise unknown(
+                f"column of {self._source!r}:", self._column, [shorten(each, NAME) for each in columns[:MANY]]
             )
+        if columns and self._reading is None and not any(name in columns for name in TEXT_COLUMNS + CHATS):
+            raise InputError(f"{self._source!r} has no text column, only {_few(columns)}; name one with --text-column")
         raise InputError(f"{self._source!r} is empty: none of {self._read} rows has text; give a source with text")
+
+
+def _few(columns: list[str]) -> str:
+    """Names for a message, which a file may have thousands of, or of thousands of letters."""
+    more = f" and {len(columns) - MANY} more" if len(columns) > MANY else ""
+    return ", ".join(shorten(each, NAME) for each in columns[:MANY]) + more
 
 
 def _named(column: str) -> tuple[str, Reading]:

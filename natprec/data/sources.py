@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from natprec.errors import InputError
+from natprec.errors import InputError, first_line
 
 TEXT_LIMIT = 256 * 2**20
 """Characters of a text file, which is tokenized whole, and of a line of the other kinds, which are streamed."""
@@ -139,8 +139,8 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=64):
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        cause = str(error).splitlines()[0][:200]
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: names that are no UTF-8
+        cause = first_line(error)
         raise InputError(f"{str(path)!r} is not a readable parquet file ({cause}); download it again") from error
 
 

@@ -271,7 +271,10 @@ class SegmentedModel:
 
 
 def _lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
-    """The two `nn.ModuleList`s in no other one that hold the most Linear weights, and their names."""
+    """The two `nn.ModuleList`s in no other one that hold the most Linear weights, and their names.
+
+    The second is none of bare layers.
+    """
 
     def weights(blocks: nn.ModuleList) -> int:
         layers = (layer_of(module) for module in blocks.modules() if multiplies(module))
@@ -282,4 +285,5 @@ def _lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
         if isinstance(module, nn.ModuleList) and not any(name.startswith(outer + ".") for outer in lists):
             lists[name] = module
     longest = sorted(lists.items(), key=lambda item: -weights(item[1]))[:2]
-    return [(name, list(blocks)) for name, blocks in longest]
+    found = [(name, list(blocks)) for name, blocks in longest]
+    return found[:1] + [each for each in found[1:] if not any(map(multiplies, each[1]))]

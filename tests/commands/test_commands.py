@@ -79,7 +79,8 @@ def test_the_steps_give_what_quantize_gives(
     assert result.code == 0, result.err
     written, theirs = json.loads(plan.read_text()), json.loads((out / "plan.json").read_text())
     differs = {name for name in written if written[name] != theirs[name]}
-    assert differs <= {"provenance", "checksum"}, "the command, and the time"
+    looked_at = {"kl_joint", "joint_ci95"}  # solve has no model to look at
+    assert differs <= {"provenance", "checksum", *looked_at}, "the command, and the time"
     assert json.loads(result.out) == {name: value for name, value in written.items() if name != "checksum"}
     result = natprec("apply", plan, "--model", tiny_folder, "--data", text_file, "--out", again, *SMALL[:4], "--json")
     assert result.code == 0, result.err
@@ -125,7 +126,7 @@ def test_the_table_fits_a_terminal(
     assert any(line.startswith("verdict") and "PASS" in line for line in lines)
     assert "forecast" in result.out
     assert "on disk" in result.out
-    assert len(result.err.splitlines()) < 15, "one line per stage where standard error is no terminal"
+    assert len(result.err.splitlines()) < 18, "one line per stage where standard error is no terminal"
 
 
 def test_the_forecast_is_the_size_on_disk(tmp_path: Path, tiny_tokenizer: Any, text_file: Path) -> None:

@@ -144,7 +144,8 @@ def test_the_steps_give_what_quantize_gives(
     out, printed = done
     plan, again = tmp_path / "plan.json", tmp_path / "again"
     assert command("solve", out / "natprec" / "measurement.safetensors", "--eps", EPS, "--out", plan).code == 0
-    assert Plan.load(plan) == Plan.load(out / "plan.json")
+    looked_at = Plan.load(out / "plan.json")  # solve has no model to look at
+    assert Plan.load(plan) == replace(looked_at, kl_joint=None, joint_ci95=None)
     result = command("apply", plan, "--model", encoder_folder, "--data", text_file, "--out", again, *SMALL[:4])
     assert result.code == 0, result.err
     result = command(
