@@ -136,4 +136,5 @@ def test_ctrl_c_while_the_output_is_written(
     )  # fmt: skip
     assert result.code == 130
     assert left_behind(tmp_path) == ["out.partial"]
-    assert left_behind(tmp_path / "out.partial") == ["measurement.safetensors"]
+    kept = [name for name in left_behind(tmp_path / "out.partial") if not name.startswith("joint-")]
+    assert kept == ["measurement.safetensors"], "and what the plan was looked at for"

@@ -260,11 +260,11 @@ class _WeightError(_Watcher):
             if len(given) == 1 < len(self.sequences):  # positions: one lookup that all samples of the batch share
                 output = output.expand(len(self.sequences), *output.shape[1:])
             off = self._error[given].expand(output.shape)
-            output = output.detach().requires_grad_()
+            output = output.detach().requires_grad_().clone()  # no leaf: a model may change it in place
         else:
             off = layer.multiplied(given.float(), self._error)
             if not output.requires_grad:
-                output = output.detach().requires_grad_()
+                output = output.detach().requires_grad_().clone()
         output.register_hook(lambda gradient: self.add(gradient, off))
         return output
 
