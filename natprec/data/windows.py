@@ -22,6 +22,7 @@ from natprec.models.devices import quiet
 from natprec.tasks.vision_language import not_text
 from natprec.utils.memory import give_back
 from natprec.utils.seeds import check_seed
+from natprec.utils.system_faults import told
 
 Split = Literal["calibration", "held-out"]
 Progress = Callable[[int, int], None]
@@ -168,7 +169,9 @@ def continues(model: nn.Module, tokenizer: Any) -> bool:
         generate_tokens(model, tokenizer, 1, 4, 0)
     except NatprecError:
         return True  # of its numbers, which whoever wants its text is told
-    except Exception:  # whatever a model's own code raises
+    except Exception as error:  # whatever a model's own code raises
+        if told(error) is not None:
+            raise
         return False
     return True
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from natprec.data.windows import generate_tokens, load_tokens
+from natprec.data.windows import continues, generate_tokens, load_tokens
 from natprec.errors import InputError, ModelError
 from tests.conftest import VOCABULARY, made_up_text, tiny_model
 
@@ -284,3 +284,19 @@ def test_impossible_requests(tiny_tokenizer: Any, text_file: Path) -> None:
         broken.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match=r"NaN.*--data"):
         load(tiny_tokenizer, None, model=broken)
+
+
+@pytest.mark.parametrize("error", [IndexError("of a family's own code"), MemoryError()], ids=["its code", "memory"])
+def test_a_model_that_cannot_write_is_no_machine_without_memory(tiny_tokenizer: Any, error: Exception) -> None:
+    model = tiny_model()
+    assert continues(model, tiny_tokenizer)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    model.forward = fails
+    if isinstance(error, MemoryError):
+        with pytest.raises(MemoryError):
+            continues(model, tiny_tokenizer)
+    else:
+        assert not continues(model, tiny_tokenizer)
