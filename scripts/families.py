@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import signal
 import sys
@@ -42,9 +41,11 @@ from same_bytes import byte_tokenizer, made_up_text
 from torch import Tensor
 from torch.nn import functional
 
-from natprec.cli import main as natprec
 from natprec.evaluation import verify
 from natprec.utils.records import without_places
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.run_command import natprec
 
 VARIANTS = {"weights": (), "inputs and cache": ("--activations", "8", "--kv", "8")}
 SMALL = ("--tokens", "512", "--eval-tokens", "512", "--sequence-length", "32", "--group-size", "32")
@@ -69,22 +70,6 @@ class Row:
         """Enter a fault."""
         self.verdict = "wrong"
         self.says.append(without_places(what)[:300])
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    """`natprec ARGUMENTS` in this process: exit code, what it printed, the last lines of standard error."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["natprec", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            natprec()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, out.getvalue(), err.getvalue()
 
 
 @contextlib.contextmanager
@@ -126,7 +111,7 @@ def tried(family: str, kind: str, variant: str, source: Path, text: Path, scratc
     arguments = ["--model", source, "--eps", "0.05", "--data", text, "--engine", "transformers", *SMALL]
     arguments = [str(each) for each in [*arguments, *VARIANTS[variant], "--out", made, "--overwrite"]]
     with judged_text() as ids:
-        code, out, err = run("quantize", *arguments)
+        code, out, err = natprec("quantize", *arguments)
     reasons = [line for line in err.splitlines() if line.startswith("natprec: ")]
     if code == 2 and len(reasons) == 1 and "Traceback" not in err:
         row.verdict, row.says = "refused", [without_places(reasons[0].removeprefix("natprec: "))]
@@ -146,13 +131,13 @@ def tried(family: str, kind: str, variant: str, source: Path, text: Path, scratc
 def _again(row: Row, source: Path, made: Path, text: Path, ids: Tensor) -> None:
     """Verify, generate, and ask plain transformers."""
     first = json.loads((made / "verification.json").read_text())["kl_mean"]
-    code, out, err = run("verify", made, "--model", source, "--eval-data", text, "--json")
+    code, out, err = natprec("verify", made, "--model", source, "--eval-data", text, "--json")
     if code not in (0, 3):
         row.wrong(f"verify: exit code {code}: {(err.strip().splitlines() or ['?'])[-1]}")
     elif abs((again := json.loads(out)["kl_mean"]) - first) > DIGITS * first + LEAST:
         row.wrong(f"verify says {again:.8g}, quantize {first:.8g}")
     if row.kind == "causal":
-        code, _, err = run("generate", made, "--prompt", "some words", "--max-new-tokens", "4", "--greedy")
+        code, _, err = natprec("generate", made, "--prompt", "some words", "--max-new-tokens", "4", "--greedy")
         if code == 2 and "Traceback" not in err:
             row.says.append(f"generate refuses: {err.strip().splitlines()[-1].removeprefix('natprec: ')}")
         elif code:

@@ -31,7 +31,7 @@ from natprec.models.attention import AttentionHook
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.quantizers.activations import fixed_scale, round_activations
-from natprec.utils.hooks import attached
+from natprec.utils.hooks import attached, of_its_own
 from natprec.utils.seeds import derived
 
 SITE_MEMORY = 256 << 20
@@ -87,8 +87,7 @@ class ActivationObserver:
         return key, self._watched(value, _by_token)
 
     def _watched(self, tensor: Tensor, by_token: Callable[[Tensor], Tensor]) -> Tensor:
-        """The same values as a tensor of its own, so that its gradient is that of this use alone."""
-        own = tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+        own = of_its_own(tensor)
         if self.sequences.start not in self.values:
             self.seen.clear()
         number = next((number for number, known in enumerate(self.seen) if known is tensor), len(self.seen))

@@ -34,6 +34,7 @@ from natprec.measurement.weight_gradients import add_products
 from natprec.models.layers import Layer, known_layer
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import Site
+from natprec.utils.hooks import differentiable
 
 
 @dataclass
@@ -127,7 +128,7 @@ class WeightObserver:
         inputs, self.called = args[0].detach(), True
         if torch.is_grad_enabled():
             if not output.requires_grad:  # its inputs are the same in all segments, like those of relative positions
-                output = output.detach().requires_grad_().clone()  # no leaf: a model may change it in place
+                output = differentiable(output)
             output.register_hook(lambda gradient: self.add_product(inputs, gradient))
         return output
 
@@ -135,7 +136,7 @@ class WeightObserver:
         ids, self.called = args[0], True
         if len(ids) == 1 < len(self.sequences):  # positions: one lookup that all sequences of the batch share
             ids, output = ids.expand(len(self.sequences), -1), output.expand(len(self.sequences), -1, -1)
-        output = output.detach().requires_grad_().clone()  # no leaf: CTRL scales it in place
+        output = differentiable(output)
         output.register_hook(lambda gradient: self.add_lookup(ids, gradient))
         return output
 

@@ -125,18 +125,11 @@ class Layer:
         return torch.ops.aten.convolution(inputs, weight, None, *how, self.groups)
 
     def products(self, inputs: Tensor, gradient: Tensor, count: int) -> Iterator[Tensor]:
-        """The gradient of the weight, (rows, columns), for each of so many samples.
+        """The gradient of a convolution's weight, (rows, columns), for each of so many samples.
 
         Args:
-            inputs: of the module; (…, columns), with the samples first, or channels and places.
-            gradient: at its output.
+            inputs: of the module, samples first; gradient: at its output.
         """
-        if not self.kind.dimensions:
-            inputs = inputs.reshape(count, -1, inputs.shape[-1])
-            gradient = gradient.reshape(count, inputs.shape[1], -1)
-            inputs = inputs.to(gradient.dtype)
-            yield from (after.T @ before for before, after in zip(inputs, gradient, strict=True))
-            return
         inputs, *how = self._convolution(inputs)
         inputs, gradient = (each.unflatten(0, (count, -1)) for each in (inputs.to(gradient.dtype), gradient))
         weight = self.weight.detach().to(gradient.dtype)

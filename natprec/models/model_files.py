@@ -15,7 +15,7 @@ from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
 from natprec.tasks import CAUSAL, ENCODER, VISION_LANGUAGE, Task
-from natprec.utils.system_faults import REMEDIES, out_of_memory, system_error
+from natprec.utils.system_faults import out_of_memory, remedy_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -210,11 +210,11 @@ def explained(name: str) -> Iterator[None]:
     except NatprecError:
         raise
     except Exception as error:
-        cause, system = first_line(error), system_error(error)
+        cause = first_line(error)
         if out_of_memory(error):
             remedy = "float32 takes 4 bytes per weight; use a machine with more memory"
-        elif system is not None and system.errno in REMEDIES:
-            remedy = REMEDIES[system.errno]
+        elif (known := remedy_of(error)) is not None:
+            remedy = known
         elif isinstance(error, ImportError) or "pip install" in str(error):  # transformers asks so with a ValueError
             remedy = "install the missing package"
         else:

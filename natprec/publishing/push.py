@@ -22,7 +22,7 @@ from natprec.publishing.account import PUSHING, Remote, refuse_others_files, rem
 from natprec.publishing.base import FILE
 from natprec.utils.digests import file_digest
 from natprec.utils.progress import Stages
-from natprec.utils.system_faults import REMEDIES, system_error
+from natprec.utils.system_faults import remedy_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -152,8 +152,7 @@ def read_back(repository: str, commit: str, upload: Upload) -> None:
     except NatprecError:
         raise
     except Exception as error:
-        cause = system_error(error)
-        remedy = REMEDIES.get((cause.errno if cause is not None else 0) or 0, "check the connection")
+        remedy = remedy_of(error) or "check the connection"
         raise OutputError(
             f"{pushed} ({first_line(error)}); {remedy}, then push again: nothing is sent twice"
         ) from error

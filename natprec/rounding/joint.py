@@ -37,6 +37,7 @@ from natprec.rounding.flows import flows_rounded
 from natprec.rounding.segment import SegmentRounder
 from natprec.solver import Plan
 from natprec.tasks import Samples
+from natprec.utils.hooks import differentiable, of_its_own
 from natprec.utils.progress import Advance
 
 OWN_DRAWS = 1 << 31
@@ -260,11 +261,11 @@ class _WeightError(_Watcher):
             if len(given) == 1 < len(self.sequences):  # positions: one lookup that all samples of the batch share
                 output = output.expand(len(self.sequences), *output.shape[1:])
             off = self._error[given].expand(output.shape)
-            output = output.detach().requires_grad_().clone()  # no leaf: a model may change it in place
+            output = differentiable(output)
         else:
             off = layer.multiplied(given.float(), self._error)
             if not output.requires_grad:
-                output = output.detach().requires_grad_().clone()
+                output = differentiable(output)
         output.register_hook(lambda gradient: self.add(gradient, off))
         return output
 
@@ -292,10 +293,9 @@ class _FlowError(_Watcher):
         return key, self._watched(value, rounded_states(value.detach(), self._format, self._scale))
 
     def _watched(self, tensor: Tensor, rounded: Tensor) -> Tensor:
-        """The same values as a tensor of its own, so that its gradient is that of this use alone."""
         if not torch.is_grad_enabled():
             return tensor
         error = rounded - tensor.detach()
-        own = tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+        own = of_its_own(tensor)
         own.register_hook(lambda gradient: self.add(gradient, error))
         return own

@@ -19,7 +19,7 @@ from typing import Any
 
 from natprec.errors import NatprecError, OutputError
 from natprec.utils.marks import mark_folder, refuse_foreign
-from natprec.utils.system_faults import REMEDIES, system_error
+from natprec.utils.system_faults import remedy_of, system_error
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
@@ -164,7 +164,7 @@ def refuse_existing_file(path: Path, overwrite: bool, ours: Callable[[Path], boo
 
 def unwritable(path: Path, error: OSError) -> OutputError:
     """The error for a failed write, with what to do about the usual causes."""
-    advice = REMEDIES.get(error.errno or 0, "check the path")
+    advice = remedy_of(error) or "check the path"
     return OutputError(f"cannot write {str(path)!r}: {error.strerror or error}; {advice}")
 
 

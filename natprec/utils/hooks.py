@@ -1,10 +1,12 @@
-"""Hooks that are taken off again."""
+"""Hooks that are taken off again, and tensors that they hand to a model so that a gradient comes back through them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Protocol
+
+from torch import Tensor
 
 
 class Removable(Protocol):
@@ -22,3 +24,13 @@ def attached(handles: Iterable[Removable]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def differentiable(tensor: Tensor) -> Tensor:
+    """The same values, cut off from what made them, with a gradient; no leaf, since a model may change it in place."""
+    return tensor.detach().requires_grad_().clone()
+
+
+def of_its_own(tensor: Tensor) -> Tensor:
+    """The same values as another tensor, whose gradient is that of this use alone."""
+    return tensor.view_as(tensor) if tensor.requires_grad else differentiable(tensor)

@@ -42,6 +42,12 @@ def system_error(error: BaseException) -> OSError | None:
     return None
 
 
+def remedy_of(error: BaseException) -> str | None:
+    """What to do about what the system refused; None: it refused nothing that is known."""
+    cause = system_error(error)
+    return None if cause is None else REMEDIES.get(cause.errno or 0)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether there was no memory left, be it the machine's or a GPU's."""
     cause = system_error(error)
@@ -60,6 +66,5 @@ def told(error: BaseException) -> str | None:
     cause = system_error(error)
     if isinstance(cause, FileNotFoundError):
         return f"{first_line(cause)}; it was there when the command began: put it back, and run the command again"
-    if cause is None or cause.errno not in REMEDIES:
-        return None
-    return f"{cause if cause is error else first_line(error)}; {REMEDIES[cause.errno]}"
+    remedy = remedy_of(error)
+    return None if remedy is None else f"{cause if cause is error else first_line(error)}; {remedy}"

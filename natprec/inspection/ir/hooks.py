@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from natprec.errors import ModelError
-from natprec.utils.hooks import attached
+from natprec.utils.hooks import attached, differentiable
 
 OPERATORS: dict[type[nn.Module], str] = {
     nn.Linear: "linear", nn.Embedding: "embedding", nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d",
@@ -52,7 +52,7 @@ def hooked_graph(model: nn.Module, inputs: Mapping[str, Any]) -> fx.GraphModule:
             node.meta |= {"operator": operator, "val": output.detach(), "call": calls[name]}
             node.meta["nn_module_stack"] = {"": (name, type(module))}
             if not output.requires_grad:
-                output = output.detach().requires_grad_()
+                output = differentiable(output)
             producers[_mark(output)] = node
             kept.append(_mark(output))
             return output
