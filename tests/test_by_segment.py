@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from natprec.rounding.apply import STATE
 from natprec.solver import Plan
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages
+from natprec.utils.provenance import Provenance
 from tests.arrange import tokens
 from tests.conftest import tiny_model
 from tests.models.test_blocks import built
@@ -154,6 +156,10 @@ def test_one_block_at_a_time(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: p
     assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
 
 
+def provenance(date: str) -> Provenance:
+    return Provenance({}, date, "natprec.solve", "cpu", 0, "m", "", None, None)
+
+
 @pytest.mark.parametrize(
     ("last", "rounding"),
     [(-1, "gptq"), (2, "gptq"), (4, "gptq"), (2, "yaqa"), (4, "yaqa"), (2, "learned"), (4, "learned")],
@@ -164,7 +170,7 @@ def test_rounding_goes_on_where_it_was(
 ) -> None:
     folder = saved(tmp_path / "m", tiny_model(num_hidden_layers=4, vocab_size=96), tiny_tokenizer)
     subject, resume_folder = opened(folder), tmp_path / "kept"
-    plan = planned(subject, "natprec")
+    plan = replace(planned(subject, "natprec"), provenance=provenance("2030-01-01T00:00:00Z"))
     for name in ("whole", "cut", "resumed", "other"):
         (tmp_path / name).mkdir()
 
@@ -191,9 +197,13 @@ def test_rounding_goes_on_where_it_was(
         rounds(tmp_path / "cut", resume_folder)
     assert all(bool(parameter.isnan().all()) for parameter in subject.model.parameters()), "nothing stayed"
     monkeypatch.setattr(CheckpointWriter, "put", recorded)
+    plan = replace(plan, provenance=provenance("2031-01-01T00:00:00Z"))  # solved again
     rounds(tmp_path / "resumed", resume_folder)
     assert rounded == [-1, *range(min(last, 3) + 1, 5)]
-    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    resumed, whole = files(tmp_path / "resumed"), files(tmp_path / "whole")
+    assert b"2031-" in resumed.pop("plan.json")
+    assert b"2030-" in whole.pop("plan.json")
+    assert resumed == whole
     rounded.clear()
     rounds(tmp_path / "other", resume_folder, TEXT[torch.arange(3, -1, -1)])
     assert rounded == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"

@@ -6,7 +6,6 @@ later blocks make up for the errors of earlier ones. How each one rounds is in t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -55,9 +54,8 @@ def rounded_segments(
     if samples is not None:
         file, key = None, ""
         if resume_folder is not None:
-            file, plan_text = resume_folder / STATE, json.dumps(plan.to_json(), sort_keys=True)
-            products = str(subject.segmented.products)
-            key = state_key(subject.digest, plan_text, rounding, samples.digest, products, str(seed))
+            file, products = resume_folder / STATE, str(subject.segmented.products)
+            key = state_key(subject.digest, plan.content(), rounding, samples.digest, products, str(seed))
         states = HiddenStates(subject.segmented, samples, file, key)
     gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
     dtype = subject.storage_dtype

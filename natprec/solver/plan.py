@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -203,6 +204,10 @@ class Plan:
             "inputs": {name: choice.to_json() for name, choice in self.inputs.items()},
             "sites": {name: choice.to_json() for name, choice in self.sites.items()},
         }
+
+    def content(self) -> str:
+        """All but how it came to be: plans with the same content round to the same weights."""
+        return json.dumps(self.to_json() | {"provenance": None}, sort_keys=True)
 
     def cost_to_json(self) -> dict[str, Any]:
         """What it is the least of, and what it costs."""
