@@ -7,7 +7,7 @@ Everything else (curves, plans, tolerances, verdicts) counts in the unit that D 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Distortion(ABC):
         """Terms of a sample of `length` positions."""
 
     @abstractmethod
-    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+    def draw(self, output: Tensor, sequences: Sequence[int], seed: int) -> Tensor:
         """A random scalar s with ½ E[(∇s · δ)²] = D summed over terms, to second order in a change δ.
 
         Args:
@@ -69,6 +69,6 @@ class Distortion(ABC):
         return self.between(reference, quantized, samples).mean()
 
 
-def for_each(sequences: range, seed: int, random: Callable[[torch.Generator], Tensor]) -> Tensor:
+def for_each(sequences: Sequence[int], seed: int, random: Callable[[torch.Generator], Tensor]) -> Tensor:
     """What `random` draws for each sequence, stacked; on the CPU."""
     return torch.stack([random(torch.Generator().manual_seed(derived(seed, index))) for index in sequences])

@@ -8,7 +8,7 @@ With J = ∂f/∂w, D = ‖Jδ‖² to second order. Its curvature needs no row 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -45,7 +45,7 @@ class FeatureDistance(Distortion):
         """A sequence is one term, whatever its length."""
         return 1
 
-    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+    def draw(self, output: Tensor, sequences: Sequence[int], seed: int) -> Tensor:
         """√2 ⟨u, f⟩ summed, with random signs u."""
         shape = output.shape[1:]
         bits = for_each(sequences, seed, lambda generator: torch.randint(2, shape, generator=generator))
@@ -81,7 +81,7 @@ class EmbeddingDistance(FeatureDistance):
         pooled = hidden.mean(1) if self.pooling == "mean" else hidden[:, 0]
         return functional.normalize(pooled, dim=-1) if self.head is None else self.head(pooled)
 
-    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+    def draw(self, output: Tensor, sequences: Sequence[int], seed: int) -> Tensor:
         """√2 ⟨u, e⟩ / ‖e‖ summed, the length taken as it is."""
         return super().draw(output if self.head is None else output / _length(output), sequences, seed)
 

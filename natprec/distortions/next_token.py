@@ -9,6 +9,7 @@ as far (LOG.md, 2026-11-28). The other two have a curvature of the same form.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class OutputKL(Distortion):
         """Every token has a prediction."""
         return length
 
-    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+    def draw(self, output: Tensor, sequences: Sequence[int], seed: int) -> Tensor:
         """A scalar with the gradient √p ∘ s - p (√p · s) at each token, s random signs."""
         rows, columns = output.shape[1:]
         shape = rows, -(-columns // 8)  # eight coins to a byte
@@ -88,7 +89,7 @@ class TopKKL(OutputKL):
         self.k = k
         self.name = self.label = f"kl-top{k}"
 
-    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+    def draw(self, output: Tensor, sequences: Sequence[int], seed: int) -> Tensor:
         """As for KL, of k + 1 outcomes: one of the k tokens, or another."""
         return super().draw(self._merged(output.float(), output), sequences, seed)
 
@@ -122,7 +123,7 @@ class LossIncrease(OutputKL):
         """The last token has no next one."""
         return length - 1
 
-    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+    def draw(self, output: Tensor, sequences: Sequence[int], seed: int) -> Tensor:
         """As for KL, at the tokens that have a next one."""
         return super().draw(output[:, :-1], sequences, seed)
 

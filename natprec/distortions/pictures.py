@@ -7,6 +7,8 @@ them have one unit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class AfterPictures(Distortion):
         """As without pictures."""
         return self.inner.terms(length)
 
-    def draw(self, output: Tensor, sequences: range, seed: int) -> Tensor:
+    def draw(self, output: Tensor, sequences: Sequence[int], seed: int) -> Tensor:
         """As `inner`, with gradients that are longer by what the mean square has to be more."""
         share = (output.detach() != 0).any(-1).float().mean(1)
         if bool((share < 1).any()):

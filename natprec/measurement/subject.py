@@ -295,6 +295,7 @@ class Subject:
             config.tie_word_embeddings = not apart
         own = self.segmented
         segmented = SegmentedModel(model, own.shown, own.distortion, own.weights, own.products)
+        segmented.workers = own.workers
         sites = find_sites(segmented)
         name = next((name for name, module in model.named_modules() if module is head), "")
         return replace(self, segmented=segmented, sites=sites, untied=name if apart else "")

@@ -202,11 +202,13 @@ def backward(
     advance: Advance,
     gathering: Gathering,
     first: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> Tensor | None:
     """Run a segment forward and backward under its observers; returns the gradient at its input.
 
     Args:
         samples: of this process, as all that is given and returned; the first sample has the number `first`.
+        numbers: of the samples, by which the distortion draws, where they do not follow on one another.
     """
     own = inputs[segment] if inputs else None
     gradient = None if own is None else torch.empty_like(own)
@@ -219,7 +221,7 @@ def backward(
         hidden = None if own is None else own[batch].detach().requires_grad_()
         known = None if incoming is None else incoming[batch]
         given = (hidden, samples[batch], contexts[number] if contexts else [], known)
-        differentiate(segmented, segment, *given, sequences, seed, gathering)
+        differentiate(segmented, segment, *given, sequences if numbers is None else numbers[batch], seed, gathering)
         if hidden is not None and gradient is not None:
             gradient[batch] = hidden.grad  # type: ignore[assignment]
         for observer in observers.values():

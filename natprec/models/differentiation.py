@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ def differentiate(
     samples: Samples,
     contexts: list[Context],
     incoming: Tensor | None,
-    sequences: range,
+    sequences: Sequence[int],
     seed: int,
     gathering: Gathering,
 ) -> None:

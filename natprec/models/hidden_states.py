@@ -1,6 +1,7 @@
 """A text on its way through a model's blocks: the hidden states of all its batches, after one block at a time.
 
-What has been reached can be kept in a file, from which a later run goes on.
+What has been reached can be kept in a file, from which a later run goes on. Of several processes each has a share of the
+samples; the file holds all of them, so that any number of processes can go on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from natprec.models.differentiation import differentiate
 from natprec.models.segments import Context, SegmentedModel
+from natprec.models.shares import Share
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import write_bytes
 from natprec.utils.marks import KEY
@@ -32,24 +34,34 @@ class HiddenStates:
     """Hidden states of every batch.
 
     Attributes:
-        samples: the text.
+        samples: the text, or this process's share of it; `share` says which that is.
         segment: the last one that the text has passed; None: not even the prefix.
         reached: the last one that an earlier run had passed.
     """
 
     def __init__(
-        self, segmented: SegmentedModel, samples: Samples, file: Path | None = None, key: str = "", label: str = ""
+        self,
+        segmented: SegmentedModel,
+        samples: Samples,
+        file: Path | None = None,
+        key: str = "",
+        label: str = "",
+        share: Share | None = None,
     ) -> None:
         """Begin before the prefix.
 
         Args:
+            samples: of all processes.
             file: of the state, written by `keep`; one with another `key` is not used.
             label: of these states in the file, if there are several.
+            share: of this process; default: whole batches.
         """
-        self.samples = samples
+        self.share = share or Share.of(samples, segmented.workers)
+        self.samples = self.share.take(samples)
         self.segment: int | None = None
         self._segmented, self._file, self._key, self._label = segmented, file, key, label
         self._twin: HiddenStates | None = None
+        self._everything = samples
         self._hidden: list[Tensor] = []
         self._contexts: list[list[Context]] = []
         self.reached: int | None = self._found()
@@ -59,13 +71,13 @@ class HiddenStates:
 
         After a segment that is kept both have passed it.
         """
-        self._twin = HiddenStates(self._segmented, self.samples, self._file, self._key, "twin.")
+        self._twin = HiddenStates(self._segmented, self._everything, self._file, self._key, "twin.", self.share)
         return self._twin
 
     @torch.no_grad()
     def show(self, segment: int, watched: Sequence[str], advance: Advance = lambda step: None) -> None:
         """Let the text into a segment, which changes nothing, for hooks that see what some modules are given."""
-        for number, batch in enumerate(self.samples.batches()):
+        for number, batch in enumerate(self.share.batches):
             hidden = self._hidden[number] if self._hidden else None
             contexts = self._contexts[number] if self._hidden else []
             self._segmented.show(segment, hidden, self.samples[batch], contexts, watched)
@@ -78,19 +90,19 @@ class HiddenStates:
         Args:
             gradient: at a block's output, (sequences, time, hidden); the last segment draws its own, by `seed`.
         """
-        for number, batch in enumerate(self.samples.batches()):
+        for number, batch in enumerate(self.share.batches):
             hidden = self._hidden[number].detach().requires_grad_()
             known = None if gradient is None else gradient[batch]
             given = (hidden, self.samples[batch], self._contexts[number], known)
             differentiate(
-                self._segmented, segment, *given, range(batch.start, batch.stop), seed, self._segmented.gathering
+                self._segmented, segment, *given, self.share.numbers[batch], seed, self._segmented.gathering
             )
             advance(f"{segment} backward")
 
     @torch.no_grad()
     def through(self, segment: int, advance: Advance = lambda step: None) -> None:
         """Go on through the prefix (-1) or a block; from behind the prefix at once to where an earlier run was."""
-        for number, batch in enumerate(self.samples.batches()):
+        for number, batch in enumerate(self.share.batches):
             rows = self.samples[batch]
             if segment < 0:
                 hidden, contexts = self._segmented.prefix(rows)
@@ -117,27 +129,31 @@ class HiddenStates:
 
     def output(self, number: int) -> Tensor:
         """The model's output for a batch, from that of its last block: (batch, terms, size)."""
-        rows = self.samples[self.samples.batches()[number]]
+        rows = self.samples[self.share.batches[number]]
         return self._segmented.suffix(self._hidden[number] if self._hidden else None, rows)
 
     def keep(self) -> None:
-        """Write the state to its file, in place of an earlier one.
+        """Write the state of all processes to its file, in place of an earlier one.
 
         Raises:
             OutputError: the disk is full.
         """
         assert self._file is not None
         metadata = {KEY: "hidden states", "key": self._key, "stage": str(self.segment)}
-        write_bytes(self._file, save(self._tensors() | (self._twin._tensors() if self._twin else {}), metadata))
+        tensors = self._tensors() | (self._twin._tensors() if self._twin else {})
+        if self.share.workers.first:
+            write_bytes(self._file, save(tensors, metadata))
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {f"{self._label}{number}": hidden.cpu().contiguous() for number, hidden in enumerate(self._hidden)}
+        batches = self.share.batch_by_batch(self._hidden)
+        return {f"{self._label}{number}": hidden.cpu().contiguous() for number, hidden in enumerate(batches)}
 
     def _jump(self) -> None:
         assert self._file is not None
         with safe_open(self._file, "pt") as opened:
-            for number, hidden in enumerate(self._hidden):
-                self._hidden[number] = opened.get_tensor(f"{self._label}{number}").to(hidden.device)
+            for place, (number, hidden) in enumerate(zip(self.share.own, self._hidden, strict=True)):
+                found = opened.get_tensor(f"{self._label}{number}")
+                self._hidden[place] = self.share.of_batch(number, found).to(hidden.device)
         self.segment = self.reached
 
     def _found(self) -> int | None:
@@ -150,14 +166,21 @@ class HiddenStates:
 
 @contextlib.contextmanager
 def passed(
-    segmented: SegmentedModel, samples: Samples, advance: Advance, file: Path | None = None, key: str = ""
+    segmented: SegmentedModel,
+    samples: Samples,
+    advance: Advance,
+    file: Path | None = None,
+    key: str = "",
+    share: Share | None = None,
 ) -> Iterator[Callable[[Samples], Tensor]]:
     """What gives the output for one batch after another; all blocks are passed before, each read once.
 
     Args:
+        samples: of all processes, of which this one takes its own.
         file: of the state after each block.
+        share: of this process; default: whole batches.
     """
-    states = HiddenStates(segmented, samples, file, key)
+    states = HiddenStates(segmented, samples, file, key, share=share)
     for segment in segmented.segments[:-1]:
         if states.has_passed(segment):
             continue
@@ -165,6 +188,6 @@ def passed(
             states.through(segment, advance)
         if segment >= 0 and file is not None:
             states.keep()
-    numbers = iter(range(len(samples.batches())))
+    numbers = iter(range(len(states.share.batches)))
     with segmented.hold(len(segmented.blocks)):
         yield lambda rows: states.output(next(numbers))

@@ -28,6 +28,7 @@ from natprec.models.weights import InMemory, Weights
 from natprec.tasks import Samples
 from natprec.utils.hooks import attached
 from natprec.utils.matmul import products_in
+from natprec.utils.workers import Workers
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with besides the hidden state: positional and keyword arguments."""
@@ -54,6 +55,7 @@ class SegmentedModel:
         products: what matrix products are computed in where the model runs for statistics: see `gathering`.
         convolutions: whether its convolutions are sites.
         shown: the small sample by which the blocks were found.
+        workers: the processes that share what is done with the model; one alone unless set.
         block_names: module paths of the blocks; empty when the model has no such list.
         routing: its experts, if it has any.
     """
@@ -72,6 +74,7 @@ class SegmentedModel:
         self.distortion = distortion or OutputKL()
         self.weights = weights or InMemory()
         self.products, self.convolutions, self.shown = products, convolutions, probe
+        self.workers = Workers()
         self._last = -2  # the segment that was held last
         for found in _lists(model) or [("", [])]:
             name, self.blocks = found

@@ -15,6 +15,7 @@ from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep_batches
 from natprec.models.hidden_states import HiddenStates, state_key
 from natprec.models.segments import SegmentedModel
+from natprec.models.shares import Share
 from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.moments import Gradients
@@ -41,7 +42,8 @@ def rounded_segments(
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
     """Round one segment of a subject after another; after each: its number, and the codes of its sites.
 
-    While they are yielded the segment is held, and its weights are those that an engine reconstructs.
+    While they are yielded the segment is held, and its weights are those that an engine reconstructs. Several processes
+    share the work, and all of them yield all of it.
 
     Args:
         samples: of the calibration text; unused by roundings that need none.
@@ -56,7 +58,11 @@ def rounded_segments(
         if resume_folder is not None:
             file, products = resume_folder / STATE, str(subject.segmented.products)
             key = state_key(subject.digest, plan.content(), rounding, samples.digest, products, str(seed))
-        states = HiddenStates(subject.segmented, samples, file, key)
+        share = shared(subject.segmented, rounding, samples)
+        share.refuse_idle()
+        states = HiddenStates(subject.segmented, samples, file, key, share=share)
+    workers, reached = subject.segmented.workers, None if states is None else states.reached
+    workers.refuse_difference("plan, text or state", state_key(subject.digest, plan.content(), str(reached)).encode())
     gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
     dtype = subject.storage_dtype
     for segment, codes in rounded_in_order(
@@ -111,6 +117,12 @@ def rounded_in_order(
 def apply_batches(segmented: SegmentedModel, rounding: str, samples: Samples) -> int:
     """At most how many times `rounded_segments` calls `advance`; a rounding that needs no text does not."""
     needs = rounding_named(rounding).needs
+    samples = shared(segmented, rounding, samples).take(samples)
     steps = 0 if needs == "nothing" else (2 * len(segmented.blocks) + 1) * len(samples.batches())
     steps += sweep_batches(segmented, samples) if needs == "gradients" else 0
     return steps + rounder_named(rounding).more_batches(segmented, samples)
+
+
+def shared(segmented: SegmentedModel, rounding: str, samples: Samples) -> Share:
+    """How the processes share out the text of a rounding."""
+    return Share.of(samples, segmented.workers, rounder_named(rounding).divides)

@@ -6,6 +6,9 @@ original's block does, though its input comes from the rounded prefix. Each weig
 values that starts where the weight lay, within the code that GPTQ chose; its code is the nearest. Positions step
 against the sign of the loss's gradient, scales by Adam, both less and less. If that does not lower the loss, GPTQ's
 codes are kept.
+
+Several processes take the same steps: each runs its part of the step's batch, and moves the weights that it rounded,
+for which it receives the gradients of all.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from natprec.quantizers.ranks import rank_range
 from natprec.rounding.gptq import GPTQ
 from natprec.rounding.moments import Gradients
 from natprec.rounding.rounder import Pace, Run
+from natprec.rounding.together import codes_of_all, from_owners, owners, sums_at_owners
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance
+from natprec.utils.workers import Workers
 
 STEPS = 100
 """Of gradient descent in each block, each on one batch of the text."""
@@ -82,24 +87,29 @@ class Learner:
                 self._original.through(segment, self._advance)
         gradient = self._gradients.pop() if 0 <= segment < len(self._segmented.blocks) else None
         if gradient is not None:
-            importance = token_importance(gradient)
-            self._importance = [importance[batch] for batch in self._states.samples.batches()]
+            importance = token_importance(gradient, self._segmented.workers)
+            self._importance = [importance[batch] for batch in self._states.share.batches]
 
     def improve(
-        self, segment: int, codes: dict[str, QuantizedTensor], unrounded: Mapping[str, Tensor]
+        self,
+        segment: int,
+        codes: dict[str, QuantizedTensor],
+        unrounded: Mapping[str, Tensor],
+        owner: Mapping[str, int],
     ) -> dict[str, QuantizedTensor]:
         """Learn the codes of a block that the states have come to; its weights are those of the result afterwards.
 
         Args:
             codes: site → where learning starts; the weights are these.
             unrounded: site → what was rounded, (rows, columns).
+            owner: site → the process that moves it.
         """
         if not codes or not 0 <= segment < len(self._segmented.blocks):
             return codes
         layers = {name: known_layer(self._segmented.model.get_submodule(name)) for name in codes}
         before = self._loss(segment)
         for path, advance in zip(PATHS, (self._advance, lambda _: None), strict=True):
-            found = self._learned(segment, codes, unrounded, layers, path, advance)
+            found = self._learned(segment, codes, unrounded, layers, owner, path, advance)
             if self._loss(segment) < before:
                 return found
             for name, layer in layers.items():
@@ -112,58 +122,84 @@ class Learner:
         codes: Mapping[str, QuantizedTensor],
         unrounded: Mapping[str, Tensor],
         layers: Mapping[str, Layer],
+        owner: Mapping[str, int],
         path: float,
         advance: Advance,
     ) -> dict[str, QuantizedTensor]:
         """After `STEPS` steps from `codes`, better or not; the weights are those of the result."""
-        draw = torch.Generator().manual_seed(self._seed)
-        positions = {name: _Position(unrounded[name], codes[name], self._dtype) for name in layers}
-        now, order = dict(codes), list[int]()
+        draw, share, workers = torch.Generator().manual_seed(self._seed), self._states.share, self._segmented.workers
+        own = [name for name in layers if owner[name] == workers.rank]
+        positions = {name: _Position(unrounded[name], codes[name], self._dtype) for name in own}
+        now, order = {name: codes[name] for name in own}, list[int]()
         for step in range(STEPS):
-            order = order or torch.randperm(len(self._importance), generator=draw).tolist()
-            gradients = self._descend(segment, order.pop(), layers)
+            order = order or torch.randperm(len(share.whole), generator=draw).tolist()
+            gradients = self._descend(segment, order.pop(), layers, owner)
             left = 1 - step / STEPS
             for name, gradient in gradients.items():
                 now[name] = positions[name].move(gradient, now[name], 2 * path / STEPS * left, RATE * left)
-                layers[name].put(now[name].dequantize())
+            values = {name: now[name].dequantize() if name in gradients else layers[name].matrix for name in layers}
+            for name, value in from_owners(workers, values, owner).items():
+                layers[name].put(value)
             advance(f"{self._segmented.block_names[segment]} step {step + 1}")
-        return now
+        formats = {name: codes[name].format for name in layers}
+        return codes_of_all(workers, now, formats, next(iter(layers.values())).weight.device)
 
     @torch.no_grad()
     def _loss(self, segment: int) -> float:
         """Mean over all of the text."""
-        losses = [float(self._batch_loss(segment, number)) for number in range(len(self._importance))]
-        return sum(losses) / len(losses)
+        share = self._states.share
+        losses = torch.zeros(len(share.whole), dtype=torch.float64)
+        for place, number in enumerate(share.own):
+            losses[number] = float(self._batch_loss(segment, place))
+        (losses,) = share.workers.all_sum(losses)
+        return sum(losses.tolist()) / len(losses)
 
-    def _batch_loss(self, segment: int, number: int) -> Tensor:
-        """Mean squared distance of the block's output from the original's, by what each token counts."""
+    def _batch_loss(self, segment: int, place: int) -> Tensor:
+        """Of a batch's mean squared distance of the block's output from the original's, by what each token counts, what
+        this process's part of it adds."""
         with self._segmented.gathering():
-            output = self._states.next(segment, number)
-        return ((output.float() - self._original.state(number)).square() * self._importance[number]).mean()
+            output = self._states.next(segment, place)
+        distances = (output.float() - self._original.state(place)).square() * self._importance[place]
+        return distances.mean() * self._states.share.fractions[place]
 
     @torch.enable_grad()
-    def _descend(self, segment: int, number: int, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-        """Name → gradient of a batch's loss, of the weights that it depends on."""
+    def _descend(
+        self, segment: int, number: int, layers: Mapping[str, Layer], owner: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """Name → gradient of a batch's loss, of the weights that it depends on and that this process moves."""
+        share, found = self._states.share, dict[str, Tensor]()
+        shapes = {name: layer.shape for name, layer in layers.items()}
+        like = next(iter(layers.values())).weight.detach()
         for layer in layers.values():
             layer.weight.requires_grad_(True)
         try:
-            self._batch_loss(segment, number).backward()
-            found = {name: layer.gradient for name, layer in layers.items()}
-            return {name: gradient for name, gradient in found.items() if gradient is not None}
+            if number in share.own:
+                self._batch_loss(segment, list(share.own).index(number)).backward()
+            for name, layer in layers.items():
+                gradient = layer.gradient
+                if gradient is not None:
+                    found[name] = gradient
+            return sums_at_owners(share.workers, found, shapes, owner, like)[0]
         finally:
             for layer in layers.values():
                 layer.weight.grad = None
                 layer.weight.requires_grad_(False)
 
 
-def token_importance(gradient: Tensor) -> Tensor:
+def token_importance(gradient: Tensor, workers: Workers) -> Tensor:
     """What a squared error counts at each token: (sequences, time, 1), around 1.
 
     Args:
         gradient: of the distortion, at a block's output: (sequences, time, hidden).
+        workers: of whose sequences 1 is the mean.
     """
     power = gradient.float().square().sum(-1, keepdim=True)
-    return (power / power.mean() + DAMPING) / (1 + DAMPING)
+    mean = power.mean()
+    if workers.size > 1:
+        own = torch.tensor([float(mean) * power.numel(), power.numel()], dtype=torch.float64)
+        total, count = workers.all_sum(own)[0].tolist()
+        mean = mean.new_tensor(total / count)
+    return (power / mean + DAMPING) / (1 + DAMPING)
 
 
 class _Position:
@@ -202,7 +238,7 @@ class _Position:
 class Learned(GPTQ):
     """GPTQ's codes, then learned ones; takes gradients first, then the original along, and judges each block twice."""
 
-    forwards = 9.0
+    forwards, divides = 9.0, True
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -217,7 +253,10 @@ class Learned(GPTQ):
     def members(self, segment: int) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
         """See `ByMoments.members`."""
         codes, unrounded = super().members(segment)
-        return self._learner.improve(segment, codes, unrounded), unrounded
+        members = self.run.work.members(segment)
+        rank_of = owners(self.run.segmented, members)
+        owner = {site.name: rank_of[site.fused_group] for site in members}
+        return self._learner.improve(segment, codes, unrounded, owner), unrounded
 
     @classmethod
     def more_batches(cls, segmented: SegmentedModel, samples: Samples) -> int:

@@ -19,8 +19,9 @@ from natprec.measurement.forward import forward_blocks
 from natprec.measurement.sweep import backward
 from natprec.models.hidden_states import HiddenStates
 from natprec.models.segments import SegmentedModel
-from natprec.models.weight_sites import Site
+from natprec.models.weight_sites import Site, site_layer
 from natprec.quantizers.gram import add_products, mirrored
+from natprec.rounding.together import owners, sums_at_owners
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Advance
 
@@ -35,10 +36,12 @@ class Moments:
     Attributes:
         inputs: fused group → (columns, columns), Σ x xᵀ.
         outputs: site → (rows, rows), Σ g gᵀ; of Linears that gradients reach, if gathered at all.
+        elsewhere: fused groups whose moments another process has, and that process's rank.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    elsewhere: dict[str, int] = field(default_factory=dict)
 
     def rescale_outputs(self, name: str, scale: Tensor) -> None:
         """Account for outputs of a layer that are divided by `scale` (rows,) from now on."""
@@ -66,7 +69,7 @@ class Gradients:
             with segmented.hold(segment):
                 gradient = backward(
                     segmented, {}, {}, segment, inputs, contexts, states.samples, gradient, SEED, advance,
-                    segmented.gathering
+                    segmented.gathering, numbers=states.share.numbers,
                 )  # fmt: skip
             inputs.pop()
             assert gradient is not None
@@ -92,7 +95,7 @@ def segment_moments(
     gradients: Gradients | None,
     advance: Advance = lambda step: None,
 ) -> Moments:
-    """Gather the moments of a segment that the states have come to.
+    """Gather the moments of a segment that the states have come to; of several processes each has some of the sums.
 
     Args:
         members: sites that the segment rounds.
@@ -109,9 +112,27 @@ def segment_moments(
         else:
             with segmented.gathering():
                 states.show(segment, [use for site in members for use in site.uses], advance)
+    _at_owners(segmented, members, moments)
     for sums in (moments.inputs, moments.outputs):
         sums.update({name: mirrored(upper) for name, upper in sums.items()})
     return moments
+
+
+def _at_owners(segmented: SegmentedModel, members: Sequence[Site], moments: Moments) -> None:
+    """Leave each process the sums of the fused groups that it rounds, of all processes' samples."""
+    workers = segmented.workers
+    if workers.size == 1:
+        return
+    owner, groups = owners(segmented, members), {site.name: site.fused_group for site in members}
+    sizes = {site.name: site_layer(segmented.model, site).shape for site in members}
+    device = site_layer(segmented.model, members[0]).weight
+    columns = {site.fused_group: (sizes[site.name][1],) * 2 for site in members}
+    rows = {name: (size[0],) * 2 for name, size in sizes.items()}
+    moments.inputs, reached = sums_at_owners(workers, moments.inputs, columns, owner, device)
+    moments.outputs, _ = sums_at_owners(
+        workers, moments.outputs, rows, {name: owner[group] for name, group in groups.items()}, device
+    )
+    moments.elsewhere = {group: owner[group] for group in columns if group in reached and owner[group] != workers.rank}
 
 
 @contextlib.contextmanager

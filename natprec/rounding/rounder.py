@@ -68,10 +68,12 @@ class Rounder(ABC):
     Attributes:
         forwards: of the whole text, for all that it gathers.
         rounding: the rounding itself, in forwards in float32.
+        divides: whether several processes each take a part of every batch, not some whole ones.
     """
 
     forwards: ClassVar[float] = 0.0
     rounding: ClassVar[float] = 0.0
+    divides: ClassVar[bool] = False
 
     def __init__(self, run: Run) -> None:
         """Begin before the prefix."""

@@ -21,6 +21,7 @@ from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import Extent, QuantizedTensor, quantize
 from natprec.quantizers.hessian import Hessian
 from natprec.rounding.moments import Moments
+from natprec.rounding.together import codes_of_all, from_owner
 from natprec.solver import Plan
 from natprec.transforms import Gauge, channel_scales, fold
 
@@ -85,36 +86,59 @@ class SegmentRounder:
     def by_moments(
         self, segment: int, moments: Moments, round_weight: RoundWeight
     ) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
-        """The segment's members, channels rescaled where the plan says so.
+        """The segment's members, channels rescaled where the plan says so; of several processes each has its own part.
 
         Returns:
-            Site name → codes; site name → the weight that was rounded.
+            Site name → codes, of all processes; site name → the weight that was rounded.
         Raises:
             ValueError: the plan rescales channels, and there are no gauges.
             InputError: it does where the model has none.
         """
         members = self.members(segment)
         inputs = dict(zip(moments.inputs, Hessian.of_all(list(moments.inputs.values())), strict=True))
+        known = inputs.keys() | moments.elsewhere.keys()
         scaled = [
-            site.fused_group for site in members if self._plan.sites[site.name].scaled and site.fused_group in inputs
+            site.fused_group for site in members if self._plan.sites[site.name].scaled and site.fused_group in known
         ]
         for fused_group in dict.fromkeys(scaled):
             layers = [site_layer(self._segmented.model, site) for site in members if site.fused_group == fused_group]
-            inputs[fused_group] = self._rescale(fused_group, layers, inputs[fused_group], moments)
+            rescaled = self._rescale(fused_group, layers, inputs.get(fused_group), moments)
+            if rescaled is not None:
+                inputs[fused_group] = rescaled
         unrounded = {site.name: site_weight(self._segmented.model, site).detach() for site in members}
         codes = {}
         for site in members:
             weight, own = unrounded[site.name], inputs.get(site.fused_group)
+            if site.fused_group in moments.elsewhere:
+                continue
             if own is None:
                 codes[site.name] = self._nearest(site)
             else:
                 errors = moments.outputs.get(site.name)
                 fmt, extent = self._format(site), self._extent(site)
                 codes[site.name] = self._put(site, round_weight(weight, own, errors, fmt, self.dtype, extent))
-        return codes, unrounded
+        return self.shared(members, codes), unrounded
 
-    def _rescale(self, fused_group: str, layers: list[Layer], inputs: Hessian, moments: Moments) -> Hessian:
-        """Multiply the columns of a fused group, divide what produces its inputs; returns what its inputs are then."""
+    def shared(self, members: Sequence[Site], codes: dict[str, QuantizedTensor]) -> dict[str, QuantizedTensor]:
+        """The codes of some sites that processes have chosen, each its own, at all of them; the weights are these."""
+        if not members:
+            return codes
+        formats = {site.name: self._format(site) for site in members}
+        device = site_layer(self._segmented.model, members[0]).weight.device
+        found = codes_of_all(self._segmented.workers, codes, formats, device)
+        for site in members:
+            if site.name not in codes:
+                self._put(site, found[site.name])
+        return found
+
+    def _rescale(
+        self, fused_group: str, layers: list[Layer], inputs: Hessian | None, moments: Moments
+    ) -> Hessian | None:
+        """Multiply the columns of a fused group, divide what produces its inputs; returns what its inputs are then.
+
+        Args:
+            inputs: None where another process has them.
+        """
         if self._gauges is None:
             raise ValueError(f"the plan rescales {fused_group!r}: give the subject's gauges")
         if fused_group not in self._gauges:
@@ -124,14 +148,17 @@ class SegmentRounder:
         gauge, fmt, model = self._gauges[fused_group], self._plan.sites[fused_group].format, self._segmented.model
         assert fmt is not None
         producer: Any = model.get_submodule(gauge.producer)
-        wanted = channel_scales([layer.matrix for layer in layers], inputs.cost, fmt, gauge)
+        own = None if inputs is None else channel_scales([layer.matrix for layer in layers], inputs.cost, fmt, gauge)
+        workers = self._segmented.workers
+        rank = moments.elsewhere.get(fused_group, workers.rank)
+        wanted = from_owner(workers, own, rank, layers[0].weight)
         scale = fold(model, gauge, wanted, self._stored(producer.weight))
         columns = scale[gauge.channels(layers[0].shape[1], scale.device)]
         for layer in layers:
             layer.put(layer.matrix * columns)
         moments.rescale_outputs(gauge.producer, scale)
         self.store_the_rest(producer.parameters())
-        return inputs.scaled(columns)
+        return None if inputs is None else inputs.scaled(columns)
 
     def _nearest(self, site: Site) -> QuantizedTensor:
         weight, fmt, extent = site_weight(self._segmented.model, site), self._format(site), self._extent(site)

@@ -1,4 +1,4 @@
-"""One measurement on many processes: who does what, and how they exchange and add.
+"""One run on many processes: who does what, and how they exchange and add.
 
 The processes are started by torchrun, `accelerate launch` or whatever else sets torch.distributed's variables: RANK,
 WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. What they do together is made of one operation, an exchange in which
@@ -136,12 +136,23 @@ class Workers:
         if self.rank == rank:
             torch.cat(parts, out=tensor)
 
+    def all_bytes(self, content: bytes) -> list[bytes]:
+        """What each process gives, in the order of ranks, at all of them."""
+        if self.size == 1:
+            return [content]
+        own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(own)
+        (sizes,) = self.all_sum(sizes)
+        return [part.numpy().tobytes() for part in self.exchange([own] * self.size, [(each,) for each in sizes.tolist()])]
+
     def from_first(self, content: bytes | None) -> bytes:
         """Bytes that only process 0 has, at all of them."""
-        own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-        (size,) = self.all_sum(torch.tensor([len(own)]))
-        sizes = [int(size) if rank == 0 else 0 for rank in range(self.size)]
-        return self.exchange([own] * self.size, [(each,) for each in sizes])[0].numpy().tobytes()
+        return self.all_bytes((content or b"") if self.first else b"")[0]
+
+    def wait(self) -> None:
+        """Go on when all processes have come so far."""
+        self.all_sum(torch.zeros(1, dtype=torch.int64))
 
     def refuse_difference(self, what: str, digest: bytes) -> None:
         """Of what must be the same everywhere.
@@ -188,7 +199,7 @@ def joined(device: str) -> Iterator[tuple[Workers, str]]:
     well = False
     try:
         yield workers, own
-        workers.all_sum(torch.zeros(1, dtype=torch.int64))  # nobody leaves before process 0 has written
+        workers.wait()  # nobody leaves before process 0 has written
         well = True
     finally:
         pulse.stop(well)

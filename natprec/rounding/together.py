@@ -1,0 +1,123 @@
+"""A segment rounded by several processes: one process for each fused group.
+
+Each has seen its own part of the text. The one that rounds a fused group receives all processes' moments of it and adds
+them up in the order of ranks; the codes that it chooses go to all, which then hold the same weights. All of this is
+nothing to do for one process alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from natprec.formats import Format
+from natprec.models.segments import SegmentedModel
+from natprec.models.weight_sites import Site, site_layer
+from natprec.quantizers import QuantizedTensor
+from natprec.utils.workers import Workers
+
+FIELDS = ("codes", "scale", "zero_point", "offset", "outer")
+"""Of a `QuantizedTensor`, those that are tensors."""
+
+
+def owners(segmented: SegmentedModel, members: Sequence[Site]) -> dict[str, int]:
+    """Fused group → the process that rounds it: by the operations of GPTQ, rows · columns² + columns³."""
+    costs: Counter[str] = Counter()
+    for site in members:
+        rows, columns = site_layer(segmented.model, site).shape
+        costs[site.fused_group] += rows * columns**2 + (0 if site.fused_group in costs else columns**3)
+    return segmented.workers.assign(costs)
+
+
+def sums_at_owners(
+    workers: Workers,
+    own: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    owner: Mapping[str, int],
+    like: Tensor,
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Tensors that each process has gathered, added up at the one that each belongs to.
+
+    Args:
+        own: name → tensor, float32; those that no sample of this process reached are not there.
+        shapes: of all names, at all processes the same; `owner`: their ranks.
+        like: on the device of the tensors.
+    Returns:
+        The sums that belong to this process, and the names that samples of any process reached.
+    """
+    if workers.size == 1:
+        return dict(own), set(own)
+    (found,) = workers.all_sum(torch.tensor([name in own for name in shapes], dtype=torch.int64))
+    reached = [name for name, count in zip(shapes, found.tolist(), strict=True) if count]
+    sizes = {name: math.prod(shapes[name]) for name in reached}
+    of_rank = [[name for name in reached if owner[name] == rank] for rank in range(workers.size)]
+    nothing = like.new_empty(0, dtype=torch.float32)
+    pieces = [
+        torch.cat([nothing, *(own[name].flatten() if name in own else nothing.new_zeros(sizes[name]) for name in names)])
+        for names in of_rank
+    ]
+    total = torch.zeros_like(pieces[workers.rank])
+    for part in workers.exchange(pieces, [total.shape] * workers.size):
+        total += part
+    names = of_rank[workers.rank]
+    parts = total.split([sizes[name] for name in names]) if names else ()
+    return {name: part.view(*shapes[name]) for name, part in zip(names, parts, strict=True)}, set(reached)
+
+
+def from_owner(workers: Workers, values: Tensor | None, rank: int, like: Tensor) -> Tensor:
+    """A float32 vector that one process has, at all of them, on the device of `like`."""
+    if workers.size == 1:
+        assert values is not None
+        return values
+    sent = b"" if values is None else save({"values": values.cpu().contiguous()})
+    return load(workers.all_bytes(sent)[rank])["values"].to(like.device)
+
+
+def codes_of_all(
+    workers: Workers, own: Mapping[str, QuantizedTensor], formats: Mapping[str, Format], device: torch.device
+) -> dict[str, QuantizedTensor]:
+    """The codes that the processes chose, at all of them, in the order of `formats`, which has every site."""
+    if workers.size == 1:
+        return dict(own)
+    tensors = {
+        f"{name}/{each}": value.cpu().contiguous()
+        for name, codes in own.items()
+        for each in FIELDS
+        if (value := getattr(codes, each)) is not None
+    }
+    found: dict[str, Tensor] = {}
+    for rank, content in enumerate(workers.all_bytes(save(tensors))):
+        found |= tensors if rank == workers.rank else load(content)
+    return {
+        name: QuantizedTensor(fmt, *(_on(found.get(f"{name}/{each}"), device) for each in FIELDS))  # type: ignore[arg-type]
+        for name, fmt in formats.items()
+        if f"{name}/codes" in found
+    }
+
+
+def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def from_owners(workers: Workers, values: Mapping[str, Tensor], owner: Mapping[str, int]) -> dict[str, Tensor]:
+    """Tensors whose values one process each knows, at all of them.
+
+    Args:
+        values: name → tensor, at all processes of the same shape; only its owner's counts.
+    """
+    if workers.size == 1:
+        return dict(values)
+    of_rank = [[name for name in values if owner[name] == rank] for rank in range(workers.size)]
+    nothing = next(iter(values.values())).new_empty(0)
+    own = torch.cat([nothing, *(values[name].flatten() for name in of_rank[workers.rank])])
+    sizes = [sum(values[name].numel() for name in names) for names in of_rank]
+    found = {}
+    for names, part in zip(of_rank, workers.exchange([own] * workers.size, [(size,) for size in sizes]), strict=True):
+        for name, flat in zip(names, part.split([values[name].numel() for name in names]), strict=True):
+            found[name] = flat.view(values[name].shape)
+    return {name: found[name] for name in values}

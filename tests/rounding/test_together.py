@@ -1,0 +1,123 @@
+"""Rounding shared out: any number of workers chooses the codes of one. Workers are threads, with a model each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from natprec.errors import InputError
+from natprec.measurement.measure import measure
+from natprec.models.hidden_states import HiddenStates
+from natprec.models.shares import Share
+from natprec.quantizers import QuantizedTensor
+from natprec.rounding.apply import rounded_segments
+from natprec.rounding.moments import segment_moments
+from natprec.solver import Plan
+from natprec.utils.workers import Workers
+from tests.arrange import tokens
+from tests.measurement.test_sharding import built, together
+
+LENGTH, SEQUENCES = 16, 12
+TEXT = tokens(SEQUENCES, LENGTH)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natprec.tasks.samples.BATCH_TOKENS", 3 * LENGTH)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return measure(built(tie_word_embeddings=True), TEXT, group_size=32).solve(bits=4.2)
+
+
+def rounded(workers: Workers, plan: Plan, rounding: str, **options: Any) -> dict[str, QuantizedTensor]:
+    subject = built(tie_word_embeddings=True)
+    subject.segmented.workers = workers
+    found: dict[str, QuantizedTensor] = {}
+    for _, codes in rounded_segments(subject, plan, TEXT, rounding, **options):
+        found |= codes
+    return found
+
+
+def same_share(ours: dict[str, QuantizedTensor], theirs: dict[str, QuantizedTensor]) -> float:
+    assert list(ours) == list(theirs)
+    same = sum(int((ours[name].codes == theirs[name].codes).sum()) for name in theirs)
+    return same / sum(codes.codes.numel() for codes in theirs.values())
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("rounding", ["rtn", "gptq", "yaqa", "learned"])
+def test_the_codes_of_one_process(plan: Plan, rounding: str, size: int) -> None:
+    alone = rounded(Workers(), plan, rounding)
+    results = together(size, lambda workers: rounded(workers, plan, rounding))
+    for found in results:
+        assert same_share(found, results[0]) == 1.0, "all hold the same weights"
+        for name, codes in alone.items():
+            torch.testing.assert_close(found[name].scale, codes.scale, rtol=1e-2, atol=0)
+        print(rounding, size, same_share(found, alone))
+        assert same_share(found, alone) >= (0.9999 if rounding != "learned" else 0.999)
+
+
+def test_workers_round_different_groups(plan: Plan) -> None:
+    """Of two, neither has all moments."""
+    counts: dict[int, int] = {}
+
+    def counted(workers: Workers) -> None:
+        subject = built(tie_word_embeddings=True)
+        subject.segmented.workers = workers
+        states = HiddenStates(subject.segmented, TEXT)
+        states.through(-1)
+        members = [site for site in subject.sites if site.gptq and site.segment == 0]
+        moments = segment_moments(subject.segmented, members, states, 0, None)
+        counts[workers.rank] = len(moments.inputs)
+        assert len(moments.inputs) + len(moments.elsewhere) == len({site.fused_group for site in members})
+
+    together(2, counted)
+    assert sum(counts.values()) == 4
+    assert all(counts.values())
+
+
+@pytest.mark.parametrize("divided", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_every_sample_is_somebodys(size: int, divided: bool) -> None:
+    shares = [Share.of(TEXT, Workers(rank, size), divided) for rank in range(size)]
+    assert sorted(number for share in shares for number in share.numbers) == list(range(SEQUENCES))
+    for share in shares:
+        assert [len(share.take(TEXT)[batch]) for batch in share.batches] == [len(part) for part in share.own.values()]
+        assert share.whole == (range(3), range(3, 6), range(6, 9), range(9, 12))
+    counts = [len(share.numbers) for share in shares]
+    assert max(counts) - min(counts) <= (1 if divided and size < 5 else 3)
+
+
+def test_more_processes_than_work_are_refused() -> None:
+    with pytest.raises(InputError, match="12 sequences are work for 4 processes, and there are 5; raise --tokens, or"):
+        Share.of(TEXT, Workers(0, 5)).refuse_idle()
+    Share.of(TEXT, Workers(0, 5), divided=True).refuse_idle()
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "learned"])
+@pytest.mark.parametrize("then", [1, 3])
+def test_another_number_goes_on(tmp_path: Path, plan: Plan, rounding: str, then: int) -> None:
+    """What two have kept after a block serves any number."""
+
+    def until(workers: Workers) -> None:
+        subject = built(tie_word_embeddings=True)
+        subject.segmented.workers = workers
+        for segment, _ in rounded_segments(subject, plan, TEXT, rounding, tmp_path):
+            if segment == 1:
+                raise Killed
+
+    with pytest.raises(Killed):
+        together(2, until)
+    alone = rounded(Workers(), plan, rounding)
+    for found in together(then, lambda workers: rounded(workers, plan, rounding, resume_folder=tmp_path)):
+        left = {name: codes for name, codes in alone.items() if "layers.0." not in name}
+        assert same_share(found, left) >= (0.9999 if rounding == "gptq" else 0.999)
