@@ -31,7 +31,7 @@ from natprec.commands import (
     verify,
 )
 from natprec.errors import NatprecError, VerdictError
-from natprec.utils.launcher import refuse_many
+from natprec.utils.launcher import SHARED, refuse_many
 from natprec.utils.system_faults import told
 from natprec.utils.threads import wait_passively
 
@@ -70,7 +70,7 @@ def _before(
 ) -> None:
     """Let waiting threads sleep, and refuse a launcher for what one process does."""
     wait_passively(context.invoked_subcommand)
-    if context.invoked_subcommand != "measure":
+    if context.invoked_subcommand not in SHARED:
         refuse_many(f"natprec {context.invoked_subcommand}")
 
 

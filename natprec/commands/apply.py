@@ -31,16 +31,19 @@ def apply(
     from natprec.pipeline import quantize as pipeline
     from natprec.pipeline import resume as resumable
     from natprec.pipeline.early import inputs, refuse_pictures
-    from natprec.pipeline.request import check, open_subject, refuse_on_disk, tell_leftovers
+    from natprec.pipeline.request import check, refuse_on_disk, tell_leftovers
     from natprec.pipeline.samples import calibration_samples
+    from natprec.pipeline.together import claimed_together, made_by_first, new_folder_together
     from natprec.roundings import rounding_named
     from natprec.solver import Plan
-    from natprec.utils.atomic_files import new_folder, refuse_existing
-    from natprec.utils.claims import beside, claimed
+    from natprec.utils.atomic_files import refuse_existing
+    from natprec.utils.claims import beside
     from natprec.utils.human import human_bytes
+    from natprec.utils.launcher import refuse_many
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
+    from natprec.utils.workers import joined
 
     plan = Plan.load(plan_file)
     config = replace(config, rounding=rounding or plan.rounding, engine=plan.engine)
@@ -49,31 +52,38 @@ def apply(
     refuse_existing(out, overwrite)
     refuse_pictures(config)
     partial = beside(out, ".partial")
-    stages = Stages()
-    subject = open_subject(config, stages, plan.rotation, plan.untied)
-    plan.refuse_other_model(subject.digest, config.model)
-    subject.refuse_unseen(plan.quantized)
-    plan.refuse_other_sites(subject)
-    refuse_on_disk(subject, config.refine)
-    tell_leftovers(subject, plan.engine, stages)
-    needed = config.refine or rounding_named(config.rounding).needs != "nothing"
-    samples = calibration_samples(config, subject, stages) if needed else None
-    with claimed(out):
-        if not resume:
-            resumable.forget(partial)
-        with new_folder(out, overwrite) as folder:
-            pipeline.round_and_write(
-                subject,
-                plan,
-                samples,
-                config.rounding,
-                folder,
-                resumable.resume_folder_of(partial, subject),
-                stages,
-                config.refine,
-                config.seed,
-            )
-        resumable.forget(partial)
+    if config.refine:
+        refuse_many("natprec apply --refine")
+    with joined(config.device) as (workers, own_device):
+        config, stages = replace(config, device=own_device), Stages(quiet=not workers.first)
+        subject = resumable.opened_together(config, stages, workers, plan.rotation, plan.untied)
+        plan.refuse_other_model(subject.digest, config.model)
+        subject.refuse_unseen(plan.quantized)
+        plan.refuse_other_sites(subject)
+        refuse_on_disk(subject, config.refine)
+        tell_leftovers(subject, plan.engine, stages)
+        samples, device = None, next(subject.model.parameters()).device
+        if config.refine or rounding_named(config.rounding).needs != "nothing":
+            samples = made_by_first(lambda: calibration_samples(config, subject, stages), workers, device)
+        with claimed_together(out, workers):
+            if workers.first and not resume:
+                resumable.forget(partial)
+            with new_folder_together(out, overwrite, workers) as folder:
+                pipeline.round_and_write(
+                    subject,
+                    plan,
+                    samples,
+                    config.rounding,
+                    folder,
+                    resumable.resume_folder_of(partial, subject),
+                    stages,
+                    config.refine,
+                    config.seed,
+                )
+            if workers.first:
+                resumable.forget(partial)
+    if not workers.first:
+        return
     size = judge.checkpoint_bytes(out)
     if as_json:
         print_json({"out": public_name(out), "stored_bytes": size, "seconds": stages.seconds})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -88,18 +88,30 @@ def quantize(
     from natprec.pipeline.next_step import next_step
     from natprec.pipeline.request import check
     from natprec.pipeline.summary import result_table, serving_line
+    from natprec.utils.launcher import refuse_many
+    from natprec.utils.memory import peak_bytes
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
+    from natprec.utils.workers import joined
 
     config = replace(config, sites="weights" if config.activations == config.kv == NOT_ROUNDED else "all")
-    stages = Stages()
     if dry_run:
+        refuse_many("natprec quantize --dry-run")
         config = config if widths is None else replace(config, bits=max(widths))
         check(config)
-        show_dry_run(config, stages, as_json)
+        show_dry_run(config, Stages(), as_json)
         return
-    if widths is not None:
-        rungs = quantize_ladder(config, widths, folder, overwrite=overwrite, resume=resume, stages=stages)
+    if config.refine:
+        refuse_many("natprec quantize --refine")
+    with joined(config.device) as (workers, own_device):
+        stages, config = Stages(quiet=not workers.first), replace(config, device=own_device)
+        how: Any = {"overwrite": overwrite, "resume": resume, "stages": stages, "workers": workers}
+        rungs = quantize_ladder(config, widths, folder, **how) if widths is not None else []
+        result = None if widths is not None else pipeline.quantize(config, folder, **how)
+        sent = workers.sent_by_all()
+    if result is None:
+        if not workers.first:
+            return
         if as_json:
             print_json(
                 {"out": public_name(folder), "rungs": [rung.to_json() for rung in rungs], "seconds": stages.seconds}
@@ -108,13 +120,14 @@ def quantize(
             show(written_table(rungs))
             print(f"written to {folder}")
         return
-    measurement, plan, verification = pipeline.quantize(
-        config, folder, overwrite=overwrite, resume=resume, stages=stages
-    )
+    measurement, plan, verification = result
+    if not workers.first:
+        raise typer.Exit(3 if verification.passed is False else 0)
     found = verification.to_json()
     compared = recipe.compared(found) if recipe is not None else {}
     if as_json:
         print_json({**found, **plan.cost_to_json(), "out": public_name(folder), "seconds": stages.seconds,
+                     "processes": workers.size, "sent_bytes": sent, "peak_bytes": peak_bytes(),
                      "few_tokens": plan.few_tokens, **({"expected": compared} if compared else {})})  # fmt: skip
     else:
         word = word_for(plan.cost_source)

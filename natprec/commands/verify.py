@@ -69,12 +69,13 @@ def verify(
     from natprec.pipeline.held_out import held_out
     from natprec.pipeline.next_step import next_step
     from natprec.pipeline.provenance import again, command_of
-    from natprec.pipeline.request import check, open_subject
+    from natprec.pipeline.request import check
     from natprec.pipeline.summary import verification_table
     from natprec.solver import Plan
     from natprec.transforms import rotated_digest
     from natprec.utils.claims import beside
     from natprec.utils.progress import Stages
+    from natprec.utils.workers import joined
 
     plan = Plan.load(folder / "plan.json")
     known = judge.recorded(folder)
@@ -88,31 +89,36 @@ def verify(
     )
     check(config, solved=False)
     plan = plan if eps is None else replace(plan, eps=eps, eps_scope="model")
-    stages = Stages()
-    subject = open_subject(config, stages, apart=False)
-    # judged beside the original itself
-    plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
-    unseen = subject.unseen(plan.quantized)
-    if unseen:
-        stages.note(
-            f"text reaches none of {len(unseen)} quantized weights ({unseen[0]} …), so it does not judge them: add "
-            "--images DIR"
-        )
-    judging = held_out(config, subject, stages, judge.measured_on(folder))
-    part = known.part if known is not None and judging.part(known.part) else 0
     partial = beside(Path(name.replace("/", "--")) if on_hub else folder, ".verify.partial")
-    if not resume:
-        resumable.forget(partial)
-    verification = judge.verify(
-        folder, subject, judging.part(part), plan, rounding="unknown" if known is None else known.rounding,
-        stages=stages, eval_tokens=config.eval_tokens, seed=config.seed, confidence=config.confidence, part=part,
-        provenance=again(plan.provenance, subject, command, config),
-        resume_folder=resumable.resume_folder_of(partial, subject), gpu=on,
-    )  # fmt: skip
-    verification = judge.with_history(verification, known)
-    resumable.forget(partial)
-    if out is not None or not on_hub:  # the Hub's cache stays as it came
-        verification.save(out or folder / "verification.json")
+    with joined(config.device) as (workers, own_device):
+        config, stages = replace(config, device=own_device), Stages(quiet=not workers.first)
+        subject = resumable.opened_together(config, stages, workers, None, False)
+        # judged beside the original itself
+        plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
+        unseen = subject.unseen(plan.quantized)
+        if unseen:
+            stages.note(
+                f"text reaches none of {len(unseen)} quantized weights ({unseen[0]} …), so it does not judge them: add "
+                "--images DIR"
+            )
+        judging = held_out(config, subject, stages, judge.measured_on(folder))
+        workers.refuse_difference("held-out texts", judging.key)
+        part = known.part if known is not None and judging.part(known.part) else 0
+        if workers.first and not resume:
+            resumable.forget(partial)
+        verification = judge.verify(
+            folder, subject, judging.part(part), plan, rounding="unknown" if known is None else known.rounding,
+            stages=stages, eval_tokens=config.eval_tokens, seed=config.seed, confidence=config.confidence, part=part,
+            provenance=again(plan.provenance, subject, command, config),
+            resume_folder=resumable.resume_folder_of(partial, subject), gpu=on,
+        )  # fmt: skip
+        verification = judge.with_history(verification, known)
+        if workers.first:
+            resumable.forget(partial)
+            if out is not None or not on_hub:  # the Hub's cache stays as it came
+                verification.save(out or folder / "verification.json")
+    if not workers.first:
+        raise typer.Exit(3 if verification.passed is False else 0)
     if as_json:
         print_json({**verification.to_json(), "seconds": stages.seconds})
     else:
@@ -143,21 +149,26 @@ def _verify_foreign(
     from natprec.formats.gpus import generation
     from natprec.pipeline.held_out import held_out
     from natprec.pipeline.provenance import command_of, of_subject
-    from natprec.pipeline.request import check, open_subject
+    from natprec.pipeline.request import check
+    from natprec.pipeline.resume import opened_together
     from natprec.pipeline.summary import foreign_table
     from natprec.utils.progress import Stages
+    from natprec.utils.workers import joined
 
     config = replace(config, length=length or config.length, seed=config.seed if seed is None else seed)
     command = command_of("verify", config, name)
     on, config = None if config.gpu is None else generation(config.gpu), replace(config, gpu=None)
     check(replace(config, tokens=config.eval_tokens or config.tokens), solved=False)
-    stages = Stages()
-    subject = open_subject(replace(config, engine="natprec"), stages, apart=False)
-    texts = held_out(config, subject, stages).part(0)
-    how = Judging(config.eval_tokens, config.seed, config.confidence, provenance=of_subject(subject, command, config))
-    verification = verify_foreign(path, subject, texts, eps, how, stages, on)
-    if out is not None:
-        verification.save(out)
+    with joined(config.device) as (workers, own_device):
+        config, stages = replace(config, device=own_device), Stages(quiet=not workers.first)
+        subject = opened_together(replace(config, engine="natprec"), stages, workers, None, False)
+        texts, provenance = held_out(config, subject, stages).part(0), of_subject(subject, command, config)
+        how = Judging(config.eval_tokens, config.seed, config.confidence, provenance=provenance)
+        verification = verify_foreign(path, subject, texts, eps, how, stages, on)
+        if workers.first and out is not None:
+            verification.save(out)
+    if not workers.first:
+        raise typer.Exit(3 if verification.passed is False else 0)
     if as_json:
         print_json({**verification.to_json(), "seconds": stages.seconds})
     else:

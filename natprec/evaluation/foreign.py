@@ -20,7 +20,7 @@ from natprec.errors import InputError, ModelError, NatprecError, first_line
 from natprec.evaluation.conclude import Expected, Judging, conclude
 from natprec.evaluation.running import inputs_that_run
 from natprec.evaluation.verdict import HeldOutText
-from natprec.evaluation.verification import Comparison, Verification, compare
+from natprec.evaluation.verification import Comparison, Verification, compare, of_all
 from natprec.measurement.subject import Subject
 from natprec.models.config_file import METHOD, quantization_of, read_config
 from natprec.models.devices import quiet
@@ -29,6 +29,7 @@ from natprec.models.headers import read_headers
 from natprec.models.hidden_states import passed
 from natprec.models.loading import load_model
 from natprec.models.model_files import weight_files
+from natprec.models.shares import Share
 from natprec.models.trust import model_of
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
@@ -67,11 +68,13 @@ def verify_foreign(
 
     def on(samples: Samples, number: int) -> Comparison:
         samples = samples.to(device)
-        with stages.stage("verify", len(samples.batches()) * (len(subject.segmented.blocks) + 1)) as advance, \
-                torch.no_grad(), passed(subject.segmented, samples, advance) as reference:  # fmt: skip
-            return compare(
-                reference, lambda batch: subject.distortion.output(model, batch), samples, advance, subject.distortion
-            )
+        share = Share.of(samples, subject.segmented.workers)
+        own, distortion = share.take(samples), subject.distortion
+        with stages.stage("verify", len(share.batches) * (len(subject.segmented.blocks) + 1)) as advance, \
+                torch.no_grad(), passed(subject.segmented, samples, advance, share=share) as reference:  # fmt: skip
+            other = lambda batch: distortion.output(model, batch)  # noqa: E731
+            found = compare(reference, other, own, advance, distortion) if len(own) else None
+        return of_all(share.workers, found, distortion)
 
     return replace(conclude(on, texts, expected, how, str(path)), files=judged)
 

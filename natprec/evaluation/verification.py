@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from natprec.config import CONFIDENCE
@@ -28,6 +29,7 @@ from natprec.utils.own_files import VERIFICATION, read_json, sealed
 from natprec.utils.provenance import Provenance
 from natprec.utils.schema import Above0, Among, Count, From0, Named, Positive, Within, read
 from natprec.utils.statistics import bootstrap_interval
+from natprec.utils.workers import Workers
 
 VERSION = 2
 """Of verification.json: 2 since there are three verdicts; 1 had a checksum; without `version` it is of version 0."""
@@ -198,6 +200,27 @@ def joined(parts: Sequence[Comparison]) -> Comparison:
         np.concatenate([part.kl for part in parts]),
         sum(part.tokens for part in parts),
         tuple((each[0][0], np.concatenate([values for _, values in each])) for each in metrics),
+    )
+
+
+def of_all(workers: Workers, own: Comparison | None, distortion: Distortion) -> Comparison:
+    """The comparisons of all processes as one, at all of them.
+
+    Args:
+        own: on this process's samples; None where it has none.
+    """
+    if workers.size == 1:
+        assert own is not None
+        return own
+    arrays = {} if own is None else {"kl": own.kl, "tokens": np.array(own.tokens)}
+    arrays |= {} if own is None else {metric.name: values for metric, values in own.metrics}
+    sent = save({name: np.ascontiguousarray(values) for name, values in arrays.items()}) if arrays else b""
+    metrics = distortion.task.metrics if distortion.task else ()
+    return joined(
+        [
+            Comparison(found["kl"], found["tokens"].item(), tuple((metric, found[metric.name]) for metric in metrics))
+            for found in map(load, filter(None, workers.all_bytes(sent)))
+        ]
     )
 
 

@@ -18,12 +18,13 @@ from natprec.evaluation.conclude import Expected, Judging, conclude, promised
 from natprec.evaluation.judging import GivenText
 from natprec.evaluation.running import inputs_that_run
 from natprec.evaluation.verdict import HeldOutText
-from natprec.evaluation.verification import Comparison, Verification, compare
+from natprec.evaluation.verification import Comparison, Verification, compare, of_all
 from natprec.formats import Format
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.hidden_states import passed, state_key
 from natprec.models.segments import SegmentedModel
+from natprec.models.shares import Share
 from natprec.solver import Plan
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import folder_bytes
@@ -89,7 +90,8 @@ def verify(
         quantized = opened(folder, subject, device, plan.engine, tried, stages.note, running)
 
     def portion(samples: Samples, number: int) -> Comparison:
-        steps = len(samples.batches()) * (2 * len(subject.segmented.blocks) + 1)
+        own = subject.segmented.workers.share(len(samples.batches()))
+        steps = len(own) * (2 * len(subject.segmented.blocks) + 1)
         with stages.stage("verify", steps) as advance:
             return compared(
                 subject, quantized, folder, samples.to(device), resume_folder, advance, number, on if running else None
@@ -130,6 +132,8 @@ def compared(
 ) -> Comparison:
     """A checkpoint's model against the original: all of the text goes through each, a block at a time.
 
+    Several processes each take some batches, and all of them have what all have found.
+
     Args:
         folder: of the checkpoint.
         samples: the held-out text.
@@ -142,10 +146,14 @@ def compared(
         for name in ("original", "quantized")
     ]
     keys = [state_key(subject.digest, samples.digest), state_key(*files, *filter(None, [gpu]), samples.digest)]
+    share = Share.of(samples, subject.segmented.workers)
+    share.workers.stage = "verify"
+    own = share.take(samples)
     with contextlib.ExitStack() as held:
-        reference = held.enter_context(passed(subject.segmented, samples, advance, states[0], keys[0]))
-        other = held.enter_context(passed(quantized, samples, advance, states[1], keys[1]))
-        return compare(reference, other, samples, advance, subject.distortion)
+        reference = held.enter_context(passed(subject.segmented, samples, advance, states[0], keys[0], share))
+        other = held.enter_context(passed(quantized, samples, advance, states[1], keys[1], share))
+        found = compare(reference, other, own, advance, subject.distortion) if len(own) else None
+    return of_all(share.workers, found, subject.distortion)
 
 
 def tightened(plan: Plan, kl_mean: float) -> float:

@@ -33,7 +33,6 @@ from natprec.roundings import rounding_named
 from natprec.tasks import Samples
 from natprec.utils.memory import keep_freed
 from natprec.utils.progress import Stages
-from natprec.utils.workers import Workers
 
 DIFFERENTIATED = 2
 """Of a kind of text one in so many sequences also goes back, if there are `MANY`; GPTQ is fitted to the others."""
@@ -52,10 +51,12 @@ def measure(
     stages: Stages | None = None,
     state_file: Path | None = None,
     resume: bool = False,
-    workers: Workers | None = None,
     **options: Any,
 ) -> Measurement:
     """Forward distortion and gradient distortion of every site under every candidate format.
+
+    The processes of `subject.segmented.workers` call this with the same arguments and share the work; process 0 writes
+    the state.
 
     Args:
         samples: of the calibration text.
@@ -65,7 +66,6 @@ def measure(
             the kind where it costs most.
         data: what the text is called; `text_digest`: of its file, see `natprec.data.seen`.
         state_file: where progress is kept, so that `resume` can go on from it; removed at the end.
-        workers: processes that call this with the same arguments and share the work; process 0 writes the state.
         options: where there is no `config`, those of it that `natprec measure` takes, by name.
     Raises:
         InputError: unknown engine or estimator, a group size that divides a site not, a state of
@@ -79,7 +79,7 @@ def measure(
         raise InputError(f"{len(samples)} sequences cannot be {parts} equal parts; give a multiple of {parts}")
     if subject.segmented.weights.whole:  # what is read from disk, block by block, is to go back to the system
         keep_freed()
-    workers = workers or Workers()
+    workers = subject.segmented.workers
     own, others = shared_out(samples, parts, subject.segmented.routed, config.rounding)
     sharding = Sharding.of(own.batches(subject.segmented.together), workers)
     profile = config.profile
@@ -157,7 +157,7 @@ def measure(
         curves = {name: exact[name] for name in curves}
     measurement = Measurement(header, curves, pieces_of(samples))
     if config.estimator == "fisher":
-        measurement = spot_check(subject, measurement, samples, stages, workers)
+        measurement = spot_check(subject, measurement, samples, stages)
         far = not_believed(measurement)
         if far:
             row = next(row for row in measurement.header.checks if row[0] == far[0])

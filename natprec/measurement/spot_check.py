@@ -21,7 +21,6 @@ from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import Site
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages
-from natprec.utils.workers import Workers
 
 CHECK_SITES = 4
 CHECK_SEQUENCES = 2
@@ -35,11 +34,9 @@ SUSPECTS, OUTWEIGHS = 4, 1000.0
 """So many more sites are checked where one pool costs so many times what the middle one does."""
 
 
-def spot_check(
-    subject: Subject, measurement: Measurement, samples: Samples, stages: Stages, workers: Workers | None = None
-) -> Measurement:
+def spot_check(subject: Subject, measurement: Measurement, samples: Samples, stages: Stages) -> Measurement:
     """Compare the sweep with the exact estimator at a few sites, spread over the depth; processes share the sites."""
-    workers = workers or Workers()
+    workers = subject.segmented.workers
     wanted = list(_checked(measurement))
     kinds = [_kind(measurement.curves[site.name]) for site, _ in wanted]
     few = {kind: _few(samples, kind, measurement.header.parts) for kind in kinds}

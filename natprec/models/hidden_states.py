@@ -1,7 +1,7 @@
 """A text on its way through a model's blocks: the hidden states of all its batches, after one block at a time.
 
-What has been reached can be kept in a file, from which a later run goes on. Of several processes each has a share of the
-samples; the file holds all of them, so that any number of processes can go on.
+What has been reached can be kept in a file, from which a later run goes on. Of several processes each has a share of
+the samples; the file holds all of them, so that any number of processes can go on.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ class HiddenStates:
             hidden = self._hidden[number].detach().requires_grad_()
             known = None if gradient is None else gradient[batch]
             given = (hidden, self.samples[batch], self._contexts[number], known)
-            differentiate(
-                self._segmented, segment, *given, self.share.numbers[batch], seed, self._segmented.gathering
-            )
+            differentiate(self._segmented, segment, *given, self.share.numbers[batch], seed, self._segmented.gathering)
             advance(f"{segment} backward")
 
     @torch.no_grad()

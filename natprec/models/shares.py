@@ -94,14 +94,15 @@ class Share:
         return tensor[part.start - first : part.stop - first]
 
     def batch_by_batch(self, own: Sequence[Tensor]) -> list[Tensor]:
-        """From every process's parts, each (own samples of the batch, ...), the whole batches, at process 0 alone.
+        """From every process's parts, each (own samples of the batch, time, hidden), whole batches at process 0 alone.
 
         Others have an empty list.
         """
         workers = self.workers
         if workers.size == 1:
             return list(own)
-        sent = torch.cat(list(own))
+        trailing = workers.all_max(torch.tensor(own[0].shape[1:] if own else (0, 0)))
+        sent = torch.cat(list(own)) if own else torch.empty(0, *trailing.tolist())
         pieces = [sent if rank == 0 else sent[:0] for rank in range(workers.size)]
         counts = [sum(map(len, part.values())) if workers.first else 0 for part in self.parts]
         found = workers.exchange(pieces, [(count, *sent.shape[1:]) for count in counts])

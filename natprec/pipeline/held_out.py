@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from natprec.config import QuantizeConfig
@@ -24,8 +25,9 @@ from natprec.evaluation.judging import GivenText
 from natprec.evaluation.verdict import MOST, HeldOutText
 from natprec.measurement.subject import Subject
 from natprec.pipeline.samples import pictured_samples, read_samples
+from natprec.pipeline.together import made_by_first
 from natprec.tasks import Samples
-from natprec.utils.progress import Stages
+from natprec.utils.progress import Advance, Stages
 from natprec.utils.records import OWN_TEXT, PICTURES, public_name
 
 PARTS = 2
@@ -52,6 +54,11 @@ class HeldOut:
         """Names of the texts."""
         pictures = [] if self.subject.pictures is None else [pictures_name(self.subject.pictures)]
         return [OWN_TEXT] * self.writes + list(self.read) + pictures
+
+    @property
+    def key(self) -> bytes:
+        """What the texts that are read are, the same at all processes of a run."""
+        return "\n".join(f"{name} {windows.digest}" for name, (_, windows) in self.read.items()).encode()
 
     def part(self, number: int) -> list[HeldOutText]:
         """The texts of a part, unread; those that have nothing for it are left out."""
@@ -159,7 +166,12 @@ class PicturesAsked:
         files = [*self.files[first:], *self.files[:first]]
         seed = (self.seed + self._taken) % 2**63
         self._taken += count
-        return pictured_samples(self.config, self.subject, self.stages, files, count, seed, "held-out")
+        workers, device = self.subject.segmented.workers, next(self.subject.model.parameters()).device
+
+        def made() -> Samples:
+            return pictured_samples(self.config, self.subject, self.stages, files, count, seed, "held-out")
+
+        return made_by_first(made, workers, device)
 
 
 @dataclass
@@ -181,17 +193,21 @@ class WrittenText:
         wanted = max(1, -(-tokens // self.length))
         missing = -(-(wanted - sum(map(len, self._rows))) // GENERATE_BATCH)
         if missing > 0:
-            with self.stages.stage(f"held-out text, {OWN_TEXT}", missing) as advance:
-                for _ in range(missing):
-                    self._rows.append(self._batch())
-                    advance("")
+            workers = self.subject.segmented.workers
+            numbers = range(self._batches, self._batches + missing)
+            self._batches += missing
+            with self.stages.stage(f"held-out text, {OWN_TEXT}", len(workers.share(missing))) as advance:
+                own = [self._batch(numbers[place], advance) for place in workers.share(missing)]
+                written = save({f"{place:06}": rows.cpu().contiguous() for place, rows in enumerate(own)})
+                for content in workers.all_bytes(written):
+                    self._rows += [rows for _, rows in sorted(load(content).items())]
         rows = torch.cat(self._rows)
         self._rows = [rows[wanted:]]
         return Samples.text(rows[:wanted]).to(next(self.subject.model.parameters()).device)
 
-    def _batch(self) -> Tensor:
-        """Each batch has a seed of its own, of whose bits torch takes the lower 32."""
-        number = self._batches * PARTS + self.part
-        self._batches += 1
-        seed = (2 * self.seed + 1 + number * STRIDE) % 2**63
-        return generate_tokens(self.subject.model, self.subject.tokenizer, GENERATE_BATCH, self.length, seed)
+    def _batch(self, number: int, advance: Advance) -> Tensor:
+        """Each batch has a seed of its own, of whose bits torch takes the lower 32, so any process can write it."""
+        seed = (2 * self.seed + 1 + (number * PARTS + self.part) * STRIDE) % 2**63
+        rows = generate_tokens(self.subject.model, self.subject.tokenizer, GENERATE_BATCH, self.length, seed)
+        advance("")
+        return rows

@@ -88,12 +88,14 @@ class PlanLook:
         return self._folder / JOINTS.replace("*", state_key(*parts))
 
     def _found(self, plan: Plan) -> Joint | None:
-        file = self._file(plan)
-        return None if file is None else _read(file)
+        file, workers = self._file(plan), self._look.subject.segmented.workers
+        if file is None:
+            return None
+        return _read(workers.from_first(file.read_bytes() if workers.first and file.is_file() else b""))
 
     def _keep(self, plan: Plan, found: Joint) -> None:
         file = self._file(plan)
-        if file is not None:
+        if file is not None and self._look.subject.segmented.workers.first:
             _write(file, found)
 
 
@@ -119,6 +121,7 @@ def with_joint(
     if not config.joint:
         return plan, None
     own = subject.with_head(plan.untied)
+    own.segmented.workers.stage = STAGE
     look = PlanLook(own, measurement, samples, stages, folder)
     try:
         found = look.points(plan)
@@ -180,16 +183,14 @@ def predicted_by(found: Joint | None, plan: Plan) -> Plan:
     return plan if found is None else found.shown(plan)
 
 
-def _read(file: Path) -> Joint | None:
+def _read(content: bytes) -> Joint | None:
     """What an earlier run found; None where it found nothing, or its file cannot be read."""
-    if not file.is_file():
-        return None
     try:
-        arrays = load(file.read_bytes())
+        arrays = load(content)
         found = {name: arrays[name] for name in ARRAYS}
         kl_sum, seed, own = (arrays[name].item() for name in SCALARS)
         return Joint(kl_sum=kl_sum, seed=seed, own=own, **found)
-    except (OSError, SafetensorError, KeyError):
+    except (SafetensorError, KeyError):
         return None
 
 

@@ -12,11 +12,12 @@ from natprec.evaluation.verification import Verification
 from natprec.pipeline.quantize import opened_run, round_and_verify
 from natprec.pipeline.request import check, refuse_impossible_size
 from natprec.pipeline.resume import forget
+from natprec.pipeline.together import claimed_together, new_folder_together
 from natprec.solver import Plan
-from natprec.utils.atomic_files import new_folder, write_json
-from natprec.utils.claims import claimed
+from natprec.utils.atomic_files import write_json
 from natprec.utils.marks import mark_folder
 from natprec.utils.progress import Stages
+from natprec.utils.workers import Workers
 
 LADDER = "ladder.json"
 
@@ -49,6 +50,7 @@ def quantize_ladder(
     overwrite: bool = False,
     resume: bool = False,
     stages: Stages | None = None,
+    workers: Workers | None = None,
 ) -> list[Rung]:
     """Measure once, then solve, round, write and verify for each size; `out` holds a folder for each, and ladder.json.
 
@@ -63,31 +65,34 @@ def quantize_ladder(
         raise InputError(
             "a ladder is a list of sizes, and another target was given; leave out --eps, --bits, --max-size"
         )
-    out, stages = Path(out), stages or Stages(quiet=True)
+    out, stages, workers = Path(out), stages or Stages(quiet=True), workers or Workers()
     targets = {f"{width:g}bpw": replace(config, bits=width) for width in widths}
     for target in targets.values():
         check(target)
-    run = opened_run(replace(config, bits=max(widths)), out, overwrite, stages)
+    run = opened_run(replace(config, bits=max(widths)), out, overwrite, stages, workers)
     for target in targets.values():
         refuse_impossible_size(target, run.subject)
     rungs: list[Rung] = []
     unjudged: dict[str, NatprecError] = {}
-    with claimed(out):
+    with claimed_together(out, workers):
         measurement = run.measured(resume)
         plans = {name: run.planned(target, measurement) for name, target in targets.items()}
-        with new_folder(out, overwrite) as folder:
+        with new_folder_together(out, overwrite, workers) as folder:
             for name, target in targets.items():
                 stages.note(f"{name}:")
-                (folder / name).mkdir()
+                (folder / name).mkdir(exist_ok=True)
                 first, joint = plans[name]
                 plan, verdict = round_and_verify(target, run, measurement, first, folder / name, joint)
-                mark_folder(folder / name)
+                if workers.first:
+                    mark_folder(folder / name)
                 if isinstance(verdict, NatprecError):
                     unjudged[name] = verdict
                 else:
                     rungs.append(Rung(name, plan, verdict))
-            write_json(folder / LADDER, {"model": run.subject.name, "rungs": [rung.to_json() for rung in rungs]})
-        forget(run.partial)
+            if workers.first:
+                write_json(folder / LADDER, {"model": run.subject.name, "rungs": [rung.to_json() for rung in rungs]})
+        if workers.first:
+            forget(run.partial)
     for name, error in unjudged.items():
         raise VerdictError(
             f"{error}; the checkpoints are complete, but not judged: natprec verify {out / name} --model {config.model}"

@@ -31,26 +31,21 @@ from natprec.pipeline.early import inputs
 from natprec.pipeline.held_out import PARTS, HeldOut, held_out
 from natprec.pipeline.joint import predicted_by, with_joint
 from natprec.pipeline.provenance import again, command_of
-from natprec.pipeline.request import (
-    check,
-    open_subject,
-    refuse_impossible_size,
-    refuse_on_disk,
-    solve_for,
-    tell_leftovers,
-)
-from natprec.pipeline.resume import forget, measured, resume_folder_of
+from natprec.pipeline.request import check, refuse_impossible_size, refuse_on_disk, solve_for, tell_leftovers
+from natprec.pipeline.resume import forget, measured, opened_together, resume_folder_of
 from natprec.pipeline.samples import calibration_samples
+from natprec.pipeline.together import claimed_together, made_by_first, new_folder_together
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, rounded_segments
 from natprec.rounding.refine import refine
 from natprec.solver import Plan
 from natprec.solver.joint import Joint
 from natprec.tasks import Samples
-from natprec.utils.atomic_files import clear_stale, new_folder, refuse_existing
-from natprec.utils.claims import beside, claimed
+from natprec.utils.atomic_files import clear_stale, refuse_existing
+from natprec.utils.claims import beside
 from natprec.utils.marks import refuse_inputs
 from natprec.utils.progress import Advance, Stages
+from natprec.utils.workers import Workers
 
 
 def quantize(
@@ -60,24 +55,26 @@ def quantize(
     overwrite: bool = False,
     resume: bool = False,
     stages: Stages | None = None,
+    workers: Workers | None = None,
 ) -> tuple[Measurement, Plan, Verification]:
     """Measure, solve, round, write and verify; one correction if the promise fails.
 
     `out` appears when everything is done. Beside it `out.partial` keeps the measurement, or its
-    progress, until then: see `measured`.
+    progress, until then: see `measured`. Several processes call this and share the work; process 0 alone writes.
 
     Raises:
         NatprecError: any input that cannot be used; nothing is left half-written.
         VerdictError: the checkpoint is there, but could not be judged.
     """
-    out = Path(out)
-    run = opened_run(config, out, overwrite, stages or Stages(quiet=True))
-    with claimed(out):
+    out, workers = Path(out), workers or Workers()
+    run = opened_run(config, out, overwrite, stages or Stages(quiet=True), workers)
+    with claimed_together(out, workers):
         measurement = run.measured(resume)
         plan, joint = run.planned(config, measurement)
-        with new_folder(out, overwrite) as folder:
+        with new_folder_together(out, overwrite, workers) as folder:
             plan, verdict = round_and_verify(config, run, measurement, plan, folder, joint)
-        forget(run.partial)
+        if workers.first:
+            forget(run.partial)
     if isinstance(verdict, NatprecError):
         source = config.eval_data or config.data
         why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
@@ -130,7 +127,9 @@ class Run:
         return self.partial / "measurement.safetensors"
 
 
-def opened_run(config: QuantizeConfig, out: Path, overwrite: bool, stages: Stages) -> Run:
+def opened_run(
+    config: QuantizeConfig, out: Path, overwrite: bool, stages: Stages, workers: Workers | None = None
+) -> Run:
     """Check, load the model and read the texts.
 
     Raises:
@@ -138,17 +137,21 @@ def opened_run(config: QuantizeConfig, out: Path, overwrite: bool, stages: Stage
     """
     check(config)
     refuse_inputs(out, inputs(config))
-    clear_stale(out)
-    refuse_existing(out, overwrite)
-    subject = open_subject(config, stages)
+    workers = workers or Workers()
+    if workers.first:
+        clear_stale(out)
+        refuse_existing(out, overwrite)
+    subject = opened_together(config, stages, workers)
     refuse_on_disk(subject, config.refine)
     refuse_impossible_size(config, subject)
     tell_leftovers(subject, config.engine, stages)
     why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
     if why is not None:
         stages.note(UNPACKED.format(why))
-    samples = calibration_samples(config, subject, stages)
+    device = next(subject.model.parameters()).device
+    samples = made_by_first(lambda: calibration_samples(config, subject, stages), workers, device)
     judging = held_out(config, subject, stages, pieces_of(samples))
+    workers.refuse_difference("held-out texts", judging.key)
     return Run(config, subject, samples, judging, stages, why is None, beside(out, ".partial"))
 
 
@@ -169,6 +172,7 @@ def round_and_verify(
         The plan, and the verdict or why there is none: hours of work are not thrown away for that.
     """
     subject, judging, stages = run.subject, run.judging, run.stages
+    writes = subject.segmented.workers.first
     resume_folder = resume_folder_of(run.partial, subject)
     verification: Verification | None = None
     first: FirstVerdict | None = None
@@ -186,7 +190,8 @@ def round_and_verify(
                     provenance=origin, resume_folder=resume_folder, tried=run.tried,
                 )  # fmt: skip
             except NatprecError as error:
-                measurement.save(folder / MEASUREMENT)
+                if writes:
+                    measurement.save(folder / MEASUREMENT)
                 return plan, error
             first = first or verification.first_verdict
             verification = replace(verification, corrections=corrections, first_verdict=first)
@@ -207,12 +212,14 @@ def round_and_verify(
                 stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}, and no wider formats are left")
                 break
             stages.note(f"measured {verification.kl_mean:.4g} > {promise:g}: solving once more, for {eps:.4g}")
-            _empty(folder)
+            if writes:
+                _empty(folder)
     finally:
         subject.with_head(bool(run.subject.untied))  # the model is that of the run again
     assert verification is not None
-    measurement.save(folder / MEASUREMENT)
-    verification.save(folder / "verification.json")
+    if writes:
+        measurement.save(folder / MEASUREMENT)
+        verification.save(folder / "verification.json")
     return plan, verification
 
 
@@ -235,6 +242,8 @@ def round_and_write(
 ) -> None:
     """A checkpoint in an existing folder; the subject's model is as it was afterwards.
 
+    Several processes share the rounding; process 0 alone writes, and the others wait for it.
+
     Args:
         resume_folder: of the finished segments, on which a later call goes on; None: they stay in memory.
     """
@@ -250,11 +259,15 @@ def round_and_write(
             codes = round_to_plan(subject, plan, samples, rounding, stages, steps_refining, seed)
             write(subject, plan, codes, folder, stages)
         return
-    writer = checkpoint_writer(folder, subject, plan, resume_folder)
+    workers = subject.segmented.workers
+    writer = checkpoint_writer(folder, subject, plan, resume_folder) if workers.first else None
     with _rounding_stage(subject, samples, rounding, stages) as advance:
         for segment, codes in rounded_segments(subject, plan, samples, rounding, resume_folder, advance, seed):
-            writer.put(segment, codes)
-    _finish(writer, stages)
+            if writer is not None:
+                writer.put(segment, codes)
+    if writer is not None:
+        _finish(writer, stages)
+    workers.wait()
 
 
 def round_to_plan(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from natprec.config import QuantizeConfig
 from natprec.measurement import Measurement
@@ -15,11 +13,12 @@ from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.measurement.subject import Subject
 from natprec.pipeline.early import inputs
-from natprec.pipeline.request import open_subject, too_large
+from natprec.pipeline.request import open_subject
 from natprec.pipeline.samples import calibration_parts, calibration_samples, calibration_text
+from natprec.pipeline.together import claimed_together, made_by_first, refuse_unseen, weights_alike
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, refuse_existing_file
-from natprec.utils.claims import beside, claimed
+from natprec.utils.claims import beside
 from natprec.utils.marks import discard, is_ours, refuse_inputs
 from natprec.utils.progress import Stages
 from natprec.utils.workers import Workers
@@ -44,18 +43,24 @@ def measured(
     Raises:
         InputError: what is there to resume is of another model, text, seed, estimator or format list.
     """
-    if resume and file.is_file():
-        found = Measurement.load(file)
+    workers = subject.segmented.workers
+    known = bool(workers.from_first(b"known" if resume and file.is_file() else b""))
+    if not known:
+        if not resume and workers.first:
+            forget(file.parent)
+        state_file = file.parent / "sweep.safetensors"
+        measurement = run_measurement(config, subject, samples, state_file, resume, stages)
+        if workers.first:
+            measurement.save(file)
+            state_file.unlink(missing_ok=True)
+        if workers.size == 1:
+            return measurement
+        refuse_unseen(file, workers, file)
+    found = Measurement.load(file)  # of one measurement all make the same plan
+    if known:
         _refuse_other_measurement(found, config, subject, samples, file)
         stages.note(f"measured before: {file}")
-        return found
-    if not resume:
-        forget(file.parent)
-    state_file = file.parent / "sweep.safetensors"
-    measurement = run_measurement(config, subject, samples, state_file, resume, stages)
-    measurement.save(file)
-    state_file.unlink(missing_ok=True)
-    return measurement
+    return found
 
 
 def measured_together(
@@ -68,30 +73,27 @@ def measured_together(
     """
     refuse_inputs(out, inputs(config))
     state_file = beside(out, ".partial")
-    with contextlib.ExitStack() as held:
-        if workers.first:
-            clear_stale(out)
-            refuse_existing_file(out, overwrite, is_ours, "measurement")
-            held.enter_context(claimed(out))
-            if not resume:
-                discard(state_file)
-        config = _weights_alike(config, workers)
-        subject = open_subject(config, stages)
-        own = calibration_samples(config, subject, stages).packed() if workers.first else None
-        samples = Samples.unpacked(workers.from_first(own)).to(next(subject.model.parameters()).device)
-        measurement = run_measurement(config, subject, samples, state_file, resume, stages, workers)
+    if workers.first:
+        clear_stale(out)
+        refuse_existing_file(out, overwrite, is_ours, "measurement")
+    with claimed_together(out, workers):
+        if workers.first and not resume:
+            discard(state_file)
+        subject = opened_together(config, stages, workers)
+        device = next(subject.model.parameters()).device
+        samples = made_by_first(lambda: calibration_samples(config, subject, stages), workers, device)
+        measurement = run_measurement(config, subject, samples, state_file, resume, stages)
         if workers.first:
             measurement.save(out)
             state_file.unlink(missing_ok=True)
     return measurement
 
 
-def _weights_alike(config: QuantizeConfig, workers: Workers) -> QuantizeConfig:
-    """On disk in all processes if one of them has too little memory: a model on disk writes no text."""
-    if config.weights != "auto":
-        return config
-    (short,) = workers.all_sum(torch.tensor([too_large(config)], dtype=torch.int64))
-    return replace(config, weights="disk" if short else "memory")
+def opened_together(config: QuantizeConfig, stages: Stages, workers: Workers, *plan: Any) -> Subject:
+    """The model of a run, whose work these processes share: see `open_subject`."""
+    subject = open_subject(weights_alike(config, workers), stages, *plan)
+    subject.segmented.workers = workers
+    return subject
 
 
 def run_measurement(
@@ -101,10 +103,9 @@ def run_measurement(
     state_file: Path,
     resume: bool,
     stages: Stages,
-    workers: Workers | None = None,
 ) -> Measurement:
     """Measure; `state_file` holds the progress, for `resume`, and stays until the caller removes it."""
-    if workers is None or workers.first:
+    if subject.segmented.workers.first:
         clear_stale(state_file)
     name, digest = calibration_text(config, subject)
     return measure(
@@ -117,7 +118,6 @@ def run_measurement(
         stages=stages,
         state_file=state_file,
         resume=resume,
-        workers=workers,
     )
 
 

@@ -62,6 +62,7 @@ def rounded_segments(
         share.refuse_idle()
         states = HiddenStates(subject.segmented, samples, file, key, share=share)
     workers, reached = subject.segmented.workers, None if states is None else states.reached
+    workers.stage = "round"
     workers.refuse_difference("plan, text or state", state_key(subject.digest, plan.content(), str(reached)).encode())
     gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
     dtype = subject.storage_dtype

@@ -3,6 +3,7 @@
 Of the samples that went back in the sweep, segment by segment: the model with the plan's errors and with half of them
 goes forward, then the model as it is, and back, each site telling g · δ of each sample. At any time one segment's
 weights are in memory, with their errors. Four reads of the weights, and about what going back cost in the sweep.
+Several processes each take some of the samples.
 
 δ is the error of rounding to nearest, with what it leaves in scales and embeddings. A rounding that makes up for its
 errors is known only when it has been done: there δ is scaled, site by site, so that its second order is what the
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from natprec.formats import Format
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.forward import forward_blocks
+from natprec.measurement.sharding import Sharding
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import Observer, backward, watched
 from natprec.models.activation_sites import rounded_states, scale_made_for
@@ -55,11 +57,12 @@ class Look:
         """Nothing runs yet.
 
         Args:
-            samples: those that went back when the plans' curves were measured.
+            samples: those that went back when the plans' curves were measured, of all processes.
             scratch: folder for block inputs that memory is too small for; default: the system's.
         """
-        self.subject, self.samples, self._seed, self._scratch = subject, samples, seed, scratch
-        self._parts = samples.batches(subject.segmented.together)
+        own = Sharding.of(samples.batches(subject.segmented.together), subject.segmented.workers)
+        self.subject, self.samples, self._seed, self._scratch = subject, own.take(samples), seed, scratch
+        self._sharding, self._parts = own, self.samples.batches(subject.segmented.together)
         self._inputs, self._contexts = BlockInputs(), list[list[Context]]()
 
     def points(
@@ -85,7 +88,7 @@ class Look:
                         other = segmented.suffix(states[number] if states else None, rows)
                     row[batch] = segmented.distortion.between(reference, other, rows).mean(1).cpu().numpy()
                 advance("head forward")
-        return found
+        return self._of_all(found)
 
     def along(self, plan: Plan, shares: Mapping[str, float], advance: Advance = lambda step: None) -> np.ndarray:
         """One backward set: g_v · δ_v / √(2 · terms) of each site and sample, (sites, samples).
@@ -96,19 +99,23 @@ class Look:
         work, segmented = _PlannedErrors(self.subject, plan, shares), self.subject.segmented
         found = np.zeros((len(work.sites) + len(work.flows), len(self.samples)))
         self._go_forward(advance)
-        gradient = None
+        gradient, begin = None, OWN_DRAWS + self._sharding.own.start
         for segment in reversed(segmented.segments):
             with segmented.hold(segment):
-                observers = work.observers(segment, found)
+                observers = work.observers(segment, found, begin)
                 with watched(segmented, observers, segment):
                     gradient = backward(
                         segmented, observers, {}, segment, self._inputs, self._contexts, self.samples, gradient,
-                        self._seed, advance, segmented.gathering, first=OWN_DRAWS,
+                        self._seed, advance, segmented.gathering, first=begin,
                     )  # fmt: skip
             if self._inputs:
                 self._inputs.pop()
         self._contexts = []
-        return found / math.sqrt(2 * segmented.distortion.terms(self.samples.length))
+        return self._of_all(found) / math.sqrt(2 * segmented.distortion.terms(self.samples.length))
+
+    def _of_all(self, own: np.ndarray) -> np.ndarray:
+        """(rows, samples) of all processes, from each one's own samples."""
+        return self._sharding.gather(torch.from_numpy(own).T.contiguous()).T.contiguous().numpy()
 
     def steps(self, scales: int | None = None) -> int:
         """At most how many times `points`, of so many scales, or `along` calls `advance`."""
@@ -212,23 +219,28 @@ class _PlannedErrors:
             work.store_the_rest(segmented.parameters(segment))
         return found
 
-    def observers(self, segment: int, along: np.ndarray) -> dict[str, Observer]:
-        """What watches a segment's sites and fills the rows of `along`, (sites, samples)."""
+    def observers(self, segment: int, along: np.ndarray, begin: int) -> dict[str, Observer]:
+        """What watches a segment's sites and fills the rows of `along`, (sites, samples).
+
+        Args:
+            begin: the number of the first of these samples.
+        """
         row = {site: number for number, site in enumerate([*self.sites, *(site for site, _, _ in self.flows)])}
         found: dict[str, Observer] = {
-            site.name: _WeightError(site, along[row[site]], error) for site, error in self.errors(segment).items()
+            site.name: _WeightError(site, along[row[site]], begin, error)
+            for site, error in self.errors(segment).items()
         }
         for site, fmt, scale in self.flows:
             if site.segment == segment:
-                found[site.name] = _FlowError(site, along[row[site]], fmt, scale)
+                found[site.name] = _FlowError(site, along[row[site]], begin, fmt, scale)
         return found
 
 
 class _Watcher:
     """Adds up g · δ of each sample, whatever the batch."""
 
-    def __init__(self, site: Site, along: np.ndarray) -> None:
-        self.site, self._along = site, along
+    def __init__(self, site: Site, along: np.ndarray, begin: int) -> None:
+        self.site, self._along, self._begin = site, along, begin
         self.sequences = range(0)
 
     def flush(self) -> None:
@@ -236,7 +248,7 @@ class _Watcher:
 
     def add(self, gradient: Tensor, error: Tensor) -> None:
         """Account for a tensor's gradient and its error, both with the batch's samples first."""
-        count, first = len(self.sequences), self.sequences.start - OWN_DRAWS
+        count, first = len(self.sequences), self.sequences.start - self._begin
         both = (gradient.float() * error).reshape(count, -1).double().sum(1)
         self._along[first : first + count] += both.cpu().numpy()
 
@@ -244,8 +256,8 @@ class _Watcher:
 class _WeightError(_Watcher):
     """Of a weight: y = x Wᵀ is off by x δᵀ, and what an embedding looks up by rows of δ."""
 
-    def __init__(self, site: Site, along: np.ndarray, error: Tensor) -> None:
-        super().__init__(site, along)
+    def __init__(self, site: Site, along: np.ndarray, begin: int, error: Tensor) -> None:
+        super().__init__(site, along, begin)
         self._error = error
 
     def attach(self, module: nn.Module) -> list[Any]:
@@ -273,8 +285,8 @@ class _WeightError(_Watcher):
 class _FlowError(_Watcher):
     """Of an activation that is rounded as it flows."""
 
-    def __init__(self, site: Site, along: np.ndarray, fmt: Format, scale: Tensor | None) -> None:
-        super().__init__(site, along)
+    def __init__(self, site: Site, along: np.ndarray, begin: int, fmt: Format, scale: Tensor | None) -> None:
+        super().__init__(site, along, begin)
         self._format, self._scale = fmt, scale
 
     def attach(self, module: nn.Module) -> list[Any]:

@@ -155,8 +155,10 @@ class Learner:
         return sum(losses.tolist()) / len(losses)
 
     def _batch_loss(self, segment: int, place: int) -> Tensor:
-        """Of a batch's mean squared distance of the block's output from the original's, by what each token counts, what
-        this process's part of it adds."""
+        """Mean squared distance of the block's output from the original's, by what each token counts.
+
+        Of a batch of which this process has a part: what this part adds to it.
+        """
         with self._segmented.gathering():
             output = self._states.next(segment, place)
         distances = (output.float() - self._original.state(place)).square() * self._importance[place]

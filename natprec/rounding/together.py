@@ -57,10 +57,8 @@ def sums_at_owners(
     sizes = {name: math.prod(shapes[name]) for name in reached}
     of_rank = [[name for name in reached if owner[name] == rank] for rank in range(workers.size)]
     nothing = like.new_empty(0, dtype=torch.float32)
-    pieces = [
-        torch.cat([nothing, *(own[name].flatten() if name in own else nothing.new_zeros(sizes[name]) for name in names)])
-        for names in of_rank
-    ]
+    flat = {name: own[name].flatten() if name in own else nothing.new_zeros(sizes[name]) for name in reached}
+    pieces = [torch.cat([nothing, *(flat[name] for name in names)]) for names in of_rank]
     total = torch.zeros_like(pieces[workers.rank])
     for part in workers.exchange(pieces, [total.shape] * workers.size):
         total += part

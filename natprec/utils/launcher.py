@@ -6,6 +6,9 @@ import os
 
 from natprec.errors import InputError
 
+SHARED = ("quantize", "measure", "apply", "verify", "eval")
+"""Commands whose work several processes share."""
+
 
 def launched() -> int:
     """How many processes the launcher says that it started.
@@ -20,8 +23,8 @@ def refuse_many(what: str) -> None:
     """Raises InputError where `what`, which one process does, was started in several."""
     if launched() > 1:
         raise InputError(
-            f"{what} was started in {launched()} processes and works in one; only natprec measure shares its work: "
-            "start this one without the launcher"
+            f"{what} was started in {launched()} processes and works in one; start it without the launcher "
+            f"(natprec {', '.join(SHARED)} share their work)"
         )
 
 

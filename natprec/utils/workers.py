@@ -143,8 +143,8 @@ class Workers:
         own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
         sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = len(own)
-        (sizes,) = self.all_sum(sizes)
-        return [part.numpy().tobytes() for part in self.exchange([own] * self.size, [(each,) for each in sizes.tolist()])]
+        shapes = [(size,) for size in self.all_sum(sizes)[0].tolist()]
+        return [part.numpy().tobytes() for part in self.exchange([own] * self.size, shapes)]
 
     def from_first(self, content: bytes | None) -> bytes:
         """Bytes that only process 0 has, at all of them."""

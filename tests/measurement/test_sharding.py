@@ -100,6 +100,13 @@ def built(**changes: Any) -> Subject:
         return subject(**changes)
 
 
+def shared(workers: Workers, **changes: Any) -> Subject:
+    """A model whose work these workers share."""
+    made = built(**changes)
+    made.segmented.workers = workers
+    return made
+
+
 def swept(workers: Workers, tied: bool = True, flows: bool = True, **options: Any) -> dict[str, Curve]:
     made, text = built(tie_word_embeddings=tied), tokens(SEQUENCES, LENGTH)
     return sweep(
@@ -197,7 +204,7 @@ def test_measuring_and_checking(estimator: str) -> None:
     """The whole of `measure`, its spot check or the exact estimator included."""
 
     def measured(workers: Workers) -> Measurement:
-        return measure(built(), tokens(SEQUENCES, LENGTH), group_size=32, estimator=estimator, workers=workers, parts=2)
+        return measure(shared(workers), tokens(SEQUENCES, LENGTH), group_size=32, estimator=estimator, parts=2)
 
     alone = measured(Workers())
     assert (estimator == "exact") == (not alone.header.checks)
@@ -249,7 +256,7 @@ def test_fewer_batches_than_processes_are_refused() -> None:
 def test_different_text_is_refused() -> None:
     def measured(workers: Workers) -> Measurement:
         text = tokens(SEQUENCES, LENGTH, seed=workers.rank // 2)
-        return measure(built(), text, group_size=32, rounding="rtn", workers=workers)
+        return measure(shared(workers), text, group_size=32, rounding="rtn")
 
     with pytest.raises(InputError, match="of process 2 are not those of process 0; give all hosts the same files"):
         together(3, measured)

@@ -18,7 +18,7 @@ from natprec.rounding.moments import segment_moments
 from natprec.solver import Plan
 from natprec.utils.workers import Workers
 from tests.arrange import tokens
-from tests.measurement.test_sharding import built, together
+from tests.measurement.test_sharding import built, shared, together
 
 LENGTH, SEQUENCES = 16, 12
 TEXT = tokens(SEQUENCES, LENGTH)
@@ -39,8 +39,7 @@ def plan() -> Plan:
 
 
 def rounded(workers: Workers, plan: Plan, rounding: str, **options: Any) -> dict[str, QuantizedTensor]:
-    subject = built(tie_word_embeddings=True)
-    subject.segmented.workers = workers
+    subject = shared(workers, tie_word_embeddings=True)
     found: dict[str, QuantizedTensor] = {}
     for _, codes in rounded_segments(subject, plan, TEXT, rounding, **options):
         found |= codes
@@ -71,8 +70,7 @@ def test_workers_round_different_groups(plan: Plan) -> None:
     counts: dict[int, int] = {}
 
     def counted(workers: Workers) -> None:
-        subject = built(tie_word_embeddings=True)
-        subject.segmented.workers = workers
+        subject = shared(workers, tie_word_embeddings=True)
         states = HiddenStates(subject.segmented, TEXT)
         states.through(-1)
         members = [site for site in subject.sites if site.gptq and site.segment == 0]
@@ -109,8 +107,7 @@ def test_another_number_goes_on(tmp_path: Path, plan: Plan, rounding: str, then:
     """What two have kept after a block serves any number."""
 
     def until(workers: Workers) -> None:
-        subject = built(tie_word_embeddings=True)
-        subject.segmented.workers = workers
+        subject = shared(workers, tie_word_embeddings=True)
         for segment, _ in rounded_segments(subject, plan, TEXT, rounding, tmp_path):
             if segment == 1:
                 raise Killed

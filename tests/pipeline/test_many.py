@@ -1,0 +1,136 @@
+"""quantize, apply and verify on several processes: the checkpoint of one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import tiny_model
+from tests.utils.test_workers import ENVIRONMENT, IMPATIENT, finish, start
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("many") / "model"
+    tiny_model(num_hidden_layers=3).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(model: Path, text_file: Path) -> list[str]:
+    """Eight batches to measure on, four that the model writes; four that judge, half of them its own."""
+    return [
+        "quantize", "--model", str(model), "--eps", "0.02", "--data", str(text_file), "--tokens", "8192",
+        "--sequence-length", "64", "--eval-tokens", "2048", "--confidence", "0.5",
+    ]  # fmt: skip
+
+
+def alone(*arguments: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "natprec", *map(str, arguments)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+
+
+def same_weights(found: Path, expected: Path) -> float:
+    """The share of equal values, of checkpoints with the same plan."""
+    ours, theirs = weights(found), weights(expected)
+    assert ours.keys() == theirs.keys()
+    formats = [{name: site["format"] for name, site in json.loads((each / "plan.json").read_text())["sites"].items()}
+               for each in (found, expected)]  # fmt: skip
+    assert formats[0] == formats[1]
+    equal = sum(int((ours[name] == theirs[name]).sum()) for name in theirs)
+    return equal / sum(value.numel() for value in theirs.values())
+
+
+def judged(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "verification.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize(("weights_on", "rounding"), [("memory", "gptq"), ("disk", "gptq"), ("memory", "learned")])
+def test_quantize(tmp_path: Path, options: list[str], weights_on: str, rounding: str) -> None:
+    # in bfloat16 each process rounds its part of a gradient, and learning goes another way
+    arithmetic = ["--arithmetic", "float32"] if rounding == "learned" else []
+    asked = [*options, "--rounding", rounding, "--weights", weights_on, *arithmetic, "--json"]
+    code, said, why = alone(*asked, "--out", tmp_path / "one")
+    assert code == 0, why
+    for size in (2, 3) if weights_on == "disk" else (2,):
+        out = tmp_path / str(size)
+        results = finish(start(size, *asked, "--out", out))
+        assert [result[0] for result in results] == [0] * size, results
+        assert [bool(result[1]) for result in results] == [True, *[False] * (size - 1)], "process 0 alone talks"
+        assert same_weights(out, tmp_path / "one") >= (0.9999 if rounding == "gptq" else 0.999)
+        found = json.loads(results[0][1])
+        assert found["processes"] == size
+        assert all(found["sent_bytes"][stage] > 0 for stage in ("joint", "round", "verify"))
+        for name in ("kl_mean", "perplexity_quantized", "top1_agreement"):
+            assert found[name] == pytest.approx(json.loads(said)[name], rel=1e-4)
+        assert not (tmp_path / f"{size}.partial").exists()
+
+
+def test_apply_and_verify(tmp_path: Path, model: Path, options: list[str], text_file: Path) -> None:
+    code, _, why = alone(*options, "--out", tmp_path / "one")
+    assert code == 0, why
+    plan, out = tmp_path / "one" / "plan.json", tmp_path / "two"
+    text = ["--data", str(text_file), "--tokens", "8192", "--sequence-length", "64"]
+    results = finish(start(2, "apply", plan, "--model", model, *text, "--out", out))
+    assert [result[0] for result in results] == [0, 0], results
+    assert same_weights(out, tmp_path / "one") >= 0.9999
+    shutil.copytree(tmp_path / "one", tmp_path / "again")
+    results = finish(start(2, "verify", tmp_path / "again", "--model", model, "--eval-data", text_file))
+    assert [result[0] for result in results] == [0, 0], results
+    known, found = judged(tmp_path / "one"), judged(tmp_path / "again")
+    assert found["data_digest"] == known["data_digest"]
+    assert found["kl_mean"] == pytest.approx(known["kl_mean"], rel=1e-6)
+
+
+def test_another_number_goes_on(tmp_path: Path, options: list[str]) -> None:
+    """One of two dies after some blocks were rounded; three finish, and nothing is rounded twice."""
+    asked = [*options, "--weights", "disk", "--out", tmp_path / "out"]
+    code, _, why = alone(*asked[:-1], tmp_path / "whole")
+    assert code == 0, why
+    processes = start(2, *asked, code=IMPATIENT)
+    state = tmp_path / "out.partial" / "segments" / "text.safetensors"
+    until = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    processes[1].kill()
+    (code, _, said), _ = finish(processes)
+    assert code == 2
+    assert "process 1 (pid" in said
+    assert "--resume" in said
+    assert not (tmp_path / "out").exists()
+    results = finish(start(3, *asked, "--resume"))
+    assert [result[0] for result in results] == [0, 0, 0], results
+    assert same_weights(tmp_path / "out", tmp_path / "whole") >= 0.9999
+
+
+def test_an_output_that_only_one_host_sees(
+    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each writes into a folder of its own."""
+    code = (
+        "import os; from natprec.pipeline import together; together.SEEN_WITHIN = 1.0; "
+        "os.chdir(os.environ['RANK']); from natprec import cli; cli.main()"
+    )
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    monkeypatch.chdir(tmp_path)
+    results = finish(start(2, *options, "--out", "here", code=code))
+    assert {result[0] for result in results} == {2}
+    assert "process 1 does not see the folder of 'here' in which process 0 writes; give --out on a file" in results[0][2]
+    assert not [each for rank in ("0", "1") for each in (tmp_path / rank).iterdir()]
