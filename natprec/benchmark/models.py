@@ -1,19 +1,22 @@
 """Both models behind lm-eval's interface, in one pass: each batch of requests goes through one and then the other.
 
 lm-eval tokenizes and counts; what is replaced is how a batch is run. So the original's answers, the checkpoint's, and
-the KL between their predictions on the answers' tokens come from the same forwards.
+the KL between their predictions on the answers' tokens come from the same forwards. Several processes take batches in
+turn, and each has all answers.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from natprec.utils.progress import Stages
+from natprec.utils.workers import Workers
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """((context, continuation), tokens of the context, tokens of the continuation)."""
@@ -21,6 +24,17 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 Key = tuple[tuple[int, ...], tuple[int, ...]]
 Found = tuple[float, bool]
 """Log-likelihood of a continuation, nats, and whether each of its tokens is the likeliest."""
+
+
+class Answer(NamedTuple):
+    """Of both models to one request; `kl`: of the continuation's tokens, Σ KL(original ‖ checkpoint) in nats."""
+
+    own: float
+    own_greedy: bool
+    theirs: float
+    theirs_greedy: bool
+    kl: float
+
 
 BATCH_TOKENS = 1024
 """In a batch, padding included: logits of both models are in memory."""
@@ -34,9 +48,11 @@ class BothModels(HFLM):  # type: ignore[misc]
         kl: request → Σ KL(original ‖ checkpoint) over the continuation's tokens, nats.
     """
 
-    def __init__(self, original: Any, checkpoint: Any, tokenizer: Any, stages: Stages) -> None:
+    def __init__(
+        self, original: Any, checkpoint: Any, tokenizer: Any, stages: Stages, workers: Workers | None = None
+    ) -> None:
         super().__init__(pretrained=original, tokenizer=tokenizer, batch_size=1)
-        self.checkpoint = checkpoint
+        self.checkpoint, self._workers = checkpoint, workers or Workers()
         self.name = ""
         self._stages = stages
         self.found: dict[Key, Found] = {}
@@ -57,15 +73,22 @@ class BothModels(HFLM):  # type: ignore[misc]
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False, **_: Any) -> list[Found]:
         """See lm-eval; longest first, so that memory runs out at once or not at all."""
-        results: dict[int, Found] = {}
-        with self._stages.stage(self.name, len(requests)) as advance:
-            for batch in batched(requests):
-                for index, found in zip(batch, self._run([requests[i] for i in batch]), strict=True):
-                    results[index] = found
+        workers, own = self._workers, dict[int, Answer]()
+        batches = list(batched(requests))[workers.rank :: workers.size]  # neighbours are about as long
+        with self._stages.stage(self.name, sum(map(len, batches))) as advance:
+            for batch in batches:
+                for index, answer in zip(batch, self._run([requests[i] for i in batch]), strict=True):
+                    own[index] = answer
                     advance("")
-        return [results[index] for index in range(len(requests))]
+        results: dict[int, Answer] = {}
+        for content in workers.all_bytes(json.dumps(list(own.items())).encode()):
+            results |= {index: Answer(*answer) for index, answer in json.loads(content)}
+        for index, request in enumerate(requests):
+            key, answer = (tuple(request[1]), tuple(request[2])), results[index]
+            self.found[key], self.kl[key] = (answer.theirs, answer.theirs_greedy), answer.kl
+        return [(results[index].own, results[index].own_greedy) for index in range(len(requests))]
 
-    def _run(self, requests: list[Request]) -> list[Found]:
+    def _run(self, requests: list[Request]) -> list[Answer]:
         texts = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
         ids = torch.zeros(len(texts), max(map(len, texts)) - 1, dtype=torch.long, device=self.device)
         for row, tokens in zip(ids, texts, strict=True):
@@ -73,15 +96,13 @@ class BothModels(HFLM):  # type: ignore[misc]
         own, theirs = (model(ids).logits for model in (self.model, self.checkpoint))
         return [self._judged(*each) for each in zip(requests, texts, own, theirs, strict=True)]
 
-    def _judged(self, request: Request, text: list[int], own: Tensor, theirs: Tensor) -> Found:
-        _, context, continuation = request
+    def _judged(self, request: Request, text: list[int], own: Tensor, theirs: Tensor) -> Answer:
+        continuation = request[2]
         part = slice(len(text) - 1 - len(continuation), len(text) - 1)
         before, after = (torch.log_softmax(each[part].float(), -1) for each in (own, theirs))
         wanted = torch.tensor(continuation, device=before.device)
-        key = (tuple(context), tuple(continuation))
-        self.found[key] = _result(after, wanted)
-        self.kl[key] = max(0.0, float((before.exp() * (before - after)).double().sum()))
-        return _result(before, wanted)
+        kl = max(0.0, float((before.exp() * (before - after)).double().sum()))
+        return Answer(*_result(before, wanted), *_result(after, wanted), kl)
 
 
 class Remembered(HFLM):  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from natprec.models.loading import read_tokenizer
 from natprec.utils.digests import checkpoint_digests
 from natprec.utils.progress import Stages
 from natprec.utils.provenance import Provenance
+from natprec.utils.workers import Workers
 
 METRICS = ("acc", "exact_match", "acc_norm", "f1")
 """Of several metrics of a document, the first of these is compared."""
@@ -98,8 +100,9 @@ def evaluate(
         files = checkpoint_digests(folder)
         checkpoint = _checkpoint(folder, engine, backend, subject)
     results = compared(
-        subject.model, checkpoint, subject.tokenizer, tasks, limit=limit, shots=shots, seed=seed, stages=stages
-    )
+        subject.model, checkpoint, subject.tokenizer, tasks, limit=limit, shots=shots, seed=seed, stages=stages,
+        workers=subject.segmented.workers,
+    )  # fmt: skip
     return Evaluation(
         subject.name, subject.digest, name, backend, limit, shots, version("lm_eval"), results, files, provenance
     )
@@ -115,14 +118,19 @@ def compared(
     shots: int = 0,
     seed: int = 0,
     stages: Stages,
+    workers: Workers | None = None,
 ) -> list[TaskResult]:
-    """Ask two models that share a tokenizer; of a group of tasks, each has a result of its own."""
+    """Ask two models that share a tokenizer; of a group of tasks, each has a result of its own.
+
+    Args:
+        workers: processes that call this with the same arguments and share the batches; text is written by each.
+    """
     from natprec.benchmark.models import BothModels, Remembered
 
     results: list[TaskResult] = []
     with silent():
         manager = _manager(any(isinstance(task.task, str) for task in tasks))
-        both = BothModels(original, checkpoint, tokenizer, stages)
+        both = BothModels(original, checkpoint, tokenizer, stages, workers)
         remembered = Remembered(both, tokenizer)
         for task in tasks:
             both.begin(task.name)
@@ -172,7 +180,8 @@ def _samples(model: Any, task: Asked, manager: Any, limit: int | None, shots: in
     from lm_eval import evaluator
 
     try:
-        with replaced(evaluator, "get_git_commit_hash", lambda: None):  # of the current folder, which it has no use for
+        # the commit is the current folder's, which it has no use for
+        with replaced(evaluator, "get_git_commit_hash", lambda: None), _as_one_process():
             found = evaluator.simple_evaluate(
                 model=model, tasks=[task.task], limit=limit, num_fewshot=shots, bootstrap_iters=0, log_samples=True,
                 verbosity=None, task_manager=manager,
@@ -224,6 +233,17 @@ def answer(row: dict[str, Any]) -> Any:
     if len(responses) == 1:
         return bool(responses[0][1])
     return max(range(len(responses)), key=lambda place: responses[place][0])
+
+
+@contextlib.contextmanager
+def _as_one_process() -> Iterator[None]:
+    """lm-eval answers at a launcher's first process alone: it is to do so at each, below which batches are shared."""
+    rank = os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        if rank is not None:
+            os.environ["LOCAL_RANK"] = rank
 
 
 @contextlib.contextmanager

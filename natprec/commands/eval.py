@@ -51,13 +51,14 @@ def eval(  # the command's name
     from natprec.models.hub import checkpoint_path
     from natprec.pipeline.early import inputs
     from natprec.pipeline.provenance import command_of, of_subject
-    from natprec.pipeline.request import open_subject
+    from natprec.pipeline.resume import opened_together
     from natprec.solver import Plan
     from natprec.utils.atomic_files import refuse_existing_file
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.progress import Stages
     from natprec.utils.provenance import command_line
     from natprec.utils.records import public_name
+    from natprec.utils.workers import joined
 
     name = public_name(folder if folder.exists() else str(folder))
     folder = checkpoint_path(folder)
@@ -69,16 +70,19 @@ def eval(  # the command's name
     if out is not None:
         refuse_inputs(out, {**inputs(config), "--tasks-data": tasks_data})
         refuse_existing_file(out, overwrite, is_evaluation, "evaluation")
-    stages = Stages()
     engine = Plan.load(folder / "plan.json").engine if (folder / "plan.json").is_file() else "transformers"
-    subject = open_subject(replace(config, length=2), stages)  # questions have their own lengths
-    command = command_line(command_of("eval", config, name), asking(tasks, tasks_data, limit, shots, backend))
-    found = evaluate(
-        subject, folder, wanted, name=name, engine=engine, backend=backend, limit=limit, shots=shots, seed=config.seed,
-        stages=stages, provenance=of_subject(subject, command, config),
-    )  # fmt: skip
-    if out is not None:
-        found.save(out)
+    with joined(config.device) as (workers, own_device):
+        config, stages = replace(config, device=own_device), Stages(quiet=not workers.first)
+        subject = opened_together(replace(config, length=2), stages, workers)  # questions have their own lengths
+        command = command_line(command_of("eval", config, name), asking(tasks, tasks_data, limit, shots, backend))
+        found = evaluate(
+            subject, folder, wanted, name=name, engine=engine, backend=backend, limit=limit, shots=shots,
+            seed=config.seed, stages=stages, provenance=of_subject(subject, command, config),
+        )  # fmt: skip
+        if out is not None and workers.first:
+            found.save(out)
+    if not workers.first:
+        return
     if as_json:
         print_json({**found.to_json(), "seconds": stages.seconds})
     else:

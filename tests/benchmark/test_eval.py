@@ -13,6 +13,7 @@ import yaml
 from natprec.reporting.sources import gather
 from tests.conftest import made_up_words, tiny_model
 from tests.run_command import natprec
+from tests.utils.test_workers import finish, start
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,17 @@ def test_accuracy_is_lm_evals_and_a_model_has_no_flips_against_itself(model: Pat
         assert task["kl_answers"] < 1e-9
         assert task["p_mcnemar"] == 1
     assert 0.1 < found["tasks"][0]["base"] < 0.9
+
+
+def test_two_processes_share_the_questions(model: Path, questions: Path, coarse: Path) -> None:
+    asked = (coarse, "--model", model, "--tasks-data", questions, "--tasks", "choices,words")
+    alone = run(*asked)
+    results = finish(start(2, "eval", *asked, "--json"))
+    assert [result[0] for result in results] == [0, 0], results
+    assert not results[1][1], "process 0 alone talks"
+    for found, expected in zip(json.loads(results[0][1])["tasks"], alone["tasks"], strict=True):
+        assert found.pop("kl_answers") == pytest.approx(expected.pop("kl_answers"), rel=1e-6)
+        assert found == expected
 
 
 @pytest.mark.parametrize("backend", ["transformers", "natprec"])
