@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
+from rich.table import Table
 
 from natprec.commands.output import print_json
 from natprec.config import QuantizeConfig
 from natprec.pipeline.estimate import estimate
 from natprec.pipeline.request import open_subject
+from natprec.pipeline.shared_estimate import SharedEstimate
 from natprec.utils.human import human_bytes, human_seconds
 from natprec.utils.progress import Stages
 
@@ -41,3 +44,15 @@ def dry_run(config: QuantizeConfig, stages: Stages, as_json: bool, judged: bool 
     for stage, seconds in result.seconds.items():
         console.print(f"{stage}: about {human_seconds(seconds)}", highlight=False)
     console.print(f"all: about {human_seconds(sum(result.seconds.values()))}", highlight=False)
+    if len(result.shared) > 1:
+        console.print(_shared(result.shared))
+
+
+def _shared(rows: Sequence[SharedEstimate]) -> Table:
+    """A row for each number of processes."""
+    table = Table("processes", "memory of each", "time", "sent by each", box=None)
+    table.caption, table.caption_justify = "computed from one process; the time that sending takes is not in it", "left"
+    for row in rows:
+        sent = human_bytes(row.sent_bytes) if row.sent_bytes else "nothing"
+        table.add_row(str(row.processes), human_bytes(row.memory_bytes), human_seconds(row.seconds), sent)
+    return table

@@ -17,6 +17,14 @@ from natprec.measurement.pools import pools
 from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
 from natprec.models.segments import SegmentedModel
 from natprec.pipeline.samples import calibration_parts
+from natprec.pipeline.shared_estimate import (
+    PROCESSES,
+    SharedEstimate,
+    most_processes,
+    seconds_shared,
+    sent_measuring,
+    sent_rounding,
+)
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.refine import SEQUENCES
 from natprec.rounding.rounder import Pace, rounder_named
@@ -69,6 +77,7 @@ class Estimate:
         disk_bytes: for the inputs of all blocks, if they do not stay in memory.
         seconds: stage → seconds, scaled from a batch through two blocks that was timed here.
         forward_equivalents: forwards of the whole calibration text.
+        shared: the same on several processes, computed.
     """
 
     weights: int
@@ -81,6 +90,7 @@ class Estimate:
     disk_bytes: int
     seconds: dict[str, float]
     forward_equivalents: float
+    shared: list[SharedEstimate]
 
 
 @torch.no_grad()
@@ -124,18 +134,36 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     held = model if subject.segmented.weights.whole else 0
     inputs = 4 * config.tokens * getattr(subject.model.config, "hidden_size", 0) * (len(subject.segmented.blocks) + 1)
     on_disk = inputs * SHARE > available_bytes()
-    sweep = _sweep_memory(subject, config, output) + (0 if on_disk else inputs)
+
+    def memory(processes: int) -> int:
+        sweep = _sweep_memory(subject, config, output, processes) + (0 if on_disk else inputs // processes)
+        return resident + WORKING + max(sweep, 2 * held + 6 * output if judged else 0)
+
+    sequences = _differentiated(subject, config)
+    most = most_processes(config, sequences, subject.segmented.together)
+    shared = [
+        SharedEstimate(
+            number,
+            memory(number),
+            seconds_shared(seconds, number),
+            sent_measuring(subject, config, sequences, calibration_parts(config, subject), number)
+            + (sent_rounding(subject, config.rounding, number) if judged else 0),
+        )
+        for number in PROCESSES
+        if number <= most
+    ]
     return Estimate(
         weights=sum(site.elements for site in subject.sites),
         sites=len(subject.sites),
         blocks=len(subject.segmented.blocks),
         formats=formats,
         model_bytes=model,
-        memory_bytes=resident + WORKING + max(sweep, 2 * held + 6 * output if judged else 0),
+        memory_bytes=memory(1),
         available_bytes=available_bytes() + resident,
         disk_bytes=inputs if on_disk else 0,
         seconds=seconds,
         forward_equivalents=forwards / config.tokens + (rounder.forwards if judged else 0.0),
+        shared=shared,
     )
 
 
@@ -176,8 +204,8 @@ def _timed(segmented: SegmentedModel, samples: Samples) -> tuple[float, float, i
     return (running * share + suffix) / samples.tokens, reading * share, 4 * output.numel()
 
 
-def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int) -> int:
-    """The most that a segment of the sweep takes; `output` is the bytes of a batch's logits or the like."""
+def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int, processes: int = 1) -> int:
+    """The most that a segment of the sweep takes of each process; `output`: bytes of a batch's logits or the like."""
     segmented, parts = subject.segmented, calibration_parts(config, subject)
     sequences = _differentiated(subject, config)
     batch = min(segmented.together or fitting(config.length), sequences)
@@ -192,12 +220,14 @@ def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int) -> int:
         for site in products:
             peers = together[segmented.routing.alike(site.name)] if site.experts else 1
             pool_count = pools(sequences, parts, site.elements * peers)
-            gathered = pool_count + (batch if pool_count < sequences else 0)
+            gathered = -(-pool_count // processes) + (batch if pool_count < sequences else 0)
+            if processes > 1:  # a weight's gradients are there twice more while they travel
+                needed = max(needed, 8 * site.elements * -(-pool_count // processes))
             needed += 4 * site.elements * gathered + 8 * batch * config.length * sum(site.shape)
         if rounding_named(config.rounding).compensates:
             squares = {site.fused_group: site.shape[1] ** 2 for site in products if site.gptq}
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
-            judges = max(1, config.tokens // config.length // JUDGING)
+            judges = max(1, config.tokens // config.length // JUDGING // processes)
             needed += 8 * sum(squares.values()) + 4 * judges * judging
             needed += FACTORIZING * max(squares.values(), default=0)
         most = max(most, needed)

@@ -21,6 +21,7 @@ from natprec.utils.atomic_files import clear_stale, refuse_existing_file
 from natprec.utils.claims import beside
 from natprec.utils.marks import discard, is_ours, refuse_inputs
 from natprec.utils.progress import Stages
+from natprec.utils.provenance import versions
 from natprec.utils.workers import Workers
 
 JOINTS = "joint-*.safetensors"
@@ -90,8 +91,14 @@ def measured_together(
 
 
 def opened_together(config: QuantizeConfig, stages: Stages, workers: Workers, *plan: Any) -> Subject:
-    """The model of a run, whose work these processes share: see `open_subject`."""
+    """The model of a run, whose work these processes share: see `open_subject`.
+
+    Raises:
+        InputError: processes have other versions, or another model.
+    """
+    workers.refuse_difference("versions of natprec, torch or others", str(sorted(versions().items())).encode())
     subject = open_subject(weights_alike(config, workers), stages, *plan)
+    workers.refuse_difference("model", subject.digest.encode())
     subject.segmented.workers = workers
     return subject
 

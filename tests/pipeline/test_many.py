@@ -119,9 +119,7 @@ def test_another_number_goes_on(tmp_path: Path, options: list[str]) -> None:
     assert same_weights(tmp_path / "out", tmp_path / "whole") >= 0.9999
 
 
-def test_an_output_that_only_one_host_sees(
-    tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_that_only_one_host_sees(tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each writes into a folder of its own."""
     code = (
         "import os; from natprec.pipeline import together; together.SEEN_WITHIN = 1.0; "
@@ -132,5 +130,7 @@ def test_an_output_that_only_one_host_sees(
     monkeypatch.chdir(tmp_path)
     results = finish(start(2, *options, "--out", "here", code=code))
     assert {result[0] for result in results} == {2}
-    assert "process 1 does not see the folder of 'here' in which process 0 writes; give --out on a file" in results[0][2]
+    assert (
+        "process 1 does not see the folder of 'here' in which process 0 writes; give --out on a file" in results[0][2]
+    )
     assert not [each for rank in ("0", "1") for each in (tmp_path / rank).iterdir()]

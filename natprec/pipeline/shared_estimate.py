@@ -1,0 +1,97 @@
+"""What a run takes on several processes: computed from the forecast for one, not timed.
+
+Each process holds the model, unless its weights are on disk, and its share of all that grows with the text. It sends
+what docs/large-models.md counts. Process 0 alone has the model write text; all else is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from natprec.measurement.gptq_ratio import JUDGING
+from natprec.measurement.pools import pools
+from natprec.models.weight_sites import Site
+from natprec.quantizers.gptq import SHARE_ROWS
+from natprec.rounding.learned import STEPS
+from natprec.roundings import rounding_named
+from natprec.tasks.samples import fitting
+
+if TYPE_CHECKING:
+    from natprec.config import QuantizeConfig
+    from natprec.measurement.subject import Subject
+
+PROCESSES = (1, 2, 4, 8)
+
+SERIAL = ("text",)
+"""Stages that one process does."""
+
+CODE_BYTES = 1.125
+"""Of each weight when codes are sent: one, and a float32 scale for a group of 32."""
+
+
+@dataclass(frozen=True)
+class SharedEstimate:
+    """A run on several processes, computed.
+
+    Attributes:
+        memory_bytes: peak of each process; `sent_bytes`: by each process.
+        seconds: of the whole run, without the time that sending takes.
+    """
+
+    processes: int
+    memory_bytes: int
+    seconds: float
+    sent_bytes: int
+
+
+def seconds_shared(seconds: Mapping[str, float], processes: int) -> float:
+    """Of the whole run, where stages that are shared take a process's part of their time."""
+    return sum(each / (1 if stage in SERIAL else processes) for stage, each in seconds.items())
+
+
+def most_processes(config: QuantizeConfig, back: int, together: int | None) -> int:
+    """For how many processes the sequences that go back are work."""
+    return -(-back // (together or fitting(config.length)))
+
+
+def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: int, processes: int) -> int:
+    """Bytes that each process sends while it measures.
+
+    Args:
+        back: sequences that go back; `parts`: kinds of text among them.
+    """
+    hidden = getattr(subject.model.config, "hidden_size", 0)
+    judges, total = max(1, config.tokens // config.length // JUDGING), 0.0
+    groups: dict[str, int] = {}
+    for site in _products(subject):
+        pool_count = pools(back, parts, site.elements)
+        width = 2 if pool_count == back and str(subject.segmented.products).endswith("bfloat16") else 4
+        total += width * pool_count * site.elements / processes
+        if rounding_named(config.rounding).compensates and site.gptq:
+            groups[site.fused_group] = site.shape[1]
+            total += width * judges * min(site.shape[0], SHARE_ROWS) * site.shape[1] / processes
+    total += 8 * sum(columns**2 for columns in groups.values())
+    total += 4 * back * config.length * hidden * len(subject.segmented.blocks) / processes
+    return round((1 - 1 / processes) * total)
+
+
+def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
+    """Bytes that each process sends while it rounds: moments to those that round, and codes to all."""
+    if rounding_named(rounding).needs == "nothing":
+        return 0
+    members = [site for site in _products(subject) if site.gptq]
+    moments = 4 * sum({site.fused_group: site.shape[1] ** 2 for site in members}.values())
+    if rounding == "yaqa":
+        moments += 4 * sum(site.shape[0] ** 2 for site in members)
+    weights = sum(site.elements for site in members)
+    total = moments * (1 - 1 / processes) + CODE_BYTES * weights * (processes - 1) / processes
+    if rounding == "learned":  # gradients to the process that moves a weight, and its values to all
+        learned = sum(site.elements for site in members if 0 <= site.segment < len(subject.segmented.blocks))
+        total += STEPS * 4 * learned * (1 - 1 / processes + (processes - 1) / processes)
+    return round(total)
+
+
+def _products(subject: Subject) -> list[Site]:
+    return [site for site in subject.sites if site.role != "embedding" or site.tied]
