@@ -2,10 +2,15 @@
 
     python scripts/kills.py --data valid.txt --trials 20
     python scripts/kills.py --data valid.txt --trials 20 --weights disk
+    python scripts/kills.py --data valid.txt --trials 10 --weights disk --processes 2 --then 1 2 3
 
 A whole `natprec quantize` of a small random model is killed with SIGKILL after a random share of the time that it takes
 when nobody disturbs it, then resumed. Measurement, plan, verification and every file of the checkpoint must be the same
 bits as without the kill (of the measurement all but the seconds that it took).
+
+With --processes one of so many is killed, which ends the others, and 1, 2 and 3 processes in turn go on. Sums in
+another order make the last digits of a measurement others, so then the weights must be the same bits as without the
+kill.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -24,14 +30,28 @@ from large_model import write_model
 from transformers import LlamaConfig
 
 from natprec.cli import main as natprec
+from natprec.utils import heartbeat
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 512}
 
 
-def start(arguments: list[str]) -> int:
-    """The command line in a process of its own, forked: what is imported need not be imported again."""
+def start(arguments: list[str], processes: int = 1) -> list[int]:
+    """The command line in processes of its own, forked: what is imported need not be imported again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    known = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        forked(arguments, {**known, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
+        for rank in range(processes)
+    ]
+
+
+def forked(arguments: list[str], variables: dict[str, str]) -> int:
+    """One process, which has these variables."""
     child = os.fork()
     if child == 0:
+        os.environ.update(variables)
         with open(os.devnull, "w") as nowhere:
             sys.stdout = sys.stderr = nowhere
             sys.argv = ["natprec", *arguments]
@@ -41,6 +61,11 @@ def start(arguments: list[str]) -> int:
                 os._exit(int(stop.code or 0))
         os._exit(1)
     return child
+
+
+def ended(children: list[int]) -> list[int]:
+    """Their exit codes, once all have ended."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -63,34 +88,53 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", default="memory", help="memory, or disk: one block at a time")
+    parser.add_argument("--processes", type=int, default=1, help="that share the run; one of them is killed")
+    parser.add_argument("--then", type=int, nargs="+", default=[1], help="processes that go on, in turn")
     options = parser.parse_args()
     draw = random.Random(options.seed)
+    if options.processes > 1:  # nobody waits half a minute for a process that was killed on purpose
+        heartbeat.LIMIT, heartbeat.GRACE = 5, 2
     with tempfile.TemporaryDirectory(prefix="natprec-kills-") as scratch:
         model = Path(scratch) / "model"
         write_model(model, LlamaConfig(**SHAPE, num_hidden_layers=options.layers, tie_word_embeddings=False))
-        command = ["quantize", "--model", str(model), "--bits", "4.5", "--data", options.data, "--tokens", "1024"]
+        tokens = "1024" if options.processes == 1 else "8192"
+        command = ["quantize", "--model", str(model), "--bits", "4.5", "--data", options.data, "--tokens", tokens]
         command += ["--eval-tokens", "512", "--sequence-length", "64", "--weights", options.weights, "--out"]
-        peace = Path(scratch) / "peace"
-        begun = time.monotonic()
-        os.waitpid(start([*command, str(peace)]), 0)
-        seconds = time.monotonic() - begun
-        expected = contents(peace)
+        expected, seconds = {}, 0.0
+        for count in sorted({options.processes, *options.then}):
+            peace, begun = Path(scratch) / f"peace-{count}", time.monotonic()
+            assert ended(start([*command, str(peace)], count)) == [0] * count
+            seconds = time.monotonic() - begun if count == options.processes else seconds
+            expected[count] = contents(peace)
         same = 0
         for trial in range(options.trials):
-            out = Path(scratch) / f"trial-{trial}"
-            child = start([*command, str(out)])
+            out, count = Path(scratch) / f"trial-{trial}", options.then[trial % len(options.then)]
+            children = start([*command, str(out)], options.processes)
             share = draw.random()
             time.sleep(share * seconds)
-            os.kill(child, signal.SIGKILL)
-            killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            victim = draw.randrange(options.processes)
+            os.kill(children[victim], signal.SIGKILL)
+            killed = ended(children)[victim] == -signal.SIGKILL
             if not out.exists():
-                os.waitpid(start([*command, str(out), "--resume"]), 0)
-            equal = contents(out) == expected
+                ended(start([*command, str(out), "--resume"], count))
+                found = compared(contents(out), expected[count], options.processes > 1)
+            else:
+                found = compared(contents(out), expected[options.processes], options.processes > 1)
             left = sorted(entry.name for entry in out.parent.iterdir() if entry.name.startswith((".", f"{out.name}.")))
-            same += equal and not left
-            row = {"trial": trial, "killed_after": round(share * seconds, 2), "killed": killed, "same": equal}
+            same += found and not left
+            row = {"trial": trial, "killed_after": round(share * seconds, 2), "killed": killed, "same": found}
+            if options.processes > 1:
+                row |= {"victim": victim, "then": count}
             print(json.dumps({**row, "left_behind": left}), flush=True)
         print(json.dumps({"seconds_undisturbed": round(seconds, 2), "same": same, "of": options.trials}))
+
+
+def compared(found: dict[str, bytes], expected: dict[str, bytes], weights: bool) -> bool:
+    """Whether all files are the same bits; or with `weights` those, and the same files are there."""
+    if not weights:
+        return found == expected
+    names = [name for name in expected if name.endswith((".safetensors", "config.json")) and "/" not in name]
+    return found.keys() == expected.keys() and all(found[name] == expected[name] for name in names)
 
 
 if __name__ == "__main__":
