@@ -86,7 +86,11 @@ class Share:
 
     def take(self, samples: Samples) -> Samples:
         """This process's samples."""
-        return samples if self.workers.size == 1 else samples[torch.tensor(self.numbers, device=samples.device)]
+        return (
+            samples
+            if self.workers.size == 1
+            else samples[torch.tensor(self.numbers, dtype=torch.int64, device=samples.device)]
+        )
 
     def of_batch(self, number: int, tensor: Tensor) -> Tensor:
         """Of what all samples of a batch have, this process's part."""

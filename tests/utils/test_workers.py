@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from natprec.evaluation.verify import MEASUREMENT
 from natprec.measurement import Measurement
 from natprec.utils import heartbeat as pulse
 from tests.conftest import tiny_model
@@ -258,18 +259,23 @@ ON_TWO_HOSTS = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", "
                 "--master-addr", "10.9.0.1", "--master-port", "29500", "-m", "natprec"]  # fmt: skip
 
 
+WHOLE = ["quantize", "--eps", "0.05", "--eval-tokens", "1024"]
+"""In place of 'measure'; the measurement is the same one."""
+
+
 def test_two_hosts(tmp_path: Path, hosts: Path, options: list[str], alone: Measurement) -> None:
-    run = two_hosts(hosts, sys.executable, *ON_TWO_HOSTS, *options, "--out", str(tmp_path / "m"))
+    run = two_hosts(hosts, sys.executable, *ON_TWO_HOSTS, *WHOLE, *options[1:], "--out", str(tmp_path / "q"))
     codes, error = run.communicate(timeout=300)
     assert codes.split()[-2:] == ["0", "0"], error + (hosts / "near").read_text() + (hosts / "far").read_text()
-    assert_same(Measurement.load(tmp_path / "m"), alone)
+    assert (tmp_path / "q" / "verification.json").is_file()
+    assert_same(Measurement.load(tmp_path / "q" / MEASUREMENT), alone)
 
 
 def test_a_host_that_dies(tmp_path: Path, hosts: Path, options: list[str]) -> None:
     """Its processes end as if the power failed; the other host says which one is missing."""
-    run = two_hosts(hosts, sys.executable, *ON_TWO_HOSTS, *options, "--out", str(tmp_path / "m"))
+    run = two_hosts(hosts, sys.executable, *ON_TWO_HOSTS, *WHOLE, *options[1:], "--out", str(tmp_path / "q"))
     deadline = time.monotonic() + 120
-    while not (tmp_path / "m.partial").exists():
+    while not (tmp_path / "q.partial").exists():
         assert time.monotonic() < deadline, (hosts / "near").read_text() + (hosts / "far").read_text()
         time.sleep(0.02)
     launcher = next(pid for pid in processes_of(run.pid) if variables(pid).get("GLOO_SOCKET_IFNAME") == "there")
@@ -281,7 +287,7 @@ def test_a_host_that_dies(tmp_path: Path, hosts: Path, options: list[str]) -> No
     assert time.monotonic() - killed < 60
     assert codes.split()[-2:] == ["1", "137"]
     assert f"natprec: process 1 (pid {worker} on {socket.gethostname()}) has ended" in (hosts / "near").read_text()
-    assert (tmp_path / "m.partial").exists()
+    assert (tmp_path / "q.partial").exists()
 
 
 def processes_of(parent: int) -> list[int]:
