@@ -13,6 +13,7 @@ import torch
 from natprec.config import QuantizeConfig
 from natprec.data.ordinary import NAME, ORDINARY
 from natprec.data.seen import source_digest
+from natprec.data.windows import GENERATE_BATCH
 from natprec.evaluation.verification import Verification
 from natprec.measurement.subject import Subject
 from natprec.pipeline import quantize as pipeline
@@ -20,7 +21,9 @@ from natprec.pipeline.held_out import WrittenText, held_out, part_of, spread
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from natprec.utils.records import OWN_TEXT
+from natprec.utils.workers import Workers
 from tests.conftest import tiny_model
+from tests.measurement.test_sharding import BUILDING, together
 from tests.run_command import natprec
 
 QUIET = Stages(quiet=True)
@@ -66,6 +69,26 @@ def test_what_the_model_writes_does_not_depend_on_the_portions(made: Subject) ->
     assert torch.equal(at_once, read(0, 3 * 8, 20 * 8, 17 * 8))
     assert not torch.equal(at_once, read(1, 40 * 8))
     assert len({tuple(row.tolist()) for row in at_once}) == 40, "each batch is another text"
+
+
+def test_several_processes_write_the_text_of_one(made: Subject, tiny_tokenizer: Any) -> None:
+    wrote: dict[int, int] = {}
+
+    def read(workers: Workers) -> torch.Tensor:
+        with BUILDING:
+            own = Subject.in_memory(tiny_model(), tiny_tokenizer, "tiny")
+        own.segmented.workers = workers
+        text = WrittenText(own, 8, 0, 0, QUIET)
+        batch = text._batch
+        text._batch = lambda *given: (wrote.update({workers.rank: wrote.get(workers.rank, 0) + 1}), batch(*given))[1]  # type: ignore[method-assign]
+        return torch.cat([found.ids for each in (3 * 8, 45 * 8) if (found := text.take(each)) is not None])
+
+    alone = read(Workers())
+    wrote.clear()
+    for found in together(2, read):
+        assert torch.equal(found, alone)
+    assert min(wrote.values()) >= 1, "the batches are shared"
+    assert sum(wrote.values()) == -(-48 // GENERATE_BATCH)
 
 
 def test_without_a_text_the_model_and_ordinary_text_judge(made: Subject) -> None:
