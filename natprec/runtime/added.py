@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from natprec.runtime.compare import bound, differences, verdict
 from natprec.runtime.gated import GatedProduct, fuses
@@ -48,7 +48,7 @@ class AddingBlock:
         self.layer = layer
         self.output = Adding(output) if isinstance(output, QuantLinear) and fuses(output) else None
         self.gated = gated if isinstance(gated, GatedProduct) else None
-        if self.output is self.gated is None:
+        if self.output is None and self.gated is None:
             raise Unknown("no kernel of its last products adds a residual")
         self.plain: Callable[..., Any] = functools.partial(type(layer).forward, layer)
         self.bound = bound(module for module in layer.modules() if isinstance(module, QuantLinear))
@@ -68,7 +68,8 @@ class AddingBlock:
         return y if isinstance(y, Tensor) else None
 
     def _run(self, x: Tensor, **kwargs: Any) -> Any:
-        layer, left = self.layer, x
+        layer = self.layer
+        left: Tensor | None = x
         try:
             if self.output is not None:
                 self.output.residual = x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from natprec.runtime.kernels.linear import QuantizedWeight, QuantLinear
 
 TRIED = 3
-"""Tokens that a forward is tried on at once, before one more: few enough for products that are exact but for rounding."""
+"""Tokens that a forward is tried on at once, before one more: few, so that products are exact but for rounding."""
 
 FLOATS, ROUNDED = 1e-3, 2e-2
 """Largest difference over the largest value: of the same operations in another order, and where activations are rounded
@@ -28,6 +29,11 @@ def bound(linears: Iterable[QuantLinear]) -> float:
     """How far outputs may be apart that these products made."""
     stored = [each.stored for each in linears if isinstance(each.stored, QuantizedWeight)]
     return ROUNDED if any(each.layer.int8_inputs or each.inputs is not None for each in stored) else FLOATS
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its tensors are."""
+    return next(itertools.chain(model.parameters(), model.buffers())).device
 
 
 @torch.inference_mode()
@@ -58,7 +64,7 @@ def differences(model: Any, layers: Mapping[str, nn.Module], run: Run) -> dict[s
     ]
     try:
         vocabulary = model.config.get_text_config().vocab_size
-        ids = torch.randint(vocabulary, (1, TRIED + 1), generator=torch.Generator().manual_seed(0)).to(model.device)
+        ids = torch.randint(vocabulary, (1, TRIED + 1), generator=torch.Generator().manual_seed(0)).to(device_of(model))
         past = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
         first = dict(worst)
         model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)

@@ -75,7 +75,7 @@ def replace_gated(model: nn.Module) -> dict[str, str]:
             found[name] = f"down_proj is {type(module.down_proj).__name__}"
             continue
         gated = GatedProduct(module, activation)
-        found[name] = verdict(_difference(gated), bound(module.get_submodule(part) for part in PARTS))  # type: ignore[misc]
+        found[name] = verdict(_difference(gated), bound(module.get_submodule(part) for part in PARTS))
         if not found[name]:
             module.forward = gated.forward
     return found

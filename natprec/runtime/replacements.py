@@ -8,6 +8,7 @@ from typing import Any
 
 from natprec.runtime.added import replace_residuals
 from natprec.runtime.blocks import replace_blocks
+from natprec.runtime.compare import device_of
 from natprec.runtime.gated import fuses, replace_gated
 from natprec.runtime.norms import replace_norms
 from natprec.runtime.stack import replace_stack
@@ -62,7 +63,7 @@ def _counted(found: dict[str, str], done: str) -> list[str]:
 def replace(model: Any, causal: bool) -> Replaced:
     """All that can be, each tried against what it replaces."""
     fused = any(fuses(module) for module in model.modules())
-    if not fused and model.device.type != "cpu":
+    if not fused and device_of(model).type != "cpu":
         return Replaced()
     norms = replace_norms(model)
     if fused:

@@ -50,7 +50,7 @@ def main(folder: Path, device: str, many: int) -> None:
         values(out, *rest)
 
     runnable = load(folder, device=device, kernels=KERNELS["cuda"])
-    with mock.patch.object(sys.modules["natprec.runtime.load"], "replace", lambda *_, **__: Replaced()):
+    with mock.patch.object(sys.modules["natprec.runtime.load"], "replace", return_value=Replaced()):
         plain = load(folder, device=device, kernels=KERNELS["cuda"])
     dense = load_quantized(folder)
     differences, apart = [], []

@@ -116,7 +116,7 @@ class Ending:
         residual: (tokens, rows), where it has one.
     """
 
-    epilogue: Epilogue = Epilogue()  # noqa: RUF009  a frozen value
+    epilogue: Epilogue = Epilogue()
     bias: Tensor | None = None
     multiplier: Tensor | None = None
     residual: Tensor | None = None

@@ -172,11 +172,14 @@ class QuantLinear(nn.Module):
         ending = self.ending(residual=None if residual is None else residual.reshape(-1, self.out_features))
         return self.stored.forward(x.reshape(-1, self.in_features), ending).view(shape)
 
-    def ending(self, activation: str = "none", multiplier: Tensor | None = None, residual: Tensor | None = None) -> Ending:
+    def ending(
+        self, activation: str = "none", multiplier: Tensor | None = None, residual: Tensor | None = None
+    ) -> Ending:
         """The bias and what follows it; tensors are (tokens, rows)."""
         if activation == "none" and self.bias is multiplier is residual is None:
             return NOTHING
-        return Ending(Epilogue(activation, multiplier is not None, residual is not None), self.bias, multiplier, residual)
+        epilogue = Epilogue(activation, multiplier is not None, residual is not None)
+        return Ending(epilogue, self.bias, multiplier, residual)
 
 
 class QuantEmbedding(nn.Module):

@@ -134,7 +134,9 @@ def launch_values(out: Tensor, weight: PlanarWeight, unit: Tensor, begin: int) -
     planar_values[grid](**values, **fixed, **({} if triton.knobs.runtime.interpret else options(VALUES)))
 
 
-def tokens_arguments(values: Tensor, scale: Tensor, x: Tensor) -> tuple[dict[str, Tensor | int], dict[str, Any]]:
+def tokens_arguments(
+    values: Tensor, scale: Tensor, x: Tensor
+) -> tuple[dict[str, Tensor | int | float | None], dict[str, Any]]:
     """The arguments of `scaled_tokens` by name, and its constants."""
     fixed = {"CODES": values.dtype == torch.int8, "BLOCK": _block(x)}
     return {"x": x, "values": values, "scale": scale, "K": x.shape[1]}, fixed
@@ -152,7 +154,7 @@ def launch_tokens(values: Tensor, scale: Tensor, x: Tensor) -> None:
 
 def norm_arguments(
     out: Tensor, x: Tensor, weight: Tensor, eps: float
-) -> tuple[dict[str, Tensor | int | float], dict[str, Any]]:
+) -> tuple[dict[str, Tensor | int | float | None], dict[str, Any]]:
     """The arguments of `normed_tokens` by name, and its constants."""
     return {"x": x, "weight": weight, "out": out, "K": x.shape[1], "eps": eps}, {"BLOCK": _block(x)}
 

@@ -58,7 +58,9 @@ def test_tokens_are_scaled_and_normed() -> None:
     assert found == [""] * 9
 
 
-@pytest.mark.parametrize(("what", "count"), [("mutations", 26), ("mutations of values", 8), ("mutations of tokens", 11)])
+@pytest.mark.parametrize(
+    ("what", "count"), [("mutations", 26), ("mutations of values", 8), ("mutations of tokens", 11)]
+)
 def test_mutations_are_caught(what: str, count: int) -> None:
     done = interpreted(what)
     assert done.returncode == 0, done.stderr[-2000:]
