@@ -15,12 +15,11 @@ from natprec.models.layers import Layer, layer_of
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.gated import PARTS, activation_of
 from natprec.runtime.kernels.dispatch import choose
+from natprec.runtime.kernels.joined import Joined, Part
 from natprec.runtime.kernels.kernel import Fused, Kernel
 from natprec.runtime.kernels.kernel import Layer as KernelLayer
 from natprec.runtime.kernels.linear import (
     HalfWeight,
-    Joined,
-    Part,
     QuantEmbedding,
     QuantizedWeight,
     QuantLinear,

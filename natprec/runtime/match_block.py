@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from natprec.runtime.kernels.block import Block, Norm
-from natprec.runtime.kernels.linear import Part, QuantLinear
+from natprec.runtime.kernels.joined import Part
+from natprec.runtime.kernels.linear import QuantLinear
 from natprec.runtime.norms import alike, read_norm
 
 CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}

@@ -21,7 +21,8 @@ from natprec.quantizers import quantize
 from natprec.runtime.added import AddingBlock
 from natprec.runtime.kernels.dispatch import KERNELS
 from natprec.runtime.kernels.epilogue import Ending
-from natprec.runtime.kernels.linear import Joined, QuantizedWeight
+from natprec.runtime.kernels.joined import Joined
+from natprec.runtime.kernels.linear import QuantizedWeight
 from natprec.runtime.load import Runnable, load
 from tests.arrange import subject, write_checkpoint
 from tests.runtime.families import SIZES, error, gelu, granite, mistral, mixtral, plain, qwen2, qwen3, saved
