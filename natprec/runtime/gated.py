@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from natprec.runtime.compare import TRIED, bound, verdict
 from natprec.runtime.kernels.epilogue import ACTIVATIONS
 from natprec.runtime.kernels.linear import QuantizedWeight, QuantLinear
+from natprec.runtime.match_block import Unknown, expect_attributes
 from natprec.runtime.norms import alike
 
 PARTS = {"gate_proj", "up_proj", "down_proj"}
@@ -71,14 +72,23 @@ def replace_gated(model: nn.Module) -> dict[str, str]:
         activation = activation_of(module)
         if activation is None or not all(fuses(getattr(module, part)) for part in PARTS - {"down_proj"}):
             continue
-        if not isinstance(module.down_proj, QuantLinear):
-            found[name] = f"down_proj is {type(module.down_proj).__name__}"
-            continue
         gated = GatedProduct(module, activation)
-        found[name] = verdict(_difference(gated), bound(module.get_submodule(part) for part in PARTS))
+        found[name] = _refusal(gated)
         if not found[name]:
             module.forward = gated.forward
     return found
+
+
+def _refusal(gated: GatedProduct) -> str:
+    """Why a module stays plain; empty if it does not."""
+    module = gated.module
+    if not isinstance(module.down_proj, QuantLinear):
+        return f"down_proj is {type(module.down_proj).__name__}"
+    try:
+        expect_attributes(module)
+    except Unknown as error:
+        return str(error)
+    return verdict(_difference(gated), bound(getattr(module, part) for part in PARTS))
 
 
 def fuses(linear: object) -> bool:
@@ -89,15 +99,17 @@ def fuses(linear: object) -> bool:
 
 @torch.inference_mode()
 def _difference(gated: GatedProduct) -> float:
-    """From the plain forward, over its largest value; with a residual and without."""
+    """From the plain forward, over each token's largest value; small and large tokens, with a residual and without."""
     gate = gated.module.gate_proj
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(TRIED, gate.in_features, generator=draw).to(gate.stored.packed[0].device)
+    x = torch.randn(TRIED, gate.in_features, generator=torch.Generator().manual_seed(0))
+    x *= torch.logspace(-2, 2, TRIED).unsqueeze(1)
+    x = x.to(gate.stored.packed[0].device)
     expected = gated.plain(x)
-    residual = expected.flip(0)
+    largest = expected.abs().amax(1, keepdim=True).clamp(min=1e-9)
+    residual = expected.roll(1, 1)
     worst = 0.0
     for found, wanted in ((gated.finished(x), expected), (gated.finished(x, residual), expected + residual)):
         if found.shape != wanted.shape:
             return torch.inf
-        worst = max(worst, float((found - wanted).abs().max() / expected.abs().max().clamp(min=1e-9)))
+        worst = max(worst, float(((found - wanted).abs() / largest).max()))
     return worst

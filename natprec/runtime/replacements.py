@@ -35,9 +35,9 @@ class Replaced:
     def lines(self) -> list[str]:
         """For `natprec generate --explain`."""
         said = [
-            *_counted(self.blocks, "decoder blocks run as one call for a token"),
-            *_counted(self.gated, "gated products are finished inside their kernels"),
-            *_counted(self.residuals, "decoder blocks add their residuals inside kernels"),
+            *_counted(self.blocks, "decoder blocks", "run as one call for a token"),
+            *_counted(self.gated, "gated products", "are finished inside their kernels"),
+            *_counted(self.residuals, "decoder blocks", "add their residuals inside kernels"),
         ]
         if self.norms:
             said.append(f"{self.norms} norms run as one operation")
@@ -50,12 +50,13 @@ class Replaced:
         return said
 
 
-def _counted(found: dict[str, str], done: str) -> list[str]:
+def _counted(found: dict[str, str], what: str, done: str) -> list[str]:
     """One line for each cause."""
     first = {cause: name for name, cause in reversed(found.items())}
-    plain = f"{done.partition(' are ')[0].partition(' run ')[0].partition(' add ')[0]} run as transformers' modules"
     return [
-        f"{count} {plain}, first {first[cause]} ({cause})" if cause else f"{count} {done}, first {first[cause]}"
+        f"{count} {what} run as transformers' modules, first {first[cause]} ({cause})"
+        if cause
+        else f"{count} {what} {done}, first {first[cause]}"
         for cause, count in Counter(found.values()).items()
     ]
 

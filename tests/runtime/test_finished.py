@@ -165,6 +165,28 @@ def test_inputs_of_int8_and_inputs_of_floats_are_not_shared(fmt: Format, tmp_pat
     assert not up.shares_inputs(gate)
 
 
+def test_what_a_few_tokens_may_not_show_stays_plain(
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of what is multiplied: by an attribute that nobody knows, and by its effect on large tokens."""
+    from transformers.models.llama import modeling_llama as llama_classes
+
+    def limited(self: Any, x: torch.Tensor) -> torch.Tensor:
+        gate = self.act_fn(self.gate_proj(x)).clamp(max=5)
+        return self.down_proj(gate * self.up_proj(x))
+
+    folder = saved(tmp_path / "out", llama(), tiny_tokenizer, integer(4, 32))
+    monkeypatch.setattr(llama_classes.LlamaMLP, "forward", limited)
+    runnable = load(folder, kernels=KERNELS["cuda"])
+    assert all(cause.startswith("it computes something else") for cause in runnable.replaced.gated.values())
+    made = llama_classes.LlamaMLP.__init__
+    monkeypatch.setattr(
+        llama_classes.LlamaMLP, "__init__", lambda self, config: (made(self, config), setattr(self, "limit", 5))[0]
+    )
+    runnable = load(folder, kernels=KERNELS["cuda"])
+    assert set(runnable.replaced.gated.values()) == {"LlamaMLP has limit"}
+
+
 def test_what_computes_something_else_stays_plain(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
