@@ -41,9 +41,9 @@ def apply(
     from natprec.utils.human import human_bytes
     from natprec.utils.launcher import refuse_many
     from natprec.utils.marks import refuse_inputs
+    from natprec.utils.meeting import joined
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
-    from natprec.utils.workers import joined
 
     plan = Plan.load(plan_file)
     config = replace(config, rounding=rounding or plan.rounding, engine=plan.engine)

@@ -55,10 +55,10 @@ def eval(  # the command's name
     from natprec.solver import Plan
     from natprec.utils.atomic_files import refuse_existing_file
     from natprec.utils.marks import refuse_inputs
+    from natprec.utils.meeting import joined
     from natprec.utils.progress import Stages
     from natprec.utils.provenance import command_line
     from natprec.utils.records import public_name
-    from natprec.utils.workers import joined
 
     name = public_name(folder if folder.exists() else str(folder))
     folder = checkpoint_path(folder)

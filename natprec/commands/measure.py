@@ -32,10 +32,10 @@ def measure(
     from natprec.pipeline import resume as resumable
     from natprec.pipeline.request import check
     from natprec.utils.launcher import refuse_many
+    from natprec.utils.meeting import joined
     from natprec.utils.memory import peak_bytes
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
-    from natprec.utils.workers import joined
 
     check(config, judged=False, solved=False)
     if dry_run:

@@ -89,10 +89,10 @@ def quantize(
     from natprec.pipeline.request import check
     from natprec.pipeline.summary import result_table, serving_line
     from natprec.utils.launcher import refuse_many
+    from natprec.utils.meeting import joined
     from natprec.utils.memory import peak_bytes
     from natprec.utils.progress import Stages
     from natprec.utils.records import public_name
-    from natprec.utils.workers import joined
 
     config = replace(config, sites="weights" if config.activations == config.kv == NOT_ROUNDED else "all")
     if dry_run:

@@ -74,8 +74,8 @@ def verify(
     from natprec.solver import Plan
     from natprec.transforms import rotated_digest
     from natprec.utils.claims import beside
+    from natprec.utils.meeting import joined
     from natprec.utils.progress import Stages
-    from natprec.utils.workers import joined
 
     plan = Plan.load(folder / "plan.json")
     known = judge.recorded(folder)
@@ -152,8 +152,8 @@ def _verify_foreign(
     from natprec.pipeline.request import check
     from natprec.pipeline.resume import opened_together
     from natprec.pipeline.summary import foreign_table
+    from natprec.utils.meeting import joined
     from natprec.utils.progress import Stages
-    from natprec.utils.workers import joined
 
     config = replace(config, length=length or config.length, seed=config.seed if seed is None else seed)
     command = command_of("verify", config, name)

@@ -16,18 +16,12 @@ from torch import Tensor, nn
 
 import natprec.runtime.kernels.decoder_ops  # noqa: F401  (registers the operations)
 from natprec import native
+from natprec.runtime.compare import bound, differences, verdict
 from natprec.runtime.kernels.block import Block, OneToken, refusal
-from natprec.runtime.kernels.linear import QuantizedWeight
-from natprec.runtime.match_block import Unknown, read_block
+from natprec.runtime.match_block import Unknown, decoder_blocks, read_block
 
 if TYPE_CHECKING:
     from natprec.runtime.cache import Growing
-
-TRIED = 3
-"""Tokens that a block is tried on at once, before one more: few enough for products that are exact but for rounding."""
-FLOATS, ROUNDED = 1e-3, 2e-2
-"""Largest difference from the plain forward over its largest value: of the same operations in another order, and where
-activations are rounded to int8, whose codes may differ by one."""
 
 
 def replace_blocks(model: nn.Module) -> dict[str, str]:
@@ -36,13 +30,7 @@ def replace_blocks(model: nn.Module) -> dict[str, str]:
     Returns:
         Its name → why it stays plain; empty if it does not.
     """
-    layers = {
-        f"{name}.{index}": layer
-        for name, modules in model.named_modules()
-        if isinstance(modules, nn.ModuleList)
-        for index, layer in enumerate(modules)
-        if hasattr(layer, "self_attn")
-    }
+    layers = decoder_blocks(model)
     if native.library()[0] is None:
         return dict.fromkeys(layers, native.library()[1])
     found: dict[str, str] = {}
@@ -53,9 +41,13 @@ def replace_blocks(model: nn.Module) -> dict[str, str]:
             found[name] = ""
         except Unknown as error:
             found[name] = str(error)
-    differing = _differing(model, lean) if lean else {}
+    if not lean:
+        return found
+    worst = differences(
+        model, {name: block.layer for name, block in lean.items()}, lambda name, *given: lean[name].tried(*given)
+    )
     for name, block in lean.items():
-        found[name] = differing.get(name, "")
+        found[name] = verdict(worst[name], block.bound)
         if not found[name]:
             block.layer.forward = block.forward
     return found
@@ -73,7 +65,7 @@ class LeanBlock:
         for linear in linears:
             if cause := refusal(linear):
                 raise Unknown(cause)
-        self.rounded = any(isinstance(x.stored, QuantizedWeight) and x.stored.layer.int8_inputs for x in linears)
+        self.bound = bound(linears)
         self.index = int(layer.self_attn.layer_idx)  # type: ignore[union-attr, arg-type]
         self.one = OneToken([block])
         self.state = torch.empty(1, block.key_heads, 1, block.size)
@@ -100,6 +92,12 @@ class LeanBlock:
             hidden_states, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
             use_cache=use_cache, position_embeddings=position_embeddings, **kwargs,
         )  # fmt: skip
+
+    def tried(self, x: Tensor, cache: Any, kwargs: dict[str, Any]) -> Tensor | None:
+        """What it computes of a call; None where that is for the plain forward."""
+        if kwargs.get("attention_mask") is not None or kwargs.get("position_embeddings") is None:
+            return None
+        return self._run(x, cache, *kwargs["position_embeddings"])
 
     def _knows(self, x: Tensor, kwargs: dict[str, Any]) -> bool:
         return not (
@@ -157,44 +155,3 @@ class LeanBlock:
 
 def _side_by_side(linears: tuple[Any, ...], x: Tensor) -> Tensor:
     return linears[0](x) if len(linears) == 1 else torch.cat([linear(x) for linear in linears], 1)
-
-
-@torch.inference_mode()
-def _differing(model: Any, lean: dict[str, LeanBlock]) -> dict[str, str]:
-    """Blocks that compute something else than their plain forward, and how far off they are; all run plain here."""
-    from transformers.cache_utils import DynamicCache
-
-    worst = dict.fromkeys(lean, -1.0)
-    own = DynamicCache(config=model.config)
-
-    def compare(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        block, x = lean[name], args[0] if args else kwargs["hidden_states"]
-        if kwargs.get("attention_mask") is not None or kwargs.get("position_embeddings") is None:
-            return
-        expected = output[0] if isinstance(output, tuple) else output
-        found = block._run(x, own, *kwargs["position_embeddings"])
-        if found is not None and found.shape == expected.shape and not isinstance(output, tuple):
-            difference = float((found - expected).abs().max() / (expected - x).abs().max().clamp(min=1e-9))
-            worst[name] = max(worst[name], difference)
-
-    handles = [
-        block.layer.register_forward_hook(functools.partial(compare, name), with_kwargs=True)
-        for name, block in lean.items()
-    ]
-    try:
-        ids = torch.randint(
-            model.config.get_text_config().vocab_size, (1, TRIED + 1), generator=torch.Generator().manual_seed(0)
-        )
-        past = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
-        calls = dict(worst)
-        model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = {}
-    for name, difference in worst.items():
-        if calls[name] < 0:
-            found[name] = "it is called otherwise"
-        elif not difference <= (ROUNDED if lean[name].rounded else FLOATS):
-            found[name] = f"it computes something else ({difference:.2g} off)"
-    return found

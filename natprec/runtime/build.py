@@ -13,13 +13,13 @@ from natprec.errors import ModelError
 from natprec.formats import activation
 from natprec.models.layers import Layer, layer_of
 from natprec.quantizers import QuantizedTensor
+from natprec.runtime.gated import PARTS, activation_of
 from natprec.runtime.kernels.dispatch import choose
-from natprec.runtime.kernels.kernel import Kernel
+from natprec.runtime.kernels.joined import Joined, Part
+from natprec.runtime.kernels.kernel import Fused, Kernel
 from natprec.runtime.kernels.kernel import Layer as KernelLayer
 from natprec.runtime.kernels.linear import (
     HalfWeight,
-    Joined,
-    Part,
     QuantEmbedding,
     QuantizedWeight,
     QuantLinear,
@@ -115,9 +115,23 @@ class Builder:
             alike = {(self._scheme((other,)), self.layers[other].shape[1], self._shared((other,))) for other in names}
             shared = any(len(self.uses[id(layer.weight)]) > 1 for layer in layers)
             biases = {layer.bias is None for layer in layers}
-            if len(alike) == len(biases) == 1 and not shared:
+            if len(alike) == len(biases) == 1 and not shared and not self._finished_apart(parent, leaves):
                 return names
         return ()
+
+    def _finished_apart(self, parent: str, leaves: tuple[str, ...]) -> bool:
+        """Whether a kernel does what follows each: then gate and up are two products, and nothing is left after them.
+
+        `natprec.runtime.gated` makes a forward of that, where a module computes what its parts suggest.
+        """
+        if not PARTS.issuperset(leaves) or activation_of(self.model.get_submodule(parent)) is None:
+            return False
+        name = f"{parent}.{leaves[0]}"
+        scheme = self._scheme((name,))
+        if scheme is None:
+            return False
+        layer = KernelLayer(scheme.format, *self.layers[name].shape, scheme.inputs == INT8_INPUTS)
+        return isinstance(choose(layer, self.device, self.kernels)[0], Fused)
 
     def _join(self, names: tuple[str, ...]) -> None:
         stored = self._stored(tuple((name,) for name in names))

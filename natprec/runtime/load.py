@@ -40,7 +40,7 @@ class Runnable:
         kernels: module → what runs it.
         task: what it is for.
         device: where it computes, and where its inputs must be.
-        replaced: what runs otherwise than as transformers' modules, on the CPU.
+        replaced: what runs otherwise than as transformers' modules.
     """
 
     model: Any
@@ -101,8 +101,7 @@ def load(
     model.eval().requires_grad_(False).to(target)
     answers: Any = model
     answers.tie_weights, answers.num_parameters = _tied, partial(_counted, count)
-    replaced = Replaced() if target.type != "cpu" else replace(model, causal=task.generates)
-    return Runnable(model, tokenizer, builder.chosen, task, target, replaced)
+    return Runnable(model, tokenizer, builder.chosen, task, target, replace(model, causal=task.generates))
 
 
 def _tied(*args: Any, **kwargs: Any) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from natprec.runtime.kernels.block import Block, Norm
-from natprec.runtime.kernels.linear import Part, QuantLinear
+from natprec.runtime.kernels.joined import Part
+from natprec.runtime.kernels.linear import QuantLinear
 from natprec.runtime.norms import alike, read_norm
 
 CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -31,20 +32,31 @@ class Unknown(Exception):
     """Why a block is not recognised."""
 
 
+def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """By name, whatever they consist of besides attention."""
+    return {
+        f"{name}.{index}": layer
+        for name, modules in model.named_modules()
+        if isinstance(modules, nn.ModuleList)
+        for index, layer in enumerate(modules)
+        if hasattr(layer, "self_attn")
+    }
+
+
 def read_block(layer: nn.Module) -> Block:
     """The parts of a block.
 
     Raises:
         Unknown: it is of another structure.
     """
-    _expect_children(layer, CHILDREN)
+    expect_children(layer, CHILDREN)
     attention, mlp = layer.self_attn, layer.mlp
     assert isinstance(attention, nn.Module)
     assert isinstance(mlp, nn.Module)
-    _expect_children(attention, {*PROJECTIONS}, {*HEAD_NORMS})
-    _expect_children(mlp, GATED)
+    expect_children(attention, {*PROJECTIONS}, {*HEAD_NORMS})
+    expect_children(mlp, GATED)
     for module in (layer, attention, mlp):
-        _expect_attributes(module)
+        expect_attributes(module)
     if not getattr(attention, "is_causal", False):
         raise Unknown("attention is not causal")
     size, scaling = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
@@ -76,7 +88,12 @@ def read_block(layer: nn.Module) -> Block:
     )
 
 
-def _expect_children(module: nn.Module, wanted: set[str], allowed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def expect_children(module: nn.Module, wanted: set[str], allowed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Children and own tensors as wanted, others only where allowed.
+
+    Raises:
+        Unknown: names what differs.
+    """
     found = {name for name, _ in module.named_children()}
     if wrong := sorted((wanted - found) | (found - wanted - allowed)):
         raise Unknown(f"{type(module).__name__} differs in {', '.join(wrong)}")
@@ -85,7 +102,12 @@ def _expect_children(module: nn.Module, wanted: set[str], allowed: set[str] = fr
         raise Unknown(f"{type(module).__name__} has {own[0]}")
 
 
-def _expect_attributes(module: nn.Module) -> None:
+def expect_attributes(module: nn.Module) -> None:
+    """None but those in `ATTRIBUTES`.
+
+    Raises:
+        Unknown: names the others.
+    """
     plain = {name for name in vars(module) if not name.startswith("_") and name != "training"}
     if unknown := sorted(plain - ATTRIBUTES):
         raise Unknown(f"{type(module).__name__} has {', '.join(unknown)}")

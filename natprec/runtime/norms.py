@@ -13,7 +13,7 @@ from natprec.runtime.kernels.block import Norm
 
 
 def replace_norms(model: nn.Module) -> int:
-    """Every norm of a model on the CPU that is one; its forward is replaced, not the module. Returns how many."""
+    """Every norm of a model that is one; its forward is replaced, not the module. Returns how many."""
     replaced = 0
     for module in model.modules():
         norm = read_norm(module)
@@ -40,6 +40,7 @@ def read_norm(module: nn.Module) -> Norm | None:
         return None
     x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0))
     x *= torch.tensor([[1.0], [100.0], [eps**0.5], [1e-6]])
+    x = x.to(weight.device)
     expected = module(x)
     for whole in (weight.detach().float(), weight.detach().float() + 1):
         if alike(between.rms_norm(x, whole, eps), expected):
@@ -57,7 +58,7 @@ def alike(found: Tensor, expected: object) -> bool:
 def _forward(plain: functools.partial[Tensor], norm: Norm, hidden_states: Tensor) -> Tensor:
     """(…, columns) to the same."""
     x = hidden_states
-    if x.dtype != torch.float32 or x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
+    if x.dtype != torch.float32 or x.device != norm.weight.device or x.requires_grad or torch.compiler.is_compiling():
         return plain(x)
     y: Tensor = torch.ops.natprec.rms_norm(x.reshape(-1, x.shape[-1]), norm.weight, norm.eps)
     return y.view(x.shape)

@@ -9,29 +9,16 @@ each sends a tensor to every other one. Sums are taken in the order of ranks, so
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-
-# Imported after a group is opened it makes that the default of its functions, for good: the group's threads would then
-# live into the interpreter's end, where they now and then abort the process.
-import torch.distributed.nn.functional
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from natprec.errors import InputError, WorkerError
-from natprec.utils.heartbeat import Pulse, first_line
-from natprec.utils.launcher import launched, number
-from natprec.utils.store import JOINING, store_of
-
-WAITING = timedelta(days=7)
-"""How long they wait in an exchange for one that lives: process 0 may write text for hours."""
+from natprec.errors import InputError
+from natprec.utils.heartbeat import Pulse
 
 
 class Workers:
@@ -174,63 +161,3 @@ class Workers:
         counts = dict(self.sent)
         (total,) = self.all_sum(torch.tensor(list(counts.values()), dtype=torch.int64))
         return dict(zip(counts, total.tolist(), strict=True))
-
-
-@contextlib.contextmanager
-def joined(device: str) -> Iterator[tuple[Workers, str]]:
-    """Yield the processes of this run, and the device that this one computes on; at the end wait for all of them.
-
-    Args:
-        device: 'cuda' becomes the GPU of this process's number on its host.
-    Raises:
-        InputError: a launcher's variable is missing, or one GPU is meant for several processes.
-        WorkerError: some process did not come, or has died.
-    """
-    size = launched()
-    if size == 1:
-        yield Workers(), device
-        return
-    rank, local = number("RANK"), number("LOCAL_RANK", 0)
-    if device.startswith("cuda:"):
-        raise InputError(f"device {device!r} is one GPU, for {size} processes; give --device cuda for one GPU each")
-    own = f"cuda:{local}" if device == "cuda" else device
-    pulse = _meet(rank, size, own)
-    workers = Workers(rank, size, torch.device(own if own.startswith("cuda") else "cpu"), pulse)
-    well = False
-    try:
-        yield workers, own
-        workers.wait()  # nobody leaves before process 0 has written
-        well = True
-    finally:
-        pulse.stop(well)
-        if well:
-            dist.destroy_process_group()
-
-
-def _meet(rank: int, size: int, device: str) -> Pulse:
-    """Find the others, begin to watch them, and open the connections."""
-    address, port = os.environ.get("MASTER_ADDR"), number("MASTER_PORT")
-    try:
-        store = store_of(rank, size, str(address), port)
-        pulse = Pulse(TCPStore(str(address), port, is_master=False, timeout=JOINING), rank, size)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise WorkerError(
-            f"process {rank} of {size} did not meet the others at {address}:{port} ({first_line(error)}); "
-            "start all of them, with a MASTER_ADDR that every host reaches"
-        ) from error
-    try:
-        pulse.store.wait(pulse.keys, JOINING)
-    except RuntimeError as error:
-        missing = ", ".join(str(other) for other, key in enumerate(pulse.keys) if not pulse.store.check([key]))
-        minutes = JOINING.seconds // 60
-        raise WorkerError(f"process {missing} of {size} did not come within {minutes} minutes; start all") from error
-    pulse.start()
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    try:
-        dist.init_process_group(
-            "nccl" if device.startswith("cuda") else "gloo", store=store, rank=rank, world_size=size, timeout=WAITING
-        )
-    except RuntimeError as error:
-        raise pulse.verdict(error) from error
-    return pulse

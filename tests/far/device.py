@@ -128,7 +128,7 @@ def _dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = func(*tree_map(_raw, args), **tree_map(_raw, given_kwargs))
 
     def wrapped(each: Any) -> Any:
-        if not isinstance(each, Tensor):
+        if not isinstance(each, Tensor) or isinstance(each, Far):
             return each
         own = known.get(id(each))
         if own is not None and own.shape != each.shape:

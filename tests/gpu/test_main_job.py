@@ -22,7 +22,11 @@ SMALL = ["--device", "cpu", "--tokens", "256", "--length", "64", "--group-size",
 
 
 def job(*arguments: str) -> int:
-    with mock.patch.object(sys, "argv", ["gpu_main_job", *SMALL, *arguments]):
+    """With time for a machine that does other work as well."""
+    with (
+        mock.patch.object(sys, "argv", ["gpu_main_job", *SMALL, "--minutes", "30", *arguments]),
+        mock.patch.dict(LIMITS, dict.fromkeys(LIMITS, 600.0)),
+    ):
         return gpu_main_job.main()
 
 

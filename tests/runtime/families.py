@@ -17,6 +17,8 @@ from tests.arrange import tokens
 from tests.runtime.test_load import written
 
 IDS = tokens(1, 24).ids
+INPUTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+"""As config.json says that activations are rounded to int8."""
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,

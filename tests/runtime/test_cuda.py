@@ -20,6 +20,9 @@ from tests.runtime.test_load import written
 FLOAT16, INT8 = 5e-3, 0.03
 """Largest difference of a logit over the largest logit: activations as float16, and as int8."""
 
+ENDINGS = ["none", "residual", "none", "silu+gated", "residual"]
+"""What follows the products of a block inside their kernels: query, key and value; output; up; gate; down."""
+
 
 WHERE = pytest.mark.parametrize(
     "device",
@@ -52,9 +55,13 @@ def test_triton_computes_what_the_dense_weights_do(
     found = interpreted(written(tmp_path / "out", subject(tiny_tokenizer), fmt, engine), device)
     assert found["kernels"] == (["half", "triton"] if engine == "vllm" else ["triton"])
     assert set(found["launched"]) == {48, 1}
-    assert len(found["launched"]) == 2 * (2 * 4 + (engine == "natprec"))  # 2 blocks of 4 products, and the head
+    head = ["none"] * (engine == "natprec")
+    assert found["endings"] == 2 * (2 * ENDINGS + head)
     assert found["written"] == 0
     assert max(found["many"], found["one"]) < FLOAT16
+    assert found["norms"] == 5
+    assert set(found["gated"].values()) == set(found["residuals"].values()) == {""}
+    assert found["apart"] < FLOAT16, "transformers' modules between the products"
 
 
 @WHERE
@@ -63,9 +70,9 @@ def test_many_tokens_meet_dense_weights(device: str, tmp_path: Path, tiny_tokeni
     fmt = integer(6, 32, False)
     found = interpreted(written(tmp_path / "out", subject(tiny_tokenizer), fmt, "natprec"), device, "48")
     assert found["kernels"] == ["triton"]
-    assert found["launched"] == [1] * 9
-    assert found["written"] == 9
-    assert max(found["many"], found["one"]) < FLOAT16
+    assert found["launched"] == [1] * 11
+    assert found["written"] == 11
+    assert max(found["many"], found["one"], found["apart"]) < FLOAT16
 
 
 @WHERE
@@ -80,7 +87,8 @@ def test_int8_inputs_run_on_codes(device: str, tmp_path: Path, tiny_tokenizer: A
     (folder / "config.json").write_text(json.dumps(config))
     found = interpreted(folder, device)
     assert found["kernels"] == ["half", "triton-int8"]
-    assert max(found["many"], found["one"]) < INT8
+    assert found["endings"] == 4 * ENDINGS
+    assert max(found["many"], found["one"], found["apart"]) < INT8
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

@@ -14,8 +14,9 @@ from natprec.formats.presets import FLOAT_WEIGHTS
 from natprec.quantizers import quantize
 from natprec.runtime.kernels import reference
 from natprec.runtime.kernels.floats import DequantizeFloats
+from natprec.runtime.kernels.joined import Joined
 from natprec.runtime.kernels.kernel import Layer
-from natprec.runtime.kernels.linear import Joined, QuantizedWeight
+from natprec.runtime.kernels.linear import QuantizedWeight
 from natprec.runtime.load import load
 from tests.arrange import tokens
 from tests.checkpoints.test_float_formats import made_of, written

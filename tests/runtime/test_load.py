@@ -18,7 +18,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize
 from natprec.runtime.kernels.dispatch import KERNELS
-from natprec.runtime.kernels.linear import Joined
+from natprec.runtime.kernels.joined import Joined
 from natprec.runtime.kernels.reference import quantize_tokens
 from natprec.runtime.load import load
 from tests.arrange import encoder, subject, tokens, write_checkpoint

@@ -17,12 +17,11 @@ from natprec.models.weight_sites import site_weight
 from natprec.quantizers import quantize
 from natprec.runtime.load import load
 from tests.arrange import subject, write_checkpoint
-from tests.runtime.families import IDS, error, errors, logits, mistral, qwen2, qwen3, saved
+from tests.runtime.families import IDS, INPUTS, error, errors, logits, mistral, qwen2, qwen3, saved
 from tests.runtime.kernels.test_cpu import variant  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.skipif(native.library()[0] is None, reason=native.library()[1])
 
-INPUTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 TIGHT = 9 * 2**-16
 """Of the largest value: the same operations in another order, for which an activation of any of nine products may round
 to another int16."""

@@ -13,14 +13,15 @@ from torch.nn import functional
 from natprec.formats import Float, Integer
 from natprec.quantizers import QuantizedTensor
 from natprec.runtime.kernels import ops
-from natprec.runtime.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
+from natprec.runtime.kernels.epilogue import NOTHING, Ending
+from natprec.runtime.kernels.kernel import ALWAYS, Buffers, Fused, Layer
 from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar, unpack
-from natprec.runtime.kernels.reference import quantize_tokens
 from natprec.runtime.kernels.triton.dense import dense_product, reach, unit_of
 from natprec.runtime.kernels.triton.ops import planar_linear
+from natprec.runtime.kernels.triton.tokens import scaled_tokens
 
 
-class Triton(Kernel):
+class Triton(Fused):
     """`planar_linear` beside float16 activations; beside many tokens the weight is made dense, a block at a time.
 
     Attributes:
@@ -46,14 +47,22 @@ class Triton(Kernel):
         return *packed.planes, packed.scale, packed.zero_point, packed.outer, unit
 
     def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
+        """With nothing after it."""
+        return self.finished(self.scaled(x), buffers, layer, NOTHING, x.dtype)
+
+    def scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Each token is divided by its largest value, so that no activation is beyond float16."""
-        largest = x.float().abs().amax(1, keepdim=True)
-        largest = torch.where(largest > 0, largest, 1.0)
-        halves, weight = (x / largest).half(), self._weight(buffers, layer)
-        if len(x) < self.many:
-            return (planar_linear(halves, weight, dtype=torch.float32) * largest).to(x.dtype)
+        return scaled_tokens(x, codes=False)
+
+    def finished(
+        self, scaled: tuple[Tensor, Tensor], buffers: Buffers, layer: Layer, ending: Ending, dtype: torch.dtype
+    ) -> Tensor:
+        """By `planar_linear`; beside many tokens the epilogue is torch's, after the dense product."""
+        (halves, scale), weight = scaled, self._weight(buffers, layer)
+        if len(halves) < self.many:
+            return _planar(halves, weight, scale, ending, dtype)
         unit = cast(Tensor, buffers[-1])
-        return (dense_product(halves, weight, unit) * (largest / unit)).to(x.dtype)
+        return ending.apply(dense_product(halves, weight, unit) * (scale / unit).unsqueeze(1)).to(dtype)
 
     def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:
         """By torch."""
@@ -76,10 +85,23 @@ class TritonInt8(Triton):
         """Float activations, and what `Triton` refuses."""
         return super().refuses(layer) if layer.int8_inputs else "activations are floats"
 
-    def product(self, x: Tensor, buffers: Buffers, layer: Layer) -> Tensor:
+    def scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of int8."""
+        return scaled_tokens(x, codes=True)
+
+    def finished(
+        self, scaled: tuple[Tensor, Tensor], buffers: Buffers, layer: Layer, ending: Ending, dtype: torch.dtype
+    ) -> Tensor:
         """Codes times codes, exact integers within a group."""
-        codes, scale = quantize_tokens(x)
-        return planar_linear(codes, self._weight(buffers, layer), x_scale=scale, dtype=torch.float32).to(x.dtype)
+        codes, scale = scaled
+        return _planar(codes, self._weight(buffers, layer), scale, ending, dtype)
+
+
+def _planar(x: Tensor, weight: PlanarWeight, scale: Tensor, ending: Ending, dtype: torch.dtype) -> Tensor:
+    return planar_linear(
+        x, weight, x_scale=scale, bias=ending.bias, epilogue=ending.epilogue, multiplier=ending.multiplier,
+        residual=ending.residual, dtype=dtype,
+    )  # fmt: skip
 
 
 def linear_half(x: Tensor, weight: Tensor) -> Tensor:

@@ -106,6 +106,30 @@ class Epilogue:
                 raise InputError(f"epilogue {self.name!r} {state} a {name}; give one exactly where it names one")
 
 
+@dataclass(frozen=True)
+class Ending:
+    """An epilogue with its tensors: all that follows one product.
+
+    Attributes:
+        bias: (rows,).
+        multiplier: (tokens, rows), where the epilogue is gated.
+        residual: (tokens, rows), where it has one.
+    """
+
+    epilogue: Epilogue = Epilogue()
+    bias: Tensor | None = None
+    multiplier: Tensor | None = None
+    residual: Tensor | None = None
+
+    def apply(self, value: Tensor) -> Tensor:
+        """See `Epilogue.apply`."""
+        return self.epilogue.apply(value, self.bias, self.multiplier, self.residual)
+
+
+NOTHING = Ending()
+"""What follows a product whose result is stored as it is."""
+
+
 def round_to_codes(value: Tensor, scale: float) -> Tensor:
     """Nearest int8 codes, half to even, ends clamped."""
     return (value / scale).round().clamp(*CODES).to(torch.int8)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from natprec.formats import Format, Integer
 from natprec.quantizers import QuantizedTensor
+from natprec.runtime.kernels.epilogue import Ending
 
 Buffers = tuple[Tensor | None, ...]
 """A packed weight: what a kernel's product reads."""
@@ -75,3 +76,21 @@ class Kernel(ABC):
     @abstractmethod
     def values(self, buffers: Buffers, layer: Layer, rows: slice | Tensor) -> Tensor:
         """Rows of the weight, or some by number, float32."""
+
+
+class Fused(Kernel):
+    """A kernel that does what follows a product before it stores anything.
+
+    Activations are scaled first, and those of one input may be shared by several products: `scaled` is equal for all
+    kernels of one class.
+    """
+
+    @abstractmethod
+    def scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """X (tokens, columns) as it is multiplied, and the scale of each token, (tokens,)."""
+
+    @abstractmethod
+    def finished(
+        self, scaled: tuple[Tensor, Tensor], buffers: Buffers, layer: Layer, ending: Ending, dtype: torch.dtype
+    ) -> Tensor:
+        """The product with all that follows it: (tokens, rows), of a dtype of floats."""

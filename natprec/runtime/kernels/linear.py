@@ -10,7 +10,8 @@ from natprec.formats import Format
 from natprec.quantizers import QuantizedTensor
 from natprec.quantizers.activations import round_activations
 from natprec.runtime.kernels.cpu import fast_dtype
-from natprec.runtime.kernels.kernel import ALWAYS, Buffers, Kernel, Layer
+from natprec.runtime.kernels.epilogue import NOTHING, Ending, Epilogue
+from natprec.runtime.kernels.kernel import ALWAYS, Buffers, Fused, Kernel, Layer
 from natprec.runtime.kernels.reference import quantize_tokens
 
 DENSE = 1 << 24
@@ -24,8 +25,13 @@ class StoredWeight(nn.Module):
     columns: int
     few: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        """X (tokens, columns) times the weight, transposed; dense blocks of it where there are many tokens."""
+    def forward(self, x: Tensor, ending: Ending = NOTHING) -> Tensor:
+        """X (tokens, columns) times the weight, transposed, and what follows that."""
+        y = self.multiplied(x)
+        return y if ending is NOTHING else ending.apply(y)
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        """The product alone; by dense blocks of the weight where there are many tokens."""
         x = self.rounded(x)
         if len(x) <= self.few:
             return self.product(x)
@@ -71,6 +77,35 @@ class QuantizedWeight(StoredWeight):
     def packed(self) -> Buffers:
         """The buffers, on the device that the module was moved to."""
         return tuple(self._buffers[name] for name in self._parts)
+
+    @property
+    def fused(self) -> Fused | None:
+        """The kernel, where it does what follows a product as well."""
+        return self.kernel if isinstance(self.kernel, Fused) else None
+
+    def forward(self, x: Tensor, ending: Ending = NOTHING) -> Tensor:
+        """In one kernel where there is one for both."""
+        return super().forward(x, ending) if self.fused is None else self.finished(self.scaled(x), ending, x.dtype)
+
+    def scaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations as a fused kernel multiplies them."""
+        assert self.fused is not None
+        return self.fused.scaled(self.rounded(x))
+
+    def finished(self, scaled: tuple[Tensor, Tensor], ending: Ending, dtype: torch.dtype) -> Tensor:
+        """A product and what follows it, by a fused kernel."""
+        assert self.fused is not None
+        return self.fused.finished(scaled, self.packed, self.layer, ending, dtype)
+
+    def shares_inputs(self, other: StoredWeight) -> bool:
+        """Whether `scaled` of one input is the same for both."""
+        return (
+            isinstance(other, QuantizedWeight)
+            and self.fused is not None
+            and type(self.kernel) is type(other.kernel)
+            and self.inputs is other.inputs is None
+            and (self.kernel.rounds_inputs or not (self.layer.int8_inputs or other.layer.int8_inputs))
+        )
 
     def round_inputs(self, fmt: Format, scale: Tensor | None) -> None:
         """From now on round activations to a format of floats; `scale`, (), is what the checkpoint fixes of it."""
@@ -131,10 +166,20 @@ class QuantLinear(nn.Module):
         """(rows, columns), as `StoredWeight.dense` has it."""
         return self.stored.dense()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, columns) to (…, rows)."""
-        y = self.stored.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(…, columns) to (…, rows); a residual of that shape is added."""
+        shape = (*x.shape[:-1], self.out_features)
+        ending = self.ending(residual=None if residual is None else residual.reshape(-1, self.out_features))
+        return self.stored.forward(x.reshape(-1, self.in_features), ending).view(shape)
+
+    def ending(
+        self, activation: str = "none", multiplier: Tensor | None = None, residual: Tensor | None = None
+    ) -> Ending:
+        """The bias and what follows it; tensors are (tokens, rows)."""
+        if activation == "none" and self.bias is multiplier is residual is None:
+            return NOTHING
+        epilogue = Epilogue(activation, multiplier is not None, residual is not None)
+        return Ending(epilogue, self.bias, multiplier, residual)
 
 
 class QuantEmbedding(nn.Module):
@@ -154,63 +199,3 @@ class QuantEmbedding(nn.Module):
         """(…) token numbers to (…, columns), float32."""
         rows = self.stored.values(ids.reshape(-1)).float().view(*ids.shape, self.stored.columns)
         return rows if self.factor == 1.0 else rows * self.factor
-
-
-class _Kept:
-    """The products of one input that have not been asked for yet; no attributes of a module, which are slow to set."""
-
-    def __init__(self) -> None:
-        self.input: Tensor | None = None
-        self.outputs: dict[int, Tensor] = {}
-
-
-class Joined(nn.Module):
-    """Linears of one input (query, key, value; gate, up) as one weight: one product instead of three."""
-
-    def __init__(self, linear: QuantLinear, sizes: list[int]) -> None:
-        super().__init__()
-        self.linear, self.sizes = linear, sizes
-        self._kept = _Kept()
-
-    def output(self, x: Tensor, index: int) -> Tensor:
-        """One Linear's output; the product is computed for the first that asks, and kept until each has asked."""
-        kept = self._kept
-        if x is not kept.input or index not in kept.outputs:
-            kept.input, kept.outputs = x, dict(enumerate(self.linear(x).split(self.sizes, -1)))
-        y = kept.outputs.pop(index)
-        if not kept.outputs:
-            kept.input = None
-        return y
-
-
-class Part(nn.Module):
-    """One Linear of several that are joined; the first of them owns the weight."""
-
-    def __init__(self, joined: Joined, index: int) -> None:
-        super().__init__()
-        self.index = index
-        self.in_features, self.out_features = joined.linear.in_features, joined.sizes[index]
-        if index == 0:
-            self.joined = joined
-        else:
-            object.__setattr__(self, "joined", joined)
-
-    @property
-    def weight(self) -> Tensor:
-        """(rows, columns), as `StoredWeight.dense` has it."""
-        return self.joined.linear.stored.dense(self._rows)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """(rows,) of this part."""
-        bias = self.joined.linear.bias
-        return None if bias is None else bias[self._rows]
-
-    @property
-    def _rows(self) -> slice:
-        before = sum(self.joined.sizes[: self.index])
-        return slice(before, before + self.out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, columns) to (…, rows of this part)."""
-        return self.joined.output(x, self.index)

@@ -28,21 +28,19 @@ def linear(
     """epilogue(x · weightᵀ), all in float64.
 
     Args:
-        x: (tokens, columns), floats; or int8 codes, whose values are code · x_scale.
+        x: (tokens, columns), floats; or int8 codes.
         weight: (rows, columns), 1 to 8 bits, groups or channels, with or without zero points; or in floats.
-        x_scale: (tokens,) or (1,), where `x` holds codes.
+        x_scale: (tokens,) or (1,), what `x` is in units of: of codes always, of floats where they have such.
         bias: (rows,).
         multiplier: (tokens, rows), where the epilogue is gated.
         residual: (tokens, rows), where the epilogue has one.
     Returns:
         (tokens, rows), float64, or int8 where the epilogue quantizes.
     Raises:
-        InputError: int8 codes without a scale, a scale without codes, or tensors that the epilogue does not name.
+        InputError: int8 codes without a scale, or tensors that the epilogue does not name.
     """
-    if (x.dtype == torch.int8) != (x_scale is not None):
-        raise InputError(
-            f"x is {x.dtype} {'without' if x_scale is None else 'with'} a scale; codes, and only they, have one"
-        )
+    if x.dtype == torch.int8 and x_scale is None:
+        raise InputError("x is torch.int8 without a scale; codes have one")
     product = x.double() @ dequantize(weight).T
     if x_scale is not None:
         product = product * x_scale.double().reshape(-1, 1)
@@ -71,3 +69,16 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.float().abs().amax(-1)
     scale = torch.where(largest > 0, largest / CODES[1], 1.0)
     return (x.float() / scale.unsqueeze(-1)).round().clamp(*CODES).to(torch.int8), scale
+
+
+def halve_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as float16 in units of each token's largest value, so that none is beyond float16.
+
+    Args:
+        x: (tokens, columns), finite.
+    Returns:
+        (tokens, columns), float16; scale (tokens,), float32, 1 for a token of zeros.
+    """
+    largest = x.float().abs().amax(-1)
+    scale = torch.where(largest > 0, largest, 1.0)
+    return (x.float() / scale.unsqueeze(-1)).half(), scale

@@ -12,7 +12,7 @@ from natprec.errors import InputError
 from natprec.formats import CHANNEL, integer
 from natprec.quantizers import quantize
 from natprec.runtime.kernels import Epilogue
-from natprec.runtime.kernels.reference import dequantize, linear, quantize_tokens
+from natprec.runtime.kernels.reference import dequantize, halve_tokens, linear, quantize_tokens
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -66,9 +66,18 @@ def test_tokens_fill_the_range_of_their_codes() -> None:
     assert ((codes * scale[:, None] - x).abs() <= 0.501 * scale[:, None]).all()
 
 
-def test_codes_and_only_codes_have_a_scale() -> None:
+def test_codes_have_a_scale_and_floats_may() -> None:
     weight = quantize(drawn(4, 32), integer(4, 32), torch.bfloat16)
     with pytest.raises(InputError, match="without a scale"):
         linear(torch.zeros(1, 32, dtype=torch.int8), weight)
-    with pytest.raises(InputError, match="with a scale"):
-        linear(torch.zeros(1, 32), weight, x_scale=torch.ones(1))
+    x, scale = drawn(3, 32, seed=1), torch.tensor([0.5, 3.0, 1e6])
+    assert torch.equal(linear(x, weight, x_scale=scale), linear(x, weight) * scale.double()[:, None])
+
+
+def test_halves_are_in_units_of_each_tokens_largest_value() -> None:
+    x = drawn(6, 40) * torch.logspace(-6, 6, 6)[:, None]
+    x[2] = 0
+    halves, scale = halve_tokens(x)
+    assert halves.abs().amax(1).tolist() == [1, 1, 0, 1, 1, 1]
+    assert scale[2] == 1
+    assert ((halves * scale[:, None] - x).abs() <= 2**-11 * x.abs() + 2**-25 * scale[:, None]).all()

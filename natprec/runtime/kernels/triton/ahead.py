@@ -31,8 +31,16 @@ from natprec.runtime.kernels.epilogue import Epilogue
 from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, planar
 from natprec.runtime.kernels.triton.dense_kernel import planar_values
 from natprec.runtime.kernels.triton.kernel import planar_linear
-from natprec.runtime.kernels.triton.launch import arguments, constants, options, values_arguments
-from natprec.runtime.kernels.triton.tiles import VALUES, Tile
+from natprec.runtime.kernels.triton.launch import (
+    arguments,
+    constants,
+    norm_arguments,
+    options,
+    tokens_arguments,
+    values_arguments,
+)
+from natprec.runtime.kernels.triton.tiles import TOKENS, VALUES, Tile
+from natprec.runtime.kernels.triton.tokens_kernel import normed_tokens, scaled_tokens
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,15 @@ class Variant:
     biased: bool = False
     shared: bool = False
     """Several programs have the columns of an output tile."""
+    wide: bool = False
+    """As the runtime asks for it: tokens have a scale, the result and what follows the product are float32."""
 
     @property
     def name(self) -> str:
         """For example `int4-g64 A8 silu+int8`."""
         inputs = "A8" if self.x_dtype == torch.int8 else "A16"
-        return f"{self.format.name} {inputs} {self.epilogue.name}{' shared' if self.shared else ''}"
+        more = f"{' shared' if self.shared else ''}{' wide' if self.wide else ''}"
+        return f"{self.format.name} {inputs} {self.epilogue.name}{more}"
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,16 @@ def compile_values(fmt: Format, architecture: str) -> Compiled:
     out, unit = torch.empty(SIZE, SIZE, dtype=torch.float16, device="meta"), torch.empty((), device="meta")
     values, fixed = values_arguments(out, weight, unit, 0)
     return _compile(planar_values, values, fixed, VALUES, architecture)
+
+
+def compile_tokens(codes: bool | None, architecture: str) -> Compiled:
+    """Compile the kernel that scales tokens to halves or int8 codes, or, for None, the one that norms them."""
+    x, scale = torch.empty(16, SIZE, device="meta"), torch.empty(SIZE, device="meta")
+    if codes is None:
+        values, fixed = norm_arguments(x, x, scale, 1e-5)
+        return _compile(normed_tokens, values, fixed, TOKENS, architecture)
+    values, fixed = tokens_arguments(x.to(torch.int8 if codes else torch.float16), scale, x)
+    return _compile(scaled_tokens, values, fixed, TOKENS, architecture)
 
 
 def compile_columns(codebook: Float | None, architecture: str) -> Compiled:
@@ -170,8 +191,8 @@ def _arguments(variant: Variant) -> tuple[dict[str, Tensor | int | float | None]
     coded = variant.x_dtype == torch.int8
     groups = fmt.groups(size)
 
-    def floats(*shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=torch.float16, device="meta")
+    def floats(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
 
     zero = torch.empty(size, groups, dtype=torch.int8, device="meta")
     codes = torch.empty(size, size, dtype=fmt.code_dtype, device="meta")
@@ -179,16 +200,17 @@ def _arguments(variant: Variant) -> tuple[dict[str, Tensor | int | float | None]
     quantized = QuantizedTensor(fmt, codes, floats(size, groups), None if fmt.symmetric else zero, outer=outer)
     weight = planar(quantized, DEPTH_OF_CODES if coded else DEPTH_OF_FLOATS)
     epilogue = variant.epilogue
-    stored = torch.float16 if epilogue.output_scale is None else torch.int8
+    beside = torch.float32 if variant.wide else torch.float16
+    stored = beside if epilogue.output_scale is None else torch.int8
     values = arguments(
         torch.empty(tokens, size, dtype=stored, device="meta"),
         torch.empty(tokens, size, dtype=variant.x_dtype, device="meta"),
         weight,
         epilogue,
-        torch.empty(tokens, device="meta") if coded else None,
-        floats(size) if variant.biased else None,
-        floats(tokens, size) if epilogue.gated else None,
-        floats(tokens, size) if epilogue.residual else None,
+        torch.empty(tokens, device="meta") if coded or variant.wide else None,
+        floats(size, dtype=beside) if variant.biased else None,
+        floats(tokens, size, dtype=beside) if epilogue.gated else None,
+        floats(tokens, size, dtype=beside) if epilogue.residual else None,
         torch.empty(tokens, size, device="meta") if variant.shared else None,
         torch.empty(size, dtype=torch.int32, device="meta") if variant.shared else None,
     )

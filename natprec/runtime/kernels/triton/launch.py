@@ -17,7 +17,8 @@ from natprec.runtime.kernels.layout import TILE, WORDS, PlanarWeight
 from natprec.runtime.kernels.planes import plane_widths
 from natprec.runtime.kernels.triton.dense_kernel import planar_values
 from natprec.runtime.kernels.triton.kernel import planar_linear
-from natprec.runtime.kernels.triton.tiles import VALUES, Tile, join, sharing, span, tiles
+from natprec.runtime.kernels.triton.tiles import TOKENS, VALUES, Tile, join, sharing, span, tiles
+from natprec.runtime.kernels.triton.tokens_kernel import normed_tokens, scaled_tokens
 
 SCALES: dict[Any, str] = {E4M3: "e4m3", "e8m0": "e8m0"}
 """How the kernels call scales that are no floats of 16 or 32 bits."""
@@ -131,6 +132,43 @@ def launch_values(out: Tensor, weight: PlanarWeight, unit: Tensor, begin: int) -
     values, fixed = values_arguments(out, weight, unit, begin)
     grid = (triton.cdiv(len(out), VALUES.rows), triton.cdiv(weight.columns, VALUES.columns))
     planar_values[grid](**values, **fixed, **({} if triton.knobs.runtime.interpret else options(VALUES)))
+
+
+def tokens_arguments(
+    values: Tensor, scale: Tensor, x: Tensor
+) -> tuple[dict[str, Tensor | int | float | None], dict[str, Any]]:
+    """The arguments of `scaled_tokens` by name, and its constants."""
+    fixed = {"CODES": values.dtype == torch.int8, "BLOCK": _block(x)}
+    return {"x": x, "values": values, "scale": scale, "K": x.shape[1]}, fixed
+
+
+def launch_tokens(values: Tensor, scale: Tensor, x: Tensor) -> None:
+    """Fill `values`, int8 or float16, and `scale`, (tokens,), with what `x`, (tokens, columns), is in units of it.
+
+    All are contiguous.
+    """
+    if x.numel():
+        given, fixed = tokens_arguments(values, scale, x)
+        scaled_tokens[(len(x),)](**given, **fixed, **({} if triton.knobs.runtime.interpret else options(TOKENS)))
+
+
+def norm_arguments(
+    out: Tensor, x: Tensor, weight: Tensor, eps: float
+) -> tuple[dict[str, Tensor | int | float | None], dict[str, Any]]:
+    """The arguments of `normed_tokens` by name, and its constants."""
+    return {"x": x, "weight": weight, "out": out, "K": x.shape[1], "eps": eps}, {"BLOCK": _block(x)}
+
+
+def launch_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    """Fill `out` with the norm of `x`, both (tokens, columns), times `weight`, (columns,); float32, contiguous."""
+    if x.numel():
+        given, fixed = norm_arguments(out, x, weight, eps)
+        normed_tokens[(len(x),)](**given, **fixed, **({} if triton.knobs.runtime.interpret else options(TOKENS)))
+
+
+def _block(x: Tensor) -> int:
+    """Columns of one turn over a token."""
+    return min(TOKENS.columns, triton.next_power_of_2(x.shape[1]))
 
 
 def launch(

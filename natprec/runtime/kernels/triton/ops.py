@@ -16,7 +16,7 @@ from natprec.errors import InputError
 from natprec.runtime.kernels import reference
 from natprec.runtime.kernels.epilogue import Epilogue
 from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, PlanarWeight, unpack
-from natprec.runtime.kernels.triton import dense, launcher
+from natprec.runtime.kernels.triton import dense, launcher, tokens
 
 LIBRARY = torch.library.Library("natprec", "FRAGMENT")
 
@@ -46,7 +46,7 @@ def planar_linear(
     Args:
         x: (tokens, columns), float16 or bfloat16 beside a weight of depth 16; int8 beside one of depth 32.
         weight: (rows, columns).
-        x_scale: (tokens,), float32, where `x` holds codes.
+        x_scale: (tokens,), float32, what `x` is in units of: of codes always, of floats where they have such.
         bias: (rows,).
         multiplier: (tokens, rows), where the epilogue is gated.
         residual: (tokens, rows), where the epilogue has one.
@@ -57,10 +57,10 @@ def planar_linear(
         InputError: tensors that do not fit together, or that the epilogue does not name.
     """
     epilogue.check(multiplier, residual)
-    if (x.dtype == torch.int8) != (x_scale is not None) or weight.depth != depth_beside(x):
+    if (x.dtype == torch.int8 and x_scale is None) or weight.depth != depth_beside(x):
         raise InputError(
             f"x is {x.dtype} {'without' if x_scale is None else 'with'} a scale, the weight of depth {weight.depth}; "
-            f"int8 codes have a scale and depth {DEPTH_OF_CODES}, floats no scale and depth {DEPTH_OF_FLOATS}"
+            f"int8 codes have a scale and depth {DEPTH_OF_CODES}, floats depth {DEPTH_OF_FLOATS}"
         )
     if x.ndim != 2 or x.shape[1] != weight.columns:
         raise InputError(f"x is {tuple(x.shape)}; it needs {weight.columns} columns")
@@ -145,6 +145,8 @@ def use_interpreter() -> None:
         raise InputError("Triton's interpreter is off; set TRITON_INTERPRET=1 before Python starts")
     LIBRARY.impl("planar_linear", _triton, "CPU")
     dense.LIBRARY.impl("planar_values", dense.launched, "CPU")
+    tokens.LIBRARY.impl("scaled_tokens", tokens.launched, "CPU")
+    tokens.LIBRARY.impl("rms_norm", tokens.normed, "CPU", allow_override=True)
 
 
 def _triton(*arguments: Any, **named: Any) -> Tensor:

@@ -78,6 +78,9 @@ Triton 3.9 makes an empty kernel of groups of 16 on sm_100a, and spills MXFP6 on
 VALUES = Tile(16, 64)
 """Of the kernel that only writes a weight's values; it has no tokens."""
 
+TOKENS = Tile(1, 1, warps=8, columns=4096)
+"""Of the kernels that norm and scale tokens, one to a program."""
+
 
 def tiles(tokens: int, capability: int, bits: int, codes: bool, fine: bool = False) -> tuple[Tile, ...]:
     """The tiles for a product, the default first.

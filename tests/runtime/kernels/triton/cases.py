@@ -15,7 +15,7 @@ from torch import Tensor
 from natprec.formats import CHANNEL, Float, Format, PerBlock, PerTensor, integer, parse_format
 from natprec.formats.codebook import E4M3
 from natprec.quantizers import QuantizedTensor
-from natprec.runtime.kernels import Epilogue, reference
+from natprec.runtime.kernels import Epilogue, decoder_ops, reference
 from natprec.runtime.kernels.layout import DEPTH_OF_CODES, DEPTH_OF_FLOATS, ROWS, PlanarWeight, planar
 from natprec.runtime.kernels.triton import launch
 from natprec.runtime.kernels.triton.tiles import Tile
@@ -39,6 +39,7 @@ class Case:
     programs: int = 1  # that share the columns
     dtype: torch.dtype = torch.float16
     floats: str = ""  # the name of a format in place of bits and group
+    scaled: bool = False  # float activations in units of each token's largest value
 
     @property
     def format(self) -> Format:
@@ -51,7 +52,8 @@ class Case:
         side = "left" if self.left else "right"
         shared = f" by {self.programs}" if self.programs > 1 else ""
         return (
-            f"{self.format.name} {inputs} {self.epilogue.name}{' bias' if self.biased else ''} {shape} {side}{shared}"
+            f"{self.format.name} {inputs}{' scaled' if self.scaled else ''} {self.epilogue.name}"
+            f"{' bias' if self.biased else ''} {shape} {side}{shared}"
         )
 
 
@@ -98,6 +100,8 @@ CASES = [
     Case(8, floats="fp8-channel", epilogue=EPILOGUES[4], biased=True, left=True),
     Case(8, floats="fp8-block128"),
     Case(8, floats="fp8-block128", dtype=torch.bfloat16, tokens=1),
+    Case(4, scaled=True, epilogue=EPILOGUES[0], biased=True),
+    Case(3, scaled=True, epilogue=EPILOGUES[2], columns=960, programs=4, left=True),
 ]
 MANY = Case(4, epilogue=Epilogue("silu", residual=True, output_scale=0.01), tokens=64, rows=1536, columns=128)
 """98,304 int8 outputs."""
@@ -155,7 +159,9 @@ def run(case: Case, place: Callable[[Tensor], Tensor], tile: Tile | None = None)
     draw = torch.Generator().manual_seed(case.bits + 10 * case.coded)
     weight = made(case.format, case.rows, case.columns, draw)
     x = torch.randn(case.tokens, case.columns, generator=draw).to(case.dtype)
-    x, x_scale = reference.quantize_tokens(x) if case.coded else (x, None)
+    x_scale = None
+    if case.coded or case.scaled:
+        x, x_scale = reference.quantize_tokens(x) if case.coded else reference.halve_tokens(3 * x)
     shape = (case.tokens, case.rows)
     bias = torch.randn(case.rows, generator=draw).half() if case.biased else None
     multiplier = torch.randn(shape, generator=draw).half() if case.epilogue.gated else None
@@ -250,6 +256,56 @@ def run_values(case: Values, place: Callable[[Tensor], Tensor]) -> dict[str, obj
         "relative": float(difference.max() / expected.double().abs().max()),
         "counters": True,
         "canaries": bool((padded[:ROWS] == CANARY).all() and (padded[-ROWS:] == CANARY).all()),
+    }
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens to be scaled or, where `codes` is None, normed; the third of them is zeros."""
+
+    codes: bool | None
+    tokens: int = 5
+    columns: int = 320
+
+    @property
+    def name(self) -> str:
+        return f"{'norm' if self.codes is None else 'codes' if self.codes else 'halves'} {self.tokens}x{self.columns}"
+
+
+TOKENS = [
+    *(Tokens(codes) for codes in (False, True, None)),
+    *(Tokens(codes, 3, 4500) for codes in (False, True, None)),
+    *(Tokens(codes, 4, 37) for codes in (False, True, None)),
+]
+EPS = 1e-5
+
+
+def run_tokens(case: Tokens, place: Callable[[Tensor], Tensor]) -> dict[str, object]:
+    """Scale or norm tokens of all sizes, compare with the reference, look at what lies round them."""
+    draw = torch.Generator().manual_seed(case.columns)
+    x = torch.randn(case.tokens, case.columns, generator=draw) * torch.logspace(-4, 6, case.tokens)[:, None]
+    x[2] = 0
+    weight, scale = torch.rand(case.columns, generator=draw), torch.zeros(0)
+    if case.codes is None:
+        expected, dtype = decoder_ops.rms_norm(x.double(), weight.double(), EPS), torch.float32
+    else:
+        expected, scale = (reference.quantize_tokens if case.codes else reference.halve_tokens)(x)
+        dtype = expected.dtype
+    placed = place(x)
+    padded = torch.full((case.tokens + 2, case.columns), CANARY, dtype=dtype, device=placed.device)
+    found = torch.empty(case.tokens, device=placed.device)
+    if case.codes is None:
+        launch.launch_norm(padded[1:-1], placed, place(weight), EPS)
+    else:
+        launch.launch_tokens(padded[1:-1], found, placed)
+    padded = padded.cpu()
+    difference = (padded[1:-1].double() - expected.double()).abs()
+    return {
+        "name": case.name,
+        "integer": False,
+        "relative": float((difference / expected.double().abs().amax(1, keepdim=True).clamp(min=1e-30)).max()),
+        "counters": case.codes is None or bool(torch.equal(found.cpu(), scale)),
+        "canaries": bool((padded[:1] == CANARY).all() and (padded[-1:] == CANARY).all()),
     }
 
 

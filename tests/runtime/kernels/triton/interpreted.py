@@ -2,8 +2,9 @@
 
     TRITON_INTERPRET=1 python -m tests.runtime.kernels.triton.interpreted WHAT
 
-WHAT is cases, mutations or guard; of the kernel that writes a weight's values, values or "mutations of values". It
-prints what happened as JSON; the tests beside this judge it.
+WHAT is cases, mutations or guard; of the kernel that writes a weight's values, values or "mutations of values"; of
+those that scale and norm tokens, tokens or "mutations of tokens". It prints what happened as JSON; the tests beside
+this judge it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,37 @@ import json
 import mmap
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from natprec.formats import CHANNEL
 from natprec.runtime.kernels import Epilogue
-from natprec.runtime.kernels.triton import codes, dense_kernel, fused, kernel, launch, split
-from tests.runtime.kernels.triton.cases import CASES, EPILOGUES, MANY, VALUES, Case, Values, run, run_values
+from natprec.runtime.kernels.triton import codes, dense_kernel, fused, kernel, launch, split, tokens_kernel
+from tests.runtime.kernels.triton.cases import (
+    CASES,
+    EPILOGUES,
+    MANY,
+    TOKENS,
+    VALUES,
+    Case,
+    Tokens,
+    Values,
+    run,
+    run_tokens,
+    run_values,
+)
 
-SOURCES = {"planar_linear": (kernel, codes, fused, split), "planar_values": (dense_kernel, codes)}
+SOURCES = {
+    "planar_linear": (kernel, codes, fused, split),
+    "planar_values": (dense_kernel, codes),
+    "scaled_tokens": (tokens_kernel, fused),
+    "normed_tokens": (tokens_kernel, fused),
+}
 """Of each kernel: its module, and those that it calls."""
 
 
@@ -45,6 +64,7 @@ RAGGED = Case(4, columns=331, group=CHANNEL)
 GATED = Case(4, epilogue=EPILOGUES[0], biased=True)
 ROUNDED = Case(4, epilogue=Epilogue("silu", output_scale=0.006), symmetric=False)
 CODED = Case(8, coded=True, symmetric=False)
+SCALED = Case(4, scaled=True)
 SHARED = Case(4, columns=960, programs=4)
 FP4, MICRO, FP8 = Case(4, floats="nvfp4"), Case(4, floats="mxfp4"), Case(8, floats="fp8-channel")
 MUTATIONS = {
@@ -55,6 +75,7 @@ MUTATIONS = {
     "no zero point": (ROUNDED, "None if WIDE else z, BITS", "None, BITS"),
     "no wide zero point": (CODED, "part -= _along(heights", "part -= 0 * _along(heights"),
     "no token scale": (CODED, "value *= tl.load(x_scale", "value += 0 * tl.load(x_scale"),
+    "one token's scale for all": (SCALED, "tl.load(x_scale + rm", "tl.load(x_scale + 0 * rm"),
     "columns not masked": (RAGGED, "mask=k < K - column, other=0", "mask=k >= 0, other=0"),
     "sums in float16": (Case(4), "tl.dot(values, tl.trans(weights), sums, out_dtype=sums.dtype)",
                         "(sums + tl.dot(values, tl.trans(weights))).to(tl.float16).to(sums.dtype)"),
@@ -88,6 +109,21 @@ OF_VALUES = {
 }
 """The same of the kernel that writes values."""
 
+OF_TOKENS = {
+    "the last turn's largest": (Tokens(False, 3, 4500), "tl.maximum(most, tl.abs(", "tl.abs(("),
+    "signs kept": (Tokens(True), "tl.abs(tl.load(x", "(tl.load(x"),
+    "no step of codes": (Tokens(True), "127.0) if CODES", "1.0) if CODES"),
+    "nothing over nothing": (Tokens(False), "tl.where(largest > 0", "tl.where(largest >= 0"),
+    "codes truncated": (Tokens(True), "value = rounded(value)", "value = value * 1.0"),
+    "the first token for all": (Tokens(False), "values += row.to(tl.int64) * K", "values += row.to(tl.int64) * 0"),
+    "columns not masked": (Tokens(False, 4, 37), "values.dtype.element_ty), mask=inside)", "values.dtype.element_ty))"),
+    "a sum for the mean": (Tokens(None), "tl.sum(squares, 0) / K", "tl.sum(squares, 0)"),
+    "no eps": (Tokens(None), "/ K + eps", "/ K + eps * 1e-3"),
+    "one weight for all": (Tokens(None), "tl.load(weight + begin + k,", "tl.load(weight + 0 * k,"),
+    "the last turn's squares": (Tokens(None, 3, 4500), "squares += value", "squares = value"),
+}  # fmt: skip
+"""The same of the kernels that scale and norm tokens."""
+
 
 def mutated(folder: Path, old: str, new: str, modules: Sequence[ModuleType]) -> ModuleType:
     """The first of these modules with one text replaced, in it or in the others, which it calls."""
@@ -111,16 +147,33 @@ def main(what: str) -> None:
     if what == "values":
         print(json.dumps([run_values(case, guarded) for case in VALUES]))
         return
+    if what == "tokens":
+        print(json.dumps([run_tokens(case, guarded) for case in TOKENS]))
+        return
     past_the_end = {"tokens read past the end": (Case(4, columns=1024), "tl.minimum(rm, M - 1)", "rm")}
-    mutations = {"mutations": MUTATIONS, "mutations of values": OF_VALUES, "guard": past_the_end}[what]
-    kernel, execute = ("planar_values", run_values) if mutations is OF_VALUES else ("planar_linear", run)
+    mutations: dict[str, tuple[Any, str, str]] = {
+        "mutations": MUTATIONS,
+        "mutations of values": OF_VALUES,
+        "mutations of tokens": OF_TOKENS,
+        "guard": past_the_end,
+    }[what]
     results = {}
     for name, (case, old, new) in mutations.items():
+        kernel, execute = kernel_of(case)
         with tempfile.TemporaryDirectory() as folder:
             setattr(launch, kernel, getattr(mutated(Path(folder), old, new, SOURCES[kernel]), kernel))
             launch._ARRIVED.clear()
             results[name] = execute(case, guarded if what == "guard" else Tensor.contiguous)
     print(json.dumps(results))
+
+
+def kernel_of(case: Case | Values | Tokens) -> tuple[str, Callable[..., dict[str, object]]]:
+    """Its name, and what runs it."""
+    if isinstance(case, Case):
+        return "planar_linear", run
+    if isinstance(case, Values):
+        return "planar_values", run_values
+    return "normed_tokens" if case.codes is None else "scaled_tokens", run_tokens
 
 
 if __name__ == "__main__":

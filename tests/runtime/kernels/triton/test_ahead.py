@@ -12,7 +12,14 @@ pytest.importorskip("triton", minversion="3.9", reason="older ones shuffle joine
 
 from natprec.formats import Format, integer, parse_format
 from natprec.runtime.kernels import Epilogue
-from natprec.runtime.kernels.triton.ahead import ARCHITECTURES, Compiled, Variant, compile_for, compile_values
+from natprec.runtime.kernels.triton.ahead import (
+    ARCHITECTURES,
+    Compiled,
+    Variant,
+    compile_for,
+    compile_tokens,
+    compile_values,
+)
 from natprec.runtime.kernels.triton.tiles import DECODE, DECODE_CODES, SOME_TOKENS, Tile, tiles
 
 FULL = Epilogue("silu", gated=True, residual=True, output_scale=0.1)
@@ -94,6 +101,27 @@ def test_some_tokens_share_columns(coded: bool) -> None:
     assert faults(compiled, "sm_90a") == []
     assert compiled.programs >= 3
     assert compiled.tensor_core == EXPECTED["sm_90a"][coded]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "epilogue", [Epilogue("silu", gated=True), Epilogue(residual=True)], ids=lambda each: each.name
+)
+def test_what_the_runtime_asks_for(epilogue: Epilogue, architecture: str) -> None:
+    """float32 beside float16 products, as the two kernels of a gated product and that of a residual."""
+    variant = Variant(integer(4, 64), epilogue=epilogue, shared=True, wide=True)
+    compiled = compile_for(variant, DECODE[0], architecture)
+    assert faults(compiled, architecture) == []
+    assert compiled.programs >= 3
+
+
+@pytest.mark.parametrize("codes", [False, True, None])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120a"])
+def test_tokens_are_read_16_bytes_at_a_time(codes: bool | None, architecture: str) -> None:
+    compiled = compile_tokens(codes, architecture)
+    assert compiled.local == 0
+    assert compiled.programs >= 2
+    assert compiled.count(r"LDG.*\.128") > 0
 
 
 def test_few_tokens_of_codes() -> None:

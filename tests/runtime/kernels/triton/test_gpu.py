@@ -18,7 +18,21 @@ from natprec.runtime.kernels.layout import planar
 from natprec.runtime.kernels.triton import dense
 from natprec.runtime.kernels.triton.launch import capability, launch
 from natprec.runtime.kernels.triton.tiles import tiles
-from tests.runtime.kernels.triton.cases import CASES, MANY, VALUES, Case, Values, at, made, run, run_values, wrong
+from tests.runtime.kernels.triton.cases import (
+    CASES,
+    MANY,
+    TOKENS,
+    VALUES,
+    Case,
+    Tokens,
+    Values,
+    at,
+    made,
+    run,
+    run_tokens,
+    run_values,
+    wrong,
+)
 
 ROUNDING = 1e-5
 """Tensor cores add with fewer bits than float32 has."""
@@ -48,6 +62,11 @@ def test_every_tile_is_right(bits: int, coded: bool) -> None:
 @pytest.mark.parametrize("case", VALUES, ids=lambda case: case.name)
 def test_values_are_those_of_the_weight(case: Values) -> None:
     assert wrong(run_values(case, placed), 0) == ""
+
+
+@pytest.mark.parametrize("case", TOKENS, ids=lambda case: case.name)
+def test_tokens_are_scaled_and_normed(case: Tokens) -> None:
+    assert wrong(run_tokens(case, placed), 1e-6 if case.codes is None else 0) == ""
 
 
 @pytest.mark.parametrize("block", [1 << 26, 256 * 1217])

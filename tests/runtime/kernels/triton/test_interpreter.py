@@ -47,7 +47,20 @@ def test_values_are_those_of_the_weight() -> None:
     assert {result["name"]: wrong(result, 0) for result in results if wrong(result, 0)} == {}
 
 
-@pytest.mark.parametrize(("what", "count"), [("mutations", 25), ("mutations of values", 8)])
+def test_tokens_are_scaled_and_normed() -> None:
+    """Scales, halves and codes to the last bit; a token of zeros, and more columns than one turn has."""
+    done = interpreted("tokens")
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads(done.stdout)
+    assert len(results) == 9
+    bounds = [ROUNDING if result["name"].startswith("norm") else 0 for result in results]
+    found = [wrong(result, bound) for result, bound in zip(results, bounds, strict=True)]
+    assert found == [""] * 9
+
+
+@pytest.mark.parametrize(
+    ("what", "count"), [("mutations", 26), ("mutations of values", 8), ("mutations of tokens", 11)]
+)
 def test_mutations_are_caught(what: str, count: int) -> None:
     done = interpreted(what)
     assert done.returncode == 0, done.stderr[-2000:]

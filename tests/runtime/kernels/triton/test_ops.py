@@ -28,6 +28,7 @@ from natprec.runtime.kernels.triton.tiles import (
     span,
     tiles,
 )
+from natprec.runtime.kernels.triton.tokens import scaled_tokens
 
 WEIGHT = quantize(
     torch.randn(40, 192, generator=torch.Generator().manual_seed(0)), integer(3, 64, False), torch.float16
@@ -53,9 +54,31 @@ def test_the_fake_has_the_shape_and_dtype_of_the_real_one() -> None:
     )
 
 
+def test_floats_may_have_a_scale_and_the_epilogue_comes_after_it() -> None:
+    halves, scale = scaled_tokens(X.float() * 1e6, codes=False)
+    up = torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
+    epilogue = Epilogue("silu", gated=True, residual=True)
+    given = {"x_scale": scale, "epilogue": epilogue, "multiplier": up, "residual": -up}
+    found = planar_linear(halves, planar(WEIGHT), dtype=torch.float32, **given)
+    assert torch.equal(found, reference.linear(halves, WEIGHT, **given).float())
+
+
+@pytest.mark.parametrize("codes", [False, True])
+def test_tokens_are_scaled_as_the_reference_does(codes: bool) -> None:
+    values, scale = scaled_tokens(X, codes)
+    expected = (reference.quantize_tokens if codes else reference.halve_tokens)(X)
+    assert torch.equal(values, expected[0])
+    assert torch.equal(scale, expected[1])
+    torch.library.opcheck(
+        torch.ops.natprec.scaled_tokens.default, (X, codes), test_utils=("test_schema", "test_faketensor")
+    )
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="depth 32"):
         planar_linear(X, planar(WEIGHT, DEPTH_OF_CODES))
+    with pytest.raises(InputError, match="without a scale"):
+        planar_linear(X.to(torch.int8), planar(WEIGHT, DEPTH_OF_CODES))
     with pytest.raises(InputError, match="192 columns"):
         planar_linear(X[:, :64], planar(WEIGHT))
     with pytest.raises(InputError, match="needs a residual"):
