@@ -15,7 +15,7 @@ from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.measurement.subject import Subject
 from natprec.pipeline.early import inputs
-from natprec.pipeline.request import open_subject, too_large
+from natprec.pipeline.request import open_subject, tell_given, too_large
 from natprec.pipeline.samples import calibration_parts, calibration_samples, calibration_text
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, refuse_existing_file
@@ -77,6 +77,7 @@ def measured_together(
                 discard(state_file)
         config = _weights_alike(config, workers)
         subject = open_subject(config, stages)
+        tell_given(subject, stages)
         own = calibration_samples(config, subject, stages).packed() if workers.first else None
         samples = Samples.unpacked(workers.from_first(own)).to(next(subject.model.parameters()).device)
         measurement = run_measurement(config, subject, samples, state_file, resume, stages, workers)
