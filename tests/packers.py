@@ -160,7 +160,6 @@ def four_bits(weight: Tensor, size: int = 64, nested: bool = False) -> Packed:
         said |= {"nested_blocksize": inner, "nested_dtype": "float32", "nested_offset": offset}
     else:
         tensors["weight.absmax"] = scale
-    state = torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8)
     codes = (blocks / scale.unsqueeze(1)).unsqueeze(-1).sub(table).abs().argmin(-1)
     flat = codes.flatten()
     tensors |= {

@@ -139,8 +139,8 @@ def test_it_is_quantized_once_more_and_said(folder: Path, tmp_path: Path, text_f
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
     for weights in ("memory", "disk"):
         out = tmp_path / weights
-        done = natprec("quantize", "--model", folder, *SMALL, "--bits", "6", "--eval-tokens", "128", "--rounding", "rtn",
-                       "--data", text_file, "--out", out, "--weights", weights)  # fmt: skip
+        done = natprec("quantize", "--model", folder, *SMALL, "--bits", "6", "--eval-tokens", "128",
+                       "--rounding", "rtn", "--data", text_file, "--out", out, "--weights", weights)  # fmt: skip
         assert done.code == 0, done.err
         said = " ".join((done.out + done.err).split())
         assert "is quantized already: FP8, " in said
