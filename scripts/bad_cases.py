@@ -29,8 +29,10 @@ GOOD = {
 }
 """Arguments with which a command works, but for eval (no such task) and push (no Hub)."""
 
+MANY = "9" * 30
+
 VALUES: dict[type, tuple[str, ...]] = {
-    int: ("x", "-1", "1.5", "", "9" * 30, "1e3", "٣"),
+    int: ("x", "-1", "1.5", "", MANY, "1e3", "٣"),
     float: ("x", "-1", "nan", "", "inf", "1e999", "--"),
     str: ("", "wrong", "no\nsuch", "x" * 5000, "~nobody/none", "a\0b", "\udcff"),
     Path: ("", "nowhere/file", "x" * 300, "text.txt/below", "a\0b", "~nobody/none", "\udcff"),
@@ -46,8 +48,9 @@ FREE = {
 """Options that nearly any text suits, or that have bad values of their own."""
 
 FINE = {
-    ("inspect", "--top", "-1"), ("energy", "--min-seconds", "inf"), ("compare", "--time-limit", "inf"),
+    ("inspect", "--top", MANY), ("generate", "--max-new-tokens", MANY),
 }  # fmt: skip
+"""Command, option and value that go together: as many as there are."""
 
 READERS = {
     "text.txt": "quantize", "model/config.json": "quantize", "model/model.safetensors": "quantize",

@@ -146,7 +146,9 @@ def main() -> None:
         good = Path(scratch) / "good"
         good.mkdir()
         inputs(good)
-        for case in wanted:
+        for number, case in enumerate(wanted):
+            if number % 100 == 0:
+                print(f"{number} of {len(wanted)} cases", file=sys.__stderr__, flush=True)
             code, what = fault(case, good)
             row = counts.setdefault(case.arguments[0], {})
             kind = "fault" if what else f"exit {code}"

@@ -69,3 +69,48 @@ def test_what_is_not_refused_is_a_finding(script: Any, good: Path, monkeypatch: 
     for ran, said in ((careless, "it changed ['text.txt'"), (noisy, "2 lines refuse"), (defective, "KeyError: 'site'")):
         monkeypatch.setattr(script, "ran", ran)
         assert script.fault(case, good)[1].startswith(said)
+
+
+LONG, ENDLESS = "x" * 300, "x" * 5000
+
+FOUND = {
+    "long name of a text": (f"quantize --model model --eps 0.1 --data {LONG}", "File name too long"),
+    "long name of a model": (f"measure --model {LONG} --out out", "File name too long"),
+    "long name of an output": (f"measure --model model --data text.txt --out {LONG}", "File name too long"),
+    "long name of a plan": (f"apply {LONG} --model model --out out", "File name too long"),
+    "NUL": ("quantize --recipe a\0b --out out", "NUL"),
+    "long value": (f"solve measured --eps 0.1 --out out --engine {ENDLESS}", "known: bitsandbytes"),
+    "no engine": ("solve measured --eps 0.1 --out out --engine=", "unknown engine ''"),
+    "no rounding to solve for": ("solve measured --eps 0.1 --out out --rounding=", "unknown rounding ''"),
+    "no rounding to apply": ("apply plan.json --model model --out out --rounding=", "unknown rounding ''"),
+    "steps without end": (f"apply plan.json --model model --out out --refine {'9' * 30}", "up to 1000000"),
+    "a text as output": ("verify made --model model --eval-data text.txt --out text.txt", "is the input 'text.txt'"),
+    "a config as output": ("verify made --model model --out model/config.json", "lies in the input 'model'"),
+    "other things as output": ("verify made --model model --out plan.json", "exists and is no verification"),
+}
+"""What was a finding once: the command, and what it says now."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_past_findings(script: Any, good: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    line, said = FOUND[name]
+    heard = []
+
+    def listening(arguments: tuple[str, ...], folder: Path) -> tuple[int, str]:
+        heard.append(ran(arguments, folder))
+        return heard[-1]
+
+    ran = script.ran
+    monkeypatch.setattr(script, "ran", listening)
+    assert script.fault(script.Case(tuple(line.split(" ")), name), good) == (2, "")
+    ((_, err),) = heard
+    assert said in err
+    assert len(err) < 1600
+
+
+def test_a_verification_is_written_anew(script: Any, good: Path, tmp_path: Path) -> None:
+    arguments = ("verify", str(good / "made"), "--model", str(good / "model"), "--eval-data", str(good / "text.txt"))
+    for _ in range(2):
+        code, err = script.ran((*arguments, "--eval-tokens", "128", "--out", "v.json"), tmp_path)
+        assert code in (0, 3), err
+    assert [file.name for file in tmp_path.iterdir()] == ["v.json"]
