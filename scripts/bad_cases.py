@@ -21,7 +21,7 @@ GOOD = {
     "generate": "made --prompt hello --max-new-tokens 2",
     "serve": "made --port 0",
     "eval": "made --model model --tasks piqa --tasks-data tasks --out out",
-    "energy": "made --counter none --out out",
+    "energy": "made --counter none --batch 1 --prompt-tokens 8 --new-tokens 4 --min-seconds 0.1 --out out",
     "costs": "--engine natprec --shapes 32x32 --tokens 1 --formats int4-g32 --repeat 1 --out out.toml",
     "report": "made --out out",
     "card": "made --out out",

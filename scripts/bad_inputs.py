@@ -133,12 +133,14 @@ def main() -> None:
     """All that is asked for, then a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="commands, with commas")
+    parser.add_argument("--files", action="store_true", help="damaged files alone")
     parser.add_argument("--sample", type=int, help="so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--list", action="store_true", help="name each case as it ends, with its exit code")
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     wanted = [case for case in cases() if not options.only or case.arguments[0] in options.only.split(",")]
+    wanted = [case for case in wanted if case.file or not options.files]
     if options.sample:
         wanted = random.Random(options.seed).sample(wanted, min(options.sample, len(wanted)))
     counts: dict[str, dict[str, int]] = {}

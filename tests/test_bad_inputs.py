@@ -72,6 +72,7 @@ def test_what_is_not_refused_is_a_finding(script: Any, good: Path, monkeypatch: 
 
 
 LONG, ENDLESS = "x" * 300, "x" * 5000
+EVAL = "eval made --model model --tasks piqa --tasks-data tasks --out out"
 
 FOUND = {
     "long name of a text": (f"quantize --model model --eps 0.1 --data {LONG}", "File name too long"),
@@ -85,8 +86,10 @@ FOUND = {
     "no rounding to apply": ("apply plan.json --model model --out out --rounding=", "unknown rounding ''"),
     "steps without end": (f"apply plan.json --model model --out out --refine {'9' * 30}", "up to 1000000"),
     "a text as output": ("verify made --model model --eval-data text.txt --out text.txt", "is the input 'text.txt'"),
-    "a config as output": ("verify made --model model --out model/config.json", "lies in the input 'model'"),
+    "a config as output": ("verify made --model model --out model/config.json", "lies in the input"),
     "other things as output": ("verify made --model model --out plan.json", "exists and is no verification"),
+    "more shots than documents": (f"{EVAL} --shots 5", "lower --shots"),
+    "documents without end": (f"{EVAL} --limit {'9' * 30}", "1000000000"),
 }
 """What was a finding once: the command, and what it says now."""
 
