@@ -86,7 +86,7 @@ DAMAGE: dict[str, bytes | None] = {
 }  # fmt: skip
 """What lies in the place of a file; a folder where it is None."""
 
-HARMLESS = {"text.txt": ("list", "number", "null", "words", "deep")}
+HARMLESS = {"text.txt": ("list", "number", "null", "words", "deep", "half")}
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,11 @@ def test_past_findings(script: Any, good: Path, name: str, monkeypatch: pytest.M
     assert len(err) < 1600
 
 
+def test_a_folder_that_is_called_like_a_file(script: Any, good: Path) -> None:
+    arguments = ("measure", "--model", "model.gguf", "--data", "text.txt", "--out", "out")
+    assert script.fault(script.Case(arguments, "a folder", "model.gguf", "folder"), good) == (2, "")
+
+
 def test_a_verification_is_written_anew(script: Any, good: Path, tmp_path: Path) -> None:
     arguments = ("verify", str(good / "made"), "--model", str(good / "model"), "--eval-data", str(good / "text.txt"))
     for _ in range(2):

@@ -146,7 +146,7 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
     if profile.container == "bitsandbytes" and judged:
         require("bitsandbytes", "engine 'bitsandbytes' is judged by that library", BITSANDBYTES)
     kind = described.get("model_type")
-    if place is not None and place.suffix.lower() == ".gguf":
+    if place is not None and place.is_file() and place.suffix.lower() == ".gguf":
         kind = gguf_architecture(place)
     if profile.container == "gguf":
         if kind is not None and kind not in {*GGUF_MODELS, *GGUF_MODELS.values()}:
