@@ -31,6 +31,7 @@ from natprec.commands import (
     verify,
 )
 from natprec.errors import NatprecError, VerdictError
+from natprec.utils.human import shortened
 from natprec.utils.launcher import SHARED, refuse_many
 from natprec.utils.system_faults import told
 from natprec.utils.threads import wait_passively
@@ -128,7 +129,7 @@ def main() -> None:
 def _refused(text: str) -> int:
     """Say why, on one line; the exit code of a request that cannot be carried out."""
     if text:
-        print("natprec: " + " ".join(text.splitlines()), file=sys.stderr)
+        print("natprec: " + shortened(" ".join(text.splitlines())), file=sys.stderr)
     return 2
 
 

@@ -16,7 +16,7 @@ from natprec.config import QuantizeConfig
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import verify
 from natprec.measurement import Measurement
-from natprec.models.stored import read_stored
+from natprec.models.headers import read_stored
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.request import open_subject
 from natprec.solver import Plan

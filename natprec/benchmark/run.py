@@ -190,6 +190,12 @@ def _samples(model: Any, task: Asked, manager: Any, limit: int | None, shots: in
         raise InputError(
             f"the documents of task {task.name!r} cannot be loaded ({error}); give --tasks-data FOLDER with its .jsonl"
         ) from error
+    except ValueError as error:
+        if "larger than population" not in str(error):
+            raise
+        raise InputError(
+            f"task {task.name!r} has fewer than {shots} other documents to show as solved; lower --shots"
+        ) from error
     assert found is not None
     return {name: sorted(rows, key=lambda row: row["doc_id"]) for name, rows in found["samples"].items()}
 

@@ -21,11 +21,12 @@ from natprec.formats import Format, engine_profile
 from natprec.models.checksums import refuse_damaged
 from natprec.models.devices import quiet
 from natprec.models.experts import take_apart
+from natprec.models.headers import read_stored
 from natprec.models.loading import load_model
 from natprec.models.model_files import task_of, weight_files
 from natprec.models.patterns import MARK
 from natprec.models.segments import SegmentedModel
-from natprec.models.stored import empty_model, hollowed, read_stored
+from natprec.models.stored import empty_model, hollowed
 from natprec.models.stored_codes import refuse_other_formats
 from natprec.models.stored_config import StoredConfig, read_description
 from natprec.models.trust import config_of, model_of, unfilled_model

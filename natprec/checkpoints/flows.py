@@ -19,8 +19,8 @@ from natprec.formats.compressed_tensors import activation_format
 from natprec.models.activation_sites import round_input, round_states
 from natprec.models.attention import AttentionHook
 from natprec.models.disk_names import DiskNames
+from natprec.models.headers import read_stored
 from natprec.models.layers import multiplies
-from natprec.models.stored import read_stored
 from natprec.models.stored_config import StoredConfig
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from natprec.checkpoints.unpacked import tensor_files
 from natprec.models.disk_names import DiskNames
-from natprec.models.stored import read_stored
+from natprec.models.headers import read_stored
 from natprec.utils.installed import BITSANDBYTES, require
 
 METHOD = "bitsandbytes"

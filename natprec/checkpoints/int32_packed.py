@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from natprec.checkpoints.unpacked import lacking, tensor_files
 from natprec.errors import ModelError
-from natprec.models.stored import read_stored
+from natprec.models.headers import read_stored
 from natprec.models.trust import config_of, unfilled_model
 from natprec.tasks import Task
 

@@ -14,8 +14,9 @@ from natprec.checkpoints.library import dense_weight
 from natprec.checkpoints.packed_weights import stored_scales
 from natprec.errors import InputError
 from natprec.models.disk_names import DiskNames
+from natprec.models.headers import read_stored
 from natprec.models.layers import known_layer
-from natprec.models.stored import read_stored, stored_names
+from natprec.models.stored import stored_names
 from natprec.models.stored_codes import refuse_other_formats
 from natprec.models.stored_config import Group, StoredConfig
 

@@ -14,8 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from natprec.measurement.subject import Subject
+from natprec.models.headers import read_stored
 from natprec.models.segments import SegmentedModel
-from natprec.models.stored import read_stored, stored_names
+from natprec.models.stored import stored_names
 from natprec.quantizers import QuantizedTensor
 from natprec.solver import Plan
 from natprec.utils.atomic_files import write_bytes

@@ -46,7 +46,7 @@ def apply(
     from natprec.utils.records import public_name
 
     plan = Plan.load(plan_file)
-    config = replace(config, rounding=rounding or plan.rounding, engine=plan.engine)
+    config = replace(config, rounding=plan.rounding if rounding is None else rounding, engine=plan.engine)
     check(config, judged=False, solved=False)
     refuse_inputs(out, {**inputs(config), "the plan": plan_file})
     refuse_existing(out, overwrite)

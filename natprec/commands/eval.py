@@ -12,6 +12,9 @@ from natprec.commands.options import Json, Overwrite, configured, own
 from natprec.config import QuantizeConfig
 from natprec.utils.options import METHOD, OUTPUT, TEXT
 
+MOST = 10**9
+"""Of documents or examples, more than any task has."""
+
 EXAMPLES = (
     "natprec eval quantized --model ./folder --tasks lambada,arc_easy --limit 200",
     "natprec eval quantized --model ./folder --tasks-data ./questions --tasks piqa --out eval.json",
@@ -28,8 +31,8 @@ def eval(  # the command's name
     tasks_data: Annotated[
         Path | None, own("--tasks-data", TEXT, "Folder of NAME.jsonl files, which need no network.")
     ] = None,
-    limit: Annotated[int | None, own("--limit", TEXT, "Maximum number of documents per task.", min=1)] = None,
-    shots: Annotated[int, own("--shots", TEXT, "Number of solved examples before each question.", min=0)] = 0,
+    limit: Annotated[int | None, own("--limit", TEXT, "Maximum number of documents per task.", min=1, max=MOST)] = None,
+    shots: Annotated[int, own("--shots", TEXT, "Number of solved examples before each question.", min=0, max=MOST)] = 0,
     backend: Annotated[str, own("--backend", METHOD, "Runtime of the checkpoint: transformers or natprec.")] = (
         "transformers"
     ),

@@ -47,8 +47,11 @@ def verify(
     from rich.console import Console
 
     from natprec.models.hub import checkpoint_path, is_hub_name
-    from natprec.pipeline.early import refuse_held_out, refuse_pictures
+    from natprec.pipeline.early import inputs, refuse_held_out, refuse_pictures
+    from natprec.utils.atomic_files import refuse_other_file
+    from natprec.utils.marks import refuse_inputs
     from natprec.utils.options import tolerance
+    from natprec.utils.own_files import VERIFICATION
     from natprec.utils.records import public_name
 
     tolerance("eps", eps)
@@ -59,6 +62,9 @@ def verify(
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder, a .gguf file or a Hub id")
     refuse_held_out(config if length is None else replace(config, length=length))
     refuse_pictures(config)
+    if out is not None:
+        refuse_inputs(out, inputs(config))
+        refuse_other_file(out, VERIFICATION.is_at, "verification")
     if not (folder / "plan.json").is_file():
         _verify_foreign(config, folder, name, eps, length, seed, out, as_json)
         return

@@ -29,6 +29,8 @@ from natprec.energy.series import LEAST_STEPS, CounterFault
 from natprec.energy.window import LEAD, Pace, Window, cut_windows, idle_window
 from natprec.energy.work import Decode, Prefill, Shape, bits_of_choice, fitting, prompts
 from natprec.errors import InputError
+from natprec.models.hub import download
+from natprec.models.places import local_path
 from natprec.utils.machine import cpu_name
 from natprec.utils.progress import Stages
 from natprec.utils.records import public_name
@@ -74,6 +76,7 @@ def measure(
     sizes: list[tuple[int, int, int]] = []
     pace = pace_of(settings, found, clock)
     if base is not None:
+        _ = local_path(base) or download(base)  # refused now, and not after the checkpoint's minutes
         refuse_other_sizes(sizes_on_disk(name), sizes_on_disk(base))
     with recording(found.live, clock) as recorder:
         for of, each in (("checkpoint", name), *((("original", base),) if base else ())):

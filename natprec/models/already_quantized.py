@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ BELONGS_TO_CODES = re.compile(
 MADE_OF_CODES = re.compile(r"weight|proj|codes|blocks")
 """In the last part of a name: what holds codes, where its type is an integer."""
 
+OWNERS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Of those the ones that name no method → whose they are, where their tensors agree."""
+
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")
 LORA = re.compile(r"(^|[._])lora_(a|b|embedding_a|embedding_b|magnitude_vector)([._]|$)", re.IGNORECASE)
 
@@ -41,16 +45,27 @@ UNPACKERS = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 """Method → the class of transformers that unpacks it: such checkpoints are often the only ones there are."""
 
 
-def refuse_quantized(name: str, folder: Path, headers: Mapping[str, Header]) -> None:
+@dataclass(frozen=True)
+class Description:
+    """What a folder says of its quantization: the method, where it says so, and all that it says."""
+
+    method: str
+    where: str
+    content: Mapping[str, Any]
+
+
+def refuse_quantized(name: str, folder: Path, headers: Mapping[str, Header], unpacked: bool = False) -> None:
     """Refuse a folder that anything says is quantized, and one with an adapter that would be left out.
 
+    Args:
+        unpacked: whether its codes are none any more, as far as they can be unpacked; only what is left counts.
     Raises:
         ModelError: names what says so.
     """
-    described = _described(folder)
-    if described:
-        method, where = described
-        raise ModelError(f"model {name!r} is already quantized ({method}), says {where}; {_remedy(method)}")
+    found = None if unpacked else description_of(folder)
+    if found is not None:
+        method = found.method
+        raise ModelError(f"model {name!r} is already quantized ({method}), says {found.where}; {_remedy(method)}")
     for key, header in headers.items():
         leaf = key.rpartition(".")[2]
         integer = header.dtype in INTEGERS and len(header.shape) in (2, 3) and MADE_OF_CODES.search(leaf)
@@ -82,18 +97,19 @@ def refuse_unmerged(name: str, unused: Iterable[str]) -> None:
         )
 
 
-def _described(folder: Path) -> tuple[str, str] | None:
-    """The method and the file that names it."""
+def description_of(folder: Path) -> Description | None:
+    """What a folder's files say of a quantization; None: nothing."""
     config = found_object(folder / FILE)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in KEYS:
             if isinstance(part.get(key), dict) and part[key]:
-                return _method(part[key], "MLX" if key == "quantization" else "unknown"), f"{key!r} in config.json"
+                method = _method(part[key], "MLX" if isinstance(part.get("quantization"), dict) else "unknown")
+                return Description(method, f"{key!r} in config.json", part[key])
     for file in DESCRIPTIONS:
         found = found_object(folder / file)
         inner = found["quantization"] if isinstance(found.get("quantization"), dict) else found
         if inner and any(inner.values()):
-            return _method(inner, "unknown"), file
+            return Description(_method(inner, OWNERS.get(file, "unknown")), file, inner)
     return None
 
 

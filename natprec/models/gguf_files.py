@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the metadata's scalars, by type."""
 _INTEGERS = {4: "I", 5: "i", 10: "Q", 11: "q"}
-_STRING, _ARRAY = 8, 9
+_UINT16, _STRING, _ARRAY = 2, 8, 9
 _FLOAT32 = 0
 """Type of a tensor."""
 
@@ -90,10 +90,12 @@ class GGUFHeader:
 
     Attributes:
         architecture: as GGUF spells it; empty where it says none.
+        parts: files that it was cut into; see `natprec.models.gguf_parts`.
     """
 
     architecture: str
     tensors: tuple[GGUFTensor, ...]
+    parts: int = 1
 
     @property
     def quantized(self) -> str:
@@ -208,7 +210,7 @@ def _header(file: BinaryIO) -> GGUFHeader:
     if version not in (2, 3):
         raise ValueError(f"version {version}")
     refuse_many_tensors(max(count, pairs), Path(file.name))
-    alignment, architecture, found = 32, "", list[tuple[str, tuple[int, ...], int, int]]()
+    alignment, architecture, parts, found = 32, "", 1, list[tuple[str, tuple[int, ...], int, int]]()
     for _ in range(pairs):
         key = _text(file)
         (kind,) = struct.unpack("<I", file.read(4))
@@ -216,6 +218,8 @@ def _header(file: BinaryIO) -> GGUFHeader:
             (alignment,) = struct.unpack("<I", file.read(4))
         elif key == "general.architecture" and kind == _STRING:
             architecture = _text(file)
+        elif key == "split.count" and kind == _UINT16:
+            (parts,) = struct.unpack("<H", file.read(2))
         elif kind in _INTEGERS:
             (number,) = struct.unpack(f"<{_INTEGERS[kind]}", file.read(_WIDTHS[kind]))
             refuse_counts({key: number}, file.name)
@@ -231,7 +235,7 @@ def _header(file: BinaryIO) -> GGUFHeader:
     start = -(-file.tell() // max(1, alignment)) * alignment
     path = Path(file.name)
     tensors = (GGUFTensor(path, name, shape, kind, start + offset) for name, shape, kind, offset in found)
-    return GGUFHeader(architecture, tuple(tensors))
+    return GGUFHeader(architecture, tuple(tensors), parts)
 
 
 def _text(file: BinaryIO) -> str:

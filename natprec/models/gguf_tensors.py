@@ -6,7 +6,6 @@ transformers' own loading gives.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from natprec.errors import ModelError
 from natprec.models.gguf_architectures import ARCHITECTURES
-from natprec.models.gguf_files import GGUFHeader, GGUFTensor, read_gguf
+from natprec.models.gguf_files import GGUFHeader, GGUFTensor
 from natprec.models.stored import empty_model, hollowed, same_tensors
 from natprec.models.weights import InMemory, Weights, wrong_shape
 from natprec.tasks import Task
@@ -32,7 +31,7 @@ class GGUFTensors:
         missing: names in the model that the file has nothing for.
     """
 
-    def __init__(self, file: Path, model: PreTrainedModel) -> None:
+    def __init__(self, header: GGUFHeader, model: PreTrainedModel) -> None:
         """Find out what is where; `model`, which may be on the meta device, is tied as its configuration says.
 
         Raises:
@@ -40,7 +39,7 @@ class GGUFTensors:
         """
         self._model, self._known = model, ARCHITECTURES[model.config.model_type]
         model.tie_weights()
-        stored = {tensor.name: tensor for tensor in read_gguf(file).tensors}
+        stored = {tensor.name: tensor for tensor in header.tensors}
         names = self._known.tensor_names(model)
         wanted = model.state_dict()
         own = {name: stored[label] for name, label in names.items() if label in stored}
@@ -75,7 +74,7 @@ def is_known(header: GGUFHeader) -> bool:
 
 
 def open_gguf(
-    file: Path, config: PreTrainedConfig, task: Task, device: torch.device | None
+    header: GGUFHeader, config: PreTrainedConfig, task: Task, device: torch.device | None
 ) -> tuple[PreTrainedModel, Weights, set[str]]:
     """The model of a GGUF file, where its weights are, and what the file lacks.
 
@@ -85,7 +84,7 @@ def open_gguf(
         device: where weights come to when their turn comes; None: all are in memory, on the CPU.
     """
     model = empty_model(config, task, trust=False)
-    stored = GGUFTensors(file, model)
+    stored = GGUFTensors(header, model)
     lacking = set(stored.missing)
     if device is not None:
         return model, hollowed(model, stored, lacking, device), lacking

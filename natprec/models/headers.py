@@ -1,4 +1,7 @@
-"""What the headers of safetensors files say: which tensors there are, of what type and shape; no tensor is read."""
+"""What the headers of safetensors files say: which tensors there are, of what type and shape.
+
+No tensor is read before it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from natprec.errors import ModelError, first_line
 
@@ -42,6 +46,14 @@ class Header:
         each = next((size for part, size in _WIDE.items() if part in self.dtype), 1.0)
         return math.ceil(each * self.elements)
 
+    def read(self, key: str, row: int | None = None) -> Tensor:
+        """The tensor by its name in the file, mapped; or of its first dimension one entry.
+
+        Raises:
+            ModelError: the file has gone or changed.
+        """
+        return read_stored(self.file, key, row)
+
 
 def read_headers(files: Iterable[Path]) -> dict[str, Header]:
     """All tensors of some files by name.
@@ -63,3 +75,20 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
                 f"{str(file)!r} is damaged or cut off ({first_line(error)}); download it again, or quantize again"
             ) from error
     return found
+
+
+def read_stored(file: Path, key: str, row: int | None = None) -> Tensor:
+    """One tensor of a safetensors file, mapped; or of its first dimension one entry.
+
+    Raises:
+        ModelError: the file has gone or changed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor(key) if row is None else opened.get_slice(key)[row]
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"weights file {str(file)!r} cannot be read any more ({error}); put it back and add --resume"
+        ) from error

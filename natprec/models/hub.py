@@ -115,7 +115,7 @@ def download(name: str) -> Path:
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # loading will name the damage
                 wanted = sorted({str(file) for file in json.loads(index.read_text("utf-8"))["weight_map"].values()})
         elif not (folder / "config.json").is_file():
-            wanted = ["model.gguf"]  # natprec's own, beside its plan
+            wanted = ["model.gguf", "adapter_model.safetensors"]  # natprec's own, beside its plan; PEFT's
         # what the first call found, should a branch have moved meanwhile
         return Path(snapshot_download(hub.id, revision=folder.name, allow_patterns=[*SMALL, *wanted]))
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natprec.models.already_quantized import DESCRIPTIONS
 from natprec.models.experts import pieces_of
 from natprec.models.headers import FLOATS, Header, read_headers
-from natprec.models.stored import read_stored
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -43,7 +43,7 @@ REPLACED = (
     "config.json", "generation_config.json", "tokenizer*.json", "vocab.*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "*.index.json", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot",
     ".*", "*.py", "plan.json", "verification.json", "modules.json", "config_sentence_transformers.json",
-    "sentence_*_config.json",
+    "sentence_*_config.json", *DESCRIPTIONS,
 )  # fmt: skip
 """Files that are written anew, or hold the weights in another form; code is the business of whoever trusts it."""
 
@@ -59,6 +59,7 @@ class Leftovers:
         head: of a head whose tie and config differ: 'tied' or 'untied', as it is in the files.
         owner: the model's class, for messages.
         unread: tensors of a GGUF file that transformers does not read.
+        adapted: the model that a LoRA adapter was merged into, where one was given.
     """
 
     tensors: Mapping[str, Header] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Leftovers:
     head: str = ""
     owner: str = ""
     unread: tuple[str, ...] = ()
+    adapted: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -89,8 +91,9 @@ class Leftovers:
         return sorted(found)
 
     def read(self) -> dict[str, Tensor]:
-        """The tensors, mapped from their files."""
-        return {name: read_stored(header.file, name) for name, header in self.tensors.items()}
+        """The tensors in the types that their headers name; those that nothing packed are mapped from their files."""
+        read = {name: header.read(name) for name, header in self.tensors.items()}
+        return {name: each.to(FLOATS.get(self.tensors[name].dtype, each.dtype)) for name, each in read.items()}
 
     def files_for(self, gguf: bool) -> list[Path]:
         """Files to be copied beside a checkpoint of either kind."""

@@ -16,25 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from natprec.errors import InputError, ModelError, NatprecError, first_line
-from natprec.models.already_quantized import refuse_quantized, refuse_unmerged
+from natprec.models.already_quantized import KEYS, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, embedding_distortion
 from natprec.models.experts import take_apart
-from natprec.models.gguf_files import check_gguf, expert_size, passed_over, read_gguf
+from natprec.models.gguf_files import expert_size, passed_over
 from natprec.models.gguf_tensors import is_known, open_gguf
-from natprec.models.headers import FLOATS, read_headers
-from natprec.models.hub import download, stored_on_hub
+from natprec.models.given import Given, find
+from natprec.models.headers import FLOATS
+from natprec.models.hub import stored_on_hub
 from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
 from natprec.models.model_files import (
     explained,
-    hub_revision,
     read_generation_config,
     refuse_without_linear,
     task_of,
-    weight_files,
 )
 from natprec.models.places import local_path
-from natprec.models.stored import Part, count_elements, hollow_model, placed
+from natprec.models.stored import Part, filled_model, hollow_model, placed
 from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
 from natprec.tasks import CAUSAL, ENCODER, Task
@@ -55,7 +54,7 @@ class LoadedModel:
         tokenizer: the one that came with it.
         storage_dtype: dtype of unquantized tensors and of scales in a checkpoint; see `choose_storage_dtype`.
         source_bytes: bytes of its weight files.
-        source_format: of a GGUF file that is quantized, the type of most weights; else empty.
+        source_format: of files that are quantized, the type of most weights; else empty.
         task: what it is for.
         distortion: name of the distortion that suits it, the task's unless its files say how vectors are pooled.
         companions: more files of its checkpoint, path → content, that a quantized one needs too.
@@ -101,30 +100,28 @@ def load_model(
             encoder, no Linear layer, NaN or Inf.
     """
     target = usable_device(device)
-    path = local_path(name) or download(name)
-    gguf = path if path.is_file() else None
-    header = check_gguf(gguf) if gguf else None
-    files = [gguf] if gguf else weight_files(path)
-    headers = {} if gguf else read_headers(files)
-    if not gguf:
-        refuse_quantized(name, path, headers)
-    where = str(path.parent if gguf else path)
+    given = find(name)
+    header, headers = given.gguf, given.headers
+    gguf = given.path if header is not None else None
+    where = str(given.path.parent if gguf else given.path)
     with quiet(stderr=gguf is not None), explained(name):
-        config, dtype = _load_config(where, gguf, trust_remote_code)
+        config, dtype = _load_config(where, given, trust_remote_code)
         task = task_of(name, config)
         weights: Weights = InMemory()
         parts: dict[str, list[Part]] = {}
         unused: list[str] = []
         unread: tuple[str, ...] = ()
         readable = header is not None and is_known(header)
-        if gguf and on_disk and not readable:
-            raise InputError(
-                f"model {name!r} is a GGUF file of an architecture that is unpacked whole; use --weights memory"
-            )
-        if gguf and readable and not plain:
-            model, weights, lacking = open_gguf(gguf, config, task, target if on_disk else None)
+        if gguf and not readable and (on_disk or len(given.files) > 1):
+            remedy = "use --weights memory" if on_disk else "join its parts (llama-gguf-split --merge)"
+            raise InputError(f"model {name!r} is a GGUF file of an architecture that is unpacked whole; {remedy}")
+        if header is not None and readable and not plain:
+            model, weights, lacking = open_gguf(header, config, task, target if on_disk else None)
         elif on_disk:
             model, weights, stored = hollow_model(headers, where, config, task, target, trust_remote_code)
+            parts, unused, lacking = stored.parts, stored.unused, stored.missing
+        elif given.is_read_here:
+            model, stored = filled_model(headers, where, config, task, trust_remote_code)
             parts, unused, lacking = stored.parts, stored.unused, stored.missing
         else:
             model, lacking = _load_weights(where, gguf, config, task, trust_remote_code)
@@ -154,20 +151,20 @@ def load_model(
     storage_dtype = choose_storage_dtype(common if common in HALF else dtype, model, weights)
     weights.dtypes = exceptions(common, dtypes, storage_dtype)
     leftovers = replace(
-        Leftovers(unread=unread) if gguf else find_leftovers(path, files, headers, unused, model),
+        Leftovers(unread=unread) if gguf else find_leftovers(given.path, given.files, headers, unused, model),
         head=settle_head(model),
+        adapted=given.adapted,
     )
     if weights.whole:
         check_finite(model)
         with explained(name):
             model.to(target)  # type: ignore[arg-type]  # transformers' wrapper hides nn.Module.to's signature
-    source_bytes = sum(file.stat().st_size for file in files) or None
     return LoadedModel(
         name,
         model,
         tokenizer,
         storage_dtype,
-        source_bytes,
+        given.nbytes or None,
         task,
         distortion,
         others,
@@ -176,20 +173,17 @@ def load_model(
         trusted=trust_remote_code,
         leftovers=leftovers,
         head=head,
-        revision=hub_revision(path.parent if gguf else path),
-        source_format=header.quantized if header is not None else "",
+        revision=given.revision,
+        source_format=given.format,
     )
 
 
 def stored_elements(name: str) -> int | None:
     """Weights of a model that can be left on disk, counted without loading it; None where that is not known."""
-    path = local_path(name)
-    if path is not None:
-        if path.is_dir():
-            return sum(count_elements(file) for file in weight_files(path))
-        header = read_gguf(path)
-        return sum(tensor.elements for tensor in header.tensors) if is_known(header) else None
-    return stored_on_hub(name)
+    if local_path(name) is None:
+        return stored_on_hub(name)
+    given = find(name)
+    return given.elements if given.gguf is None or is_known(given.gguf) else None
 
 
 def choose_storage_dtype(declared: torch.dtype | None, model: nn.Module, weights: Weights) -> torch.dtype:
@@ -231,13 +225,19 @@ def model_digest(model: nn.Module, weights: Weights) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_config(where: str, gguf: Path | None, trust_remote_code: bool) -> tuple[PreTrainedConfig, torch.dtype | None]:
+def _load_config(where: str, given: Given, trust_remote_code: bool) -> tuple[PreTrainedConfig, torch.dtype | None]:
     """The checked config and the dtype it declares; loading in float32 overwrites the latter."""
-    arguments = {"gguf_file": str(gguf)} if gguf else {}
-    config = config_of(where, trust_remote_code, **arguments)
-    inner = expert_size(read_gguf(gguf)) if gguf else None
-    if inner is not None and hasattr(config, "moe_intermediate_size"):
-        config.moe_intermediate_size = inner
+    config = config_of(where, trust_remote_code, **({} if given.gguf is None else {"gguf_file": str(given.path)}))
+    if given.gguf is not None:
+        inner = expert_size(given.gguf)
+        if inner is not None and hasattr(config, "moe_intermediate_size"):
+            config.moe_intermediate_size = inner
+        if len(given.files) > 1 and any(tensor.name == "output.weight" for tensor in given.gguf.tensors):
+            config.tie_word_embeddings = False  # transformers looks for the head in the first part alone
+    for part in (config, config.get_text_config()):
+        for key in KEYS:
+            if given.format and hasattr(part, key):
+                delattr(part, key)
     dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return config, getattr(torch, dtype) if isinstance(dtype, str) else dtype
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from natprec.errors import ModelError
 from natprec.models.checksums import CARRIED
 from natprec.models.experts import Piece, pieces_of, take_apart
-from natprec.models.headers import Header, read_headers
+from natprec.models.headers import Header
 from natprec.models.model_files import read_generation_config
 from natprec.models.trust import unfilled_model
 from natprec.models.weights import OnDisk, Stored, wrong_shape
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-Part = tuple[Path, str, str | None]
-"""A stored tensor that makes up one of the model's, or a piece of it: file, key, pattern of its converter."""
+Part = tuple[Header, str, str | None]
+"""A stored tensor that makes up one of the model's, or a piece of it: header, key, pattern of its converter."""
 
 
 def placed(headers: Mapping[str, Header], model: Any) -> tuple[dict[str, list[Part]], list[str], dict[str, Any]]:
@@ -54,7 +53,7 @@ def placed(headers: Mapping[str, Header], model: Any) -> tuple[dict[str, list[Pa
         if name not in wanted and key in wanted:
             name, pattern = key, None
         if name in wanted:
-            parts.setdefault(name, []).append((headers[key].file, key, pattern))
+            parts.setdefault(name, []).append((headers[key], key, pattern))
         else:
             unused.append(key)
     return parts, unused, {pattern: rule for rule in converters for pattern in rule.source_patterns}
@@ -88,7 +87,7 @@ class StoredTensors:
         self.parts, self.unused, self._converters = placed(headers, model)
         wanted = model.state_dict()
         for name, parts in self.parts.items():
-            shape = headers[parts[0][1]].shape
+            shape = parts[0][0].shape
             if len(parts) == 1 and parts[0][2] is None and shape != tuple(wanted[name].shape):
                 raise wrong_shape(name, shape, tuple(wanted[name].shape))
         self.missing = wanted.keys() - self.parts.keys()
@@ -110,7 +109,7 @@ class StoredTensors:
         """
         parts = self.parts[name]
         if len(parts) == 1 and parts[0][2] is None:
-            return read_stored(*parts[0][:2])
+            return parts[0][0].read(parts[0][1])
         return self._converted(name, parts)
 
     def expert(self, name: str, number: int, experts: int) -> Tensor:
@@ -121,7 +120,7 @@ class StoredTensors:
         """
         parts = self.parts[name]
         if len(parts) == 1 and parts[0][2] is None:
-            return read_stored(*parts[0][:2], row=number)
+            return parts[0][0].read(parts[0][1], number)
         by_pattern: dict[str | None, list[Part]] = {}
         for part in parts:
             by_pattern.setdefault(part[2], []).append(part)
@@ -132,8 +131,8 @@ class StoredTensors:
     def _converted(self, name: str, parts: Sequence[Part]) -> Tensor:
         """As transformers puts them together."""
         converter: Any = copy.deepcopy(self._converters[parts[0][2]])  # type: ignore[index]
-        for file, key, pattern in parts:
-            converter.add_tensor(name, key, pattern, read_stored(file, key))
+        for header, key, pattern in parts:
+            converter.add_tensor(name, key, pattern, header.read(key))
         value = converter.convert(name, model=self._model, config=self._model.config)[name]
         return value[0] if isinstance(value, list) else value
 
@@ -165,6 +164,24 @@ def hollow_model(
     return model, weights, stored
 
 
+def filled_model(
+    headers: Mapping[str, Header], where: str, config: PreTrainedConfig, task: Task, trust: bool
+) -> tuple[PreTrainedModel, StoredTensors]:
+    """The model of a checkpoint in memory, its weights read one by one, and what its files hold.
+
+    What they lack keeps its first, random values.
+    """
+    model = unfilled_model(config, task, trust)
+    stored = StoredTensors(headers, model)
+    with torch.no_grad():
+        for name, value in (*model.named_parameters(), *model.named_buffers()):
+            if name in stored.parts:
+                value.copy_(stored.tensor(name))
+    take_apart(model)
+    read_generation_config(model, where)
+    return model, stored
+
+
 def empty_model(config: PreTrainedConfig, task: Task, trust: bool) -> PreTrainedModel:
     """A model whose parameters have no values yet."""
     from accelerate import init_empty_weights
@@ -192,25 +209,3 @@ def stored_names(file: Path, carried: bool = True) -> list[str]:
     with safe_open(file, "pt") as opened:
         others = [] if carried else json.loads((opened.metadata() or {}).get(CARRIED, "[]"))
         return [key for key in opened.keys() if key not in others]  # noqa: SIM118 - not a dict
-
-
-def count_elements(file: Path) -> int:
-    """Numbers in a safetensors file; only its header is read."""
-    return sum(header.elements for header in read_headers([file]).values())
-
-
-def read_stored(file: Path, key: str, row: int | None = None) -> Tensor:
-    """One tensor of a safetensors file, mapped; or of its first dimension one entry.
-
-    Raises:
-        ModelError: the file has gone or changed.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            return opened.get_tensor(key) if row is None else opened.get_slice(key)[row]
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"weights file {str(file)!r} cannot be read any more ({error}); put it back and add --resume"
-        ) from error

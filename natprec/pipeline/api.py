@@ -145,7 +145,7 @@ def apply(
         InputError: the plan is of another model, or an option is unknown.
     """
     config = QuantizeConfig.of("apply", "", options)
-    config = replace(config, rounding=rounding or plan.rounding)
+    config = replace(config, rounding=plan.rounding if rounding is None else rounding)
     config.check_each()
     subject = seeing(Subject.in_memory(copy.deepcopy(model), of_text(tokenizer)), tokenizer, config)
     subject = subject.with_head(plan.untied)

@@ -41,6 +41,9 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 GROUPED = 100
 """Weight matrices that are looked at for one that a group size divides."""
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights that are not packed, as safetensors calls them."""
+
 
 def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: bool = False, judged: bool = True) -> None:
     """Refuse a model, text or output that cannot be used, from what takes no time to see.
@@ -143,7 +146,7 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
     if profile.container == "bitsandbytes" and judged:
         require("bitsandbytes", "engine 'bitsandbytes' is judged by that library", BITSANDBYTES)
     kind = described.get("model_type")
-    if place is not None and place.suffix.lower() == ".gguf":
+    if place is not None and place.is_file() and place.suffix.lower() == ".gguf":
         kind = gguf_architecture(place)
     if profile.container == "gguf":
         if kind is not None and kind not in {*GGUF_MODELS, *GGUF_MODELS.values()}:
@@ -165,14 +168,15 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
 
 
 def _row_lengths(place: Path) -> Iterator[int]:
-    """Columns of the weights in a folder's safetensors files that are matrices, those of embeddings apart."""
-    for file in sorted(place.glob("*.safetensors")):
+    """Columns of the weights in a model's safetensors files that are matrices of floats, those of embeddings apart."""
+    for file in sorted(place.glob("*.safetensors")) if (place / FILE).is_file() else ():
         with contextlib.suppress(OSError, ValueError, AttributeError), file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(length, 100_000_000)))
             for name, entry in header.items():
                 shape: Any = entry.get("shape", ()) if isinstance(entry, dict) else ()
-                if len(shape) == 2 and name.endswith("weight") and "embed" not in name and "wte" not in name:
+                matrix = len(shape) == 2 and entry.get("dtype") in FLOATS
+                if matrix and name.endswith("weight") and "embed" not in name and "wte" not in name:
                     yield int(shape[1])
 
 

@@ -116,13 +116,23 @@ def refuse_on_disk(subject: Subject, refine: int) -> None:
         )
 
 
-def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
-    """Say whether the model is quantized already, what else its checkpoint holds, and what becomes of that."""
+def tell_given(subject: Subject, stages: Stages) -> None:
+    """Say whether the model is quantized already, or made of an adapter."""
+    if subject.leftovers.adapted:
+        stages.note(
+            f"the LoRA adapter {subject.name!r} is merged into {subject.leftovers.adapted!r}: the merged model is "
+            "measured and written"
+        )
     if subject.source_format:
         stages.note(
             f"model {subject.name!r} is quantized already: {subject.source_format}, "
             f"{human_bytes(subject.source_bytes or 0)}; natprec rounds its weights once more, and KL is against them"
         )
+
+
+def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
+    """What `tell_given` says, what else the model's checkpoint holds, and what becomes of that."""
+    tell_given(subject, stages)
     for sentence in subject.leftovers.sentences(gguf=engine_profile(engine).container == "gguf"):
         stages.note(sentence)
 

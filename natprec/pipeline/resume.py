@@ -13,7 +13,7 @@ from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.measurement.subject import Subject
 from natprec.pipeline.early import inputs
-from natprec.pipeline.request import open_subject
+from natprec.pipeline.request import open_subject, tell_given
 from natprec.pipeline.samples import calibration_parts, calibration_samples, calibration_text
 from natprec.pipeline.together import claimed_together, made_by_first, refuse_unseen, weights_alike
 from natprec.tasks import Samples
@@ -81,6 +81,7 @@ def measured_together(
         if workers.first and not resume:
             discard(state_file)
         subject = opened_together(config, stages, workers)
+        tell_given(subject, stages)
         device = next(subject.model.parameters()).device
         samples = made_by_first(lambda: calibration_samples(config, subject, stages), workers, device)
         measurement = run_measurement(config, subject, samples, state_file, resume, stages)

@@ -22,7 +22,7 @@ from natprec.publishing.account import PUSHING, Remote, refuse_others_files, rem
 from natprec.publishing.base import FILE
 from natprec.utils.digests import file_digest
 from natprec.utils.progress import Stages
-from natprec.utils.system_faults import remedy_of
+from natprec.utils.system_faults import remedy_of, told
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -181,6 +181,8 @@ def _sending(repository: str) -> Iterator[None]:
                     raise
                 raise InputError(f"somebody pushed to {repository!r} meanwhile; look at it, then push again") from error
             except (ConnectionError, RuntimeError) as error:
+                if error.__cause__ is not None and (cause := told(error.__cause__)) is not None:
+                    raise OutputError(f"{PUSHING} {repository!r}: {cause}") from error
                 if "xet" not in str(error).lower():
                     raise
                 raise ModelError(

@@ -124,7 +124,7 @@ def objective_of(minimize: str, costs: str | Path | None, profile: EngineProfile
 
 def rounding_of(measurement: Measurement, rounding: str | None) -> str:
     """The one that is asked for, or that was measured for."""
-    rounding = rounding or measurement.header.rounding
+    rounding = measurement.header.rounding if rounding is None else rounding
     if rounding_named(rounding).compensates and not rounding_named(measurement.header.rounding).compensates:
         raise InputError(
             f"rounding {rounding!r} was not measured; measure with --rounding {rounding}, or solve for rtn"
@@ -137,8 +137,9 @@ def profile_of(
 ) -> EngineProfile:
     """The one that is asked for, or that was measured for."""
     header = measurement.header
-    if minimize != BYTES and (engine or header.engine) not in OFFERS:
+    engine_asked = header.engine if engine is None else engine
+    if minimize != BYTES and engine_asked not in OFFERS:
         gpu = None  # of costs alone: formats do not depend on it
     if gpu is None and header.gpu is not None and engine in (None, header.engine):
         return engine_profile(header.engine, header.gpu, header.untested or untested, header.portable or portable)
-    return engine_profile(engine or header.engine, gpu, untested, portable)
+    return engine_profile(engine_asked, gpu, untested, portable)

@@ -162,6 +162,17 @@ def refuse_existing_file(path: Path, overwrite: bool, ours: Callable[[Path], boo
     _refuse_unwritable(path)
 
 
+def refuse_other_file(path: Path, ours: Callable[[Path], bool], kind: str) -> None:
+    """As `refuse_existing_file`, of a file that the same command wrote before and may write anew.
+
+    Raises:
+        OutputError: something else is there, or its folder is not writable.
+    """
+    if path.exists() and not ours(path):
+        raise OutputError(f"output {str(path)!r} exists and is no {kind} of natprec's; choose another")
+    _refuse_unwritable(path)
+
+
 def unwritable(path: Path, error: OSError) -> OutputError:
     """The error for a failed write, with what to do about the usual causes."""
     advice = remedy_of(error) or "check the path"

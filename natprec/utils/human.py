@@ -58,3 +58,15 @@ def human_count(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return str(count)
+
+
+def shortened(text: str, most: int = 1500) -> str:
+    """A text whose middle is left out where it is too long to be read; cause and remedy are at its ends.
+
+    >>> shortened("value 'xxxxxxxxxxxx': give another", 24)
+    "value 'xxxxxx … another"
+    """
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 3]} … {text[-end:].lstrip()}"

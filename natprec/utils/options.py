@@ -73,6 +73,10 @@ def options_of(configuration: type) -> dict[str, Option]:
     }
 
 
+MOST_STEPS = 1_000_000
+"""Of gradient descent."""
+
+
 def positive(name: str, value: float | None) -> None:
     """Raises InputError for zero, negative numbers, NaN and infinity."""
     if value is not None and not (math.isfinite(value) and value > 0):
@@ -88,9 +92,9 @@ def tolerance(name: str, value: float | None) -> None:
 
 
 def steps(name: str, value: int) -> None:
-    """Raises InputError for a negative number of steps."""
-    if value < 0:
-        raise InputError(f"{name} {value}: give a number of steps, or 0 for none")
+    """Raises InputError for a negative number of steps, and for one that nobody lives to see."""
+    if not 0 <= value <= MOST_STEPS:
+        raise InputError(f"{name} {value}: give a number of steps up to {MOST_STEPS}, or 0 for none")
 
 
 def seed(name: str, value: int) -> None:

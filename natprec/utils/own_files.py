@@ -52,6 +52,10 @@ class Kind:
         """The file as a whole, for errors."""
         return Place(f"{self.name} {str(path)!r}", f"correct it, or {self.again}")
 
+    def is_at(self, path: Path) -> bool:
+        """Whether a file looks like one of this kind; links are followed by nobody."""
+        return not path.is_symlink() and path.is_file() and what_is(path) == self.one
+
     def missing(self, path: Path) -> InputError:
         """The error for a file that does not exist."""
         return InputError(f"{self.name} {str(path)!r} does not exist; {self.source.format(path=path)}")

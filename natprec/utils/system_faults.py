@@ -16,6 +16,8 @@ REMEDIES = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "free space within your quota",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "the links go round in a circle: name the file itself",
     errno.EACCES: "choose a folder you may write to",
     errno.EROFS: "choose a folder on a disk that is not read-only",
     errno.EIO: "the disk or the connection to it failed; check it, and run the command again",
@@ -63,6 +65,8 @@ def told(error: BaseException) -> str | None:
     """One line that says what the machine refused and what to do; None: it is not the machine's fault."""
     if out_of_memory(error):
         return f"not enough memory ({first_line(error)}); {MEMORY}"
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a name has a NUL character in it, which no file has; take it out"
     cause = system_error(error)
     if isinstance(cause, FileNotFoundError):
         return f"{first_line(cause)}; it was there when the command began: put it back, and run the command again"

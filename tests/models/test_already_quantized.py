@@ -112,7 +112,7 @@ def test_an_adapter_within_the_model(folder: Path) -> None:
 
 def test_an_adapter_alone(folder: Path) -> None:
     (folder / "config.json").rename(folder / "adapter_config.json")
-    refused(folder, "no config.json", "adapter", "merge")
+    refused(folder, "adapter in folder", "names no model that it belongs to", "merge_and_unload()")
 
 
 @pytest.mark.parametrize("weights", ["memory", "disk"])

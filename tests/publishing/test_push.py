@@ -330,3 +330,15 @@ def test_within_noise_is_pushed_with_these_words(hub: Hub, checkpoint: Path) -> 
     card = hub.content(hub.repositories[NAME].commits[said["commit"]].files["README.md"]).decode()
     assert "**PASS WITHIN NOISE**" in card
     assert not said["unverified"]
+
+
+def test_a_disk_that_fails_while_files_are_sent(
+    hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # huggingface_hub says only that uploading failed
+    def failing(**_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error", "model.safetensors")
+
+    monkeypatch.setattr("huggingface_hub._commit_api.lfs_upload", failing)
+    refused(natprec("push", checkpoint, NAME), "cannot push", "Input/output error", "the disk or the connection")
+    repository = hub.repositories[NAME]
+    assert set(repository.commits[repository.branches["main"]].files) <= {".gitattributes"}
