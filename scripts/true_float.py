@@ -5,10 +5,10 @@
 The file behind `smollm2-135m` is Q4_1: each run of 32 weights lies on 16 values, so rounding to 4 bits in groups of 32
 with a float offset costs nothing. First the channels between layers are ordered by the size of what reads them, which
 leaves the function as it is, and after which the weights of each run are of many old runs. Then AdamW lowers the loss
-on the next token, on the first half of each text, until `natprec inspect` finds none of the Linears lossless at 4 bits in groups of
-32, and that format costs at least half the KL of the same format in groups of 64. Both figures are of the bfloat16
-weights that are written, on a text that was not trained on, as is the perplexity, which may exceed the original's by
-3 %.
+on the next token, on the first half of each text, until `natprec inspect` finds none of the Linears lossless at 4 bits
+in groups of 32, and that format costs at least half the KL of the same format in groups of 64. Both figures are of the
+bfloat16 weights that are written, on a text that was not trained on, as is the perplexity, which may exceed the
+original's by 3 %.
 
 Training alone does not get there without damage: rounding to the old grid nearly gives the original back, so the ratio
 of the two KLs is as large as the model has become another one (LOG.md, 2026-11-30).
