@@ -7,8 +7,9 @@ values that starts where the weight lay, within the code that GPTQ chose; its co
 against the sign of the loss's gradient, scales by Adam, both less and less. If that does not lower the loss, GPTQ's
 codes are kept.
 
-Several processes take the same steps: each runs its part of the step's batch, and moves the weights that it rounded,
-for which it receives the gradients of all.
+Several processes take each step together: each runs its part of the step's batch, and moves the weights that it
+rounded, for which it receives the gradients of all. Sums in another order flip some codes a step earlier, and learning
+goes another way: what comes of it is as good, and not the same (LOG.md, 2026-11-30).
 """
 
 from __future__ import annotations

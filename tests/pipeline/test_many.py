@@ -61,48 +61,41 @@ def judged(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("weights_on", "rounding"), [("memory", "gptq"), ("disk", "gptq"), ("memory", "learned")])
-def test_quantize(tmp_path: Path, options: list[str], weights_on: str, rounding: str) -> None:
-    # in bfloat16 each process rounds its part of a gradient, and learning goes another way
-    arithmetic = ["--arithmetic", "float32"] if rounding == "learned" else []
-    asked = [*options, "--rounding", rounding, "--weights", weights_on, *arithmetic, "--json"]
-    code, said, why = alone(*asked, "--out", tmp_path / "one")
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, options: list[str]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of one process, and what it prints."""
+    out = tmp_path_factory.mktemp("one") / "one"
+    code, said, why = alone(*options, "--weights", "disk", "--json", "--out", out)
     assert code == 0, why
-    for size in (2, 3) if weights_on == "disk" else (2,):
-        out = tmp_path / str(size)
-        results = finish(start(size, *asked, "--out", out))
-        assert [result[0] for result in results] == [0] * size, results
-        assert [bool(result[1]) for result in results] == [True, *[False] * (size - 1)], "process 0 alone talks"
-        assert same_weights(out, tmp_path / "one") >= (0.9999 if rounding == "gptq" else 0.999)
-        found = json.loads(results[0][1])
-        assert found["processes"] == size
-        assert all(found["sent_bytes"][stage] > 0 for stage in ("joint", "round", "verify"))
-        for name in ("kl_mean", "perplexity_quantized", "top1_agreement"):
-            assert found[name] == pytest.approx(json.loads(said)[name], rel=1e-4)
-        assert not (tmp_path / f"{size}.partial").exists()
+    return out, json.loads(said)
 
 
-def test_apply_and_verify(tmp_path: Path, model: Path, options: list[str], text_file: Path) -> None:
-    code, _, why = alone(*options, "--out", tmp_path / "one")
-    assert code == 0, why
-    plan, out = tmp_path / "one" / "plan.json", tmp_path / "two"
-    text = ["--data", str(text_file), "--tokens", "8192", "--sequence-length", "64"]
-    results = finish(start(2, "apply", plan, "--model", model, *text, "--out", out))
+def test_quantize_by_two(tmp_path: Path, options: list[str], one: tuple[Path, dict[str, Any]]) -> None:
+    known, said = one
+    results = finish(start(2, *options, "--weights", "disk", "--json", "--out", tmp_path / "two"))
     assert [result[0] for result in results] == [0, 0], results
-    assert same_weights(out, tmp_path / "one") >= 0.9999
-    shutil.copytree(tmp_path / "one", tmp_path / "again")
-    results = finish(start(2, "verify", tmp_path / "again", "--model", model, "--eval-data", text_file))
+    assert not results[1][1], "process 0 alone talks"
+    assert same_weights(tmp_path / "two", known) >= 0.9999
+    found = json.loads(results[0][1])
+    assert found["processes"] == 2
+    assert all(found["sent_bytes"][stage] > 0 for stage in ("joint", "round", "verify"))
+    for name in ("kl_mean", "perplexity_quantized", "top1_agreement"):
+        assert found[name] == pytest.approx(said[name], rel=1e-4)
+    assert not (tmp_path / "two.partial").exists()
+
+
+def test_verify_by_two(tmp_path: Path, model: Path, text_file: Path, one: tuple[Path, dict[str, Any]]) -> None:
+    again = shutil.copytree(one[0], tmp_path / "again")
+    results = finish(start(2, "verify", again, "--model", model, "--eval-data", text_file))
     assert [result[0] for result in results] == [0, 0], results
-    known, found = judged(tmp_path / "one"), judged(tmp_path / "again")
+    known, found = judged(one[0]), judged(again)
     assert found["data_digest"] == known["data_digest"]
     assert found["kl_mean"] == pytest.approx(known["kl_mean"], rel=1e-6)
 
 
-def test_another_number_goes_on(tmp_path: Path, options: list[str]) -> None:
-    """One of two dies after some blocks were rounded; three finish, and nothing is rounded twice."""
+def test_another_number_goes_on(tmp_path: Path, options: list[str], one: tuple[Path, dict[str, Any]]) -> None:
+    """One of two dies after some blocks were rounded; three finish."""
     asked = [*options, "--weights", "disk", "--out", tmp_path / "out"]
-    code, _, why = alone(*asked[:-1], tmp_path / "whole")
-    assert code == 0, why
     processes = start(2, *asked, code=IMPATIENT)
     state = tmp_path / "out.partial" / "segments" / "text.safetensors"
     until = time.monotonic() + 120
@@ -116,7 +109,7 @@ def test_another_number_goes_on(tmp_path: Path, options: list[str]) -> None:
     assert not (tmp_path / "out").exists()
     results = finish(start(3, *asked, "--resume"))
     assert [result[0] for result in results] == [0, 0, 0], results
-    assert same_weights(tmp_path / "out", tmp_path / "whole") >= 0.9999
+    assert same_weights(tmp_path / "out", one[0]) >= 0.9999
 
 
 def test_an_output_that_only_one_host_sees(tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

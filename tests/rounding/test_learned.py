@@ -18,6 +18,7 @@ from natprec.rounding import learned
 from natprec.rounding.learned import Learner
 from natprec.rounding.moments import Gradients
 from natprec.tasks import Samples
+from natprec.utils.workers import Workers
 from tests.arrange import apply_plan, encoder, restore, snapshot, subject, tokens
 
 TEXT = tokens(16, 32)
@@ -36,7 +37,7 @@ def improved(made: Subject, fmt: Any = THREE, **options: Any) -> tuple[dict[str,
     codes = {name: quantize(weight, fmt, torch.float16) for name, weight in unrounded.items()}
     for site in sites:
         site_weight(made.model, site).data = codes[site.name].dequantize()
-    return codes, learner.improve(0, codes, unrounded)
+    return codes, learner.improve(0, codes, unrounded, dict.fromkeys(codes, 0))
 
 
 def distance(made: Subject, codes: dict[str, QuantizedTensor], original: dict[str, Tensor], text: Samples) -> float:
@@ -103,7 +104,7 @@ def test_what_a_token_counts() -> None:
     """As the power of its gradient, but never less than half of the mean; together as much as they are."""
     gradient = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
     gradient[1, 2] = 0
-    found = learned.token_importance(gradient)
+    found = learned.token_importance(gradient, Workers())
     assert found.shape == (3, 5, 1)
     assert float(found.mean()) == pytest.approx(1)
     assert float(found.min()) == float(found[1, 2]) == 0.5

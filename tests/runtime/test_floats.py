@@ -89,5 +89,5 @@ def test_triton_computes_what_the_dense_weights_do(name: str, device: str, tmp_p
     assert found["written"] == 0
     assert max(found["many"], found["one"]) < FLOAT16
     many = interpreted(folder, device, "48")
-    assert many["written"] == 8
+    assert many["written"] == 10  # query, key and value together; gate and up apart, as the kernel ends them
     assert max(many["many"], many["one"]) < FLOAT16
