@@ -111,7 +111,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder for the model")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate; it falls to 0 in each round")
     parser.add_argument("--batch", type=int, default=2, help=f"sequences of {LENGTH} tokens a step")
-    parser.add_argument("--steps", type=int, default=40, help="of a round")
+    parser.add_argument("--steps", type=int, default=30, help="of a round")
     parser.add_argument("--rounds", type=int, default=3, help="at most; a check ends each")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
