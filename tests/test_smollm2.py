@@ -48,8 +48,10 @@ def quantized(smollm2: str, pytestconfig: pytest.Config) -> Path:
 
 def test_prediction_and_measurement_agree(quantized: Path) -> None:
     plan, verification = Plan.load(quantized / "plan.json"), Verification.load(quantized / "verification.json")
-    assert verification.tokens == TOKENS
-    assert 0.85 <= verification.kl_mean / verification.kl_predicted <= 1.15
+    assert sum(text.tokens for text in verification.texts) == TOKENS
+    # without WikiText two kinds of text are measured on, and each site is charged what it costs on the worse of them
+    least = 0.85 if WIKITEXT.is_dir() else 0.7
+    assert least <= verification.kl_mean / plan.kl_predicted <= 1.15
     assert verification.passed
     assert plan.eps_solved is not None
     assert 0.9 <= plan.kl_predicted / plan.eps_solved <= 1
