@@ -62,9 +62,9 @@ def apply(
         plan.refuse_other_sites(subject)
         refuse_on_disk(subject, config.refine)
         tell_leftovers(subject, plan.engine, stages)
-        samples, device = None, next(subject.model.parameters()).device
+        samples = None
         if config.refine or rounding_named(config.rounding).needs != "nothing":
-            samples = made_by_first(lambda: calibration_samples(config, subject, stages), workers, device)
+            samples = made_by_first(lambda: calibration_samples(config, subject, stages), subject)
         with claimed_together(out, workers):
             if workers.first and not resume:
                 resumable.forget(partial)

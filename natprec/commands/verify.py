@@ -98,7 +98,7 @@ def verify(
     partial = beside(Path(name.replace("/", "--")) if on_hub else folder, ".verify.partial")
     with joined(config.device) as (workers, own_device):
         config, stages = replace(config, device=own_device), Stages(quiet=not workers.first)
-        subject = resumable.opened_together(config, stages, workers, None, False)
+        subject = resumable.opened_together(config, stages, workers, apart=False)
         # judged beside the original itself
         plan.refuse_other_model(rotated_digest(subject.digest, plan.rotation), config.model)
         unseen = subject.unseen(plan.quantized)
@@ -108,7 +108,6 @@ def verify(
                 "--images DIR"
             )
         judging = held_out(config, subject, stages, judge.measured_on(folder))
-        workers.refuse_difference("held-out texts", judging.key)
         part = known.part if known is not None and judging.part(known.part) else 0
         if workers.first and not resume:
             resumable.forget(partial)
@@ -167,7 +166,7 @@ def _verify_foreign(
     check(replace(config, tokens=config.eval_tokens or config.tokens), solved=False)
     with joined(config.device) as (workers, own_device):
         config, stages = replace(config, device=own_device), Stages(quiet=not workers.first)
-        subject = opened_together(replace(config, engine="natprec"), stages, workers, None, False)
+        subject = opened_together(replace(config, engine="natprec"), stages, workers, apart=False)
         texts, provenance = held_out(config, subject, stages).part(0), of_subject(subject, command, config)
         how = Judging(config.eval_tokens, config.seed, config.confidence, provenance=provenance)
         verification = verify_foreign(path, subject, texts, eps, how, stages, on)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import replace
@@ -104,7 +103,7 @@ def measure(
 
     state = state or SweepState(len(subject.segmented.blocks), None, {}, {})
     begun = json.dumps([fingerprint, state.segment, sorted(state.curves), sorted(state.exact)])
-    workers.refuse_difference("model, text, options or state", hashlib.sha256(begun.encode()).digest())
+    workers.refuse_difference("model, text, options or state", begun.encode())
     flows = subject.activations if config.sites == "all" else []
     if flows and not any(site.kind == "key" for site in flows) and subject.task.generates:
         stages.note("keys and values were not found: this model does not call transformers' attention interface")

@@ -55,11 +55,6 @@ class HeldOut:
         pictures = [] if self.subject.pictures is None else [pictures_name(self.subject.pictures)]
         return [OWN_TEXT] * self.writes + list(self.read) + pictures
 
-    @property
-    def key(self) -> bytes:
-        """What the texts that are read are, the same at all processes of a run."""
-        return "\n".join(f"{name} {windows.digest}" for name, (_, windows) in self.read.items()).encode()
-
     def part(self, number: int) -> list[HeldOutText]:
         """The texts of a part, unread; those that have nothing for it are left out."""
         written: list[HeldOutText] = []
@@ -86,7 +81,7 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
     Args:
         seen: of what was measured on; windows with a piece of it do not judge.
     Raises:
-        InputError: nothing to read, or not enough.
+        InputError: nothing to read, or not enough; or processes read different text.
     """
     source = config.eval_data or config.data
     if source is None and not subject.writes:
@@ -110,6 +105,7 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
     )
     name = NAME if source is None else public_name(source)
     digest = source_digest(source or str(ORDINARY))
+    subject.segmented.workers.refuse_difference("held-out text", f"{name} {windows.digest}".encode())
     return HeldOut(config, subject, stages, {name: (digest, windows)}, writes)
 
 
@@ -166,12 +162,11 @@ class PicturesAsked:
         files = [*self.files[first:], *self.files[:first]]
         seed = (self.seed + self._taken) % 2**63
         self._taken += count
-        workers, device = self.subject.segmented.workers, next(self.subject.model.parameters()).device
 
         def made() -> Samples:
             return pictured_samples(self.config, self.subject, self.stages, files, count, seed, "held-out")
 
-        return made_by_first(made, workers, device)
+        return made_by_first(made, self.subject)
 
 
 @dataclass

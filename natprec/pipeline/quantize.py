@@ -148,10 +148,8 @@ def opened_run(
     why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
     if why is not None:
         stages.note(UNPACKED.format(why))
-    device = next(subject.model.parameters()).device
-    samples = made_by_first(lambda: calibration_samples(config, subject, stages), workers, device)
+    samples = made_by_first(lambda: calibration_samples(config, subject, stages), subject)
     judging = held_out(config, subject, stages, pieces_of(samples))
-    workers.refuse_difference("held-out texts", judging.key)
     return Run(config, subject, samples, judging, stages, why is None, beside(out, ".partial"))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from natprec.config import QuantizeConfig
 from natprec.measurement import Measurement
@@ -82,8 +81,7 @@ def measured_together(
             discard(state_file)
         subject = opened_together(config, stages, workers)
         tell_given(subject, stages)
-        device = next(subject.model.parameters()).device
-        samples = made_by_first(lambda: calibration_samples(config, subject, stages), workers, device)
+        samples = made_by_first(lambda: calibration_samples(config, subject, stages), subject)
         measurement = run_measurement(config, subject, samples, state_file, resume, stages)
         if workers.first:
             measurement.save(out)
@@ -91,14 +89,20 @@ def measured_together(
     return measurement
 
 
-def opened_together(config: QuantizeConfig, stages: Stages, workers: Workers, *plan: Any) -> Subject:
+def opened_together(
+    config: QuantizeConfig,
+    stages: Stages,
+    workers: Workers,
+    rotation: int | None = None,
+    apart: bool | None = None,
+) -> Subject:
     """The model of a run, whose work these processes share: see `open_subject`.
 
     Raises:
         InputError: processes have other versions, or another model.
     """
     workers.refuse_difference("versions of natprec, torch or others", str(sorted(versions().items())).encode())
-    subject = open_subject(weights_alike(config, workers), stages, *plan)
+    subject = open_subject(weights_alike(config, workers), stages, rotation, apart)
     workers.refuse_difference("model", subject.digest.encode())
     subject.segmented.workers = workers
     return subject

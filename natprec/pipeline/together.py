@@ -15,6 +15,7 @@ import torch
 
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
+from natprec.measurement.subject import Subject
 from natprec.pipeline.request import too_large
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import new_folder
@@ -33,11 +34,13 @@ def weights_alike(config: QuantizeConfig, workers: Workers) -> QuantizeConfig:
     return replace(config, weights="disk" if short else "memory")
 
 
-def made_by_first(make: Callable[[], Samples], workers: Workers, device: torch.device) -> Samples:
-    """Samples that process 0 reads or has the model write, at all of them."""
+def made_by_first(make: Callable[[], Samples], subject: Subject) -> Samples:
+    """Samples that process 0 reads or has the model write, at all of those that share the subject's work."""
+    workers = subject.segmented.workers
     if workers.size == 1:
         return make()
-    return Samples.unpacked(workers.from_first(make().packed() if workers.first else None)).to(device)
+    content = workers.from_first(make().packed() if workers.first else None)
+    return Samples.unpacked(content).to(next(subject.model.parameters()).device)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ each sends a tensor to every other one. Sums are taken in the order of ranks, so
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -141,13 +142,13 @@ class Workers:
         """Go on when all processes have come so far."""
         self.all_sum(torch.zeros(1, dtype=torch.int64))
 
-    def refuse_difference(self, what: str, digest: bytes) -> None:
-        """Of what must be the same everywhere.
+    def refuse_difference(self, what: str, content: bytes) -> None:
+        """Of what must be the same everywhere; processes compare its digests, so that it may be of any length.
 
         Raises:
             InputError: names the processes that differ.
         """
-        own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+        own = torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8)
         found = self.exchange([own] * self.size, [own.shape] * self.size)
         others = [str(rank) for rank, value in enumerate(found) if not torch.equal(value, found[0])]
         if others:

@@ -262,6 +262,14 @@ def test_different_text_is_refused() -> None:
         together(3, measured)
 
 
+@pytest.mark.parametrize("other", [b"torch 2.4.1", b"torch 2.13.1", b""])
+def test_a_difference_of_any_length_is_refused(other: bytes) -> None:
+    with pytest.raises(InputError, match="versions of process 1 are not those of process 0; give all hosts the same"):
+        together(
+            3, lambda workers: workers.refuse_difference("versions", other if workers.rank == 1 else b"torch 2.13.0")
+        )
+
+
 def test_jobs_are_shared_evenly() -> None:
     workers = Workers(0, 3)
     assert [workers.share(8, rank) for rank in range(3)] == [range(2), range(2, 5), range(5, 8)]
