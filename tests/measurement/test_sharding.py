@@ -214,7 +214,7 @@ def test_measuring_and_checking(estimator: str) -> None:
         np.testing.assert_allclose(
             [row[2:] for row in found.header.checks], [row[2:] for row in alone.header.checks], rtol=TOLERANCE
         )
-        assert found.solve(eps=0.01).to_json() == alone.solve(eps=0.01).to_json()
+        assert found.solve(eps=0.01).content() == alone.solve(eps=0.01).content()
 
 
 @pytest.mark.parametrize("uses", [1, 2])

@@ -103,7 +103,7 @@ def assert_same(found: Measurement, expected: Measurement) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-300, err_msg=f"{name} {kind}")
         assert found.curves[name].scaled == curve.scaled
     for eps in (0.1, 0.001):
-        assert found.solve(eps=eps).to_json() == expected.solve(eps=eps).to_json()
+        assert found.solve(eps=eps).content() == expected.solve(eps=eps).content()
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path, options: list[str], alone: Measurement) -> None:
