@@ -66,17 +66,29 @@ LINKS = {"450 GB/s (NVLink)": 450e9, "50 GB/s": 50e9, "3 GB/s (25 Gb/s Ethernet)
 """Supposed of the network: what each process can send per second."""
 
 
-def run(
-    options: argparse.Namespace, processes: int, threads: int, out: Path, extra: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The report of one run, and the seconds of the whole command; `extra` options go to natprec."""
+def natprec_command(options: argparse.Namespace) -> list[str]:
+    """What all runs ask for."""
     command = ["-m", "natprec", "quantize" if options.quantize else "measure"]
     command += ["--model", options.model, "--data", options.data]
     if options.quantize:
         command += ["--eval-data", options.eval_data, "--eps", "0.05", "--eval-tokens", "4096"]
         command += ["--arithmetic", options.arithmetic]
     command += ["--rounding", options.rounding, "--tokens", str(options.tokens)]
-    command += ["--sequence-length", str(options.sequence_length), "--json", "--out", str(out), *extra]
+    return [*command, "--sequence-length", str(options.sequence_length), "--json"]
+
+
+def forecast(options: argparse.Namespace) -> dict[int, int]:
+    """Peak memory of each process by number of processes, as `--dry-run` says it."""
+    command = [sys.executable, *natprec_command(options), "--dry-run"]
+    said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return {row["processes"]: row["memory_bytes"] for row in said["shared"]}
+
+
+def run(
+    options: argparse.Namespace, processes: int, threads: int, out: Path, extra: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The report of one run, and the seconds of the whole command; `extra` options go to natprec."""
+    command = [*natprec_command(options), "--out", str(out), *extra]
     if processes > 1:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
     begun = time.perf_counter()
@@ -179,6 +191,7 @@ def main() -> None:
     many = options.processes
     threads = 1 if options.same_threads else many
     ratios = []
+    memory = forecast(options) if options.quantize else {}
     with tempfile.TemporaryDirectory(prefix="natprec-processes-") as scratch:
         for number in range(options.pairs):
             files = {kind: Path(scratch) / f"{kind}-{number}" for kind in ("one", "many")}
@@ -202,6 +215,9 @@ def main() -> None:
                 row |= {
                     "codes_alike": codes_alike(files["one"], files["many"]),
                     "kl": [one["kl_mean"], other["kl_mean"]],
+                    "peak_over_forecast": [
+                        round(report["peak_bytes"] / memory[number], 3) for report, number in ((one, 1), (other, many))
+                    ],
                     "sent_rounding": other["sent_bytes"]["round"],
                     "sent_over_formula": round(other["sent_bytes"]["round"] / formula, 4),
                 }

@@ -104,37 +104,48 @@ def _floats(site: Site, profile: EngineProfile) -> list[Format]:
     return list(dict.fromkeys(found))
 
 
-def round_input(module: nn.Module, fmt: Format, scale: Tensor | None = None) -> Any:
+def round_input(module: nn.Module, fmt: Format, scale: Tensor | None = None, part: float = 1.0) -> Any:
     """From now on a module computes with its first argument rounded; returns what `remove()` undoes it.
 
     Args:
         scale: what the format fixes; default: found in each batch.
+        part: how much of the rounding's error to make.
     """
 
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not multiplies(module) and "forward" in vars(module):  # a block that is only passed through
             return args
-        return (round_activations(args[0], fmt, scale), *args[1:])
+        return (_moved(args[0], round_activations(args[0], fmt, scale), part), *args[1:])
 
     return module.register_forward_pre_hook(hook)
 
 
 def round_states(
-    module: nn.Module, fmt: Format, kinds: Sequence[str] = ("key", "value"), scale: Tensor | None = None
+    module: nn.Module,
+    fmt: Format,
+    kinds: Sequence[str] = ("key", "value"),
+    scale: Tensor | None = None,
+    part: float = 1.0,
 ) -> AttentionHook:
     """The same for the keys or values, or both, of an attention module.
 
     Args:
         scale: the fixed one, or (heads, 1, 1); default: found in each batch.
+        part: how much of the rounding's error to make.
     """
 
     def hook(_: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return (
-            rounded_states(key, fmt, scale) if "key" in kinds else key,
-            rounded_states(value, fmt, scale) if "value" in kinds else value,
+            _moved(key, rounded_states(key, fmt, scale), part) if "key" in kinds else key,
+            _moved(value, rounded_states(value, fmt, scale), part) if "value" in kinds else value,
         )
 
     return AttentionHook(module, hook)
+
+
+def _moved(values: Tensor, rounded: Tensor, part: float) -> Tensor:
+    """So much of the way from values to what they are rounded to; all of it is what an engine computes with."""
+    return rounded if part == 1.0 else values + part * (rounded - values)
 
 
 def rounded_states(states: Tensor, fmt: Format, scale: Tensor | None = None) -> Tensor:
@@ -152,17 +163,20 @@ def scale_made_for(fmt: Format, largest: float | Sequence[float] | None, device:
     return fixed_scale(fmt, reach.view(-1, 1, 1) if reach.dim() else reach)
 
 
-def round_site(model: nn.Module, site: Site, fmt: Format, largest: float | Sequence[float] | None = None) -> list[Any]:
+def round_site(
+    model: nn.Module, site: Site, fmt: Format, largest: float | Sequence[float] | None = None, part: float = 1.0
+) -> list[Any]:
     """Round an activation wherever it is used; returns the hooks, to remove.
 
     Args:
         largest: magnitude that a fixed scale is made for, or of each head; default: that of each batch.
+        part: how much of the rounding's error to make.
     """
     modules = [model.get_submodule(use) for use in site.uses]
     scale = scale_made_for(fmt, largest, next(model.parameters()).device)
     if site.role == "cache":
-        return [round_states(module, fmt, (site.kind,), scale) for module in modules]
-    return [round_input(module, fmt, scale) for module in modules]
+        return [round_states(module, fmt, (site.kind,), scale, part) for module in modules]
+    return [round_input(module, fmt, scale, part) for module in modules]
 
 
 def round_inputs(
@@ -170,6 +184,7 @@ def round_inputs(
     sites: Iterable[Site],
     inputs: Mapping[str, Format],
     largest: Mapping[str, float | None] | None = None,
+    part: float = 1.0,
 ) -> list[Any]:
     """Round what Linears read, by the fused group that they belong to; returns the hooks, to remove.
 
@@ -177,13 +192,14 @@ def round_inputs(
         sites: activations, of which the inputs of Linears are taken.
         inputs: fused group → format; those of other fused groups stay as they are.
         largest: fused group → magnitude that fixed scales are made for; default: that of each batch.
+        part: how much of the rounding's error to make.
     """
     linears = [site for site in sites if site.role == "linear" and site.fused_group in inputs]
     reach = largest or {}
     return [
         hook
         for site in linears
-        for hook in round_site(model, site, inputs[site.fused_group], reach.get(site.fused_group))
+        for hook in round_site(model, site, inputs[site.fused_group], reach.get(site.fused_group), part)
     ]
 
 

@@ -111,8 +111,6 @@ def with_joint(
     """The plan to round, and what a later plan of the same measurement is predicted by.
 
     Where the plan is solved once more and its errors can be had before it is rounded, these are measured in their turn.
-    A plan that rounds activations is predicted by the sum: half of its errors cannot be measured, as what flows is
-    rounded whole (LOG.md, 2026-11-30).
 
     Args:
         samples: that the measurement was made on.
@@ -120,7 +118,7 @@ def with_joint(
     Raises:
         BudgetError: a size was given beside a tolerance, and its plan is predicted to break that.
     """
-    if not config.joint or plan.rounded_inputs or plan.cache is not None:
+    if not config.joint:
         return plan, None
     own = subject.with_head(plan.untied)
     own.segmented.workers.stage = STAGE

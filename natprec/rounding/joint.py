@@ -84,7 +84,7 @@ class Look:
                 rows = self.samples[batch]
                 reference = segmented.suffix(None if last is None else last[batch], rows)
                 for row, scale, states in zip(found, scales, planned, strict=True):
-                    with work.put(suffix, scale), flows_rounded(segmented.model, work.flowing, plan):
+                    with work.put(suffix, scale), flows_rounded(segmented.model, work.flowing, plan, scale):
                         other = segmented.suffix(states[number] if states else None, rows)
                     row[batch] = segmented.distortion.between(reference, other, rows).mean(1).cpu().numpy()
                 advance("head forward")
@@ -145,7 +145,7 @@ def _forward(work: _PlannedErrors, samples: Samples, scale: float, advance: Adva
             segmented.hold(segment),
             segmented.judging(),
             work.put(segment, scale),
-            flows_rounded(segmented.model, work.flowing, work.plan),
+            flows_rounded(segmented.model, work.flowing, work.plan, scale),
         ):
             for number, batch in enumerate(parts):
                 if segment < 0:

@@ -225,13 +225,14 @@ def test_versions_before_had_no_joint_and_what_contradicts_itself_is_refused(
         changed(kl_joint=-1.0)
 
 
-def test_a_plan_that_rounds_activations_is_predicted_by_the_sum() -> None:
-    """What flows is rounded whole, so that half of its error cannot be measured."""
+def test_a_plan_that_rounds_activations_is_looked_at() -> None:
     subject = Subject.in_memory(tiny_model(), None)
     samples = Samples.text(torch.randint(512, (8, 32)))
     measurement = measure(subject, samples, engine="natprec", rounding="rtn", group_size=32, sites="all")
     config = replace(CONFIG, eps=1.0, activations="8")
     first = solve_for(config, measurement)
     assert first.rounded_inputs
-    assert with_joint(config, subject, measurement, first, samples, QUIET) == (first, None)
-    assert first.kl_predicted == first.kl_sum
+    plan, found = with_joint(config, subject, measurement, first, samples, QUIET)
+    assert found is not None
+    assert len(found.along) == sum(each.format is not None for each in first.sites.values()) + len(first.rounded_inputs)
+    assert plan.kl_joint is not None

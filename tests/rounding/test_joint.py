@@ -150,6 +150,15 @@ def test_a_language_model_s_rounded_weights_and_inputs_are_what_is_measured(acti
     assert found.measured == pytest.approx(torch.cat(own).numpy(), rel=1e-3)
 
 
+@pytest.mark.parametrize("bits", [8.0, 4.0])
+def test_half_of_the_errors_of_weights_and_of_what_flows_costs_a_quarter(bits: float) -> None:
+    """With what flows rounded whole in both, two measured distortions would be nearly the same at 8 bits."""
+    subject, samples, measurement = language_model(sites="all")
+    plan = measurement.solve(bits=bits, rounding="rtn", activations="8")
+    found = looked_at(subject, measurement, plan, samples)
+    assert found.measured.sum() / found.halved.sum() == pytest.approx(4, rel=0.1)
+
+
 @pytest.mark.parametrize("activations", ["16", "8"])
 def test_each_site_s_part_is_the_drawn_scalar_s_slope_along_its_error(activations: str) -> None:
     """By a small step of all weights along their errors; of the activations' what they add to that."""
