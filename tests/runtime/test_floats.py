@@ -82,12 +82,12 @@ def test_weights_of_one_product_share_their_outer_scale(tmp_path: Path, tiny_tok
 @pytest.mark.parametrize("name", ["nvfp4"])
 def test_triton_computes_what_the_dense_weights_do(name: str, device: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     pytest.importorskip("triton")
-    made, codes = made_of(parse_format(name), tiny_tokenizer)
+    made, codes = made_of(parse_format(name), tiny_tokenizer, num_hidden_layers=1)  # the interpreter is slow
     folder = written(tmp_path, made, codes)
     found = interpreted(folder, device)
     assert found["kernels"] == ["half", "triton"]
     assert found["written"] == 0
     assert max(found["many"], found["one"]) < FLOAT16
     many = interpreted(folder, device, "48")
-    assert many["written"] == 10  # query, key and value together; gate and up apart, as the kernel ends them
+    assert many["written"] == 5  # query, key and value together; gate and up apart, as the kernel ends them
     assert max(many["many"], many["one"]) < FLOAT16
