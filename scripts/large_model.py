@@ -2,6 +2,7 @@
 
     python scripts/large_model.py --layers 6 24          # one shape at several depths
     python scripts/large_model.py --three-billion        # 6 GB of bfloat16 on disk, deleted afterwards
+    python scripts/large_model.py --forecast             # of `quantize` on 1 to 8 processes; 16 GB on disk
 
 Each model is written to a temporary folder tensor by tensor; then the command line measures it in a process of its
 own, whose peak resident set is printed beside what `--dry-run` forecast.
@@ -33,6 +34,15 @@ THREE_BILLION = {
     "num_hidden_layers": 26,
 }
 """The shape of OpenLLaMA 3B."""
+EIGHT_BILLION = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "num_hidden_layers": 32,
+}
+"""The shape of Llama 3.1 8B."""
 
 
 def write_model(folder: Path, config: Any, device: str = "cpu") -> int:
@@ -92,23 +102,37 @@ def measured(folder: Path, data: str, options: argparse.Namespace) -> dict[str, 
     }
 
 
+def forecast(folder: Path, data: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Memory, seconds and bytes sent of `natprec quantize`, by number of processes."""
+    command = [sys.executable, "-m", "natprec", "quantize", "--model", str(folder), "--data", data, "--eps", "0.05"]
+    command += ["--tokens", str(options.tokens), "--sequence-length", str(options.sequence_length)]
+    command += ["--rounding", options.rounding, "--weights", "disk", "--json", "--dry-run"]
+    command += ["--out", str(folder.parent / "out")]
+    said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return {"weights": said["weights"], "seconds": said["seconds"], "shared": said["shared"]}
+
+
 def main() -> None:
     """Write, measure, delete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--layers", type=int, nargs="*", default=[])
     parser.add_argument("--three-billion", action="store_true")
+    parser.add_argument("--forecast", action="store_true", help="what `quantize --dry-run` says; nothing is measured")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--rounding", default="gptq")
     options = parser.parse_args()
     shapes = [{**MIDDLE, "num_hidden_layers": layers} for layers in options.layers]
-    for shape in shapes + ([THREE_BILLION] if options.three_billion else []):
+    shapes += [THREE_BILLION] if options.three_billion or options.forecast else []
+    shapes += [EIGHT_BILLION] if options.forecast else []
+    told = forecast if options.forecast else measured
+    for shape in shapes:
         with tempfile.TemporaryDirectory(prefix="natprec-large-") as scratch:
             folder = Path(scratch) / "model"
             size = write_model(folder, LlamaConfig(**shape, bos_token_id=None, tie_word_embeddings=False))
             result = {"layers": shape["num_hidden_layers"], "bytes_on_disk": size}
-            print(json.dumps(result | measured(folder, options.data, options)), flush=True)
+            print(json.dumps(result | told(folder, options.data, options)), flush=True)
 
 
 if __name__ == "__main__":
