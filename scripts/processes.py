@@ -77,11 +77,11 @@ def natprec_command(options: argparse.Namespace) -> list[str]:
     return [*command, "--sequence-length", str(options.sequence_length), "--json"]
 
 
-def forecast(options: argparse.Namespace) -> dict[int, int]:
-    """Peak memory of each process by number of processes, as `--dry-run` says it."""
-    command = [sys.executable, *natprec_command(options), "--dry-run"]
+def forecast(options: argparse.Namespace) -> dict[int, dict[str, int]]:
+    """Memory and bytes sent of each process by number of processes, as `--dry-run` says it."""
+    command = [sys.executable, *natprec_command(options), "--out", "forecast", "--dry-run"]
     said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return {row["processes"]: row["memory_bytes"] for row in said["shared"]}
+    return {row["processes"]: row for row in said["shared"]}
 
 
 def run(
@@ -191,7 +191,7 @@ def main() -> None:
     many = options.processes
     threads = 1 if options.same_threads else many
     ratios = []
-    memory = forecast(options) if options.quantize else {}
+    told = forecast(options)
     with tempfile.TemporaryDirectory(prefix="natprec-processes-") as scratch:
         for number in range(options.pairs):
             files = {kind: Path(scratch) / f"{kind}-{number}" for kind in ("one", "many")}
@@ -208,6 +208,10 @@ def main() -> None:
                 "seconds_one": one["seconds"],
                 "seconds_many": other["seconds"],
                 "peak_bytes": [one["peak_bytes"], other["peak_bytes"]],
+                "peak_over_forecast": [
+                    round(report["peak_bytes"] / told[size]["memory_bytes"], 3)
+                    for report, size in ((one, 1), (other, many))
+                ],
             }
             if options.quantize:
                 found = {kind: Measurement.load(file / MEASUREMENT) for kind, file in files.items()}
@@ -215,15 +219,15 @@ def main() -> None:
                 row |= {
                     "codes_alike": codes_alike(files["one"], files["many"]),
                     "kl": [one["kl_mean"], other["kl_mean"]],
-                    "peak_over_forecast": [
-                        round(report["peak_bytes"] / memory[number], 3) for report, number in ((one, 1), (other, many))
-                    ],
                     "sent_rounding": other["sent_bytes"]["round"],
                     "sent_over_formula": round(other["sent_bytes"]["round"] / formula, 4),
                 }
             else:
                 found = {kind: Measurement.load(file) for kind, file in files.items()}
-                others = ("head", "embedding", "spot check", "start")
+                judged = ("spot check", "start")
+                whole = sum(bytes_ for stage, bytes_ in other["sent_bytes"].items() if stage not in judged)
+                row["sent_over_formula"] = round(whole / (many * told[many]["sent_bytes"]), 4)
+                others = ("head", "embedding", *judged)
                 sent = [bytes_ for stage, bytes_ in other["sent_bytes"].items() if stage not in others]
                 row["sent_bytes_per_block"] = round(statistics.mean(sent))
             print(json.dumps(row | apart(*found.values())), flush=True)
