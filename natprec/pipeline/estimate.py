@@ -21,7 +21,6 @@ from natprec.pipeline.shared_estimate import (
     PROCESSES,
     SharedEstimate,
     most_processes,
-    seconds_shared,
     sent_measuring,
     sent_rounding,
 )
@@ -145,7 +144,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
         SharedEstimate(
             number,
             memory(number),
-            seconds_shared(seconds, number),
+            sum(seconds.values()) / number,
             sent_measuring(subject, config, sequences, calibration_parts(config, subject), number)
             + (sent_rounding(subject, config.rounding, number) if judged else 0),
         )
