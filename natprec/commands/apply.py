@@ -33,7 +33,7 @@ def apply(
     from natprec.pipeline.early import inputs, refuse_pictures
     from natprec.pipeline.request import check, refuse_on_disk, tell_leftovers
     from natprec.pipeline.samples import calibration_samples
-    from natprec.pipeline.together import claimed_together, new_folder_together
+    from natprec.pipeline.together import claimed_together, made_by_first, new_folder_together
     from natprec.roundings import rounding_named
     from natprec.solver import Plan
     from natprec.utils.atomic_files import refuse_existing
@@ -64,7 +64,7 @@ def apply(
         tell_leftovers(subject, plan.engine, stages)
         samples = None
         if config.refine or rounding_named(config.rounding).needs != "nothing":
-            samples = calibration_samples(config, subject, stages)
+            samples = made_by_first(lambda: calibration_samples(config, subject, stages), subject)
         with claimed_together(out, workers):
             if workers.first and not resume:
                 resumable.forget(partial)

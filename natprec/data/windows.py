@@ -23,7 +23,6 @@ from natprec.tasks.vision_language import not_text
 from natprec.utils.memory import give_back
 from natprec.utils.seeds import check_seed
 from natprec.utils.system_faults import told
-from natprec.utils.workers import Workers
 
 Split = Literal["calibration", "held-out"]
 Progress = Callable[[int, int], None]
@@ -34,7 +33,6 @@ POOL = 4
 HELD_OUT = 5
 """One window of five is held out."""
 GENERATE_BATCH = 16
-ALONE = Workers()
 
 
 def load_tokens(
@@ -53,7 +51,6 @@ def load_tokens(
     note: Callable[[str], None] = lambda line: None,
     seen: Pieces = NO_PIECES,
     least: int | None = None,
-    workers: Workers = ALONE,
 ) -> Tensor:
     """Windows of tokens, each beginning with bos where the tokenizer normally puts it, or between cls and sep.
 
@@ -77,7 +74,6 @@ def load_tokens(
         note: gets a line on rows that were left out.
         seen: of what was measured on; windows with a piece of it are left out.
         least: windows that are enough where there are fewer than `sequences`; default: none fewer.
-        workers: all call this where the model writes, and each writes a part.
     Returns:
         (sequences, length), int64, on the CPU; fewer sequences, but `least`, where the text has no more.
     Raises:
@@ -91,8 +87,7 @@ def load_tokens(
         if model is None or not writes:
             writer = "no model to write it" if model is None else "an encoder cannot write it"
             raise InputError(f"no text, and {writer}; name a file or hub dataset with --data")
-        own_seed = 2 * seed + (split == "held-out")
-        tokens = generate_tokens(model, tokenizer, sequences, length, own_seed, progress, workers)
+        tokens = generate_tokens(model, tokenizer, sequences, length, 2 * seed + (split == "held-out"), progress)
         source = "the model's own text"
     else:
         body = length - len(before) - len(after)
@@ -122,23 +117,15 @@ def load_tokens(
 
 
 def generate_tokens(
-    model: nn.Module,
-    tokenizer: Any,
-    sequences: int,
-    length: int,
-    seed: int,
-    progress: Progress | None = None,
-    workers: Workers = ALONE,
+    model: nn.Module, tokenizer: Any, sequences: int, length: int, seed: int, progress: Progress | None = None
 ) -> Tensor:
     """Text that the model itself writes, at temperature 1 from its whole distribution.
 
     Sequences begin with bos, or with a random token where the tokenizer has none, and go on past eos.
     All random numbers come from one CPU generator; torch's global state is not touched.
 
-    Args:
-        workers: of which each writes some rows of every batch, with the random numbers that one process would have.
     Returns:
-        (sequences, length), int64, on the CPU; at every process.
+        (sequences, length), int64, on the CPU.
     Raises:
         ModelError: the model's probabilities are not numbers.
     """
@@ -149,21 +136,18 @@ def generate_tokens(
     with torch.no_grad():
         for start in range(0, sequences, GENERATE_BATCH):
             rows = min(GENERATE_BATCH, sequences - start)
-            shares = [workers.share(rows, rank) for rank in range(workers.size)]
-            own = slice(shares[workers.rank].start, shares[workers.rank].stop)
             if tokenizer.bos_token_id is None:
-                tokens = torch.randint(len(tokenizer), (rows, 1), generator=generator)[own]
+                tokens = torch.randint(len(tokenizer), (rows, 1), generator=generator)
             else:
-                tokens = torch.full((rows, 1), tokenizer.bos_token_id)[own]
+                tokens = torch.full((rows, 1), tokenizer.bos_token_id)
             past = None
             while tokens.shape[1] < length:
-                # a model without such a cache (recurrent ones) reads all of it again; a process without rows reads one
-                read = tokens if len(tokens) else tokens.new_zeros(1, tokens.shape[1])
-                step = {"input_ids": read} if past is None else {"input_ids": read[:, -1:], "past_key_values": past}
+                # a model without such a cache (recurrent ones) reads all of it again
+                step = {"input_ids": tokens} if past is None else {"input_ids": tokens[:, -1:], "past_key_values": past}
                 step["input_ids"] = step["input_ids"].to(device)
                 output = model(**step, use_cache=True)
                 past = getattr(output, "past_key_values", None)
-                logits = output.logits[: len(tokens), -1].float()
+                logits = output.logits[:, -1].float()
                 if unwritten:
                     logits[:, unwritten] = -torch.inf
                 chances = logits.softmax(dim=-1).cpu()
@@ -172,11 +156,10 @@ def generate_tokens(
                         f"the model's predictions after {tokens.shape[1]} tokens are NaN; "
                         "check the checkpoint, or give text with --data"
                     )
-                waits = torch.empty(rows, chances.shape[1]).exponential_(generator=generator)[own]
-                tokens = torch.cat([tokens, (chances / waits).argmax(-1, keepdim=True)], dim=1)  # as torch.multinomial
+                tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=generator)], dim=1)
                 if progress is not None:
                     progress(start * length + rows * tokens.shape[1], sequences * length)
-            done += workers.exchange([tokens] * workers.size, [(len(each), length) for each in shares])
+            done.append(tokens)
     return torch.cat(done)
 
 

@@ -21,6 +21,7 @@ from natprec.pipeline.shared_estimate import (
     PROCESSES,
     SharedEstimate,
     most_processes,
+    seconds_shared,
     sent_measuring,
     sent_rounding,
 )
@@ -144,7 +145,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
         SharedEstimate(
             number,
             memory(number),
-            sum(seconds.values()) / number,
+            seconds_shared(seconds, number),
             sent_measuring(subject, config, sequences, calibration_parts(config, subject), number)
             + (sent_rounding(subject, config.rounding, number) if judged else 0),
         )

@@ -25,6 +25,7 @@ from natprec.evaluation.judging import GivenText
 from natprec.evaluation.verdict import MOST, HeldOutText
 from natprec.measurement.subject import Subject
 from natprec.pipeline.samples import pictured_samples, read_samples
+from natprec.pipeline.together import made_by_first
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance, Stages
 from natprec.utils.records import OWN_TEXT, PICTURES, public_name
@@ -161,7 +162,11 @@ class PicturesAsked:
         files = [*self.files[first:], *self.files[:first]]
         seed = (self.seed + self._taken) % 2**63
         self._taken += count
-        return pictured_samples(self.config, self.subject, self.stages, files, count, seed, "held-out")
+
+        def made() -> Samples:
+            return pictured_samples(self.config, self.subject, self.stages, files, count, seed, "held-out")
+
+        return made_by_first(made, self.subject)
 
 
 @dataclass

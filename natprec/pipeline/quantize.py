@@ -34,7 +34,7 @@ from natprec.pipeline.provenance import again, command_of
 from natprec.pipeline.request import check, refuse_impossible_size, refuse_on_disk, solve_for, tell_leftovers
 from natprec.pipeline.resume import forget, measured, opened_together, resume_folder_of
 from natprec.pipeline.samples import calibration_samples
-from natprec.pipeline.together import claimed_together, new_folder_together
+from natprec.pipeline.together import claimed_together, made_by_first, new_folder_together
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, rounded_segments
 from natprec.rounding.refine import refine
@@ -148,7 +148,7 @@ def opened_run(
     why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
     if why is not None:
         stages.note(UNPACKED.format(why))
-    samples = calibration_samples(config, subject, stages)
+    samples = made_by_first(lambda: calibration_samples(config, subject, stages), subject)
     judging = held_out(config, subject, stages, pieces_of(samples))
     return Run(config, subject, samples, judging, stages, why is None, beside(out, ".partial"))
 

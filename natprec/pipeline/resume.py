@@ -14,7 +14,7 @@ from natprec.measurement.subject import Subject
 from natprec.pipeline.early import inputs
 from natprec.pipeline.request import open_subject, tell_given
 from natprec.pipeline.samples import calibration_parts, calibration_samples, calibration_text
-from natprec.pipeline.together import claimed_together, refuse_unseen, weights_alike
+from natprec.pipeline.together import claimed_together, made_by_first, refuse_unseen, weights_alike
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, refuse_existing_file
 from natprec.utils.claims import beside
@@ -81,7 +81,7 @@ def measured_together(
             discard(state_file)
         subject = opened_together(config, stages, workers)
         tell_given(subject, stages)
-        samples = calibration_samples(config, subject, stages)
+        samples = made_by_first(lambda: calibration_samples(config, subject, stages), subject)
         measurement = run_measurement(config, subject, samples, state_file, resume, stages)
         if workers.first:
             measurement.save(out)

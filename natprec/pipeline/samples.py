@@ -15,7 +15,6 @@ from natprec.data.readers import READERS
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.errors import InputError
 from natprec.measurement.subject import Subject
-from natprec.pipeline.together import made_by_first
 from natprec.tasks import Samples
 from natprec.tasks.vision_language import with_pictures
 from natprec.utils.progress import Stages
@@ -23,7 +22,7 @@ from natprec.utils.records import OWN_TEXT, public_name
 
 
 def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
-    """The calibration samples, at all processes that share the subject's work and call this.
+    """The calibration samples.
 
     Half of them are `data`, or else ordinary text, and half are the model's own text: each site is charged its
     cost on the worse of the two, and the promise survives text that `data` did not foresee. An encoder, or a
@@ -34,13 +33,13 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
     """
     kinds = calibration_parts(config, subject)
     if kinds == 1:
-        return made_by_first(lambda: _samples(config, subject, stages, config.data, config.tokens), subject)
+        return _samples(config, subject, stages, config.data, config.tokens, "calibration")
     each = max(1, round(config.tokens / config.length / kinds)) * config.length
     read = config if config.data else replace(config, text_column=None)
     source = config.data or (str(CALIBRATION) if subject.writes else None)
-    found = made_by_first(lambda: _samples(read, subject, stages, source, each), subject)
+    found = _samples(read, subject, stages, source, each, "calibration")
     if subject.writes:
-        found = found.followed_by(_samples(config, subject, stages, None, each))
+        found = found.followed_by(_samples(config, subject, stages, None, each, "calibration"))
     if subject.pictures is not None:
         files, _ = divided(subject.pictures.files)
         count = each // config.length
@@ -58,18 +57,13 @@ def pictured_samples(
         InputError: no such text, or too few positions for a picture.
     """
     assert subject.pictures is not None
-    pictures = subject.pictures
-
-    def made() -> Samples:
-        answers = None
-        if not subject.writes:
-            source = config.data if split == "calibration" else config.eval_data or config.data
-            answers = _samples(config, subject, stages, source, count * config.length, split).ids.cpu()
-        with stages.stage(f"{split} pictures", -(-count // BATCH)) as advance:
-            found = pictures.samples(subject.model, files, count, config.length, seed, answers, advance)
-        return found.to(next(subject.model.parameters()).device)
-
-    return made_by_first(made, subject)
+    answers = None
+    if not subject.writes:
+        source = config.data if split == "calibration" else config.eval_data or config.data
+        answers = _samples(config, subject, stages, source, count * config.length, split).ids.cpu()
+    with stages.stage(f"{split} pictures", -(-count // BATCH)) as advance:
+        found = subject.pictures.samples(subject.model, files, count, config.length, seed, answers, advance)
+    return found.to(next(subject.model.parameters()).device)
 
 
 def calibration_text(config: QuantizeConfig, subject: Subject) -> tuple[str, str | None]:
@@ -81,7 +75,7 @@ def calibration_text(config: QuantizeConfig, subject: Subject) -> tuple[str, str
 
 def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
     """Samples of `data` alone; the model's own text without it. Peers measure on these."""
-    return _samples(config, subject, stages, config.data, config.tokens)
+    return _samples(config, subject, stages, config.data, config.tokens, "calibration")
 
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
@@ -108,11 +102,10 @@ def _samples(
     stages: Stages,
     source: str | None,
     tokens: int,
-    split: str = "calibration",
+    split: str,
     seen: Pieces = NO_PIECES,
     least: int | None = None,
 ) -> Samples:
-    """Reads them, at one process or at each; or has the model write them, at all processes together."""
     if source is None and subject.task.generates and not subject.writes:
         raise InputError(
             "this model does not write its own text: its weights are on disk, where that is too slow, or its code "
@@ -138,7 +131,6 @@ def _samples(
             shared=source not in (str(CALIBRATION), str(ORDINARY)) and shares_text(config),
             seen=seen,
             least=least,
-            workers=subject.segmented.workers,
             model=subject.model,
             writes=subject.writes,
             seed=config.seed,

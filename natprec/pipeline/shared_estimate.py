@@ -1,11 +1,12 @@
 """What a run takes on several processes: computed from the forecast for one, not timed.
 
 Each process holds the model, unless its weights are on disk, and its share of all that grows with the text. It sends
-what docs/large-models.md counts. All stages are shared.
+what docs/large-models.md counts. Process 0 alone has the model write text; all else is shared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 PROCESSES = (1, 2, 4, 8)
 
+SERIAL = ("text",)
+"""Stages that one process does."""
+
 CODE_BYTES = 1.125
 """Of each weight when codes are sent: one, and a float32 scale for a group of 32."""
 
@@ -42,6 +46,11 @@ class SharedEstimate:
     memory_bytes: int
     seconds: float
     sent_bytes: int
+
+
+def seconds_shared(seconds: Mapping[str, float], processes: int) -> float:
+    """Of the whole run, where stages that are shared take a process's part of their time."""
+    return sum(each / (1 if stage in SERIAL else processes) for stage, each in seconds.items())
 
 
 def most_processes(config: QuantizeConfig, back: int, together: int | None) -> int:

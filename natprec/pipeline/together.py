@@ -35,7 +35,7 @@ def weights_alike(config: QuantizeConfig, workers: Workers) -> QuantizeConfig:
 
 
 def made_by_first(make: Callable[[], Samples], subject: Subject) -> Samples:
-    """Samples that process 0 reads, at all of those that share the subject's work."""
+    """Samples that process 0 reads or has the model write, at all of those that share the subject's work."""
     workers = subject.segmented.workers
     if workers.size == 1:
         return make()

@@ -13,9 +13,7 @@ import torch
 
 from natprec.data.windows import continues, generate_tokens, load_tokens
 from natprec.errors import InputError, ModelError
-from natprec.utils.workers import Workers
 from tests.conftest import VOCABULARY, made_up_text, tiny_model
-from tests.measurement.test_sharding import together
 
 LENGTH = 32
 Rows = list[dict[str, Any]]
@@ -247,19 +245,6 @@ def test_own_text_follows_the_model(tiny_tokenizer: Any) -> None:
         chances = model(tokens).logits.softmax(-1)[:, :-1]
     assert chances.gather(-1, tokens[:, 1:, None]).mean() > 0.9
     assert chances.gather(-1, tokens[:, 1:, None].roll(1, 0)).mean() < 0.5 or len(tokens.unique(dim=0)) == 1
-
-
-@pytest.mark.parametrize("size", [2, 3, 20])
-def test_own_text_is_the_same_whoever_writes_it(tiny_tokenizer: Any, size: int) -> None:
-    """Also where some have no row of a batch; products of fewer rows are near those of more."""
-    model = tiny_model()
-    alone = generate_tokens(model, tiny_tokenizer, 19, 8, seed=0)
-
-    def written(workers: Workers) -> torch.Tensor:
-        return generate_tokens(model, tiny_tokenizer, 19, 8, seed=0, workers=workers)
-
-    for found in together(size, written):
-        assert torch.equal(found, alone)
 
 
 def test_own_text_without_a_cache_is_the_same(tiny_tokenizer: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from natprec.pipeline.shared_estimate import sent_rounding
+from natprec.pipeline.shared_estimate import seconds_shared, sent_rounding
 from tests.arrange import subject
 from tests.run_command import SMALL, natprec
 
@@ -22,9 +22,12 @@ def test_each_process_holds_and_does_less(tiny_folder: Path, text_file: Path) ->
     assert [row["processes"] for row in rows] == [1, 2, 4, 8]
     assert rows[0]["sent_bytes"] == 0
     assert all(row["sent_bytes"] > 0 for row in rows[1:])
-    assert [row["seconds"] * row["processes"] for row in rows] == pytest.approx([rows[0]["seconds"]] * 4)
     for name in ("memory_bytes", "seconds"):
         assert [row[name] for row in rows] == sorted((row[name] for row in rows), reverse=True)
+
+
+def test_text_is_written_by_one() -> None:
+    assert seconds_shared({"text": 10.0, "measure": 8.0, "round": 4.0}, 4) == 13.0
 
 
 @pytest.mark.parametrize("processes", [1, 2, 8])
