@@ -6,6 +6,7 @@ For one process alone each of these is what it does anyway.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,8 +40,27 @@ def made_by_first(make: Callable[[], Samples], subject: Subject) -> Samples:
     workers = subject.segmented.workers
     if workers.size == 1:
         return make()
-    content = workers.from_first(make().packed() if workers.first else None)
+    content = None
+    if workers.first:
+        with threads_of_the_host():
+            content = make().packed()
+    content = workers.from_first(content)
     return Samples.unpacked(content).to(next(subject.model.parameters()).device)
+
+
+@contextlib.contextmanager
+def threads_of_the_host() -> Iterator[None]:
+    """Within the block torch has the threads of all processes that a launcher started on this host; they wait.
+
+    What one process writes is then what one process with as many threads writes.
+    """
+    own, cores = torch.get_num_threads(), os.cpu_count() or 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(own, min(own * local, cores)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from natprec.pipeline.together import threads_of_the_host
 from tests.conftest import tiny_model
 from tests.utils.test_workers import ENVIRONMENT, IMPATIENT, finish, start
 
@@ -82,6 +83,16 @@ def test_quantize_by_two(tmp_path: Path, options: list[str], one: tuple[Path, di
     for name in ("kl_mean", "perplexity_quantized", "top1_agreement"):
         assert found[name] == pytest.approx(said[name], rel=1e-4)
     assert not (tmp_path / "two.partial").exists()
+
+
+def test_one_that_works_while_others_wait_has_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = torch.get_num_threads()
+    monkeypatch.setattr("os.cpu_count", lambda: 3 * own)
+    for processes, expected in (("1", own), ("2", 2 * own), ("8", 3 * own)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        with threads_of_the_host():
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == own
 
 
 def test_verify_by_two(tmp_path: Path, model: Path, text_file: Path, one: tuple[Path, dict[str, Any]]) -> None:
