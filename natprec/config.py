@@ -27,6 +27,7 @@ from natprec.utils.options import (
     MODEL,
     TARGET,
     TEXT,
+    count,
     fraction,
     option,
     options_of,
@@ -34,7 +35,6 @@ from natprec.utils.options import (
     probability,
     seed,
     sequence,
-    steps,
     tolerance,
 )
 
@@ -276,8 +276,14 @@ class QuantizeConfig(Measured):
         "Predict a plan's joint distortion from one more backward pass; without: the sum over sites.",
         flag="--joint/--no-joint",
     )
-    refine: int = option(
-        0, METHOD, "Steps of gradient descent on the scales after rounding; 30 are enough. Slow.", check=steps
+    learn_tokens: int = option(
+        0,
+        METHOD,
+        "After rounding, learn codes, scales and norms against the model's output from so many tokens of other text.",
+        check=count,
+    )
+    time: float | None = option(
+        None, METHOD, "Maximum minutes of that learning; alone, it takes as much text as fits.", check=positive
     )
     arithmetic: str = option(
         "auto",
@@ -292,6 +298,11 @@ class QuantizeConfig(Measured):
                 object.__setattr__(self, name, str(getattr(self, name)))
         if hasattr(self.seed, "__index__"):  # numpy's whole numbers too, which no file of ours could hold
             object.__setattr__(self, "seed", operator.index(self.seed))
+
+    @property
+    def learns(self) -> bool:
+        """Whether it asks for learning against the model's end."""
+        return bool(self.learn_tokens) or self.time is not None
 
     @property
     def profile(self) -> EngineProfile:
@@ -403,11 +414,12 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *_METHOD,
         *_GPU,
         "joint",
-        "refine",
+        "learn_tokens",
+        "time",
     ),
     "measure": (*_MODEL, *_TEXT, "images", *_METHOD, *_GPU, "sites"),
     "solve": (*_TARGET, "activations", "kv", *_GPU),
-    "apply": (*_MODEL, *_TEXT, "images", "rounding", "refine", "seed", "arithmetic"),
+    "apply": (*_MODEL, *_TEXT, "images", "rounding", "learn_tokens", "time", "seed", "arithmetic"),
     "verify": (*_MODEL, "confidence", "eval_data", "images", "text_column", "eval_tokens", "length", "seed", "gpu"),
     "check": ("engine", "gpu"),
     "costs": ("engine", "gpu", "device"),

@@ -3,21 +3,25 @@
     natprec measure --model smollm2-135m --data valid.txt --group-size 64 --out M
     python scripts/roundings.py M --data valid.txt --eval-data test.raw.txt --max-size 117554520
 
-`learned+30` is learned rounding and 30 steps of refinement. The quantized models stay in memory; calibration text is
-that of `--data` alone, as for the peers of `natprec compare`.
+`learned+262144` is learned rounding, and learning against the model's output from so many tokens of the rest of
+`--data` and of the model's own text. The quantized models stay in memory; calibration text is that of `--data` alone,
+as for the peers of `natprec compare`. `--linear` leaves embedding and head at 16 bits.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from natprec.comparison.candidates import linears_only
 from natprec.config import QuantizeConfig
 from natprec.evaluation.verification import compare
 from natprec.measurement import Measurement
+from natprec.pipeline.learning import learning_asked
 from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
 from natprec.pipeline.samples import given_samples, held_out_samples
@@ -37,8 +41,10 @@ def main() -> None:
     parser.add_argument("--bits", type=float)
     parser.add_argument("--max-size", type=float, help="bytes of the whole folder")
     parser.add_argument("--roundings", default="gptq,yaqa,learned")
+    parser.add_argument("--linear", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    stages = Stages(quiet=True)
+    stages, noting = Stages(quiet=True), Stages()
     request = QuantizeConfig(
         options.model,
         bits=options.bits,
@@ -48,18 +54,23 @@ def main() -> None:
         tokens=options.tokens,
         eval_tokens=options.eval_tokens,
         length=options.sequence_length,
+        seed=options.seed,
     )
     subject = open_subject(request, stages)
     samples, held_out = given_samples(request, subject, stages), held_out_samples(request, subject, stages)
-    plan = Measurement.load(options.measurement).solve(bits=options.bits, max_size=options.max_size)
+    measurement = Measurement.load(options.measurement)
+    measurement = linears_only(measurement) if options.linear else measurement
+    plan = measurement.solve(bits=options.bits, max_size=options.max_size)
     print(f"{plan.bits_per_weight:.3f} bits per weight, {plan.stored_bytes} bytes, predicted {plan.kl_predicted:.4f}")
     with torch.no_grad():
         expected = [subject.segmented.output(batch) for batch in held_out.split()]
     for name in options.roundings.split(","):
-        rounding, _, refine = name.partition("+")
+        rounding, _, learned = name.partition("+")
+        asked = replace(request, learn_tokens=int(learned or 0))
         start, used = time.perf_counter(), time.process_time()
         with subject.segmented.weights.hold(subject.model.parameters()):
-            round_to_plan(subject, plan, samples, rounding, stages, int(refine or 0))
+            learning = learning_asked(asked, subject, samples, noting)
+            round_to_plan(subject, plan, samples, rounding, noting, learning, options.seed)
             seconds, cpu = time.perf_counter() - start, time.process_time() - used
             reference = iter(expected)
             summary = compare(

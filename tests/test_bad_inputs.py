@@ -84,7 +84,7 @@ FOUND = {
     "no engine": ("solve measured --eps 0.1 --out out --engine=", "unknown engine ''"),
     "no rounding to solve for": ("solve measured --eps 0.1 --out out --rounding=", "unknown rounding ''"),
     "no rounding to apply": ("apply plan.json --model model --out out --rounding=", "unknown rounding ''"),
-    "steps without end": (f"apply plan.json --model model --out out --refine {'9' * 30}", "up to 1000000"),
+    "text without end": (f"apply plan.json --model model --out out --learn-tokens {'9' * 30}", "up to 1000000000000"),
     "a text as output": ("verify made --model model --eval-data text.txt --out text.txt", "is the input 'text.txt'"),
     "a config as output": ("verify made --model model --out model/config.json", "lies in the input"),
     "other things as output": ("verify made --model model --out plan.json", "exists and is no verification"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from natprec.checkpoints.flows import weights_only
 from natprec.checkpoints.writer import CheckpointWriter
+from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.evaluation import verify as judge
 from natprec.evaluation.verification import Verification
@@ -236,10 +237,12 @@ def test_judging_goes_on_where_it_was(tmp_path: Path, tiny_tokenizer: Any, monke
 
 def test_what_needs_the_whole_model_is_refused(tiny_folder: Path) -> None:
     apart, whole = opened(tiny_folder), opened(tiny_folder, on_disk=False)
-    with pytest.raises(InputError, match=r"refine 3: that needs the whole model.*--weights memory"):
-        refuse_on_disk(apart, 3)
-    refuse_on_disk(apart, 0)
-    refuse_on_disk(whole, 3)
+    learns = QuantizeConfig("model", learn_tokens=3)
+    for config in (learns, QuantizeConfig("model", time=1.0)):
+        with pytest.raises(InputError, match=r"needs the whole model in memory.*--weights memory"):
+            refuse_on_disk(apart, config)
+    refuse_on_disk(apart, QuantizeConfig("model"))
+    refuse_on_disk(whole, learns)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ def apply(
     from natprec.pipeline import quantize as pipeline
     from natprec.pipeline import resume as resumable
     from natprec.pipeline.early import inputs, refuse_pictures
+    from natprec.pipeline.learning import learning_asked
     from natprec.pipeline.request import check, refuse_on_disk, tell_leftovers
     from natprec.pipeline.samples import calibration_samples
     from natprec.pipeline.together import claimed_together, made_by_first, new_folder_together
@@ -52,19 +53,20 @@ def apply(
     refuse_existing(out, overwrite)
     refuse_pictures(config)
     partial = beside(out, ".partial")
-    if config.refine:
-        refuse_many("natprec apply --refine")
+    if config.learns:
+        refuse_many("natprec apply --learn-tokens")
     with joined(config.device) as (workers, own_device):
         config, stages = replace(config, device=own_device), Stages(quiet=not workers.first)
         subject = resumable.opened_together(config, stages, workers, plan.rotation, plan.untied)
         plan.refuse_other_model(subject.digest, config.model)
         subject.refuse_unseen(plan.quantized)
         plan.refuse_other_sites(subject)
-        refuse_on_disk(subject, config.refine)
+        refuse_on_disk(subject, config)
         tell_leftovers(subject, plan.engine, stages)
         samples = None
-        if config.refine or rounding_named(config.rounding).needs != "nothing":
+        if config.learns or rounding_named(config.rounding).needs != "nothing":
             samples = made_by_first(lambda: calibration_samples(config, subject, stages), subject)
+        learning = learning_asked(config, subject, samples, stages, partial)
         with claimed_together(out, workers):
             if workers.first and not resume:
                 resumable.forget(partial)
@@ -77,7 +79,7 @@ def apply(
                     folder,
                     resumable.resume_folder_of(partial, subject),
                     stages,
-                    config.refine,
+                    learning,
                     config.seed,
                 )
             if workers.first:

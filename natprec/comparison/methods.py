@@ -10,8 +10,8 @@ from typing import Any
 from natprec.errors import InputError, unknown
 
 PEERS = Path(__file__).parent / "peers"
-REFINE = 30
-"""Steps of `natprec-refined`."""
+LEARN_TOKENS = 2**18
+"""That `natprec-refined` learns from against the model's output: its peers' text, and the model's own."""
 
 SIZED_BY = ("gptq", "rtn", "nvfp4a16", "nvfp4")
 """Whose checkpoint is the size that natprec must not exceed: the first of them that succeeded."""
@@ -61,8 +61,8 @@ def _preset(scheme: str, bits: int) -> Method:
     return Method("llmcompressor", "llmcompressor", "llmcompressor", {"scheme": scheme}, bits, stored=True)
 
 
-def _natprec(engine: str, rounding: str = "gptq", refine: int = 0, **kept: Any) -> Method:
-    settings = {"engine": engine, "rounding": rounding, "refine": refine, **kept}
+def _natprec(engine: str, rounding: str = "gptq", learn_tokens: int = 0, **kept: Any) -> Method:
+    settings = {"engine": engine, "rounding": rounding, "learn_tokens": learn_tokens, **kept}
     return Method("natprec_method", "natprec", "natprec", settings, own=True, sized=True, rescales=True)
 
 
@@ -85,9 +85,9 @@ METHODS: dict[str, Method] = {
     "nf4": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "nf4"}, bits=4),
     "int8": Method("bitsandbytes", "bitsandbytes", "bitsandbytes", {"kind": "int8"}, bits=8),
     "natprec": _natprec("vllm"),
-    "natprec-refined": _natprec("vllm", "learned", REFINE),
+    "natprec-refined": _natprec("vllm", "learned", LEARN_TOKENS),
     "natprec-linear": _natprec("vllm", linear=True),
-    "natprec-linear-refined": _natprec("vllm", "learned", REFINE, linear=True),
+    "natprec-linear-refined": _natprec("vllm", "learned", LEARN_TOKENS, linear=True),
     "natprec-float": _natprec("vllm", "learned", linear=True, formats=FLOATS),
     "natprec-transformers": _natprec("transformers"),
 }

@@ -117,13 +117,21 @@ def load_tokens(
 
 
 def generate_tokens(
-    model: nn.Module, tokenizer: Any, sequences: int, length: int, seed: int, progress: Progress | None = None
+    model: nn.Module,
+    tokenizer: Any,
+    sequences: int,
+    length: int,
+    seed: int,
+    progress: Progress | None = None,
+    together: int = GENERATE_BATCH,
 ) -> Tensor:
     """Text that the model itself writes, at temperature 1 from its whole distribution.
 
     Sequences begin with bos, or with a random token where the tokenizer has none, and go on past eos.
     All random numbers come from one CPU generator; torch's global state is not touched.
 
+    Args:
+        together: sequences that are written at once; other numbers give other text.
     Returns:
         (sequences, length), int64, on the CPU.
     Raises:
@@ -134,8 +142,8 @@ def generate_tokens(
     unwritten = not_text(getattr(model, "config", None))
     done = []
     with torch.no_grad():
-        for start in range(0, sequences, GENERATE_BATCH):
-            rows = min(GENERATE_BATCH, sequences - start)
+        for start in range(0, sequences, together):
+            rows = min(together, sequences - start)
             if tokenizer.bos_token_id is None:
                 tokens = torch.randint(len(tokenizer), (rows, 1), generator=generator)
             else:

@@ -23,6 +23,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.trust import tokenizer_of
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.held_out import held_out
+from natprec.pipeline.learning import learning_asked
 from natprec.pipeline.pictures import of_text, seeing, tower_loaded
 from natprec.pipeline.provenance import again
 from natprec.pipeline.request import for_engine, refuse_long
@@ -138,8 +139,9 @@ def apply(
 
     Args:
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn'; default: the one that the plan supposes.
-        options: of `natprec apply`, by their names in `natprec.QuantizeConfig`: tokens, length, seed, and `refine`:
-            steps of gradient descent on the scales afterwards, which needs data: see `natprec.rounding.refine`.
+        options: of `natprec apply`, by their names in `natprec.QuantizeConfig`: tokens, length, seed, and
+            `learn_tokens` or `time`, for learning against the model's output afterwards, which needs data: see
+            `natprec.rounding.to_end`. Of tokens or samples that are given, the model's own text is all that it adds.
 
     Raises:
         InputError: the plan is of another model, or an option is unknown.
@@ -154,10 +156,11 @@ def apply(
     plan.refuse_other_sites(subject)
     subject = subject if plan.rotation is None else subject.rotated(plan.rotation)
     subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
-    needs_text = rounding_named(config.rounding).needs != "nothing" or config.refine
-    samples = _calibration(subject, data, config)[0] if needs_text else None
-    quiet = Stages(quiet=True)
-    codes = pipeline.round_to_plan(subject, plan, samples, config.rounding, quiet, config.refine, config.seed)
+    needs_text = rounding_named(config.rounding).needs != "nothing" or config.learns
+    samples, quiet = _calibration(subject, data, config)[0] if needs_text else None, Stages(quiet=True)
+    read = not isinstance(data, GIVEN)
+    learning = learning_asked(_with_text(config, data) if read else config, subject, samples, quiet, more=read)
+    codes = pipeline.round_to_plan(subject, plan, samples, config.rounding, quiet, learning, config.seed)
     if plan.inputs or plan.cache:
         round_flows(subject.model, subject.activations, plan)
     return Quantized(subject.model, subject, plan, codes, config.rounding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from natprec.measurement.measure import goes_back
 from natprec.measurement.pools import pools
 from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
 from natprec.models.segments import SegmentedModel
+from natprec.pipeline.learning_text import WRITTEN
 from natprec.pipeline.samples import calibration_parts
 from natprec.pipeline.shared_estimate import (
     PROCESSES,
@@ -26,8 +28,8 @@ from natprec.pipeline.shared_estimate import (
     sent_rounding,
 )
 from natprec.quantizers.gptq import SHARE_ROWS
-from natprec.rounding.refine import SEQUENCES
 from natprec.rounding.rounder import Pace, rounder_named
+from natprec.rounding.to_end import STEP_TOKENS
 from natprec.roundings import rounding_named
 from natprec.tasks import Samples
 from natprec.tasks.samples import fitting
@@ -49,13 +51,17 @@ SHARES = 1.4
 WRITING = 7.0
 """Forwards that a token costs which the model writes itself, one after the other."""
 
-REFINE_FORWARDS = 4.0
-"""Of each refined token: the rounded model's forward, its backward (2), the original's last segment, the distortion."""
-
+LEARNING_FORWARDS, LEARNING_STEP = 4.5, 4e-8
+"""Of each token that is learned from: the original's forward, the rounded model's and its backward (2), the distortion;
+and the seconds in which a weight moves at each step."""
 
 JOINT_FORWARDS, JOINT_READS = 6.0, 4
 """Of the look at a plan, for each token that goes back: forwards with and without the plan's errors, what goes back;
 and how often it reads the weights."""
+
+LEARNING_COPIES = 7
+"""Of all weights in float32 while they are learned from: the original's, the rounded ones, what was rounded, positions,
+gradients and both means of Adam."""
 
 FACTORIZING = 9
 """Bytes per entry of a layer's second moments while they are factorized, beside what they took before."""
@@ -127,7 +133,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
             seconds["joint"] = JOINT_FORWARDS * back * per_token + JOINT_READS * reading
         seconds |= {
             "round": rounder.seconds(_pace(subject, config, per_token, gathering)),
-            "refine": config.refine * SEQUENCES * config.length * per_token * REFINE_FORWARDS,
+            "learn": _learning(subject, config, per_token, gathering),
             "verify": 2 * judging * per_token,
         }
     model = sum(4 * parameter.numel() for parameter in subject.model.parameters())
@@ -137,7 +143,8 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
 
     def memory(processes: int) -> int:
         sweep = _sweep_memory(subject, config, output, processes) + (0 if on_disk else inputs // processes)
-        return resident + WORKING + max(sweep, 2 * held + 6 * output if judged else 0)
+        copies = LEARNING_COPIES - 1 if config.learns else 2
+        return resident + WORKING + max(sweep, copies * held + 6 * output if judged else 0)
 
     sequences = _differentiated(subject, config)
     most = most_processes(config, sequences, subject.segmented.together)
@@ -179,6 +186,18 @@ def _pace(subject: Subject, config: QuantizeConfig, forward: float, gathering: f
     batch = min(config.tokens, fitting(config.length) * config.length)
     moved = sum(site.elements for site in subject.sites if 0 <= site.segment < len(subject.segmented.blocks))
     return Pace(config.tokens, batch, moved, forward, gathering)
+
+
+def _learning(subject: Subject, config: QuantizeConfig, forward: float, gathering: float) -> float:
+    """Seconds of learning against the end; times are in seconds per token."""
+    if not config.learns:
+        return 0.0
+    own = forward * WRITING * WRITTEN if subject.writes else 0.0
+    moved = sum(site.elements for site in subject.sites) * LEARNING_STEP
+    steps = config.learn_tokens / max(STEP_TOKENS, config.length)
+    seconds = config.learn_tokens * (LEARNING_FORWARDS * gathering + own) + steps * moved
+    limit = math.inf if config.time is None else 60 * config.time
+    return min(seconds or math.inf, limit)
 
 
 def _timed(segmented: SegmentedModel, samples: Samples) -> tuple[float, float, int]:

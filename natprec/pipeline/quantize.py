@@ -12,6 +12,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from natprec.checkpoints import checkpoint_writer
 from natprec.checkpoints.dense_reader import UNPACKED
 from natprec.checkpoints.trial import refusal
@@ -30,6 +32,7 @@ from natprec.models.weights import present_values
 from natprec.pipeline.early import inputs
 from natprec.pipeline.held_out import PARTS, HeldOut, held_out
 from natprec.pipeline.joint import predicted_by, with_joint
+from natprec.pipeline.learning import Learning, learn, learning_asked, rounded_before
 from natprec.pipeline.provenance import again, command_of
 from natprec.pipeline.request import check, refuse_impossible_size, refuse_on_disk, solve_for, tell_leftovers
 from natprec.pipeline.resume import forget, measured, opened_together, resume_folder_of
@@ -37,7 +40,6 @@ from natprec.pipeline.samples import calibration_samples
 from natprec.pipeline.together import claimed_together, made_by_first, new_folder_together
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding import apply_batches, rounded_segments
-from natprec.rounding.refine import refine
 from natprec.solver import Plan
 from natprec.solver.joint import Joint
 from natprec.tasks import Samples
@@ -90,7 +92,7 @@ class Run:
     """The model and texts of a run, read before anything is measured.
 
     Attributes:
-        samples: to measure on; `judging`: the text that judges.
+        samples: to measure on; `judging`: the text that judges; `learning`: what is learned from, if asked for.
         tried: whether transformers is asked to load the checkpoint.
         partial: the folder that a resumed run goes on from.
     """
@@ -102,6 +104,7 @@ class Run:
     stages: Stages
     tried: bool
     partial: Path
+    learning: Learning | None = None
 
     def measured(self, resume: bool) -> Measurement:
         """The measurement, made now or found."""
@@ -142,15 +145,17 @@ def opened_run(
         clear_stale(out)
         refuse_existing(out, overwrite)
     subject = opened_together(config, stages, workers)
-    refuse_on_disk(subject, config.refine)
+    refuse_on_disk(subject, config)
     refuse_impossible_size(config, subject)
     tell_leftovers(subject, config.engine, stages)
     why = None if config.engine == "transformers" else refusal(subject, config.engine)  # else refused by now
     if why is not None:
         stages.note(UNPACKED.format(why))
     samples = made_by_first(lambda: calibration_samples(config, subject, stages), subject)
-    judging = held_out(config, subject, stages, pieces_of(samples))
-    return Run(config, subject, samples, judging, stages, why is None, beside(out, ".partial"))
+    partial = beside(out, ".partial")
+    learning = learning_asked(config, subject, samples, stages, partial)
+    judging = held_out(config, subject, stages, pieces_of(samples) if learning is None else learning.seen(samples))
+    return Run(config, subject, samples, judging, stages, why is None, partial, learning)
 
 
 def round_and_verify(
@@ -179,7 +184,7 @@ def round_and_verify(
         for corrections in range(PARTS):
             subject = subject.with_head(plan.untied)
             round_and_write(
-                subject, plan, run.samples, config.rounding, folder, resume_folder, stages, config.refine, config.seed
+                subject, plan, run.samples, config.rounding, folder, resume_folder, stages, run.learning, config.seed
             )
             try:
                 verification = verify(
@@ -235,7 +240,7 @@ def round_and_write(
     folder: Path,
     resume_folder: Path | None,
     stages: Stages,
-    steps_refining: int = 0,
+    learning: Learning | None = None,
     seed: int = 0,
 ) -> None:
     """A checkpoint in an existing folder; the subject's model is as it was afterwards.
@@ -252,9 +257,9 @@ def round_and_write(
             f"experts have {len(experts)} formats: plain transformers would read all by one of them and compute "
             f"nonsense; {plan.engine} and natprec.load read each by its own"
         )
-    if steps_refining:
+    if learning is not None:
         with subject.segmented.weights.hold(subject.model.parameters()):
-            codes = round_to_plan(subject, plan, samples, rounding, stages, steps_refining, seed)
+            codes = round_to_plan(subject, plan, samples, rounding, stages, learning, seed)
             write(subject, plan, codes, folder, stages)
         return
     workers = subject.segmented.workers
@@ -274,34 +279,47 @@ def round_to_plan(
     samples: Samples | None,
     rounding: str,
     stages: Stages,
-    steps_refining: int = 0,
+    learning: Learning | None = None,
     seed: int = 0,
 ) -> dict[str, QuantizedTensor]:
     """Codes and scales of every site; the subject's model, which is in memory, is the quantized one afterwards.
 
     Who holds its parameters meanwhile has the original back when they are released.
+
+    Args:
+        learning: against the end, after the rounding; None: there is none.
     """
+    original = present_values(subject.model)
+    if learning is None:
+        return _rounded(subject, plan, samples, rounding, stages, seed, {})
+    kept, unrounded = learning.kept(subject, plan, rounding, samples), dict[str, Tensor]()
+    found = kept.found()
+    if found is None:
+        codes = _rounded(subject, plan, samples, rounding, stages, seed, unrounded)
+    else:
+        codes = rounded_before(subject, plan, found)
+    return learn(learning, subject, codes, unrounded, original, kept, found, stages)
+
+
+def _rounded(
+    subject: Subject,
+    plan: Plan,
+    samples: Samples | None,
+    rounding: str,
+    stages: Stages,
+    seed: int,
+    unrounded: dict[str, Tensor],
+) -> dict[str, QuantizedTensor]:
+    """The rounding alone; `unrounded` gets what was rounded where that is not the original weight."""
     model, found = subject.model, dict[str, QuantizedTensor]()
-    original = present_values(model)
     with subject.segmented.weights.hold(model.parameters()):
         with _rounding_stage(subject, samples, rounding, stages) as advance:
-            for _, codes in rounded_segments(subject, plan, samples, rounding, None, advance, seed):
+            for _, codes in rounded_segments(subject, plan, samples, rounding, None, advance, seed, unrounded):
                 found |= codes
         rounded = present_values(model)
     for name, parameter in model.named_parameters():
         parameter.data = rounded[name]
-    codes = {site.name: found[site.name] for site in subject.sites if site.name in found}
-    if not steps_refining or samples is None:
-        return codes
-    with stages.stage("refine", steps_refining) as advance:
-        refined = refine(
-            subject.segmented, subject.sites, codes, original, samples, steps_refining,
-            dtype=subject.storage_dtype, seed=seed, advance=advance,
-        )  # fmt: skip
-    outcome = ": not better, undone" if refined.codes is codes else ""
-    what = f"{subject.distortion.label} on calibration text that was held back"
-    stages.note(f"refined: {what} {refined.before:.4g} -> {refined.after:.4g}{outcome}")
-    return refined.codes
+    return {site.name: found[site.name] for site in subject.sites if site.name in found}
 
 
 def _rounding_stage(

@@ -104,15 +104,16 @@ def too_large(config: QuantizeConfig) -> bool:
     return 4 * COPIES * (stored_elements(config.model) or 0) > free_bytes(config.device, config.gpu_memory)
 
 
-def refuse_on_disk(subject: Subject, refine: int) -> None:
+def refuse_on_disk(subject: Subject, config: QuantizeConfig) -> None:
     """Refuse what needs the whole model, before hours are spent.
 
     Raises:
         InputError: its weights are on disk.
     """
-    if refine and not subject.segmented.weights.whole:
+    if config.learns and not subject.segmented.weights.whole:
         raise InputError(
-            f"refine {refine}: that needs the whole model in memory; leave it out, or use --weights memory"
+            "learning against the model's end (--learn-tokens, --time) needs the whole model in memory; leave it out, "
+            "or use --weights memory"
         )
 
 

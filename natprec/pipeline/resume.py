@@ -26,6 +26,9 @@ from natprec.utils.workers import Workers
 JOINTS = "joint-*.safetensors"
 """Files in that folder, one for each plan that was looked at: see `natprec.pipeline.joint`."""
 
+LEARNING = "learning-*.safetensors"
+"""Files in that folder, one for each plan that was learned from: see `natprec.pipeline.learning`."""
+
 SEGMENTS = "segments"
 """Folder in that of a run where a model whose weights are on disk is rounded and judged a segment at a time."""
 
@@ -150,7 +153,7 @@ def forget(partial: Path) -> None:
     """Remove what a run keeps for `--resume`, and nothing that is not ours."""
     segments = partial / SEGMENTS
     _remove(segments, [file.name for file in segments.glob("*.safetensors")])
-    looks = [file.name for file in partial.glob(JOINTS)]
+    looks = [file.name for files in (JOINTS, LEARNING) for file in partial.glob(files)]
     _remove(partial, ["measurement.safetensors", "sweep.safetensors", *looks])
 
 

@@ -48,6 +48,19 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
     return found
 
 
+def unmeasured_samples(config: QuantizeConfig, subject: Subject, stages: Stages, most: int, seen: Pieces) -> Samples:
+    """At most so many windows of the text that `calibration_samples` reads, without those that were `seen` there.
+
+    Raises:
+        InputError: there is no text to read, or no other window in it.
+    """
+    read = config if config.data else replace(config, text_column=None)
+    source = config.data or (str(CALIBRATION) if subject.writes else None)
+    if source is None:
+        raise InputError("no text to read; give it with --data")
+    return _samples(read, subject, stages, source, most * config.length, "calibration", seen, least=1)
+
+
 def pictured_samples(
     config: QuantizeConfig, subject: Subject, stages: Stages, files: Sequence[Path], count: int, seed: int, split: str
 ) -> Samples:

@@ -1,4 +1,4 @@
-"""From a plan to codes: round to nearest, GPTQ, YAQA or learned; then, if wanted, refinement."""
+"""From a plan to codes: round to nearest, GPTQ, YAQA or learned; then, if wanted, learning against the end."""
 
 from natprec.rounding.apply import apply_batches, rounded_segments
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep_batches
@@ -39,6 +40,7 @@ def rounded_segments(
     resume_folder: Path | None = None,
     advance: Advance = lambda step: None,
     seed: int = 0,
+    unrounded: dict[str, Tensor] | None = None,
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
     """Round one segment of a subject after another; after each: its number, and the codes of its sites.
 
@@ -51,6 +53,7 @@ def rounded_segments(
             model, plan and text a later call goes on there.
         advance: called once per batch of forward work.
         seed: of what a rounding draws: only 'learned' does.
+        unrounded: gets the weights that were rounded by what their inputs are, channels rescaled, by site.
     """
     states = None
     if samples is not None:
@@ -67,7 +70,7 @@ def rounded_segments(
     gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
     dtype = subject.storage_dtype
     for segment, codes in rounded_in_order(
-        subject.segmented, subject.sites, plan, states, rounding, dtype, advance, gauges, seed
+        subject.segmented, subject.sites, plan, states, rounding, dtype, advance, gauges, seed, unrounded
     ):
         yield segment, codes
         if resume_folder is not None and states is not None and states.segment is not None and segment >= 0:
@@ -85,6 +88,7 @@ def rounded_in_order(
     advance: Advance = lambda step: None,
     gauges: Mapping[str, Gauge] | None = None,
     seed: int = 0,
+    unrounded: dict[str, Tensor] | None = None,
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
     """The same of a model's parts.
 
@@ -98,6 +102,7 @@ def rounded_in_order(
     """
     needs = rounding_named(rounding).needs
     work = SegmentRounder(segmented, sites, plan, storage_dtype, gauges)
+    work.unrounded = unrounded
     text = None if needs == "nothing" else states
     assert needs == "nothing" or text is not None
     gradients = Gradients(segmented, text, advance) if needs == "gradients" and text is not None else None

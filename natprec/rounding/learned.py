@@ -23,9 +23,9 @@ from natprec.models.hidden_states import HiddenStates
 from natprec.models.layers import Layer, known_layer
 from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
-from natprec.quantizers.ranks import rank_range
 from natprec.rounding.gptq import GPTQ
 from natprec.rounding.moments import Gradients
+from natprec.rounding.positions import Positions
 from natprec.rounding.rounder import Pace, Run
 from natprec.rounding.together import codes_of_all, from_owners, owners, sums_at_owners
 from natprec.tasks import Samples
@@ -49,9 +49,6 @@ LEARNING_FORWARDS = 3.0
 
 MOVING = 1e-8
 """Seconds in which one position steps, with its code and value."""
-
-WITHIN = 0.49
-"""How far from its code a position may start."""
 
 
 class Learner:
@@ -130,14 +127,14 @@ class Learner:
         """After `STEPS` steps from `codes`, better or not; the weights are those of the result."""
         draw, share, workers = torch.Generator().manual_seed(self._seed), self._states.share, self._segmented.workers
         own = [name for name in layers if owner[name] == workers.rank]
-        positions = {name: _Position(unrounded[name], codes[name], self._dtype) for name in own}
+        descents = {name: _Descent(Positions(unrounded[name], codes[name], self._dtype)) for name in own}
         now, order = {name: codes[name] for name in own}, list[int]()
         for step in range(STEPS):
             order = order or torch.randperm(len(share.whole), generator=draw).tolist()
             gradients = self._descend(segment, order.pop(), layers, owner)
             left = 1 - step / STEPS
             for name, gradient in gradients.items():
-                now[name] = positions[name].move(gradient, now[name], 2 * path / STEPS * left, RATE * left)
+                now[name] = descents[name].step(gradient, now[name], 2 * path / STEPS * left, RATE * left)
             values = {name: now[name].dequantize() if name in gradients else layers[name].matrix for name in layers}
             for name, value in from_owners(workers, values, owner).items():
                 layers[name].put(value)
@@ -205,24 +202,14 @@ def token_importance(gradient: Tensor, workers: Workers) -> Tensor:
     return (power / mean + DAMPING) / (1 + DAMPING)
 
 
-class _Position:
-    """Of one weight: its place between the values of the codebook, and what its scales are multiplied by."""
+class _Descent:
+    """Of one weight: its positions step against the sign of a gradient, its scales by Adam."""
 
-    def __init__(self, weight: Tensor, start: QuantizedTensor, dtype: torch.dtype) -> None:
-        """Where a weight (rows, columns) lies on a grid, but within the codes that were chosen.
+    def __init__(self, positions: Positions) -> None:
+        self._positions = positions
+        self._optimizer = torch.optim.Adam([positions.moves], lr=RATE)
 
-        Args:
-            dtype: of stored scales.
-        """
-        self._start, self._dtype = start, dtype
-        ranks = start.ranks
-        at = torch.maximum(torch.minimum(start.located(weight), ranks + WITHIN), ranks - WITHIN)
-        self._at, self._range = at, rank_range(start.format.codebook)
-        self._uphill = start.spread(start.scale.sign())  # where values grow with codes
-        self._moves = torch.zeros_like(start.scale, requires_grad=True)
-        self._optimizer = torch.optim.Adam([self._moves], lr=RATE)
-
-    def move(self, gradient: Tensor, now: QuantizedTensor, step: float, rate: float) -> QuantizedTensor:
+    def step(self, gradient: Tensor, now: QuantizedTensor, step: float, rate: float) -> QuantizedTensor:
         """One step; returns the codes and scales after it.
 
         Args:
@@ -230,12 +217,12 @@ class _Position:
             now: the codes and scales where it was taken.
             step: of each position, in codes; `rate`: Adam's, of the scales.
         """
-        self._moves.grad = now.scale_slope(gradient)
+        slope, self._positions.moves.grad = self._positions.slopes(gradient, now)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
-        low, high = self._range
-        self._at.sub_(gradient.sign().mul_(self._uphill), alpha=step).clamp_(low - WITHIN, high + WITHIN)
-        return self._start.at_ranks(self._at).scaled(1 + self._moves.detach(), self._dtype)
+        self._positions.at.sub_(slope.sign(), alpha=step)
+        self._positions.clamp_()
+        return self._positions.rounded()
 
 
 class Learned(GPTQ):

@@ -36,6 +36,7 @@ class SegmentRounder:
     Attributes:
         sites: those that the plan quantizes.
         dtype: of scales, and of everything that is not quantized.
+        unrounded: where the weights that were rounded by moments are left, by site, for what learns afterwards.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class SegmentRounder:
     ) -> None:
         """Arguments as for `natprec.rounding.apply.rounded_in_order`."""
         self._segmented, self._plan, self.dtype, self._gauges = segmented, plan, storage_dtype, gauges
+        self.unrounded: dict[str, Tensor] | None = None
         self.sites = [site for site in sites if plan.sites[site.name].format is not None]
         self._twice: dict[str, QuantizedTensor] = {}  # tied weights, until their second use
         self._shared: dict[str, Tensor] = {}  # fused group → the largest magnitude of its weights
@@ -106,6 +108,8 @@ class SegmentRounder:
             if rescaled is not None:
                 inputs[fused_group] = rescaled
         unrounded = {site.name: site_weight(self._segmented.model, site).detach() for site in members}
+        if self.unrounded is not None:
+            self.unrounded |= unrounded
         codes = {}
         for site in members:
             weight, own = unrounded[site.name], inputs.get(site.fused_group)

@@ -82,19 +82,30 @@ def codes_of_all(
     """The codes that the processes chose, at all of them, in the order of `formats`, which has every site."""
     if workers.size == 1:
         return dict(own)
-    tensors = {
-        f"{name}/{each}": value.cpu().contiguous()
-        for name, codes in own.items()
-        for each in FIELDS
-        if (value := getattr(codes, each)) is not None
-    }
-    found: dict[str, Tensor] = {}
+    tensors, found = tensors_of(own), dict[str, Tensor]()
     for rank, content in enumerate(workers.all_bytes(save(tensors))):
         found |= tensors if rank == workers.rank else load(content)
+    return codes_from(found, formats, device)
+
+
+def tensors_of(codes: Mapping[str, QuantizedTensor]) -> dict[str, Tensor]:
+    """Codes of several sites as tensors on the CPU, for a file or another process."""
     return {
-        name: QuantizedTensor(fmt, *(_on(found.get(f"{name}/{each}"), device) for each in FIELDS))  # type: ignore[arg-type]
+        f"{name}/{each}": value.cpu().contiguous()
+        for name, own in codes.items()
+        for each in FIELDS
+        if (value := getattr(own, each)) is not None
+    }
+
+
+def codes_from(
+    tensors: Mapping[str, Tensor], formats: Mapping[str, Format], device: torch.device
+) -> dict[str, QuantizedTensor]:
+    """The inverse of `tensors_of`, of those sites that are there, in the order of `formats`."""
+    return {
+        name: QuantizedTensor(fmt, *(_on(tensors.get(f"{name}/{each}"), device) for each in FIELDS))  # type: ignore[arg-type]
         for name, fmt in formats.items()
-        if f"{name}/codes" in found
+        if f"{name}/codes" in tensors
     }
 
 

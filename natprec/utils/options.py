@@ -73,8 +73,8 @@ def options_of(configuration: type) -> dict[str, Option]:
     }
 
 
-MOST_STEPS = 1_000_000
-"""Of gradient descent."""
+MOST_TOKENS = 10**12
+"""That are learned from."""
 
 
 def positive(name: str, value: float | None) -> None:
@@ -91,10 +91,10 @@ def tolerance(name: str, value: float | None) -> None:
         )
 
 
-def steps(name: str, value: int) -> None:
-    """Raises InputError for a negative number of steps, and for one that nobody lives to see."""
-    if not 0 <= value <= MOST_STEPS:
-        raise InputError(f"{name} {value}: give a number of steps up to {MOST_STEPS}, or 0 for none")
+def count(name: str, value: int) -> None:
+    """Raises InputError for a negative number of tokens, and for one that nobody lives to see read."""
+    if not 0 <= value <= MOST_TOKENS:
+        raise InputError(f"{name} {value}: give a number of tokens up to {MOST_TOKENS}, or 0 for none")
 
 
 def seed(name: str, value: int) -> None:

@@ -38,7 +38,7 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     # the uniform checkpoint of the formats that it may have has the same header, and leaves no room below it
     budget = job.max_bytes + carried - (0 if job.settings.get("formats") else _header_bytes(model))
     plan = measurement.solve(max_size=budget, engine=engine, activations=str(job.activations))
-    return apply(plan, model, tokenizer, ids, refine=job.settings["refine"])
+    return apply(plan, model, tokenizer, ids, learn_tokens=job.settings["learn_tokens"])
 
 
 def save(job: Any, done: Any, folder: Path) -> None:
