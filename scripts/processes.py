@@ -120,7 +120,8 @@ def rounding_formula(measurement: Measurement, folder: Path, processes: int, lea
     ]
     moments = 4 * sum({site.fused_group: site.shape[1] ** 2 for site in sites}.values())
     codes = sum(site.elements * (1 + 4 / (chosen[site.name]["group_size"] or site.shape[1])) for site in sites)
-    steps = 2 * 4 * STEPS * sum(site.elements for site in sites if "layers." in site.name) if learned else 0
+    width = 2 if measurement.header.products == "bfloat16" else 4
+    steps = 2 * width * STEPS * sum(site.elements for site in sites if "layers." in site.name) if learned else 0
     return round((processes - 1) * (moments + codes + steps))
 
 

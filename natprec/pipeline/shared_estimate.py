@@ -91,7 +91,7 @@ def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
     total = moments + CODE_BYTES * weights
     if rounding == "learned":  # gradients to the process that moves a weight, and its values to all
         learned = sum(site.elements for site in members if 0 <= site.segment < len(subject.segmented.blocks))
-        total += STEPS * 2 * 4 * learned
+        total += STEPS * 2 * (2 if subject.segmented.products == torch.bfloat16 else 4) * learned
     return round((1 - 1 / processes) * total)
 
 

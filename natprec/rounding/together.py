@@ -40,6 +40,7 @@ def sums_at_owners(
     shapes: Mapping[str, Sequence[int]],
     owner: Mapping[str, int],
     like: Tensor,
+    wire: torch.dtype | None = None,
 ) -> tuple[dict[str, Tensor], set[str]]:
     """Tensors that each process has gathered, added up at the one that each belongs to.
 
@@ -47,6 +48,7 @@ def sums_at_owners(
         own: name → tensor, float32; those that no sample of this process reached are not there.
         shapes: of all names, at all processes the same; `owner`: their ranks.
         like: on the device of the tensors.
+        wire: the dtype in which they travel; default: float32.
     Returns:
         The sums that belong to this process, and the names that samples of any process reached.
     """
@@ -60,7 +62,7 @@ def sums_at_owners(
     flat = {name: own[name].flatten() if name in own else nothing.new_zeros(sizes[name]) for name in reached}
     pieces = [torch.cat([nothing, *(flat[name] for name in names)]) for names in of_rank]
     total = torch.zeros_like(pieces[workers.rank])
-    for part in workers.exchange(pieces, [total.shape] * workers.size):
+    for part in workers.exchange(pieces, [total.shape] * workers.size, wire):
         total += part
     names = of_rank[workers.rank]
     parts = total.split([sizes[name] for name in names]) if names else ()
@@ -113,11 +115,14 @@ def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
 
 
-def from_owners(workers: Workers, values: Mapping[str, Tensor], owner: Mapping[str, int]) -> dict[str, Tensor]:
+def from_owners(
+    workers: Workers, values: Mapping[str, Tensor], owner: Mapping[str, int], wire: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Tensors whose values one process each knows, at all of them.
 
     Args:
         values: name → tensor, at all processes of the same shape; only its owner's counts.
+        wire: the dtype in which they travel, and to which they are rounded at all but their owner; default: their own.
     """
     if workers.size == 1:
         return dict(values)
@@ -126,7 +131,8 @@ def from_owners(workers: Workers, values: Mapping[str, Tensor], owner: Mapping[s
     own = torch.cat([nothing, *(values[name].flatten() for name in of_rank[workers.rank])])
     sizes = [sum(values[name].numel() for name in names) for names in of_rank]
     found = {}
-    for names, part in zip(of_rank, workers.exchange([own] * workers.size, [(size,) for size in sizes]), strict=True):
+    everything = workers.exchange([own] * workers.size, [(size,) for size in sizes], wire)
+    for names, part in zip(of_rank, everything, strict=True):
         for name, flat in zip(names, part.split([values[name].numel() for name in names]), strict=True):
-            found[name] = flat.view(values[name].shape)
+            found[name] = flat.view(values[name].shape).to(values[name].dtype)
     return {name: found[name] for name in values}

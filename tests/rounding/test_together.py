@@ -38,11 +38,16 @@ def plan() -> Plan:
     return measure(built(tie_word_embeddings=True), TEXT, group_size=32).solve(bits=4.2)
 
 
-def rounded(workers: Workers, plan: Plan, rounding: str, **options: Any) -> dict[str, QuantizedTensor]:
+def rounded(
+    workers: Workers, plan: Plan, rounding: str, products: torch.dtype = torch.float32, **options: Any
+) -> dict[str, QuantizedTensor]:
     subject = shared(workers, tie_word_embeddings=True)
+    subject.segmented.products = products
     found: dict[str, QuantizedTensor] = {}
     for _, codes in rounded_segments(subject, plan, TEXT, rounding, **options):
         found |= codes
+        for name, each in codes.items():
+            assert torch.equal(subject.model.get_submodule(name).weight, each.dequantize()), "what its codes say"
     return found
 
 
@@ -71,11 +76,11 @@ def distance(codes: dict[str, QuantizedTensor]) -> float:
     return float((made.segmented.output(TEXT) - rounded_one.segmented.output(TEXT)).square().mean())
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_learned_codes_are_as_good(plan: Plan, size: int) -> None:
+@pytest.mark.parametrize(("size", "products"), [(2, torch.float32), (3, torch.float32), (2, torch.bfloat16)], ids=str)
+def test_learned_codes_are_as_good(plan: Plan, size: int, products: torch.dtype) -> None:
     """They are others: a sum in another order flips a code a step earlier, and all that follows."""
-    alone, gptq = rounded(Workers(), plan, "learned"), rounded(Workers(), plan, "gptq")
-    results = together(size, lambda workers: rounded(workers, plan, "learned"))
+    alone, gptq = rounded(Workers(), plan, "learned", products), rounded(Workers(), plan, "gptq", products)
+    results = together(size, lambda workers: rounded(workers, plan, "learned", products))
     for found in results:
         assert same_share(found, results[0]) == 1.0, "all hold the same weights"
     one, many, before = map(torch.tensor, (distance(alone), distance(results[0]), distance(gptq)))
