@@ -44,6 +44,9 @@ DISTORTIONS = {
     "loss": "next_token:LOSS",
     "embedding": "feature_distance:EMBEDDING",
     "embedding-cls": "feature_distance:EMBEDDING_CLS",
+    "class-kl": "images:CLASS_KL",
+    "image-embedding": "images:IMAGE_EMBEDDING",
+    "image-features": "images:IMAGE_FEATURES",
 }
 """What a tolerance can be of, and where `natprec.distortions` has it."""
 
@@ -187,7 +190,7 @@ class QuantizeConfig(Measured):
     eps: float | None = option(
         None,
         TARGET,
-        "Maximum KL divergence from the original, in nats per token; for encoders ‖e - e'‖² per text.",
+        "Maximum KL divergence from the original, in nats per token or image; for encoders ‖e - e'‖² of embeddings.",
         check=tolerance,
     )
     bits: float | None = option(
@@ -226,9 +229,9 @@ class QuantizeConfig(Measured):
         None,
         TEXT,
         "Calibration text: .txt, .jsonl, .csv, .parquet or a Hub dataset; default: text that natprec ships. "
-        "The model writes half of the tokens.",
+        "The model writes half of the tokens. Of a model of images, a folder of them.",
     )
-    eval_data: str | None = option(None, TEXT, "Text to verify on; default: a held-out part of --data.")
+    eval_data: str | None = option(None, TEXT, "Text or images to verify on; default: a held-out part of --data.")
     images: str | None = option(
         None,
         TEXT,

@@ -89,7 +89,7 @@ def evaluate(
     """
     if not subject.task.generates:
         raise InputError(
-            f"{subject.name!r} is an encoder, which gives no answers; natprec verify measures its distance"
+            f"{subject.name!r} is {subject.task.noun}, which gives no answers; natprec verify measures its distance"
         )
     if not subject.segmented.weights.whole:
         raise InputError(

@@ -44,13 +44,15 @@ def refuse_unloadable(subject: Subject, engine: str) -> None:
     """Refuse, before anything is measured, a checkpoint that its own engine would not load.
 
     Raises:
-        ModelError: transformers is the engine, and does not.
+        ModelError: transformers is the engine, or what else loads such a model, and does not.
     """
-    why = refusal(subject, engine) if engine == "transformers" else None
+    of_text = subject.task.material == "text"
+    why = refusal(subject, engine) if engine == "transformers" or not of_text else None
     if why is not None:
+        other = "vllm, or natprec" if of_text else "natprec,"
         raise ModelError(
             f"transformers does not load {type(subject.model).__name__} with packed weights ({why}); "
-            "use --engine vllm, or natprec for natprec's own loader"
+            f"use --engine {other} for natprec's own loader"
         )
 
 

@@ -66,7 +66,7 @@ class Unpacked:
         refuse_bad_scales(group, module, own, self._folder)
         dense = dense_weight(group, own)
         layer = known_layer(self._model.get_submodule(name.removesuffix(".weight")))
-        return layer.kind.stored(dense)
+        return layer.kind.stored(dense, layer.weight.shape, layer.groups)
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:

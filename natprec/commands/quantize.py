@@ -135,7 +135,7 @@ def quantize(
         for line in recipes.lines(compared) if compared else ():
             show(line, word)
         show(f"written to {folder}", word)
-        if verification.top1_agreement is not None:  # an encoder writes no text
+        if verification.perplexity_quantized is not None:  # others write no text
             show(serving_line(plan.engine, str(folder)), word)
     advice = next_step(plan, verification, folder, model)
     if advice is not None:

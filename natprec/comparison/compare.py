@@ -31,7 +31,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.devices import quiet
 from natprec.models.weight_sites import refuse_indivisible
 from natprec.pipeline.early import inputs
-from natprec.pipeline.request import open_subject
+from natprec.pipeline.request import open_subject, refuse_images
 from natprec.pipeline.samples import given_samples, held_out_samples
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import write_json
@@ -91,6 +91,7 @@ def compare(
     refuse_inputs(folder, inputs(config))
     refuse_occupied(folder, resume)
     subject = open_subject(config, stages)
+    refuse_images(subject, "compare")
     sites = [site for site in subject.sites if site.role == "linear"]
     refuse_indivisible(sites, (integer(4, config.group_size, True),))
     samples = given_samples(config, subject, stages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from natprec.data.images import read_images
 from natprec.data.windows import load_tokens
 from natprec.tasks import Samples
 
@@ -14,5 +15,5 @@ def read_text(tokenizer: Any, source: str | None, **wanted: Any) -> Samples:
     return Samples.text(load_tokens(tokenizer, source, **wanted))
 
 
-READERS: dict[str, Callable[..., Samples]] = {"text": read_text}
+READERS: dict[str, Callable[..., Samples]] = {"text": read_text, "images": read_images}
 """Name → what is called with a processor (of text, a tokenizer), a source, and what is wanted of it, by keyword."""

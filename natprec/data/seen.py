@@ -3,7 +3,8 @@
 A path is no identity: a file has several names, and copies. Two sources are one text if their bytes have one digest, or
 if they are one dataset of the hub; then the part that measuring leaves out judges. Texts may also agree in part (an
 excerpt, another format, other line ends, windows of another length): of what was measured on, each run of `PIECE`
-tokens is kept as a hash, and a window that contains one of them does not judge. Shorter windows have no such runs.
+tokens is kept as a hash, and a window that contains one of them does not judge. Shorter windows have no such runs. Of
+an image all that the model is given makes one hash, and a folder is known by the contents of its pictures.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from natprec.data.pictures import find_pictures
 from natprec.data.sources import TEXT_LIMIT
 from natprec.tasks import Samples
 from natprec.tasks.samples import TOKENS
@@ -34,8 +36,14 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def source_digest(source: str) -> str | None:
-    """16 hex digits of sha256 over a file's bytes, at most `TEXT_LIMIT` of them; None for a hub dataset."""
+    """16 hex digits of sha256 over a file's bytes, at most `TEXT_LIMIT` of them; None for a hub dataset.
+
+    Of a folder over those of its pictures, wherever in it they are.
+    """
     path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
+        contents = sorted(hashlib.sha256(file.read_bytes()).digest() for file in find_pictures(path))
+        return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
     if not os.path.isfile(path):
         return None
     digest, left = hashlib.sha256(), TEXT_LIMIT
@@ -53,8 +61,13 @@ def same_text(name: str, digest: str | None, source: str) -> bool:
 
 
 def pieces_of(samples: Samples) -> Pieces:
-    """The pieces of a whole text; none of samples that are no text."""
-    return np.unique(_hashes(samples.ids)) if TOKENS in samples.tensors else NO_PIECES
+    """The pieces of a whole text; of samples that are no text one for each."""
+    return np.unique(_hashes(samples.ids) if TOKENS in samples.tensors else _whole(samples))
+
+
+def unseen_samples(samples: Samples, seen: Pieces) -> list[int]:
+    """The numbers of the samples, which are no text, that were not seen."""
+    return [number for number, known in enumerate(np.isin(_whole(samples), seen)) if not known]
 
 
 def unseen(windows: Tensor, candidates: Sequence[int], seen: Pieces) -> list[int]:
@@ -66,6 +79,12 @@ def unseen(windows: Tensor, candidates: Sequence[int], seen: Pieces) -> list[int
     at = np.searchsorted(seen, hashes).clip(max=len(seen) - 1)
     met = (seen[at] == hashes).any(1)
     return [number for number, known in zip(chosen, met, strict=True) if not known]
+
+
+def _whole(samples: Samples) -> Pieces:
+    """(samples,): a hash of all that each holds."""
+    digests = [bytes.fromhex(samples[number : number + 1].digest) for number in range(len(samples))]
+    return np.array([int.from_bytes(each, "little") for each in digests], dtype=np.uint64)
 
 
 def _hashes(ids: Tensor) -> Pieces:

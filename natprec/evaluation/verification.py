@@ -16,8 +16,8 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from natprec.config import CONFIDENCE
-from natprec.distortions import Distortion, OutputKL, impossible
+from natprec.config import CONFIDENCE, DISTORTIONS
+from natprec.distortions import Distortion, OutputKL, impossible, named
 from natprec.errors import InputError
 from natprec.evaluation.verdict import FAIL, VERDICTS, FirstVerdict, JudgedText, verdict_of
 from natprec.formats.gpus import generation
@@ -109,19 +109,35 @@ class Verification:
 
     def _shown(self) -> dict[str, str]:
         """What a person wants to see first."""
-        low, high = self.kl_ci95
+        (low, high), (number, what) = self.kl_ci95, self.counted(self.tokens)
         rows = {
             "verdict": self.verdict or "none, no tolerance was asked for",
             self.distortion: f"{self.kl_mean:.4g} ({low:.4g} to {high:.4g})",
             "eps": "none" if self.eps is None else f"{self.eps:g}",
-            "text": f"{self.tokens} tokens of {self.data}",
+            "text": f"{number} {what} of {self.data}",
             "stored": f"{human_bytes(self.stored_bytes)} of {human_bytes(self.stored_bytes_reference)}",
         }
         if self.perplexity_reference is not None and self.perplexity_quantized is not None:
             rows["perplexity"] = f"{self.perplexity_reference:.3f} to {self.perplexity_quantized:.3f}"
         if self.top1_agreement is not None:
-            rows["same top token"] = f"{self.top1_agreement:.2%}"
+            rows[f"same top {self.choice}"] = f"{self.top1_agreement:.2%}"
         return rows
+
+    def counted(self, positions: int) -> tuple[int, str]:
+        """What so many positions are: tokens of a text, or images."""
+        if self.length is None or self._of_text:
+            return positions, "tokens"
+        return positions // self.length, "images"
+
+    @property
+    def choice(self) -> str:
+        """What the model finds most likely."""
+        return "token" if self._of_text else "class"
+
+    @property
+    def _of_text(self) -> bool:
+        task = named(self.distortion).task if self.distortion in DISTORTIONS else None
+        return task is None or task.material == "text"
 
     def save(self, path: str | Path) -> None:
         """Write verification.json, with its checksum."""

@@ -41,6 +41,9 @@ from natprec.formats.presets import CHANNEL, FP8_TENSOR, GGUF_TYPES
 from natprec.formats.scaling import PerBlock, PerChannel, PerGroup, PerToken
 from natprec.formats.tables import FOUR_BIT, beside_bytes
 
+CONVOLUTIONS = tuple(f"Conv{kind}{size}d" for kind in ("", "Transpose") for size in (1, 2, 3))
+"""Layers that natprec's own loader alone reads packed: compressed-tensors knows Linear and Embedding."""
+
 GROUP_SIZES = (32, 64, 128, CHANNEL)
 
 
@@ -192,7 +195,7 @@ PROFILES = {
             "natprec",
             {"linear": _BOTH, "convolution": _BOTH, "head": _BOTH, "embedding": _BOTH, "cache": _KEPT_BY_HEAD},
             pairings=_ANY_PAIR,
-            layers=("Linear", "Embedding", "Conv1D"),
+            layers=("Linear", "Embedding", "Conv1D", *CONVOLUTIONS),
             ragged=True,
         ),
         EngineProfile(

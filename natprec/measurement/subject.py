@@ -22,7 +22,7 @@ from natprec.measurement.beside import carried_bytes, other_bytes
 from natprec.measurement.candidates import formats_to_measure
 from natprec.models.activation_sites import find_activations
 from natprec.models.experts import take_apart
-from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes
+from natprec.models.leftovers import HALF, Leftovers, exceptions, settle_head, stored_dtypes, whole_vectors
 from natprec.models.library_rounding import refuse_rounded_otherwise
 from natprec.models.loading import LoadedModel, choose_storage_dtype, model_digest
 from natprec.models.model_files import task_of_class
@@ -141,7 +141,9 @@ class Subject:
             distortion = EmbeddingDistance(distortion.pooling, loaded.head)
         dtype = arithmetic(products, next(model.parameters()).device)
         with loaded.task.probing(loaded.name):
-            segmented = SegmentedModel(model, loaded.task.probe(model), distortion, loaded.weights, dtype)
+            segmented = SegmentedModel(
+                model, loaded.task.probe(model), distortion, loaded.weights, dtype, loaded.task.convolutions
+            )
         sites = find_sites(segmented)
         return cls(
             name=public_name(loaded.name),
@@ -187,7 +189,8 @@ class Subject:
         label = name or getattr(model, "name_or_path", "") or type(model).__name__
         weights = InMemory()
         dtype = choose_storage_dtype(common if common in HALF else declared, model, weights)
-        weights.dtypes = exceptions(common, stored_dtypes(model, dtypes)[1], dtype)
+        stored = stored_dtypes(model, dtypes)[1]
+        weights.dtypes = exceptions(common, stored, dtype) | whole_vectors(task, common, stored, model)
         place = getattr(model, "name_or_path", "")
         code = code_files(place) if place else {}
         revision = getattr(model.config, "_commit_hash", None)
@@ -204,6 +207,11 @@ class Subject:
         Raises:
             InputError: nothing can be rotated, or the weights are on disk.
         """
+        if self.task.material != "text":
+            raise InputError(
+                f"transforms 'rotate': {self.name!r} is {self.task.noun}, and natprec knows the residual stream of "
+                "language models alone; measure with --transforms auto"
+            )
         if self.task == VISION_LANGUAGE:
             raise InputError(
                 f"transforms 'rotate': what pictures add to the residual stream of {self.name!r} would not be rotated; "
@@ -227,9 +235,8 @@ class Subject:
             ModelError: it and its processor do not go together.
         """
         if self.task != VISION_LANGUAGE:
-            raise InputError(
-                f"images {pictures.name!r}: model {self.name!r} is {self.task.noun}, which sees no pictures"
-            )
+            why = "which sees no pictures" if self.task.material == "text" else "which takes its images as --data"
+            raise InputError(f"images {pictures.name!r}: model {self.name!r} is {self.task.noun}, {why}")
         own, probe = self.segmented, pictures.probe().to(next(self.model.parameters()).device)
         try:
             segmented = SegmentedModel(self.model, probe, AfterPictures(own.distortion), own.weights, own.products)

@@ -7,6 +7,7 @@ such tensors are carried over as they are, tensors keep the dtype that they had,
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from natprec.models.already_quantized import DESCRIPTIONS
 from natprec.models.experts import pieces_of
 from natprec.models.headers import FLOATS, Header, read_headers
+from natprec.tasks import Task
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -186,6 +188,18 @@ def exceptions(
     return {name: dtype for name, dtype in found.items() if dtype != storage} if common in HALF else {}
 
 
+def whole_vectors(
+    task: Task, common: torch.dtype | None, found: Mapping[str, torch.dtype], model: nn.Module
+) -> dict[str, torch.dtype]:
+    """Biases, norms and their statistics of a float32 model of images: they are few, and stay as they are.
+
+    A variance that is rounded to 16 bits moves all that a convolution puts out, which no site is charged for.
+    """
+    if common in HALF or not task.convolutions:
+        return {}
+    return {name: found[name] for name, each in model.state_dict().items() if name in found and each.dim() < 2}
+
+
 def settle_head(model: Any) -> str:
     """Let the config say whether the output head is the embedding; the loader goes by the files.
 
@@ -193,7 +207,9 @@ def settle_head(model: Any) -> str:
         'tied' or 'untied' where the config said otherwise, else nothing.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    embedding = None
+    with contextlib.suppress(NotImplementedError):  # of a model of images
+        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     text = model.config.get_text_config()
     said = getattr(text, "tie_word_embeddings", None)
     if (

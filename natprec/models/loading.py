@@ -25,7 +25,15 @@ from natprec.models.gguf_tensors import is_known, open_gguf
 from natprec.models.given import Given, find
 from natprec.models.headers import FLOATS
 from natprec.models.hub import stored_on_hub
-from natprec.models.leftovers import HALF, Leftovers, exceptions, find_leftovers, settle_head, stored_dtypes
+from natprec.models.leftovers import (
+    HALF,
+    Leftovers,
+    exceptions,
+    find_leftovers,
+    settle_head,
+    stored_dtypes,
+    whole_vectors,
+)
 from natprec.models.model_files import (
     explained,
     read_generation_config,
@@ -34,9 +42,9 @@ from natprec.models.model_files import (
 )
 from natprec.models.places import local_path
 from natprec.models.stored import Part, filled_model, hollow_model, placed
-from natprec.models.trust import code_files, config_of, model_of, tokenizer_of
+from natprec.models.trust import code_files, config_of, image_processor_of, model_of, tokenizer_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
-from natprec.tasks import CAUSAL, ENCODER, Task
+from natprec.tasks import CAUSAL, ENCODER, IMAGE_TASKS, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -51,7 +59,7 @@ class LoadedModel:
     Attributes:
         name: what the user called it.
         model: every parameter float32 and finite.
-        tokenizer: the one that came with it.
+        tokenizer: the one that came with it; of a model of images, what makes these ready.
         storage_dtype: dtype of unquantized tensors and of scales in a checkpoint; see `choose_storage_dtype`.
         source_bytes: bytes of its weight files.
         source_format: of files that are quantized, the type of most weights; else empty.
@@ -130,7 +138,10 @@ def load_model(
             take_apart(model)
         if header is not None:
             unread = passed_over(header, model)
-        tokenizer = read_tokenizer(where, gguf, trust_remote_code, config)
+        if task in IMAGE_TASKS:
+            tokenizer = read_image_processor(where, trust_remote_code)
+        else:
+            tokenizer = read_tokenizer(where, gguf, trust_remote_code, config)
         distortion, head = task.distortion, None
         others = {} if gguf else code_files(where) | companions(name, where)
         if task == ENCODER:
@@ -142,14 +153,15 @@ def load_model(
             f"model {name!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; "
             "they would be random numbers: download the checkpoint again or use one saved with its head"
         )
-    refuse_without_linear(model)
+    if not task.convolutions:
+        refuse_without_linear(model)
     refuse_unmerged(name, unused)
     model.eval().requires_grad_(False)
     known = {own: FLOATS[headers[several[0][1]].dtype] for own, several in parts.items()
              if headers[several[0][1]].dtype in FLOATS}  # fmt: skip
     common, dtypes = stored_dtypes(model, known)
     storage_dtype = choose_storage_dtype(common if common in HALF else dtype, model, weights)
-    weights.dtypes = exceptions(common, dtypes, storage_dtype)
+    weights.dtypes = exceptions(common, dtypes, storage_dtype) | whole_vectors(task, common, dtypes, model)
     leftovers = replace(
         Leftovers(unread=unread) if gguf else find_leftovers(given.path, given.files, headers, unused, model),
         head=settle_head(model),
@@ -289,4 +301,21 @@ def read_tokenizer(
         raise ModelError(
             f"no usable tokenizer in {where!r} ({first_line(error)}); "
             "add tokenizer.json and tokenizer_config.json of the model that it was made from"
+        ) from error
+
+
+def read_image_processor(where: str, trust_remote_code: bool) -> Any:
+    """What makes images ready for a model, from its folder.
+
+    Raises:
+        ModelError: there is none that can be used.
+    """
+    try:
+        return image_processor_of(where, trust_remote_code)
+    except NatprecError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"model {where!r} has no usable processor of images ({first_line(error)}); add preprocessor_config.json of "
+            "the model that it was made from"
         ) from error

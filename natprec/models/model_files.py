@@ -1,5 +1,5 @@
 """Finding a checkpoint and naming its defects: where it lies, whether its files are whole, whether it
-is a causal language model, one that also sees, or a text encoder, built of Linear layers. Each refusal is one sentence
+is a causal language model, one that also sees, an encoder of text, or a model of images. Each refusal is one sentence
 that says what to do.
 """
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
-from natprec.tasks import CAUSAL, ENCODER, VISION_LANGUAGE, Task
+from natprec.models.other_folders import UNPICKLED, pickle_in, refuse_diffusion
+from natprec.tasks import CAUSAL, ENCODER, IMAGE_CLASSIFIER, IMAGE_ENCODER, VISION_LANGUAGE, Task
 from natprec.utils.system_faults import out_of_memory, remedy_of
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ def hub_revision(folder: Path) -> str | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, each one present and as long as its header says."""
+    refuse_diffusion(folder)
     if not (folder / "config.json").is_file():
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         remedy = f"give the file itself: {folder / ggufs[0]}" if ggufs else "give the folder of a saved model"
         if (folder / "adapter_config.json").is_file():
             remedy = "it holds an adapter (adapter_config.json): merge it into its model and save that"
+        elif (pickle := pickle_in(folder)) is not None:
+            remedy = f"{pickle} is a pickle, which can run code and is not read: {UNPICKLED}"
         raise ModelError(f"folder {str(folder)!r} has no config.json, so it is no model; {remedy}")
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
@@ -50,8 +54,8 @@ def weight_files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{str(index)!r} is damaged ({first_line(error)}); download it again") from error
     else:
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        found = f"only {pickled[0]}, a pickle, which can run code and is not read" if pickled else "no weights"
+        pickle = pickle_in(folder)
+        found = f"only {pickle}, a pickle, which can run code and is not read" if pickle else "no weights"
         raise ModelError(
             f"folder {str(folder)!r} holds {found}; it needs model.safetensors: "
             "save the model with save_pretrained(...), or use a copy that has safetensors"
@@ -101,7 +105,7 @@ def _first_cut_tensor(file: Path) -> str | None:
 
 
 def task_of(name: str, config: PreTrainedConfig) -> Task:
-    """Whether a checkpoint is a language model, one that also sees, or a text encoder: go by what it says it is.
+    """Whether a checkpoint is a language model, one that also sees, an encoder or a classifier: by what it says it is.
 
     Encoders load as causal models without complaint, with a random head.
 
@@ -115,6 +119,9 @@ def task_of(name: str, config: PreTrainedConfig) -> Task:
     found = list(getattr(config, "architectures", None) or [])
     if not own_code and is_encoder(config, found):
         return ENCODER
+    images = None if own_code else _of_images(config, found)
+    if images is not None:
+        return images
     sees = not own_code and _sees_pictures(config, found)
     language: Any = config.get_text_config() if sees else config
     reason = ""
@@ -125,14 +132,15 @@ def task_of(name: str, config: PreTrainedConfig) -> Task:
     elif sees:
         return VISION_LANGUAGE
     elif found and not own_code and not causal.intersection(found):
-        reason = "is neither a causal language model nor an encoder of text"
+        reason = "is neither a causal language model nor an encoder, and no classifier of images"
     elif _sees_the_future(config) and hasattr(config, "is_decoder"):
         reason = "has a head that predicts the next token, but is_decoder is false: tokens see the future"
     if not reason:
         return CAUSAL
     what = ", ".join(found) or config.model_type
     raise ModelError(
-        f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token or one that embeds text"
+        f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token, embeds text or images, or "
+        "names the class of an image"
     )
 
 
@@ -140,7 +148,29 @@ def task_of_class(config: PreTrainedConfig, name: str) -> Task:
     """The task of a model in memory, by its class."""
     if is_encoder(config, [name]):
         return ENCODER
+    images = _of_images(config, [name])
+    if images is not None:
+        return images
     return VISION_LANGUAGE if _sees_pictures(config, [name]) else CAUSAL
+
+
+def _of_images(config: PreTrainedConfig, classes: list[str]) -> Task | None:
+    """The task of classes of a family that is given images alone; None: it is none."""
+    from transformers.models.auto import modeling_auto
+
+    kind = config.model_type
+    classifiers = _classes(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, kind)
+    if classifiers.intersection(classes):
+        return IMAGE_CLASSIFIER
+    sees = kind in modeling_auto.MODEL_FOR_IMAGE_MAPPING_NAMES or kind.endswith("_vision_model")
+    bodies = _classes(modeling_auto.MODEL_MAPPING_NAMES, kind)
+    return IMAGE_ENCODER if sees and (not classes or bodies.intersection(classes)) else None
+
+
+def _classes(mapping: Any, kind: str) -> set[str]:
+    """The classes that an Auto class knows for a family."""
+    found: Any = mapping.get(kind, ())
+    return {found} if isinstance(found, str) else set(found)
 
 
 def _sees_pictures(config: PreTrainedConfig, classes: list[str]) -> bool:
@@ -161,8 +191,7 @@ def is_encoder(config: PreTrainedConfig, classes: list[str]) -> bool:
         modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES,
     ):
-        own: Any = names.get(config.model_type, ())
-        known.update([own] if isinstance(own, str) else own)
+        known |= _classes(names, config.model_type)
     decodes = getattr(config, "is_encoder_decoder", False)
     return _sees_the_future(config) and not decodes and (not classes or bool(known.intersection(classes)))
 

@@ -66,6 +66,14 @@ def processor_of(where: str | Path, trust: bool) -> Any:
         return AutoProcessor.from_pretrained(where, trust_remote_code=trust)
 
 
+def image_processor_of(where: str | Path, trust: bool) -> Any:
+    """What makes images ready for a model; errors as of `config_of`."""
+    from transformers import AutoImageProcessor
+
+    with _trusted(where):
+        return AutoImageProcessor.from_pretrained(where, trust_remote_code=trust)
+
+
 def code_files(where: str | Path) -> dict[str, bytes]:
     """The Python files that a checkpoint's `auto_map` names, and those that these import: name → content.
 

@@ -20,6 +20,8 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
 from natprec.measurement.module import ENGINE, subject_of_module
 from natprec.measurement.subject import Subject
+from natprec.models.loading import read_image_processor
+from natprec.models.model_files import task_of_class
 from natprec.models.trust import tokenizer_of
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.held_out import held_out
@@ -32,7 +34,7 @@ from natprec.quantizers import QuantizedTensor
 from natprec.rounding.flows import round_flows
 from natprec.roundings import rounding_named
 from natprec.solver import Plan
-from natprec.tasks import Samples
+from natprec.tasks import IMAGE_TASKS, Samples, Task
 from natprec.transforms import rotated_digest
 from natprec.utils.atomic_files import new_folder
 from natprec.utils.progress import Stages
@@ -40,7 +42,8 @@ from natprec.utils.records import OWN_TEXT, public_name
 
 GIVEN = Tensor, Samples
 Data = str | Path | Tensor | Samples | None
-"""A text file, table or hub dataset; (sequences, time) token ids, or samples; None: the model writes it."""
+"""A text file, table or hub dataset, a folder of images; (sequences, time) token ids, or samples; None: the model
+writes it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def measure(
     measured for the formats of engine 'natprec', and rounded to nearest unless `rounding` says otherwise.
 
     Args:
-        tokenizer: or, of a vision-language model, its processor: `images` are pictures for that.
+        tokenizer: or, of a vision-language model, its processor: `images` are pictures for that; of a model of images,
+            what makes these ready.
         data: text file, table, hub dataset, (sequences, time) token ids, or samples; None: ordinary text that natprec
             ships. Half of the tokens are the model's own text, unless tokens or samples are given. The last fifth of a
             text is left for `verify`.
@@ -212,7 +216,7 @@ def verify(
     plan, known = Plan.load(path / "plan.json"), judge.recorded(path)
     plan = plan if eps is None else replace(plan, eps=eps, eps_scope="model")
     if tokenizer is None and not isinstance(data, GIVEN):
-        tokenizer = _own_tokenizer(path, trust_remote_code)
+        tokenizer = _own_tokenizer(path, task_of_class(model.config, type(model).__name__), trust_remote_code)
     given = distortion or _distortion(plan.distortion)
     subject = seeing(Subject.in_memory(model, of_text(tokenizer), distortion=given), tokenizer, config)
     subject = replace(subject, trusted=trust_remote_code)
@@ -241,7 +245,9 @@ def _distortion(given: str | Distortion | None) -> Distortion | None:
     return named(given) if isinstance(given, str) else given
 
 
-def _own_tokenizer(folder: Path, trust: bool) -> Any:
+def _own_tokenizer(folder: Path, task: Task, trust: bool) -> Any:
+    if task in IMAGE_TASKS:
+        return read_image_processor(str(folder), trust)
     try:
         return tokenizer_of(folder, trust)
     except NatprecError:

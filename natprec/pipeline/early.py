@@ -24,6 +24,7 @@ from natprec.formats import CHANNEL
 from natprec.formats.engines import GGUF_MODELS, engine_profile
 from natprec.models.config_file import FILE, found_object
 from natprec.models.gguf_files import gguf_architecture
+from natprec.models.other_folders import refuse_diffusion
 from natprec.models.places import local_path
 from natprec.utils.atomic_files import refuse_existing
 from natprec.utils.installed import BITSANDBYTES, require
@@ -34,6 +35,14 @@ ENCODERS = (
     "deberta-v2", "modernbert", "nomic_bert",
 )  # fmt: skip
 """Model types that attend in both directions, unless their config says otherwise."""
+
+IMAGE_ENCODERS = (
+    "beit", "bit", "convnext", "convnextv2", "data2vec-vision", "deit", "dinat", "dinov2", "dinov2_with_registers",
+    "dinov3_convnext", "dinov3_vit", "efficientnet", "focalnet", "hiera", "ijepa", "levit", "mobilenet_v1",
+    "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt", "regnet", "resnet", "segformer", "swiftformer",
+    "swin", "swinv2", "vit", "vit_mae", "vit_msn",
+)  # fmt: skip
+"""Model types that are given images alone; others that are will be refused later."""
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Files of which one says how a model's pictures are made ready."""
@@ -59,9 +68,13 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
         refuse_existing(out, overwrite)
     place = local_path(config.model) if config.model else None
     described = {} if place is None else found_object(place / FILE)
+    if place is not None:
+        refuse_diffusion(place)
     _refuse_model(config, place, described, judged)
-    if config.data is not None:
-        _refuse_text(config, config.data, config.tokens // 2, place)  # the model may write the other half
+    if _of_images(described):
+        _refuse_images(config, place)
+    elif config.data is not None:
+        _refuse_data(config, config.data, config.tokens // 2, place, described)  # the model may write the other half
     refuse_pictures(config)
     if judged:
         refuse_held_out(config)
@@ -119,7 +132,8 @@ def refuse_held_out(config: QuantizeConfig) -> None:
     """Refuse a text to judge on that cannot be used: see `refuse_early`."""
     if config.eval_data is not None:
         place = local_path(config.model) if config.model else None
-        _refuse_text(config, config.eval_data, config.eval_tokens or config.length, place)
+        described = {} if place is None else found_object(place / FILE)
+        _refuse_data(config, config.eval_data, config.eval_tokens or config.length, place, described)
 
 
 def parse_ladder(text: str) -> tuple[float, ...]:
@@ -178,6 +192,35 @@ def _row_lengths(place: Path) -> Iterator[int]:
                 matrix = len(shape) == 2 and entry.get("dtype") in FLOATS
                 if matrix and name.endswith("weight") and "embed" not in name and "wte" not in name:
                     yield int(shape[1])
+
+
+def _of_images(described: dict[str, Any]) -> bool:
+    """Whether a configuration is that of a model of images alone."""
+    kind, names = str(described.get("model_type")), described.get("architectures")
+    classifies = isinstance(names, list) and any("ForImageClassification" in str(name) for name in names)
+    return classifies or kind in IMAGE_ENCODERS or kind.endswith("_vision_model")
+
+
+def _refuse_images(config: QuantizeConfig, place: Path | None) -> None:
+    """No folder of images, none in it, a broken one, or nothing that makes them ready."""
+    if config.data is None:
+        raise InputError(f"no images, and {config.model!r} is a model of them; name a folder of images with --data")
+    if place is not None and not any((place / name).is_file() for name in PROCESSORS):
+        raise ModelError(
+            f"model {config.model!r} has no processor of images ({' or '.join(PROCESSORS)}); add it from the model "
+            "that it was made from"
+        )
+    common_size(find_pictures(config.data))  # reads each of them
+
+
+def _refuse_data(
+    config: QuantizeConfig, source: str, tokens: int, place: Path | None, described: dict[str, Any]
+) -> None:
+    """A text that cannot be used, or a folder that is to hold images: of a model that is not here, either may be."""
+    if _of_images(described) or (not described and Path(source).expanduser().is_dir()):
+        common_size(find_pictures(source))
+    else:
+        _refuse_text(config, source, tokens, place)
 
 
 def _refuse_text(config: QuantizeConfig, source: str, tokens: int, place: Path | None) -> None:

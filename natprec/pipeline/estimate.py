@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from natprec.measurement.pools import pools
 from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
 from natprec.models.segments import SegmentedModel
 from natprec.pipeline.learning_text import WRITTEN
-from natprec.pipeline.samples import calibration_parts
+from natprec.pipeline.samples import calibration_parts, length_of
 from natprec.pipeline.shared_estimate import (
     PROCESSES,
     SharedEstimate,
@@ -106,6 +106,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     Args:
         judged: rounding and verification follow.
     """
+    config = replace(config, length=length_of(config, subject))
     size = min(subject.segmented.together or fitting(config.length), max(1, config.tokens // config.length))
     samples = subject.task.made_up(subject.model, size, config.length, config.seed)
     resident = resident_bytes()

@@ -24,7 +24,7 @@ from natprec.errors import InputError
 from natprec.evaluation.judging import GivenText
 from natprec.evaluation.verdict import MOST, HeldOutText
 from natprec.measurement.subject import Subject
-from natprec.pipeline.samples import pictured_samples, read_samples
+from natprec.pipeline.samples import length_of, pictured_samples, read_samples
 from natprec.pipeline.together import made_by_first
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance, Stages
@@ -72,7 +72,9 @@ class HeldOut:
     def _fixed(self) -> int | None:
         """Windows of the first part of each text, where the user gave their number."""
         tokens = self.config.eval_tokens
-        return None if tokens is None else max(1, round(tokens / len(self.names) / self.config.length))
+        return (
+            None if tokens is None else max(1, round(tokens / len(self.names) / length_of(self.config, self.subject)))
+        )
 
 
 def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> HeldOut:
@@ -89,18 +91,21 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
             raise InputError(
                 "a model whose weights are on disk is too slow to write its own text; give text with --eval-data"
             )
-        raise InputError("no text, and an encoder cannot write it; name a file or hub dataset with --eval-data")
+        raise InputError(
+            f"no {subject.task.material}, and {subject.task.noun} cannot write it; name a file, folder or hub dataset "
+            "with --eval-data"
+        )
     writes = source is None
     texts = (2 if writes else 1) + (subject.pictures is not None)
     tokens = config.eval_tokens
-    each = max(1, round((tokens / texts if tokens else MOST) / config.length))
+    each = max(1, round((tokens / texts if tokens else MOST) / length_of(config, subject)))
     windows = read_samples(
         config if not writes else replace(config, text_column=None),
         subject,
         stages,
         source or str(ORDINARY),
         PARTS * each,
-        FEWEST if tokens is None else each,
+        each if tokens is not None else FEWEST if subject.task.material == "text" else 1,
         seen,
     )
     name = NAME if source is None else public_name(source)

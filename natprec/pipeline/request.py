@@ -104,6 +104,19 @@ def too_large(config: QuantizeConfig) -> bool:
     return 4 * COPIES * (stored_elements(config.model) or 0) > free_bytes(config.device, config.gpu_memory)
 
 
+def refuse_images(subject: Subject, command: str) -> None:
+    """Refuse a model that is given no text.
+
+    Raises:
+        InputError: says what takes it.
+    """
+    if subject.task.material != "text":
+        raise InputError(
+            f"{subject.name!r} is {subject.task.noun}, and natprec {command} is for models of text; natprec quantize, "
+            "measure, apply and verify take it"
+        )
+
+
 def refuse_on_disk(subject: Subject, config: QuantizeConfig) -> None:
     """Refuse what needs the whole model, before hours are spent.
 
@@ -134,8 +147,20 @@ def tell_given(subject: Subject, stages: Stages) -> None:
 def tell_leftovers(subject: Subject, engine: str, stages: Stages) -> None:
     """What `tell_given` says, what else the model's checkpoint holds, and what becomes of that."""
     tell_given(subject, stages)
+    _tell_convolutions(subject, engine, stages)
     for sentence in subject.leftovers.sentences(gguf=engine_profile(engine).container == "gguf"):
         stages.note(sentence)
+
+
+def _tell_convolutions(subject: Subject, engine: str, stages: Stages) -> None:
+    """How much of a model stays at 16 bits, as the engine's kind of checkpoint has no codes for convolutions."""
+    kept = [site for site in subject.sites if site.role == "convolution"]
+    if kept and "convolution" not in engine_profile(engine).formats:
+        share = sum(site.elements for site in kept) / sum(site.elements for site in subject.sites)
+        stages.note(
+            f"{len(kept)} convolutions, {share:.1%} of the weights, stay at 16 bits: what {engine} loads has codes of "
+            "Linear layers alone; --engine natprec, for natprec's own loader, quantizes them"
+        )
 
 
 def for_engine(subject: Subject, engine: str) -> Subject:
@@ -157,10 +182,18 @@ def for_engine(subject: Subject, engine: str) -> Subject:
 
 
 def _refuse_unread_layers(subject: Subject, profile: EngineProfile) -> None:
-    """Refuse a layer whose codes the engine does not read: it would fail, or read them the wrong way round."""
+    """Refuse a layer whose codes the engine does not read: it would fail, or read them the wrong way round.
+
+    So is a model whose every weight would stay as it is.
+    """
+    if all(site.role == "convolution" and site.role not in profile.formats for site in subject.sites):
+        raise ModelError(
+            f"model {subject.name!r} has no weights but those of convolutions, for which what {profile.name} loads has "
+            "no codes; use --engine natprec, for natprec's own loader"
+        )
     for site in subject.sites:
         kind = site_layer(subject.model, site).kind.name
-        if kind not in profile.layers:
+        if kind not in profile.layers and site.role != "convolution":  # which stays at 16 bits where it has no codes
             able = [name for name, each in PROFILES.items() if kind in each.layers]
             raise ModelError(
                 f"{site.name!r} is a {kind}, and {profile.name} is not known to read packed codes of any layers but "

@@ -33,7 +33,7 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
     """
     kinds = calibration_parts(config, subject)
     if kinds == 1:
-        return _samples(config, subject, stages, config.data, config.tokens, "calibration")
+        return given_samples(config, subject, stages)
     each = max(1, round(config.tokens / config.length / kinds)) * config.length
     read = config if config.data else replace(config, text_column=None)
     source = config.data or (str(CALIBRATION) if subject.writes else None)
@@ -59,6 +59,11 @@ def unmeasured_samples(config: QuantizeConfig, subject: Subject, stages: Stages,
     if source is None:
         raise InputError("no text to read; give it with --data")
     return _samples(read, subject, stages, source, most * config.length, "calibration", seen, least=1)
+
+
+def length_of(config: QuantizeConfig, subject: Subject) -> int:
+    """Positions of a sample: of a text as many as are asked for, of an image those that the model makes of it."""
+    return config.length if subject.task.material == "text" else subject.probe.length
 
 
 def pictured_samples(
@@ -106,7 +111,7 @@ def read_samples(
     config: QuantizeConfig, subject: Subject, stages: Stages, source: str, count: int, least: int, seen: Pieces
 ) -> Samples:
     """Reads `count` held-out samples of a source, at least `least` of them; see `held_out_samples`."""
-    return _samples(config, subject, stages, source, count * config.length, "held-out", seen, least)
+    return _samples(config, subject, stages, source, count * length_of(config, subject), "held-out", seen, least)
 
 
 def _samples(
@@ -124,8 +129,9 @@ def _samples(
             "this model does not write its own text: its weights are on disk, where that is too slow, or its code "
             "cannot; give text with --data"
         )
-    steps = None if source else tokens
-    with stages.stage(f"{split} text" if source else f"{split} text, written by the model", steps) as advance:
+    steps, length = None if source else tokens, length_of(config, subject)
+    what = f"{split} {subject.task.material}"
+    with stages.stage(what if source else f"{what}, written by the model", steps) as advance:
         done = 0
 
         def progress(now: int, total: int) -> None:
@@ -138,8 +144,8 @@ def _samples(
         return READERS[subject.task.reader](
             subject.tokenizer,
             source,
-            sequences=max(1, round(tokens / config.length)),
-            length=config.length,
+            sequences=max(1, round(tokens / length)),
+            length=length,
             split=split,
             shared=source not in (str(CALIBRATION), str(ORDINARY)) and shares_text(config),
             seen=seen,

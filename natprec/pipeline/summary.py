@@ -137,7 +137,10 @@ def _add_measured(rows: Table, verification: Verification, promise: float | None
         if plan is not None and plan.natural_bits is not None:
             rows.add_row("natural precision", natural_line(plan.natural_bits, before))
     if verification.top1_agreement is not None:
-        rows.add_row("same top token", f"{verification.top1_agreement:.2%} of {verification.tokens} held-out tokens")
+        number, what = verification.counted(verification.tokens)
+        rows.add_row(
+            f"same top {verification.choice}", f"{verification.top1_agreement:.2%} of {number} held-out {what}"
+        )
 
 
 def serving_line(engine: str, folder: str) -> str:
@@ -243,7 +246,8 @@ def _texts(verification: Verification) -> list[str]:
     """What judged; of several texts each with its mean."""
     texts = verification.texts
     if len(texts) < 2:
-        return [f"on {verification.tokens} tokens of {verification.data}"]
+        number, what = verification.counted(verification.tokens)
+        return [f"on {number} {what} of {verification.data}"]
     return [f"{each.kl_mean:.4g} on {each.tokens} tokens of {each.name}" for each in texts]
 
 

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from natprec.config import DISTORTIONS
+from natprec.distortions import named
 from natprec.publishing.base import Base
 from natprec.publishing.contents import Contents
 from natprec.publishing.wording import words
+from natprec.tasks import IMAGE_CLASSIFIER, IMAGE_ENCODER, IMAGE_TASKS, Task
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 CAUSAL_TAG, ENCODER_TAG, VISION_TAG = "text-generation", "feature-extraction", "image-text-to-text"
+
+IMAGE_TAGS = {IMAGE_CLASSIFIER.name: "image-classification", IMAGE_ENCODER.name: "image-feature-extraction"}
+"""Task → the Hub's name for it."""
 
 
 def front_matter(contents: Contents) -> str:
@@ -59,12 +65,20 @@ def library(contents: Contents) -> str:
     """What loads it, by the Hub's name."""
     if contents.gguf:
         return "gguf"
-    return "transformers" if is_causal(contents) else "sentence-transformers"
+    embeds = not is_causal(contents) and image_task(contents) is None
+    return "sentence-transformers" if embeds else "transformers"
+
+
+def image_task(contents: Contents) -> Task | None:
+    """What a model of images is for; None: it is none."""
+    distortion = contents.plan.distortion
+    task = named(distortion).task if distortion in DISTORTIONS else None
+    return task if task in IMAGE_TASKS else None
 
 
 def is_causal(contents: Contents) -> bool:
-    """Whether it predicts a next token; else it embeds text."""
-    return not contents.plan.distortion.startswith("embedding")
+    """Whether it predicts a next token; else it embeds text, or is given images."""
+    return not contents.plan.distortion.startswith("embedding") and image_task(contents) is None
 
 
 def task_tag(contents: Contents) -> str:
@@ -72,6 +86,9 @@ def task_tag(contents: Contents) -> str:
     base = base_of(contents)
     if base is not None and base.pipeline_tag:
         return base.pipeline_tag
+    images = image_task(contents)
+    if images is not None:
+        return IMAGE_TAGS[images.name]
     if contents.sees:
         return VISION_TAG
     return CAUSAL_TAG if is_causal(contents) else ENCODER_TAG

@@ -46,7 +46,8 @@ def verdict_line(contents: Contents) -> str:
     measured = f"{label} {found.kl_mean:.4g} {unit}".rstrip()
     high = found.kl_ci95[1]
     interval = f"{100 * found.confidence:g} % interval {between(found.kl_ci95)}"
-    on = f"on {found.tokens:,} held-out tokens of {code(found.data)}"
+    number, what = found.counted(found.tokens)
+    on = f"on {number:,} held-out {what} of {code(found.data)}"
     promise, verdict = contents.promise, contents.verdict
     if verdict is None or promise is None:
         return f"No tolerance was asked for, only a size. Measured: {measured} ({interval}), {on}."
@@ -141,9 +142,11 @@ def meaning(contents: Contents) -> str:
     label, unit, terms = words(plan.distortion)
     lines = [_definition(plan, label, unit, terms)]
     if found is not None:
-        length = f", in sequences of {found.length}" if found.length else ""
+        number, what = found.counted(found.tokens)
+        length = f", in sequences of {found.length}" if found.length and what == "tokens" else ""
+        kind, values = ("Text", "token ids") if what == "tokens" else ("Images", "pixels")
         lines.append(
-            f"Text: {found.tokens:,} tokens of {code(found.data)}{length}, token ids with digest "
+            f"{kind}: {number:,} {what} of {code(found.data)}{length}, {values} with digest "
             f"{code(found.data_digest)}; none of it was measured on. Both models ran in float32, so the figure is the "
             "quantization's. A kernel that computes in 16 bits adds its own rounding."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ class Chosen:
     """Which kernel a layer got.
 
     Attributes:
-        kernel: its name; `half` for weights that are not quantized.
+        kernel: its name; `half` for weights that are not quantized, `dense` for those that are unpacked as they load.
         format: of the weight.
         why: what the kernels before it in the table refused.
     """
@@ -81,17 +81,23 @@ class Builder:
             done.update(uses)
 
     def fill_the_rest(self, task: Task) -> None:
-        """Norms, biases of other modules, saved buffers: as float32."""
+        """Norms, biases of other modules, saved buffers: as float32; and convolutions, which run on dense weights."""
         uses: dict[int, list[str]] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if tensor.is_meta:
                 uses.setdefault(id(tensor), []).append(name)
+            elif name in self.checkpoint.files and not isinstance(tensor, nn.Parameter):
+                tensor.copy_(self.checkpoint.tensor(name))
         wanted = {next((n for n in names if n in self.checkpoint.files), names[0]): names for names in uses.values()}
-        missing = [name for name in wanted if name not in self.checkpoint.files]
+        convolutions = {f"{name}.weight": layer for name, layer in self._convolutions() if f"{name}.weight" in wanted}
+        missing = [name for name in wanted if name not in self.checkpoint.files and name not in convolutions]
         if missing and task.does_without(self.model, missing):
             wanted = {name: names for name, names in wanted.items() if name not in missing}
         for stored, names in wanted.items():
-            value = self.checkpoint.tensor(stored)
+            if stored in convolutions and stored not in self.checkpoint.files:
+                value = self._convolution(stored.removesuffix(".weight"), convolutions[stored])
+            else:
+                value = self.checkpoint.tensor(stored)
             value = value.float() if value.is_floating_point() else value
             parameter = nn.Parameter(value, requires_grad=False)
             for name in names:
@@ -101,6 +107,21 @@ class Builder:
                     owner._parameters[leaf] = parameter
                 else:
                     owner._buffers[leaf] = value
+
+    def _convolutions(self) -> Iterator[tuple[str, Layer]]:
+        for name, module in self.model.named_modules():
+            layer = layer_of(module, convolutions=True)
+            if layer is not None and layer.kind.dimensions:
+                yield name, layer
+
+    def _convolution(self, name: str, layer: Layer) -> Tensor:
+        """The dense weight of a packed convolution, as its module stores it."""
+        scheme = self.checkpoint.scheme(name, layer.module)
+        if scheme is None:
+            return self.checkpoint.tensor(f"{name}.weight")
+        self.chosen[name] = Chosen("dense", scheme.format.name)
+        codes = self.checkpoint.quantized((name,), scheme, layer.shape)
+        return layer.kind.stored(codes.dequantize(), layer.weight.shape, layer.groups)
 
     def _siblings(self, name: str) -> tuple[str, ...]:
         """Full names of the Linears that run with this one, itself first; empty if it runs alone."""

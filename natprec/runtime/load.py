@@ -23,11 +23,11 @@ from natprec.models.experts import take_apart
 from natprec.models.hub import checkpoint_path
 from natprec.models.model_files import explained, read_generation_config, task_of
 from natprec.models.stored import empty_model
-from natprec.models.trust import config_of, tokenizer_of
+from natprec.models.trust import config_of, image_processor_of, tokenizer_of
 from natprec.runtime.build import Builder, Chosen
 from natprec.runtime.kernels.kernel import Kernel
 from natprec.runtime.replacements import Replaced, replace
-from natprec.tasks import Task
+from natprec.tasks import IMAGE_TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Runnable:
 
     Attributes:
         model: float32 activations, weights as codes.
-        tokenizer: the one in the folder.
+        tokenizer: the one in the folder; of a model of images, what makes these ready.
         kernels: module → what runs it.
         task: what it is for.
         device: where it computes, and where its inputs must be.
@@ -94,7 +94,10 @@ def load(
         take_apart(model)
         checkpoint.rename(DiskNames(model))
         read_generation_config(model, folder)
-        tokenizer = tokenizer_of(folder, trust_remote_code, config)
+        if task in IMAGE_TASKS:
+            tokenizer = image_processor_of(folder, trust_remote_code)
+        else:
+            tokenizer = tokenizer_of(folder, trust_remote_code, config)
     builder = Builder(checkpoint, model, target.type, kernels)
     builder.replace_all()
     builder.fill_the_rest(task)

@@ -35,6 +35,7 @@ def read_norm(module: nn.Module) -> Norm | None:
         or not isinstance(weight, Tensor)
         or weight.dim() != 1
         or next(module.children(), None)
+        or isinstance(module, nn.modules.batchnorm._BatchNorm)  # which takes channels and places
         or len(inspect.signature(module.forward).parameters) != 1
     ):
         return None

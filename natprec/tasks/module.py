@@ -18,6 +18,7 @@ class AnyModule(Task):
     name = "module"
     noun = "a module"
     family = ""
+    material = "samples"
     distortion = "output"
     reader = ""
     convolutions = True

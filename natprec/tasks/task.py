@@ -43,6 +43,7 @@ class Task(ABC):
         family: the class of transformers that loads such a model.
         distortion: name of the one that is taken unless another is asked for.
         reader: name of what makes samples of a source: see `natprec.data.readers`.
+        material: what samples are made of, in messages.
         generates: whether such a model writes text token by token, and keeps keys and values of what it has read.
         metrics: what is reported of outputs that a distortion for this task compares.
         convolutions: whether those of such a model are sites.
@@ -53,6 +54,7 @@ class Task(ABC):
     family: str
     distortion: str
     reader: str
+    material: str = "text"
     generates: bool = False
     metrics: tuple[Metric, ...] = ()
     convolutions: bool = False
