@@ -108,7 +108,7 @@ class Learnable:
             self._now[name] = self._positions[name].rounded()
             layer.put(self._now[name].dequantize())
         for name, parameter in self._small.items():
-            parameter.data = self._values[name].to(self._stored[name]).to(parameter.dtype)
+            parameter.data = self._values[name].to(self._stored[name]).to(parameter.dtype, copy=True)
 
     @property
     def codes(self) -> dict[str, QuantizedTensor]:

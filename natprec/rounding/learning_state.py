@@ -82,4 +82,15 @@ class Kept:
         """
         if self.file is not None:
             numbers = torch.tensor([progress.step, progress.seconds, *progress.judged], dtype=torch.float64)
-            write_bytes(self.file, save({**tensors, PROGRESS: numbers}, {KEY: "learning", "key": self.key}))
+            content = _apart({**tensors, PROGRESS: numbers})
+            write_bytes(self.file, save(content, {KEY: "learning", "key": self.key}))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each in memory of its own, as a file wants them: zero points stay those of the rounding."""
+    found, seen = dict[str, Tensor](), set[int]()
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found

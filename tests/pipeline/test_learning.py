@@ -29,6 +29,7 @@ from natprec.tasks import Samples
 from natprec.utils.progress import Stages
 from tests.arrange import snapshot
 from tests.conftest import tiny_encoder, tiny_model
+from tests.run_command import SMALL, left_behind, natprec
 
 QUIET = Stages(quiet=True)
 
@@ -182,7 +183,7 @@ def test_the_notebook_learns_from_tokens(made: Subject, tiny_tokenizer: Any, mon
 
 
 def test_what_the_options_ask_for(config: QuantizeConfig, made: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "written", lambda subject, count, length, seed: torch.zeros(count, length, dtype=int))
+    monkeypatch.setattr(module, "written", lambda subject, count, length, seed: torch.zeros(count, length).long())
     samples = calibration_samples(config, made, QUIET)
     assert learning_asked(replace(config, learn_tokens=0), made, samples, QUIET) is None
     bounded = learning_asked(replace(config, time=2.0), made, samples, QUIET)
@@ -191,3 +192,15 @@ def test_what_the_options_ask_for(config: QuantizeConfig, made: Subject, monkeyp
     assert alone is not None
     assert (bounded.tokens, bounded.minutes, bounded.budget.steps) == (16 * 1024, 2.0, 16)
     assert (alone.tokens, alone.minutes) == (UNBOUNDED, 2.0)
+
+
+def test_the_command_line_learns_and_leaves_nothing_beside_the_checkpoint(
+    tiny_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    result = natprec(
+        "quantize", "--model", tiny_folder, "--data", text_file, *SMALL, "--bits", 3.6, "--eval-tokens", 256,
+        "--learn-tokens", 2048, "--time", 60, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "learned from 2048 tokens in " in result.err
+    assert left_behind(tmp_path) == ["out"]

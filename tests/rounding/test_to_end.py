@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,7 +143,7 @@ def test_the_best_that_was_judged_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
 def test_time_bounds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes on by six seconds whenever it is asked."""
     clock = iter(range(0, 10**6, 6))
-    monkeypatch.setattr(to_end.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(to_end, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     outcome = learned(start(), budget=Budget(10**9, minutes=1.0))
     assert outcome.steps == 10
     assert outcome.seconds == 60
@@ -155,8 +156,9 @@ class _KilledError(Exception):
 def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "CODES", 0.03)
     monkeypatch.setattr(learning_state, "PATIENCE", 99)
-    whole = learned(start(), 24)
-    kept, begun = Kept(tmp_path / "state", "same"), start()
+    fmt = integer(3, 32, symmetric=False)
+    whole = learned(start(fmt=fmt), 24)
+    kept, begun = Kept(tmp_path / "state", "same"), start(fmt=fmt)
 
     def kill(label: str) -> None:
         if label.startswith("step 15,"):
@@ -172,8 +174,7 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: py
         asked.append(step)
         return batch(step)
 
-    again = start()
-    resumed = learned(again, 24, kept=kept, found=found, batch_of=counted)
+    resumed = learned(start(fmt=fmt), 24, kept=kept, found=found, batch_of=counted)
     assert asked == list(range(14, 24))
     assert resumed.after == whole.after
     assert resumed.before == whole.before
@@ -182,7 +183,7 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: py
         assert torch.equal(codes.scale, resumed.codes[name].scale)
     assert replace(kept, key="other").found() is None
     asked.clear()
-    done = learned(start(), 24, kept=kept, found=kept.found(), batch_of=counted)
+    done = learned(start(fmt=fmt), 24, kept=kept, found=kept.found(), batch_of=counted)
     assert done.after == whole.after
     assert not asked
 
