@@ -48,7 +48,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images."""
-    return pictures(tmp_path_factory.mktemp("images") / "blocks", 24)
+    return pictures(tmp_path_factory.mktemp("images") / "blocks", 96)
 
 
 def config(model: Path, shown: Path, **options: Any) -> QuantizeConfig:
@@ -83,7 +83,7 @@ def test_the_promise_is_kept_on_images_that_were_not_measured_on(made: dict[str,
     assert [text.name for text in verification.texts] == ["blocks"]
     assert verification.kl_mean <= EPS
     assert plan.bits_per_weight < 8
-    assert verification.counted(verification.tokens) == (3, "images")  # of six that are held out half judge first
+    assert verification.counted(verification.tokens) == (12, "images")  # of six that are held out half judge first
     assert measurement.header.sequences == 18
     assert verification.perplexity_reference is None
     assert (verification.top1_agreement is None) == (run == "clip")
@@ -179,7 +179,7 @@ def test_an_image_that_was_measured_on_does_not_judge_under_another_name(
     other = tmp_path / "other"
     shutil.copytree(shown, other)
     assert source_digest(str(other)) == source_digest(str(shown))
-    with pytest.raises(InputError, match=r"24 of 24 images in .* were measured on"):
+    with pytest.raises(InputError, match=r"96 of 96 images in .* were measured on"):
         read_images(
             subject.tokenizer, str(other), sequences=100, length=17, split="held-out", model=subject.model,
             seen=pieces_of(measured),
