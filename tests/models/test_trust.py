@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 import natprec
 from natprec.models.trust import code_files
+from natprec.tasks import CAUSAL, Task
+from natprec.tasks.images import IMAGE_CLASSIFIER
 from tests.conftest import tiny_model
 
 ROOT = Path(natprec.__file__).parents[1]
@@ -88,14 +91,24 @@ def test_a_model_in_memory_has_its_code_too(tmp_path: Path, tiny_tokenizer: Any)
     assert Subject.in_memory(model, tiny_tokenizer).companions == {"own.py": b"code = True"}
 
 
-def test_a_checkpoint_with_code_is_refused_in_memory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("task", "file", "content"),
+    [
+        (CAUSAL, "tokenizer_config.json",
+         {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}),
+        (IMAGE_CLASSIFIER, "preprocessor_config.json",
+         {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}),
+    ],
+    ids=["text", "images"],
+)  # fmt: skip
+def test_a_checkpoint_with_code_is_refused_in_memory_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Task, file: str, content: dict[str, Any]
+) -> None:
     from natprec.pipeline.api import _own_tokenizer
 
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked interactively"))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}'
-    )
+    (tmp_path / file).write_text(json.dumps(content))
     (tmp_path / "own.py").write_text("raise AssertionError('it was run')")
     with pytest.raises(natprec.errors.ModelError, match="trust_remote_code=True"):
-        _own_tokenizer(tmp_path, trust=False)
+        _own_tokenizer(tmp_path, task, trust=False)
