@@ -52,7 +52,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(model: Path, shown: Path, **options: Any) -> QuantizeConfig:
-    return QuantizeConfig(str(model), data=str(shown), eps=EPS, group_size=32, arithmetic="float32", **options)
+    """Half of the tolerance is held back: a dozen images scatter by as much."""
+    held = {"margin": 0.5, **options}
+    return QuantizeConfig(str(model), data=str(shown), eps=EPS, group_size=32, arithmetic="float32", **held)
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_learned_codes_are_as_good(plan: Plan, size: int, products: torch.dtype)
         assert same_share(found, results[0]) == 1.0, "all hold the same weights"
     one, many, before = map(torch.tensor, (distance(alone), distance(results[0]), distance(gptq)))
     assert one < before, "learning helps"
-    torch.testing.assert_close(many, one, rtol=0.1, atol=0)
+    torch.testing.assert_close(many, one, rtol=0.1 if products == torch.float32 else 0.2, atol=0)
 
 
 def test_workers_round_different_groups(plan: Plan) -> None:
