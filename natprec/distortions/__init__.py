@@ -3,7 +3,7 @@
 from natprec.distortions.base import Distortion
 from natprec.distortions.feature_distance import OUTPUT, EmbeddingDistance, FeatureDistance, OutputDistance
 from natprec.distortions.next_token import LossIncrease, OutputKL, TopKKL
-from natprec.distortions.registry import impossible, named
+from natprec.distortions.registry import impossible, named, task_named
 
 __all__ = [
     "OUTPUT",
@@ -16,4 +16,5 @@ __all__ = [
     "TopKKL",
     "impossible",
     "named",
+    "task_named",
 ]

@@ -7,6 +7,7 @@ import importlib
 from natprec.config import DISTORTIONS
 from natprec.distortions.base import Distortion
 from natprec.errors import unknown
+from natprec.tasks import Task
 
 SLACK = 1e-9
 """Of a distortion that is next to none: a KL is a sum of logarithms."""
@@ -23,6 +24,11 @@ def named(name: str) -> Distortion:
     module, _, value = DISTORTIONS[name].partition(":")
     found: Distortion = getattr(importlib.import_module(f"natprec.distortions.{module}"), value)
     return found
+
+
+def task_named(name: str) -> Task | None:
+    """What models with the distortion of this name are for; None: any, or a distortion of the user's own."""
+    return named(name).task if name in DISTORTIONS else None
 
 
 def impossible(name: str, value: float) -> bool:

@@ -16,8 +16,8 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from natprec.config import CONFIDENCE, DISTORTIONS
-from natprec.distortions import Distortion, OutputKL, impossible, named
+from natprec.config import CONFIDENCE
+from natprec.distortions import Distortion, OutputKL, impossible, task_named
 from natprec.errors import InputError
 from natprec.evaluation.verdict import FAIL, VERDICTS, FirstVerdict, JudgedText, verdict_of
 from natprec.formats.gpus import generation
@@ -136,7 +136,7 @@ class Verification:
 
     @property
     def _of_text(self) -> bool:
-        task = named(self.distortion).task if self.distortion in DISTORTIONS else None
+        task = task_named(self.distortion)
         return task is None or task.material == "text"
 
     def save(self, path: str | Path) -> None:

@@ -19,7 +19,7 @@ from natprec.pipeline.learning_text import LearningText, learning_text
 from natprec.pipeline.resume import LEARNING
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.learnable import Learnable
-from natprec.rounding.learning_state import Kept, Progress
+from natprec.rounding.learning_state import Kept, Progress, under
 from natprec.rounding.teacher import HeldBack, Teacher
 from natprec.rounding.to_end import Budget, learn_to_end
 from natprec.rounding.together import codes_from, tensors_of
@@ -90,11 +90,11 @@ def rounded_before(subject: Subject, plan: Plan, found: Found) -> dict[str, Quan
     """The rounding that an earlier run learned from; the model holds it afterwards."""
     tensors, _ = found
     parameters = dict(subject.model.named_parameters())
-    for name, value in _under("other/", tensors).items():
+    for name, value in under("other/", tensors).items():
         parameters[name].data = value.to(parameters[name].device)
     formats = {name: choice.format for name, choice in plan.sites.items() if choice.format is not None}
     device = next(iter(parameters.values())).device
-    codes = codes_from(_under("start/", tensors), formats, device)
+    codes = codes_from(under("start/", tensors), formats, device)
     for site in subject.sites:
         if site.name in codes:
             site_layer(subject.model, site).put(codes[site.name].dequantize())
@@ -144,7 +144,3 @@ def learn(
 def _kept_beside(codes: Mapping[str, QuantizedTensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
     start = {f"start/{name}": value for name, value in tensors_of(codes).items()}
     return start | {name: value.cpu().contiguous() for name, value in others.items()}
-
-
-def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

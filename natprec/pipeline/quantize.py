@@ -289,9 +289,9 @@ def round_to_plan(
     Args:
         learning: against the end, after the rounding; None: there is none.
     """
-    original = present_values(subject.model)
     if learning is None:
         return _rounded(subject, plan, samples, rounding, stages, seed, {})
+    original = present_values(subject.model)
     kept, unrounded = learning.kept(subject, plan, rounding, samples), dict[str, Tensor]()
     found = kept.found()
     if found is None:

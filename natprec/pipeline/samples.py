@@ -35,8 +35,7 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
     if kinds == 1:
         return given_samples(config, subject, stages)
     each = max(1, round(config.tokens / config.length / kinds)) * config.length
-    read = config if config.data else replace(config, text_column=None)
-    source = config.data or (str(CALIBRATION) if subject.writes else None)
+    read, source = _to_read(config, subject)
     found = _samples(read, subject, stages, source, each, "calibration")
     if subject.writes:
         found = found.followed_by(_samples(config, subject, stages, None, each, "calibration"))
@@ -54,11 +53,17 @@ def unmeasured_samples(config: QuantizeConfig, subject: Subject, stages: Stages,
     Raises:
         InputError: there is no text to read, or no other window in it.
     """
-    read = config if config.data else replace(config, text_column=None)
-    source = config.data or (str(CALIBRATION) if subject.writes else None)
+    read, source = _to_read(config, subject)
     if source is None:
         raise InputError("no text to read; give it with --data")
     return _samples(read, subject, stages, source, most * config.length, "calibration", seen, least=1)
+
+
+def _to_read(config: QuantizeConfig, subject: Subject) -> tuple[QuantizeConfig, str | None]:
+    """What calibration text is read from, and how: `data`, or else ordinary text; None where there is neither."""
+    if config.data:
+        return config, config.data
+    return replace(config, text_column=None), str(CALIBRATION) if subject.writes else None
 
 
 def length_of(config: QuantizeConfig, subject: Subject) -> int:

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from natprec.measurement.gptq_ratio import JUDGING
 from natprec.measurement.pools import pools
 from natprec.models.weight_sites import Site
@@ -69,7 +67,7 @@ def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: i
     groups: dict[str, int] = {}
     for site in _products(subject):
         pool_count = pools(back, parts, site.elements)
-        width = 2 if pool_count == back and subject.segmented.products == torch.bfloat16 else 4
+        width = subject.segmented.products.itemsize if pool_count == back else 4
         total += width * pool_count * site.elements / processes
         if rounding_named(config.rounding).compensates and site.gptq:
             groups[site.fused_group] = site.shape[1]
@@ -91,7 +89,7 @@ def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
     total = moments + CODE_BYTES * weights
     if rounding == "learned":  # gradients to the process that moves a weight, and its values to all
         learned = sum(site.elements for site in members if 0 <= site.segment < len(subject.segmented.blocks))
-        total += STEPS * 2 * (2 if subject.segmented.products == torch.bfloat16 else 4) * learned
+        total += STEPS * 2 * subject.segmented.products.itemsize * learned
     return round((1 - 1 / processes) * total)
 
 

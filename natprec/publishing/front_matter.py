@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from natprec.config import DISTORTIONS
-from natprec.distortions import named
+from natprec.distortions import task_named
 from natprec.publishing.base import Base
 from natprec.publishing.contents import Contents
 from natprec.publishing.wording import words
@@ -71,8 +70,7 @@ def library(contents: Contents) -> str:
 
 def image_task(contents: Contents) -> Task | None:
     """What a model of images is for; None: it is none."""
-    distortion = contents.plan.distortion
-    task = named(distortion).task if distortion in DISTORTIONS else None
+    task = task_named(contents.plan.distortion)
     return task if task in IMAGE_TASKS else None
 
 

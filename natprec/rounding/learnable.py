@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from natprec.models.layers import Layer
 from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
+from natprec.rounding.learning_state import under
 from natprec.rounding.positions import Positions
 
 CODES = 3e-3
@@ -140,8 +141,7 @@ class Learnable:
         """Go on from what `tensors` gave for the same model and codes."""
         for number, each in enumerate(self._leaves()):
             each.copy_(tensors[f"value/{number}"])
-            start = f"adam/{number}/"
-            state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+            state = under(f"adam/{number}/", tensors)
             if state:
                 self._optimizer.state[each] = {
                     key: value.clone() if key == "step" else value.to(each.device, copy=True)

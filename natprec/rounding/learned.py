@@ -136,7 +136,8 @@ class Learner:
             for name, gradient in gradients.items():
                 now[name] = descents[name].step(gradient, now[name], 2 * path / STEPS * left, RATE * left)
             values = {name: now[name].dequantize() if name in gradients else layers[name].matrix for name in layers}
-            for name, value in from_owners(workers, values, owner, self._wire).items():
+            # they travel, as gradients do, in what products round them to anyway
+            for name, value in from_owners(workers, values, owner, self._segmented.products).items():
                 layers[name].put(value)
             advance(f"{self._segmented.block_names[segment]} step {step + 1}")
         formats = {name: codes[name].format for name in layers}
@@ -144,11 +145,6 @@ class Learner:
         for name, layer in layers.items():
             layer.put(found[name].dequantize())
         return found
-
-    @property
-    def _wire(self) -> torch.dtype | None:
-        """Products in bfloat16 round gradients and weights to it anyway."""
-        return torch.bfloat16 if self._segmented.products == torch.bfloat16 else None
 
     @torch.no_grad()
     def _loss(self, segment: int) -> float:
@@ -187,7 +183,7 @@ class Learner:
                 gradient = layer.gradient
                 if gradient is not None:
                     found[name] = gradient
-            return sums_at_owners(share.workers, found, shapes, owner, like, self._wire)[0]
+            return sums_at_owners(share.workers, found, shapes, owner, like, self._segmented.products)[0]
         finally:
             for layer in layers.values():
                 layer.weight.grad = None

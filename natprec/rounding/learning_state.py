@@ -86,6 +86,11 @@ class Kept:
             write_bytes(self.file, save(content, {KEY: "learning", "key": self.key}))
 
 
+def under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of such a file whose names begin so, by the rest of their names."""
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, each in memory of its own, as a file wants them: zero points stay those of the rounding."""
     found, seen = dict[str, Tensor](), set[int]()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.learnable import Learnable
-from natprec.rounding.learning_state import Kept, Progress
+from natprec.rounding.learning_state import Kept, Progress, under
 from natprec.rounding.teacher import HeldBack, Teacher
 from natprec.rounding.together import codes_from, tensors_of
 from natprec.tasks import Samples
@@ -81,11 +81,10 @@ class _Best:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], present: Learnable) -> _Best:
-        found = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best/")}
         formats = {name: codes.format for name, codes in present.codes.items()}
         device = present.parameters[0].device
         small = {name: tensors[f"small/{name}"].to(device) for name in present.small}
-        return cls(codes_from(found, formats, device), small)
+        return cls(codes_from(under("best/", tensors), formats, device), small)
 
 
 def learn_to_end(
