@@ -28,6 +28,7 @@ def compare(
         list[str] | None,
         own("--python", METHOD, "Python with the other quantizers installed; METHOD=PATH for one of them."),
     ] = None,
+    seeds: Annotated[int, own("--seeds", METHOD, "How often each row of natprec runs, with other seeds.")] = 1,
     time_limit: Annotated[float, own("--time-limit", METHOD, "Maximum seconds per method.")] = 21600.0,
     out: Annotated[Path | None, own("--out", OUTPUT, "Folder for checkpoints, logs, table and plot.")] = None,
     resume: Resume = False,
@@ -40,7 +41,7 @@ def compare(
     from rich.console import Console
 
     from natprec.commands.output import print_json
-    from natprec.comparison.compare import Settings
+    from natprec.comparison.bench import Settings
     from natprec.comparison.compare import compare as run
     from natprec.comparison.plot import plot
     from natprec.comparison.report import comparison_table
@@ -49,6 +50,8 @@ def compare(
 
     if activations not in (4, 8, 16):
         raise InputError(f"activations {activations}: methods are compared with 16, 8 or 4 bits")
+    if seeds < 1:
+        raise InputError(f"seeds {seeds}: each method runs at least once")
     settings = Settings(
         parse_methods(methods),
         parse_widths(bits),
@@ -56,6 +59,7 @@ def compare(
         parse_interpreters(python or []),
         time_limit,
         activations,
+        seeds,
     )
     check(config, solved=False)
     stages = Stages()

@@ -116,16 +116,18 @@ def judge(
         ModelError: predictions are NaN or Inf.
     """
     with attached(round_inputs(model, subject.activations, inputs)):
-        summary = compare(
+        comparison = compare(
             subject.segmented.output, lambda batch: subject.distortion.output(model, batch), held_out,
             distortion=subject.distortion,
-        ).summary(seed)  # fmt: skip
+        )  # fmt: skip
+    summary = comparison.summary(seed)
     if not math.isfinite(summary["kl_mean"]):
         raise ModelError("its predictions are NaN or Inf")
     return {
         "kl_mean": summary["kl_mean"],
         "kl_ci95": list(summary["kl_ci95"]),
         "kl_p99": summary["kl_p99"],
+        "kl_samples": comparison.kl.mean(1).tolist(),
         "perplexity": summary["perplexity_quantized"],
         "perplexity_reference": summary["perplexity_reference"],
         "top1_agreement": summary["top1_agreement"],

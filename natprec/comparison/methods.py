@@ -11,7 +11,8 @@ from natprec.errors import InputError, unknown
 
 PEERS = Path(__file__).parent / "peers"
 LEARN_TOKENS = 2**18
-"""That `natprec-refined` learns from against the model's output: its peers' text, and the model's own."""
+"""That `natprec-refined` learns from against the model's output: its peers' text, and the model's own. Methods that are
+given more text get as many tokens of the rest of `--data`."""
 
 SIZED_BY = ("gptq", "rtn", "nvfp4a16", "nvfp4")
 """Whose checkpoint is the size that natprec must not exceed: the first of them that succeeded."""
@@ -31,6 +32,7 @@ class Method:
         bits: the only width, where it has just one.
         own: natprec itself.
         sized: it gets the bytes of the uniform checkpoint, and so comes after it.
+        more: given `LEARN_TOKENS` of the rest of the text beside the calibration tokens.
         rescales: moves scales between layers, so that weights differ from the original's beyond rounding.
         stored: judged as natprec reads its checkpoint, with inputs rounded as that says, or as the GPU runs it; else
             the process hands its weights over.
@@ -43,6 +45,7 @@ class Method:
     bits: int | None = None
     own: bool = False
     sized: bool = False
+    more: bool = False
     rescales: bool = False
     stored: bool = False
 
@@ -61,9 +64,9 @@ def _preset(scheme: str, bits: int) -> Method:
     return Method("llmcompressor", "llmcompressor", "llmcompressor", {"scheme": scheme}, bits, stored=True)
 
 
-def _natprec(engine: str, rounding: str = "gptq", learn_tokens: int = 0, **kept: Any) -> Method:
+def _natprec(engine: str, rounding: str = "gptq", learn_tokens: int = 0, more: bool = False, **kept: Any) -> Method:
     settings = {"engine": engine, "rounding": rounding, "learn_tokens": learn_tokens, **kept}
-    return Method("natprec_method", "natprec", "natprec", settings, own=True, sized=True, rescales=True)
+    return Method("natprec_method", "natprec", "natprec", settings, own=True, sized=True, more=more, rescales=True)
 
 
 METHODS: dict[str, Method] = {
@@ -72,6 +75,7 @@ METHODS: dict[str, Method] = {
     "awq": _llm_compressor("awq", rescales=True),
     "smoothquant": _llm_compressor("smoothquant", rescales=True),
     "autoround": Method("autoround", "auto_round", "auto-round"),
+    "autoround-text": Method("autoround", "auto_round", "auto-round", more=True),
     "autoscheme": Method("autoround", "auto_round", "auto-round", {"search": True}),
     "modelopt": Method("modelopt", "modelopt", "nvidia-modelopt"),
     "fp8-dynamic": _preset("FP8_DYNAMIC", 8),
@@ -88,6 +92,7 @@ METHODS: dict[str, Method] = {
     "natprec-refined": _natprec("vllm", "learned", LEARN_TOKENS),
     "natprec-linear": _natprec("vllm", linear=True),
     "natprec-linear-refined": _natprec("vllm", "learned", LEARN_TOKENS, linear=True),
+    "natprec-linear-text": _natprec("vllm", "learned", LEARN_TOKENS, more=True, linear=True),
     "natprec-float": _natprec("vllm", "learned", linear=True, formats=FLOATS),
     "natprec-transformers": _natprec("transformers"),
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from natprec.comparison.ratios import by_method, mean_and_spread
 from natprec.pipeline.summary import natural_line
 from natprec.utils.human import human_bytes, human_seconds
 
@@ -19,8 +21,8 @@ def comparison_table(report: dict[str, Any]) -> RenderableType:
     for number, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     good = [row for row in report["rows"] if row["status"] == "ok"]
-    for row in sorted(good, key=lambda row: row["kl_mean"]):
-        table.add_row(*_cells(row), style="bold green" if is_own(row) else "")
+    for rows in sorted(by_method(good).values(), key=lambda rows: mean_and_spread(rows)[0]):
+        table.add_row(*_cells(rows), style="bold green" if is_own(rows[0]) else "")
     parts: list[RenderableType] = [table]
     failed = [row for row in report["rows"] if row["status"] != "ok"]
     if failed:
@@ -31,7 +33,8 @@ def comparison_table(report: dict[str, Any]) -> RenderableType:
             reasons.add_row(f"{row['method']} {row['bits']}", row["status"])
         parts += ["", reasons]
     natural = [_natural_line(row) for row in good if row.get("natural_bits") and row.get("perplexity_reference")]
-    return Group(*parts, "", *_proxy_lines(report["proxies"]), *natural)
+    below = [_ratio_line(found) for found in report["ratios"]]
+    return Group(*parts, "", *below, *_proxy_lines(report["proxies"]), *natural)
 
 
 def is_own(row: dict[str, Any]) -> bool:
@@ -39,16 +42,26 @@ def is_own(row: dict[str, Any]) -> bool:
     return str(row["method"]).startswith("natprec")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Of one method at one width: KL is the mean over seeds, with what it varies by; the rest is the first seed's."""
+    row, (mean, spread) = rows[0], mean_and_spread(rows)
     return [
         row["method"],
         str(row["bits"]),
-        f"{row['kl_mean']:.4f}",
+        f"{mean:.4f}" if spread is None else f"{mean:.4f}±{spread:.4f}",
         "-" if row["perplexity"] is None else f"{row['perplexity']:.2f}",  # an encoder has none
         "-" if row["top1_agreement"] is None else f"{row['top1_agreement']:.1%}",
         human_bytes(row["stored_bytes"]),
         human_seconds(row["seconds"]),
     ]
+
+
+def _ratio_line(found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    return (
+        f"{found['method']} {found['bits']} is at {found['ratio']:.3f} of {found['peer']} "
+        f"(95 %: {low:.3f} to {high:.3f})"
+    )
 
 
 def _natural_line(row: dict[str, Any]) -> str:

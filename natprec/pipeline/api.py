@@ -137,15 +137,18 @@ def apply(
     data: Data = None,
     *,
     rounding: str | None = None,
+    other: Tensor | Samples | None = None,
     **options: Any,
 ) -> Quantized:
     """Round a copy of the model to a plan; round-to-nearest needs neither tokenizer nor data.
 
     Args:
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn'; default: the one that the plan supposes.
+        other: tokens or samples to learn from, beside those of `data`.
         options: of `natprec apply`, by their names in `natprec.QuantizeConfig`: tokens, length, seed, and
             `learn_tokens` or `time`, for learning against the model's output afterwards, which needs data: see
-            `natprec.rounding.to_end`. Of tokens or samples that are given, the model's own text is all that it adds.
+            `natprec.rounding.to_end`. Where `data` is tokens or samples and there are no others, it learns from them
+            and from the model's own text.
 
     Raises:
         InputError: the plan is of another model, or an option is unknown.
@@ -163,7 +166,8 @@ def apply(
     needs_text = rounding_named(config.rounding).needs != "nothing" or config.learns
     samples, quiet = _calibration(subject, data, config)[0] if needs_text else None, Stages(quiet=True)
     read = not isinstance(data, GIVEN)
-    learning = learning_asked(_with_text(config, data) if read else config, subject, samples, quiet, more=read)
+    more = read if other is None else _given(subject, other, config.length)
+    learning = learning_asked(_with_text(config, data) if read else config, subject, samples, quiet, more=more)
     codes = pipeline.round_to_plan(subject, plan, samples, config.rounding, quiet, learning, config.seed)
     if plan.inputs or plan.cache:
         round_flows(subject.model, subject.activations, plan)

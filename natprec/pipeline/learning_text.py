@@ -114,15 +114,15 @@ def written(subject: Subject, count: int, length: int, seed: int) -> Tensor:
 
 
 def learning_text(
-    config: QuantizeConfig, subject: Subject, samples: Samples, stages: Stages, more: bool = True
+    config: QuantizeConfig, subject: Subject, samples: Samples, stages: Stages, more: bool | Samples | None = True
 ) -> LearningText:
     """Read the text, and write what judges of the model's own.
 
     Args:
         samples: what was measured on; it serves again where there is no other text.
-        more: whether there may be more text than the samples.
+        more: other text than the samples, or whether there may be some to be read.
     """
-    given = _unmeasured(config, subject, samples, stages) if more else None
+    given = more if isinstance(more, Samples) else _unmeasured(config, subject, samples, stages) if more else None
     read = _without_pictures(samples) if given is None else given
     pieces, step = pieces_of(read), max(PART, len(read) // HELD_BACK)
     judges = torch.arange(len(read), device=read.device) % step == step - 1

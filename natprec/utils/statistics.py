@@ -25,6 +25,16 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, level: float = 0.95) -
     return _percentiles(means, level)
 
 
+def bootstrap_ratio(above: np.ndarray, below: np.ndarray, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the ratio of two means, resampling pairs.
+
+    Args:
+        above, below: (samples,) each, of the same samples.
+    """
+    draws = np.random.default_rng(seed).integers(0, len(above), (BOOTSTRAP_DRAWS, len(above)))
+    return _percentiles(above[draws].mean(axis=1) / below[draws].mean(axis=1), level)
+
+
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of a mean by Student's t, from independent values, two at least.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
-from natprec.comparison import compare as flow
+from natprec.comparison import bench
 from natprec.comparison.methods import METHODS, Method
 from tests.comparison.test_processes import fake
 from tests.run_command import SMALL, Result, left_behind, natprec
@@ -35,7 +37,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, text_file:
     """The folder of a run, its JSON and the JSON of the resumed run with the methods that this one started."""
     folder = tmp_path_factory.mktemp("compared") / "out"
     started: list[str] = []
-    plain = flow.run_job
+    plain = bench.run_job
 
     def counted(job: Any, *arguments: Any) -> Any:
         started.append(f"{job.method}-{job.bits}")
@@ -46,7 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, text_file:
             patch.setitem(METHODS, name, method)
         first = run(folder, tiny_folder, text_file)
         assert first.code == 0, first.err
-        patch.setattr(flow, "run_job", counted)
+        patch.setattr(bench, "run_job", counted)
         again = run(folder, tiny_folder, text_file, "--resume")
         other = run(folder, tiny_folder, text_file, "--resume", "--seed", "1", "--methods", "nf4")
     return folder, json.loads(first.out), json.loads(again.out), started, other
@@ -139,6 +141,38 @@ def test_with_rounded_activations(tmp_path: Path, tiny_folder: Path, text_file: 
     assert {choice["bits"] for choice in plan["inputs"].values()} == {8}
 
 
+def test_seeds_and_more_text(tmp_path: Path, tiny_folder: Path, text_file: Path) -> None:
+    """Each of natprec's rows comes twice; what is given more of the text has windows that no other file has."""
+    method = METHODS["natprec-linear-text"]
+    quick = replace(method, settings={**method.settings, "rounding": "rtn", "learn_tokens": 64})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METHODS, "gptq", FAKES["gptq"])
+        patch.setitem(METHODS, "natprec-linear-text", quick)
+        result = run(
+            tmp_path / "out", tiny_folder, text_file, "--seeds", "2", "--bits", "4",
+            "--methods", "gptq,natprec,natprec-linear-text",
+        )  # fmt: skip
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    found = [(row["method"], row["seed"], row["status"]) for row in report["rows"]]
+    assert found == [
+        ("gptq", 0, "ok"), ("natprec", 0, "ok"), ("natprec", 1, "ok"),
+        ("natprec-linear-text", 0, "ok"), ("natprec-linear-text", 1, "ok"),
+    ]  # fmt: skip
+    assert [(each["method"], each["peer"], each["seeds"]) for each in report["ratios"]] == [
+        ("natprec", "gptq", 2), ("natprec-linear-text", "gptq", 2),
+    ]  # fmt: skip
+    assert report["more_tokens"] > 0
+    files = [
+        load_file(tmp_path / "out" / name)["input_ids"] for name in ("calibration.safetensors", "text.safetensors")
+    ]
+    first, more = ({tuple(window) for window in each.tolist()} for each in files)
+    assert not first & more
+    assert files[1].numel() == report["more_tokens"]
+    counts = {len(row["kl_samples"]) * files[0].shape[1] for row in report["rows"]}
+    assert counts == {report["eval_tokens"]}
+
+
 def test_results_are_not_written_over(done: Any, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for folder, more, words in (
@@ -156,6 +190,7 @@ def test_wrong_options_are_refused_before_anything_is_loaded(tiny_folder: Path) 
         (("--methods", "gtpq"), "did you mean 'gptq'"),
         (("--bits", "12"), "2 to 8"),
         (("--activations", "5"), "16, 8 or 4 bits"),
+        (("--seeds", "0"), "at least once"),
         (("--group-size", "auto"), "fixed size"),
         (("--python", "/nowhere"), "is no file"),
     ):

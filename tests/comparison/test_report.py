@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from natprec.comparison.compare import FIGURES
+from natprec.comparison.bench import FIGURES
 from natprec.comparison.plot import pareto, plot, spread
 from natprec.comparison.report import comparison_table
 
@@ -18,7 +18,8 @@ WIDTH = 80
 
 def row(method: str, kl: float, size: int) -> dict[str, Any]:
     return {
-        "method": method, "bits": 4, "status": "ok", "kl_mean": kl, "kl_ci95": [kl * 0.9, kl * 1.1], "kl_p99": 9 * kl,
+        "method": method, "bits": 4, "status": "ok", "kl_mean": kl, "kl_ci95": [kl * 0.9, kl * 1.1],
+        "kl_samples": [kl * 0.8, kl * 1.2], "kl_p99": 9 * kl,
         "perplexity": 38.5, "perplexity_reference": 32.0, "top1_agreement": 0.9, "stored_bytes": size,
         "bits_per_weight": 4.3, "seconds": 7384.0, "peak_bytes": 3_000_000_000, "layer_mse": 0.01, "weighted_mse": 0.01,
     }  # fmt: skip
@@ -31,6 +32,7 @@ def report() -> dict[str, Any]:
         "model": "m",
         "eval_tokens": 4096,
         "rows": [row("gptq", 0.1, 90_000_000), failed, row("natprec-transformers", 0.05, 90_000_000)],
+        "ratios": [],
         "proxies": {
             "layer_mse": {"spearman": 0.5, "ci95": [0.1, 0.9], "rows": 5},
             "weighted_mse": {"spearman": None, "ci95": None, "rows": 2},

@@ -1,7 +1,8 @@
 """AutoRound (SignRound): learned rounding and clipping, 200 steps per block by default.
 
 One uniform width, or with AutoScheme a width for each layer, chosen by AutoRound from the loss's
-gradient. Asymmetric, in groups, learned on exactly the calibration tokens. All else is AutoRound's default.
+gradient. Asymmetric, in groups, learned on exactly the calibration tokens, and more of the text where that is given.
+All else is AutoRound's default.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ PACKAGES = {"auto-round": "auto_round"}
 WIDTHS = (2, 3, 4, 8)
 """Those that its format stores."""
 DATA = "calibration-tokens"
+DRAWN = 42
+"""AutoRound's own seed, from which others are counted."""
 
 
 def quantize(job: Any, model: Any, ids: Tensor) -> Any:
@@ -34,6 +37,8 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
         count, length = ids.shape
         chosen = AutoScheme(avg_bits=average, options=[scheme(bits) for bits in WIDTHS], nsamples=count, seqlen=length)
         os.environ["AR_AUTO_SCHEME_CACHE"] = os.path.abspath("auto-scheme")  # by default one for all runs, in the home
+    other = job.other_ids()
+    ids = ids if other is None else torch.cat([ids, other])
     _register(ids)
     rounder = AutoRound(
         model,
@@ -44,6 +49,7 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
         nsamples=len(ids),
         seqlen=ids.shape[1],
         device_map="cpu",
+        seed=DRAWN + job.seed,
     )
     rounder.quantize()
     return rounder

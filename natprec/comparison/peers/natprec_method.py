@@ -1,6 +1,7 @@
 """natprec itself, through the functions that a notebook uses, with their defaults.
 
-It gets the bytes of the target's weight files and the same calibration tokens as the peers. For vLLM it plans all that
+It gets the bytes of the target's weight files and the same calibration tokens as the peers, of which it learns, with
+text that the model writes, where it is given no other text. For vLLM it plans all that
 vLLM's code runs on the GPU, seen to load or not.
 """
 
@@ -29,7 +30,7 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     gpu = job.settings.get("gpu")
     measurement = measure(
         model, tokenizer, ids, engine=engine, rounding=job.settings["rounding"], group_size=job.group_size, sites=sites,
-        gpu=gpu, untested=gpu is not None,
+        gpu=gpu, untested=gpu is not None, seed=job.seed,
     )  # fmt: skip
     if job.settings.get("linear"):
         measurement = linears_only(measurement)
@@ -38,7 +39,9 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     # the uniform checkpoint of the formats that it may have has the same header, and leaves no room below it
     budget = job.max_bytes + carried - (0 if job.settings.get("formats") else _header_bytes(model))
     plan = measurement.solve(max_size=budget, engine=engine, activations=str(job.activations))
-    return apply(plan, model, tokenizer, ids, learn_tokens=job.settings["learn_tokens"])
+    return apply(
+        plan, model, tokenizer, ids, other=job.other_ids(), learn_tokens=job.settings["learn_tokens"], seed=job.seed
+    )
 
 
 def save(job: Any, done: Any, folder: Path) -> None:

@@ -39,6 +39,8 @@ class Job:
         max_bytes: of the weight files, for methods that aim at a size.
         settings: the method's own.
         kind: 'causal', or 'encoder' (without a head).
+        seed: of what the method draws.
+        more: a file like that of `calibration`, with more windows of the same text; None: there is none.
         activations: bits to which the judge rounds the inputs of Linears, by token; 16: not at all.
     """
 
@@ -53,6 +55,8 @@ class Job:
     trust_remote_code: bool = False
     kind: str = "causal"
     activations: int = 16
+    seed: int = 0
+    more: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,9 +65,11 @@ class Job:
 
     def ids(self) -> Tensor:
         """(sequences, length) calibration tokens."""
-        from safetensors.torch import load_file
+        return read_ids(self.calibration)
 
-        return load_file(self.calibration)["input_ids"]
+    def other_ids(self) -> Tensor | None:
+        """(sequences, length) tokens of the rest of the text, where the method is given some."""
+        return None if self.more is None else read_ids(self.more)
 
     def load(self, **arguments: Any) -> Any:
         """The reference model, float32 unless told otherwise."""
@@ -80,6 +86,13 @@ class Job:
         return AutoTokenizer.from_pretrained(self.model, trust_remote_code=self.trust_remote_code)
 
 
+def read_ids(file: str) -> Tensor:
+    """(sequences, length) of a file of tokens."""
+    from safetensors.torch import load_file
+
+    return load_file(file)["input_ids"]
+
+
 def run(folder: Path, peer_file: Path) -> dict[str, Any]:
     """Carry out `folder/job.json` with a peer; the fields of `result.json`."""
     from safetensors.torch import save_file
@@ -91,7 +104,7 @@ def run(folder: Path, peer_file: Path) -> dict[str, Any]:
     model, ids = job.load(), job.ids()
     reference = {name: tensor.shape for name, tensor in model.state_dict().items()}
     tied = list(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else []
-    torch.manual_seed(0)
+    torch.manual_seed(job.seed)
     start = time.perf_counter()
     done = peer.quantize(job, model, ids)
     seconds = time.perf_counter() - start
