@@ -12,13 +12,15 @@ engines keep (Mamba's), so a convolution is a layer only to whoever asks for the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from natprec.quantizers import QuantizedTensor
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,12 @@ def multiplies(module: nn.Module) -> bool:
     """Whether the module is a layer that multiplies its input with its matrix."""
     layer = layer_of(module)
     return layer is not None and not layer.kind.looks_up
+
+
+def put_codes(layers: Mapping[str, Layer], codes: Mapping[str, QuantizedTensor]) -> None:
+    """Leave in layers, by name, what an engine reconstructs from their codes."""
+    for name, layer in layers.items():
+        layer.put(codes[name].dequantize())
 
 
 def change_outputs(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:

@@ -13,6 +13,7 @@ from natprec.config import QuantizeConfig
 from natprec.data.seen import Pieces, pieces_of
 from natprec.measurement.subject import Subject
 from natprec.models.hidden_states import state_key
+from natprec.models.layers import Layer, put_codes
 from natprec.models.weight_sites import site_layer
 from natprec.models.weights import present_values
 from natprec.pipeline.learning_text import LearningText, learning_text
@@ -73,12 +74,12 @@ def learning_asked(
     samples: Samples | None,
     stages: Stages,
     folder: Path | None = None,
-    more: bool = True,
+    more: bool | Samples | None = True,
 ) -> Learning | None:
     """What a configuration asks for; None if nothing.
 
     Args:
-        samples: the calibration text; more: whether there may be other text than this.
+        samples: the calibration text; more: other text than this, or whether there may be some to be read.
     """
     if samples is None or not config.learns:
         return None
@@ -95,9 +96,7 @@ def rounded_before(subject: Subject, plan: Plan, found: Found) -> dict[str, Quan
     formats = {name: choice.format for name, choice in plan.sites.items() if choice.format is not None}
     device = next(iter(parameters.values())).device
     codes = codes_from(under("start/", tensors), formats, device)
-    for site in subject.sites:
-        if site.name in codes:
-            site_layer(subject.model, site).put(codes[site.name].dequantize())
+    put_codes(_layers(subject, codes), codes)
     return {site.name: codes[site.name] for site in subject.sites if site.name in codes}
 
 
@@ -119,7 +118,7 @@ def learn(
         found: what an earlier run left, whose rounding this is.
     """
     segmented = subject.segmented
-    layers = {site.name: site_layer(subject.model, site) for site in subject.sites if site.name in codes}
+    layers = _layers(subject, codes)
     names = {id(parameter): name for name, parameter in subject.model.named_parameters()}
     quantized = {names[id(layer.weight)] for layer in layers.values()}
     others = {f"other/{name}": value for name, value in present_values(subject.model).items() if name not in quantized}
@@ -139,6 +138,10 @@ def learn(
         + ("" if outcome.after < outcome.before else ": not better, undone")
     )
     return outcome.codes
+
+
+def _layers(subject: Subject, codes: Mapping[str, QuantizedTensor]) -> dict[str, Layer]:
+    return {site.name: site_layer(subject.model, site) for site in subject.sites if site.name in codes}
 
 
 def _kept_beside(codes: Mapping[str, QuantizedTensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natprec.models.layers import Layer
+from natprec.models.layers import Layer, put_codes
 from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.learning_state import under
@@ -105,9 +105,8 @@ class Learnable:
 
     def put(self) -> None:
         """Leave in the model what an engine reconstructs."""
-        for name, layer in self._layers.items():
-            self._now[name] = self._positions[name].rounded()
-            layer.put(self._now[name].dequantize())
+        self._now = {name: positions.rounded() for name, positions in self._positions.items()}
+        put_codes(self._layers, self._now)
         for name, parameter in self._small.items():
             parameter.data = self._values[name].to(self._stored[name]).to(parameter.dtype, copy=True)
 
@@ -124,8 +123,7 @@ class Learnable:
     def put_back(self, codes: Mapping[str, QuantizedTensor], small: Mapping[str, Tensor]) -> None:
         """Leave what `codes` and `small` were before in the model."""
         self._now = {name: codes[name] for name in self._layers}
-        for name, layer in self._layers.items():
-            layer.put(self._now[name].dequantize())
+        put_codes(self._layers, self._now)
         for name, parameter in self._small.items():
             parameter.data = small[name]
 

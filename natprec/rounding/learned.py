@@ -14,13 +14,14 @@ goes another way: what comes of it is as good, and not the same (LOG.md, 2026-11
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from natprec.models.hidden_states import HiddenStates
-from natprec.models.layers import Layer, known_layer
+from natprec.models.layers import Layer, known_layer, put_codes
 from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.gptq import GPTQ
@@ -110,8 +111,7 @@ class Learner:
             found = self._learned(segment, codes, unrounded, layers, owner, path, advance)
             if self._loss(segment) < before:
                 return found
-            for name, layer in layers.items():
-                layer.put(codes[name].dequantize())
+            put_codes(layers, codes)
         return codes
 
     def _learned(
@@ -129,21 +129,22 @@ class Learner:
         own = [name for name in layers if owner[name] == workers.rank]
         descents = {name: _Descent(Positions(unrounded[name], codes[name], self._dtype)) for name in own}
         now, order = {name: codes[name] for name in own}, list[int]()
-        for step in range(STEPS):
-            order = order or torch.randperm(len(share.whole), generator=draw).tolist()
-            gradients = self._descend(segment, order.pop(), layers, owner)
-            left = 1 - step / STEPS
-            for name, gradient in gradients.items():
-                now[name] = descents[name].step(gradient, now[name], 2 * path / STEPS * left, RATE * left)
-            values = {name: now[name].dequantize() if name in gradients else layers[name].matrix for name in layers}
-            # they travel, as gradients do, in what products round them to anyway
-            for name, value in from_owners(workers, values, owner, self._segmented.products).items():
-                layers[name].put(value)
-            advance(f"{self._segmented.block_names[segment]} step {step + 1}")
+        shapes = {name: layer.shape for name, layer in layers.items()}
+        with _in_dtype(layers.values(), self._segmented.products):
+            for step in range(STEPS):
+                order = order or torch.randperm(len(share.whole), generator=draw).tolist()
+                gradients = self._descend(segment, order.pop(), layers, owner)
+                left = 1 - step / STEPS
+                for name, gradient in gradients.items():
+                    now[name] = descents[name].step(gradient, now[name], 2 * path / STEPS * left, RATE * left)
+                    layers[name].put(now[name].dequantize())
+                values, like = {name: layers[name].matrix for name in own}, next(iter(layers.values())).weight
+                for name, value in from_owners(workers, values, shapes, owner, like):
+                    layers[name].put(value)
+                advance(f"{self._segmented.block_names[segment]} step {step + 1}")
         formats = {name: codes[name].format for name in layers}
         found = codes_of_all(workers, now, formats, next(iter(layers.values())).weight.device)
-        for name, layer in layers.items():
-            layer.put(found[name].dequantize())
+        put_codes(layers, found)
         return found
 
     @torch.no_grad()
@@ -183,11 +184,28 @@ class Learner:
                 gradient = layer.gradient
                 if gradient is not None:
                     found[name] = gradient
-            return sums_at_owners(share.workers, found, shapes, owner, like, self._segmented.products)[0]
+            return sums_at_owners(share.workers, found, shapes, owner, like)[0]
         finally:
             for layer in layers.values():
                 layer.weight.grad = None
                 layer.weight.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _in_dtype(layers: Iterable[Layer], dtype: torch.dtype) -> Iterator[None]:
+    """Within the block weights are of the dtype that products round them to, in which they and gradients travel.
+
+    Else each forward would cast all of them, each backward pass their gradients, and each process those of others too.
+    """
+    weights = [layer.weight for layer in layers]
+    dtypes = [weight.dtype for weight in weights]
+    for weight in weights:
+        weight.data = weight.data.to(dtype)
+    try:
+        yield
+    finally:
+        for weight, before in zip(weights, dtypes, strict=True):
+            weight.data = weight.data.to(before)
 
 
 def token_importance(gradient: Tensor, workers: Workers) -> Tensor:
@@ -217,11 +235,11 @@ class _Descent:
         """One step; returns the codes and scales after it.
 
         Args:
-            gradient: (rows, columns), of the loss by the value of each weight.
+            gradient: (rows, columns), of the loss by the value of each weight; of any dtype.
             now: the codes and scales where it was taken.
             step: of each position, in codes; `rate`: Adam's, of the scales.
         """
-        slope, self._positions.moves.grad = self._positions.slopes(gradient, now)
+        slope, self._positions.moves.grad = self._positions.slopes(gradient.float(), now)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
         self._positions.at.sub_(slope.sign(), alpha=step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from safetensors.torch import load, save
@@ -40,17 +40,16 @@ def sums_at_owners(
     shapes: Mapping[str, Sequence[int]],
     owner: Mapping[str, int],
     like: Tensor,
-    wire: torch.dtype | None = None,
 ) -> tuple[dict[str, Tensor], set[str]]:
     """Tensors that each process has gathered, added up at the one that each belongs to.
 
     Args:
-        own: name → tensor, float32; those that no sample of this process reached are not there.
+        own: name → tensor; those that no sample of this process reached are not there.
         shapes: of all names, at all processes the same; `owner`: their ranks.
-        like: on the device of the tensors.
-        wire: the dtype in which they travel; default: float32.
+        like: on the device and of the dtype of the tensors, which travel as they are.
     Returns:
-        The sums that belong to this process, and the names that samples of any process reached.
+        The sums that belong to this process, of several processes float32, and the names that samples of any process
+        reached.
     """
     if workers.size == 1:
         return dict(own), set(own)
@@ -58,11 +57,11 @@ def sums_at_owners(
     reached = [name for name, count in zip(shapes, found.tolist(), strict=True) if count]
     sizes = {name: math.prod(shapes[name]) for name in reached}
     of_rank = [[name for name in reached if owner[name] == rank] for rank in range(workers.size)]
-    nothing = like.new_empty(0, dtype=torch.float32)
+    nothing = like.new_empty(0)
     flat = {name: own[name].flatten() if name in own else nothing.new_zeros(sizes[name]) for name in reached}
     pieces = [torch.cat([nothing, *(flat[name] for name in names)]) for names in of_rank]
-    total = torch.zeros_like(pieces[workers.rank])
-    for part in workers.exchange(pieces, [total.shape] * workers.size, wire):
+    total = torch.zeros_like(pieces[workers.rank], dtype=torch.float32)
+    for part in workers.exchange(pieces, [total.shape] * workers.size):
         total += part
     names = of_rank[workers.rank]
     parts = total.split([sizes[name] for name in names]) if names else ()
@@ -116,23 +115,25 @@ def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def from_owners(
-    workers: Workers, values: Mapping[str, Tensor], owner: Mapping[str, int], wire: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """Tensors whose values one process each knows, at all of them.
+    workers: Workers,
+    own: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    owner: Mapping[str, int],
+    like: Tensor,
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors whose values one process each knows, at all others: name, tensor.
 
     Args:
-        values: name → tensor, at all processes of the same shape; only its owner's counts.
-        wire: the dtype in which they travel, and to which they are rounded at all but their owner; default: their own.
+        own: name → tensor, of those that this process knows.
+        shapes, owner, like: see `sums_at_owners`.
     """
     if workers.size == 1:
-        return dict(values)
-    of_rank = [[name for name in values if owner[name] == rank] for rank in range(workers.size)]
-    nothing = next(iter(values.values())).new_empty(0)
-    own = torch.cat([nothing, *(values[name].flatten() for name in of_rank[workers.rank])])
-    sizes = [sum(values[name].numel() for name in names) for names in of_rank]
-    found = {}
-    everything = workers.exchange([own] * workers.size, [(size,) for size in sizes], wire)
-    for names, part in zip(of_rank, everything, strict=True):
-        for name, flat in zip(names, part.split([values[name].numel() for name in names]), strict=True):
-            found[name] = flat.view(values[name].shape).to(values[name].dtype)
-    return {name: found[name] for name in values}
+        return
+    of_rank = [[name for name in shapes if owner[name] == rank] for rank in range(workers.size)]
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    leaving = torch.cat([like.new_empty(0), *(own[name].flatten() for name in of_rank[workers.rank])])
+    coming = [(sum(sizes[name] for name in names),) for names in of_rank]
+    for rank, part in enumerate(workers.exchange([leaving] * workers.size, coming)):
+        if rank != workers.rank:
+            pieces = part.split([sizes[name] for name in of_rank[rank]])
+            yield from ((name, each.view(*shapes[name])) for name, each in zip(of_rank[rank], pieces, strict=True))
