@@ -40,7 +40,6 @@ def apply(
     from natprec.utils.atomic_files import refuse_existing
     from natprec.utils.claims import beside
     from natprec.utils.human import human_bytes
-    from natprec.utils.launcher import refuse_many
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.meeting import joined
     from natprec.utils.progress import Stages
@@ -53,8 +52,6 @@ def apply(
     refuse_existing(out, overwrite)
     refuse_pictures(config)
     partial = beside(out, ".partial")
-    if config.learns:
-        refuse_many("natprec apply --learn-tokens")
     with joined(config.device) as (workers, own_device):
         config, stages = replace(config, device=own_device), Stages(quiet=not workers.first)
         subject = resumable.opened_together(config, stages, workers, plan.rotation, plan.untied)

@@ -101,8 +101,6 @@ def quantize(
         check(config)
         show_dry_run(config, Stages(), as_json)
         return
-    if config.learns:
-        refuse_many("natprec quantize --learn-tokens")
     with joined(config.device) as (workers, own_device):
         stages, config = Stages(quiet=not workers.first), replace(config, device=own_device)
         how: Any = {"overwrite": overwrite, "resume": resume, "stages": stages, "workers": workers}

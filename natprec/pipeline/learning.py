@@ -32,7 +32,7 @@ from natprec.utils.progress import Stages
 UNBOUNDED = 2**40
 """Tokens where only the time is bounded."""
 
-Found = tuple[dict[str, Tensor], Progress]
+Found = tuple[Mapping[str, Tensor], Progress]
 """What an earlier run left."""
 
 
@@ -65,7 +65,8 @@ class Learning:
         texts = [each.digest for each in (samples, text.read, text.judging) if each is not None]
         budget = f"{self.tokens} {self.minutes} {text.seed}"
         key = state_key(subject.digest, plan.content(), rounding, products, *texts, budget)
-        return Kept(None if self.folder is None else self.folder / LEARNING.replace("*", key), key)
+        file = None if self.folder is None else self.folder / LEARNING.replace("*", key)
+        return Kept(file, key, subject.segmented.workers)
 
 
 def learning_asked(

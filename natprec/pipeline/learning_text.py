@@ -20,6 +20,7 @@ from natprec.errors import InputError
 from natprec.measurement.subject import Subject
 from natprec.models.weights import put_in
 from natprec.pipeline.samples import unmeasured_samples
+from natprec.pipeline.together import made_by_first
 from natprec.rounding.to_end import STEP_TOKENS
 from natprec.tasks import Samples
 from natprec.tasks.samples import COUNTED
@@ -61,7 +62,7 @@ class LearningText:
     pieces: Pieces
     fresh: bool = True
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    _written: tuple[int, Tensor] | None = field(default=None, init=False)
+    _written: tuple[int, Samples] | None = field(default=None, init=False)
 
     @property
     def step_tokens(self) -> int:
@@ -101,16 +102,23 @@ class LearningText:
         if self._written is None or self._written[0] != batch:
             with put_in(self.subject.model, dict(self.weights)):
                 self._written = batch, written(self.subject, TOGETHER, self.read.length, _seed(self.seed, batch + 1))
-        return Samples.text(self._written[1][row : row + 1]).to(self.read.device)
+        return self._written[1][row : row + 1].to(self.read.device)
 
 
 def _seed(seed: int, index: int) -> int:
     return (derived(seed, index) ^ _STREAM) % LIMIT
 
 
-def written(subject: Subject, count: int, length: int, seed: int) -> Tensor:
-    """(count, length) tokens of the model's own text; in float32, since each token would narrow all weights anew."""
-    return generate_tokens(subject.model, subject.tokenizer, count, length, seed, together=count)
+def written(subject: Subject, count: int, length: int, seed: int) -> Samples:
+    """So many windows of the model's own text; in float32, since each token would narrow all weights anew.
+
+    Of several processes the first one writes.
+    """
+
+    def write() -> Samples:
+        return Samples.text(generate_tokens(subject.model, subject.tokenizer, count, length, seed, together=count))
+
+    return made_by_first(write, subject)
 
 
 def learning_text(
@@ -124,13 +132,14 @@ def learning_text(
     """
     given = more if isinstance(more, Samples) else _unmeasured(config, subject, samples, stages) if more else None
     read = _without_pictures(samples) if given is None else given
+    subject.segmented.workers.refuse_difference("text to learn from", read.digest.encode())
     pieces, step = pieces_of(read), max(PART, len(read) // HELD_BACK)
     judges = torch.arange(len(read), device=read.device) % step == step - 1
     judging, read = (read[judges], read[~judges]) if judges.any() else (read, read)
     if subject.writes:
         with stages.stage("text to judge learning by, written by the model"):
             own = written(subject, min(HELD_BACK, len(judging)), samples.length, _seed(config.seed, 0))
-        judging = judging.followed_by(Samples.text(own).to(judging.device))
+        judging = judging.followed_by(own.to(judging.device))
     return LearningText(subject, read, judging, config.seed, pieces, fresh=given is not None)
 
 

@@ -257,12 +257,14 @@ def round_and_write(
             f"experts have {len(experts)} formats: plain transformers would read all by one of them and compute "
             f"nonsense; {plan.engine} and natprec.load read each by its own"
         )
+    workers = subject.segmented.workers
     if learning is not None:
         with subject.segmented.weights.hold(subject.model.parameters()):
             codes = round_to_plan(subject, plan, samples, rounding, stages, learning, seed)
-            write(subject, plan, codes, folder, stages)
+            if workers.first:
+                write(subject, plan, codes, folder, stages)
+        workers.wait()
         return
-    workers = subject.segmented.workers
     writer = checkpoint_writer(folder, subject, plan, resume_folder) if workers.first else None
     with _rounding_stage(subject, samples, rounding, stages) as advance:
         for segment, codes in rounded_segments(subject, plan, samples, rounding, resume_folder, advance, seed):

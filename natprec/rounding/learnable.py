@@ -2,6 +2,9 @@
 
 Norm weights and biases are stored beside the codes anyway, so that they cost nothing. All move by Adam (Kingma & Ba
 2015, arXiv:1412.6980), each kind at its own rate.
+
+Several processes share the weights out: each moves its own, for which it receives all gradients, and tells the others
+what has become of them. All move the small parameters, alike.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.learning_state import under
 from natprec.rounding.positions import Positions
+from natprec.rounding.together import codes_of_all, from_owners, sums_at_owners
 
 CODES = 3e-3
 """Rate of positions, in codes a step. At 0.02 a step all positions that lie near a boundary cross it together, which
@@ -36,10 +40,12 @@ BETAS, EPSILON = (0.9, 0.95), 1e-14
 
 
 class Learnable:
-    """Everything that moves; the model's parameters are what is made of it.
+    """Everything that moves; the model's parameters are what is made of it. All processes call each method.
 
     Attributes:
         parameters: of the model, whose gradients are wanted.
+        workers: the processes that share the weights out.
+        formats: of all sites that are rounded.
     """
 
     def __init__(
@@ -57,10 +63,15 @@ class Learnable:
             unrounded: what was rounded, (rows, columns).
             storage_dtype: of scales, and of small parameters that are no exception in their checkpoint.
         """
-        self._layers, self._now = dict(layers), {name: codes[name] for name in layers}
+        self.workers = workers = segmented.workers
+        self._layers, self.formats = dict(layers), {name: codes[name].format for name in layers}
+        self._owner = workers.assign({name: layer.weight.numel() for name, layer in layers.items()})
+        own = [name for name in layers if self._owner[name] == workers.rank]
+        self._now = {name: codes[name] for name in own}
+        self._wires = _wires(self._layers, segmented.products if workers.size > 1 else torch.float32)
         self._positions = {
             name: Positions(unrounded[name].to(codes[name].scale.device), codes[name], storage_dtype, WITHIN)
-            for name in layers
+            for name in own
         }
         quantized, dtypes = {id(layer.weight) for layer in layers.values()}, segmented.weights.dtypes
         self._small = {
@@ -86,13 +97,13 @@ class Learnable:
 
     def step(self, left: float) -> None:
         """Move by the gradients in the parameters' `grad`, at this part of each rate; the model is what comes of it."""
-        for name, layer in self._layers.items():
-            gradient, positions = layer.gradient, self._positions[name]
+        gradients = self._gradients()
+        for name, positions in self._positions.items():
             positions.at.grad = positions.moves.grad = None  # where the output does not depend on it
-            if gradient is not None:
-                positions.at.grad, positions.moves.grad = positions.slopes(gradient, self._now[name])
-        for name, parameter in self._small.items():
-            self._values[name].grad = parameter.grad
+            if name in gradients:
+                positions.at.grad, positions.moves.grad = positions.slopes(gradients[name], self._now[name])
+        for name, gradient in self._small_gradients().items():
+            self._values[name].grad = gradient
         for parameter in self.parameters:
             parameter.grad = None
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -103,17 +114,50 @@ class Learnable:
             positions.clamp_()
         self.put()
 
+    def _gradients(self) -> dict[str, Tensor]:
+        """Of the weights that this process moves, of all processes' text."""
+        found: dict[str, Tensor] = {}
+        for dtype, names in self._wires.items():
+            known = {name: gradient for name in names if (gradient := self._layers[name].gradient) is not None}
+            sent = {name: gradient.to(dtype) for name, gradient in known.items()}
+            shapes = {name: self._layers[name].shape for name in names}
+            found |= sums_at_owners(self.workers, sent, shapes, self._owner, self._like.to(dtype))[0]
+        return found
+
+    def _small_gradients(self) -> dict[str, Tensor | None]:
+        """Of the small parameters, of all processes' text."""
+        own = {name: parameter.grad for name, parameter in self._small.items()}
+        if self.workers.size == 1 or not own:
+            return own
+        flat = [torch.zeros_like(self._values[name]) if each is None else each for name, each in own.items()]
+        reached = torch.tensor([each is not None for each in own.values()], dtype=torch.float64)
+        total, *sums = self.workers.all_sum(reached, *(each.to("cpu", torch.float64) for each in flat))
+        return {
+            name: value.to(self._values[name].device, self._values[name].dtype) if count else None
+            for name, value, count in zip(own, sums, total.tolist(), strict=True)
+        }
+
+    @property
+    def _like(self) -> Tensor:
+        """An empty tensor on the device of the weights."""
+        return self.parameters[0].detach().new_empty(0)
+
     def put(self) -> None:
         """Leave in the model what an engine reconstructs."""
         self._now = {name: positions.rounded() for name, positions in self._positions.items()}
-        put_codes(self._layers, self._now)
+        put_codes({name: self._layers[name] for name in self._now}, self._now)
+        for dtype, names in self._wires.items():
+            own = {name: self._layers[name].matrix.detach().to(dtype) for name in names if name in self._now}
+            shapes = {name: self._layers[name].shape for name in names}
+            for name, value in from_owners(self.workers, own, shapes, self._owner, self._like.to(dtype)):
+                self._layers[name].put(value)
         for name, parameter in self._small.items():
             parameter.data = self._values[name].to(self._stored[name]).to(parameter.dtype, copy=True)
 
     @property
     def codes(self) -> dict[str, QuantizedTensor]:
         """Site name → its codes and scales now."""
-        return dict(self._now)
+        return codes_of_all(self.workers, self._now, self.formats, self._like.device)
 
     @property
     def small(self) -> dict[str, Tensor]:
@@ -122,24 +166,24 @@ class Learnable:
 
     def put_back(self, codes: Mapping[str, QuantizedTensor], small: Mapping[str, Tensor]) -> None:
         """Leave what `codes` and `small` were before in the model."""
-        self._now = {name: codes[name] for name in self._layers}
-        put_codes(self._layers, self._now)
+        self._now = {name: codes[name] for name in self._now}
+        put_codes(self._layers, codes)
         for name, parameter in self._small.items():
             parameter.data = small[name]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All from which learning goes on, for a file: see `load`."""
+        """All of this process's from which learning goes on, for a file: see `load`."""
         found = {}
-        for number, each in enumerate(self._leaves()):
-            found[f"value/{number}"] = each
-            found |= {f"adam/{number}/{key}": value for key, value in self._optimizer.state.get(each, {}).items()}
+        for name, each in self._leaves(small=self.workers.first).items():
+            found[f"value/{name}"] = each
+            found |= {f"adam/{name}/{key}": value for key, value in self._optimizer.state.get(each, {}).items()}
         return {name: value.cpu().contiguous() for name, value in found.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave for the same model and codes."""
-        for number, each in enumerate(self._leaves()):
-            each.copy_(tensors[f"value/{number}"])
-            state = under(f"adam/{number}/", tensors)
+        """Go on from what `tensors` gave at all processes, whichever they were, for the same model and codes."""
+        for name, each in self._leaves(small=True).items():
+            each.copy_(tensors[f"value/{name}"])
+            state = under(f"adam/{name}/", tensors)
             if state:
                 self._optimizer.state[each] = {
                     key: value.clone() if key == "step" else value.to(each.device, copy=True)
@@ -147,5 +191,16 @@ class Learnable:
                 }
         self.put()
 
-    def _leaves(self) -> list[Tensor]:
-        return [each for group in self._optimizer.param_groups for each in group["params"]]
+    def _leaves(self, small: bool) -> dict[str, Tensor]:
+        """What the optimizer moves here, by name; `small`: also what all processes move alike."""
+        found = {f"at/{name}": each.at for name, each in self._positions.items()}
+        found |= {f"scale/{name}": each.moves for name, each in self._positions.items()}
+        return found | ({f"small/{name}": each for name, each in self._values.items()} if small else {})
+
+
+def _wires(layers: Mapping[str, Layer], products: torch.dtype) -> dict[torch.dtype, list[str]]:
+    """The dtypes in which weights and their gradients travel, and whose: those that products round them to anyway."""
+    found: dict[torch.dtype, list[str]] = {}
+    for name, layer in layers.items():
+        found.setdefault(torch.float32 if layer.kind.looks_up else products, []).append(name)
+    return found

@@ -1,10 +1,13 @@
-"""How far learning against the end has come, and the file from which a killed run goes on."""
+"""How far learning against the end has come, and the files from which a killed run goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import glob
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,9 +16,10 @@ from torch import Tensor
 
 from natprec.utils.atomic_files import write_bytes
 from natprec.utils.marks import KEY
+from natprec.utils.workers import Workers
 
 PROGRESS = "progress"
-"""Tensor of that file: step, seconds, and what was judged."""
+"""Tensor of the first file: step, seconds, and what was judged."""
 
 PATIENCE = 5
 """Judgments in a row that find nothing better, after which learning ends."""
@@ -53,42 +57,98 @@ class Progress:
 
 @dataclass(frozen=True)
 class Kept:
-    """Where learning goes on from: a file of all that moves, of the best so far, and of what the caller adds.
+    """Where learning goes on from: a file of each process, with what it moves. The first one's also holds the best so
+    far, and what the caller adds.
+
+    All files of a step are written before those of an earlier one are removed, so that a run which is killed while
+    they are written goes on from the earlier step. Any number of processes goes on from what others have left.
 
     Attributes:
-        file: None: nothing is kept.
-        key: of the model, plan, text and options; a file with another one is not used.
+        file: to whose name step and process are added; None: nothing is kept.
+        key: of the model, plan, text and options; files with another one are not used.
     """
 
     file: Path | None
     key: str
+    workers: Workers = field(default_factory=Workers)
 
-    def found(self) -> tuple[dict[str, Tensor], Progress] | None:
-        """What an earlier run left, if it was the same."""
-        if self.file is None or not self.file.is_file():
+    def found(self) -> tuple[Mapping[str, Tensor], Progress] | None:
+        """What an earlier run left, if it was the same; tensors are read when they are asked for."""
+        names = "\n".join(str(file) for file in self._newest()) if self.workers.first else ""
+        names = self.workers.from_first(names.encode()).decode()
+        if not names:
             return None
-        with safe_open(self.file, "pt") as opened:
-            if (opened.metadata() or {}).get("key") != self.key:
-                return None
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-        step, seconds, *judged = tensors.pop(PROGRESS).tolist()
+        files = [safe_open(name, "pt") for name in names.split("\n")]
+        tensors = _Opened({name: file for file in files for name in file.keys()})  # noqa: SIM118  # no mapping
+        step, seconds, *judged = tensors[PROGRESS].tolist()
         return tensors, Progress(int(step), seconds, judged)
 
     def write(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
-        """Replace what is kept.
+        """Replace what is kept; all processes call this.
 
+        Args:
+            tensors: of this process; no other one has any of these names.
         Raises:
             OutputError: the disk is full.
         """
-        if self.file is not None:
+        if self.file is None:
+            return
+        before, workers = self._files(), self.workers
+        own = self.file.with_name(
+            f"{self.file.stem}-{progress.step:08d}-{workers.rank}of{workers.size}{self.file.suffix}"
+        )
+        if workers.first:
             numbers = torch.tensor([progress.step, progress.seconds, *progress.judged], dtype=torch.float64)
-            content = _apart({**tensors, PROGRESS: numbers})
-            write_bytes(self.file, save(content, {KEY: "learning", "key": self.key}))
+            tensors = {**tensors, PROGRESS: numbers}
+        write_bytes(own, save(_apart(tensors), {KEY: "learning", "key": self.key}))
+        workers.wait()
+        if workers.first:
+            for file in before:
+                if not file.name.startswith(f"{self.file.stem}-{progress.step:08d}-"):
+                    file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """All that earlier steps left."""
+        if self.file is None:
+            return []
+        return sorted(self.file.parent.glob(f"{glob.escape(self.file.stem)}-*of*{self.file.suffix}"))
+
+    def _newest(self) -> list[Path]:
+        """The files of the last step of which no process's is missing, in the order of ranks."""
+        whole: dict[tuple[int, int], list[Path]] = {}
+        for file in self._files():
+            numbers = re.search(r"-(\d+)-(\d+)of(\d+)$", file.stem)
+            if numbers and self._same(file):
+                step, _, size = map(int, numbers.groups())
+                whole.setdefault((step, size), []).append(file)
+        complete = [key for key, files in whole.items() if len(files) == key[1]]
+        return sorted(whole[max(complete)]) if complete else []
+
+    def _same(self, file: Path) -> bool:
+        with safe_open(file, "pt") as opened:
+            return (opened.metadata() or {}).get("key") == self.key
+
+
+class _Opened(Mapping[str, Tensor]):
+    """Tensors of several files by name."""
+
+    def __init__(self, files: Mapping[str, Any]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> Tensor:
+        value: Tensor = self._files[name].get_tensor(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of such a file whose names begin so, by the rest of their names."""
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    """The tensors of such files whose names begin so, by the rest of their names."""
+    return {name.removeprefix(start): tensors[name] for name in tensors if name.startswith(start)}
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

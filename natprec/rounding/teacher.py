@@ -39,11 +39,18 @@ class Teacher:
         with put_in(self._segmented.model, self._weights), self._segmented.gathering():
             return self._segmented.output(samples)
 
-    def descend(self, samples: Samples, parameters: Sequence[nn.Parameter], by_segment: bool | None = None) -> None:
+    def descend(
+        self,
+        samples: Samples,
+        parameters: Sequence[nn.Parameter],
+        by_segment: bool | None = None,
+        fraction: float = 1.0,
+    ) -> None:
         """Leave the gradient of the mean distortion of a batch in the parameters' `grad`.
 
         Args:
             by_segment: whether segments run again on the way back; default: where memory asks for it.
+            fraction: the part of a step's text that the batch is, by which the gradient is multiplied.
         """
         target, segmented = self.output(samples), self._segmented
         if by_segment is None:
@@ -51,7 +58,7 @@ class Teacher:
             by_segment = bool(segmented.blocks) and needed > free
 
         def slope(output: Tensor) -> Tensor:
-            return segmented.distortion.slope(target, output, samples)
+            return segmented.distortion.slope(target, output, samples) * fraction
 
         with torch.enable_grad(), _differentiable(parameters):
             if by_segment:
@@ -63,17 +70,22 @@ class Teacher:
 
 
 class HeldBack:
-    """Text that judges: the original's answers are kept before its last segment, whose output would be far larger."""
+    """Text that judges: the original's answers are kept before its last segment, whose output would be far larger.
+
+    Of several processes each runs its own batches.
+    """
 
     def __init__(self, segmented: SegmentedModel, weights: Mapping[str, Tensor], samples: Samples) -> None:
-        self._segmented, self._batches = segmented, samples.split()
+        batches = samples.split()
+        own = segmented.workers.share(len(batches))
+        self._segmented, self._batches, self._count = segmented, batches[own.start : own.stop], len(samples)
         self._weights = dict(weights)
         with torch.no_grad(), put_in(segmented.model, self._weights), segmented.gathering():
             self._hidden = [_before_suffix(segmented, batch) for batch in self._batches]
 
     @torch.no_grad()
     def distortion(self) -> float:
-        """Of the model as it is now: the mean over all of the text."""
+        """Of the model as it is now: the mean over all of the text, the same at all processes."""
         segmented, total = self._segmented, 0.0
         for hidden, batch in zip(self._hidden, self._batches, strict=True):
             with segmented.gathering():
@@ -81,7 +93,8 @@ class HeldBack:
                     target = segmented.suffix(hidden, batch)
                 output = segmented.output(batch)
             total += float(segmented.distortion.between(target.float(), output.float(), batch).mean()) * len(batch)
-        return total / sum(map(len, self._batches))
+        (sum_of_all,) = segmented.workers.all_sum(torch.tensor([total], dtype=torch.float64))
+        return float(sum_of_all) / self._count
 
 
 def _before_suffix(segmented: SegmentedModel, samples: Samples) -> Tensor | None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from natprec.quantizers import QuantizedTensor
@@ -23,6 +24,7 @@ from natprec.rounding.teacher import HeldBack, Teacher
 from natprec.rounding.together import codes_from, tensors_of
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance
+from natprec.utils.workers import Workers
 
 STEP_TOKENS = 1024
 """Of text in each step."""
@@ -81,8 +83,7 @@ class _Best:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], present: Learnable) -> _Best:
-        formats = {name: codes.format for name, codes in present.codes.items()}
-        device = present.parameters[0].device
+        formats, device = present.formats, present.parameters[0].device
         small = {name: tensors[f"small/{name}"].to(device) for name in present.small}
         return cls(codes_from(under("best/", tensors), formats, device), small)
 
@@ -95,35 +96,41 @@ def learn_to_end(
     budget: Budget,
     *,
     kept: Kept,
-    found: tuple[dict[str, Tensor], Progress] | None = None,
+    found: tuple[Mapping[str, Tensor], Progress] | None = None,
     beside: Mapping[str, Tensor],
     advance: Advance = lambda step: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Learn until the budget is spent, or nothing better has been found for a while; the model is the best found.
 
+    Several processes call this, each with the same text: a step's is shared out among them.
+
     Args:
         learnable: at the rounding.
         batch_of: the text of each step, by its number; the same whenever it is asked for.
-        kept: where progress is kept after each judgment; `beside`: what goes into that file as it is.
+        kept: where progress is kept after each judgment; `beside`: what goes into the first file as it is.
         found: what an earlier run kept.
         advance: called once per step; say: told what each judgment found.
     """
     if found is None:
         progress, best = Progress(judged=[held_back.distortion()]), _Best(learnable.codes, learnable.small)
-        kept.write({**beside, **learnable.tensors(), **best.tensors()}, progress)
+        _keep(kept, learnable, best, beside, progress)
     else:
         tensors, progress = found
         learnable.load(tensors)
         best = _Best.of(tensors, learnable)
         for step in range(progress.step):
             advance(f"step {step + 1}")
-    start = time.monotonic() - progress.seconds
+    start, workers = time.monotonic() - progress.seconds, learnable.workers
     while (spent := budget.spent(progress.step, progress.seconds)) < 1 and not progress.stalled:
-        teacher.descend(batch_of(progress.step), learnable.parameters)
+        text = batch_of(progress.step)
+        share = workers.share(len(text))
+        if share:
+            own = text[share.start : share.stop]
+            teacher.descend(own, learnable.parameters, fraction=len(share) / len(text))
         learnable.step(min(1.0, (progress.step + 1) / WARM) * (1 - spent))
         progress.step += 1
-        progress.seconds = time.monotonic() - start
+        progress.seconds = _of_first(workers, time.monotonic() - start)
         advance(f"step {progress.step}, {progress.gain}")
         spent = budget.spent(progress.step, progress.seconds)
         if spent * JUDGMENTS >= len(progress.judged):
@@ -131,6 +138,17 @@ def learn_to_end(
             if progress.best == len(progress.judged) - 1:
                 best = _Best(learnable.codes, learnable.small)
             say(f"learned {min(spent, 1):.0%}: {progress.judged[-1]:.4g} on text held back, {progress.gain}")
-            kept.write({**beside, **learnable.tensors(), **best.tensors()}, progress)
+            _keep(kept, learnable, best, beside, progress)
     learnable.put_back(best.codes, best.small)
     return Outcome(best.codes, progress.judged[0], min(progress.judged), progress.step, progress.seconds)
+
+
+def _of_first(workers: Workers, seconds: float) -> float:
+    """One clock for all processes: that of the first."""
+    (found,) = workers.all_sum(torch.tensor([seconds if workers.first else 0.0], dtype=torch.float64))
+    return float(found)
+
+
+def _keep(kept: Kept, learnable: Learnable, best: _Best, beside: Mapping[str, Tensor], progress: Progress) -> None:
+    shared = {**beside, **best.tensors()} if learnable.workers.first else {}
+    kept.write({**shared, **learnable.tensors()}, progress)

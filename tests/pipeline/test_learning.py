@@ -183,7 +183,9 @@ def test_the_notebook_learns_from_tokens(made: Subject, tiny_tokenizer: Any, mon
 
 
 def test_what_the_options_ask_for(config: QuantizeConfig, made: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "written", lambda subject, count, length, seed: torch.zeros(count, length).long())
+    monkeypatch.setattr(
+        module, "written", lambda subject, count, length, seed: Samples.text(torch.zeros(count, length).long())
+    )
     samples = calibration_samples(config, made, QUIET)
     assert learning_asked(replace(config, learn_tokens=0), made, samples, QUIET) is None
     bounded = learning_asked(replace(config, time=2.0), made, samples, QUIET)

@@ -123,6 +123,32 @@ def test_another_number_goes_on(tmp_path: Path, options: list[str], one: tuple[P
     assert same_weights(tmp_path / "out", one[0]) >= 0.9999
 
 
+def test_learning_by_several(tmp_path: Path, options: list[str]) -> None:
+    """One of two dies once something was learned; three go on from there."""
+    given = options[: options.index("--eps")] + ["--bits", "3.6", *options[options.index("--eps") + 2 :]]
+    asked = [*given, "--learn-tokens", "8192", "--out", tmp_path / "out"]
+    processes = start(2, *asked, code=IMPATIENT)
+    until = time.monotonic() + 120
+    while not learned_steps(tmp_path) and time.monotonic() < until:
+        time.sleep(0.005)
+    processes[1].kill()
+    (code, _, said), _ = finish(processes)
+    assert code == 2, said
+    assert learned_steps(tmp_path), "the state of both is kept"
+    results = finish(start(3, *asked, "--resume"))
+    assert [result[0] for result in results] == [0, 0, 0], results
+    assert "learned from 8192 tokens" in results[0][2]
+    assert judged(tmp_path / "out")["kl_mean"] > 0
+    assert not (tmp_path / "out.partial").exists()
+
+
+def learned_steps(folder: Path) -> set[str]:
+    """Those of which both processes have written their files, but for the rounding itself."""
+    names = [file.stem.split("-") for file in folder.glob("out.partial/learning-*of2.safetensors")]
+    counts = [step for _, _, step, _ in names if int(step)]
+    return {step for step in counts if counts.count(step) == 2}
+
+
 def test_an_output_that_only_one_host_sees(tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each writes into a folder of its own."""
     code = (

@@ -23,7 +23,9 @@ from natprec.rounding.learning_state import Kept, Progress
 from natprec.rounding.teacher import HeldBack, Teacher
 from natprec.rounding.to_end import Budget, Outcome, learn_to_end
 from natprec.tasks import Samples
+from natprec.utils.workers import Workers
 from tests.arrange import encoder, restore, snapshot, subject, tokens
+from tests.measurement.test_sharding import together
 
 THREE = integer(3, 32)
 STEPS = 32
@@ -46,8 +48,9 @@ def batch(step: int) -> Samples:
     return tokens(4, 24, seed=100 + step)
 
 
-def start(make: Callable[[], Subject] = subject, fmt: Format = THREE) -> Start:
+def start(make: Callable[[], Subject] = subject, fmt: Format = THREE, workers: Workers | None = None) -> Start:
     made = make()
+    made.segmented.workers = workers or Workers()
     original = snapshot(made.model)
     codes = {site.name: quantize(site_weight(made.model, site), fmt, torch.float16) for site in made.sites}
     unrounded = {site.name: site_layer(made.model, site).matrix.detach().clone() for site in made.sites}
@@ -186,6 +189,57 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: py
     done = learned(start(fmt=fmt), 24, kept=kept, found=kept.found(), batch_of=counted)
     assert done.after == whole.after
     assert not asked
+
+
+@pytest.mark.parametrize("make", [subject, encoder])
+def test_several_processes_learn_together(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As well as one, and all of them the same; their sums are added up in another order."""
+    monkeypatch.setattr(rates, "CODES", 0.03)
+    alone = learned(start(make), 12)
+
+    def work(workers: Workers) -> tuple[Outcome, dict[str, Tensor]]:
+        begun = start(make, workers=workers)
+        return learned(begun, 12, kept=Kept(None, "", workers)), snapshot(begun.made.model)
+
+    results = together(3, work)
+    for outcome, weights in results:
+        assert outcome.before == pytest.approx(alone.before, rel=1e-4)
+        assert outcome.after < 0.95 * outcome.before
+        assert outcome.after == pytest.approx(alone.after, rel=0.1)
+        for name, codes in results[0][0].codes.items():
+            assert torch.equal(codes.codes, outcome.codes[name].codes)
+            assert torch.equal(codes.scale, outcome.codes[name].scale)
+        assert all(torch.equal(results[0][1][name], value) for name, value in weights.items())
+
+
+def test_any_number_of_processes_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the last step that both of two had kept: the second step's files are not complete."""
+    monkeypatch.setattr(learning_state, "PATIENCE", 99)
+
+    def kill(label: str) -> None:
+        if label.startswith("step 7,"):
+            raise _KilledError
+
+    def killed(workers: Workers) -> float:
+        with pytest.raises(_KilledError):
+            learned(start(workers=workers), 24, kept=Kept(tmp_path / "state", "same", workers), advance=kill)
+        return 0.0
+
+    def resumed(workers: Workers) -> tuple[int, Outcome]:
+        kept = replace(Kept(tmp_path / f"again{workers.size}", "same"), workers=workers)
+        found = replace(kept, file=tmp_path / "state").found()
+        assert found is not None
+        return found[1].step, learned(start(workers=workers), 24, kept=kept, found=found)
+
+    together(2, killed)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"state-00000006-{rank}of2" for rank in range(2)]
+    (tmp_path / "state-00000008-1of2").write_bytes((tmp_path / "state-00000006-1of2").read_bytes())
+    whole = learned(start(), 24)
+    for size in (1, 2, 3):
+        for step, outcome in together(size, resumed):
+            assert step == 6
+            assert outcome.steps == 24
+            assert outcome.after == pytest.approx(whole.after, rel=0.1)
 
 
 @pytest.mark.parametrize("make", [subject, encoder])

@@ -302,8 +302,7 @@ def variables(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
-@pytest.mark.parametrize("command", [["inspect", "m"], ["measure", "--model", "m", "--out", "o", "--dry-run"],
-                                     ["quantize", "--model", "m", "--bits", "4", "--learn-tokens", "3"]])  # fmt: skip
+@pytest.mark.parametrize("command", [["inspect", "m"], ["measure", "--model", "m", "--out", "o", "--dry-run"]])
 def test_what_one_process_does_is_refused_in_several(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = natprec(*command)
