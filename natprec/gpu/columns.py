@@ -44,14 +44,22 @@ def round_columns(
 def one_by_one(
     block: Tensor, factor: Tensor, scale: Tensor, offset: Tensor, low: Tensor, high: Tensor, codebook: Codebook | None
 ) -> tuple[Tensor, Tensor]:
-    """The same by torch's operations, ten to a column; of any codebook."""
+    """The same by torch's operations, ten to a column; of any codebook.
+
+    Also of rows that do not share a factor: block, scale and offset (columns, copies, groups, rows), factor (columns,
+    columns, groups, 1), low and high (copies, groups, rows).
+    """
+    apart = factor.dim() > 2
     errors, chosen = torch.empty_like(block), torch.empty_like(block)
     for i in range(len(block)):
         wanted = torch.sub(block[i], offset[i], out=chosen[i]).div_(scale[i])
         code = wanted.round_().clamp_(low, high) if codebook is None else codebook.nearest_(wanted)
         value = (code * scale[i]).add_(offset[i])
         torch.sub(block[i], value, out=errors[i]).div_(factor[i, i])
-        block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+        if apart:
+            block[i + 1 :].addcmul_(factor[i, i + 1 :].unsqueeze(1), errors[i], value=-1)
+        else:
+            block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
         block[i] = value
     return errors, chosen
 

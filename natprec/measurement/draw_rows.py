@@ -20,14 +20,14 @@ def draw_rows(observers: Sequence[WeightObserver], seed: int) -> None:
     if not wanted:
         return
     own, device = wanted[0].sharding.own, wanted[0].layer.weight.device
-    counts = sorted({each.site.shape[0] for each in wanted})
-    tables = [torch.stack([drawn_rows(seed, sequence, count) for sequence in own]) for count in counts]
-    judged = [judged_rows(count) for count in counts]
+    counts = sorted({(each.site.shape[0], each.layer.groups) for each in wanted})
+    tables = [torch.stack([drawn_rows(seed, sequence, count) for sequence in own]) for count, _ in counts]
+    judged = [judged_rows(*each) for each in counts]
     flat = torch.cat([table.flatten() for table in (*tables, *judged)]).to(device)
     parts = flat.split([table.numel() for table in (*tables, *judged)])
     placed = [part.view(table.shape) for part, table in zip(parts, (*tables, *judged), strict=True)]
     for each in wanted:
-        at = counts.index(each.site.shape[0])
+        at = counts.index((each.site.shape[0], each.layer.groups))
         each.drawn = placed[at]
         if each.compensation is not None:
             each.compensation.rows = placed[len(counts) + at]

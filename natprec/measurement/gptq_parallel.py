@@ -57,10 +57,10 @@ def _add_up(members: list[Compensation], had: Tensor, owner: int, workers: Worke
     """
     fitted, fused_group, size = members[0].fitted, members[0].site.fused_group, members[0].site.shape[1]
     if had[:, 0].any():
-        nothing = torch.zeros(size, size, dtype=torch.float64, device=members[0].layer.weight.device)
+        nothing = torch.zeros(members[0].layer.moments, dtype=torch.float64, device=members[0].layer.weight.device)
         workers.sum_at(owner, fitted.setdefault(fused_group, nothing))
     for each, judging in zip(members, had[:, 1:].T.tolist(), strict=True):
-        shape = (len(judged_rows(each.site.shape[0])), size)
+        shape = (len(judged_rows(each.site.shape[0], each.layer.groups)), size)
         own = torch.stack(each.judging) if each.judging else each.layer.weight.new_zeros(0, *shape, dtype=torch.float32)
         pieces = [own if rank == owner else own[:0] for rank in range(workers.size)]
         found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging], wire)

@@ -1,9 +1,9 @@
 """Predicts the fraction of a site's round-to-nearest distortion that remains after GPTQ's error compensation.
 
-It follows from the inputs' second moments, Σ x xᵀ, which sites with one input share, and from gradients of the
-weight: see `gptq_shares`. GPTQ is fitted to three of four sequences and judged on the fourth, one of those whose
-gradients are known. Where a fused group's channels can be rescaled (see `natprec.transforms`), both ways are judged and
-the better one is kept.
+It follows from the second moments of the inputs, Σ x xᵀ, which sites with one input share (of a convolution: of the
+patches of its input), and from gradients of the weight: see `gptq_shares`. GPTQ is fitted to three of four sequences
+and judged on the fourth, one of those whose gradients are known. Where a fused group's channels can be rescaled (see
+`natprec.transforms`), both ways are judged and the better one is kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from natprec.formats import Format
 from natprec.models.layers import Layer
+from natprec.models.patches import add_moments
 from natprec.models.weight_sites import Site
-from natprec.quantizers.gptq import Judged, gptq_shares, judged_rows
-from natprec.quantizers.gram import add_products, mirrored
+from natprec.quantizers.gptq import Judged, gptq_shares, judged_groups, judged_rows
+from natprec.quantizers.gram import mirrored
 from natprec.quantizers.hessian import Hessian
 from natprec.transforms import Gauge, Rescaled, all_channel_scales
 from natprec.utils.launches import fetched
@@ -39,8 +40,8 @@ class Compensation:
     """Gathers at one weight what its inputs and gradients say of GPTQ.
 
     Attributes:
-        fitted: fused group → Σ x xᵀ, on and above the diagonal, shared by the sites of a sweep; float64, since it must
-            not depend on how sequences are shared out.
+        fitted: fused group → Σ x xᵀ, `Layer.moments`, on and above the diagonal, shared by the sites of a sweep;
+            float64, since it must not depend on how sequences are shared out.
         every: of so many sequences with gradients one judges.
         judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
         rows: (judging rows,), their numbers, on the device of the weight.
@@ -74,23 +75,23 @@ class Compensation:
         return [each.register_forward_pre_hook(lambda _, args: self.fit(args[0].detach())) for each in modules]
 
     def fit(self, inputs: Tensor, sequences: Sequence[int] | None = None) -> None:
-        """Account for inputs (…, columns) of y = x Wᵀ, unless another site gathers them.
+        """Account for what the layer is given, unless another site gathers it.
 
         Args:
+            inputs: (…, columns), or channels and places.
             sequences: the batch's indices; those that judge are left out.
         """
         if not self.gathers:
             return
         if sequences is not None:
             fitting = [number for number, sequence in enumerate(sequences) if not self._judges(sequence)]
+            own = inputs.shape[-1 - self.layer.kind.dimensions :]
+            inputs = inputs.reshape(len(sequences), -1, *own)
             if len(fitting) < len(sequences):  # by slices, whose places the CPU knows
                 inputs = torch.cat([inputs[number : number + 1] for number in fitting]) if fitting else inputs[:0]
-        width = inputs.shape[-1]
-        if not inputs.numel():
-            return
-        if self.site.fused_group not in self.fitted:
-            self.fitted[self.site.fused_group] = inputs.new_zeros(width, width, dtype=torch.float64)
-        add_products(self.fitted[self.site.fused_group], inputs.reshape(-1, width))
+            inputs = inputs.flatten(0, 1)
+        if inputs.numel():
+            add_moments(self.fitted, self.site.fused_group, self.layer, inputs, torch.float64)
 
     def judge(self, gradient: Tensor, sequence: int) -> None:
         """Account for one sequence's gradient of the weight (rows, columns)."""
@@ -121,7 +122,7 @@ class Compensation:
     @property
     def _rows(self) -> Tensor:
         if self.rows is None:
-            self.rows = judged_rows(self.site.shape[0]).to(self.layer.weight.device)
+            self.rows = judged_rows(self.site.shape[0], self.layer.groups).to(self.layer.weight.device)
         return self.rows
 
 
@@ -161,6 +162,8 @@ def decide(groups: Sequence[FusedGroup]) -> None:
                 member.left = torch.ones(len(each.formats), dtype=torch.float64)
         else:
             known.append(each)
+            if found.dim() == 3:
+                found = found[judged_groups(len(found)).to(found.device)]
             moments.append(mirrored(found))  # in place of those in float64, which may be large
             del found
     if not known:

@@ -145,8 +145,7 @@ class WeightObserver:
         count = len(self.sequences)
         self.tokens += gradient.numel() // self.site.shape[0]
         if self.compensation is not None:
-            own = inputs.reshape(count, -1, inputs.shape[-1])
-            self.compensation.fit(own.to(gradient.dtype), self.sequences)
+            self.compensation.fit(inputs.to(gradient.dtype), self.sequences)
         if self.gathered is None:
             self.gathered = self._buffer()
         first = self.pending is None

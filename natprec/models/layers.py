@@ -109,6 +109,12 @@ class Layer:
         return int(self.module.groups) if self.kind.dimensions else 1  # type: ignore[arg-type]
 
     @property
+    def moments(self) -> tuple[int, ...]:
+        """Shape of Σ x xᵀ of what the matrix multiplies: (columns, columns), or one such for each of several groups."""
+        columns = self.shape[1]
+        return (columns, columns) if self.groups == 1 else (self.groups, columns, columns)
+
+    @property
     def matrix(self) -> Tensor:
         """The present weight as (rows, columns); to change it, `put` another."""
         return self.kind.matrix(self.weight, self.groups)
@@ -123,7 +129,7 @@ class Layer:
         if not self.kind.dimensions:
             return functional.linear(inputs, matrix)
         weight = self.kind.stored(matrix, self.weight.shape, self.groups)
-        inputs, *how = self._convolution(inputs)
+        inputs, *how = self.geometry(inputs)
         return torch.ops.aten.convolution(inputs, weight, None, *how, self.groups)
 
     def products(self, inputs: Tensor, gradient: Tensor, count: int) -> Iterator[Tensor]:
@@ -132,7 +138,7 @@ class Layer:
         Args:
             inputs: of the module, samples first; gradient: at its output.
         """
-        inputs, *how = self._convolution(inputs)
+        inputs, *how = self.geometry(inputs)
         inputs, gradient = (each.unflatten(0, (count, -1)) for each in (inputs.to(gradient.dtype), gradient))
         weight = self.weight.detach().to(gradient.dtype)
         for before, after in zip(inputs, gradient, strict=True):
@@ -141,8 +147,12 @@ class Layer:
             )
             yield self.kind.matrix(found[1], self.groups)
 
-    def _convolution(self, inputs: Tensor) -> tuple[Any, ...]:
-        """Inputs with their padding, where torch names it; stride, padding, dilation, transposed, output padding."""
+    def geometry(self, inputs: Tensor) -> tuple[Any, ...]:
+        """A convolution's inputs with their padding, where torch names it, and how its kernel goes over them.
+
+        Returns:
+            Inputs; stride, padding, dilation; whether it is transposed; output padding.
+        """
         module: Any = self.module
         padding = module.padding
         if isinstance(padding, str) or module.padding_mode != "zeros":

@@ -63,8 +63,8 @@ class Site:
 
     @property
     def gptq(self) -> bool:
-        """Whether GPTQ applies: the weight meets its inputs in one matrix product, after the prefix."""
-        return self.role not in ("embedding", "convolution") and self.segment >= 0
+        """Whether GPTQ applies: after the prefix, where the weight meets its inputs or their patches in one product."""
+        return self.role != "embedding" and self.segment >= 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file header."""

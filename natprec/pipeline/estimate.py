@@ -22,6 +22,7 @@ from natprec.pipeline.samples import calibration_parts, length_of
 from natprec.pipeline.shared_estimate import (
     PROCESSES,
     SharedEstimate,
+    moment_sizes,
     most_processes,
     seconds_shared,
     sent_measuring,
@@ -245,7 +246,7 @@ def _sweep_memory(subject: Subject, config: QuantizeConfig, output: int, process
                 needed = max(needed, 8 * site.elements * -(-pool_count // processes))
             needed += 4 * site.elements * gathered + 8 * batch * config.length * sum(site.shape)
         if rounding_named(config.rounding).compensates:
-            squares = {site.fused_group: site.shape[1] ** 2 for site in products if site.gptq}
+            squares = moment_sizes(subject, products)
             judging = sum(min(site.shape[0], SHARE_ROWS) * site.shape[1] for site in products if site.gptq)
             judges = max(1, config.tokens // config.length // JUDGING // processes)
             needed += 8 * sum(squares.values()) + 4 * judges * judging

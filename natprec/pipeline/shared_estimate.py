@@ -6,13 +6,14 @@ what docs/large-models.md counts. Process 0 alone has the model write text; all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from natprec.measurement.gptq_ratio import JUDGING
 from natprec.measurement.pools import pools
-from natprec.models.weight_sites import Site
+from natprec.models.weight_sites import Site, site_layer
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS
 from natprec.roundings import rounding_named
@@ -64,15 +65,14 @@ def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: i
     """
     hidden = getattr(subject.model.config, "hidden_size", 0)
     judges, total = max(1, config.tokens // config.length // JUDGING), 0.0
-    groups: dict[str, int] = {}
     for site in _products(subject):
         pool_count = pools(back, parts, site.elements)
         width = subject.segmented.products.itemsize if pool_count == back else 4
         total += width * pool_count * site.elements / processes
         if rounding_named(config.rounding).compensates and site.gptq:
-            groups[site.fused_group] = site.shape[1]
             total += width * judges * min(site.shape[0], SHARE_ROWS) * site.shape[1] / processes
-    total += 8 * sum(columns**2 for columns in groups.values())
+    if rounding_named(config.rounding).compensates:
+        total += 8 * sum(moment_sizes(subject, _products(subject)).values())
     total += 4 * back * config.length * hidden * len(subject.segmented.blocks) / processes
     return round((1 - 1 / processes) * total)
 
@@ -82,7 +82,7 @@ def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
     if rounding_named(rounding).needs == "nothing":
         return 0
     members = [site for site in _products(subject) if site.gptq]
-    moments = 4 * sum({site.fused_group: site.shape[1] ** 2 for site in members}.values())
+    moments = 4 * sum(moment_sizes(subject, members).values())
     if rounding == "yaqa":
         moments += 4 * sum(site.shape[0] ** 2 for site in members)
     weights = sum(site.elements for site in members)
@@ -91,6 +91,11 @@ def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
         learned = sum(site.elements for site in members if 0 <= site.segment < len(subject.segmented.blocks))
         total += STEPS * 2 * subject.segmented.products.itemsize * learned
     return round((1 - 1 / processes) * total)
+
+
+def moment_sizes(subject: Subject, sites: Iterable[Site]) -> dict[str, int]:
+    """Fused group → numbers in Σ x xᵀ of its inputs, of those sites whose inputs GPTQ can know."""
+    return {site.fused_group: math.prod(site_layer(subject.model, site).moments) for site in sites if site.gptq}
 
 
 def _products(subject: Subject) -> list[Site]:

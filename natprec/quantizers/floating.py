@@ -94,7 +94,7 @@ def choose_scale(
     Args:
         weight: (rows, columns), float32.
         extent: of the weight that these rows are of.
-        power: (columns,), what an error at each weight counts; default: all the same.
+        power: (columns,) or (rows, columns), what an error at each weight counts; default: all the same.
     Returns:
         (rows, groups), float32 as the format stores it, positive; and the outer scale, see `QuantizedTensor`, where
         there is one.
@@ -114,7 +114,7 @@ def choose_scale(
     others = _others(scale, largest, fmt, outer)
     if others is None:
         return scale, outer
-    weights = None if power is None else power.view(-1, size)
+    weights = None if power is None else power.unflatten(-1, (-1, size))
     errors = [_by_group(nearest_errors(weight, fmt, each), size, weights) for each in (scale, others)]
     return torch.where(errors[1] < errors[0], others, scale), outer
 

@@ -4,6 +4,10 @@ Columns are rounded one after the other, those with the largest inputs first; ea
 pushed onto the columns not yet rounded, so that the layer's output changes least: min ‖(W - Q) X‖².
 Each group's grid is chosen beforehand, from the original weights, for the least error weighted by input
 power: so the order changes no layout, and an engine needs to know nothing of it.
+
+A convolution multiplies the patches of its input, and is rounded as any matrix is. Where it has groups, each has inputs
+of its own, thus a factor and an order; the columns of all groups are rounded together, since groups may be as many as
+channels, and as small as a kernel.
 """
 
 from __future__ import annotations
@@ -48,11 +52,12 @@ def gptq(
     """
     rows, columns = weight.shape
     codes = torch.empty(rows, columns, dtype=fmt.code_dtype, device=weight.device)
-    scale, offset, outer = grid_for(weight.float(), fmt, scale_dtype, inputs.power, extent)
-    for part in _parts(rows, columns, weight.device):
+    order, power = inputs.of_rows(rows)
+    scale, offset, outer = grid_for(weight.float(), fmt, scale_dtype, power, extent)
+    for part in _parts(rows, columns, weight.device) if inputs.groups == 1 else [slice(rows)]:
         own = None if offset is None else offset[part].unsqueeze(0)
-        grid = Grid.of(scale[part].unsqueeze(0), own, [fmt], inputs.order)
-        codes[part] = _round_columns(weight[part].float().T[inputs.order], inputs, grid)[0].T
+        grid = Grid.of(scale[part].unsqueeze(0), own, [fmt], order)
+        codes[part] = _round_columns(_ordered(weight[part].float(), order), inputs, grid)[0].T
     return QuantizedTensor.of(fmt, codes, scale, offset, outer)
 
 
@@ -85,9 +90,20 @@ class Judged:
         return squared.flatten(1) @ self.gradients.square().sum(0).flatten()
 
 
-def judged_rows(count: int) -> Tensor:
-    """Numbers of rows, of `count`, that are enough to see how much is left."""
-    return torch.linspace(0, count - 1, min(count, SHARE_ROWS)).round().long()
+def judged_rows(count: int, groups: int = 1) -> Tensor:
+    """Numbers of rows, of `count`, that are enough to see how much is left: equally many of each `judged_groups`."""
+    chosen, own = judged_groups(groups), count // groups
+    among = _spread(own, max(1, SHARE_ROWS // len(chosen)))
+    return (chosen.unsqueeze(1) * own + among).flatten()
+
+
+def judged_groups(groups: int) -> Tensor:
+    """Numbers of the groups of a convolution whose rows are judged."""
+    return _spread(groups, SHARE_ROWS)
+
+
+def _spread(count: int, most: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def gptq_shares(
@@ -103,22 +119,25 @@ def gptq_shares(
 
     Args:
         weights: of layers that share `inputs`; a sample of their rows is enough.
-        inputs: of the text that GPTQ is fitted to.
+        inputs: of the text that GPTQ is fitted to; of several groups those of the rows alone.
         formats: whose group sizes divide the columns.
-        scalings: (columns,) each, factors by which GPTQ finds the columns multiplied (a gauge); None: as they are.
+        scalings: (columns,) each, factors by which GPTQ finds the columns multiplied (a gauge); None: as they are, as
+            all columns of several groups are.
     Returns:
         (weights, scalings, formats), float64; 1 where nothing reaches the layer.
     """
     counts = [len(each.weight) for each in weights]
     stacked = torch.cat([each.weight for each in weights])
-    factors = [torch.ones_like(inputs.power) if scaling is None else scaling for scaling in scalings]
+    factors = [stacked.new_ones(stacked.shape[1]) if scaling is None else scaling for scaling in scalings]
+    row_order, _ = inputs.of_rows(len(stacked))
     losses = torch.empty(len(weights), len(factors), len(formats), device=stacked.device)
     for places in _of_one_codebook(formats):
         for part in _parts(len(places), stacked.numel() * len(scalings), stacked.device):
             some = [formats[place] for place in places[part]]
             grid, order = _found_grids(stacked, inputs, factors, some, scale_dtype)
-            work = stacked.T[inputs.order].repeat(1, len(factors) * len(some))
-            values = _round_columns(work, inputs, grid)[1].T.view(len(factors), -1, *stacked.shape)
+            work = _ordered(stacked, row_order).repeat(1, len(factors) * len(some))
+            values = _round_columns(work, inputs, grid, len(factors) * len(some))[1].T
+            values = values.reshape(len(factors), -1, *stacked.shape)
             left = (values - stacked).split(counts, 2)
             found = torch.stack([each.losses(error) for each, error in zip(weights, left, strict=True)])
             for number, place in enumerate(order):
@@ -144,20 +163,21 @@ def _found_grids(
     Returns:
         Of all factors, one after the other, and of each all formats, side by side; the places of those formats.
     """
-    families = alike(formats, known=True)
+    families, (order, counted) = alike(formats, known=True), inputs.of_rows(len(weight))
     grids = []
     for factor in factors:
-        scaled, power, ordered = weight * factor, inputs.power / factor.square(), factor[inputs.order].view(-1, 1, 1)
+        scaled, power = weight * factor, counted / factor.square()
+        ordered = _ordered(factor.unsqueeze(0) if inputs.groups == 1 else factor.expand_as(weight), order).unsqueeze(1)
         for places in families:
             some = [formats[place] for place in places]
             if isinstance(some[0].codebook, Integer):
                 groups = some[0].groups(weight.shape[1])
                 grouped = scaled.view(len(weight), groups, -1)
-                scale, offset = choose_grids(grouped, some, scale_dtype, power.view(groups, -1))
+                scale, offset = choose_grids(grouped, some, scale_dtype, power.unflatten(-1, (groups, -1)))
             else:
                 found, _, _ = grid_for(scaled, some[0], scale_dtype, power)
                 scale, offset = found.unsqueeze(0), None
-            grids.append(Grid.of(scale, offset, some, inputs.order, ordered))
+            grids.append(Grid.of(scale, offset, some, order, ordered))
     return Grid.joined(grids), [place for places in families for place in places]
 
 
@@ -189,9 +209,10 @@ class Grid:
 
         Args:
             formats: of one group size.
-            divisor: (columns, 1, 1), of scales and offsets, in rounding order.
+            order: (columns,), or of each row, (rows, columns).
+            divisor: (columns, 1, 1 or rows), of scales and offsets, in rounding order.
         """
-        group, book = order // formats[0].span(len(order)), formats[0].codebook
+        group, book = order // formats[0].span(order.shape[-1]), formats[0].codebook
         count, rows = scale.shape[:2]
         low, high = (
             torch.cat([torch.full((rows,), float(end), device=scale.device) for end in several])
@@ -199,7 +220,8 @@ class Grid:
         )
 
         def placed(values: Tensor) -> Tensor:
-            ordered = values.permute(2, 0, 1)[group]
+            of_all = group.dim() == 1
+            ordered = (values[..., group] if of_all else values.gather(2, group.expand(count, -1, -1))).permute(2, 0, 1)
             return (ordered if divisor is None else ordered / divisor).reshape(-1, count * rows)
 
         steps = placed(scale)
@@ -220,16 +242,26 @@ class Grid:
         return cls(scale, offset, low, high, grids[0].codebook)
 
 
-def _round_columns(work: Tensor, inputs: Hessian, grid: Grid) -> tuple[Tensor, Tensor]:
+def _ordered(weight: Tensor, order: Tensor) -> Tensor:
+    """(columns in rounding order, rows) of (rows, columns); `order`: of all rows or of each."""
+    return weight.T[order] if order.dim() == 1 else weight.gather(1, order).T
+
+
+def _round_columns(work: Tensor, inputs: Hessian, grid: Grid, copies: int = 1) -> tuple[Tensor, Tensor]:
     """Codes and rounded values, both in the original order of columns.
 
     Args:
         work: (columns in rounding order, rows); it is overwritten.
+        copies: of the same rows, one after the other.
     Returns:
         (columns, rows), int8 (or uint8) and float32.
     """
     work, (columns, rows) = work.contiguous(), work.shape
     codes = torch.empty(columns, rows, dtype=torch.uint8 if grid.codebook else torch.int8, device=work.device)
+    if inputs.groups > 1:
+        _groups_in_turn(work, inputs, grid, codes, copies)
+        places = inputs.of_rows(rows // copies)[0].argsort(-1).T.repeat(1, copies)
+        return codes.gather(0, places), work.gather(0, places)
     for start in range(0, columns, LAZY_COLUMNS):
         stop = min(start + LAZY_COLUMNS, columns)
         block, factor = work[start:stop], inputs.inverse[start:stop, start:stop]
@@ -248,6 +280,16 @@ def _in_turn(block: Tensor, factor: Tensor, grid: Grid, codes: Tensor) -> Tensor
     errors, chosen = (one_by_one if isinstance(book, Table) else round_columns)(*arguments, book)
     codes.copy_(chosen if book is None else book.encode(chosen))
     return errors
+
+
+def _groups_in_turn(work: Tensor, inputs: Hessian, grid: Grid, codes: Tensor, copies: int) -> None:
+    """Round all columns of groups that do not share a factor in place, and fill their codes."""
+    apart = (copies, inputs.groups, -1)
+    factor = inputs.inverse.permute(1, 2, 0).unsqueeze(3).contiguous()
+    block, scale, offset = (each.unflatten(1, apart) for each in (work, grid.scale, grid.offset))
+    low, high = (each.unflatten(0, apart) for each in (grid.low, grid.high))
+    _, chosen = one_by_one(block, factor, scale, offset, low, high, grid.codebook)
+    codes.copy_((chosen if grid.codebook is None else grid.codebook.encode(chosen)).flatten(1))
 
 
 def _parts(rows: int, work_per_row: int, device: torch.device) -> Iterator[slice]:

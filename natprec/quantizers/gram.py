@@ -34,8 +34,25 @@ def add_products(sums: Tensor, vectors: Tensor) -> None:
         sums[start:stop, start:] += product(features[start:stop], features[start:])
 
 
+def add_grouped_products(sums: Tensor, vectors: Tensor) -> None:
+    """Add Σ v vᵀ of each group, whole: groups are many and small.
+
+    Args:
+        sums: (groups, size, size), added to in its own dtype.
+        vectors: (groups, count, size).
+    """
+    with torch.autocast(vectors.device.type, enabled=False):  # whose products would be stored in bfloat16
+        vectors = vectors.float()
+        sums += vectors.mT @ vectors
+
+
 def mirrored(upper: Tensor) -> Tensor:
-    """The symmetric matrix of which only what lies on and above the diagonal is right, as float32."""
+    """The symmetric matrix of which only what lies on and above the diagonal is right, as float32.
+
+    Several of them, (groups, size, size), are whole: see `add_grouped_products`.
+    """
+    if upper.dim() == 3:
+        return upper.float()
     whole = upper.float().triu_()
     for start in range(0, len(whole), COLUMNS):
         stop = start + COLUMNS

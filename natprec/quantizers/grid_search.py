@@ -78,7 +78,8 @@ def choose_grids(
     Args:
         grouped: (rows, groups, group size), float32.
         formats: `alike`, where `power` is given also when that is known.
-        power: (groups, group size), what an error at each weight counts; then clipping is tried too.
+        power: (groups, group size), of each row or of all, what an error at each weight counts; then clipping is tried
+            too.
     Returns:
         (formats, rows, groups) each.
     """

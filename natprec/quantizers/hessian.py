@@ -23,6 +23,9 @@ INVERTED_ROWS = 128
 class Hessian:
     """What GPTQ needs to know of the inputs of a layer, or of all layers that share them.
 
+    A convolution of several groups has all of it for each group, along a first dimension; its rows are those of one
+    group after the other, equally many.
+
     Attributes:
         order: (columns,) by falling input power.
         inverse: (columns, columns), upper Cholesky factor of the ordered, damped Hessian's inverse.
@@ -40,6 +43,17 @@ class Hessian:
         left[self.order] = self.inverse.diagonal().square().reciprocal()
         return (self.power * left).sqrt()
 
+    @property
+    def groups(self) -> int:
+        """Of a convolution, that have inputs of their own."""
+        return 1 if self.order.dim() == 1 else len(self.order)
+
+    def of_rows(self, count: int) -> tuple[Tensor, Tensor]:
+        """Order and power by row: (columns,) each where all of the `count` rows share them, else (rows, columns)."""
+        if self.groups == 1:
+            return self.order, self.power
+        return tuple(each.repeat_interleave(count // self.groups, 0) for each in (self.order, self.power))  # type: ignore[return-value]
+
     def scaled(self, columns: Tensor) -> Hessian:
         """For weights whose columns are multiplied by `columns` (columns,), and inputs divided by it."""
         return Hessian(self.order, self.inverse * columns[self.order], self.power / columns.square())
@@ -49,7 +63,8 @@ class Hessian:
         """Factorize.
 
         Args:
-            hessian: (columns, columns), Σ x xᵀ over the calibration tokens; any positive factor.
+            hessian: (columns, columns), Σ x xᵀ over the calibration tokens; any positive factor. Or (groups, columns,
+                columns).
             damping: share of its mean diagonal that is added to it.
         Raises:
             ModelError: it has no Cholesky factor even with more damping (inputs not finite).
@@ -63,7 +78,7 @@ class Hessian:
         said = [float(each) for each in fetched([each for _, mean, failed in tried for each in (mean, failed)])]
         found = []
         for (one, _, _), hessian, mean, failed in zip(tried, hessians, said[::2], said[1::2], strict=True):
-            if mean == 0:
+            if mean == 0 and hessian.dim() == 2:
                 found.append(cls(one.order, torch.eye(len(hessian), device=hessian.device), one.power))
             elif failed or not math.isfinite(mean):
                 found.append(_more_damped(hessian, damping if math.isfinite(mean) else math.nan))
@@ -74,6 +89,8 @@ class Hessian:
 
 def _tried(hessian: Tensor, damping: float) -> tuple[Hessian, Tensor, Tensor]:
     """With what it is worth if the other two say so: the mean of its diagonal, and whether there is no factor."""
+    if hessian.dim() == 3:
+        return _tried_groups(hessian, damping)
     power = hessian.diagonal().clone()
     mean, order = power.mean(), power.argsort(descending=True, stable=True)
     last = order.flip(0)
@@ -81,6 +98,22 @@ def _tried(hessian: Tensor, damping: float) -> tuple[Hessian, Tensor, Tensor]:
     # H = R Rᵀ with R upper, so that H⁻¹ = Uᵀ U with U = R⁻¹; R is the factor turned round
     factor = factor.float()  # in place of the one in float64, which may be large
     return Hessian(order, _inverse_turned_round(factor), power), mean, failed
+
+
+def _tried_groups(hessians: Tensor, damping: float) -> tuple[Hessian, Tensor, Tensor]:
+    """The same of a convolution's groups, (groups, columns, columns), each damped by its own mean.
+
+    A group that nothing reached has the identity for a factor.
+    """
+    power = hessians.diagonal(dim1=-2, dim2=-1).clone()
+    mean, order = power.double().mean(-1, keepdim=True), power.argsort(dim=-1, descending=True, stable=True)
+    last = order.flip(-1)
+    ordered = hessians.gather(1, last.unsqueeze(2).expand_as(hessians)).gather(2, last.unsqueeze(1).expand_as(hessians))
+    added = torch.where(mean == 0, 1.0, damping * mean).expand(power.shape)
+    factor, failed = torch.linalg.cholesky_ex(ordered.double() + torch.diag_embed(added))
+    unit = torch.eye(power.shape[1], dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, unit, upper=False).flip(1, 2).float()
+    return Hessian(order, inverse, power), mean.mean(), failed.amax()
 
 
 def _more_damped(hessian: Tensor, damping: float) -> Hessian:

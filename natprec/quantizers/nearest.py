@@ -50,7 +50,7 @@ def grid_for(
 
     Args:
         weight: (rows, columns), float32.
-        power: (columns,), what an error at each weight counts; then integers try to clip.
+        power: (columns,) or (rows, columns), what an error at each weight counts; then integers try to clip.
         extent: see `quantize`.
     Returns:
         Scale and offset (rows, groups), the latter None when symmetric, and the outer scale () where there is one.
@@ -59,7 +59,7 @@ def grid_for(
         return _scale_only(weight, fmt, scale_dtype, extent, power)
     groups = fmt.groups(weight.shape[1])
     grouped = weight.reshape(len(weight), groups, -1)
-    scale, offset = choose_grid(grouped, fmt, scale_dtype, None if power is None else power.view(groups, -1))
+    scale, offset = choose_grid(grouped, fmt, scale_dtype, None if power is None else power.unflatten(-1, (groups, -1)))
     return scale, offset, None
 
 

@@ -1,5 +1,7 @@
 """What rounding needs of a segment's text: Σ x xᵀ of its layers' inputs, and Σ g gᵀ of the gradients at their outputs.
 
+Of a convolution it is the patches of its input that are gathered, and no gradients.
+
 Both are gathered in one run on what the rounded prefix produces. The gradient that enters a block at its output is the
 original model's, from one way forward and back before anything is rounded; the blocks' Jacobians of the unrounded
 block turn it into those of its layers.
@@ -18,6 +20,7 @@ from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.forward import forward_blocks
 from natprec.measurement.sweep import backward
 from natprec.models.hidden_states import HiddenStates
+from natprec.models.patches import add_moments
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.quantizers.gram import add_products, mirrored
@@ -34,7 +37,7 @@ class Moments:
     """Of one segment.
 
     Attributes:
-        inputs: fused group → (columns, columns), Σ x xᵀ.
+        inputs: fused group → Σ x xᵀ, `Layer.moments`.
         outputs: site → (rows, rows), Σ g gᵀ; of Linears that gradients reach, if gathered at all.
         elsewhere: fused groups whose moments another process has, and that process's rank.
     """
@@ -126,7 +129,7 @@ def _at_owners(segmented: SegmentedModel, members: Sequence[Site], moments: Mome
     owner, groups = owners(segmented, members), {site.name: site.fused_group for site in members}
     sizes = {site.name: site_layer(segmented.model, site).shape for site in members}
     device = site_layer(segmented.model, members[0]).weight
-    columns = {site.fused_group: (sizes[site.name][1],) * 2 for site in members}
+    columns = {site.fused_group: site_layer(segmented.model, site).moments for site in members}
     rows = {name: (size[0],) * 2 for name, size in sizes.items()}
     moments.inputs, reached = sums_at_owners(workers, moments.inputs, columns, owner, device)
     moments.outputs, _ = sums_at_owners(
@@ -142,9 +145,11 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
     Sites of one fused group share their input, so its first site gathers.
     """
 
-    def input_hook(fused_group: str) -> Callable[..., None]:
+    def input_hook(site: Site) -> Callable[..., None]:
+        layer = site_layer(model, site)
+
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            _add(moments.inputs, fused_group, args[0].detach())
+            add_moments(moments.inputs, site.fused_group, layer, args[0].detach(), torch.float32)
 
         return hook
 
@@ -155,11 +160,11 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
 
         return hook
 
-    firsts = {site.fused_group: site.uses for site in reversed(members)}
+    firsts = {site.fused_group: site for site in reversed(members)}
     handles = [
-        model.get_submodule(use).register_forward_pre_hook(input_hook(fused_group))
-        for fused_group, uses in firsts.items()
-        for use in uses
+        model.get_submodule(use).register_forward_pre_hook(input_hook(site))
+        for site in firsts.values()
+        for use in site.uses
     ]
     handles += [
         model.get_submodule(use).register_forward_hook(output_hook(site.name)) for site in layers for use in site.uses
