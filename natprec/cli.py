@@ -6,6 +6,7 @@ not kept or a layer cannot run, 4 the checkpoint is written but could not be jud
 
 from __future__ import annotations
 
+import itertools
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -30,7 +31,7 @@ from natprec.commands import (
     solve,
     verify,
 )
-from natprec.errors import NatprecError, VerdictError
+from natprec.errors import InputError, NatprecError, VerdictError
 from natprec.utils.human import shortened
 from natprec.utils.launcher import SHARED, refuse_many
 from natprec.utils.system_faults import told
@@ -103,6 +104,7 @@ for _module, _command in (
 def main() -> None:
     """Run the command line; errors that the user can mend are one line and exit code 2."""
     try:
+        _refuse_nothing(sys.argv[1:])
         code = app(standalone_mode=False) or 0
     except VerdictError as error:
         _refused(str(error))
@@ -124,6 +126,17 @@ def main() -> None:
             file=sys.stderr,
         )
     sys.exit(code)
+
+
+def _refuse_nothing(given: list[str]) -> None:
+    """An empty text in the place of a folder would be the folder that one is in: a variable that is not set.
+
+    Raises:
+        InputError: there is one that no option comes before.
+    """
+    for before, each in itertools.pairwise(given):
+        if not each and not before.startswith("-"):
+            raise InputError(f"the argument after {before!r} is empty; give a name (is a variable not set?)")
 
 
 def _refused(text: str) -> int:

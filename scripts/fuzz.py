@@ -33,6 +33,9 @@ from natprec.errors import NatprecError
 from natprec.utils.memory import growing_by
 
 SECONDS = 10
+"""Of computing: other programs may want this machine, too."""
+WAITED = 300
+"""Seconds after which an input is stopped that does nothing."""
 GROWTH = 2**30
 LIMITS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 WORDS = (
@@ -85,14 +88,17 @@ def bounded() -> Iterator[None]:
     def ring(*_: object) -> None:
         raise TooLong(f"longer than {SECONDS} s")
 
-    known = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SECONDS)
+    known = [signal.signal(each, ring) for each in (signal.SIGALRM, signal.SIGPROF)]
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(WAITED)
     try:
         with growing_by(GROWTH):
             yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, known)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for each, handler in zip((signal.SIGALRM, signal.SIGPROF), known, strict=True):
+            signal.signal(each, handler)
 
 
 def finding(parse: Callable[[Path], Any], file: Path) -> str | None:

@@ -51,6 +51,22 @@ def test_each_is_refused_in_one_line(script: Any, good: Path) -> None:
         assert (code, fault) == (2, ""), case.name
 
 
+DAMAGED = (
+    "measure with model.gguf: folder",
+    "quantize with model/model.safetensors: deep",
+    "generate with made/config.json: deep",
+    "report with made/verification.json: folder",
+)
+"""What was a finding once: the file, and how it was damaged."""
+
+
+def test_past_findings_of_damaged_files(script: Any, good: Path) -> None:
+    past = [case for case in script.cases() if case.name in DAMAGED]
+    assert {case.name for case in past} == set(DAMAGED)
+    for case in past:
+        assert script.fault(case, good) == (2, ""), case.name
+
+
 def test_what_is_not_refused_is_a_finding(script: Any, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     solve = ("solve", "measured", "--eps", "0.05", "--out")
     assert script.fault(script.Case((*solve, "out"), "nothing"), good) == (0, "exit code 0: ")
@@ -89,6 +105,11 @@ FOUND = {
     "a config as output": ("verify made --model model --out model/config.json", "lies in the input"),
     "other things as output": ("verify made --model model --out plan.json", "exists and is no verification"),
     "more shots than documents": (f"{EVAL} --shots 5", "lower --shots"),
+    "NUL in an address": ("energy --endpoint a\0b --out out", "is no address"),
+    "windows without end": (f"energy made --repeat {'9' * 30} --out out", "from 1 to 10000"),
+    "rounds without end": (f"costs --shapes 32x32 --repeat {'9' * 30} --out out", "from 1 to 10000"),
+    "empty name to report": ("report  --out out", "the argument after 'report' is empty"),
+    "empty name of a card": ("card  --out out", "the argument after 'card' is empty"),
     "documents without end": (f"{EVAL} --limit {'9' * 30}", "1000000000"),
 }
 """What was a finding once: the command, and what it says now."""
@@ -109,11 +130,6 @@ def test_past_findings(script: Any, good: Path, name: str, monkeypatch: pytest.M
     ((_, err),) = heard
     assert said in err
     assert len(err) < 1600
-
-
-def test_a_folder_that_is_called_like_a_file(script: Any, good: Path) -> None:
-    arguments = ("measure", "--model", "model.gguf", "--data", "text.txt", "--out", "out")
-    assert script.fault(script.Case(arguments, "a folder", "model.gguf", "folder"), good) == (2, "")
 
 
 def test_a_verification_is_written_anew(script: Any, good: Path, tmp_path: Path) -> None:

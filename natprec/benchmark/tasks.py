@@ -6,13 +6,13 @@ and `gold` (which choice is likeliest?), as in the data of llm-foundry.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from natprec.errors import InputError, first_line, unknown
+from natprec.utils.json_text import from_json
 
 NAMES = {"lambada": "lambada_openai"}
 """Short names."""
@@ -106,7 +106,7 @@ def from_lines(path: Path) -> dict[str, Any]:
 
 def _form(path: Path, number: int, line: str, form: tuple[str, ...] | None) -> tuple[str, ...]:
     try:
-        document = json.loads(line)
+        document = from_json(line)
     except ValueError as error:
         raise InputError(
             f"task {str(path)!r}, line {number} is no JSON ({error}); write one document a line"

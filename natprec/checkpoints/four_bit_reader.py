@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from natprec.checkpoints.unpacked import tensor_files
+from natprec.models.config_file import FILE, KEY, found_object
 from natprec.models.disk_names import DiskNames
 from natprec.models.headers import read_stored
 from natprec.utils.installed import BITSANDBYTES, require
@@ -18,10 +18,7 @@ METHOD = "bitsandbytes"
 
 def is_four_bit(folder: Path) -> bool:
     """Whether a folder's config.json says that bitsandbytes reads its weights, in 4 bits."""
-    try:
-        described = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError):
-        return False
+    described = found_object(folder / FILE).get(KEY)
     return (
         isinstance(described, dict) and described.get("quant_method") == METHOD and bool(described.get("load_in_4bit"))
     )

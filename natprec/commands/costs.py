@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from natprec.commands.options import DryRun, Json, Overwrite, Resume, configured, own
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError, unknown
-from natprec.utils.options import METHOD, MODEL, OUTPUT, positive
+from natprec.utils.options import METHOD, MODEL, OUTPUT, rounds
 
 if TYPE_CHECKING:
     from natprec.costs.model import Product
@@ -69,7 +69,7 @@ def costs(
         raise InputError("natprec costs writes a table; say where with --out FILE.toml, or add --json")
     if measurement is not None and (formats or shapes):
         raise InputError("--measurement says which formats and shapes; leave --formats and --shapes out")
-    positive("repeat", repeat)
+    rounds("repeat", repeat)
     if out is not None and not dry_run:
         refuse_existing_file(out, overwrite, is_table, "table of costs")
     asked = Asked(

@@ -10,7 +10,7 @@ import typer
 from natprec.commands.options import Json, Overwrite, configured, like, own
 from natprec.config import ROOM_KELVIN, QuantizeConfig
 from natprec.errors import InputError, unknown
-from natprec.utils.options import METHOD, MODEL, OUTPUT, TEXT, positive
+from natprec.utils.options import METHOD, MODEL, OUTPUT, TEXT, positive, rounds
 
 if TYPE_CHECKING:
     from natprec.energy.protocol import Settings
@@ -223,7 +223,7 @@ def _windows(
     prompt_tokens: int | None, new_tokens: int | None, repeat: int, min_seconds: float, idle: str
 ) -> dict[str, Any]:
     positive("prompt-tokens", prompt_tokens)
-    positive("repeat", repeat)
+    rounds("repeat", repeat)
     positive("min-seconds", min_seconds)
     if new_tokens is not None and new_tokens < 2:
         raise InputError(f"new-tokens {new_tokens}: decoding needs 2 or more, since the prompt gives the first")

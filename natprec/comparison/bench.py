@@ -24,6 +24,7 @@ from natprec.models.devices import quiet
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import write_json
 from natprec.utils.human import human_seconds
+from natprec.utils.json_text import from_json
 from natprec.utils.marks import KEY
 from natprec.utils.progress import Stages
 from natprec.utils.records import without_places
@@ -176,7 +177,7 @@ class Bench:
 def _kept(file: Path, key: str) -> dict[str, Any] | None:
     """The row of an earlier run with the same inputs."""
     try:
-        value = json.loads(file.read_text())
+        value = from_json(file.read_text())
     except (OSError, ValueError):
         return None
     return value["row"] if value.get("key") == key else None

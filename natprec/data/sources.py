@@ -10,7 +10,6 @@ import csv
 import gzip
 import io
 import itertools
-import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from natprec.errors import InputError, first_line
+from natprec.utils.json_text import from_json
 
 TEXT_LIMIT = 256 * 2**20
 """Characters of a text file, which is tokenized whole, and of a line of the other kinds, which are streamed."""
@@ -101,15 +101,15 @@ def _jsonl_rows(path: Path) -> Iterator[Any]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield from_json(line)
+            except ValueError as error:
                 raise InputError(f"{str(path)!r} line {number} is not JSON ({error}); repair or remove it") from error
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
     try:
-        rows = json.loads(_whole(path))
-    except (ValueError, RecursionError) as error:
+        rows = from_json(_whole(path))
+    except ValueError as error:
         raise InputError(f"{str(path)!r} is not JSON ({error}); if each line is an object, name it .jsonl") from error
     if not isinstance(rows, list):
         raise InputError(f"{str(path)!r} holds one {type(rows).__name__}; it must be a list of objects or of texts")

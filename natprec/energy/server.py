@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from natprec.energy.recorder import Clock
 from natprec.errors import InputError
+from natprec.utils.json_text import from_json
 
 SECONDS = 600.0
 """That an answer may take."""
@@ -56,10 +58,14 @@ class Server:
     more: dict[str, Any] = field(default_factory=lambda: {"ignore_eos": True})
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url if "//" in self.url else f"http://{self.url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url if "//" in self.url else f"http://{self.url}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https") or not re.fullmatch(r"[!-~]+", self.url):
             raise InputError(f"endpoint {self.url!r} is no address; give, for example, http://127.0.0.1:8000")
-        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._secure, self._host, self._port = parts.scheme == "https", host, port
         self._path = parts.path.rstrip("/").removesuffix("/v1")
 
     def open(self) -> Server:
@@ -153,7 +159,7 @@ class Server:
             content = response.read(1_000_000)
             if response.status != 200:
                 raise InputError(f"endpoint {self.url!r} answers {response.status} at {path}: {_said(content)}")
-            return json.loads(content)
+            return from_json(content)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise InputError(
                 f"endpoint {self.url!r} cannot be read ({error}); start the server on this host, or check the address"
@@ -173,7 +179,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     for line in response:
         data = line.strip()
         if data.startswith(b"data:") and (content := data[5:].strip()) != b"[DONE]":
-            event = json.loads(content)
+            event = from_json(content)
             if not isinstance(event, dict):
                 raise ValueError(f"an event is {event!r:.60}")
             yield event

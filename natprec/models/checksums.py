@@ -6,7 +6,6 @@ sum, every sum a tensor, and there is no metadata besides; other changes of a he
 
 from __future__ import annotations
 
-import json
 import mmap
 import zlib
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from natprec.errors import ModelError
+from natprec.utils.json_text import from_json
 
 CHECKSUMS = "crc32"
 """Key in the metadata of a safetensors file that natprec wrote: tensor name → CRC-32 of its bytes, as JSON."""
@@ -53,16 +53,16 @@ def _damage(file: Path, ours: bool) -> str | None:
     """What is wrong with a file, if anything."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         size = int.from_bytes(mapped[:8], "little")
-        header: dict[str, Any] = json.loads(mapped[8 : 8 + size])
+        header: dict[str, Any] = from_json(mapped[8 : 8 + size])
         metadata = header.pop("__metadata__", None) or {}
         sums = metadata.pop(CHECKSUMS, None)
         if sums is None and not ours:
             return None
-        carried = json.loads(metadata.pop(CARRIED, "[]"))
+        carried = from_json(metadata.pop(CARRIED, "[]"))
         if sums is None or metadata != _METADATA or not set(carried) <= header.keys():
             return f"weights file {str(file)!r} is damaged in its metadata"
         try:
-            expected: dict[str, int] = {name: int(value) for name, value in json.loads(sums).items()}
+            expected: dict[str, int] = {name: int(value) for name, value in from_json(sums).items()}
         except (ValueError, TypeError, AttributeError):
             return f"weights file {str(file)!r} is damaged in the checksums of its metadata"
         if other := sorted(header.keys() ^ expected.keys()):

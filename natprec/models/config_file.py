@@ -6,11 +6,11 @@ Who must know what it says asks `read_config`, which explains what is wrong with
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from natprec.errors import InputError, first_line
+from natprec.utils.json_text import from_json
 
 FILE = "config.json"
 KEY = "quantization_config"
@@ -20,8 +20,8 @@ METHOD = "compressed-tensors"
 def found_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none, or none that can be read."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -36,8 +36,8 @@ def read_config(folder: Path, remedy: str = "give a folder with config.json and 
     if not file.is_file():
         raise InputError(f"{str(folder)!r} is no checkpoint: it has no {FILE}; {remedy}")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{str(file)!r} cannot be read ({first_line(error)}); {remedy}") from error
     if not isinstance(found, dict):
         raise InputError(f"{str(file)!r} holds no object, and so describes no model; {remedy}")

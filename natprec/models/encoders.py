@@ -7,7 +7,6 @@ Dense layers and a normalization. The embedding at their end is what its users g
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.errors import ModelError
+from natprec.utils.json_text import from_json
 
 POOLINGS = {"mean": "embedding", "cls": "embedding-cls"}
 """Pooling, as sentence-transformers calls it → the distortion that compares such embeddings."""
@@ -151,7 +151,7 @@ def companions(name: str, where: str) -> dict[str, bytes]:
 
 def _json(where: str, file: str) -> Any:
     text = stored_text(where, file)
-    return None if text is None else json.loads(text)
+    return None if text is None else from_json(text)
 
 
 def stored_text(where: str, file: str) -> str | None:

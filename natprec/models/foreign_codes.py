@@ -14,7 +14,6 @@ Written after the formats' own descriptions. A weight is (rows, columns) = (outp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from natprec.formats.codebook import E2M1
+from natprec.utils.json_text import from_json
 
 WORD = 32
 NVFP4_GROUP = 16
@@ -143,7 +143,7 @@ def from_four_bits(
 
 def state_of(written: Tensor) -> dict[str, Any]:
     """What bitsandbytes wrote of a weight, as JSON in bytes."""
-    found: dict[str, Any] = json.loads(bytes(written.tolist()))
+    found: dict[str, Any] = from_json(bytes(written.tolist()))
     return found
 
 

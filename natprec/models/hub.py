@@ -7,7 +7,6 @@ sentence with the one remedy that applies: the Hub's own answers name several.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from natprec.errors import ModelError, NatprecError, first_line
+from natprec.utils.json_text import from_json
 
 SMALL = (
     "*.json", "*.txt", "*.model", "*.py", "*.jinja", "*.tiktoken", "natprec/*", "*_Dense/model.safetensors",
@@ -113,7 +113,7 @@ def download(name: str) -> Path:
         index, wanted = folder / "model.safetensors.index.json", ["model.safetensors"]
         if index.is_file():
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # loading will name the damage
-                wanted = sorted({str(file) for file in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+                wanted = sorted({str(file) for file in from_json(index.read_text("utf-8"))["weight_map"].values()})
         elif not (folder / "config.json").is_file():
             wanted = ["model.gguf", "adapter_model.safetensors"]  # natprec's own, beside its plan; PEFT's
         # what the first call found, should a branch have moved meanwhile

@@ -6,7 +6,6 @@ that says what to do.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
 from natprec.models.other_folders import UNPICKLED, pickle_in, refuse_diffusion
 from natprec.tasks import CAUSAL, ENCODER, IMAGE_CLASSIFIER, IMAGE_ENCODER, VISION_LANGUAGE, Task
+from natprec.utils.json_text import from_json
 from natprec.utils.system_faults import out_of_memory, remedy_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def weight_files(folder: Path) -> list[Path]:
         files = [folder / "model.safetensors"]
     elif index.is_file():
         try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+            files = [folder / name for name in sorted(set(from_json(index.read_text("utf-8"))["weight_map"].values()))]
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{str(index)!r} is damaged ({first_line(error)}); download it again") from error
     else:
@@ -97,7 +97,7 @@ def _first_cut_tensor(file: Path) -> str | None:
         length = int.from_bytes(opened.read(8), "little")
         if length > min(file.stat().st_size, LONGEST_HEADER):
             return None
-        header: dict[str, Any] = json.loads(opened.read(length))
+        header: dict[str, Any] = from_json(opened.read(length))
         ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
         cut = (name for name in sorted(ends, key=ends.__getitem__) if 8 + length + ends[name] > file.stat().st_size)
         return next(cut, None)

@@ -8,7 +8,6 @@ conversion, so that a block is loaded as `from_pretrained` would load it.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +22,7 @@ from natprec.models.model_files import read_generation_config
 from natprec.models.trust import unfilled_model
 from natprec.models.weights import OnDisk, Stored, wrong_shape
 from natprec.tasks import Task
+from natprec.utils.json_text import from_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -207,5 +207,5 @@ def stored_names(file: Path, carried: bool = True) -> list[str]:
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
-        others = [] if carried else json.loads((opened.metadata() or {}).get(CARRIED, "[]"))
+        others = [] if carried else from_json((opened.metadata() or {}).get(CARRIED, "[]"))
         return [key for key in opened.keys() if key not in others]  # noqa: SIM118 - not a dict

@@ -7,7 +7,6 @@ module of natprec calls `from_pretrained` or `from_config` of an Auto class (tes
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from natprec.errors import ModelError
 from natprec.models.bounds import refuse_counts
 from natprec.models.encoders import stored_text
 from natprec.tasks import Task
+from natprec.utils.json_text import from_json
 
 CODE_IN = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 """Files whose `auto_map` says which code a checkpoint brings with it."""
@@ -33,7 +33,7 @@ def config_of(where: str | Path, trust: bool, **arguments: Any) -> Any:
     from transformers import AutoConfig
 
     if "gguf_file" not in arguments:
-        refuse_counts(json.loads(stored_text(str(where), "config.json") or "{}"), str(where))
+        refuse_counts(from_json(stored_text(str(where), "config.json") or "{}"), str(where))
     with _trusted(where):
         return AutoConfig.from_pretrained(where, trust_remote_code=trust, **arguments)
 
@@ -99,7 +99,7 @@ def code_files(where: str | Path) -> dict[str, bytes]:
 def _mapped(described: str | None) -> list[str]:
     """Modules of `auto_map`, by plain names only, as what is found is written to the same place of another folder."""
     try:
-        named = json.loads(described or "{}")["auto_map"]
+        named = from_json(described or "{}")["auto_map"]
     except (ValueError, KeyError, TypeError):
         return []
     found = list(named.values()) if isinstance(named, dict) else [named]

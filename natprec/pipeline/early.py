@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,13 +20,14 @@ from natprec.data.rows import Rows
 from natprec.data.sources import source_rows, whole_text
 from natprec.errors import InputError, ModelError
 from natprec.formats import CHANNEL
-from natprec.formats.engines import GGUF_MODELS, engine_profile
+from natprec.formats.engines import GGUF_MODELS, GROUP_SIZES, engine_profile
 from natprec.models.config_file import FILE, found_object
 from natprec.models.gguf_files import gguf_architecture
 from natprec.models.other_folders import refuse_diffusion
 from natprec.models.places import local_path
 from natprec.utils.atomic_files import refuse_existing
 from natprec.utils.installed import BITSANDBYTES, require
+from natprec.utils.json_text import from_json
 from natprec.utils.marks import refuse_inputs
 
 ENCODERS = (
@@ -156,7 +156,12 @@ def parse_ladder(text: str) -> tuple[float, ...]:
 
 def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[str, Any], judged: bool) -> None:
     """An architecture that the engine has no form for, or a group size that divides no weight where all have one."""
-    profile = engine_profile(config.engine)
+    profile, size = engine_profile(config.engine), config.group_size
+    if config.gpu is None and size is not None and not profile.measured((size,)):
+        runs = ["channel" if each == CHANNEL else str(each) for each in GROUP_SIZES if profile.measured((each,))]
+        raise InputError(
+            f"engine {config.engine!r} has no format in groups of {size}; use --group-size {' or '.join(runs)}"
+        )
     if profile.container == "bitsandbytes" and judged:
         require("bitsandbytes", "engine 'bitsandbytes' is judged by that library", BITSANDBYTES)
     kind = described.get("model_type")
@@ -169,7 +174,6 @@ def _refuse_model(config: QuantizeConfig, place: Path | None, described: dict[st
                 "use another --engine"
             )
         return
-    size = config.group_size
     if config.gpu is not None or size is None or size == CHANNEL or place is None or not place.is_dir():
         return
     columns = list(itertools.islice(_row_lengths(place), GROUPED))
@@ -186,7 +190,7 @@ def _row_lengths(place: Path) -> Iterator[int]:
     for file in sorted(place.glob("*.safetensors")) if (place / FILE).is_file() else ():
         with contextlib.suppress(OSError, ValueError, AttributeError), file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(min(length, 100_000_000)))
+            header = from_json(opened.read(min(length, 100_000_000)))
             for name, entry in header.items():
                 shape: Any = entry.get("shape", ()) if isinstance(entry, dict) else ()
                 matrix = len(shape) == 2 and entry.get("dtype") in FLOATS

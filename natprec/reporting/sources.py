@@ -95,10 +95,10 @@ def gather(
     """
     plan = Plan.load(folder / "plan.json")
     verification, curves = folder / "verification.json", folder / MEASUREMENT
-    measurement = Measurement.load(curves) if measured and curves.is_file() else None
+    measurement = Measurement.load(curves) if measured and curves.exists() else None
     if measurement is not None:
         _refuse_another(curves, measurement.header.model_digest, plan)
-    judged = Verification.load(verification) if verification.is_file() else None
+    judged = Verification.load(verification) if verification.exists() else None
     if judged is not None and judged.provenance is not None:
         _refuse_another(verification, judged.provenance.model_digest, plan)
     if inspection is not None and inspection.is_dir():
@@ -129,7 +129,7 @@ def _scores(given: Path | None, folder: Path, plan: Plan) -> Evaluation | None:
         InputError: see `gather`.
     """
     path = given or folder / EVALUATION.inside
-    if given is None and not path.is_file():
+    if given is None and not path.exists():
         return None
     found = Evaluation.load(path)
     _refuse_another(path, found.model_digest, plan)

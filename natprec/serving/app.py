@@ -19,6 +19,7 @@ from natprec.errors import NatprecError
 from natprec.runtime.load import Runnable
 from natprec.serving.protocol import Asked, RequestError, Stream, answer, asked_of, choice
 from natprec.serving.worker import completed, scored
+from natprec.utils.json_text import from_json
 
 LARGEST = 16 << 20
 """Bytes of a request."""
@@ -156,8 +157,8 @@ async def _body(request: Request) -> Any:
         if len(content) > LARGEST:
             raise RequestError(f"the body is larger than {LARGEST} bytes", 413)
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
+        return from_json(content)
+    except ValueError as error:
         raise RequestError(f"the body is not JSON ({error})") from error
 
 

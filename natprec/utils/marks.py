@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from natprec.errors import OutputError
+from natprec.utils.json_text import from_json
 
 MARK = "natprec/written.json"
 """Where in a folder the list is."""
@@ -133,7 +134,7 @@ def _files(folder: Path) -> dict[str, int]:
 def listed(folder: Path) -> dict[str, int] | None:
     """What a folder's mark lists, name → bytes; None: there is no mark."""
     try:
-        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        content = from_json((folder / MARK).read_text(encoding="utf-8"))
         ours = content["producer"] == "natprec" and isinstance(content["files"], dict)
     except (OSError, ValueError, KeyError, TypeError):
         return None

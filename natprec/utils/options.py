@@ -76,11 +76,20 @@ def options_of(configuration: type) -> dict[str, Option]:
 MOST_TOKENS = 10**12
 """That are learned from."""
 
+MOST_ROUNDS = 10_000
+"""In which anything is timed."""
+
 
 def positive(name: str, value: float | None) -> None:
     """Raises InputError for zero, negative numbers, NaN and infinity."""
     if value is not None and not (math.isfinite(value) and value > 0):
         raise InputError(f"{name} {value}: give a positive number")
+
+
+def rounds(name: str, value: int) -> None:
+    """Raises InputError for a number of repetitions below 1, and for one that nobody waits for."""
+    if not 0 < value <= MOST_ROUNDS:
+        raise InputError(f"{name} {value}: give a number from 1 to {MOST_ROUNDS}")
 
 
 def tolerance(name: str, value: float | None) -> None:

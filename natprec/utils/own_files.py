@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from natprec.errors import InputError
+from natprec.utils.json_text import from_json
 from natprec.utils.marks import KEY
 from natprec.utils.schema import Place, shown
 
@@ -187,10 +188,7 @@ def parsed(content: str | bytes) -> Any:
     Raises:
         ValueError: it is none.
     """
-    try:
-        return json.loads(content, object_pairs_hook=_unique, parse_constant=_refused)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+    return from_json(content, object_pairs_hook=_unique, parse_constant=_refused)
 
 
 def sealed(value: dict[str, Any], beside: dict[str, Any] | None = None) -> dict[str, Any]:

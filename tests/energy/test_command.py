@@ -225,6 +225,8 @@ def test_bad_input(folder: Path, arguments: tuple[str, ...], words: str) -> None
         (("--check", "no.json"), "published rows 'no.json' cannot be read"),
         (("--replay", "no.json", "--counter", "x.csv"), "'no.json' does not exist"),
         (("--endpoint", "ftp://x"), "is no address"),
+        (("--endpoint", "http://[1"), "is no address"),
+        (("--endpoint", "http://a:99999"), "is no address"),
         (("--endpoint", "http://127.0.0.1:9"), "cannot be read .*start the server on this host"),
     ],
 )
