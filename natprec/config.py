@@ -47,6 +47,7 @@ DISTORTIONS = {
     "class-kl": "images:CLASS_KL",
     "image-embedding": "images:IMAGE_EMBEDDING",
     "image-features": "images:IMAGE_FEATURES",
+    "component": "component:COMPONENT",
 }
 """What a tolerance can be of, and where `natprec.distortions` has it."""
 
@@ -172,6 +173,9 @@ class QuantizeConfig(Measured):
         "", MODEL, "Hub id or id@revision, folder, .gguf file, smollm2-135m or all-minilm-l6-v2.", required=True
     )
     _: KW_ONLY
+    component: str | None = option(
+        None, MODEL, "Part of a diffusers pipeline to quantize: transformer, unet, vae, text_encoder …"
+    )
     device: str = option("cpu", MACHINE, "Device to compute on: cpu, cuda, cuda:1.")
     weights: str = option(
         "auto",
@@ -190,7 +194,8 @@ class QuantizeConfig(Measured):
     eps: float | None = option(
         None,
         TARGET,
-        "Maximum KL divergence from the original, in nats per token or image; for encoders ‖e - e'‖² of embeddings.",
+        "Maximum KL divergence from the original, in nats per token or image; for encoders ‖e - e'‖² of embeddings, "
+        "for a --component ‖o - o'‖²/‖o‖² of its output.",
         check=tolerance,
     )
     bits: float | None = option(
@@ -231,7 +236,15 @@ class QuantizeConfig(Measured):
         "Calibration text: .txt, .jsonl, .csv, .parquet or a Hub dataset; default: text that natprec ships. "
         "The model writes half of the tokens. Of a model of images, a folder of them.",
     )
-    eval_data: str | None = option(None, TEXT, "Text or images to verify on; default: a held-out part of --data.")
+    eval_data: str | None = option(
+        None, TEXT, "Text, images or prompts to verify on; default: a held-out part of --data."
+    )
+    prompts: str | None = option(
+        None, TEXT, "Prompts or class numbers for a diffusers pipeline, a text file with one a line."
+    )
+    steps: int | None = option(
+        None, TEXT, "Denoising steps of a diffusers pipeline; default: its own number, at most 50.", check=positive
+    )
     images: str | None = option(
         None,
         TEXT,
@@ -296,11 +309,16 @@ class QuantizeConfig(Measured):
     )
 
     def __post_init__(self) -> None:
-        for name in ("model", "data", "eval_data", "images", "costs"):
+        for name in ("model", "data", "eval_data", "images", "prompts", "costs"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
         if hasattr(self.seed, "__index__"):  # numpy's whole numbers too, which no file of ours could hold
             object.__setattr__(self, "seed", operator.index(self.seed))
+
+    @property
+    def source(self) -> str | None:
+        """What samples are made of: a text, a folder of images, or prompts."""
+        return self.prompts or self.data
 
     @property
     def learns(self) -> bool:
@@ -400,6 +418,7 @@ OPTIONS = options_of(QuantizeConfig)
 _MODEL = ("model", "device", "weights", "gpu_memory", "trust_remote_code")
 _TARGET = ("eps", "bits", "max_size", "minimize", "costs", "margin", "eps_scope", "eps_bwd")
 _TEXT = ("data", "text_column", "tokens", "length")
+_PIPELINE = ("component", "prompts", "steps")
 _GPU = ("gpu", "portable", "untested")
 _METHOD = ("group_size", "engine", "estimator", "distortion", "rounding", "transforms", "seed", "arithmetic")
 
@@ -410,6 +429,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "confidence",
         *_TEXT,
         "images",
+        *_PIPELINE,
         "eval_data",
         "eval_tokens",
         "activations",
@@ -420,10 +440,21 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "learn_tokens",
         "time",
     ),
-    "measure": (*_MODEL, *_TEXT, "images", *_METHOD, *_GPU, "sites"),
+    "measure": (*_MODEL, *_TEXT, "images", *_PIPELINE, *_METHOD, *_GPU, "sites"),
     "solve": (*_TARGET, "activations", "kv", *_GPU),
-    "apply": (*_MODEL, *_TEXT, "images", "rounding", "learn_tokens", "time", "seed", "arithmetic"),
-    "verify": (*_MODEL, "confidence", "eval_data", "images", "text_column", "eval_tokens", "length", "seed", "gpu"),
+    "apply": (*_MODEL, *_TEXT, "images", *_PIPELINE, "rounding", "learn_tokens", "time", "seed", "arithmetic"),
+    "verify": (
+        *_MODEL,
+        "confidence",
+        "eval_data",
+        "images",
+        *_PIPELINE,
+        "text_column",
+        "eval_tokens",
+        "length",
+        "seed",
+        "gpu",
+    ),
     "check": ("engine", "gpu"),
     "costs": ("engine", "gpu", "device"),
     "compare": ("model", "trust_remote_code", *_TEXT, "eval_data", "eval_tokens", "group_size", "gpu", "seed"),

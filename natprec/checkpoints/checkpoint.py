@@ -19,6 +19,7 @@ from natprec.checkpoints.compressed_tensors import (
 from natprec.checkpoints.fixed_scales import cache_scales, input_scales
 from natprec.checkpoints.gguf import GGUFCheckpoint
 from natprec.checkpoints.packed_weights import packed
+from natprec.checkpoints.pipelines import PipelineCheckpoint
 from natprec.checkpoints.writer import CheckpointWriter
 from natprec.engines.architectures import CLASS_TARGET, EMBEDDINGS
 from natprec.formats import Format, engine_profile
@@ -26,6 +27,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.disk_names import DiskNames
 from natprec.quantizers import QuantizedTensor
 from natprec.solver import Plan
+from natprec.tasks.diffusion import PipelinePart
 
 SHARD_BYTES = 5_000_000_000
 
@@ -105,4 +107,6 @@ def checkpoint_writer(
     folder: Path, subject: Subject, plan: Plan, resume_folder: Path | None = None
 ) -> CheckpointWriter:
     """Returns the writer for the container that the plan's engine reads; arguments as for `CheckpointWriter`."""
+    if isinstance(subject.task, PipelinePart):
+        return PipelineCheckpoint(folder, subject, plan, resume_folder)
     return WRITERS[engine_profile(plan.engine).container](folder, subject, plan, resume_folder)

@@ -8,7 +8,7 @@ name.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,12 @@ class Scheme:
 class Checkpoint:
     """A folder whose bits are those that were written; a tensor is read when it is asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path] | None = None, ours: bool | None = None) -> None:
         """Read config.json, and the weight files once.
 
+        Args:
+            files: with the weights; default: those of a model of transformers.
+            ours: whether natprec wrote them; default: if a plan lies beside them.
         Raises:
             InputError: no compressed-tensors checkpoint.
             ModelError: a weight file is missing, truncated or damaged.
@@ -63,8 +66,8 @@ class Checkpoint:
             )
         self._in_file: dict[str, str] = {}
         self._module: Callable[[str], str] = str
-        files = weight_files(folder)
-        refuse_damaged(files, ours=(folder / "plan.json").is_file())
+        files = weight_files(folder) if files is None else files
+        refuse_damaged(files, ours=(folder / "plan.json").is_file() if ours is None else ours)
         self._headers = read_headers(files)
         self.files = {name: header.file for name, header in self._headers.items()}
         self._described = StoredConfig(folder, described, self.files)

@@ -193,19 +193,25 @@ def _all_within(stored: str, site: Site) -> str:
 
 
 def write_weights(
-    folder: Path, tensors: dict[str, Tensor], shard_bytes: int, carried: Mapping[str, Tensor] | None = None
+    folder: Path,
+    tensors: dict[str, Tensor],
+    shard_bytes: int,
+    carried: Mapping[str, Tensor] | None = None,
+    stem: str = "model",
 ) -> None:
     """One safetensors file, or shards and their index above a size.
 
     Args:
         carried: more tensors, which the file's metadata says are no part of the model.
+        stem: what names of files begin with.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
     carried = carried or {}
     tensors = {**carried, **tensors}
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
+    pattern = stem + "{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=shard_bytes)
     for filename, names in split.filename_to_tensors.items():
         sums = json.dumps({name: tensor_checksum(tensors[name]) for name in sorted(names)})
         metadata = {"format": "pt", CHECKSUMS: sums}
@@ -216,7 +222,7 @@ def write_weights(
         _order_metadata(folder / filename)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _order_metadata(file: Path) -> None:

@@ -72,6 +72,7 @@ def verify(
     from natprec.evaluation import verify as judge
     from natprec.formats.gpus import generation
     from natprec.pipeline import resume as resumable
+    from natprec.pipeline.components import judge_trajectory
     from natprec.pipeline.held_out import held_out
     from natprec.pipeline.next_step import next_step
     from natprec.pipeline.provenance import again, command_of
@@ -122,6 +123,8 @@ def verify(
             resumable.forget(partial)
             if out is not None or not on_hub:  # the Hub's cache stays as it came
                 verification.save(out or folder / "verification.json")
+                if out is None:
+                    judge_trajectory(folder, subject, config.seed, stages)
     if not workers.first:
         raise typer.Exit(3 if verification.passed is False else 0)
     if as_json:

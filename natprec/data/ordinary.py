@@ -16,5 +16,8 @@ CALIBRATION = _FOLDER / "calibration.txt"
 ORDINARY = _FOLDER / "ordinary.txt"
 """The second half of each excerpt, to judge on."""
 
+PROMPTS = _FOLDER / "prompts.txt"
+"""For pipelines that make pictures of text, a line each."""
+
 NAME = "natprec's ordinary text"
 """As measurements and verdicts call either."""

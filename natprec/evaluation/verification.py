@@ -124,10 +124,11 @@ class Verification:
         return rows
 
     def counted(self, positions: int) -> tuple[int, str]:
-        """What so many positions are: tokens of a text, or images."""
-        if self.length is None or self._of_text:
+        """What so many positions are: tokens of a text, or images, or steps of a pipeline."""
+        task = task_named(self.distortion)
+        if self.length is None or task is None or self._of_text:
             return positions, "tokens"
-        return positions // self.length, "images"
+        return positions // self.length, task.material
 
     @property
     def choice(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from natprec.checkpoints.dense_reader import load_quantized, open_quantized
+from natprec.checkpoints.pipeline_reader import load_part
 from natprec.config import CONFIDENCE, QuantizeConfig
 from natprec.data.seen import NO_PIECES, Pieces, same_text
 from natprec.errors import InputError
@@ -21,12 +22,15 @@ from natprec.evaluation.verdict import HeldOutText
 from natprec.evaluation.verification import Comparison, Verification, compare, of_all
 from natprec.formats import Format
 from natprec.measurement import Measurement
+from natprec.measurement.component import carried_files
 from natprec.measurement.subject import Subject
 from natprec.models.hidden_states import passed, state_key
+from natprec.models.pipelines import PipelineFolder
 from natprec.models.segments import SegmentedModel
 from natprec.models.shares import Share
 from natprec.solver import Plan
 from natprec.tasks import Samples
+from natprec.tasks.diffusion import PipelinePart
 from natprec.utils.atomic_files import folder_bytes
 from natprec.utils.digests import checkpoint_digests
 from natprec.utils.progress import Advance, Stages
@@ -34,6 +38,9 @@ from natprec.utils.provenance import Provenance
 
 MEASUREMENT = Path("natprec") / "measurement.safetensors"
 """Where a checkpoint keeps what it was solved from."""
+
+REPORTS = ("plan.json", "verification.json", "README.md")
+"""What natprec writes beside a checkpoint."""
 
 CORRECTION = 0.85
 """Of what a correction asks for: where text is unlike that measured on, KL falls less than the tolerance (LOG.md)."""
@@ -112,6 +119,9 @@ def opened(
     running: Mapping[str, Format | None] | None = None,
 ) -> SegmentedModel:
     """A checkpoint's model, its weights where the original's are: see `load_quantized` and `open_quantized`."""
+    if isinstance(subject.task, PipelinePart):
+        network = load_part(folder, subject.task.component).to(device)
+        return SegmentedModel(network, subject.probe, subject.distortion, convolutions=True)
     if not subject.segmented.weights.whole:
         return open_quantized(folder, subject.segmented, device, engine, subject.trusted, running)
     model = load_quantized(folder, engine, subject.trusted, tried, note, running)
@@ -173,8 +183,11 @@ def tightened(plan: Plan, kl_mean: float) -> float:
 
 
 def checkpoint_bytes(folder: Path) -> int:
-    """The checkpoint as on disk, without natprec's own reports beside it."""
-    reports = [folder / name for name in ("plan.json", "verification.json", "README.md")]
+    """The checkpoint as on disk, without natprec's own reports beside it; of a pipeline all of its parts."""
+    pipeline = PipelineFolder.found(folder)
+    if pipeline is not None:
+        return sum(file.stat().st_size for file in carried_files(pipeline) if file.name not in REPORTS)
+    reports = [folder / name for name in REPORTS]
     return folder_bytes(folder) - sum(file.stat().st_size for file in reports if file.exists())
 
 

@@ -211,7 +211,7 @@ def backward(
         numbers: of the samples, by which the distortion draws, where they do not follow on one another.
     """
     own = inputs[segment] if inputs else None
-    gradient = None if own is None else torch.empty_like(own)
+    gradient = None if own is None else torch.empty_like(own, dtype=torch.float32)  # a model may cast its stream
     for number, batch in enumerate(samples.batches(segmented.together)):
         sequences = range(first + batch.start, first + batch.stop)
         for observer in observers.values():

@@ -204,7 +204,8 @@ class WeightObserver:
             self.compensation.judge_all(self.gathered, own, known)
 
     def add_lookup(self, ids: Tensor, gradient: Tensor) -> None:
-        """Account for an embedding lookup: ids (batch, time), gradient (batch, time, columns)."""
+        """Account for an embedding lookup: ids (batch, time) or (batch,), gradient (…, columns)."""
+        ids, gradient = ids.reshape(len(ids), -1), gradient.reshape(len(gradient), -1, gradient.shape[-1])
         for index, sequence in enumerate(self.sequences):
             rows, inverse, counts = ids[index].long().unique(return_inverse=True, return_counts=True)
             own = gradient.new_zeros(len(rows), gradient.shape[-1], dtype=torch.float32)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from natprec.errors import ModelError, NatprecError, first_line
 from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
-from natprec.models.other_folders import UNPICKLED, pickle_in, refuse_diffusion
+from natprec.models.other_folders import UNPICKLED, pickle_in
+from natprec.models.pipelines import refuse_component
 from natprec.tasks import CAUSAL, ENCODER, IMAGE_CLASSIFIER, IMAGE_ENCODER, VISION_LANGUAGE, Task
 from natprec.utils.json_text import from_json
 from natprec.utils.system_faults import out_of_memory, remedy_of
@@ -36,7 +37,7 @@ def hub_revision(folder: Path) -> str | None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, each one present and as long as its header says."""
-    refuse_diffusion(folder)
+    refuse_component(folder, str(folder), None)
     if not (folder / "config.json").is_file():
         ggufs = sorted(file.name for file in folder.glob("*.gguf"))
         remedy = f"give the file itself: {folder / ggufs[0]}" if ggufs else "give the folder of a saved model"

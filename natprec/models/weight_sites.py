@@ -40,6 +40,8 @@ class Site:
         segment: where its last use stands in the order of the backward sweep: -1 for the prefix, the
             block's index, or the number of blocks for the suffix.
         experts: of an expert's weight, the module that holds all experts of its layer; else empty.
+        by_sample: whether it is given one row for each sample, of what that is conditioned by, and not one for each
+            position: too few to fit GPTQ to.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Site:
     fused_group: Annotated[str, Called("unit")]
     segment: Annotated[int, Within(-1), Called("stage")]
     experts: str = ""
+    by_sample: bool = False
 
     @property
     def elements(self) -> int:
@@ -64,7 +67,7 @@ class Site:
     @property
     def gptq(self) -> bool:
         """Whether GPTQ applies: after the prefix, where the weight meets its inputs or their patches in one product."""
-        return self.role != "embedding" and self.segment >= 0
+        return self.role != "embedding" and self.segment >= 0 and not self.by_sample
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file header."""

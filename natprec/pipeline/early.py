@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from natprec.config import QuantizeConfig
+from natprec.config import OPTIONS, QuantizeConfig
 from natprec.data.pictures import common_size, find_pictures
 from natprec.data.rows import Rows
 from natprec.data.sources import source_rows, whole_text
@@ -23,8 +23,8 @@ from natprec.formats import CHANNEL
 from natprec.formats.engines import GGUF_MODELS, GROUP_SIZES, engine_profile
 from natprec.models.config_file import FILE, found_object
 from natprec.models.gguf_files import gguf_architecture
-from natprec.models.other_folders import refuse_diffusion
 from natprec.models.places import local_path
+from natprec.pipeline.components import refuse_pipeline
 from natprec.utils.atomic_files import refuse_existing
 from natprec.utils.installed import BITSANDBYTES, require
 from natprec.utils.json_text import from_json
@@ -68,8 +68,8 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
         refuse_existing(out, overwrite)
     place = local_path(config.model) if config.model else None
     described = {} if place is None else found_object(place / FILE)
-    if place is not None:
-        refuse_diffusion(place)
+    if refuse_pipeline(config, place):
+        return
     _refuse_model(config, place, described, judged)
     if _of_images(described):
         _refuse_images(config, place)
@@ -91,8 +91,9 @@ def inputs(config: QuantizeConfig) -> dict[str, Path | None]:
     Raises:
         ModelError: the model is a path, and there is nothing.
     """
-    texts = {"--data": config.data, "--eval-data": config.eval_data, "--images": config.images}
-    return {"--model": local_path(config.model), **{name: _on_disk(text) for name, text in texts.items()}}
+    sources = {name: getattr(config, name) for name in ("data", "eval_data", "images", "prompts")}
+    on_disk = {OPTIONS[name].flag: _on_disk(source) for name, source in sources.items()}
+    return {"--model": local_path(config.model), **on_disk}
 
 
 def _on_disk(text: str | None) -> Path | None:

@@ -85,8 +85,8 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
     Raises:
         InputError: nothing to read, or not enough; or processes read different text.
     """
-    source = config.eval_data or config.data
-    if source is None and not subject.writes:
+    source, own = config.eval_data or config.source, subject.task.own
+    if source is None and not (subject.writes or own):
         if subject.task.generates:
             raise InputError(
                 "a model whose weights are on disk is too slow to write its own text; give text with --eval-data"
@@ -95,7 +95,7 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
             f"no {subject.task.material}, and {subject.task.noun} cannot write it; name a file, folder or hub dataset "
             "with --eval-data"
         )
-    writes = source is None
+    writes = source is None and not own
     texts = (2 if writes else 1) + (subject.pictures is not None)
     tokens = config.eval_tokens
     each = max(1, round((tokens / texts if tokens else MOST) / length_of(config, subject)))
@@ -103,13 +103,13 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
         config if not writes else replace(config, text_column=None),
         subject,
         stages,
-        source or str(ORDINARY),
+        source or (None if own else str(ORDINARY)),
         PARTS * each,
         each if tokens is not None else FEWEST if subject.task.material == "text" else 1,
         seen,
     )
-    name = NAME if source is None else public_name(source)
-    digest = source_digest(source or str(ORDINARY))
+    name = own or NAME if source is None else public_name(source)
+    digest = None if own and source is None else source_digest(source or str(ORDINARY))
     subject.segmented.workers.refuse_difference("held-out text", f"{name} {windows.digest}".encode())
     return HeldOut(config, subject, stages, {name: (digest, windows)}, writes)
 

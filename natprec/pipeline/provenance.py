@@ -14,7 +14,7 @@ from natprec.utils.records import public_name
 if TYPE_CHECKING:
     from natprec.measurement.subject import Subject
 
-_PLACES = ("model", "data", "eval_data", "images", "costs")
+_PLACES = ("model", "data", "eval_data", "images", "prompts", "costs")
 
 
 def command_of(command: str, config: QuantizeConfig, *arguments: str) -> str:

@@ -29,6 +29,7 @@ from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
+from natprec.pipeline.components import judge_trajectory, settled
 from natprec.pipeline.early import inputs
 from natprec.pipeline.held_out import PARTS, HeldOut, held_out
 from natprec.pipeline.joint import predicted_by, with_joint
@@ -68,17 +69,19 @@ def quantize(
         NatprecError: any input that cannot be used; nothing is left half-written.
         VerdictError: the checkpoint is there, but could not be judged.
     """
-    out, workers = Path(out), workers or Workers()
+    out, workers, config = Path(out), workers or Workers(), settled(config)
     run = opened_run(config, out, overwrite, stages or Stages(quiet=True), workers)
     with claimed_together(out, workers):
         measurement = run.measured(resume)
         plan, joint = run.planned(config, measurement)
         with new_folder_together(out, overwrite, workers) as folder:
             plan, verdict = round_and_verify(config, run, measurement, plan, folder, joint)
+            if isinstance(verdict, Verification):
+                judge_trajectory(folder, run.subject, config.seed, run.stages)
         if workers.first:
             forget(run.partial)
     if isinstance(verdict, NatprecError):
-        source = config.eval_data or config.data
+        source = config.eval_data or config.source
         why = str(verdict).removesuffix("; quantize again").replace(str(folder), str(out))
         raise VerdictError(
             f"{why}; the checkpoint is complete, but not judged: natprec verify {out} --model {config.model}"

@@ -25,6 +25,7 @@ from natprec.models.devices import free_bytes, limit_gpu_memory
 from natprec.models.disk_names import DiskNames
 from natprec.models.loading import load_model, stored_elements
 from natprec.models.weight_sites import Site, site_layer
+from natprec.pipeline.components import open_component, pipeline_of
 from natprec.pipeline.pictures import pictured, tower_loaded
 from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve
@@ -76,6 +77,9 @@ def open_subject(
         ModelError, InputError: it cannot be used, or not with these options.
     """
     limit_gpu_memory(config.device, config.gpu_memory)
+    if pipeline_of(config) is not None:
+        with stages.stage("load pipeline"):
+            return for_engine(open_component(config), config.engine)
     on_disk = config.weights == "disk" or (config.weights == "auto" and too_large(config))
     with stages.stage("load model"):
         pictures = None if config.images is None else pictured(config, config.images)

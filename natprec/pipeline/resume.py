@@ -11,6 +11,7 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import header_of, measure
 from natprec.measurement.resume import refuse_other
 from natprec.measurement.subject import Subject
+from natprec.pipeline.components import settled
 from natprec.pipeline.early import inputs
 from natprec.pipeline.request import open_subject, tell_given
 from natprec.pipeline.samples import calibration_parts, calibration_samples, calibration_text
@@ -75,6 +76,7 @@ def measured_together(
         NatprecError: any input that cannot be used, at every process.
     """
     refuse_inputs(out, inputs(config))
+    config = settled(config)
     state_file = beside(out, ".partial")
     if workers.first:
         clear_stale(out)

@@ -61,8 +61,8 @@ def unmeasured_samples(config: QuantizeConfig, subject: Subject, stages: Stages,
 
 def _to_read(config: QuantizeConfig, subject: Subject) -> tuple[QuantizeConfig, str | None]:
     """What calibration text is read from, and how: `data`, or else ordinary text; None where there is neither."""
-    if config.data:
-        return config, config.data
+    if config.source:
+        return config, config.source
     return replace(config, text_column=None), str(CALIBRATION) if subject.writes else None
 
 
@@ -82,7 +82,7 @@ def pictured_samples(
     assert subject.pictures is not None
     answers = None
     if not subject.writes:
-        source = config.data if split == "calibration" else config.eval_data or config.data
+        source = config.source if split == "calibration" else config.eval_data or config.source
         answers = _samples(config, subject, stages, source, count * config.length, split).ids.cpu()
     with stages.stage(f"{split} pictures", -(-count // BATCH)) as advance:
         found = subject.pictures.samples(subject.model, files, count, config.length, seed, answers, advance)
@@ -91,14 +91,16 @@ def pictured_samples(
 
 def calibration_text(config: QuantizeConfig, subject: Subject) -> tuple[str, str | None]:
     """Name and `source_digest` of what is measured on beside the model's own text."""
-    if config.data is not None:
-        return public_name(config.data), source_digest(config.data)
+    if config.source is not None:
+        return public_name(config.source), source_digest(config.source)
+    if subject.task.own:
+        return subject.task.own, None
     return (ORDINARY_NAME, source_digest(str(CALIBRATION))) if subject.writes else (OWN_TEXT, None)
 
 
 def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
     """Samples of `data` alone; the model's own text without it. Peers measure on these."""
-    return _samples(config, subject, stages, config.data, config.tokens, "calibration")
+    return _samples(config, subject, stages, config.source, config.tokens, "calibration")
 
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
@@ -108,12 +110,12 @@ def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
 
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:
     """The held-out samples: another part of the text, or another text, without windows that were `seen`."""
-    source = config.eval_data or config.data
+    source = config.eval_data or config.source
     return _samples(config, subject, stages, source, config.eval_tokens or EVAL_TOKENS, "held-out", seen)
 
 
 def read_samples(
-    config: QuantizeConfig, subject: Subject, stages: Stages, source: str, count: int, least: int, seen: Pieces
+    config: QuantizeConfig, subject: Subject, stages: Stages, source: str | None, count: int, least: int, seen: Pieces
 ) -> Samples:
     """Reads `count` held-out samples of a source, at least `least` of them; see `held_out_samples`."""
     return _samples(config, subject, stages, source, count * length_of(config, subject), "held-out", seen, least)
@@ -136,7 +138,7 @@ def _samples(
         )
     steps, length = None if source else tokens, length_of(config, subject)
     what = f"{split} {subject.task.material}"
-    with stages.stage(what if source else f"{what}, written by the model", steps) as advance:
+    with stages.stage(what if source or subject.task.own else f"{what}, written by the model", steps) as advance:
         done = 0
 
         def progress(now: int, total: int) -> None:
@@ -166,6 +168,6 @@ def _samples(
 
 def shares_text(config: QuantizeConfig) -> bool:
     """Whether a run measures and judges on one text, under whatever names."""
-    if config.eval_data is None or config.data is None:
+    if config.eval_data is None or config.source is None:
         return config.eval_data is None
-    return same_text(public_name(config.data), source_digest(config.data), config.eval_data)
+    return same_text(public_name(config.source), source_digest(config.source), config.eval_data)

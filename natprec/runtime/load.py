@@ -22,6 +22,7 @@ from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
 from natprec.models.hub import checkpoint_path
 from natprec.models.model_files import explained, read_generation_config, task_of
+from natprec.models.pipelines import INDEX
 from natprec.models.stored import empty_model
 from natprec.models.trust import config_of, image_processor_of, tokenizer_of
 from natprec.runtime.build import Builder, Chosen
@@ -78,6 +79,11 @@ def load(
         ModelError: a file or tensor is missing or damaged, or a layer needs a kernel that there is none of.
     """
     folder, target = checkpoint_path(folder), usable_device(device)
+    if (folder / INDEX).is_file():
+        raise InputError(
+            f"checkpoint {str(folder)!r} is a pipeline of diffusers, which writes no text; open it from Python: "
+            "natprec.load(FOLDER)"
+        )
     if is_four_bit(folder):
         raise InputError(
             f"checkpoint {str(folder)!r} is one of bitsandbytes, which natprec's runtime has no kernels for; load it "

@@ -47,6 +47,7 @@ class Task(ABC):
         generates: whether such a model writes text token by token, and keeps keys and values of what it has read.
         metrics: what is reported of outputs that a distortion for this task compares.
         convolutions: whether those of such a model are sites.
+        own: what samples are called that the reader makes without a source; empty: it needs one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Task(ABC):
     generates: bool = False
     metrics: tuple[Metric, ...] = ()
     convolutions: bool = False
+    own: str = ""
 
     @property
     def loader(self) -> Any:
