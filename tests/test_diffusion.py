@@ -35,7 +35,11 @@ from tests.pipelines import CLASSES, MAKERS
 from tests.run_command import left_behind, natprec
 
 EPS, STEPS = 0.01, 4
-RUNS = {"transformer": ("dit", "transformer"), "vae": ("dit", "vae"), "unet": ("unet", "unet")}
+RUNS = {
+    "transformer": ("dit", "transformer", "vllm"),  # nobody asked for an engine
+    "vae": ("dit", "vae", "diffusers"),
+    "unet": ("unet", "unet", "natprec"),
+}
 Made = tuple[Path, Path, Measurement, Plan, Verification]
 
 
@@ -56,9 +60,9 @@ def config(model: Path, component: str, **options: Any) -> QuantizeConfig:
 def made(tmp_path_factory: pytest.TempPathFactory, families: dict[str, Path]) -> dict[str, Made]:
     """Checkpoints."""
     found = {}
-    for name, (family, component) in RUNS.items():
+    for name, (family, component, engine) in RUNS.items():
         out = tmp_path_factory.mktemp("made") / name
-        found[name] = (families[family], out, *quantize(config(families[family], component), out))
+        found[name] = (families[family], out, *quantize(config(families[family], component, engine=engine), out))
     return found
 
 
@@ -81,7 +85,7 @@ def test_the_promise_is_kept_on_steps_that_were_not_measured_on(made: dict[str, 
     assert verification.counted(verification.tokens)[1] == "steps"
     assert verification.perplexity_reference is None
     assert plan.bits_per_weight < 8
-    assert measurement.header.engine == "natprec"
+    assert measurement.header.engine == ("natprec" if run == "unet" else "diffusers")
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -94,7 +98,8 @@ def test_the_folder_is_the_pipeline_with_one_part_changed(made: dict[str, Made],
         if not name.startswith(component):
             assert there[name].read_bytes() == file.read_bytes(), name
     config = json.loads((out / component / "config.json").read_text())
-    assert config.pop("quantization_config")["config_groups"]
+    said = config.pop("quantization_config")
+    assert said["quant_method"] == ("compressed-tensors" if run == "unet" else "sdnq")
     assert config == json.loads((source / component / "config.json").read_text())
     weights = f"{component}/diffusion_pytorch_model.safetensors"
     assert there[weights].stat().st_size < 0.6 * here[weights].stat().st_size
@@ -171,7 +176,7 @@ def test_commands_one_by_one(made: dict[str, Made], tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     same = ("--model", source, "--component", "unet", "--steps", STEPS, "--tokens", 256)
     for command in (
-        ("measure", *same, "--group-size", "16", "--arithmetic", "float32", "--out", "measured"),
+        ("measure", *same, "--engine", "natprec", "--group-size", "16", "--arithmetic", "float32", "--out", "measured"),
         ("solve", "measured", "--eps", EPS, "--margin", 0.5, "--out", "plan.json"),
         ("apply", "plan.json", *same, "--arithmetic", "float32", "--out", "applied"),
         ("verify", "applied", "--model", source, "--component", "unet", "--steps", STEPS, "--eval-tokens", 512),
@@ -191,7 +196,7 @@ def test_a_run_goes_on_from_what_was_measured(
 ) -> None:
     from natprec.pipeline import quantize as module
 
-    own, out = config(families["unet"], "unet"), tmp_path / "out"
+    own, out = config(families["unet"], "unet", engine="natprec"), tmp_path / "out"
 
     def killed(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from natprec.checkpoints.sdnq import METHOD, SdnqWeights
 from natprec.checkpoints.unpacked import Unpacked, lacking, tensor_files
 from natprec.errors import InputError, ModelError, NatprecError, first_line
 from natprec.models.checksums import refuse_damaged
@@ -39,7 +40,12 @@ def load_part(folder: Path, name: str) -> nn.Module:
         refuse_damaged(pipeline.weight_files(name), ours=(folder / "plan.json").is_file())
         network = empty_network(pipeline, name)
         described = pipeline.described(name).get(KEY) or {"config_groups": {}}
-        stored = Unpacked(StoredConfig(folder / name, described, tensor_files(folder / name)), network)
+        files = tensor_files(folder / name)
+        stored = (
+            SdnqWeights(described, files, network)
+            if described.get("quant_method") == METHOD
+            else Unpacked(StoredConfig(folder / name, described, files), network)
+        )
         lacking(network, stored.names)
         network.load_state_dict({key: stored.tensor(key).float() for key in stored.names}, strict=False)
     except NatprecError:

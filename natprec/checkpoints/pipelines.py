@@ -12,13 +12,17 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from natprec.checkpoints.compressed_tensors import checkpoint_tensors, quantization_config, write_weights
+from natprec.checkpoints.packed_weights import packed
+from natprec.checkpoints.sdnq import METHOD, sdnq_config, sdnq_tensors
 from natprec.checkpoints.writer import CheckpointWriter
 from natprec.measurement.component import carried_files
 from natprec.measurement.subject import Subject
 from natprec.models.config_file import FILE, KEY, found_object
+from natprec.models.layers import known_layer
 from natprec.models.pipelines import WEIGHTS, PipelineFolder
 from natprec.quantizers import QuantizedTensor
 from natprec.solver import Plan
@@ -47,7 +51,7 @@ class PipelineCheckpoint(CheckpointWriter):
         subject = self.subject
         return checkpoint_tensors(
             subject.model, subject.sites, codes, self.plan.profile, subject.storage_dtype,
-            among=own, dtypes=subject.segmented.weights.dtypes,
+            among=own, dtypes=subject.segmented.weights.dtypes, pack=self._pack,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -71,7 +75,19 @@ class PipelineCheckpoint(CheckpointWriter):
     def scheme(self) -> dict[str, Any] | None:
         """The `quantization_config` of the part; None where nothing is quantized."""
         formats = {name: choice.format for name, choice in self.plan.sites.items() if choice.format is not None}
+        if self._by_sdnq:
+            return sdnq_config(self.subject.model, self.subject.sites, formats) if formats else None
         return quantization_config(self.subject.sites, formats, self.plan.profile) if formats else None
+
+    @property
+    def _by_sdnq(self) -> bool:
+        return self.plan.profile.container == METHOD
+
+    def _pack(self, uses: list[str], value: QuantizedTensor, int8: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+        """One weight's tensors."""
+        if not self._by_sdnq:
+            return packed(uses, value, int8, dtype)
+        return sdnq_tensors(known_layer(self.subject.model.get_submodule(uses[0])), uses[0], value, dtype)
 
 
 def quantized_part(folder: Path) -> str | None:

@@ -19,6 +19,8 @@ Sources: the engines' own code and issue threads, late 2026 (docs/engines.md has
   (`get_experts_scheme`), and with another one in some layer it fails.
 - bitsandbytes runs a Linear in NF4 or FP4, each with a description of its own (`QuantState`), or leaves it at 16 bits
   where transformers is told to skip it (`llm_int8_skip_modules`); embeddings, heads and experts stay as they are.
+- diffusers loads a part of a pipeline with the package sdnq: integers, with a zero point as a float or without, in
+  groups of a Linear's inputs; a convolution has one scale for an output channel (`natprec.checkpoints.sdnq`).
 - llama.cpp runs each tensor, the tied embedding too, in any GGUF type whose blocks divide its rows; one tensor holds
   the same weight of all experts of a layer.
 
@@ -46,6 +48,9 @@ CONVOLUTIONS = tuple(f"Conv{kind}{size}d" for kind in ("", "Transpose") for size
 
 GROUP_SIZES = (32, 64, 128, CHANNEL)
 
+SDNQ_CODES = 8
+"""Codes that sdnq puts into bytes together, whatever their width."""
+
 
 @dataclass(frozen=True)
 class EngineProfile:
@@ -72,7 +77,7 @@ class EngineProfile:
     name: str
     formats: Mapping[Role, tuple[Pattern, ...]] = field(hash=False)
     pairings: tuple[Pairing, ...] = ()
-    container: Literal["compressed-tensors", "gguf", "bitsandbytes"] = "compressed-tensors"
+    container: Literal["compressed-tensors", "gguf", "bitsandbytes", "sdnq"] = "compressed-tensors"
     packs_embeddings: bool = True
     full_range: bool = False
     fuses: bool = True
@@ -96,6 +101,8 @@ class EngineProfile:
         """Whether a weight of this shape can have the format: whole groups, blocks, and words of zero points."""
         by = fmt.scaling.granularity
         if isinstance(by, PerBlock) and rows % by.rows:
+            return False
+        if self.container == "sdnq" and (rows * columns % SDNQ_CODES or not self.runs(role, fmt)):
             return False
         if self.gpu is not None and role == "head" and not fmt.symmetric and rows * fmt.bits % 32:
             return False  # vLLM's loader asserts that they fill whole words
@@ -140,10 +147,19 @@ class EngineProfile:
         found = (size for size in sizes if size == CHANNEL or not any(count % size for count in columns))
         return next(found, CHANNEL if self.ragged else None)
 
+    def grouped(self, role: Role, size: int | None) -> int | None:
+        """The group size, or `CHANNEL` where the engine has formats of whole rows alone for a role."""
+        patterns = self.formats.get(role, ())
+        by_row = bool(patterns) and size is not None and not any(each.at((size,)) for each in patterns)
+        return CHANNEL if by_row and any(each.at((CHANNEL,)) for each in patterns) else size
+
     def stored_bytes(self, role: Role, fmt: Format, rows: int, columns: int, uses: int = 1) -> int:
         """Bytes on disk of a weight of this role; `uses` is 2 for a tied embedding and head."""
         if role == "embedding" and not self.packs_embeddings:
             return rows * columns + uses * fmt.scale_bytes(rows, columns)
+        if self.container == "sdnq":
+            zeros = 0 if fmt.symmetric else 4 * rows * fmt.groups(columns)
+            return -(-rows * columns * fmt.bits // 8) + fmt.scale_bytes(rows, columns) + zeros
         beside = beside_bytes(fmt) if self.container == "bitsandbytes" else 0
         return fmt.stored_bytes(rows, columns) + beside
 
@@ -197,6 +213,19 @@ PROFILES = {
             pairings=_ANY_PAIR,
             layers=("Linear", "Embedding", "Conv1D", *CONVOLUTIONS),
             ragged=True,
+        ),
+        EngineProfile(
+            "diffusers",
+            {
+                "linear": _BOTH,
+                "convolution": (Integers(_ALL, (PerChannel,), zero=("none", "code")),),
+                "embedding": _BOTH,
+            },
+            layers=("Linear", "Embedding", *CONVOLUTIONS),
+            container="sdnq",
+            fuses=False,
+            ragged=True,
+            leaves=True,
         ),
         EngineProfile(
             "bitsandbytes",

@@ -43,6 +43,7 @@ def formats_to_measure(
     found: dict[str, tuple[Format, ...]] = {}
     for members in alike.values():
         size = profile.fitting(group_size, [site.shape[1] for site in members])
+        size = profile.grouped(members[0].role, size) if members[0].role == "convolution" else size
         formats = asked if size == group_size else profile.measured(() if size is None else (size,))
         formats += tuple(fmt for fmt in more if size is not None and fmt not in formats)
         if size != group_size:

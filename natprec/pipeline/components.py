@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from natprec.measurement.subject import Subject
     from natprec.utils.progress import Stages
 
-ENGINES = ("natprec",)
+ENGINES = ("diffusers", "natprec")
 """That a part of a pipeline can be written for; the first is taken unless another is asked for."""
 
 NOT_OF_PARTS = ("data", "text_column", "images", "activations", "kv", "learn_tokens", "time", "gpu", "minimize")

@@ -173,6 +173,11 @@ def for_engine(subject: Subject, engine: str) -> Subject:
     Raises:
         ModelError: the engine loads no checkpoint of such a model.
     """
+    if engine == "diffusers" and subject.task.reader != "steps":
+        raise InputError(
+            f"engine 'diffusers' is for parts of its pipelines (--component), and {subject.name!r} is "
+            f"{subject.task.noun}; use another --engine"
+        )
     _refuse_unread_layers(subject, engine_profile(engine))
     if engine_profile(engine).experts == "model" and not DiskNames(subject.model).merged:
         raise ModelError(

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from natprec.checkpoints.code_reader import Checkpoint
-from natprec.checkpoints.pipeline_reader import opened_pipeline
+from natprec.checkpoints.pipeline_reader import load_part, opened_pipeline
 from natprec.checkpoints.pipelines import quantized_part
+from natprec.checkpoints.sdnq import METHOD
 from natprec.errors import InputError
+from natprec.models.config_file import KEY
 from natprec.models.devices import usable_device
 from natprec.models.pipeline_loading import empty_network, load_pipeline
 from natprec.models.pipelines import DIFFUSERS, INDEX
@@ -30,7 +32,8 @@ class RunnablePipeline:
 
     Attributes:
         pipeline: of diffusers.
-        component: the part whose Linears run on codes, and whose convolutions run on weights that were unpacked.
+        component: the part whose Linears run on codes, and whose convolutions run on weights that were unpacked; with
+            codes for diffusers all of them do.
         kernels: module of that part → what runs it.
         device: where it computes.
     """
@@ -87,6 +90,9 @@ def load_pipeline_on_codes(
         raise InputError(
             f"{str(folder)!r} is a pipeline of which natprec has quantized no part; load it with diffusers"
         )
+    if opened.described(name).get(KEY, {}).get("quant_method") == METHOD:
+        network = load_part(folder, name).to(device)
+        return RunnablePipeline(load_pipeline(opened, trust_remote_code, device, {name: network}), name, {}, device)
     network = empty_network(opened, name)
     for module in network.modules():
         for key, each in list(module.named_parameters(recurse=False)):
