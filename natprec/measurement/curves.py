@@ -12,6 +12,9 @@ from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import Site
 from natprec.roundings import rounding_named
 
+LEARNED = "learned"
+"""The rounding that leaves less than GPTQ by a factor that was measured by itself."""
+
 ARRAYS = {
     "forward": "forward",
     "backward": "backward",
@@ -40,6 +43,7 @@ class Curve:
         by_head: of keys or values that were measured with a scale for each head: its largest magnitudes, both ways.
         tokens: of an expert, those that were routed to it; None: the site sees all. An expert that saw fewer than
             `natprec.models.routing.MIN_TOKENS` has its curve from the others: see `natprec.measurement.few_tokens`.
+        learned: of what GPTQ leaves, the part that learned rounding leaves; 1 where that is not known.
         scaled: whether `shares` suppose that the site's columns are rescaled before GPTQ: see `natprec.transforms`.
     """
 
@@ -55,6 +59,7 @@ class Curve:
     largest: tuple[float, float] = (0.0, 0.0)
     tokens: int | None = None
     by_head: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    learned: float = 1.0
 
     @property
     def few(self) -> bool:
@@ -83,7 +88,9 @@ class Curve:
 
     def _factors(self, rounding: str) -> np.ndarray:
         """(formats,): GPTQ's errors are others than those of rounding to nearest, with no such alignment."""
-        return self.shares if rounding_named(rounding).compensates else self.alignment
+        if not rounding_named(rounding).compensates:
+            return self.alignment
+        return self.learned * self.shares if rounding == LEARNED else self.shares
 
     @property
     def unquantized_kl(self) -> float:

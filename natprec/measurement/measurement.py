@@ -64,6 +64,8 @@ class Header(Measured):
         gpu: the generation that was measured for, or 'any'; None: formats that do not depend on one; with it `untested`
             and `portable`, as `natprec.formats.engine_profile` has them.
         untied: the output head, where it was tied to the embedding and was measured apart; else empty.
+        learned: of what GPTQ leaves, the part that learned rounding leaves in a few blocks, and its 95 % interval:
+            see `natprec.rounding.pilot`. None: not measured.
         checks: rows of (site, format, Fisher estimate, exact value): the spot check of the estimator.
         seconds: per stage of measuring.
     """
@@ -94,6 +96,7 @@ class Header(Measured):
     revision: str | None = None
     source_bytes: Count | None = None
     source_format: str = ""
+    learned: tuple[From0, From0, From0] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what concerns a GPU is there if one was named."""
@@ -101,6 +104,8 @@ class Header(Measured):
         if self.gpu is None:
             for name in _OF_A_GPU:
                 del value[name]
+        if self.learned is None:
+            del value["learned"]
         return value
 
     def provenance(self, command: str, device: str | None = None) -> Provenance:
@@ -171,6 +176,14 @@ class Measurement:
         """Those of weights alone."""
         return {name: curve for name, curve in self.curves.items() if curve.site.kind == "weight"}
 
+    def with_learned(self, found: tuple[float, float, float] | None) -> Measurement:
+        """The same with what learned rounding leaves of GPTQ's distortion: a ratio, and its interval."""
+        curves = {
+            name: replace(curve, learned=1.0 if found is None or not curve.site.learns else found[0])
+            for name, curve in self.curves.items()
+        }
+        return replace(self, header=replace(self.header, learned=found), curves=curves)
+
     def interval(self, name: str, column: int) -> tuple[float, float]:
         """95 % bootstrap interval of one site's forward KL under its format number `column`."""
         curve = self.curves[name]
@@ -237,4 +250,5 @@ class Measurement:
             raise place.wrong(
                 f"has version {WEIGHTS_ONLY}, in which activations had other scales; this natprec reads {VERSION}"
             )
-        return cls(replace(header, sites="all" if flowing else "weights"), curves, pieces)
+        made = cls(replace(header, sites="all" if flowing else "weights"), curves, pieces)
+        return made if header.learned is None else made.with_learned(header.learned)

@@ -87,6 +87,7 @@ def _curve(described: _Described, arrays: Mapping[str, np.ndarray], place: Place
         largest=described.largest,
         tokens=described.tokens,
         by_head=described.by_head,
+        learned=1.0,  # it stands in the header: see `Measurement.with_learned`
     )
 
 

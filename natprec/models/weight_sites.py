@@ -69,6 +69,11 @@ class Site:
         """Whether GPTQ applies: after the prefix, where the weight meets its inputs or their patches in one product."""
         return self.role != "embedding" and self.segment >= 0 and not self.by_sample
 
+    @property
+    def learns(self) -> bool:
+        """Whether learned rounding moves its codes: a weight of a block, as GPTQ's are."""
+        return self.kind == "weight" and self.role != "head" and self.gptq
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file header."""
         return written(self)

@@ -18,6 +18,8 @@ from natprec.measurement.pools import pools
 from natprec.measurement.spot_check import CHECK_SEQUENCES, CHECK_SITES
 from natprec.models.segments import SegmentedModel
 from natprec.pipeline.learning_text import WRITTEN
+from natprec.pipeline.pilot import STAGE as PILOT
+from natprec.pipeline.pilot import asks_for_pilot, pilot_seconds
 from natprec.pipeline.samples import calibration_parts, length_of
 from natprec.pipeline.shared_estimate import (
     PROCESSES,
@@ -133,8 +135,11 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     if judged:
         if config.joint:
             seconds["joint"] = JOINT_FORWARDS * back * per_token + JOINT_READS * reading
+        pace = _pace(subject, config, per_token, gathering)
+        if asks_for_pilot(config, subject):
+            seconds[PILOT] = pilot_seconds(subject, pace)
         seconds |= {
-            "round": rounder.seconds(_pace(subject, config, per_token, gathering)),
+            "round": rounder.seconds(pace),
             "learn": _learning(subject, config, per_token, gathering),
             "verify": 2 * judging * per_token,
         }

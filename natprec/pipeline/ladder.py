@@ -14,6 +14,7 @@ from natprec.pipeline.request import check, refuse_impossible_size
 from natprec.pipeline.resume import forget
 from natprec.pipeline.together import claimed_together, new_folder_together
 from natprec.solver import Plan
+from natprec.solver.joint import Joint
 from natprec.utils.atomic_files import write_json
 from natprec.utils.marks import mark_folder
 from natprec.utils.progress import Stages
@@ -76,7 +77,10 @@ def quantize_ladder(
     unjudged: dict[str, NatprecError] = {}
     with claimed_together(out, workers):
         measurement = run.measured(resume)
-        plans = {name: run.planned(target, measurement) for name, target in targets.items()}
+        plans: dict[str, tuple[Plan, Joint | None]] = {}
+        for name, target in targets.items():
+            measurement, planned, joint = run.planned(target, measurement)
+            plans[name] = planned, joint
         with new_folder_together(out, overwrite, workers) as folder:
             for name, target in targets.items():
                 stages.note(f"{name}:")

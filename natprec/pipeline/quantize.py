@@ -34,6 +34,7 @@ from natprec.pipeline.early import inputs
 from natprec.pipeline.held_out import PARTS, HeldOut, held_out
 from natprec.pipeline.joint import predicted_by, with_joint
 from natprec.pipeline.learning import Learning, learn, learning_asked, rounded_before
+from natprec.pipeline.pilot import with_pilot
 from natprec.pipeline.provenance import again, command_of
 from natprec.pipeline.request import check, refuse_impossible_size, refuse_on_disk, solve_for, tell_leftovers
 from natprec.pipeline.resume import forget, measured, opened_together, resume_folder_of
@@ -73,7 +74,7 @@ def quantize(
     run = opened_run(config, out, overwrite, stages or Stages(quiet=True), workers)
     with claimed_together(out, workers):
         measurement = run.measured(resume)
-        plan, joint = run.planned(config, measurement)
+        measurement, plan, joint = run.planned(config, measurement)
         with new_folder_together(out, overwrite, workers) as folder:
             plan, verdict = round_and_verify(config, run, measurement, plan, folder, joint)
             if isinstance(verdict, Verification):
@@ -123,10 +124,20 @@ class Run:
                 f"{error}; kept for natprec solve, or --resume with another target: {self._kept}"
             ) from error
 
-    def planned(self, config: QuantizeConfig, measurement: Measurement) -> tuple[Plan, Joint | None]:
-        """The plan to round, and what it and later ones are predicted by: see `natprec.pipeline.joint`."""
+    def planned(self, config: QuantizeConfig, measurement: Measurement) -> tuple[Measurement, Plan, Joint | None]:
+        """The plan to round, and what it and later ones are predicted by: see `natprec.pipeline.joint`.
+
+        Of the measurement it is known afterwards what learned rounding leaves, where that is asked for.
+        """
         plan = self.solved(config, measurement)
-        return with_joint(config, self.subject, measurement, plan, self.samples, self.stages, self.partial)
+        known = with_pilot(config, self.subject, measurement, plan, self.samples, self.stages)
+        if known is not measurement:
+            if self.subject.segmented.workers.first:
+                known.save(self._kept)
+            measurement, plan = known, self.solved(config, known)
+        return measurement, *with_joint(
+            config, self.subject, measurement, plan, self.samples, self.stages, self.partial
+        )
 
     @property
     def _kept(self) -> Path:

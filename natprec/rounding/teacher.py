@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,22 +80,30 @@ class HeldBack:
         batches = samples.split()
         own = segmented.workers.share(len(batches))
         self._segmented, self._batches, self._count = segmented, batches[own.start : own.stop], len(samples)
+        self._first = sum(map(len, batches[: own.start]))
         self._weights = dict(weights)
         with torch.no_grad(), put_in(segmented.model, self._weights), segmented.gathering():
             self._hidden = [_before_suffix(segmented, batch) for batch in self._batches]
 
-    @torch.no_grad()
     def distortion(self) -> float:
         """Of the model as it is now: the mean over all of the text, the same at all processes."""
-        segmented, total = self._segmented, 0.0
+        return float(self.by_sample().mean())
+
+    @torch.no_grad()
+    def by_sample(self) -> np.ndarray:
+        """(samples,), the same of each."""
+        segmented, found = self._segmented, torch.zeros(self._count, dtype=torch.float64)
+        place = self._first
         for hidden, batch in zip(self._hidden, self._batches, strict=True):
             with segmented.gathering():
                 with put_in(segmented.model, self._weights):
                     target = segmented.suffix(hidden, batch)
                 output = segmented.output(batch)
-            total += float(segmented.distortion.between(target.float(), output.float(), batch).mean()) * len(batch)
-        (sum_of_all,) = segmented.workers.all_sum(torch.tensor([total], dtype=torch.float64))
-        return float(sum_of_all) / self._count
+            distances = segmented.distortion.between(target.float(), output.float(), batch)
+            found[place : place + len(batch)] = distances.flatten(1).mean(1)
+            place += len(batch)
+        (found_by_all,) = segmented.workers.all_sum(found)
+        return found_by_all.numpy()
 
 
 def _before_suffix(segmented: SegmentedModel, samples: Samples) -> Tensor | None:

@@ -125,8 +125,17 @@ def test_another_number_goes_on(tmp_path: Path, options: list[str], one: tuple[P
 
 def test_learning_by_several(tmp_path: Path, options: list[str]) -> None:
     """One of two dies once something was learned; three go on from there."""
-    given = options[: options.index("--eps")] + ["--bits", "3.6", *options[options.index("--eps") + 2 :]]
-    asked = [*given, "--learn-tokens", "8192", "--out", tmp_path / "out"]
+    place = options.index("--eps")
+    asked = [
+        *options[:place],
+        "--bits",
+        "3.6",
+        *options[place + 2 :],
+        "--learn-tokens",
+        "8192",
+        "--out",
+        tmp_path / "out",
+    ]
     processes = start(2, *asked, code=IMPATIENT)
     until = time.monotonic() + 120
     while not learned_steps(tmp_path) and time.monotonic() < until:
