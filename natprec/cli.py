@@ -34,6 +34,7 @@ from natprec.commands import (
 from natprec.errors import InputError, NatprecError, VerdictError
 from natprec.utils.human import shortened
 from natprec.utils.launcher import SHARED, refuse_many
+from natprec.utils.streams import lasting, nobody_reads
 from natprec.utils.system_faults import told
 from natprec.utils.threads import wait_passively
 
@@ -103,29 +104,38 @@ for _module, _command in (
 
 def main() -> None:
     """Run the command line; errors that the user can mend are one line and exit code 2."""
+    with lasting() as out:
+        code = _run()
+        if code == 130:
+            print(
+                "natprec: interrupted; the output was not touched; --resume continues from what was measured",
+                file=sys.stderr,
+            )
+        out.flush()
+        if code == 0 and out.error is not None and not nobody_reads():
+            code = _refused(f"standard output cannot be written ({out.error.strerror}); files are written all the same")
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command that `sys.argv` names."""
     try:
         _refuse_nothing(sys.argv[1:])
-        code = app(standalone_mode=False) or 0
+        return app(standalone_mode=False) or 0
     except VerdictError as error:
         _refused(str(error))
-        code = 4
+        return 4
     except NatprecError as error:
-        code = _refused(str(error))
+        return _refused(str(error))
     except UsageError as error:
-        code = _refused(_usage(error))
+        return _refused(_usage(error))
     except KeyboardInterrupt:
-        code = 130
+        return 130
     except Exception as error:
         cause = told(error)
         if cause is None:
             raise
-        code = _refused(cause)
-    if code == 130:
-        print(
-            "natprec: interrupted; the output was not touched; --resume continues from what was measured",
-            file=sys.stderr,
-        )
-    sys.exit(code)
+        return _refused(cause)
 
 
 def _refuse_nothing(given: list[str]) -> None:

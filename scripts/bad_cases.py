@@ -41,7 +41,8 @@ VALUES: dict[type, tuple[str, ...]] = {
 
 FREE = {
     "--name": (), "--out": ("", "x" * 300, "text.txt/below", "a\0b", "text.txt", "model", "model/config.json", "."),
-    "--prompt": (), "--system": (), "--text-column": (), "--tag": ("", "a b", "no\nsuch"), "--tariff": ("x",),
+    "--prompt": ("\udcff",), "--system": ("\udcff",), "--text-column": (), "--tag": ("", "a b", "no\nsuch"),
+    "--tariff": ("x",),
     "--revision": ("a b", "no\nsuch", ".."), "--grid": ("x", "-1"), "--site": ("wrong",), "--host": ("wrong", "a\0b"),
     "--model": (*VALUES[str], "text.txt", "tasks", "a/b/c", "-"), "--counter": ("wrong", "text.txt", "nowhere.csv"),
 }  # fmt: skip

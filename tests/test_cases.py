@@ -78,6 +78,14 @@ def test_a_tied_head_and_other_names_are_no_loss(trial: Any, checks: ModuleType)
     assert checks.findings(trial) == []
 
 
+def test_weights_that_were_joined_and_became_codes_are_no_loss(trial: Any, checks: ModuleType) -> None:
+    source, made = trial.source / "model.safetensors", trial.made / "model.safetensors"
+    change(source, mixer__qk__weight=torch.rand(8, 16))
+    parts = {f"mixer__{each}__weight_shape": torch.tensor([4, 16]) for each in "qk"}
+    change(made, **parts, **{name.replace("_shape", "_packed"): torch.zeros(4, 2).int() for name in parts})
+    assert [line for line in checks.findings(trial) if "not in the output" in line] == []
+
+
 def test_everything_that_is_wrong_is_found(trial: Any, checks: ModuleType) -> None:
     source, made = trial.source, trial.made
     block = tensors()["model.layers.1.up_proj.weight"]

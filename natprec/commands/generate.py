@@ -13,6 +13,7 @@ from natprec.commands.options import Json, configured, own
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.utils.options import METHOD, OUTPUT, TEXT
+from natprec.utils.streams import nobody_reads
 
 if TYPE_CHECKING:
     from natprec.runtime.chat import Chat
@@ -73,8 +74,10 @@ def generate(
 
     sampling = Sampling(greedy, temperature, top_p, seed)
     sampling.check()
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read()
+    prompt = _piped() if prompt is None else prompt
+    for option, text in (("prompt", prompt), ("system", system)):
+        if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{option} {text!r:.60} is not UTF-8; convert it: iconv -t utf-8")
     if prompt is None and as_json:
         raise InputError("--json answers one prompt; give --prompt, or text on standard input")
     limit_gpu_memory(config.device, config.gpu_memory)
@@ -111,6 +114,20 @@ def generate(
     )
     if explain:
         print("\n".join(explanation(runnable)))
+
+
+def _piped() -> str | None:
+    """All of standard input, unless it is a terminal.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    if sys.stdin.isatty():
+        return None
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 ({error.reason}); convert it: iconv -t utf-8") from error
 
 
 def converse(chat: Chat) -> None:
@@ -158,3 +175,5 @@ def explanation(runnable: Runnable) -> list[str]:
 
 def _show(text: str) -> None:
     print(text, end="", flush=True)
+    if nobody_reads():
+        raise typer.Exit

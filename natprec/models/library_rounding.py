@@ -3,7 +3,8 @@
 It takes a module for attention by its class and the names of its projections (`is_cached_attention_module`), and passes
 over all others; and where tokens come to a Linear as rows of a matrix, without a dimension for sequences, it takes one
 scale for all of them instead of one for each (`compute_dynamic_scales_and_zp` keeps the first two dimensions apart). It
-asks the config for the number of heads, and fails where a family names it otherwise (`get_num_kv_heads`).
+asks the config for the number of heads and their size, and fails where a family names them otherwise or where they are
+not the same in all layers (`get_num_kv_heads`, `get_head_dim`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from natprec.errors import ModelError, first_line
+from natprec.errors import ModelError
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site
 from natprec.tasks import Samples
@@ -67,12 +68,13 @@ def _refuse_unsized_heads(model: Any) -> None:
     """Refuse a cache whose heads the library cannot count: it asks the config, by names that not every family has."""
     from compressed_tensors.utils.helpers import get_head_dim, get_num_attn_heads, get_num_kv_heads
 
-    try:
-        for ask in (get_num_attn_heads, get_num_kv_heads, get_head_dim):
+    asked = {"num_attention_heads": get_num_attn_heads, "num_key_value_heads": get_num_kv_heads}
+    for name, ask in {**asked, "head_dim": get_head_dim}.items():
+        try:
             ask(model.config)
-    except ValueError as error:
-        cause = first_line(error).partition(" from config")[0].removeprefix("Cannot determine ")
-        raise ModelError(
-            f"{type(model.config).__name__} has no {cause}, by which transformers sizes the scales of keys and values; "
-            "leave --kv out, or use another --engine"
-        ) from error
+        except Exception as error:  # a ValueError; or what a config raises whose layers differ (Gemma 4)
+            which = "" if isinstance(error, ValueError) else " for all layers"
+            raise ModelError(
+                f"{type(model.config).__name__} has no {name}{which}, by which transformers sizes the scales of keys "
+                "and values; leave --kv out, or use another --engine"
+            ) from error

@@ -55,3 +55,17 @@ def test_heads_that_the_library_cannot_count() -> None:
     with pytest.raises(ModelError, match="BioGptConfig has no num_key_value_heads, by which"):
         made.refuse_rounded_otherwise("transformers", inputs=False, cache=True)
     made.refuse_rounded_otherwise("natprec", inputs=False, cache=True)
+
+
+def test_heads_that_differ_from_layer_to_layer() -> None:
+    """Gemma 4 has wider ones where a layer looks at all tokens; its config refuses to name one size."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Gemma4TextConfig(
+        **sizes, num_key_value_heads=1, head_dim=8, global_head_dim=16, vocab_size=96, vocab_size_per_layer_input=96,
+        hidden_size_per_layer_input=8, layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=0,
+    )  # fmt: skip
+    made = Subject.in_memory(transformers.Gemma4ForCausalLM(config).eval(), None, "small")
+    with pytest.raises(ModelError, match="Gemma4TextConfig has no head_dim for all layers, by which"):
+        made.refuse_rounded_otherwise("transformers", inputs=False, cache=True)
