@@ -64,7 +64,7 @@ def lasting() -> Iterator[Lasting]:
     known = sys.stdin, sys.stdout, sys.stderr
     with open(os.devnull, encoding="utf-8") as nothing, open(os.devnull, "w", encoding="utf-8") as nowhere:
         out, err = (Lasting(stream or nowhere) for stream in known[1:])
-        sys.stdin, sys.stdout, sys.stderr = known[0] or nothing, out, err  # type: ignore[assignment]
+        sys.stdin, sys.stdout, sys.stderr = known[0] or nothing, out, err
         try:
             yield out
         finally:
