@@ -2,7 +2,7 @@
 
 The claim: encoder early 16 bits, late 8; latent 3 to 4; transformer 3 to 4; decoder early 8, late 16. A place that lies
 between two of these lies between their bits. A claim of so many bits holds at a tolerance if the interval of what was
-measured comes within half a bit of it, since claims are in whole bits.
+measured comes within half a bit of it, since claims are in whole bits; with several seeds, if that of one of them does.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ def verdict(found: Sequence[str]) -> str:
 def direction(low: float, high: float) -> str:
     """Of a difference that is claimed to be above 0, by its interval: `HOLDS` or `FEWER`."""
     return HOLDS if low > 0 else FEWER
+
+
+def agreed(seeds: Sequence[Mapping[float, str]]) -> dict[float, str]:
+    """Tolerance → what all seeds say; where one of them does not contradict the claim, it holds.
+
+    >>> agreed([{30: FEWER, 40: FEWER}, {30: FEWER, 40: HOLDS}])
+    {30: 'fewer', 40: 'holds'}
+    """
+    return {each: what if all(seed[each] == what for seed in seeds) else HOLDS for each, what in seeds[0].items()}
 
 
 def judged(claim: Claim, intervals: Mapping[float, tuple[float, float]]) -> tuple[dict[float, str], str]:

@@ -85,7 +85,7 @@ def _taef2(asked: Asked, missing: list[str]) -> list[Network]:
         return found
     module, mean, deviation, about = transformer.read(file)
     shape = module.shape
-    trained = f"transformer trained {about['trained']} in {about['seconds'] / 60:.0f} min; {STEPS} steps from noise"
+    trained = f"transformer trained {about['trained']}, {about['cpu_seconds'] / 60:.0f} CPU minutes; {STEPS} steps"
     found.append(
         generator(
             "DiT on TAEF2", trained, module, decoder, mean, deviation,

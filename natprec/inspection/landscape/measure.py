@@ -1,7 +1,7 @@
 """Measures a network: b* of weights by natprec's own sweep, of what flows by one more way back, and the verdicts.
 
-Each seed has images, noise and random signs of its own. Rows are of all seeds together; each seed's own verdict stands
-beside, to show whether it would have been the same.
+Each seed has images, noise and random signs of its own. Bits are of all seeds together; a verdict is what the seeds
+agree on, and each seed's own stands beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from natprec.distortions import OUTPUT
 from natprec.errors import BudgetError
 from natprec.formats import CHANNEL
 from natprec.inspection.landscape.bits import Bits, larger, middle, of_layers
-from natprec.inspection.landscape.claims import direction, judged, verdict
+from natprec.inspection.landscape.claims import agreed, direction, judged, verdict
 from natprec.inspection.landscape.flows import Flow, checked, exactly, flow_curves
 from natprec.inspection.landscape.networks import CHANNEL as BY_CHANNEL
 from natprec.inspection.landscape.networks import Network, Place
@@ -182,10 +182,12 @@ def rows(found: Found) -> list[Row]:
     made = []
     for place in found.network.places:
         weights, activations = _bits(found, place, None)
-        at, word = _judged(place, _needs(weights, activations))
-        alone = [_judged(place, _needs(*_bits(found, place, number)))[1] for number in range(len(found.seeds))]
+        alone = [_judged(place, _needs(*_bits(found, place, number))) for number in range(len(found.seeds))]
+        at = agreed([each for each, _ in alone])
         planned = [_mean_of(found.planned[each], place) for each in TOLERANCES] if place.weighs else None
-        made.append(Row(found.network.name, place, weights, activations, at, word, alone, planned))
+        words = [word for _, word in alone]
+        name = found.network.name
+        made.append(Row(name, place, weights, activations, at, verdict(list(at.values())), words, planned))
     return made
 
 

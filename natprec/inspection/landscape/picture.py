@@ -30,7 +30,7 @@ def draw(value: dict[str, Any], file: Path) -> bool:
     figure.supxlabel(
         "depth, from input to output; " + ", ".join(f"{mark} {word}" for word, (mark, _) in MARKS.items()), fontsize=9
     )
-    figure.savefig(file, dpi=130)
+    figure.savefig(file, dpi=100)
     return True
 
 

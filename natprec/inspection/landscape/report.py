@@ -104,11 +104,11 @@ def tables(value: dict[str, Any]) -> RenderableType:
         parts.append(line)
     counts = {word: sum(row["verdict"] == word for row in value["rows"]) for word in COLOURS}
     parts.append("Of the places " + ", ".join(f"{count} {word}" for word, count in counts.items()) + ".")
-    changed = [row["place"] for row in value["rows"] if len({*row["verdict_of_each_seed"], row["verdict"]}) > 1]
-    several = f"each of the seeds {', '.join(map(str, value['seeds']))}"
-    parts.append(
-        f"By {several}: other verdicts at {', '.join(changed)}." if changed else f"By {several}: the same verdicts."
-    )
+    changed = [
+        f"{row['network']}, {row['place']}" for row in value["rows"] if len(set(row["verdict_of_each_seed"])) > 1
+    ]
+    seeds = f"Each of the seeds {', '.join(map(str, value['seeds']))} alone gives the same verdicts"
+    parts.append(f"{seeds}, but for {'; '.join(changed)}." if changed else f"{seeds}.")
     parts += [f"{value['definition']}.", f"Weights: {value['quantizers']['weights']}."]
     parts += [f"What flows: {value['quantizers']['activations']}. Gauge: {value['gauge']}.", *value["missing"]]
     return Group(*parts)

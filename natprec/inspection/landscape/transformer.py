@@ -103,7 +103,7 @@ def write(file: Path, transformer: Transformer, mean: Tensor, deviation: Tensor,
 
     Args:
         mean, deviation: (channels,) of the latents that it was trained on, which it sees normalized.
-        about: how it was trained.
+        about: how it was trained: `trained`, on what, and `cpu_seconds`, for how long.
     """
     tensors = {f"transformer.{name}": value for name, value in transformer.state_dict().items()}
     tensors |= {"mean": mean, "deviation": deviation}
@@ -127,6 +127,7 @@ def read(file: Path) -> tuple[Transformer, Tensor, Tensor, dict[str, Any]]:
             tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
         transformer = Transformer(Shape(**about.pop("shape")))
         mean, deviation = tensors.pop("mean"), tensors.pop("deviation")
+        about |= {"trained": str(about["trained"]), "cpu_seconds": float(about["cpu_seconds"])}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{str(file)!r} is no transformer of scripts/landscape_dit.py ({first_line(error)}); train one with that"

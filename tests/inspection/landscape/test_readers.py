@@ -152,12 +152,12 @@ def test_without_a_transformer_the_autoencoder_is_measured(folder: Path, picture
 def test_with_a_transformer_it_is_measured_too(folder: Path, pictures: Path, tmp_path: Path) -> None:
     shape = transformer.Shape(width=16, blocks=2, heads=2)
     file = tmp_path / "dit.safetensors"
-    about = {"trained": "here, on nothing", "seconds": 60.0}
+    about = {"trained": "here, on nothing", "cpu_seconds": 60.0}
     transformer.write(file, transformer.Transformer(shape), torch.zeros(32), torch.ones(32), about)
     with mock.patch.object(known, "_terrain", side_effect=InputError("no UNet")):
         found, _ = networks(asked(tmp_path, taef2=folder, data=str(pictures), dit=file))
     assert [each.name for each in found] == ["TAEF2", "DiT on TAEF2"]
-    assert "trained here, on nothing in 1 min" in found[1].about
+    assert "trained here, on nothing, 1 CPU minutes" in found[1].about
     samples = found[1].samples(0)
     with torch.no_grad():
         assert found[1].module(**samples.tensors).shape == (known.IMAGES, 3, 64, 64)
@@ -165,12 +165,12 @@ def test_with_a_transformer_it_is_measured_too(folder: Path, pictures: Path, tmp
 
 def test_a_transformer_comes_back_as_it_was_written(tmp_path: Path) -> None:
     made = tiny.transformer().half().float()
-    transformer.write(tmp_path / "t", made, torch.arange(4.0), torch.ones(4), {"trained": "here", "seconds": 1.0})
+    transformer.write(tmp_path / "t", made, torch.arange(4.0), torch.ones(4), {"trained": "here", "cpu_seconds": 1.0})
     found, mean, _, about = transformer.read(tmp_path / "t")
     states, times = torch.randn(2, 4, 4, 4), torch.tensor([0.2, 0.9])
     assert torch.equal(found(states, times), made(states, times))
     assert torch.equal(mean, torch.arange(4.0))
-    assert about == {"trained": "here", "seconds": 1.0}
+    assert about == {"trained": "here", "cpu_seconds": 1.0}
 
 
 def test_other_files_are_named(folder: Path, tmp_path: Path) -> None:
