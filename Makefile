@@ -68,9 +68,9 @@ $(LANDSCAPE)/.installed: $(STAMP)
 
 $(LANDSCAPE)/$(NOTO):
 	mkdir -p $(LANDSCAPE)
-	cd $(LANDSCAPE) && apt-get download fonts-noto-color-emoji && dpkg -x fonts-noto-color-emoji_*.deb .
+	-cd $(LANDSCAPE) && apt-get download fonts-noto-color-emoji && dpkg -x fonts-noto-color-emoji_*.deb .
 
-# Where TAEF2 cannot be had, nothing is trained, and the UNet is measured alone.
+# Without TAEF2 or the font nothing is trained; what cannot be had is named, and the rest is measured.
 landscape: $(LANDSCAPE)/.installed $(FONT)  ## Bits by depth in a VAE, a DiT and a UNet, claim beside measurement (TAEF2=FOLDER)
 	$(BIN)/python scripts/landscape_dit.py $(if $(TAEF2),--taef2 '$(TAEF2)') --cache $(LANDSCAPE) --font '$(FONT)'
 	$(BIN)/natprec landscape $(if $(TAEF2),--taef2 '$(TAEF2)') --cache $(LANDSCAPE) --out landscape-out --overwrite

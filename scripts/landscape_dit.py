@@ -99,6 +99,9 @@ def main() -> None:
         if known["settings"] == settings:
             print(f"{out} is there, trained in {known['seconds']:.0f} s ({known['cpu_seconds']:.0f} s of CPU time)")
             return
+    if not options.font.is_file():
+        print(f"no transformer is trained: there is no font {options.font}; install fonts-noto-color-emoji")
+        return
     start, used = time.perf_counter(), time.process_time()
     try:
         encoder, _ = taef2.read(options.taef2, options.cache)
