@@ -251,6 +251,9 @@ class QuantizeConfig(Measured):
         "Folder of pictures, for the vision tower of a vision-language model, which else stays at 16 bits.",
     )
     text_column: str | None = option(None, TEXT, "Column that holds the text or the conversations.")
+    image_size: int | None = option(
+        None, TEXT, "Pixels of a side of a pipeline's images; default: the pipeline's own.", check=positive
+    )
     tokens: int = option(8192, TEXT, "Number of calibration tokens.", check=positive)
     eval_tokens: int | None = option(
         None,
@@ -418,7 +421,7 @@ OPTIONS = options_of(QuantizeConfig)
 _MODEL = ("model", "device", "weights", "gpu_memory", "trust_remote_code")
 _TARGET = ("eps", "bits", "max_size", "minimize", "costs", "margin", "eps_scope", "eps_bwd")
 _TEXT = ("data", "text_column", "tokens", "length")
-_PIPELINE = ("component", "prompts", "steps")
+_PIPELINE = ("component", "prompts", "steps", "image_size")
 _GPU = ("gpu", "portable", "untested")
 _METHOD = ("group_size", "engine", "estimator", "distortion", "rounding", "transforms", "seed", "arithmetic")
 

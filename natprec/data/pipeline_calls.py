@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from natprec.errors import ModelError, NatprecError, first_line
-from natprec.models.pipeline_loading import refuse_uncallable
+from natprec.errors import InputError, ModelError, NatprecError, first_line
+from natprec.models.pipeline_loading import hushed, refuse_uncallable
 from natprec.tasks.diffusion import INSIDE, TIMESTEP, PipelinePart
 from natprec.utils.system_faults import out_of_memory
 
@@ -81,12 +81,19 @@ def run_pipeline(
         given["batch_size"] = len(seeds)
     if "num_inference_steps" in known:
         given["num_inference_steps"] = steps
+    if part.size is not None and {"height", "width"} <= known.keys():
+        given["height"] = given["width"] = part.size
+    elif part.size is not None:
+        raise InputError(
+            f"image-size {part.size}: images of {type(pipeline).__name__} have one size; leave out --image-size"
+        )
     if "output_type" in known:
         given["output_type"] = "pt"
     if part.asked.argument == "class_labels" and "guidance_scale" in known and not _has_null_class(pipeline):
         given["guidance_scale"] = 1.0
     refuse_uncallable(pipeline, given)
     with contextlib.ExitStack() as around:
+        around.enter_context(hushed())
         if not decode and hasattr(getattr(pipeline, "vae", None), DECODED):
             around.enter_context(_replaced(pipeline.vae, DECODED, _stop))
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from natprec.data.prompts import Asked
 from natprec.data.steps import learn_calls
@@ -33,13 +34,14 @@ class Wanted:
     """Which part of which pipeline, and how it is to be run.
 
     Attributes:
-        steps: of denoising; None: the pipeline's own number.
+        steps, size: of denoising, and of a side of an image in pixels; None: the pipeline's own.
     """
 
     folder: PipelineFolder
     component: str
     asked: Asked
     steps: int | None = None
+    size: int | None = None
 
 
 def subject_of_component(
@@ -62,7 +64,7 @@ def subject_of_component(
     pipeline = load_pipeline(folder, trust_remote_code, target, given)
     network: nn.Module = getattr(pipeline, name)
     check_finite(network)
-    part = PipelinePart(name, pipeline, wanted.asked, wanted.steps)
+    part = PipelinePart(name, pipeline, wanted.asked, wanted.steps, wanted.size)
     part.calls = learn_calls(part)
     common, dtypes = stored_dtypes(network, stored_types(folder, name))
     weights = InMemory()
@@ -74,6 +76,8 @@ def subject_of_component(
         network, part.calls.shown, ComponentDistance(part, count), weights,
         arithmetic(products, target), convolutions=True,
     )  # fmt: skip
+    if segmented.blocks and _conditioned(segmented):
+        segmented.blocks, segmented.block_names = [], []
     sites = [replace(site, by_sample=_by_sample(site, segmented)) for site in find_sites(segmented)]
     if not sites:
         raise ModelError(f"component {name!r} ({type(network).__name__}) has no layer with a matrix to quantize")
@@ -90,6 +94,16 @@ def subject_of_component(
         task=part,
         trusted=trust_remote_code,
     )
+
+
+def _conditioned(segmented: SegmentedModel) -> bool:
+    """Whether blocks are given numbers beside the hidden state, such as an embedded timestep.
+
+    On the way back no gradient would come to what made these, so such a part is run as a whole.
+    """
+    with torch.no_grad():
+        _, contexts = segmented.prefix(segmented.shown)
+    return any(isinstance(each, torch.Tensor) and each.is_floating_point() for each in tree_leaves(contexts))
 
 
 def _by_sample(site: Site, segmented: SegmentedModel) -> bool:

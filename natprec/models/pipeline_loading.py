@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,20 @@ from natprec.models.devices import quiet
 from natprec.models.headers import FLOATS, read_headers
 from natprec.models.model_files import explained
 from natprec.models.pipelines import PipelineFolder
+
+
+@contextlib.contextmanager
+def hushed(stderr: bool = False) -> Iterator[None]:
+    """Hold back what diffusers says of its own accord, beside what `quiet` does; restored afterwards."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with quiet(stderr):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_pipeline(
@@ -30,7 +44,7 @@ def load_pipeline(
     """
     from diffusers import DiffusionPipeline
 
-    with explained(str(folder.folder)), quiet(stderr=True):
+    with explained(str(folder.folder)), hushed(stderr=True):
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder.folder), torch_dtype=torch.float32, use_safetensors=True, local_files_only=True,
             trust_remote_code=trust_remote_code, **(given or {}),
@@ -56,7 +70,7 @@ def empty_network(folder: PipelineFolder, name: str) -> nn.Module:
     """
     library, kind = folder.parts[name]
     place = folder.folder / name
-    with explained(str(place)), quiet(stderr=True):
+    with explained(str(place)), hushed(stderr=True):
         made: Any = getattr(importlib.import_module(library), kind)
         if library == "diffusers":
             described = dict(made.load_config(str(place)))

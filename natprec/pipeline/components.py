@@ -38,11 +38,12 @@ def refuse_pipeline(config: QuantizeConfig, place: Path | None) -> bool:
     """
     pipeline = refuse_component(place, config.model, config.component)
     if pipeline is None:
-        for name in ("prompts", "steps"):
+        for name in ("prompts", "steps", "image_size"):
             if getattr(config, name) is not None:
+                flag = OPTIONS[name].flag
                 raise InputError(
-                    f"{name} {getattr(config, name)!r}: {config.model!r} is no pipeline of diffusers; leave out "
-                    f"{OPTIONS[name].flag}"
+                    f"{flag.removeprefix('--')} {getattr(config, name)!r}: {config.model!r} is no pipeline of "
+                    f"diffusers; leave out {flag}"
                 )
         return False
     defaults = {each.name: each.default for each in fields(QuantizeConfig)}
@@ -90,7 +91,7 @@ def open_component(config: QuantizeConfig) -> Subject:
     assert config.component is not None
     from natprec.measurement.component import Wanted, subject_of_component
 
-    wanted = Wanted(pipeline, config.component, asked_of(pipeline, config.prompts), config.steps)
+    wanted = Wanted(pipeline, config.component, asked_of(pipeline, config.prompts), config.steps, config.image_size)
     return subject_of_component(
         wanted, device=config.device, products=config.arithmetic, trust_remote_code=config.trust_remote_code
     )

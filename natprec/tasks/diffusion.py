@@ -49,12 +49,14 @@ class PipelinePart(Task):
         pipeline: that of diffusers, which makes the samples.
         asked: what it is asked with: `natprec.data.prompts.Asked`.
         steps: of denoising; None: as many as the pipeline makes by itself.
+        size: pixels of a side of an image; None: the pipeline's own.
     """
 
     component: str = ""
     pipeline: Any = None
     asked: Any = None
     steps: int | None = None
+    size: int | None = None
     calls: Calls | None = field(default=None)
 
     name = "pipeline-part"
