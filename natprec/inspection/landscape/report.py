@@ -108,7 +108,8 @@ def tables(value: dict[str, Any]) -> RenderableType:
         f"{row['network']}, {row['place']}" for row in value["rows"] if len(set(row["verdict_of_each_seed"])) > 1
     ]
     seeds = f"Each of the seeds {', '.join(map(str, value['seeds']))} alone gives the same verdicts"
-    parts.append(f"{seeds}, but for {'; '.join(changed)}." if changed else f"{seeds}.")
+    if len(value["seeds"]) > 1:
+        parts.append(f"{seeds}, but for {'; '.join(changed)}." if changed else f"{seeds}.")
     parts += [f"{value['definition']}.", f"Weights: {value['quantizers']['weights']}."]
     parts += [f"What flows: {value['quantizers']['activations']}. Gauge: {value['gauge']}.", *value["missing"]]
     return Group(*parts)
