@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -145,7 +146,7 @@ def read_back(repository: str, commit: str, upload: Upload) -> None:
 
     pushed = f"{repository!r} has it as commit {commit}, but it was not read back"
     try:
-        with tempfile.TemporaryDirectory(prefix="natprec-read-back-", ignore_cleanup_errors=True) as cache, quiet():
+        with _scratch("natprec-read-back-") as cache, quiet():
             folder = Path(snapshot_download(repository, revision=commit, cache_dir=cache))
             for name, value in upload.files.items():
                 _compare(folder / name, value, f"{repository}@{commit}")
@@ -156,6 +157,17 @@ def read_back(repository: str, commit: str, upload: Upload) -> None:
         raise OutputError(
             f"{pushed} ({first_line(error)}); {remedy}, then push again: nothing is sent twice"
         ) from error
+
+
+@contextlib.contextmanager
+def _scratch(prefix: str) -> Iterator[str]:
+    """A temporary folder; a disk that fails once does not leave it behind, and one that fails twice fails no push."""
+    folder = tempfile.mkdtemp(prefix=prefix)
+    try:
+        yield folder
+    finally:
+        for _ in range(2):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compare(there: Path, here: Path | bytes, where: str) -> None:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from natprec.publishing import push
 from natprec.publishing.vouch import refuse_private
 from tests.hub import Hub, served
 from tests.publishing.conftest import made_hub, turned_to, verification
@@ -238,6 +239,22 @@ def test_a_full_disk_on_reading_back(hub: Hub, checkpoint: Path, monkeypatch: py
         patch.setattr("huggingface_hub.snapshot_download", full)
         refused(natprec("push", checkpoint, NAME), "as commit", "free space", "nothing is sent twice")
     assert pushed(checkpoint)["new"] is False
+
+
+def test_a_folder_that_is_not_removed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+    removes = shutil.rmtree
+
+    def flaky(folder: str, ignore_errors: bool) -> None:
+        tries.append(folder)
+        if len(tries) > 1:
+            removes(folder, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", flaky)
+    with push._scratch("natprec-read-back-") as folder:
+        assert Path(folder).is_dir()
+    assert tries
+    assert not Path(folder).exists()
 
 
 def test_what_comes_back_is_compared(hub: Hub, checkpoint: Path) -> None:
