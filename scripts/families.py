@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from unittest import mock
 
@@ -60,6 +61,8 @@ BORDER = 1e-4
 """Relative, where inputs are rounded as the model runs: a value on the border of two codes falls to either side by the
 order in which a processor adds, and each that falls otherwise moves the KL by about a part in 100,000."""
 LEAST = 1e-8
+WHY = 160
+"""Characters of a reason in the table."""
 START, END = "<!-- families -->", "<!-- /families -->"
 
 
@@ -152,7 +155,8 @@ def _again(row: Row, source: Path, made: Path, text: Path, ids: Tensor) -> None:
     if row.kind == "causal":
         code, _, err = natprec("generate", made, "--prompt", "some words", "--max-new-tokens", "4", "--greedy")
         if code == 2 and "Traceback" not in err:
-            row.says.append(f"generate refuses: {err.strip().splitlines()[-1].removeprefix('natprec: ')}")
+            said = err.strip().splitlines()[-1].removeprefix("natprec: ").replace(f" {str(made)!r}", "")
+            row.says.append(f"generate refuses: {said}")
         elif code:
             row.wrong(f"generate: exit code {code}: {(err.strip().splitlines() or ['?'])[-1]}")
     try:
@@ -207,8 +211,9 @@ def table(found: list[Row]) -> str:
         cells = [own[variant].verdict if variant in own else "–" for variant in VARIANTS]
         if "" in own:
             cells = [own[""].verdict] * len(VARIANTS)
-        why = "; ".join(dict.fromkeys(line.replace("|", "/") for row in own.values() for line in row.says[:1]))
-        lines.append(f"| {family} | {next(iter(own.values())).kind} | {' | '.join(cells)} | {why[:160]} |")
+        why = "; ".join(dict.fromkeys(" ".join(line.split()) for row in own.values() for line in row.says[:1]))
+        why = shorten(why.replace("|", "/"), WHY, placeholder=" …")
+        lines.append(f"| {family} | {next(iter(own.values())).kind} | {' | '.join(cells)} | {why} |")
     return "\n".join(lines)
 
 
