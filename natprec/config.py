@@ -47,6 +47,7 @@ DISTORTIONS = {
     "class-kl": "images:CLASS_KL",
     "image-embedding": "images:IMAGE_EMBEDDING",
     "image-features": "images:IMAGE_FEATURES",
+    "speech-kl": "speech:SPEECH_KL",
     "component": "component:COMPONENT",
 }
 """What a tolerance can be of, and where `natprec.distortions` has it."""

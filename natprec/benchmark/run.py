@@ -19,7 +19,7 @@ from natprec.checkpoints.dense_reader import load_quantized
 from natprec.errors import InputError, unknown
 from natprec.evaluation.foreign import gguf_of, loaded
 from natprec.measurement.subject import Subject
-from natprec.models.loading import read_tokenizer
+from natprec.models.processors import read_tokenizer
 from natprec.utils.digests import checkpoint_digests
 from natprec.utils.progress import Stages
 from natprec.utils.provenance import Provenance

@@ -30,7 +30,8 @@ def apply(
     from natprec.evaluation import verify as judge
     from natprec.pipeline import quantize as pipeline
     from natprec.pipeline import resume as resumable
-    from natprec.pipeline.early import inputs, refuse_pictures
+    from natprec.pipeline.early import inputs
+    from natprec.pipeline.early_folders import refuse_pictures
     from natprec.pipeline.learning import learning_asked
     from natprec.pipeline.request import check, refuse_on_disk, tell_leftovers
     from natprec.pipeline.samples import calibration_samples

@@ -68,7 +68,7 @@ def inspect(
     from natprec.measurement.measure import measure
     from natprec.models.hub import measurement_path, plan_path
     from natprec.pipeline.early import inputs
-    from natprec.pipeline.request import check, open_subject, refuse_images
+    from natprec.pipeline.request import check, open_subject, refuse_without_text
     from natprec.pipeline.samples import given_samples, held_out_samples
     from natprec.solver import Plan
     from natprec.solver.site_costs import EPS_BWD_SHOWN
@@ -92,7 +92,7 @@ def inspect(
     stages = Stages()
     rotation = planned.rotation if planned is not None else known.header.rotation if known is not None else None
     subject = open_subject(config, stages, rotation)
-    refuse_images(subject, "inspect")
+    refuse_without_text(subject, "inspect")
     if planned is not None:
         planned.refuse_other_model(subject.digest, name)
         planned.refuse_other_sites(subject)

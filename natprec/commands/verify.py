@@ -47,7 +47,8 @@ def verify(
     from rich.console import Console
 
     from natprec.models.hub import checkpoint_path, is_hub_name
-    from natprec.pipeline.early import inputs, refuse_held_out, refuse_pictures
+    from natprec.pipeline.early import inputs, refuse_held_out
+    from natprec.pipeline.early_folders import refuse_pictures
     from natprec.utils.atomic_files import refuse_other_file
     from natprec.utils.marks import refuse_inputs
     from natprec.utils.options import tolerance

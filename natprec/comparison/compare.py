@@ -26,7 +26,7 @@ from natprec.formats import integer
 from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import refuse_indivisible
 from natprec.pipeline.early import inputs
-from natprec.pipeline.request import open_subject, refuse_images
+from natprec.pipeline.request import open_subject, refuse_without_text
 from natprec.pipeline.samples import given_samples, held_out_samples, unmeasured_samples
 from natprec.utils.atomic_files import write_json
 from natprec.utils.marks import is_ours, refuse_inputs
@@ -52,7 +52,7 @@ def compare(
     refuse_inputs(folder, inputs(config))
     refuse_occupied(folder, resume)
     subject = open_subject(config, stages)
-    refuse_images(subject, "compare")
+    refuse_without_text(subject, "compare")
     sites = [site for site in subject.sites if site.role == "linear"]
     refuse_indivisible(sites, (integer(4, config.group_size, True),))
     samples = given_samples(config, subject, stages)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from natprec.data.pictures import common_size, divided, find_pictures, of_size, read_picture
+from natprec.data.folders import divided, spread_over
+from natprec.data.pictures import common_size, find_pictures, of_size, read_picture
 from natprec.data.seen import NO_PIECES, Pieces, unseen_samples
 from natprec.errors import InputError, ModelError, NatprecError, first_line
 from natprec.tasks import Samples
@@ -64,8 +65,8 @@ def read_images(
         files = divided(files)[split == "held-out"]
     tried = _tried(processor, model, files[0])
     wanted = max(1, sequences * length // tried.length)
-    count = min(wanted, len(files))
-    chosen = [files[(2 * place + 1) * len(files) // (2 * count)] for place in range(count)]
+    chosen = spread_over(files, wanted)
+    count = len(chosen)
     made = []
     for done, file in enumerate(chosen, start=1):
         made.append(_pixels(processor, _large(read_picture(file)), file))

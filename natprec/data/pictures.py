@@ -6,7 +6,6 @@ many patches as fit). They are cut, not stretched.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,47 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from natprec.data.folders import PICTURES
 from natprec.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-"""Of files that are pictures; others in the folder are passed over."""
-
-MOST = 512
-"""Pictures that are taken of a folder, spread over it; each is read before a model is loaded."""
-
 LONGEST_SIDE = 448
 """Pixels, of the one size: a model that divides pictures into patches gives this one 256 tokens of 28 x 28 pixels."""
 
-HELD_OUT = 4
-"""One in so many pictures judges."""
-
 
 def find_pictures(folder: str | Path) -> list[Path]:
-    """The pictures of a folder and of those within it, by name, each content once, at most `MOST`.
-
-    Raises:
-        InputError: no folder, or not two different pictures: one to measure on and one to judge on.
-    """
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        what = "is no folder" if place.exists() else "does not exist"
-        raise InputError(f"images {str(folder)!r} {what}; give a folder of pictures")
-    files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise InputError(
-            f"images {str(folder)!r} holds no picture ({', '.join(SUFFIXES[:4])} …); give a folder of pictures"
-        )
-    files = [files[number * len(files) // min(MOST, len(files))] for number in range(min(MOST, len(files)))]
-    different = {hashlib.sha256(file.read_bytes()).digest(): file for file in reversed(files)}
-    if len(different) < 2:
-        raise InputError(
-            f"images {str(folder)!r} holds one picture ({files[0].name!r}); give two or more, as those that are "
-            "measured on do not judge"
-        )
-    return sorted(different.values())
+    """The pictures of a folder: see `natprec.data.folders.Kind.find`."""
+    return PICTURES.find(folder)
 
 
 def read_picture(file: Path) -> Image:
@@ -115,14 +86,3 @@ def of_size(file: Path, size: tuple[int, int]) -> Image:
     from PIL import Image, ImageOps
 
     return ImageOps.fit(read_picture(file), size, Image.Resampling.BICUBIC)
-
-
-def divided(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Those to measure on, and those that judge: at least one of each.
-
-    >>> [[file.name for file in part] for part in divided([Path(name) for name in "abcdef"])]
-    [['a', 'b', 'd', 'e', 'f'], ['c']]
-    """
-    judging = {number for number in range(len(files)) if number % HELD_OUT == HELD_OUT // 2} or {len(files) - 1}
-    measured = [file for number, file in enumerate(files) if number not in judging]
-    return measured, [file for number, file in enumerate(files) if number in judging]

@@ -4,7 +4,8 @@ A path is no identity: a file has several names, and copies. Two sources are one
 if they are one dataset of the hub; then the part that measuring leaves out judges. Texts may also agree in part (an
 excerpt, another format, other line ends, windows of another length): of what was measured on, each run of `PIECE`
 tokens is kept as a hash, and a window that contains one of them does not judge. Shorter windows have no such runs. Of
-an image all that the model is given makes one hash, and a folder is known by the contents of its pictures.
+an image all that the model is given makes one hash, of a recording what is heard, without the text and without silence
+at the end; a folder is known by the contents of its files.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from natprec.data.pictures import find_pictures
+from natprec.data.folders import contents
 from natprec.data.sources import TEXT_LIMIT
 from natprec.tasks import Samples
-from natprec.tasks.samples import TOKENS
+from natprec.tasks.samples import DECODED, TOKENS
 from natprec.utils.records import public_name
 
 PIECE = 32
@@ -38,12 +39,11 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 def source_digest(source: str) -> str | None:
     """16 hex digits of sha256 over a file's bytes, at most `TEXT_LIMIT` of them; None for a hub dataset.
 
-    Of a folder over those of its pictures, wherever in it they are.
+    Of a folder over those of its pictures or recordings, wherever in it they are.
     """
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):
-        contents = sorted(hashlib.sha256(file.read_bytes()).digest() for file in find_pictures(path))
-        return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
+        return hashlib.sha256(b"".join(contents(path))).hexdigest()[:16]
     if not os.path.isfile(path):
         return None
     digest, left = hashlib.sha256(), TEXT_LIMIT
@@ -83,8 +83,19 @@ def unseen(windows: Tensor, candidates: Sequence[int], seen: Pieces) -> list[int
 
 def _whole(samples: Samples) -> Pieces:
     """(samples,): a hash of all that each holds."""
-    digests = [bytes.fromhex(samples[number : number + 1].digest) for number in range(len(samples))]
+    hash_of = _heard if DECODED in samples.tensors else lambda sample: bytes.fromhex(sample.digest)
+    digests = [hash_of(samples[number : number + 1]) for number in range(len(samples))]
     return np.array([int.from_bytes(each, "little") for each in digests], dtype=np.uint64)
+
+
+def _heard(sample: Samples) -> bytes:
+    """Of a recording, 8 bytes: zeros at its end are as many as a longer one in the same batch makes them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sample.tensors.items()):
+        if tensor.is_floating_point():
+            values = tensor.cpu().flatten().numpy()
+            digest.update(f"{name};{values.dtype};".encode() + np.trim_zeros(values, "b").tobytes())
+    return digest.digest()[:8]
 
 
 def _hashes(ids: Tensor) -> Pieces:

@@ -124,21 +124,20 @@ class Verification:
         return rows
 
     def counted(self, positions: int) -> tuple[int, str]:
-        """What so many positions are: tokens of a text, or images, or steps of a pipeline."""
-        task = task_named(self.distortion)
-        if self.length is None or task is None or self._of_text:
+        """What so many positions are: tokens of a text, or images, recordings, or steps of a pipeline."""
+        if self.length is None or self._material == "text":
             return positions, "tokens"
-        return positions // self.length, task.material
+        return positions // self.length, self._material
 
     @property
     def choice(self) -> str:
         """What the model finds most likely."""
-        return "token" if self._of_text else "class"
+        return "class" if self._material == "images" else "token"
 
     @property
-    def _of_text(self) -> bool:
+    def _material(self) -> str:
         task = task_named(self.distortion)
-        return task is None or task.material == "text"
+        return "text" if task is None else task.material
 
     def save(self, path: str | Path) -> None:
         """Write verification.json, with its checksum."""

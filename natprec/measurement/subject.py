@@ -235,7 +235,7 @@ class Subject:
             ModelError: it and its processor do not go together.
         """
         if self.task != VISION_LANGUAGE:
-            why = "which sees no pictures" if self.task.material == "text" else "which takes its images as --data"
+            why = "which takes its images as --data" if self.task.material == "images" else "which sees no pictures"
             raise InputError(f"images {pictures.name!r}: model {self.name!r} is {self.task.noun}, {why}")
         own, probe = self.segmented, pictures.probe().to(next(self.model.parameters()).device)
         try:

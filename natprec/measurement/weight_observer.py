@@ -133,9 +133,11 @@ class WeightObserver:
         return output
 
     def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        ids, self.called = args[0], True
-        if len(ids) == 1 < len(self.sequences):  # positions: one lookup that all sequences of the batch share
-            ids, output = ids.expand(len(self.sequences), -1), output.expand(len(self.sequences), -1, -1)
+        ids, self.called, count = args[0], True, len(self.sequences)
+        if ids.dim() == 1 and len(ids) != count:  # positions without a dimension of sequences
+            ids, output = ids.unsqueeze(0), output.unsqueeze(0)
+        if len(ids) == 1 < count:  # positions: one lookup that all sequences of the batch share
+            ids, output = ids.expand(count, -1), output.expand(count, -1, -1)
         output = differentiable(output)
         output.register_hook(lambda gradient: self.add_lookup(ids, gradient))
         return output

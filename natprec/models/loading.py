@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from natprec.errors import InputError, ModelError, NatprecError, first_line
+from natprec.errors import InputError, ModelError
 from natprec.models.already_quantized import KEYS, refuse_unmerged
 from natprec.models.devices import quiet, usable_device
 from natprec.models.encoders import after_pooling, companions, embedding_distortion
@@ -41,10 +41,11 @@ from natprec.models.model_files import (
     task_of,
 )
 from natprec.models.places import local_path
+from natprec.models.processors import read_processor
 from natprec.models.stored import Part, filled_model, hollow_model, placed
-from natprec.models.trust import code_files, config_of, image_processor_of, model_of, tokenizer_of
+from natprec.models.trust import code_files, config_of, model_of
 from natprec.models.weights import InMemory, Weights, refuse_not_finite
-from natprec.tasks import CAUSAL, ENCODER, IMAGE_TASKS, Task
+from natprec.tasks import CAUSAL, ENCODER, SPEECH, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -59,7 +60,7 @@ class LoadedModel:
     Attributes:
         name: what the user called it.
         model: every parameter float32 and finite.
-        tokenizer: the one that came with it; of a model of images, what makes these ready.
+        tokenizer: the one that came with it; of a model of images or speech, what makes these ready.
         storage_dtype: dtype of unquantized tensors and of scales in a checkpoint; see `choose_storage_dtype`.
         source_bytes: bytes of its weight files.
         source_format: of files that are quantized, the type of most weights; else empty.
@@ -115,6 +116,11 @@ def load_model(
     with quiet(stderr=gguf is not None), explained(name):
         config, dtype = _load_config(where, given, trust_remote_code)
         task = task_of(name, config)
+        if on_disk and task == SPEECH:
+            raise InputError(
+                f"model {name!r} is a speech model, which natprec measures whole, and its weights would stay on disk; "
+                "use --weights memory"
+            )
         weights: Weights = InMemory()
         parts: dict[str, list[Part]] = {}
         unused: list[str] = []
@@ -138,10 +144,7 @@ def load_model(
             take_apart(model)
         if header is not None:
             unread = passed_over(header, model)
-        if task in IMAGE_TASKS:
-            tokenizer = read_image_processor(where, trust_remote_code)
-        else:
-            tokenizer = read_tokenizer(where, gguf, trust_remote_code, config)
+        tokenizer = read_processor(task, where, gguf, trust_remote_code, config)
         distortion, head = task.distortion, None
         others = {} if gguf else code_files(where) | companions(name, where)
         if task == ENCODER:
@@ -276,46 +279,3 @@ def _load_weights(
     if not gguf:
         read_generation_config(model, where)
     return model, set(report["missing_keys"])
-
-
-def read_tokenizer(
-    where: str, gguf: Path | None, trust_remote_code: bool, config: PreTrainedConfig | None = None
-) -> Any:
-    """The tokenizer that came with the model.
-
-    A GGUF describes its tokenizer whole, so no class has to be looked up: AutoTokenizer would parse
-    all metadata again (3 s) and arrive at the same object.
-
-    Raises:
-        ModelError: there is none that can be used.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        if gguf:
-            return PreTrainedTokenizerFast.from_pretrained(where, gguf_file=str(gguf))
-        return tokenizer_of(where, trust_remote_code, config)
-    except NatprecError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"no usable tokenizer in {where!r} ({first_line(error)}); "
-            "add tokenizer.json and tokenizer_config.json of the model that it was made from"
-        ) from error
-
-
-def read_image_processor(where: str, trust_remote_code: bool) -> Any:
-    """What makes images ready for a model, from its folder.
-
-    Raises:
-        ModelError: there is none that can be used.
-    """
-    try:
-        return image_processor_of(where, trust_remote_code)
-    except NatprecError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"model {where!r} has no usable processor of images ({first_line(error)}); add preprocessor_config.json of "
-            "the model that it was made from"
-        ) from error

@@ -1,6 +1,6 @@
 """Finding a checkpoint and naming its defects: where it lies, whether its files are whole, whether it
-is a causal language model, one that also sees, an encoder of text, or a model of images. Each refusal is one sentence
-that says what to do.
+is a causal language model, one that also sees, an encoder of text, or a model of images or speech. Each refusal is one
+sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from natprec.models.bounds import refuse_many_tensors
 from natprec.models.layers import multiplies
 from natprec.models.other_folders import UNPICKLED, pickle_in
 from natprec.models.pipelines import refuse_component
-from natprec.tasks import CAUSAL, ENCODER, IMAGE_CLASSIFIER, IMAGE_ENCODER, VISION_LANGUAGE, Task
+from natprec.tasks import CAUSAL, ENCODER, IMAGE_CLASSIFIER, IMAGE_ENCODER, SPEECH, VISION_LANGUAGE, Task
 from natprec.utils.json_text import from_json
 from natprec.utils.system_faults import out_of_memory, remedy_of
 
@@ -123,6 +123,8 @@ def task_of(name: str, config: PreTrainedConfig) -> Task:
     images = None if own_code else _of_images(config, found)
     if images is not None:
         return images
+    if not own_code and _of_speech(config, found):
+        return SPEECH
     sees = not own_code and _sees_pictures(config, found)
     language: Any = config.get_text_config() if sees else config
     reason = ""
@@ -140,8 +142,8 @@ def task_of(name: str, config: PreTrainedConfig) -> Task:
         return CAUSAL
     what = ", ".join(found) or config.model_type
     raise ModelError(
-        f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token, embeds text or images, or "
-        "names the class of an image"
+        f"model {name!r} ({what}) {reason}; natprec needs one that predicts the next token, embeds text or images, "
+        "names the class of an image, or writes what is said in a recording"
     )
 
 
@@ -152,6 +154,8 @@ def task_of_class(config: PreTrainedConfig, name: str) -> Task:
     images = _of_images(config, [name])
     if images is not None:
         return images
+    if _of_speech(config, [name]):
+        return SPEECH
     return VISION_LANGUAGE if _sees_pictures(config, [name]) else CAUSAL
 
 
@@ -166,6 +170,14 @@ def _of_images(config: PreTrainedConfig, classes: list[str]) -> Task | None:
     sees = kind in modeling_auto.MODEL_FOR_IMAGE_MAPPING_NAMES or kind.endswith("_vision_model")
     bodies = _classes(modeling_auto.MODEL_MAPPING_NAMES, kind)
     return IMAGE_ENCODER if sees and (not classes or bodies.intersection(classes)) else None
+
+
+def _of_speech(config: PreTrainedConfig, classes: list[str]) -> bool:
+    """Whether classes of a family turn speech into text, by an encoder and a decoder."""
+    from transformers.models.auto import modeling_auto
+
+    known = _classes(modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, config.model_type)
+    return bool(getattr(config, "is_encoder_decoder", False)) and bool(known.intersection(classes))
 
 
 def _classes(mapping: Any, kind: str) -> set[str]:

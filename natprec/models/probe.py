@@ -44,9 +44,19 @@ class Probe:
 
 @torch.no_grad()
 def probed(
-    model: nn.Module, blocks: list[nn.Module], shape: torch.Size, run: Callable[[], object], convolutions: bool = False
+    model: nn.Module,
+    blocks: list[nn.Module],
+    shape: torch.Size,
+    run: Callable[[], object],
+    convolutions: bool = False,
+    beside: int = 0,
 ) -> Probe:
-    """One forward, `run`, of ids (batch, time), with hooks that watch which module gets which tensor."""
+    """One forward, `run`, of ids (batch, time), with hooks that watch which module gets which tensor.
+
+    Args:
+        beside: more positions of each sequence, of an encoder.
+    """
+    rows_of = (shape, shape[:1], torch.Size([shape.numel()]), torch.Size([shape[0], beside]))
     order: list[str] = []
     repeated: set[str] = set()
     inputs: dict[str, int] = {}
@@ -54,7 +64,7 @@ def probed(
     mixed: list[bool] = []
     seen: list[Tensor] = []  # kept alive, so that no two tensors share an identity
     outputs: list[Any] = []
-    beside: list[Any] = []  # what blocks returned besides, kept alive for its identity
+    others: list[Any] = []  # what blocks returned besides, kept alive for its identity
     returned: list[int] = []
     links: list[bool] = []
 
@@ -68,7 +78,7 @@ def probed(
                 inputs[name] = len(seen) if known is None else known
                 if multiplies(module):
                     rows[name] = args[0].shape[:-1].numel()
-                    mixed.append(args[0].shape[:-1] not in (shape, shape[:1], torch.Size([shape.numel()])))
+                    mixed.append(args[0].shape[:-1] not in rows_of)
                 seen.append(args[0])
 
         return hook
@@ -77,10 +87,10 @@ def probed(
         hidden = args[0] if args and isinstance(args[0], Tensor) else None
         given = {id(value) for value in (*args, *kwargs.values())}
         links.append(hidden is not None and (not outputs or hidden is outputs[-1]) and hidden.shape[:-1] == shape)
-        links.append(given.isdisjoint(map(id, beside)))
+        links.append(given.isdisjoint(map(id, others)))
         values = output if isinstance(output, tuple) else (output,)
         outputs.append(values[0])
-        beside.extend(value for value in values[1:] if value is not None and id(value) not in given)
+        others.extend(value for value in values[1:] if value is not None and id(value) not in given)
         returned.append(len(output) if isinstance(output, tuple) else 0)
 
     layers = {name: module for name, module in model.named_modules() if layer_of(module, convolutions) is not None}
@@ -96,7 +106,7 @@ def probed(
         rows=rows,
         mixed=any(mixed),
         returned=tuple(returned),
-        beside=bool(beside),
+        beside=bool(others),
         chained=bool(blocks) and len(outputs) == len(blocks) and all(links),
         read=frozenset(reads.found),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class SegmentedModel:
         self._last = -2  # the segment that was held last
         for found in _lists(model) or [("", [])]:
             name, self.blocks = found
-            self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe), convolutions)
+            self.probe = probed(model, self.blocks, probe.shape, lambda: self.output(probe), convolutions, probe.beside)
             if self.probe.chained and not self._shared():
                 break
         else:
@@ -220,7 +220,7 @@ class SegmentedModel:
         return False
 
     def _passed_by(self, samples: Samples) -> bool:
-        """Whether pictures also reach blocks beside the hidden state (as in layers of cross attention).
+        """Whether pictures or speech also reach blocks beside the hidden state (as in layers of cross attention).
 
         On the way back no gradient would come that way.
         """
@@ -229,7 +229,7 @@ class SegmentedModel:
             return False
         watched = {name: value.detach().clone().requires_grad_() for name, value in floats.items()}
         with torch.enable_grad():
-            _, contexts = self.prefix(Samples({**samples.tensors, **watched}, samples.length))
+            _, contexts = self.prefix(replace(samples, tensors={**samples.tensors, **watched}))
         return any(isinstance(each, Tensor) and each.requires_grad for each in tree_leaves(contexts))
 
     @torch.no_grad()

@@ -74,6 +74,14 @@ def image_processor_of(where: str | Path, trust: bool) -> Any:
         return AutoImageProcessor.from_pretrained(where, trust_remote_code=trust)
 
 
+def feature_extractor_of(where: str | Path, trust: bool) -> Any:
+    """What makes recordings ready for a model; errors as of `config_of`."""
+    from transformers import AutoFeatureExtractor
+
+    with _trusted(where):
+        return AutoFeatureExtractor.from_pretrained(where, trust_remote_code=trust)
+
+
 def code_files(where: str | Path) -> dict[str, bytes]:
     """The Python files that a checkpoint's `auto_map` names, and those that these import: name → content.
 

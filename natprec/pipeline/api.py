@@ -20,8 +20,8 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure as measure_subject
 from natprec.measurement.module import ENGINE, subject_of_module
 from natprec.measurement.subject import Subject
-from natprec.models.loading import read_image_processor
 from natprec.models.model_files import task_of_class
+from natprec.models.processors import SpeechProcessor, read_feature_extractor, read_image_processor
 from natprec.models.trust import tokenizer_of
 from natprec.pipeline import quantize as pipeline
 from natprec.pipeline.held_out import held_out
@@ -34,7 +34,7 @@ from natprec.quantizers import QuantizedTensor
 from natprec.rounding.flows import round_flows
 from natprec.roundings import rounding_named
 from natprec.solver import Plan
-from natprec.tasks import IMAGE_TASKS, Samples, Task
+from natprec.tasks import IMAGE_TASKS, SPEECH, Samples, Task
 from natprec.transforms import rotated_digest
 from natprec.utils.atomic_files import new_folder
 from natprec.utils.progress import Stages
@@ -42,8 +42,8 @@ from natprec.utils.records import OWN_TEXT, public_name
 
 GIVEN = Tensor, Samples
 Data = str | Path | Tensor | Samples | None
-"""A text file, table or hub dataset, a folder of images; (sequences, time) token ids, or samples; None: the model
-writes it."""
+"""A text file, table or hub dataset, a folder of images or recordings; (sequences, time) token ids, or samples; None:
+the model writes it."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,8 @@ def _own_tokenizer(folder: Path, task: Task, trust: bool) -> Any:
     if task in IMAGE_TASKS:
         return read_image_processor(str(folder), trust)
     try:
+        if task == SPEECH:
+            return SpeechProcessor(read_feature_extractor(str(folder), trust), tokenizer_of(folder, trust))
         return tokenizer_of(folder, trust)
     except NatprecError:
         raise

@@ -9,13 +9,11 @@ import contextlib
 import importlib.util
 import itertools
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from natprec.config import OPTIONS, QuantizeConfig
-from natprec.data.pictures import common_size, find_pictures
 from natprec.data.rows import Rows
 from natprec.data.sources import source_rows, whole_text
 from natprec.errors import InputError, ModelError
@@ -25,6 +23,7 @@ from natprec.models.config_file import FILE, found_object
 from natprec.models.gguf_files import gguf_architecture
 from natprec.models.places import local_path
 from natprec.pipeline.components import refuse_pipeline
+from natprec.pipeline.early_folders import kind_of, refuse_files, refuse_folder, refuse_pictures, refuse_samples
 from natprec.utils.atomic_files import refuse_existing
 from natprec.utils.installed import BITSANDBYTES, require
 from natprec.utils.json_text import from_json
@@ -35,17 +34,6 @@ ENCODERS = (
     "deberta-v2", "modernbert", "nomic_bert",
 )  # fmt: skip
 """Model types that attend in both directions, unless their config says otherwise."""
-
-IMAGE_ENCODERS = (
-    "beit", "bit", "convnext", "convnextv2", "data2vec-vision", "deit", "dinat", "dinov2", "dinov2_with_registers",
-    "dinov3_convnext", "dinov3_vit", "efficientnet", "focalnet", "hiera", "ijepa", "levit", "mobilenet_v1",
-    "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt", "regnet", "resnet", "segformer", "swiftformer",
-    "swin", "swinv2", "vit", "vit_mae", "vit_msn",
-)  # fmt: skip
-"""Model types that are given images alone; others that are will be refused later."""
-
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-"""Files of which one says how a model's pictures are made ready."""
 
 GROUPED = 100
 """Weight matrices that are looked at for one that a group size divides."""
@@ -71,8 +59,9 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
     if refuse_pipeline(config, place):
         return
     _refuse_model(config, place, described, judged)
-    if _of_images(described):
-        _refuse_images(config, place)
+    kind = kind_of(described)
+    if kind is not None:
+        refuse_samples(config, kind, place)
     elif config.data is not None:
         _refuse_data(config, config.data, config.tokens // 2, place, described)  # the model may write the other half
     refuse_pictures(config)
@@ -99,34 +88,6 @@ def inputs(config: QuantizeConfig) -> dict[str, Path | None]:
 def _on_disk(text: str | None) -> Path | None:
     path = None if text is None else Path(os.path.expanduser(text))
     return path if path is not None and path.exists() else None
-
-
-def refuse_pictures(config: QuantizeConfig) -> None:
-    """Refuse pictures that cannot be used: none, a broken one, a model without a processor or that reads text alone.
-
-    Raises:
-        InputError, ModelError: says what and why.
-    """
-    if config.images is None:
-        return
-    place = local_path(config.model) if config.model else None
-    if place is not None and place.is_file():
-        raise InputError(
-            f"images {config.images!r}: {config.model!r} is a GGUF file, which natprec reads as text alone"
-        )
-    described = {} if place is None else found_object(place / FILE)
-    sees = any(re.search("vision|image|visual", key) for key in described)
-    if described and not sees:
-        raise InputError(
-            f"images {config.images!r}: model {config.model!r} ({described.get('model_type')}) reads text alone; leave "
-            "out --images"
-        )
-    if place is not None and described and not any((place / name).is_file() for name in PROCESSORS):
-        raise ModelError(
-            f"images {config.images!r}: model {config.model!r} has no processor ({' or '.join(PROCESSORS)}); add it "
-            "from the model that it was made from, or leave out --images"
-        )
-    common_size(find_pictures(config.images))  # reads each of them
 
 
 def refuse_held_out(config: QuantizeConfig) -> None:
@@ -199,32 +160,14 @@ def _row_lengths(place: Path) -> Iterator[int]:
                     yield int(shape[1])
 
 
-def _of_images(described: dict[str, Any]) -> bool:
-    """Whether a configuration is that of a model of images alone."""
-    kind, names = str(described.get("model_type")), described.get("architectures")
-    classifies = isinstance(names, list) and any("ForImageClassification" in str(name) for name in names)
-    return classifies or kind in IMAGE_ENCODERS or kind.endswith("_vision_model")
-
-
-def _refuse_images(config: QuantizeConfig, place: Path | None) -> None:
-    """No folder of images, none in it, a broken one, or nothing that makes them ready."""
-    if config.data is None:
-        raise InputError(f"no images, and {config.model!r} is a model of them; name a folder of images with --data")
-    if place is not None and not any((place / name).is_file() for name in PROCESSORS):
-        raise ModelError(
-            f"model {config.model!r} has no processor of images ({' or '.join(PROCESSORS)}); add it from the model "
-            "that it was made from"
-        )
-    common_size(find_pictures(config.data))  # reads each of them
-
-
 def _refuse_data(
     config: QuantizeConfig, source: str, tokens: int, place: Path | None, described: dict[str, Any]
 ) -> None:
-    """A text that cannot be used, or a folder that is to hold images: of a model that is not here, either may be."""
-    if _of_images(described) or (not described and Path(source).expanduser().is_dir()):
-        common_size(find_pictures(source))
-    else:
+    """A text that cannot be used, or a folder of images or recordings: of a model that is not here, it may be any."""
+    kind = kind_of(described)
+    if kind is not None:
+        refuse_files(source, kind)
+    elif not refuse_folder(config, source, described):
         _refuse_text(config, source, tokens, place)
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from natprec.config import QuantizeConfig
+from natprec.data.folders import divided
 from natprec.data.ordinary import NAME, ORDINARY
 from natprec.data.pictured_text import PicturedText
-from natprec.data.pictures import divided
 from natprec.data.seen import NO_PIECES, Pieces, source_digest
 from natprec.data.windows import GENERATE_BATCH, generate_tokens
 from natprec.errors import InputError

@@ -16,6 +16,7 @@ from natprec.models.hidden_states import state_key
 from natprec.models.layers import Layer, put_codes
 from natprec.models.weight_sites import site_layer
 from natprec.models.weights import present_values
+from natprec.pipeline.early_folders import refuse_learning
 from natprec.pipeline.learning_text import LearningText, learning_text
 from natprec.pipeline.resume import LEARNING
 from natprec.quantizers import QuantizedTensor
@@ -25,7 +26,7 @@ from natprec.rounding.teacher import HeldBack, Teacher
 from natprec.rounding.to_end import Budget, learn_to_end
 from natprec.rounding.together import codes_from, tensors_of
 from natprec.solver import Plan
-from natprec.tasks import Samples
+from natprec.tasks import SPEECH, Samples
 from natprec.utils.human import human_seconds
 from natprec.utils.progress import Stages
 
@@ -82,6 +83,7 @@ def learning_asked(
     Args:
         samples: the calibration text; more: other text than this, or whether there may be some to be read.
     """
+    refuse_learning(config, subject.name, subject.task == SPEECH)
     if samples is None or not config.learns:
         return None
     text = learning_text(config, subject, samples, stages, more)

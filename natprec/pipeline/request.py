@@ -108,7 +108,7 @@ def too_large(config: QuantizeConfig) -> bool:
     return 4 * COPIES * (stored_elements(config.model) or 0) > free_bytes(config.device, config.gpu_memory)
 
 
-def refuse_images(subject: Subject, command: str) -> None:
+def refuse_without_text(subject: Subject, command: str) -> None:
     """Refuse a model that is given no text.
 
     Raises:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from natprec.config import EVAL_TOKENS, QuantizeConfig
+from natprec.data.folders import divided
 from natprec.data.ordinary import CALIBRATION, ORDINARY
 from natprec.data.ordinary import NAME as ORDINARY_NAME
 from natprec.data.pictured_text import BATCH
-from natprec.data.pictures import divided
 from natprec.data.readers import READERS
 from natprec.data.seen import NO_PIECES, Pieces, same_text, source_digest
 from natprec.errors import InputError
@@ -67,7 +67,7 @@ def _to_read(config: QuantizeConfig, subject: Subject) -> tuple[QuantizeConfig, 
 
 
 def length_of(config: QuantizeConfig, subject: Subject) -> int:
-    """Positions of a sample: of a text as many as are asked for, of an image those that the model makes of it."""
+    """Positions of a sample: of a text as many as are asked for, else those that the model makes of it."""
     return config.length if subject.task.material == "text" else subject.probe.length
 
 

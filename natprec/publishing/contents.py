@@ -12,7 +12,7 @@ from natprec.evaluation.verdict import verdict_of
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT
 from natprec.measurement import Header, Measurement
-from natprec.pipeline.early import PROCESSORS
+from natprec.pipeline.early_folders import PROCESSORS
 from natprec.publishing.base import FILE, Published
 from natprec.solver import Plan
 

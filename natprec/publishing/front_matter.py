@@ -12,14 +12,18 @@ from natprec.distortions import task_named
 from natprec.publishing.base import Base
 from natprec.publishing.contents import Contents
 from natprec.publishing.wording import words
-from natprec.tasks import IMAGE_CLASSIFIER, IMAGE_ENCODER, IMAGE_TASKS, Task
+from natprec.tasks import IMAGE_CLASSIFIER, IMAGE_ENCODER, IMAGE_TASKS, SPEECH, Task
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 CAUSAL_TAG, ENCODER_TAG, VISION_TAG = "text-generation", "feature-extraction", "image-text-to-text"
 
-IMAGE_TAGS = {IMAGE_CLASSIFIER.name: "image-classification", IMAGE_ENCODER.name: "image-feature-extraction"}
+FOLDER_TAGS = {
+    IMAGE_CLASSIFIER.name: "image-classification",
+    IMAGE_ENCODER.name: "image-feature-extraction",
+    SPEECH.name: "automatic-speech-recognition",
+}
 """Task → the Hub's name for it."""
 
 
@@ -64,19 +68,19 @@ def library(contents: Contents) -> str:
     """What loads it, by the Hub's name."""
     if contents.gguf:
         return "gguf"
-    embeds = not is_causal(contents) and image_task(contents) is None
+    embeds = not is_causal(contents) and folder_task(contents) is None
     return "sentence-transformers" if embeds else "transformers"
 
 
-def image_task(contents: Contents) -> Task | None:
-    """What a model of images is for; None: it is none."""
+def folder_task(contents: Contents) -> Task | None:
+    """What a model is for that is given a folder of images or recordings; None: it is given text."""
     task = task_named(contents.plan.distortion)
-    return task if task in IMAGE_TASKS else None
+    return task if task in (*IMAGE_TASKS, SPEECH) else None
 
 
 def is_causal(contents: Contents) -> bool:
-    """Whether it predicts a next token; else it embeds text, or is given images."""
-    return not contents.plan.distortion.startswith("embedding") and image_task(contents) is None
+    """Whether it predicts a next token; else it embeds text, or is given images or recordings."""
+    return not contents.plan.distortion.startswith("embedding") and folder_task(contents) is None
 
 
 def task_tag(contents: Contents) -> str:
@@ -84,9 +88,9 @@ def task_tag(contents: Contents) -> str:
     base = base_of(contents)
     if base is not None and base.pipeline_tag:
         return base.pipeline_tag
-    images = image_task(contents)
-    if images is not None:
-        return IMAGE_TAGS[images.name]
+    task = folder_task(contents)
+    if task is not None:
+        return FOLDER_TAGS[task.name]
     if contents.sees:
         return VISION_TAG
     return CAUSAL_TAG if is_causal(contents) else ENCODER_TAG

@@ -18,6 +18,13 @@ from natprec.utils.human import human_bytes
 WORDS = {PASS: "PASS", WITHIN_NOISE: "PASS WITHIN NOISE", FAIL: "FAIL"}
 """Verdict → as tables show it."""
 
+HELD_OUT = {
+    "tokens": ("Text", "token ids"),
+    "images": ("Images", "pixels"),
+    "recordings": ("Recordings", "features and token ids"),
+}
+"""What judged → what it is called, and what its digest is of."""
+
 
 def between(interval: tuple[float, float]) -> str:
     """An interval's ends."""
@@ -144,7 +151,7 @@ def meaning(contents: Contents) -> str:
     if found is not None:
         number, what = found.counted(found.tokens)
         length = f", in sequences of {found.length}" if found.length and what == "tokens" else ""
-        kind, values = ("Text", "token ids") if what == "tokens" else ("Images", "pixels")
+        kind, values = HELD_OUT.get(what, ("Samples", "values"))
         lines.append(
             f"{kind}: {number:,} {what} of {code(found.data)}{length}, {values} with digest "
             f"{code(found.data_digest)}; none of it was measured on. Both models ran in float32, so the figure is the "

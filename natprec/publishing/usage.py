@@ -6,7 +6,7 @@ import shlex
 
 from natprec.evaluation.verification import Verification
 from natprec.publishing.contents import Contents
-from natprec.publishing.front_matter import base_of, image_task, is_causal
+from natprec.publishing.front_matter import base_of, folder_task, is_causal
 from natprec.publishing.markdown import block, code, section, table, text
 from natprec.publishing.sections import original
 from natprec.utils.records import PICTURES
@@ -44,9 +44,9 @@ def run_it(contents: Contents) -> str:
         )  # fmt: skip
         parts += [f"{'vLLM' if plan.engine == 'vllm' else 'SGLang'}{needs}:", block(command)]
     if plan.engine != "natprec" and (plan.needs is None or plan.needs.transformers):
-        images = image_task(contents)
+        task = folder_task(contents)
         loader = (
-            images.family if images is not None
+            task.family if task is not None
             else "AutoModelForImageTextToText" if contents.sees
             else "AutoModelForCausalLM" if is_causal(contents) else "AutoModel"
         )  # fmt: skip

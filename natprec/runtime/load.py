@@ -23,12 +23,13 @@ from natprec.models.experts import take_apart
 from natprec.models.hub import checkpoint_path
 from natprec.models.model_files import explained, read_generation_config, task_of
 from natprec.models.pipelines import INDEX
+from natprec.models.processors import read_processor
 from natprec.models.stored import empty_model
-from natprec.models.trust import config_of, image_processor_of, tokenizer_of
+from natprec.models.trust import config_of
 from natprec.runtime.build import Builder, Chosen
 from natprec.runtime.kernels.kernel import Kernel
 from natprec.runtime.replacements import Replaced, replace
-from natprec.tasks import IMAGE_TASKS, Task
+from natprec.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Runnable:
 
     Attributes:
         model: float32 activations, weights as codes.
-        tokenizer: the one in the folder; of a model of images, what makes these ready.
+        tokenizer: the one in the folder; of a model of images or speech, what makes these ready.
         kernels: module → what runs it.
         task: what it is for.
         device: where it computes, and where its inputs must be.
@@ -100,10 +101,7 @@ def load(
         take_apart(model)
         checkpoint.rename(DiskNames(model))
         read_generation_config(model, folder)
-        if task in IMAGE_TASKS:
-            tokenizer = image_processor_of(folder, trust_remote_code)
-        else:
-            tokenizer = tokenizer_of(folder, trust_remote_code, config)
+        tokenizer = read_processor(task, str(folder), None, trust_remote_code, config)
     builder = Builder(checkpoint, model, target.type, kernels)
     builder.replace_all()
     builder.fill_the_rest(task)

@@ -2,6 +2,7 @@
 
 from natprec.tasks.images import IMAGE_CLASSIFIER, IMAGE_ENCODER, IMAGE_TASKS
 from natprec.tasks.samples import Samples
+from natprec.tasks.speech import SPEECH
 from natprec.tasks.task import Metric, Task
 from natprec.tasks.text import CAUSAL, ENCODER
 from natprec.tasks.vision_language import VISION_LANGUAGE
@@ -12,6 +13,7 @@ __all__ = [
     "IMAGE_CLASSIFIER",
     "IMAGE_ENCODER",
     "IMAGE_TASKS",
+    "SPEECH",
     "VISION_LANGUAGE",
     "Metric",
     "Samples",

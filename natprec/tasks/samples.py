@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-TOKENS = "input_ids"
-"""What transformers calls the token ids of a text."""
+TOKENS, DECODED = "input_ids", "decoder_input_ids"
+"""What transformers calls the token ids of a text, and of the text that an encoder-decoder is given."""
 
 COUNTED = "counted"
-"""(samples, positions), bool, of samples that may have pictures: true where a prediction counts, so everywhere in text
+"""(samples, positions), bool, of samples whose predictions do not all count: true where one does, so everywhere in text
 without a picture. No argument of a model."""
 
 BATCH_TOKENS = 1024
@@ -36,10 +36,12 @@ class Samples:
     Attributes:
         tensors: name of the model's argument → (samples, …).
         length: positions that a sample takes in the model: tokens of a text, patches of an image.
+        beside: more of them that are not counted: those of an encoder which a text is decoded from.
     """
 
     tensors: Mapping[str, Tensor]
     length: int
+    beside: int = 0
 
     @classmethod
     def text(cls, ids: Tensor) -> Samples:
@@ -55,7 +57,7 @@ class Samples:
     @property
     def ids(self) -> Tensor:
         """(sequences, time): the tokens of a text."""
-        return self.tensors[TOKENS]
+        return self.tensors[TOKENS if TOKENS in self.tensors else DECODED]
 
     @property
     def shape(self) -> torch.Size:
@@ -89,14 +91,14 @@ class Samples:
         Args:
             size: samples of a batch; default: as many as have about `BATCH_TOKENS` tokens.
         """
-        step = size or fitting(self.length)
+        step = size or fitting(self.length + self.beside)
         found = []
         for kind in self._kinds():
             found += [slice(start, min(start + step, kind.stop)) for start in range(kind.start, kind.stop, step)]
         return found
 
     def _kinds(self) -> list[range]:
-        """Samples with pictures and those without do not run together."""
+        """Samples with pictures and those without do not run together; speech is of one kind."""
         if COUNTED not in self.tensors:
             return [range(len(self))]
         text = self.tensors[COUNTED].all(1).tolist()
@@ -109,25 +111,26 @@ class Samples:
 
     def to(self, device: torch.device | str) -> Samples:
         """The same samples, on a device."""
-        return Samples({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.length)
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def followed_by(self, other: Samples) -> Samples:
         """These samples, then others of the same names and shapes."""
         both = {name: torch.cat([tensor, other.tensors[name]]) for name, tensor in self.tensors.items()}
-        return Samples(both, self.length)
+        return replace(self, tensors=both)
 
     def packed(self) -> bytes:
         """For other processes: see `unpacked`."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
-        return self.length.to_bytes(8, "little") + save(tensors)
+        return self.length.to_bytes(8, "little") + self.beside.to_bytes(8, "little") + save(tensors)
 
     @classmethod
     def unpacked(cls, content: bytes) -> Samples:
         """The inverse of `packed`; on the CPU."""
-        return cls(load(content[8:]), int.from_bytes(content[:8], "little"))
+        length, beside = (int.from_bytes(content[start : start + 8], "little") for start in (0, 8))
+        return cls(load(content[16:]), length, beside)
 
     def __getitem__(self, index: slice | Tensor) -> Samples:
-        return Samples({name: tensor[index] for name, tensor in self.tensors.items()}, self.length)
+        return replace(self, tensors={name: tensor[index] for name, tensor in self.tensors.items()})
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))

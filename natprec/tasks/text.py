@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from natprec.tasks.samples import Samples
+from natprec.tasks.samples import COUNTED, Samples
 from natprec.tasks.task import Metric, Task
 
 PROBE_TOKENS = 8
@@ -28,6 +28,20 @@ def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
 
 def _perplexity(losses: np.ndarray) -> float:
     return float(np.exp(losses.mean()))
+
+
+def where_counted(metric: Metric) -> Metric:
+    """A figure of the positions that count."""
+
+    def values(one: Tensor, two: Tensor, samples: Samples) -> Tensor:
+        found, counted = metric.values(one, two, samples), samples.tensors.get(COUNTED)
+        return found if counted is None else found.masked_fill(~counted[:, : found.shape[1]], torch.nan)
+
+    def total(found: np.ndarray) -> float:
+        left_out = np.isnan(found)
+        return metric.total(found[~left_out] if left_out.any() else found)
+
+    return Metric(metric.name, values, total)
 
 
 class _TextTask(Task):

@@ -12,31 +12,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from natprec.errors import ModelError, first_line
 from natprec.tasks.samples import COUNTED, TOKENS, Samples
-from natprec.tasks.task import Metric
-from natprec.tasks.text import CausalLanguageModel
+from natprec.tasks.text import CausalLanguageModel, where_counted
 
 NOT_TEXT = re.compile(r"(image|video|audio|vision|boi|eoi|boa|eoa|frame).*token_(id|index)")
 """Entries of a configuration that say which tokens stand for something else than text."""
-
-
-def _where_counted(metric: Metric) -> Metric:
-    """A figure of the positions that count."""
-
-    def values(one: Tensor, two: Tensor, samples: Samples) -> Tensor:
-        found, counted = metric.values(one, two, samples), samples.tensors.get(COUNTED)
-        return found if counted is None else found.masked_fill(~counted[:, : found.shape[1]], torch.nan)
-
-    def total(found: np.ndarray) -> float:
-        left_out = np.isnan(found)
-        return metric.total(found[~left_out] if left_out.any() else found)
-
-    return Metric(metric.name, values, total)
 
 
 class VisionLanguageModel(CausalLanguageModel):
@@ -45,7 +29,7 @@ class VisionLanguageModel(CausalLanguageModel):
     name = "vision-language"
     noun = "a vision-language model"
     family = "AutoModelForImageTextToText"
-    metrics = tuple(_where_counted(metric) for metric in CausalLanguageModel.metrics)
+    metrics = tuple(where_counted(metric) for metric in CausalLanguageModel.metrics)
 
     @contextlib.contextmanager
     def probing(self, name: str) -> Iterator[None]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natprec.data.pictures import LONGEST_SIDE, MOST, common_size, divided, find_pictures, of_size, read_picture
+from natprec.data.folders import MOST, divided
+from natprec.data.pictures import LONGEST_SIDE, common_size, find_pictures, of_size, read_picture
 from natprec.errors import InputError
 
 
@@ -73,7 +74,7 @@ def test_a_folder_is_searched_and_each_content_taken_once(tmp_path: Path) -> Non
 
 
 def test_of_many_pictures_some_are_taken_spread_over_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natprec.data.pictures.MOST", 4)
+    monkeypatch.setattr("natprec.data.folders.MOST", 4)
     for number in range(12):
         drawn(color=number).save(tmp_path / f"{number:02}.png")
     assert [file.name for file in find_pictures(tmp_path)] == ["00.png", "03.png", "06.png", "09.png"]
