@@ -34,6 +34,9 @@ ENDS = {
 """Fractions of both ends of a grid with a zero point, tried in pairs where it is known how much an error counts: scale
 and zero point are searched together, in place of one clipped range (NeUQI, arXiv:2505.17595)."""
 
+TRIED = 1 << 16
+"""Weights, times trials, that are tried at a time on a CPU: of fewer the calls would cost more than what they do."""
+
 
 def alike(formats: Sequence[Format], known: bool = False) -> list[list[int]]:
     """Places of the formats whose grids are chosen in one pass, of integers that differ in nothing but their width, by
@@ -101,7 +104,7 @@ def _of_two_ends(
     grouped: Tensor, fmt: Format, low: Tensor, high: Tensor, scale_dtype: torch.dtype, power: Tensor
 ) -> Grid:
     """(1, rows, groups), each end of [low, high] moved by itself; as many pairs at a time as are worth a launch."""
-    pairs, step = list(product(ENDS[fmt.bits], repeat=2)), max(1, portion(1, grouped.device) // grouped.numel())
+    pairs, step = list(product(ENDS[fmt.bits], repeat=2)), max(1, portion(TRIED, grouped.device) // grouped.numel())
     least = best = None
     for start in range(0, len(pairs), step):
         ones, others = zip(*pairs[start : start + step], strict=True)
@@ -224,7 +227,7 @@ def _squared_errors(
     power: Tensor | None,
 ) -> Tensor:
     """(compared, rows, groups), of each trial that is compared; as many of them at a time as are worth a launch."""
-    step, found = max(1, portion(1, grouped.device) // grouped.numel()), []
+    step, found = max(1, portion(TRIED, grouped.device) // grouped.numel()), []
     for start in range(0, len(compared), step):
         some = compared[start : start + step]
         at = slice(some[0], some[-1] + 1) if some[-1] - some[0] + 1 == len(some) else _places(tuple(some), scale.device)
