@@ -26,8 +26,8 @@ from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import Site
 from natprec.models.weights import present_values, put_in
-from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
+from natprec.pipeline.rounded import round_to_plan
 from natprec.pipeline.samples import calibration_parts, calibration_samples, held_out_samples
 from natprec.tasks import Samples
 from natprec.utils.hooks import attached

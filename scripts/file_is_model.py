@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from natprec.config import QuantizeConfig
 from natprec.evaluation.verify import checkpoint_bytes
 from natprec.measurement import Measurement
-from natprec.pipeline.quantize import round_to_plan, write
 from natprec.pipeline.request import open_subject
+from natprec.pipeline.rounded import round_to_plan, write
 from natprec.pipeline.samples import calibration_samples
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages

@@ -25,7 +25,7 @@ from natprec.evaluation import verify as judge
 from natprec.measurement.measure import measure
 from natprec.models.devices import usable_device
 from natprec.models.loading import load_model
-from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import rounded
 from natprec.pipeline.request import open_subject
 from natprec.rounding.apply import rounded_segments
 from natprec.runtime.generate import Sampling, write
@@ -150,7 +150,7 @@ class Job:
         """A checkpoint rounded to nearest, which takes no time beside writing."""
         self.out = self.scratch / "rounded"
         with new_folder(self.out, True) as folder:
-            pipeline.round_and_write(self.subject, self.plan, None, "rtn", folder, None, Stages(quiet=True))
+            rounded.round_and_write(self.subject, self.plan, None, "rtn", folder, None, Stages(quiet=True))
         return {"stored_bytes": sum(file.stat().st_size for file in self.out.iterdir())}
 
     def load(self) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from natprec.config import QuantizeConfig
 from natprec.evaluation.verification import compare
 from natprec.measurement import Measurement
 from natprec.pipeline.joint import with_joint
-from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject, solve_for
 from natprec.pipeline.resume import run_measurement
+from natprec.pipeline.rounded import round_to_plan
 from natprec.pipeline.samples import calibration_samples, held_out_samples
 from natprec.rounding.flows import flows_rounded
 from natprec.utils.progress import Stages

@@ -21,8 +21,8 @@ from natprec.config import QuantizeConfig
 from natprec.evaluation.verification import compare
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
-from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
+from natprec.pipeline.rounded import round_to_plan
 from natprec.pipeline.samples import calibration_parts, calibration_samples, held_out_samples
 from natprec.rounding.flows import flows_rounded
 from natprec.utils.progress import Stages

@@ -23,8 +23,8 @@ from natprec.evaluation.verify import tightened
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
-from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
+from natprec.pipeline.rounded import round_to_plan
 from natprec.pipeline.samples import calibration_parts, calibration_samples, held_out_samples
 from natprec.solver import Plan
 from natprec.tasks import Samples

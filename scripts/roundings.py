@@ -22,8 +22,8 @@ from natprec.config import QuantizeConfig
 from natprec.evaluation.verification import compare
 from natprec.measurement import Measurement
 from natprec.pipeline.learning import learning_asked
-from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
+from natprec.pipeline.rounded import round_to_plan
 from natprec.pipeline.samples import given_samples, held_out_samples
 from natprec.utils.progress import Stages
 

@@ -36,8 +36,8 @@ from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.hidden_states import HiddenStates
 from natprec.pipeline.held_out import held_out, spread
-from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject, solve_for
+from natprec.pipeline.rounded import round_to_plan
 from natprec.pipeline.samples import calibration_parts, calibration_samples
 from natprec.tasks import Samples
 from natprec.tasks.samples import fitting

@@ -27,7 +27,7 @@ from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.module import subject_of_module
 from natprec.pipeline.joint import PlanLook, with_joint
-from natprec.pipeline.quantize import round_to_plan
+from natprec.pipeline.rounded import round_to_plan
 from natprec.solver import Plan
 from natprec.solver.site_costs import kl_of
 from natprec.tasks import Samples

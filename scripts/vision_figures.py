@@ -42,7 +42,7 @@ from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
 from natprec.models.differentiation import differentiate
 from natprec.pipeline.joint import with_joint
-from natprec.pipeline.quantize import round_to_plan
+from natprec.pipeline.rounded import round_to_plan
 from natprec.solver import Plan
 from natprec.solver.site_costs import kl_of
 from natprec.tasks import Samples

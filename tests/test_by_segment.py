@@ -25,7 +25,7 @@ from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.hidden_states import HiddenStates
 from natprec.models.weights import OnDisk
-from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import rounded
 from natprec.pipeline.request import refuse_on_disk
 from natprec.pipeline.resume import SEGMENTS, forget
 from natprec.rounding.apply import STATE
@@ -54,14 +54,14 @@ def in_memory(subject: Subject, plan: Plan, folder: Path, rounding: str = "gptq"
     """A checkpoint of a model in memory, which is the original again afterwards, and how it is judged."""
     before = {name: parameter.clone() for name, parameter in subject.model.named_parameters()}
     folder.mkdir()
-    pipeline.round_and_write(subject, plan, TEXT, rounding, folder, None, QUIET)
+    rounded.round_and_write(subject, plan, TEXT, rounding, folder, None, QUIET)
     assert all(torch.equal(parameter, before[name]) for name, parameter in subject.model.named_parameters())
     return judge.verify(folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET)
 
 
 def from_disk(subject: Subject, plan: Plan, folder: Path, resume_folder: Path, rounding: str = "gptq") -> Verification:
     folder.mkdir()
-    pipeline.round_and_write(subject, plan, TEXT, rounding, folder, resume_folder, QUIET)
+    rounded.round_and_write(subject, plan, TEXT, rounding, folder, resume_folder, QUIET)
     return judge.verify(
         folder, subject, HELD_OUT, plan, rounding=rounding, data="", stages=QUIET, resume_folder=resume_folder
     )
@@ -176,7 +176,7 @@ def test_rounding_goes_on_where_it_was(
         (tmp_path / name).mkdir()
 
     def rounds(out: Path, partial: Path, text: Samples = TEXT) -> None:
-        pipeline.round_and_write(subject, plan, text, rounding, out, partial, QUIET)
+        rounded.round_and_write(subject, plan, text, rounding, out, partial, QUIET)
 
     rounds(tmp_path / "whole", tmp_path / "kept-whole")
     put, rounded = CheckpointWriter.put, []

@@ -16,7 +16,7 @@ from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.layers import known_layer
 from natprec.models.weight_sites import site_layer
-from natprec.pipeline.quantize import round_and_write
+from natprec.pipeline.rounded import round_and_write
 from natprec.runtime.load import load
 from natprec.utils.progress import Stages
 from tests.arrange import tokens

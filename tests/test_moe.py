@@ -20,7 +20,7 @@ from natprec.formats import integer
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.loading import load_model
-from natprec.pipeline.quantize import round_and_write
+from natprec.pipeline.rounded import round_and_write
 from natprec.utils.progress import Stages
 from tests.arrange import curve, experts, measurement, tokens
 from tests.run_command import SMALL, natprec

@@ -17,8 +17,8 @@ from natprec.formats import engine_profile
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import uneven
-from natprec.pipeline.quantize import round_and_write, round_to_plan
 from natprec.pipeline.request import refuse_impossible_size
+from natprec.pipeline.rounded import round_and_write, round_to_plan
 from natprec.runtime.load import load
 from natprec.solver import solve
 from natprec.tasks import Samples

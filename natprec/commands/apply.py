@@ -28,8 +28,8 @@ def apply(
     """Round a model to a plan and write the checkpoint."""
     from natprec.commands.output import print_json
     from natprec.evaluation import verify as judge
-    from natprec.pipeline import quantize as pipeline
     from natprec.pipeline import resume as resumable
+    from natprec.pipeline import rounded
     from natprec.pipeline.early import inputs
     from natprec.pipeline.early_folders import refuse_pictures
     from natprec.pipeline.learning import learning_asked
@@ -69,7 +69,7 @@ def apply(
             if workers.first and not resume:
                 resumable.forget(partial)
             with new_folder_together(out, overwrite, workers) as folder:
-                pipeline.round_and_write(
+                rounded.round_and_write(
                     subject,
                     plan,
                     samples,

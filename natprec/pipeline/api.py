@@ -23,7 +23,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.model_files import task_of_class
 from natprec.models.processors import SpeechProcessor, read_feature_extractor, read_image_processor
 from natprec.models.trust import tokenizer_of
-from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import rounded
 from natprec.pipeline.held_out import held_out
 from natprec.pipeline.learning import learning_asked
 from natprec.pipeline.pictures import of_text, seeing, tower_loaded
@@ -168,7 +168,7 @@ def apply(
     read = not isinstance(data, GIVEN)
     more = read if other is None else _given(subject, other, config.length)
     learning = learning_asked(_with_text(config, data) if read else config, subject, samples, quiet, more=more)
-    codes = pipeline.round_to_plan(subject, plan, samples, config.rounding, quiet, learning, config.seed)
+    codes = rounded.round_to_plan(subject, plan, samples, config.rounding, quiet, learning, config.seed)
     if plan.inputs or plan.cache:
         round_flows(subject.model, subject.activations, plan)
     return Quantized(subject.model, subject, plan, codes, config.rounding)
@@ -181,7 +181,7 @@ def save(quantized: Quantized, out: str | Path, *, overwrite: bool = False) -> N
         OutputError: `out` exists or cannot be written.
     """
     with new_folder(Path(out), overwrite) as folder:
-        pipeline.write(quantized.subject, quantized.plan, quantized.codes, folder, Stages(quiet=True))
+        rounded.write(quantized.subject, quantized.plan, quantized.codes, folder, Stages(quiet=True))
 
 
 def verify(

@@ -7,17 +7,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
-from natprec.checkpoints import checkpoint_writer
 from natprec.checkpoints.dense_reader import UNPACKED
 from natprec.checkpoints.trial import refusal
-from natprec.checkpoints.writer import CheckpointWriter
 from natprec.config import QuantizeConfig
 from natprec.data.seen import pieces_of
 from natprec.errors import BudgetError, NatprecError, VerdictError
@@ -25,30 +20,27 @@ from natprec.evaluation.conclude import promised
 from natprec.evaluation.verdict import FirstVerdict
 from natprec.evaluation.verification import Verification
 from natprec.evaluation.verify import MEASUREMENT, tightened, verify
-from natprec.formats import engine_profile
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
-from natprec.models.weights import present_values
 from natprec.pipeline.components import judge_trajectory, settled
 from natprec.pipeline.early import inputs
 from natprec.pipeline.held_out import PARTS, HeldOut, held_out
 from natprec.pipeline.joint import predicted_by, with_joint
-from natprec.pipeline.learning import Learning, learn, learning_asked, rounded_before
+from natprec.pipeline.learning import Learning, learning_asked
 from natprec.pipeline.pilot import with_pilot
 from natprec.pipeline.provenance import again, command_of
 from natprec.pipeline.request import check, refuse_impossible_size, refuse_on_disk, solve_for, tell_leftovers
 from natprec.pipeline.resume import forget, measured, opened_together, resume_folder_of
+from natprec.pipeline.rounded import round_and_write
 from natprec.pipeline.samples import calibration_samples
 from natprec.pipeline.together import claimed_together, made_by_first, new_folder_together
-from natprec.quantizers import QuantizedTensor
-from natprec.rounding import apply_batches, rounded_segments
 from natprec.solver import Plan
 from natprec.solver.joint import Joint
 from natprec.tasks import Samples
 from natprec.utils.atomic_files import clear_stale, refuse_existing
 from natprec.utils.claims import beside
 from natprec.utils.marks import refuse_inputs
-from natprec.utils.progress import Advance, Stages
+from natprec.utils.progress import Stages
 from natprec.utils.workers import Workers
 
 
@@ -244,128 +236,3 @@ def _empty(folder: Path) -> None:
     """A correction may write fewer files (shards) than the first try did."""
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def round_and_write(
-    subject: Subject,
-    plan: Plan,
-    samples: Samples | None,
-    rounding: str,
-    folder: Path,
-    resume_folder: Path | None,
-    stages: Stages,
-    learning: Learning | None = None,
-    seed: int = 0,
-) -> None:
-    """A checkpoint in an existing folder; the subject's model is as it was afterwards.
-
-    Several processes share the rounding; process 0 alone writes, and the others wait for it.
-
-    Args:
-        resume_folder: of the finished segments, on which a later call goes on; None: they stay in memory.
-    """
-    subject.refuse_rounded_otherwise(plan.engine, bool(plan.rounded_inputs), plan.cache is not None)
-    experts = {choice.format for choice in plan.sites.values() if choice.tokens is not None}
-    if len(experts) > 1:
-        stages.note(
-            f"experts have {len(experts)} formats: plain transformers would read all by one of them and compute "
-            f"nonsense; {plan.engine} and natprec.load read each by its own"
-        )
-    workers = subject.segmented.workers
-    if learning is not None:
-        with subject.segmented.weights.hold(subject.model.parameters()):
-            codes = round_to_plan(subject, plan, samples, rounding, stages, learning, seed)
-            if workers.first:
-                write(subject, plan, codes, folder, stages)
-        workers.wait()
-        return
-    writer = checkpoint_writer(folder, subject, plan, resume_folder) if workers.first else None
-    with _rounding_stage(subject, samples, rounding, stages) as advance:
-        for segment, codes in rounded_segments(subject, plan, samples, rounding, resume_folder, advance, seed):
-            if writer is not None:
-                writer.put(segment, codes)
-    if writer is not None:
-        _finish(writer, stages)
-    workers.wait()
-
-
-def round_to_plan(
-    subject: Subject,
-    plan: Plan,
-    samples: Samples | None,
-    rounding: str,
-    stages: Stages,
-    learning: Learning | None = None,
-    seed: int = 0,
-) -> dict[str, QuantizedTensor]:
-    """Codes and scales of every site; the subject's model, which is in memory, is the quantized one afterwards.
-
-    Who holds its parameters meanwhile has the original back when they are released.
-
-    Args:
-        learning: against the end, after the rounding; None: there is none.
-    """
-    if learning is None:
-        return _rounded(subject, plan, samples, rounding, stages, seed, {})
-    original = present_values(subject.model)
-    kept, unrounded = learning.kept(subject, plan, rounding, samples), dict[str, Tensor]()
-    found = kept.found()
-    if found is None:
-        codes = _rounded(subject, plan, samples, rounding, stages, seed, unrounded)
-    else:
-        codes = rounded_before(subject, plan, found)
-    return learn(learning, subject, codes, unrounded, original, kept, found, stages)
-
-
-def _rounded(
-    subject: Subject,
-    plan: Plan,
-    samples: Samples | None,
-    rounding: str,
-    stages: Stages,
-    seed: int,
-    unrounded: dict[str, Tensor],
-) -> dict[str, QuantizedTensor]:
-    """The rounding alone; `unrounded` gets what was rounded where that is not the original weight."""
-    model, found = subject.model, dict[str, QuantizedTensor]()
-    with subject.segmented.weights.hold(model.parameters()):
-        with _rounding_stage(subject, samples, rounding, stages) as advance:
-            for _, codes in rounded_segments(subject, plan, samples, rounding, None, advance, seed, unrounded):
-                found |= codes
-        rounded = present_values(model)
-    for name, parameter in model.named_parameters():
-        parameter.data = rounded[name]
-    return {site.name: found[site.name] for site in subject.sites if site.name in found}
-
-
-def _rounding_stage(
-    subject: Subject, samples: Samples | None, rounding: str, stages: Stages
-) -> contextlib.AbstractContextManager[Advance]:
-    steps = None if samples is None else apply_batches(subject.segmented, rounding, samples) or None
-    return stages.stage(f"round ({rounding})", steps)
-
-
-def write(subject: Subject, plan: Plan, quantized: dict[str, QuantizedTensor], folder: Path, stages: Stages) -> None:
-    """Checkpoint and plan.json of a model that is the quantized one, into an existing folder."""
-    writer = checkpoint_writer(folder, subject, plan)
-    for segment in subject.segmented.segments:
-        own = [site.name for site in subject.sites if site.segment == segment]
-        writer.put(segment, {name: quantized[name] for name in own if name in quantized})
-    _finish(writer, stages)
-
-
-def _finish(writer: CheckpointWriter, stages: Stages) -> None:
-    """Put a checkpoint together, with plan.json and what else belongs beside it."""
-    with stages.stage("write"):
-        writer.close()
-        _write_beside(writer.subject, writer.plan, writer.folder)
-
-
-def _write_beside(subject: Subject, plan: Plan, folder: Path) -> None:
-    for name, content in subject.companions.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
-    for file in subject.leftovers.files_for(gguf=engine_profile(plan.engine).container == "gguf"):
-        if not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
-    plan.save(folder / "plan.json")

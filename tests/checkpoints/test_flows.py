@@ -16,7 +16,7 @@ from natprec.formats import parse_activation
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
-from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import rounded
 from natprec.rounding.flows import flows_rounded
 from natprec.utils.progress import Stages
 from tests.arrange import restore, snapshot, subject, tokens
@@ -41,12 +41,12 @@ def test_a_loaded_checkpoint_rounds_as_planned(
     plan = measured.solve(bits=8.8, eps=1.0, **options) if "auto" not in options.values() else None
     plan = plan or measured.solve(eps=0.004, **options)
     text, original = tokens(4, 16, seed=3), snapshot(made.model)
-    codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
+    codes = rounded.round_to_plan(made, plan, None, "rtn", QUIET)
     with torch.no_grad():
         weights_only = made.segmented.output(text)
         with flows_rounded(made.model, made.activations, plan):
             expected = made.segmented.output(text)
-    pipeline.write(made, plan, codes, tmp_path, QUIET)
+    rounded.write(made, plan, codes, tmp_path, QUIET)
     restore(made.model, original)
     loaded = load_quantized(tmp_path)
     with torch.no_grad():
@@ -70,10 +70,10 @@ def test_a_cache_with_a_scale_for_each_head_is_read_back(made: Subject, tmp_path
     by_head = {site: (reach, *[reach / 64] * (heads - 1)) for site, reach in plan.cache.largest.items()}
     choice = replace(plan.cache, format=parse_activation("fp8-head"), by_head=by_head)
     plan, ids, original = replace(plan, cache=choice), tokens(4, 16, seed=3), snapshot(made.model)
-    codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
+    codes = rounded.round_to_plan(made, plan, None, "rtn", QUIET)
     with torch.no_grad(), flows_rounded(made.model, made.activations, plan):
         expected = made.segmented.output(ids)
-    pipeline.write(made, plan, codes, tmp_path, QUIET)
+    rounded.write(made, plan, codes, tmp_path, QUIET)
     restore(made.model, original)
     stored = load_file(tmp_path / "model.safetensors")
     assert {value.shape for name, value in stored.items() if name.endswith(("k_scale", "v_scale"))} == {(heads, 1, 1)}
@@ -92,8 +92,8 @@ def test_w8a8_weights_are_int8_per_channel_for_vllm(made: Subject, tmp_path: Pat
     assert wide
     assert all(fmt is not None and fmt.name == "int8-channel" for fmt in wide)
     original = snapshot(made.model)
-    codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
-    pipeline.write(made, plan, codes, tmp_path, QUIET)
+    codes = rounded.round_to_plan(made, plan, None, "rtn", QUIET)
+    rounded.write(made, plan, codes, tmp_path, QUIET)
     restore(made.model, original)
     groups = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["config_groups"]
     assert groups["int8-channel-int8-a8-token"]["format"] == "int-quantized"

@@ -23,7 +23,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.gguf_architectures import architecture_of
 from natprec.models.loading import load_model
 from natprec.models.weight_sites import site_weight
-from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import rounded
 from natprec.pipeline.request import for_engine
 from natprec.quantizers import quantize
 from natprec.solver import Plan
@@ -86,8 +86,8 @@ def planned(subject: Subject, bits: float, rounding: str = "rtn") -> Plan:
 
 
 def written(folder: Path, subject: Subject, plan: Plan, text: Samples | None = None) -> Any:
-    codes = pipeline.round_to_plan(subject, plan, text, plan.rounding, Stages(quiet=True))
-    pipeline.write(subject, plan, codes, folder, Stages(quiet=True))
+    codes = rounded.round_to_plan(subject, plan, text, plan.rounding, Stages(quiet=True))
+    rounded.write(subject, plan, codes, folder, Stages(quiet=True))
     return subject.model
 
 
@@ -162,7 +162,7 @@ def test_a_file_from_disk_is_the_one_from_memory(kind: str, tiny_tokenizer: Any,
         kept = None if subject is whole else tmp_path / "kept"
         for each in filter(None, (folder, kept)):
             each.mkdir()
-        pipeline.round_and_write(subject, plan, text, "gptq", folder, kept, Stages(quiet=True))
+        rounded.round_and_write(subject, plan, text, "gptq", folder, kept, Stages(quiet=True))
         found.append(verify(folder, subject, text, plan, rounding="gptq", data="text", stages=Stages(quiet=True)))
     file = tmp_path / "apart" / FILE_NAME
     assert (tmp_path / "whole" / FILE_NAME).read_bytes() == file.read_bytes()

@@ -19,7 +19,7 @@ from natprec.formats.compressed_tensors import activation_format
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.attention import AttentionHook
-from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import rounded
 from natprec.quantizers.activations import flowing_scale
 from natprec.rounding.flows import flows_rounded
 from natprec.solver import Plan
@@ -78,11 +78,11 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     measured = measure(made, tokens(8, 16), engine=engine, group_size=32, sites="all", rounding="rtn")
     plan = measured.solve(eps=2.0, **CASES[engine, family])
     folder, original = tmp_path_factory.mktemp("judged"), snapshot(made.model)
-    codes = pipeline.round_to_plan(made, plan, None, "rtn", QUIET)
+    codes = rounded.round_to_plan(made, plan, None, "rtn", QUIET)
     weights_only = observed(made.segmented.output, made.model)
     with flows_rounded(made.model, made.activations, plan):
         expected = observed(made.segmented.output, made.model)
-    pipeline.write(made, plan, codes, folder, QUIET)
+    rounded.write(made, plan, codes, folder, QUIET)
     restore(made.model, original)
     return Case(engine, made, plan, folder, expected, weights_only)
 

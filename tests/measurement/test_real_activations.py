@@ -18,8 +18,8 @@ from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep
 from natprec.models.activation_sites import activation_formats
-from natprec.pipeline.quantize import round_to_plan
 from natprec.pipeline.request import open_subject
+from natprec.pipeline.rounded import round_to_plan
 from natprec.rounding.flows import flows_rounded
 from natprec.tasks import Samples
 from natprec.utils.progress import Stages

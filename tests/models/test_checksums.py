@@ -19,7 +19,7 @@ from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.checksums import refuse_damaged
 from natprec.models.model_files import weight_files
-from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import rounded
 from natprec.utils.progress import Stages
 from tests.arrange import restore, snapshot, subject, tokens
 from tests.run_command import natprec
@@ -38,8 +38,8 @@ def good(made: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "SHARD_BYTES", 20_000)
-        pipeline.write(
-            made, plan, pipeline.round_to_plan(made, plan, None, "rtn", Stages(quiet=True)), folder, Stages(quiet=True)
+        rounded.write(
+            made, plan, rounded.round_to_plan(made, plan, None, "rtn", Stages(quiet=True)), folder, Stages(quiet=True)
         )
     restore(made.model, original)
     assert len(weight_files(folder)) > 1

@@ -16,7 +16,7 @@ from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
 from natprec.pipeline import learning_text as module
-from natprec.pipeline import quantize as pipeline
+from natprec.pipeline import rounded
 from natprec.pipeline.api import apply
 from natprec.pipeline.learning import UNBOUNDED, Learning, learning_asked
 from natprec.pipeline.learning_text import LearningText, learning_text
@@ -131,7 +131,7 @@ def test_a_killed_run_rounds_no_second_time(
 
     def run(learning: Learning | None) -> dict[str, Any]:
         with made.segmented.weights.hold(made.model.parameters()):
-            return pipeline.round_to_plan(made, plan, samples, "gptq", QUIET, learning)
+            return rounded.round_to_plan(made, plan, samples, "gptq", QUIET, learning)
 
     learning = learning_asked(config, made, samples, QUIET, tmp_path)
     assert learning is not None
@@ -148,7 +148,7 @@ def test_a_killed_run_rounds_no_second_time(
         run(learning)
     assert all(torch.equal(original[name], value) for name, value in snapshot(made.model).items())
     monkeypatch.setattr(LearningText, "batch", batch)
-    monkeypatch.setattr(pipeline, "_rounded", lambda *_: pytest.fail("it was rounded before"))
+    monkeypatch.setattr(rounded, "_rounded", lambda *_: pytest.fail("it was rounded before"))
     resumed = run(learning)
     for name, codes in whole.items():
         assert torch.equal(codes.codes, resumed[name].codes)
@@ -165,7 +165,7 @@ def test_what_was_learned_is_nearer_than_the_rounding(config: QuantizeConfig, ma
     cost = {}
     for name, learns in (("gptq", None), ("to the end", learning_asked(config, made, samples, QUIET))):
         with made.segmented.weights.hold(made.model.parameters()):
-            pipeline.round_to_plan(made, plan, samples, "gptq", QUIET, learns)
+            rounded.round_to_plan(made, plan, samples, "gptq", QUIET, learns)
             cost[name] = float(made.distortion.between(expected, made.segmented.output(others), others).mean())
     assert cost["to the end"] < cost["gptq"]
 

@@ -19,7 +19,7 @@ from natprec.measurement.module import subject_of_module
 from natprec.measurement.subject import Subject
 from natprec.models.weight_sites import site_layer, site_weight
 from natprec.pipeline.joint import PlanLook
-from natprec.pipeline.quantize import round_to_plan
+from natprec.pipeline.rounded import round_to_plan
 from natprec.quantizers import quantize
 from natprec.rounding.joint import OWN_DRAWS, Look
 from natprec.solver.joint import Joint, shares_of

@@ -20,7 +20,7 @@ from natprec.formats import engine_profile
 from natprec.measurement.exact import exact_curves
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
-from natprec.pipeline.quantize import round_to_plan
+from natprec.pipeline.rounded import round_to_plan
 from natprec.utils.matmul import DTYPES, arithmetic, product, products_in
 from natprec.utils.progress import Stages
 from tests.arrange import restore, snapshot, subject, tokens
