@@ -26,8 +26,9 @@ GOOD = {
     "report": "made --out out",
     "card": "made --out out",
     "push": "made someone/something --dry-run",
+    "landscape": "--taef2 taef2 --repeats 1 --out out",
 }
-"""Arguments with which a command works, but for eval (no such task) and push (no Hub)."""
+"""Arguments with which a command works, but for eval (no such task), push (no Hub) and landscape (no such network)."""
 
 MANY = "9" * 30
 

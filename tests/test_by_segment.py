@@ -179,7 +179,7 @@ def test_rounding_goes_on_where_it_was(
         rounded.round_and_write(subject, plan, text, rounding, out, partial, QUIET)
 
     rounds(tmp_path / "whole", tmp_path / "kept-whole")
-    put, rounded = CheckpointWriter.put, []
+    put, segments = CheckpointWriter.put, []
 
     def interrupted(self: CheckpointWriter, segment: int, codes: Any) -> None:
         if segment > last:
@@ -187,7 +187,7 @@ def test_rounding_goes_on_where_it_was(
         put(self, segment, codes)
 
     def recorded(self: CheckpointWriter, segment: int, codes: Any) -> None:
-        rounded.append(segment)
+        segments.append(segment)
         put(self, segment, codes)
 
     monkeypatch.setattr(CheckpointWriter, "put", interrupted)
@@ -200,14 +200,14 @@ def test_rounding_goes_on_where_it_was(
     monkeypatch.setattr(CheckpointWriter, "put", recorded)
     plan = replace(plan, provenance=provenance("2031-01-01T00:00:00Z"))  # solved again
     rounds(tmp_path / "resumed", resume_folder)
-    assert rounded == [-1, *range(min(last, 3) + 1, 5)]
+    assert segments == [-1, *range(min(last, 3) + 1, 5)]
     resumed, whole = files(tmp_path / "resumed"), files(tmp_path / "whole")
     assert b"2031-" in resumed.pop("plan.json")
     assert b"2030-" in whole.pop("plan.json")
     assert resumed == whole
-    rounded.clear()
+    segments.clear()
     rounds(tmp_path / "other", resume_folder, TEXT[torch.arange(3, -1, -1)])
-    assert rounded == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"
+    assert segments == [-1, 0, 1, 2, 3, 4], "another text: nothing of it can be used"
 
 
 def test_judging_goes_on_where_it_was(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,13 @@ def tokenizer_of(where: str | Path, trust: bool, config: Any = None) -> Any:
     from transformers import AutoTokenizer
 
     with _trusted(where):
-        return AutoTokenizer.from_pretrained(where, config=config, trust_remote_code=trust)
+        return _anywhere(AutoTokenizer.from_pretrained(where, config=config, trust_remote_code=trust))
+
+
+def _anywhere(tokenizer: Any) -> Any:
+    """The tokenizer, without the note whether this process may reach the Hub, which it would write into its files."""
+    getattr(tokenizer, "init_kwargs", {}).pop("local_files_only", None)
+    return tokenizer
 
 
 def processor_of(where: str | Path, trust: bool) -> Any:
@@ -63,7 +69,9 @@ def processor_of(where: str | Path, trust: bool) -> Any:
     from transformers import AutoProcessor
 
     with _trusted(where):
-        return AutoProcessor.from_pretrained(where, trust_remote_code=trust)
+        processor = AutoProcessor.from_pretrained(where, trust_remote_code=trust)
+    _anywhere(getattr(processor, "tokenizer", None))
+    return processor
 
 
 def image_processor_of(where: str | Path, trust: bool) -> Any:

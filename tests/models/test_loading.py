@@ -363,3 +363,16 @@ def test_smollm2_is_a_language_model(smollm2: str, tmp_path: Path, capfd: pytest
     assert torch.equal(again.tokenizer("The capital of France is", return_tensors="pt")["input_ids"], ids)
     assert torch.equal(again.model(ids).logits, expected)
     assert model_digest(again.model) == model_digest(loaded.model)
+
+
+def test_a_tokenizer_does_not_say_whether_the_hub_was_there(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files, and their bytes, are those of any process."""
+    found = []
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        load_model(str(tiny_folder)).tokenizer.save_pretrained(tmp_path / str(offline))
+        found.append((tmp_path / str(offline) / "tokenizer_config.json").read_text())
+    assert found[0] == found[1]
+    assert "local_files_only" not in found[0]

@@ -25,7 +25,7 @@ from natprec.rounding.to_end import Budget, Outcome, learn_to_end
 from natprec.tasks import Samples
 from natprec.utils.workers import Workers
 from tests.arrange import encoder, restore, snapshot, subject, tokens
-from tests.measurement.test_sharding import together
+from tests.measurement.test_sharding import BUILDING, together
 
 THREE = integer(3, 32)
 STEPS = 32
@@ -49,7 +49,8 @@ def batch(step: int) -> Samples:
 
 
 def start(make: Callable[[], Subject] = subject, fmt: Format = THREE, workers: Workers | None = None) -> Start:
-    made = make()
+    with BUILDING:
+        made = make()
     made.segmented.workers = workers or Workers()
     original = snapshot(made.model)
     codes = {site.name: quantize(site_weight(made.model, site), fmt, torch.float16) for site in made.sites}
