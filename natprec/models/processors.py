@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,15 +76,7 @@ def read_image_processor(where: str, trust_remote_code: bool) -> Any:
     Raises:
         ModelError: there is none that can be used.
     """
-    try:
-        return image_processor_of(where, trust_remote_code)
-    except NatprecError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"model {where!r} has no usable processor of images ({first_line(error)}); add preprocessor_config.json of "
-            "the model that it was made from"
-        ) from error
+    return _usable(image_processor_of, where, trust_remote_code, "processor of images")
 
 
 def read_feature_extractor(where: str, trust_remote_code: bool) -> Any:
@@ -92,12 +85,16 @@ def read_feature_extractor(where: str, trust_remote_code: bool) -> Any:
     Raises:
         ModelError: there is none that can be used.
     """
+    return _usable(feature_extractor_of, where, trust_remote_code, "feature extractor")
+
+
+def _usable(read: Callable[[str, bool], Any], where: str, trust_remote_code: bool, what: str) -> Any:
     try:
-        return feature_extractor_of(where, trust_remote_code)
+        return read(where, trust_remote_code)
     except NatprecError:
         raise
     except Exception as error:
         raise ModelError(
-            f"model {where!r} has no usable feature extractor ({first_line(error)}); add preprocessor_config.json of "
-            "the model that it was made from"
+            f"model {where!r} has no usable {what} ({first_line(error)}); add preprocessor_config.json of the model "
+            "that it was made from"
         ) from error
