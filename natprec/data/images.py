@@ -74,16 +74,12 @@ def read_images(
     if len({each.shape for each in made}) > 1:  # a processor that keeps proportions
         size = common_size(files)
         made = [_pixels(processor, _large(of_size(file, size)), file) for file in chosen]
-    samples = ready(model, torch.cat(made))
-    new = unseen_samples(samples, seen)
-    if len(new) < (least or 1):
-        raise InputError(
-            f"{count - len(new)} of {count} images in {source!r} were measured on, and {least or 1} others are needed; "
-            "judge on another folder with --eval-data"
-        )
+    samples = unseen_samples(
+        ready(model, torch.cat(made)), seen, least, f"images in {source!r}", "judge on another folder with --eval-data"
+    )
     if count < wanted and split == "calibration":
         note(f"{source!r} has {count} images to measure on; --tokens would take {wanted}")
-    return samples if len(new) == count else samples[torch.tensor(new)]
+    return samples
 
 
 def _tried(processor: Any, model: Any, file: Path) -> Samples:

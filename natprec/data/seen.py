@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from natprec.data.folders import contents
 from natprec.data.sources import TEXT_LIMIT
+from natprec.errors import InputError
 from natprec.tasks import Samples
 from natprec.tasks.samples import DECODED, TOKENS
 from natprec.utils.records import public_name
@@ -65,9 +67,20 @@ def pieces_of(samples: Samples) -> Pieces:
     return np.unique(_hashes(samples.ids) if TOKENS in samples.tensors else _whole(samples))
 
 
-def unseen_samples(samples: Samples, seen: Pieces) -> list[int]:
-    """The numbers of the samples, which are no text, that were not seen."""
-    return [number for number, known in enumerate(np.isin(_whole(samples), seen)) if not known]
+def unseen_samples(samples: Samples, seen: Pieces, least: int | None, what: str, remedy: str) -> Samples:
+    """The samples, which are no text, that were not seen.
+
+    Args:
+        least: that are enough; default: one. `what` they are, and the `remedy` where there are fewer, are for messages.
+    Raises:
+        InputError: there are fewer.
+    """
+    new, count = np.flatnonzero(~np.isin(_whole(samples), seen)), len(samples)
+    if len(new) < (least or 1):
+        raise InputError(
+            f"{count - len(new)} of {count} {what} were measured on, and {least or 1} others are needed; {remedy}"
+        )
+    return samples if len(new) == count else samples[torch.from_numpy(new).to(samples.device)]
 
 
 def unseen(windows: Tensor, candidates: Sequence[int], seen: Pieces) -> list[int]:

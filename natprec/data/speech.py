@@ -84,15 +84,12 @@ def read_speech(
             f"{len(cut)} of {len(chosen)} recordings are longer than {_longest(processor.feature_extractor):g} s: "
             "their beginning is heard, and the model writes its text"
         )
-    new = unseen_samples(samples, seen)
-    if len(new) < (least or 1):
-        raise InputError(
-            f"{len(chosen) - len(new)} of {len(chosen)} recordings in {source!r} were measured on, and {least or 1} "
-            "others are needed; judge on another folder with --eval-data"
-        )
+    samples = unseen_samples(
+        samples, seen, least, f"recordings in {source!r}", "judge on another folder with --eval-data"
+    )
     if len(chosen) < sequences and split == "calibration":
         note(f"{source!r} has {len(chosen)} recordings to measure on; --tokens would take {sequences}")
-    return samples if len(new) == len(chosen) else samples[torch.tensor(new, device=samples.device)]
+    return samples
 
 
 def _longest(extractor: Any) -> float:

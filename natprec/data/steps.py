@@ -131,14 +131,8 @@ def read_steps(
             progress(numbers[-1] * sequences * length // images, sequences * length)
     progress(sequences * length, sequences * length)
     refuse_unlike(calls, part.component)
-    samples = spread_over(calls, count, length)
-    new = unseen_samples(samples, seen)
-    if len(new) < (least or 1):
-        raise InputError(
-            f"{len(samples) - len(new)} of {len(samples)} steps were measured on, and {least or 1} others are needed; "
-            "judge with another --seed, or give other prompts with --eval-data"
-        )
-    return samples if len(new) == len(samples) else samples[torch.tensor(new)]
+    remedy = "judge with another --seed, or give other prompts with --eval-data"
+    return unseen_samples(spread_over(calls, count, length), seen, least, "steps", remedy)
 
 
 def spread_over(calls: Sequence[Call], count: int, length: int) -> Samples:

@@ -7,10 +7,11 @@ from torch import nn
 
 from natprec.distortions import OUTPUT, Distortion
 from natprec.errors import InputError
+from natprec.measurement.beside import other_bytes
 from natprec.measurement.subject import Subject
 from natprec.models.loading import check_finite, choose_storage_dtype, model_digest
 from natprec.models.segments import SegmentedModel
-from natprec.models.weight_sites import find_sites, site_layer
+from natprec.models.weight_sites import find_sites
 from natprec.models.weights import InMemory
 from natprec.tasks import Samples
 from natprec.tasks.module import AnyModule
@@ -53,8 +54,6 @@ def subject_of_module(
         module, task.probe(module), distortion, weights, arithmetic(products, device), task.convolutions
     )
     sites = find_sites(segmented)
-    inside = {id(site_layer(module, site).weight) for site in sites}
-    others = {id(each): each for each in module.state_dict(keep_vars=True).values() if id(each) not in inside}
     return Subject(
         name=name or type(module).__name__,
         model=module,
@@ -63,7 +62,7 @@ def subject_of_module(
         segmented=segmented,
         sites=sites,
         digest=model_digest(module, weights),
-        other_bytes=sum(each.numel() * (2 if each.is_floating_point() else each.itemsize) for each in others.values()),
+        other_bytes=other_bytes(module, sites, {}),
         carried_bytes=0,
         task=task,
     )

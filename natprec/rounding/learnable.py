@@ -20,7 +20,7 @@ from natprec.models.segments import SegmentedModel
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.learning_state import under
 from natprec.rounding.positions import Positions
-from natprec.rounding.together import codes_of_all, from_owners, sums_at_owners
+from natprec.rounding.together import codes_of_all, gradients_at_owners, share_weights
 
 CODES = 3e-3
 """Rate of positions, in codes a step. At 0.02 a step all positions that lie near a boundary cross it together, which
@@ -68,7 +68,7 @@ class Learnable:
         self._owner = workers.assign({name: layer.weight.numel() for name, layer in layers.items()})
         own = [name for name in layers if self._owner[name] == workers.rank]
         self._now = {name: codes[name] for name in own}
-        self._wires = _wires(self._layers, segmented.products if workers.size > 1 else torch.float32)
+        self._wires = _by_wire(self._layers, segmented.products if workers.size > 1 else torch.float32)
         self._positions = {
             name: Positions(unrounded[name].to(codes[name].scale.device), codes[name], storage_dtype, WITHIN)
             for name in own
@@ -97,7 +97,9 @@ class Learnable:
 
     def step(self, left: float) -> None:
         """Move by the gradients in the parameters' `grad`, at this part of each rate; the model is what comes of it."""
-        gradients = self._gradients()
+        gradients: dict[str, Tensor] = {}
+        for dtype, layers in self._wires.items():
+            gradients |= gradients_at_owners(self.workers, layers, self._owner, dtype)
         for name, positions in self._positions.items():
             positions.at.grad = positions.moves.grad = None  # where the output does not depend on it
             if name in gradients:
@@ -114,16 +116,6 @@ class Learnable:
             positions.clamp_()
         self.put()
 
-    def _gradients(self) -> dict[str, Tensor]:
-        """Of the weights that this process moves, of all processes' text."""
-        found: dict[str, Tensor] = {}
-        for dtype, names in self._wires.items():
-            known = {name: gradient for name in names if (gradient := self._layers[name].gradient) is not None}
-            sent = {name: gradient.to(dtype) for name, gradient in known.items()}
-            shapes = {name: self._layers[name].shape for name in names}
-            found |= sums_at_owners(self.workers, sent, shapes, self._owner, self._like.to(dtype))[0]
-        return found
-
     def _small_gradients(self) -> dict[str, Tensor | None]:
         """Of the small parameters, of all processes' text."""
         own = {name: parameter.grad for name, parameter in self._small.items()}
@@ -137,27 +129,19 @@ class Learnable:
             for name, value, count in zip(own, sums, total.tolist(), strict=True)
         }
 
-    @property
-    def _like(self) -> Tensor:
-        """An empty tensor on the device of the weights."""
-        return self.parameters[0].detach().new_empty(0)
-
     def put(self) -> None:
         """Leave in the model what an engine reconstructs."""
         self._now = {name: positions.rounded() for name, positions in self._positions.items()}
         put_codes({name: self._layers[name] for name in self._now}, self._now)
-        for dtype, names in self._wires.items():
-            own = {name: self._layers[name].matrix.detach().to(dtype) for name in names if name in self._now}
-            shapes = {name: self._layers[name].shape for name in names}
-            for name, value in from_owners(self.workers, own, shapes, self._owner, self._like.to(dtype)):
-                self._layers[name].put(value)
+        for dtype, layers in self._wires.items():
+            share_weights(self.workers, layers, self._owner, dtype)
         for name, parameter in self._small.items():
             parameter.data = self._values[name].to(self._stored[name]).to(parameter.dtype, copy=True)
 
     @property
     def codes(self) -> dict[str, QuantizedTensor]:
         """Site name → its codes and scales now."""
-        return codes_of_all(self.workers, self._now, self.formats, self._like.device)
+        return codes_of_all(self.workers, self._now, self.formats, self.parameters[0].device)
 
     @property
     def small(self) -> dict[str, Tensor]:
@@ -198,9 +182,9 @@ class Learnable:
         return found | ({f"small/{name}": each for name, each in self._values.items()} if small else {})
 
 
-def _wires(layers: Mapping[str, Layer], products: torch.dtype) -> dict[torch.dtype, list[str]]:
+def _by_wire(layers: Mapping[str, Layer], products: torch.dtype) -> dict[torch.dtype, dict[str, Layer]]:
     """The dtypes in which weights and their gradients travel, and whose: those that products round them to anyway."""
-    found: dict[torch.dtype, list[str]] = {}
+    found: dict[torch.dtype, dict[str, Layer]] = {}
     for name, layer in layers.items():
-        found.setdefault(torch.float32 if layer.kind.looks_up else products, []).append(name)
+        found.setdefault(torch.float32 if layer.kind.looks_up else products, {})[name] = layer
     return found

@@ -28,7 +28,7 @@ from natprec.rounding.gptq import GPTQ
 from natprec.rounding.moments import Gradients
 from natprec.rounding.positions import Positions
 from natprec.rounding.rounder import Pace, Run
-from natprec.rounding.together import codes_of_all, from_owners, owners, sums_at_owners
+from natprec.rounding.together import codes_of_all, gradients_at_owners, owners, share_weights
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 from natprec.utils.workers import Workers
@@ -129,7 +129,6 @@ class Learner:
         own = [name for name in layers if owner[name] == workers.rank]
         descents = {name: _Descent(Positions(unrounded[name], codes[name], self._dtype)) for name in own}
         now, order = {name: codes[name] for name in own}, list[int]()
-        shapes = {name: layer.shape for name, layer in layers.items()}
         with _in_dtype(layers.values(), self._segmented.products):
             for step in range(STEPS):
                 order = order or torch.randperm(len(share.whole), generator=draw).tolist()
@@ -138,9 +137,7 @@ class Learner:
                 for name, gradient in gradients.items():
                     now[name] = descents[name].step(gradient, now[name], 2 * path / STEPS * left, RATE * left)
                     layers[name].put(now[name].dequantize())
-                values, like = {name: layers[name].matrix for name in own}, next(iter(layers.values())).weight
-                for name, value in from_owners(workers, values, shapes, owner, like):
-                    layers[name].put(value)
+                share_weights(workers, layers, owner, self._segmented.products)
                 advance(f"{self._segmented.block_names[segment]} step {step + 1}")
         formats = {name: codes[name].format for name in layers}
         found = codes_of_all(workers, now, formats, next(iter(layers.values())).weight.device)
@@ -172,19 +169,13 @@ class Learner:
         self, segment: int, number: int, layers: Mapping[str, Layer], owner: Mapping[str, int]
     ) -> dict[str, Tensor]:
         """Name → gradient of a batch's loss, of the weights that it depends on and that this process moves."""
-        share, found = self._states.share, dict[str, Tensor]()
-        shapes = {name: layer.shape for name, layer in layers.items()}
-        like = next(iter(layers.values())).weight.detach()
+        share = self._states.share
         for layer in layers.values():
             layer.weight.requires_grad_(True)
         try:
             if number in share.own:
                 self._batch_loss(segment, list(share.own).index(number)).backward()
-            for name, layer in layers.items():
-                gradient = layer.gradient
-                if gradient is not None:
-                    found[name] = gradient
-            return sums_at_owners(share.workers, found, shapes, owner, like)[0]
+            return gradients_at_owners(share.workers, layers, owner, self._segmented.products)
         finally:
             for layer in layers.values():
                 layer.weight.grad = None

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from natprec.formats import Format
+from natprec.models.layers import Layer
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
 from natprec.quantizers import QuantizedTensor
@@ -114,26 +115,36 @@ def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
 
 
-def from_owners(
-    workers: Workers,
-    own: Mapping[str, Tensor],
-    shapes: Mapping[str, Sequence[int]],
-    owner: Mapping[str, int],
-    like: Tensor,
-) -> Iterator[tuple[str, Tensor]]:
-    """Tensors whose values one process each knows, at all others: name, tensor.
+def gradients_at_owners(
+    workers: Workers, layers: Mapping[str, Layer], owner: Mapping[str, int], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The gradients of weights after a backward pass, added up over processes at the one that moves each.
 
     Args:
-        own: name → tensor, of those that this process knows.
-        shapes, owner, like: see `sums_at_owners`.
+        layers: by name, at least one.
+        owner: name → rank; `dtype`: in which gradients travel.
     """
+    own = {name: gradient.to(dtype) for name, layer in layers.items() if (gradient := layer.gradient) is not None}
+    shapes = {name: layer.shape for name, layer in layers.items()}
+    return sums_at_owners(workers, own, shapes, owner, _nothing(layers, dtype))[0]
+
+
+def share_weights(workers: Workers, layers: Mapping[str, Layer], owner: Mapping[str, int], dtype: torch.dtype) -> None:
+    """Leave in each process what others have made of the weights that they move; arguments as above."""
     if workers.size == 1:
         return
-    of_rank = [[name for name in shapes if owner[name] == rank] for rank in range(workers.size)]
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    leaving = torch.cat([like.new_empty(0), *(own[name].flatten() for name in of_rank[workers.rank])])
+    of_rank = [[name for name in layers if owner[name] == rank] for rank in range(workers.size)]
+    sizes = {name: math.prod(layer.shape) for name, layer in layers.items()}
+    own = [layers[name].matrix.detach().to(dtype).flatten() for name in of_rank[workers.rank]]
+    leaving = torch.cat([_nothing(layers, dtype), *own])
     coming = [(sum(sizes[name] for name in names),) for names in of_rank]
     for rank, part in enumerate(workers.exchange([leaving] * workers.size, coming)):
         if rank != workers.rank:
             pieces = part.split([sizes[name] for name in of_rank[rank]])
-            yield from ((name, each.view(*shapes[name])) for name, each in zip(of_rank[rank], pieces, strict=True))
+            for name, each in zip(of_rank[rank], pieces, strict=True):
+                layers[name].put(each.view(*layers[name].shape))
+
+
+def _nothing(layers: Mapping[str, Layer], dtype: torch.dtype) -> Tensor:
+    """An empty tensor where weights are."""
+    return next(iter(layers.values())).weight.detach().new_empty(0, dtype=dtype)
