@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from natprec.formats.listing import entry_bytes
 from natprec.models.weight_sites import Site, site_layer
 from natprec.utils.atomic_files import folder_bytes
 
@@ -21,6 +22,12 @@ def other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch.
     tensors = {id(t): (t, dtypes.get(name)) for name, t in named if id(t) not in in_sites}
     return sum(t.numel() * (dtype.itemsize if dtype else 2 if t.is_floating_point() else t.element_size())
                for t, dtype in tensors.values())  # fmt: skip
+
+
+def other_entries(model: nn.Module, sites: list[Site]) -> int:
+    """Bytes that the header of a file spends on those."""
+    in_sites = {id(site_layer(model, site).weight) for site in sites}
+    return entry_bytes(name for name, t in model.state_dict(keep_vars=True).items() if id(t) not in in_sites)
 
 
 def carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, bytes]) -> int:

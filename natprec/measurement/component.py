@@ -14,7 +14,7 @@ from natprec.data.prompts import Asked
 from natprec.data.steps import learn_calls
 from natprec.distortions.component import ComponentDistance
 from natprec.errors import ModelError
-from natprec.measurement.beside import other_bytes
+from natprec.measurement.beside import other_bytes, other_entries
 from natprec.measurement.subject import Subject
 from natprec.models.devices import usable_device
 from natprec.models.leftovers import HALF, exceptions, stored_dtypes, whole_vectors
@@ -90,7 +90,7 @@ def subject_of_component(
         sites=sites,
         digest=model_digest(network, weights),
         other_bytes=other_bytes(network, sites, weights.dtypes),
-        carried_bytes=pipeline_bytes(folder, name),
+        carried_bytes=pipeline_bytes(folder, name) + other_entries(network, sites),
         task=part,
         trusted=trust_remote_code,
     )

@@ -53,7 +53,7 @@ class Header(Measured):
         data_digest: of the token ids; `sequences` × `length` tokens, of `parts` kinds of text.
         storage_dtype: of scales and of what stays unquantized: 'bfloat16', 'float16' or 'float32'.
         other_bytes: parameters that are no sites, in the storage dtype.
-        carried_bytes: tokenizer and configuration files of the checkpoint.
+        carried_bytes: tokenizer and configuration files of the checkpoint, and the names of those parameters.
         distortion: name of the one that all curves are in.
         rotation: the seed by which the model was rotated before; None: it was not.
         device: what measured; of a GPU its model. Older files do not say.

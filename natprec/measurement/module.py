@@ -7,7 +7,7 @@ from torch import nn
 
 from natprec.distortions import OUTPUT, Distortion
 from natprec.errors import InputError
-from natprec.measurement.beside import other_bytes
+from natprec.measurement.beside import other_bytes, other_entries
 from natprec.measurement.subject import Subject
 from natprec.models.loading import check_finite, choose_storage_dtype, model_digest
 from natprec.models.segments import SegmentedModel
@@ -63,6 +63,6 @@ def subject_of_module(
         sites=sites,
         digest=model_digest(module, weights),
         other_bytes=other_bytes(module, sites, {}),
-        carried_bytes=0,
+        carried_bytes=other_entries(module, sites),
         task=task,
     )

@@ -18,7 +18,7 @@ from natprec.distortions.pictures import AfterPictures
 from natprec.engines.architectures import takes_embedding, takes_head
 from natprec.errors import InputError, ModelError, first_line
 from natprec.formats import EngineProfile, Format, engine_profile
-from natprec.measurement.beside import carried_bytes, other_bytes
+from natprec.measurement.beside import carried_bytes, other_bytes, other_entries
 from natprec.measurement.candidates import formats_to_measure
 from natprec.models.activation_sites import find_activations
 from natprec.models.experts import take_apart
@@ -48,7 +48,8 @@ class Subject:
         name: as files that are passed on call it: see `natprec.utils.records`.
         digest: identifies the weights; taken before anything changes them, and told of a rotation.
         other_bytes: parameters and buffers that are no sites, as they will be stored.
-        carried_bytes: tokenizer and configuration files of a checkpoint, and what is carried over as it is.
+        carried_bytes: tokenizer and configuration files of a checkpoint, the names of those parameters, and what is
+            carried over as it is.
         task: what the model is for.
         companions: more files of a checkpoint: path → content.
         gguf: the GGUF file that the model was read from, if it was.
@@ -154,7 +155,9 @@ class Subject:
             sites=sites,
             digest=model_digest(model, loaded.weights),
             other_bytes=other_bytes(model, sites, loaded.weights.dtypes),
-            carried_bytes=carried_bytes(model, loaded.tokenizer, loaded.companions) + loaded.leftovers.nbytes,
+            carried_bytes=carried_bytes(model, loaded.tokenizer, loaded.companions)
+            + loaded.leftovers.nbytes
+            + other_entries(model, sites),
             task=loaded.task,
             companions=loaded.companions,
             gguf=loaded.gguf,

@@ -20,7 +20,7 @@ from natprec.solver.fused_groups import FusedGroup, refuse_other_rule, width
 from natprec.solver.needs import Used, needs_of
 from natprec.solver.objective import STORED, Objective, plan_cost
 from natprec.solver.plan import Plan
-from natprec.solver.site_costs import fewest_bits, kl_of, stored_bytes
+from natprec.solver.site_costs import fewest_bits, kl_of, named_bytes, stored_bytes
 from natprec.utils.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def assemble(
             pair = group.pairs[index]
             parts.append(objective.estimate(group.curves, pair.weight, pair.inputs, profile, header))
         parts += unquantized_costs(measurement, profile, unquantized, objective)
+    fixed += named_bytes(measurement, profile)
     stored_total = stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes
     return Plan(
         **asdict(target),

@@ -20,7 +20,7 @@ from natprec.solver.choices import CacheChoice
 from natprec.solver.fused_groups import FusedGroup, groups_of
 from natprec.solver.heads import head_tied
 from natprec.solver.objective import Objective
-from natprec.solver.site_costs import weight_formats
+from natprec.solver.site_costs import named_bytes, weight_formats
 
 if TYPE_CHECKING:
     from natprec.measurement import Measurement
@@ -98,6 +98,7 @@ def problem_of(
     lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
     fixed += sum(2 * measurement.curves[name].site.elements for name in unquantized)
+    fixed += named_bytes(measurement, profile)
     return Problem(profile, rounding, groups, decisions, stairs, unquantized, cache, lost, fixed, objective)
 
 

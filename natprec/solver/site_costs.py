@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from natprec.formats import EngineProfile, Format
+from natprec.formats.listing import naming_bytes
 from natprec.solver.allocation import natural_precision
 from natprec.solver.choices import UNQUANTIZED_BITS
 
 if TYPE_CHECKING:
-    from natprec.measurement import Curve
+    from natprec.measurement import Curve, Measurement
 
 EPS_BWD_SHOWN = 0.01
 """Of the gradient's energy: where b* of the backward flow is reported if no tolerance is given."""
@@ -37,6 +38,11 @@ def stored_bytes(curve: Curve, fmt: Format | None, profile: EngineProfile) -> in
     if fmt is None:
         return UNQUANTIZED_BITS // 8 * site.elements
     return profile.stored_bytes(site.role, fmt, *site.shape, uses=len(site.uses))
+
+
+def named_bytes(measurement: Measurement, profile: EngineProfile) -> int:
+    """Bytes that a checkpoint spends on naming the weights, whatever their formats: header and configuration."""
+    return naming_bytes(profile.container, (curve.site.uses[0] for curve in measurement.weights.values()))
 
 
 def backward_bits(curve: Curve, eps_bwd: float) -> int | None:

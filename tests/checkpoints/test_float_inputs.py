@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.comparison.candidates import linears_only, with_formats
-from natprec.formats import parse_activation, parse_format
+from natprec.formats import engine_profile, parse_activation, parse_format
 from natprec.formats.compressed_tensors import container
 from natprec.pipeline import api
 from natprec.quantizers.activations import fixed_scale, round_activations
 from natprec.runtime.load import load
+from natprec.solver.site_costs import named_bytes
 from tests.arrange import subject, tokens
 from tests.checkpoints.test_float_formats import IDS, LOGITS, made_of, written
 
@@ -67,11 +68,13 @@ def test_fixed_scales_of_inputs_are_in_the_forecast(tmp_path: Path, weights: str
     measured = api.measure(
         own.model, None, text, group_size=32, length=16, sites="all", gpu="sm100", untested=True, rounding="rtn"
     )
-    plan = with_formats(linears_only(measured), (weights,)).solve(bits=10.0, activations=bits)
+    kept = with_formats(linears_only(measured), (weights,))
+    plan = kept.solve(bits=10.0, activations=bits)
     assert {choice.format.name for choice in plan.inputs.values() if choice.format} == {inputs}
     api.save(api.apply(plan, own.model, None, text), tmp_path / "made")
     tensors = load_file(tmp_path / "made" / "model.safetensors")
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     scales = [tensor for name, tensor in tensors.items() if name.endswith(("input_scale", "input_global_scale"))]
     assert len(scales) == 7 * own.model.config.num_hidden_layers
-    assert plan.stored_bytes - own.carried_bytes == stored
+    named = named_bytes(kept, engine_profile("vllm"))
+    assert plan.stored_bytes - own.carried_bytes - named == stored

@@ -19,13 +19,15 @@ PACKAGES = {"natprec": "natprec", "compressed-tensors": "compressed_tensors"}
 def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     """Measure, solve for the size, round."""
     from natprec.comparison.candidates import linears_only, with_formats
+    from natprec.formats import engine_profile
+    from natprec.measurement.beside import other_entries
     from natprec.measurement.subject import Subject
     from natprec.pipeline.api import apply, measure
+    from natprec.solver.site_costs import named_bytes
 
     engine, tokenizer = job.settings["engine"], job.tokenizer()
     if all(tensor.equal(tensor.to(job.dtype).float()) for tensor in model.parameters()):
         model.to(job.dtype)  # says which 16 bits the original had
-    carried = Subject.in_memory(model, tokenizer).carried_bytes  # --max-size is of the whole folder
     sites = "weights" if job.activations == 16 else "all"
     gpu = job.settings.get("gpu")
     measurement = measure(
@@ -36,9 +38,12 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
         measurement = linears_only(measurement)
     if job.settings.get("formats"):
         measurement = with_formats(measurement, job.settings["formats"])
-    # the uniform checkpoint of the formats that it may have has the same header, and leaves no room below it
-    budget = job.max_bytes + carried - (0 if job.settings.get("formats") else _header_bytes(model))
-    plan = measurement.solve(max_size=budget, engine=engine, activations=str(job.activations))
+    beside = measurement.header.carried_bytes  # --max-size is of the whole folder, the target of the weights' files
+    if job.settings.get("formats"):  # their uniform checkpoint has as long a header, and leaves no room below it
+        beside += named_bytes(measurement, engine_profile(engine))
+    else:
+        beside -= other_entries(model, Subject.in_memory(model, tokenizer).sites)
+    plan = measurement.solve(max_size=job.max_bytes + beside, engine=engine, activations=str(job.activations))
     return apply(
         plan, model, tokenizer, ids, other=job.other_ids(), learn_tokens=job.settings["learn_tokens"], seed=job.seed
     )
@@ -59,11 +64,6 @@ def dense(job: Any, done: Any, folder: Path) -> Iterator[tuple[str, Tensor]]:
     for name, value in load_quantized(folder, job.settings["engine"], job.trust_remote_code).state_dict().items():
         if not name.rpartition(".")[2].startswith("weight_"):  # scales and shapes stay beside the weights
             yield name, value
-
-
-def _header_bytes(model: Any) -> int:
-    """At most what the names of the tensors take in the file, which the solver does not count."""
-    return sum(3 * (len(name) + 120) for name in model.state_dict())
 
 
 def report(job: Any, done: Any) -> dict[str, Any]:
