@@ -3,8 +3,9 @@
     python scripts/kills.py --data valid.txt --trials 20
     python scripts/kills.py --data valid.txt --trials 20 --weights disk
     python scripts/kills.py --data valid.txt --trials 10 --weights disk --processes 2 --then 1 2 3
+    python scripts/kills.py --data valid.txt --trials 20 --model smollm2-135m --tokens 512
 
-A whole `natprec quantize` of a small random model is killed with SIGKILL after a random share of the time that it takes
+A whole `natprec quantize`, of a small random model unless one is named, is killed with SIGKILL after a random share of the time that it takes
 when nobody disturbs it, then resumed. Measurement, plan, verification and every file of the checkpoint must be the same
 bits as without the kill (of the measurement all but the seconds that it took).
 
@@ -84,6 +85,8 @@ def main() -> None:
     """Run once in peace, then with a kill in each trial."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--model", help="default: a small one with random weights")
+    parser.add_argument("--tokens", type=int, help="default: 1,024, of several processes 8,192")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -95,10 +98,12 @@ def main() -> None:
     if options.processes > 1:  # nobody waits half a minute for a process that was killed on purpose
         heartbeat.LIMIT, heartbeat.GRACE = 5, 2
     with tempfile.TemporaryDirectory(prefix="natprec-kills-") as scratch:
-        model = Path(scratch) / "model"
-        write_model(model, LlamaConfig(**SHAPE, num_hidden_layers=options.layers, tie_word_embeddings=False))
-        tokens = "1024" if options.processes == 1 else "8192"
-        command = ["quantize", "--model", str(model), "--bits", "4.5", "--data", options.data, "--tokens", tokens]
+        model = options.model or str(Path(scratch) / "model")
+        if options.model is None:
+            shape = LlamaConfig(**SHAPE, num_hidden_layers=options.layers, tie_word_embeddings=False)
+            write_model(Path(model), shape)
+        tokens = str(options.tokens or (1024 if options.processes == 1 else 8192))
+        command = ["quantize", "--model", model, "--bits", "4.5", "--data", options.data, "--tokens", tokens]
         command += ["--eval-tokens", "512", "--sequence-length", "64", "--weights", options.weights, "--out"]
         expected, seconds = {}, 0.0
         for count in sorted({options.processes, *options.then}):

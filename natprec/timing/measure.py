@@ -1,27 +1,40 @@
 """Products timed in turn: in each round every format of a shape, so that a machine that slows down slows them all.
 
 Of each product the median of the rounds is kept, and as spread half of the distance between their quartiles over it. A
-round calls a product until some milliseconds have passed. Where a model's weights fit into the last cache the copies of
-all formats do too; else together they fill it twice, and a round uses no copy twice, so that each comes from memory.
+round calls a product until some milliseconds have passed, and uses no copy of it twice. Between two uses of a copy come
+as many bytes as a model reads for a token, or twice the last cache if that is less: so each weight comes from where a
+model's would.
+
+The runtime computes a token's products in one call, without Python between them. So a call's own time, that of a few
+rows of the same weight, is taken off on the CPU: what calls there are belongs to the rest of a token.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
 from natprec.costs.model import UNQUANTIZED, Product
 from natprec.errors import InputError
+from natprec.formats import PerBlock
+from natprec.runtime.kernels.linear import QuantLinear
 from natprec.timing.products import copies, kernel_name, on_chip_bytes, stored_weight
 from natprec.utils.progress import Stages
 
 WARM_UP = 2
 LEAST_CALLS = 2
+
+FEW_ROWS, CALLS = 8, 50
+"""Rows of a weight whose product takes no time, and calls that are timed together."""
+
+LEAST_PART = 0.05
+"""A product takes at least this part of its call, whatever the two clocks say."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,8 @@ class Runner(Protocol):
 
     kernel: str
     copies: int
+    call: float
+    """Seconds that a call takes beside the product."""
 
     def __call__(self, times: int) -> None:
         """Call it so often, each time on the next copy of the weight."""
@@ -67,6 +82,7 @@ class Natprec:
     """A product of natprec's runtime: its own kernels on the CPU, Triton's on a GPU."""
 
     def __init__(self, product: Product, settings: Settings, working_set: float) -> None:
+        self.call = call_seconds(product, settings) if settings.device.type == "cpu" else 0.0
         weight = stored_weight(product, settings.device)
         self.kernel = kernel_name(weight)
         self._modules = copies(weight, settings.device, working_set)
@@ -80,6 +96,22 @@ class Natprec:
         for _ in range(times):
             self._modules[self._at](self._x)
             self._at = (self._at + 1) % self.copies
+
+
+@torch.inference_mode()
+def call_seconds(product: Product, settings: Settings) -> float:
+    """What a call takes with next to no weight."""
+    by = product.weight and product.weight.scaling.granularity
+    rows = by.rows if isinstance(by, PerBlock) else FEW_ROWS
+    module = QuantLinear(stored_weight(replace(product, rows=rows, tokens=1), settings.device), None)
+    x = torch.randn(1, product.columns)
+
+    def call(times: int) -> None:
+        for _ in range(times):
+            module(x)
+
+    call(WARM_UP)
+    return statistics.median(seconds(call, CALLS, settings) / CALLS for _ in range(settings.repeat))
 
 
 Make = Callable[[Product, Settings, float], Runner]
@@ -110,26 +142,48 @@ def measure_times(
         if (product.formats, product.rows, product.columns, product.tokens) not in done:
             shapes.setdefault((product.rows, product.columns, product.tokens), []).append(product)
     for (height, width, tokens), several in sorted(shapes.items(), key=lambda each: each[0][0] * each[0][1]):
-        with stages.stage(f"time {height} × {width}, {tokens} tokens", settings.repeat + 1) as advance:
-            rows += _measured(several, settings, make, advance)
+        between = bytes_between(settings)
+        lots = lots_of(several, between)
+        with stages.stage(f"time {height} × {width}, {tokens} tokens", len(lots) * (settings.repeat + 1)) as advance:
+            for lot in lots:
+                rows += _measured(lot, settings, make, between / len(lot), advance)
         keep(rows)
     return rows
 
 
+def bytes_between(settings: Settings) -> float:
+    """Bytes that are read between two uses of one weight."""
+    return min(2 * on_chip_bytes(settings.device), settings.model_bytes or math.inf)
+
+
+def lots_of(several: Sequence[Product], between: float) -> list[list[Product]]:
+    """Products to time in turn, so few that one copy of each takes no more than a model."""
+    lots: list[list[Product]] = []
+    held = math.inf
+    for product in several:
+        size = 2 * product.rows * product.columns
+        if product.weight is not None:
+            size = product.weight.stored_bytes(product.rows, product.columns)
+        if held + size > between:
+            lots.append([])
+            held = 0
+        lots[-1].append(product)
+        held += size
+    return lots
+
+
 def _measured(
-    several: Sequence[Product], settings: Settings, make: Make, advance: Callable[[str], None]
+    several: Sequence[Product], settings: Settings, make: Make, share: float, advance: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    cache = on_chip_bytes(settings.device)
-    cached = settings.model_bytes is not None and settings.model_bytes < cache
-    share = (cache / 2 if cached else 2 * cache) / len(several)
     runners = [make(product, settings, share) for product in several]
-    counts = [_calls(runner, settings, cached) for runner in runners]
+    counts = [_calls(runner, settings) for runner in runners]
     advance("warm")
     times: list[list[float]] = [[] for _ in runners]
     for round_number in range(settings.repeat):
         for index in range(len(runners)):
             at = (index + round_number) % len(runners)  # none is always behind the same other
-            times[at].append(seconds(runners[at], counts[at], settings) / counts[at])
+            taken = seconds(runners[at], counts[at], settings) / counts[at]
+            times[at].append(max(taken - runners[at].call, LEAST_PART * taken))
         advance("")
     return [
         {
@@ -143,12 +197,11 @@ def _measured(
     ]  # fmt: skip
 
 
-def _calls(runner: Runner, settings: Settings, cached: bool) -> int:
+def _calls(runner: Runner, settings: Settings) -> int:
     """Calls of a round."""
     runner(WARM_UP)
     one = max(1e-9, seconds(runner, LEAST_CALLS, settings) / LEAST_CALLS)
-    wanted = max(LEAST_CALLS, round(settings.milliseconds / 1000 / one))
-    return wanted if cached else max(1, min(wanted, runner.copies))
+    return max(1, min(round(settings.milliseconds / 1000 / one), runner.copies))
 
 
 def seconds(runner: Callable[[int], None], times: int, settings: Settings) -> float:

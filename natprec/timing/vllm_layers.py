@@ -65,7 +65,7 @@ class VllmLayer:
         first, size = _layer(product, settings.device)
         count = min(MOST_COPIES, max(1, int(working_set / max(1, size))))
         self._layers = [first, *(_layer(product, settings.device)[0] for _ in range(count - 1))]
-        self.copies = len(self._layers)
+        self.copies, self.call = len(self._layers), 0.0
         scheme = getattr(first, "scheme", None)
         kernel = getattr(scheme, "kernel", None) or getattr(scheme, "fp8_linear", None) or scheme or first.quant_method
         self.kernel = type(kernel).__name__

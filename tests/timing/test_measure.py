@@ -26,7 +26,7 @@ INT4, INT8 = parse_format("int4-g32"), parse_format("int8-channel")
 class Clocked:
     """A product that takes as many made-up seconds as its rows, doubled in the second round."""
 
-    kernel, copies = "made up", 4
+    kernel, copies, call = "made up", 4, 0.0
 
     def __init__(self, product: Product, settings: Settings, working_set: float) -> None:
         self.seconds, self.calls = float(product.rows), 0
