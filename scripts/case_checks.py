@@ -11,7 +11,8 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -103,16 +104,15 @@ def lost_tensors(trial: Trial) -> Iterator[str]:
     all that tells is how many numbers went and came.
     """
     lost = [name for name in trial.before if not _is_there(trial, name)]
-    if lost:
-        renamed = {_content(trial.after, name) for name in trial.after if name not in trial.before}
-        twins = {_content(trial.before, name) for name in trial.before if name not in lost}
-        lost = [
-            name
-            for name in lost
-            if (content := _content(trial.before, name)) not in renamed and (_numbered(name) or content not in twins)
-        ]
-    if lost and sum(_elements(trial.before, name) for name in lost) != sum(_came(trial)):
-        yield f"{len(lost)} tensors of the input are not in the output, first {sorted(lost)[0]}"
+    if not lost:
+        return
+    twins = {_content(trial.before, name) for name in trial.before if name not in lost}
+    came = Counter(_content(trial.after, name) for name in _came(trial))
+    gone = [name for name in lost if not _taken(came, _content(trial.before, name))]
+    gone = [name for name in gone if _numbered(name) or _content(trial.before, name) not in twins]
+    numbers = sum(math.prod(shape) * count for (_, shape, _), count in came.items()) + sum(_in_codes(trial, lost))
+    if gone and sum(_elements(trial.before, name) for name in gone) != numbers:
+        yield f"{len(gone)} tensors of the input are not in the output, first {sorted(gone)[0]}"
 
 
 def changed_dtypes(trial: Trial) -> Iterator[str]:
@@ -223,17 +223,38 @@ def _is_there(trial: Trial, name: str) -> bool:
     return any(re.match(rf"{re.escape(module)}\.\d+\.", other) for other in trial.after)
 
 
-def _came(trial: Trial) -> Iterator[int]:
-    """How many numbers each weight has whose name the input does not know."""
+def _came(trial: Trial) -> Iterator[str]:
+    """Tensors under names that the input does not know, but for codes and what stands beside them."""
     for name in trial.after:
         module, _, leaf = name.rpartition(".")
-        if f"{module}.weight" in trial.before or name in trial.before:
-            continue
-        if name == f"{module}.weight_shape":
+        if name not in trial.before and (module not in trial.quantized or leaf == "bias"):
+            yield name
+
+
+def _taken(came: Counter[Any], content: Any) -> bool:
+    """Whether one with this content came, which then stands for it alone."""
+    came[content] -= 1
+    if came[content] < 0:
+        del came[content]
+        return False
+    return True
+
+
+def _in_codes(trial: Trial, lost: Collection[str]) -> Iterator[int]:
+    """How many numbers each weight has that has become codes under a name that the input does not know.
+
+    A head that is written apart is no such weight: the embedding that it was tied to is there.
+    """
+    there = [name for name in trial.before if name not in lost]
+    stayed = {_elements(trial.before, name) for name in there if not _numbered(name)}
+    tails = {tail for name in there for tail in _tails(name)}
+    for name in trial.after:
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight_shape" and f"{module}.weight" not in trial.before and not _tails(f"{module}.weight") & tails:
             with safe_open(trial.after[name], "pt") as file:
-                yield int(file.get_tensor(name).prod())
-        elif leaf == "weight" or module not in trial.quantized:
-            yield _elements(trial.after, name)
+                count = int(file.get_tensor(name).prod())
+            if _numbered(name) or count not in stayed:
+                yield count
 
 
 def _elements(files: dict[str, Path], name: str) -> int:

@@ -5,7 +5,7 @@
     python scripts/kills.py --data valid.txt --trials 10 --weights disk --processes 2 --then 1 2 3
     python scripts/kills.py --data valid.txt --trials 20 --model smollm2-135m --tokens 512
 
-A whole `natprec quantize`, of a small random model unless one is named, is killed with SIGKILL after a random share of the time that it takes
+A whole `natprec quantize`, of a small random model unless one is named, is killed with SIGKILL after a random share of
 when nobody disturbs it, then resumed. Measurement, plan, verification and every file of the checkpoint must be the same
 bits as without the kill (of the measurement all but the seconds that it took).
 
@@ -76,7 +76,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     size = int.from_bytes(files[name][:8], "little")
     header = json.loads(files[name][8 : 8 + size])
     described = json.loads(header["__metadata__"]["natprec"])
-    described.pop("seconds")
+    for each in ("seconds", "checksum"):  # of all that stands there, so of the seconds too
+        described.pop(each, None)
     header["__metadata__"]["natprec"] = described
     return files | {name: json.dumps(header, sort_keys=True).encode() + files[name][8 + size :]}
 
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--then", type=int, nargs="+", default=[1], help="processes that go on, in turn")
     options = parser.parse_args()
     draw = random.Random(options.seed)
+    os.environ["SOURCE_DATE_EPOCH"] = str(int(time.time()))  # else two runs differ by their dates
     if options.processes > 1:  # nobody waits half a minute for a process that was killed on purpose
         heartbeat.LIMIT, heartbeat.GRACE = 5, 2
     with tempfile.TemporaryDirectory(prefix="natprec-kills-") as scratch:

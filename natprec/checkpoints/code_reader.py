@@ -74,11 +74,9 @@ class Checkpoint:
 
     def rename(self, names: DiskNames) -> None:
         """Call tensors and modules by the model's names from now on."""
-        in_model = names.in_model
         for key in list(self.files):
-            module, _, leaf = key.rpartition(".")
-            if module in in_model:
-                name = f"{in_model[module]}.{leaf}"
+            name = names.key_in_model(key)
+            if name != key:
                 self.files[name], self._in_file[name] = self.files.pop(key), key
                 self._headers[name] = self._headers.pop(key)
         self._module = names.module

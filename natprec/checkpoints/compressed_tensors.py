@@ -151,6 +151,7 @@ def quantization_config(
                 found.extend([pattern] if pattern not in found else [])
             else:
                 found.extend(stored(use, bool(site.experts)) for use in site.uses)
+                found.extend(use for use in site.uses if not site.experts and use not in found)  # for transformers
                 found.extend([classes[site.name]] if classes and site.name in classes else [])
         else:
             ignore.extend(map(stored, site.uses))

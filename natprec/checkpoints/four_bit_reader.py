@@ -40,12 +40,12 @@ class FourBit:
             InputError: bitsandbytes is not installed.
         """
         require("bitsandbytes", "a checkpoint of bitsandbytes is read by that library", BITSANDBYTES)
-        in_model = DiskNames(model).in_model
+        names = DiskNames(model)
         self._parts: dict[str, dict[str, Path]] = {}
         for key, file in tensor_files(folder).items():
             owner, _, leaf = key.partition(".weight.")
             self._parts.setdefault(f"{owner}.weight" if leaf else key, {})[leaf] = file
-        self._keys = {_in(in_model, key): key for key in self._parts}
+        self._keys = {names.key_in_model(key): key for key in self._parts}
         self.names = list(self._keys)
 
     def tensor(self, name: str) -> Tensor:
@@ -62,8 +62,3 @@ class FourBit:
         state.dtype = torch.float32  # else its values are rounded once more, to the model's 16 bits
         dense: Tensor = dequantize_4bit(stored.clone(), state)
         return dense.view(state.shape)
-
-
-def _in(in_model: dict[str, str], key: str) -> str:
-    module, _, leaf = key.rpartition(".")
-    return f"{in_model.get(module, module)}.{leaf}".removeprefix(".")

@@ -34,26 +34,25 @@ class Unpacked:
         Args:
             model: that is to be filled, whose layers say in which form their weights are wanted.
         """
-        self._model, self._folder, in_model = model, config.folder, DiskNames(model).in_model
+        self._model, self._folder, names = model, config.folder, DiskNames(model)
         modules: dict[str, dict[str, Path]] = {}
         self._packed: dict[str, tuple[Group, str, dict[str, Path]]] = {}
         self._plain: dict[str, tuple[str, Path]] = {}
         layers = dict(model.named_modules())
-        refuse_other_formats(config.files, config, model, in_model)
+        refuse_other_formats(config.files, config, model, names.in_model)
         for key, file in config.files.items():
             module, _, leaf = key.rpartition(".")
             modules.setdefault(module, {})[leaf] = file
         for module, own in modules.items():
-            name = in_model.get(module, module)
+            name = names.in_model.get(module, module)
             group = config.of(module, name, module=layers.get(name))  # one for transformers has the model's names
             weight = {leaf: own.pop(leaf) for leaf in list(own) if group is not None and leaf.startswith("weight")}
             if group is not None:
                 own = {leaf: file for leaf, file in own.items() if leaf not in (INPUT, INPUT_OUTER)}
             if group is not None and "weight_scale" in weight and weight.keys() & {"weight_packed", "weight"}:
                 self._packed[f"{name}.weight"] = (group, module, weight)  # else the second use of a tied one
-            self._plain |= {
-                f"{name}.{leaf}".removeprefix("."): (f"{module}.{leaf}", file) for leaf, file in own.items()
-            }
+            keys = {f"{module}.{leaf}".removeprefix("."): file for leaf, file in own.items()}
+            self._plain |= {names.key_in_model(key): (key, file) for key, file in keys.items()}
         self.names = [*self._plain, *self._packed]
 
     def tensor(self, name: str) -> torch.Tensor:

@@ -34,7 +34,7 @@ from natprec.measurement.weight_gradients import add_products
 from natprec.models.layers import Layer, known_layer
 from natprec.models.routing import MIN_TOKENS
 from natprec.models.weight_sites import Site
-from natprec.utils.hooks import differentiable
+from natprec.utils.hooks import differentiable, watch_gradient
 
 
 @dataclass
@@ -129,7 +129,7 @@ class WeightObserver:
         if torch.is_grad_enabled():
             if not output.requires_grad:  # its inputs are the same in all segments, like those of relative positions
                 output = differentiable(output)
-            output.register_hook(lambda gradient: self.add_product(inputs, gradient))
+            watch_gradient(output, lambda gradient: self.add_product(inputs, gradient))
         return output
 
     def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

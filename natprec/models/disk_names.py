@@ -1,16 +1,18 @@
-"""What a checkpoint calls the tensors of a model whose experts were taken apart.
+"""What a checkpoint calls the tensors of a model whose modules have other names, or whose experts were taken apart.
 
 transformers stores some models under other names than its modules have (Mixtral's experts as
-`block_sparse_moe.experts.0.w1`), and engines look for those. They follow from transformers' own rules of
-conversion, tried backwards on stand-ins: numbered tensors of a few values that show where each expert's part goes.
-Experts that are stored as one tensor have no names of their own; they get `experts.0.gate_proj`, …, as
-llm-compressor writes them.
+`block_sparse_moe.experts.0.w1`, GPT-NeoX's head as `embed_out`), and engines look for those. They follow from
+transformers' own rules of conversion, tried backwards on stand-ins: numbered tensors of a few values that show where
+each expert's part goes. Experts that are stored as one tensor have no names of their own; they get
+`experts.0.gate_proj`, …, as llm-compressor writes them. Of models that see, files with either names are about, and
+engines read both.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +20,12 @@ from torch import Tensor, nn
 
 from natprec.models.experts import Piece, pieces_of
 
+PARTS = 12
+"""Values of a stand-in, into which rules may take it apart."""
+
 
 class DiskNames:
-    """From names in the model to names in its checkpoint; the same ones for models without such experts.
+    """From names in the model to names in its checkpoint; the same ones for most models.
 
     Attributes:
         merged: whether transformers puts experts that are stored one by one together when it loads them.
@@ -30,9 +35,12 @@ class DiskNames:
         """Find out, without looking at any weight."""
         pieces = pieces_of(model)
         experts = _expert_names(model, pieces)
-        self._stored = _renamed(model, [*model.state_dict()]) | experts if pieces else {}
+        renamed, joined = _renamed(model, [*model.state_dict()])
+        known = pieces or not (joined or hasattr(getattr(model, "config", None), "vision_config"))
+        self._stored = renamed | experts if known else {}
         self.merged = pieces.keys() == experts.keys()
-        self._modules = {_module(name): _module(stored) for name, stored in self._stored.items()}
+        alike = {name: stored for name, stored in self._stored.items() if _leaf(name) == _leaf(stored)}
+        self._modules = {_module(name): _module(stored) for name, stored in alike.items()}
 
     def tensor(self, name: str) -> str:
         """Of a parameter or buffer."""
@@ -42,14 +50,28 @@ class DiskNames:
         """Of a module that owns tensors."""
         return self._modules.get(name, name)
 
-    @property
+    @functools.cached_property
+    def _tensors(self) -> dict[str, str]:
+        return {stored: name for name, stored in self._stored.items()}
+
+    @functools.cached_property
     def in_model(self) -> dict[str, str]:
         """The other way: module in the checkpoint → module in the model, where they differ."""
         return {stored: name for name, stored in self._modules.items() if stored != name}
 
+    def key_in_model(self, key: str) -> str:
+        """The same of a tensor; one that belongs to a quantized weight goes with its module."""
+        name = self._tensors.get(key)
+        module, _, leaf = key.rpartition(".")
+        return name or f"{self.in_model.get(module, module)}.{leaf}".removeprefix(".")
+
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _reverted(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,15 +88,16 @@ def _reverted(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model._weight_conversions = loaded
 
 
-def _renamed(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """Of tensors that keep their values; those that are stored in another form keep their names."""
+def _renamed(model: Any, names: Sequence[str]) -> tuple[dict[str, str], bool]:
+    """Of tensors that keep their values; and whether others are stored in another form, and keep their names."""
     numbered = dict(enumerate(names))
-    found = _reverted(model, {name: torch.tensor([number]) for number, name in numbered.items()})
+    found = _reverted(model, {name: torch.full((PARTS,), number) for number, name in numbered.items()})
     stored: dict[int, list[str]] = {}
     for name, value in found.items():
-        if value.numel() == 1:
-            stored.setdefault(int(value), []).append(name)
-    return {numbered[number]: names[0] for number, names in stored.items() if len(names) == 1}
+        if value.numel() == PARTS:
+            stored.setdefault(int(value.flatten()[0]), []).append(name)
+    named = {numbered[number]: names[0] for number, names in stored.items() if len(names) == 1}
+    return named, not len(named) == len(found) == len(names)
 
 
 def _expert_names(model: Any, pieces: Mapping[str, Piece]) -> dict[str, str]:

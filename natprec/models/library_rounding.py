@@ -43,6 +43,12 @@ def refuse_rounded_otherwise(
                 f"keys and values of {name!r} ({type(module).__name__}) would stay as they are in transformers, whose "
                 "library knows attention by k_proj and v_proj; leave --kv out, or use another --engine"
             )
+        own = next((each for each in ("k_scale", "v_scale") if hasattr(module, each)), None)
+        if own is not None:
+            raise ModelError(
+                f"{name!r} ({type(module).__name__}) has something of its own that it calls {own}, as transformers' "
+                "library calls the scale of its cache; leave --kv out, or use another --engine"
+            )
     flat: list[str] = []
     names = {
         segmented.model.get_submodule(use): use for site in activations if site.role == "linear" for use in site.uses
@@ -62,6 +68,19 @@ def refuse_rounded_otherwise(
         )
     if cache:
         _refuse_unsized_heads(segmented.model)
+        _refuse_other_cache(segmented.model, samples)
+
+
+def _refuse_other_cache(model: Any, samples: Samples) -> None:
+    """Refuse a cache that is more than keys and values, in whose place the library puts one of its own (MiniMax)."""
+    from transformers import DynamicCache
+
+    cache = getattr(model(input_ids=samples.ids[:1], use_cache=True), "past_key_values", None)
+    if cache is not None and type(cache) is not DynamicCache:
+        raise ModelError(
+            f"{type(model).__name__} keeps its state in a {type(cache).__name__}, and transformers rounds keys and "
+            "values in a cache of its own, which has no more than these; leave --kv out, or use another --engine"
+        )
 
 
 def _refuse_unsized_heads(model: Any) -> None:

@@ -84,7 +84,8 @@ class SegmentedModel:
         else:
             self.blocks = []
         self.block_names = [f"{name}.{index}" for index in range(len(self.blocks))]
-        if self.blocks and ((self.probe.beside and not self._same(probe)) or self._passed_by(probe)):
+        without = not any(self.block_of(name) for name in self.probe.order)  # layers of kinds that natprec knows
+        if self.blocks and (without or (self.probe.beside and not self._same(probe)) or self._passed_by(probe)):
             self.blocks, self.block_names = [], []
         self.routing: Routing = find_routing(model, self.probe.rows, probe.tokens)
 

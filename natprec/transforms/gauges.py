@@ -71,11 +71,10 @@ def find_gauges(segmented: SegmentedModel, sites: Sequence[Site], samples: Sampl
             for fused_group, members in _fused_groups(segmented, sites, index).items():
                 columns = members[0].shape[1]
                 own = (fused_group.removeprefix(name), columns)
-                tried = known.get(own)
+                possible = list(_candidates(segmented.blocks[index], columns))
+                tried = known.get(own, possible)
                 known[own] = []
-                for producer, produced, head in (
-                    _candidates(segmented.blocks[index], columns) if tried is None else tried
-                ):
+                for producer, produced, head in tried if set(tried) <= set(possible) else possible:
                     gauge = Gauge(fused_group, f"{name}.{producer}", produced, head)
                     with rescaled(segmented.model, gauge, members):
                         same = torch.equal(segmented.block(index, hidden, contexts[index]), expected)

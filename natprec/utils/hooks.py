@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from torch import Tensor
@@ -29,6 +29,18 @@ def attached(handles: Iterable[Removable]) -> Iterator[None]:
 def differentiable(tensor: Tensor) -> Tensor:
     """The same values, cut off from what made them, with a gradient; no leaf, since a model may change it in place."""
     return tensor.detach().requires_grad_().clone()
+
+
+def watch_gradient(tensor: Tensor, watch: Callable[[Tensor], None]) -> None:
+    """Call `watch` with the gradient of a tensor, also where the model goes on to change it in place (Longformer does).
+
+    A view that is changed gets another history, of which the hooks on it are no part; those on its base stay.
+    """
+    base = tensor._base
+    if base is not None and base.requires_grad and base.shape.numel() == tensor.numel() and tensor.is_contiguous():
+        base.register_hook(lambda gradient: watch(gradient.reshape(tensor.shape)))
+    else:
+        tensor.register_hook(watch)
 
 
 def of_its_own(tensor: Tensor) -> Tensor:

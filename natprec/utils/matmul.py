@@ -12,6 +12,7 @@ Beside products of bfloat16, attention that nothing goes back through is our own
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from natprec import native
 from natprec.errors import unknown
+
+MASKING = (torch.Tensor.masked_fill, torch.Tensor.masked_fill_, torch.masked_fill)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """Of the operands of products that serve averages, by name."""
@@ -53,8 +56,7 @@ def products_in(dtype: torch.dtype, device: torch.device) -> contextlib.Abstract
     """Within the block matrix products of a float32 model take operands of this dtype; sums are float32."""
     if dtype == torch.float32:
         return _ByOneDnn() if _has_onednn(device) else contextlib.nullcontext()
-    own = dtype == torch.bfloat16 and device.type == "cpu" and native.on_bfloat16()
-    return _in_bfloat16(device) if own else torch.autocast(device.type, dtype=dtype)
+    return _in_narrow(dtype, device)
 
 
 def in_bfloat16(device: torch.device) -> bool:
@@ -63,8 +65,9 @@ def in_bfloat16(device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def _in_bfloat16(device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, dtype=torch.bfloat16), _OwnAttention():
+def _in_narrow(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    own = dtype == torch.bfloat16 and device.type == "cpu" and native.on_bfloat16()
+    with torch.autocast(device.type, dtype=dtype), _Masks(), _OwnAttention() if own else contextlib.nullcontext():
         yield
 
 
@@ -86,6 +89,18 @@ class _ByOneDnn(TorchFunctionMode):
         if func is functional.linear and not kwargs and _plain(*args):
             x, *others = args  # what a function of its own returns must be no view, for models that change it in place
             return _Linear.apply(x.flatten(0, -2), *others).unflatten(0, x.shape[:-1])
+        return func(*args, **(kwargs or {}))
+
+
+class _Masks(TorchFunctionMode):
+    """Scores of a narrow product take the least number of float32 as their own least one, as masks mean it."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in MASKING and len(args) == 3 and isinstance(args[2], float) and args[0].is_floating_point():
+            least = torch.finfo(args[0].dtype).min
+            args = (*args[:2], max(args[2], least) if args[2] > -math.inf else args[2])
         return func(*args, **(kwargs or {}))
 
 

@@ -49,6 +49,31 @@ def test_the_sweep_agrees_with_replacing_each_convolution() -> None:
     assert all(torch.equal(before[name], each) for name, each in net.state_dict().items())
 
 
+class InPlace(nn.Module):
+    """Divides what a Linear gives by a number, in place or not, as Longformer does with its queries."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.in_place, self.first, self.last = in_place, nn.Linear(64, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if self.in_place:
+            hidden /= 3
+        else:
+            hidden = hidden / 3
+        return self.last(torch.tanh(hidden))
+
+
+def test_a_model_may_change_what_its_layers_give() -> None:
+    given = {"x": torch.randn(8, 4, 64)}
+    one, other = (natprec.measure(InPlace(way), samples=given) for way in (True, False))
+    for name, curve in one.curves.items():
+        assert curve.kl().min() > 0
+        np.testing.assert_allclose(curve.kl(), other.curves[name].kl(), rtol=1e-5)
+
+
 def test_a_depthwise_convolution_may_stay_at_16_bits_and_a_file_says_so(tmp_path: Path) -> None:
     found = natprec.measure(Net(), samples=Samples.of(samples()))
     found.save(tmp_path / "measurement")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from natprec.errors import ModelError
 from natprec.measurement.measure import measure
 from natprec.measurement.subject import Subject
 from natprec.solver import Plan
@@ -88,6 +89,34 @@ def plan_of(model: Any) -> tuple[Subject, Plan]:
     subject = Subject.in_memory(model, None)
     found = measure(subject, tokens(4, 16, 512), group_size=32)
     return subject, found.solve(eps=1.0)
+
+
+class Stern(torch.autograd.Function):
+    """Refuses to be differentiated, as Reformer's layers do outside of training."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("use model.train() first")
+
+
+def test_a_model_without_gradients_is_refused_by_name() -> None:
+    model = tiny_model(vocab_size=512)
+    model.model.norm.register_forward_hook(lambda module, args, output: Stern.apply(output))
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM cannot be differentiated as it runs \(use model.train"):
+        measure(Subject.in_memory(model, None), tokens(4, 16, 512), group_size=32)
+
+
+def test_layers_of_unknown_kinds_are_refused_by_name() -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = transformers.IBertModel(transformers.IBertConfig(**sizes, vocab_size=512)).eval()
+    with pytest.raises(ModelError, match="no gradient reaches a layer of IBertModel"):
+        measure(Subject.in_memory(model, None), tokens(4, 16, 512), group_size=32)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,26 @@ def test_attention_that_the_library_does_not_know(
     Subject.in_memory(built(family), None).refuse_rounded_otherwise("natprec", inputs=True, cache=True)
 
 
+def test_a_cache_of_more_than_keys_and_values() -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.MiniMaxConfig(
+        **sizes, num_key_value_heads=2, head_dim=16, vocab_size=96, num_local_experts=2, num_experts_per_tok=1,
+        block_size=8, layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
+    made = Subject.in_memory(transformers.MiniMaxForCausalLM(config).eval(), None, "small")
+    with pytest.raises(ModelError, match="keeps its state in a MiniMaxCache"):
+        made.refuse_rounded_otherwise("transformers", inputs=False, cache=True)
+
+
+def test_attention_with_a_scale_of_its_own() -> None:
+    made = subject()
+    made.model.get_submodule("model.layers.1.self_attn").v_scale = 0.5
+    with pytest.raises(ModelError, match=r"'model.layers.1.self_attn' \(LlamaAttention\) has something of its own"):
+        made.refuse_rounded_otherwise("transformers", inputs=False, cache=True)
+
+
 def test_heads_that_the_library_cannot_count() -> None:
     import transformers
 

@@ -86,6 +86,18 @@ def test_a_block_with_a_layer_that_no_token_reached_has_none() -> None:
     assert not any(fused_group.startswith(BLOCK) for fused_group in found)
 
 
+def test_blocks_of_other_shapes_have_gauges_of_their_own() -> None:
+    """MiMo's layers with a window have twice the heads of keys and values of the others."""
+    made = subject()
+    wide = made.segmented.blocks[1].self_attn
+    wide.v_proj, wide.k_proj = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
+    wide.num_key_value_groups = 1
+    segmented = SegmentedModel(made.model, TEXT)
+    found = find_gauges(segmented, find_sites(segmented), TEXT)
+    produced = {name: gauge.produced for name, gauge in found.items() if name.endswith("o_proj")}
+    assert produced == {"model.layers.0.self_attn.o_proj": 16, "model.layers.1.self_attn.o_proj": 32}
+
+
 def test_looking_for_them_leaves_the_weights_alone() -> None:
     made = subject()
     before = {name: (parameter.data_ptr(), parameter.clone()) for name, parameter in made.model.named_parameters()}

@@ -43,6 +43,18 @@ def test_names() -> None:
     assert ("auto", *DTYPES) == ARITHMETIC
 
 
+def test_masks_mean_the_least_number_of_what_they_fill() -> None:
+    """DeBERTa fills scores, which a product in bfloat16 gives, with the least number of its float32 queries."""
+    least = torch.finfo(torch.float32).min
+    with products_in(torch.bfloat16, CPU):
+        scores = torch.randn(2, 3, 4) @ torch.randn(4, 5)
+        assert scores.dtype == torch.bfloat16
+        filled = scores.masked_fill(torch.ones(5, dtype=torch.bool), least)
+        assert (filled == torch.finfo(torch.bfloat16).min).all()
+        assert scores.masked_fill(torch.ones(5, dtype=torch.bool), -torch.inf).isinf().all()
+        assert (torch.ones(3).masked_fill(torch.ones(3, dtype=torch.bool), least) == least).all()
+
+
 MACHINES = """
 import json, torch
 from natprec.utils.matmul import arithmetic, multiplies_bfloat16
