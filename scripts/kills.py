@@ -32,6 +32,7 @@ from transformers import LlamaConfig
 
 from natprec.cli import main as natprec
 from natprec.utils import heartbeat
+from natprec.utils.marks import MARK
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 512}
 
@@ -79,6 +80,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     for each in ("seconds", "checksum"):  # of all that stands there, so of the seconds too
         described.pop(each, None)
     header["__metadata__"]["natprec"] = described
+    sizes = json.loads(files[MARK])
+    sizes["files"].pop(name)  # a second more may be a digit more
+    files[MARK] = json.dumps(sizes).encode()
     return files | {name: json.dumps(header, sort_keys=True).encode() + files[name][8 + size :]}
 
 
@@ -124,24 +128,24 @@ def main() -> None:
             killed = ended(children)[victim] == -signal.SIGKILL
             if not out.exists():
                 ended(start([*command, str(out), "--resume"], count))
-                found = compared(contents(out), expected[count], options.processes > 1)
+                differ = differing(contents(out), expected[count], options.processes > 1)
             else:
-                found = compared(contents(out), expected[options.processes], options.processes > 1)
+                differ = differing(contents(out), expected[options.processes], options.processes > 1)
             left = sorted(entry.name for entry in out.parent.iterdir() if entry.name.startswith((".", f"{out.name}.")))
-            same += found and not left
-            row = {"trial": trial, "killed_after": round(share * seconds, 2), "killed": killed, "same": found}
+            same += not differ and not left
+            row = {"trial": trial, "killed_after": round(share * seconds, 2), "killed": killed, "differ": differ}
             if options.processes > 1:
                 row |= {"victim": victim, "then": count}
             print(json.dumps({**row, "left_behind": left}), flush=True)
         print(json.dumps({"seconds_undisturbed": round(seconds, 2), "same": same, "of": options.trials}))
 
 
-def compared(found: dict[str, bytes], expected: dict[str, bytes], weights: bool) -> bool:
-    """Whether all files are the same bits; or with `weights` those, and the same files are there."""
-    if not weights:
-        return found == expected
-    names = [name for name in expected if name.endswith((".safetensors", "config.json")) and "/" not in name]
-    return found.keys() == expected.keys() and all(found[name] == expected[name] for name in names)
+def differing(found: dict[str, bytes], expected: dict[str, bytes], weights: bool) -> list[str]:
+    """The files that are not the same bits, or with `weights` those that hold them; and those that are not in both."""
+    names = [name for name in expected.keys() & found.keys() if found[name] != expected[name]]
+    if weights:
+        names = [name for name in names if name.endswith((".safetensors", "config.json")) and "/" not in name]
+    return sorted({*names, *(expected.keys() ^ found.keys())})
 
 
 if __name__ == "__main__":

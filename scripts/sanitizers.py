@@ -40,7 +40,11 @@ def main() -> None:
     if given[0] in ("-h", "--help"):
         print(__doc__)
         return
-    library = subprocess.run(["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    first = ("libasan.so", "libstdc++.so.6")  # without the second the sanitizer does not know how torch throws
+    found = [
+        subprocess.run(["cc", f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+        for name in first
+    ]
     with tempfile.TemporaryDirectory(prefix="natprec-sanitizers-") as folder:
         compiler = Path(folder) / "cc"
         compiler.write_text(WRAPPER.format(flags=" ".join(SANITIZERS)))
@@ -49,13 +53,15 @@ def main() -> None:
             **os.environ,
             "CC": str(compiler),
             "XDG_CACHE_HOME": folder,
-            "LD_PRELOAD": str(Path(library.stdout.strip()).resolve()),
+            "LD_PRELOAD": " ".join(str(Path(file).resolve()) for file in found),
             "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",  # Python frees little when it ends
             "UBSAN_OPTIONS": "print_stacktrace=1",
             "PYTHONPATH": str(ROOT),
         }
         subprocess.run([sys.executable, "-c", CALLED], check=True, env=env, cwd=ROOT)
-        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", *given], env=env, cwd=ROOT, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "--capture=sys", *given], env=env, cwd=ROOT, check=False
+        )
     sys.exit(done.returncode != 0)
 
 

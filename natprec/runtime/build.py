@@ -88,7 +88,11 @@ class Builder:
                 uses.setdefault(id(tensor), []).append(name)
             elif name in self.checkpoint.files and not isinstance(tensor, nn.Parameter):
                 tensor.copy_(self.checkpoint.tensor(name))
-        wanted = {next((n for n in names if n in self.checkpoint.files), names[0]): names for names in uses.values()}
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        wanted: dict[str, list[str]] = {}
+        for names in uses.values():
+            known = [*names, *(tied[name] for name in names if name in tied)]  # biases are tied, too (BertGeneration)
+            wanted.setdefault(next((n for n in known if n in self.checkpoint.files), names[0]), []).extend(names)
         convolutions = {f"{name}.weight": layer for name, layer in self._convolutions() if f"{name}.weight" in wanted}
         missing = [name for name in wanted if name not in self.checkpoint.files and name not in convolutions]
         if missing and task.does_without(self.model, missing):

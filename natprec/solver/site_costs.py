@@ -42,7 +42,7 @@ def stored_bytes(curve: Curve, fmt: Format | None, profile: EngineProfile) -> in
 
 def named_bytes(measurement: Measurement, profile: EngineProfile) -> int:
     """Bytes that a checkpoint spends on naming the weights, whatever their formats: header and configuration."""
-    return naming_bytes(profile.container, (curve.site.uses[0] for curve in measurement.weights.values()))
+    return naming_bytes(profile.container, (curve.site.name for curve in measurement.weights.values()))
 
 
 def backward_bits(curve: Curve, eps_bwd: float) -> int | None:
