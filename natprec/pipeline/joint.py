@@ -56,14 +56,15 @@ class PlanLook:
         self._measurement, self._samples, self._stages, self._folder = measurement, samples, stages, folder
 
     def points(self, plan: Plan) -> Joint:
-        """The distortion of the plan's errors and of half of them; `along` is empty."""
+        """The distortion of the plan's errors and of half of them, if they can be had before rounding; no `along`."""
         known = self._found(plan)
         if known is not None:
             return known
-        with self._stages.stage(STAGE, self._look.steps(2)) as advance:
-            one, half = self._look.points(plan, shares_of(self._measurement, plan), (1.0, 0.5), advance)
-        own = not rounding_named(plan.rounding).compensates
-        seed = self._measurement.header.seed
+        own, seed = not rounding_named(plan.rounding).compensates, self._measurement.header.seed
+        one = half = np.zeros(0)
+        if own:
+            with self._stages.stage(STAGE, self._look.steps(2)) as advance:
+                one, half = self._look.points(plan, shares_of(self._measurement, plan), (1.0, 0.5), advance)
         found = Joint(plan.kl_sum, sums_of(self._measurement, plan), np.zeros((0, len(one))), one, half, seed, own)
         self._keep(plan, found)
         return found
@@ -133,7 +134,7 @@ def with_joint(
         if not found.anchored:
             found = look.completed(plan, found)
         again = solved_again(config, measurement, plan, found, stages)
-        if again is not plan and found.anchored and found.own and again.untied == plan.untied:
+        if again is not plan and found.anchored and again.untied == plan.untied:
             found = look.points(again)
         if again.untied == plan.untied and not len(found.along):
             found = look.completed(again, found)

@@ -194,6 +194,7 @@ def test_gptq_s_errors_are_to_nearest_scaled_to_what_is_predicted_to_be_left() -
     nearest = Look(subject, samples).along(plan, {})
     scale = np.sqrt([shares[site.name] for site in subject.sites if site.name in shares])[:, None]
     assert not whole.own
+    assert len(whole.measured) == len(whole.halved) == 0
     assert (
         PlanLook(subject, measurement, samples, Stages(quiet=True))
         .points(measurement.solve(bits=3.0, rounding="rtn"))
