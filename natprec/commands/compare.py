@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,10 @@ def compare(
         raise InputError(f"activations {activations}: methods are compared with 16, 8 or 4 bits")
     if seeds < 1:
         raise InputError(f"seeds {seeds}: each method runs at least once")
+    if iterations < 1:
+        raise InputError(f"iterations {iterations}: AutoRound takes at least one step per block; its own default is 200")
+    if not 0 < time_limit < math.inf:
+        raise InputError(f"time-limit {time_limit:g}: give the seconds that one method may take, such as 3600")
     settings = Settings(
         parse_methods(methods),
         parse_widths(bits),

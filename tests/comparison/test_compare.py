@@ -191,6 +191,9 @@ def test_wrong_options_are_refused_before_anything_is_loaded(tiny_folder: Path) 
         (("--bits", "12"), "2 to 8"),
         (("--activations", "5"), "16, 8 or 4 bits"),
         (("--seeds", "0"), "at least once"),
+        (("--iterations", "-1"), "iterations -1: AutoRound takes at least one"),
+        (("--time-limit", "nan"), "time-limit nan: give the seconds"),
+        (("--time-limit", "-5"), "time-limit -5: give the seconds"),
         (("--group-size", "auto"), "fixed size"),
         (("--python", "/nowhere"), "is no file"),
     ):
