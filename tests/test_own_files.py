@@ -26,7 +26,8 @@ from natprec.formats import activation, integer
 from natprec.measurement import Curve, Measurement
 from natprec.models.weight_sites import Site
 from natprec.solver import Plan
-from natprec.utils.own_files import CHECKSUM, LARGEST
+from natprec.utils import own_files
+from natprec.utils.own_files import CHECKSUM, LARGEST, digest_of, what_is
 from tests.arrange import curve, measurement
 
 WIDTHS = (2, 4, 8)
@@ -343,3 +344,22 @@ def test_a_verification_that_cannot_be_read_does_not_stop_the_next(tmp_path: Pat
     assert recorded(tmp_path).rounding == "gptq"
     (tmp_path / "verification.json").write_text((tmp_path / "verification.json").read_text().replace("gptq", "rtn"))
     assert recorded(tmp_path) is None
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"plan '.*nowhere.json' does not exist; write it with natprec solve"):
+        Plan.load(tmp_path / "nowhere.json")
+
+
+def test_a_checksum_is_the_same_in_every_version() -> None:
+    """Files of earlier versions are read by later ones, which must not take them for changed."""
+    assert digest_of({"b": 1, "a": [0.5, None]}) == digest_of({"a": [0.5, None], "b": 1}) == "fa4bdf52c65e42b1"
+
+
+def test_a_header_is_looked_at_up_to_the_largest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "m"
+    measured().save(file)
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    for most, said in ((size, "a measurement"), (size - 1, None)):
+        monkeypatch.setattr(own_files, "LARGEST", most)
+        assert what_is(file) == said
