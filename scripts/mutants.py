@@ -37,7 +37,8 @@ MODULES = {
     "schema": ("natprec.utils.schema", ("tests/utils/test_schema.py", "tests/test_own_files.py")),
     "allocation": ("natprec.solver.allocation", ("tests/solver/test_allocation.py", "tests/solver/test_agreement.py")),
     "solver": ("natprec.solver.solve", ("tests/solver/test_solve.py", "tests/solver/test_ladder.py",
-                                        "tests/solver/test_uniform.py")),
+                                        "tests/solver/test_uniform.py", "tests/solver/test_objective.py",
+                                        "tests/test_untied.py")),
     "judge": ("natprec.evaluation.verdict", ("tests/evaluation/test_verdict.py", "tests/evaluation/test_judged.py")),
 }  # fmt: skip
 """Name → module, and the tests that cover it, the quickest first."""

@@ -54,7 +54,9 @@ def compare(
     if seeds < 1:
         raise InputError(f"seeds {seeds}: each method runs at least once")
     if iterations < 1:
-        raise InputError(f"iterations {iterations}: AutoRound takes at least one step per block; its own default is 200")
+        raise InputError(
+            f"iterations {iterations}: AutoRound takes at least one step per block; its own default is 200"
+        )
     if not 0 < time_limit < math.inf:
         raise InputError(f"time-limit {time_limit:g}: give the seconds that one method may take, such as 3600")
     settings = Settings(

@@ -106,6 +106,14 @@ def test_measure_refuses_as_early(here: Path) -> None:
     assert done.stdout.strip() == "2 []", done.stderr
 
 
+@pytest.mark.parametrize("option", ["--component", "--prompts", "--steps", "--image-size"])
+def test_verify_refuses_options_of_pipelines(option: str, here: Path) -> None:
+    result = natprec("verify", here / "tiny", "--model", here / "tiny", option, "7")
+    assert result.code == 2
+    assert "is no pipeline of diffusers" in result.reason
+    assert f"leave out {option}" in result.reason
+
+
 def test_what_can_be_used_passes(tmp_path: Path, tiny_folder: Path, text_file: Path) -> None:
     """A text that is just long enough, and a group size that divides some Linears only."""
     result = natprec(

@@ -27,10 +27,28 @@ def noisy(spread: float, mean: float = 1.0) -> tuple[GivenText, list[int], objec
 
 
 def test_the_upper_end_decides_between_pass_and_noise() -> None:
-    assert verdict_of(0.9, 1.0, 1.0) == PASS
+    assert verdict_of(0.9, 1.0, 1.0) == verdict_of(1.0, 1.0, 1.0) == PASS
     assert verdict_of(0.9, 1.0 + 1e-9, 1.0) == WITHIN_NOISE
     assert verdict_of(1.0 + 1e-9, 2.0, 1.0) == FAIL
     assert verdict_of(float("nan"), 0.0, 1.0) == FAIL
+
+
+def test_how_much_text_judges() -> None:
+    assert Portions.of(1, None, 3) == Portions(1, 3), "each text judges"
+    assert Portions.of(7, 1.0, 2) == Portions(3, 6)
+    assert Portions.of(None, 2.0, 2) == Portions(FIRST, MOST, 2 * NARROW)
+    assert Portions.of(None, None, 2) == Portions(FIRST, 2 * FIRST)
+
+
+def test_how_much_more_text_is_needed() -> None:
+    """The interval narrows with the root of the tokens; a tenth more is read than that asks for."""
+    rule = Portions(4096, 32768, 0.5)
+    assert rule.more(4096, 0, 1.0) == 13927
+    assert rule.more(4096, 0, 0.5) == 0, "as narrow as is wanted"
+    assert rule.more(4096, 20000, 9.0) == 32768 - 20000 - 4096
+    assert rule.more(32768, 0, 9.0) == 0
+    assert Portions(4096, 32768, 1.0).more(4096, 0, 1.5) == 6042
+    assert Portions(4096, 32768, 0.0).more(4096, 0, 0.1) == 32768 - 4096
 
 
 @pytest.mark.parametrize(("spread", "tokens"), [(0.001, FIRST), (0.2, None), (5.0, MOST)])

@@ -73,6 +73,16 @@ def test_other_budgets_are_within_one_step_of_the_optimum(decisions: list[Decisi
     assert kl[stored <= size].min() <= spent <= kl[stored <= size].min() + step
 
 
+def test_bytes_that_are_left_buy_back_what_still_fits() -> None:
+    """Without the second decision's step the plan is too large, and with it there is room for the first one's again."""
+    decisions = [decision("a", [0, 1], [5, 4]), decision("b", [0, 12], [12, 6])]
+    stairs = staircase(decisions)
+    assert list(stairs.stored) == [17, 16, 10]
+    assert within_bytes(decisions, stairs, 16) == [1, 0]
+    assert within_bytes(decisions, stairs, 12) == [0, 1]
+    assert within_bytes(decisions, stairs, 10) == [1, 1]
+
+
 @settings(max_examples=150, deadline=None)
 @given(decisions=small_decisions(), budgets=st.lists(st.floats(0, 1), min_size=2, max_size=8))
 def test_a_larger_budget_never_weighs_more_or_costs_more(decisions: list[Decision], budgets: list[float]) -> None:

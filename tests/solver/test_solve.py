@@ -272,6 +272,23 @@ def test_a_size_and_a_tolerance_both_hold_or_are_refused() -> None:
         solve(made, 0.5 * worst, bits=6.0, eps_scope="site")
 
 
+def test_what_stays_at_16_bits_counts_where_both_are_asked_for() -> None:
+    """A table that costs 0.02 by its storage: the eps that bears the rest alone is refused, that of all is not."""
+    made = with_embedding(0.02)
+    plan = solve(made, bits=5.0)
+    rest = plan.kl_predicted - 0.02
+    assert rest > 0.001
+    with pytest.raises(BudgetError, match=rf"predicted to cost {plan.kl_predicted:.3g}"):
+        solve(made, rest + 0.01, bits=5.0, margin=0.0)
+    assert solve(made, plan.kl_predicted * (1 + 1e-9), bits=5.0, margin=0.0).sites == plan.sites
+
+
+def test_the_smallest_tolerance_that_is_in_reach_is_reached() -> None:
+    made = with_embedding(0.02)
+    finest = solve(made, bits=16.0)
+    assert solve(made, finest.kl_predicted, margin=0.3).kl_predicted == pytest.approx(finest.kl_predicted)
+
+
 def test_more_margin_is_a_tighter_plan() -> None:
     plans = [solve(made_up(), 0.05, margin=margin) for margin in (0.0, 0.3, 0.6)]
     assert [plan.eps_solved for plan in plans] == [pytest.approx(0.05 * (1 - margin)) for margin in (0.0, 0.3, 0.6)]
