@@ -196,9 +196,9 @@ class SegmentedModel:
 
     def segment_of(self, module_name: str) -> int:
         """-1 for the prefix, the block's index, or the number of blocks for the suffix."""
-        for index, name in enumerate(self.block_names):
-            if module_name.startswith(name + "."):
-                return index
+        block = self.block_of(module_name)
+        if block is not None:
+            return self.block_names.index(block)
         if not self.blocks:
             return 0
         order = self.probe.order
@@ -207,8 +207,8 @@ class SegmentedModel:
         return -1 if before else len(self.blocks)
 
     def block_of(self, module_name: str) -> str | None:
-        """The block that a module belongs to, if any."""
-        return next((name for name in self.block_names if module_name.startswith(name + ".")), None)
+        """The block that a module is, or belongs to, if any."""
+        return next((name for name in self.block_names if f"{module_name}.".startswith(f"{name}.")), None)
 
     def _shared(self) -> bool:
         """Whether a weight of a block belongs to another block, or to what is around them, as well."""
