@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from natprec.measurement.subject import Subject
 from natprec.pipeline import api
 from natprec.pipeline.ladder import quantize_ladder
 from natprec.solver import Plan
+from natprec.solver.heads import head_tied
 from natprec.solver.ladder import ladder
 from tests.arrange import subject, tokens
 from tests.conftest import tiny_model
@@ -72,6 +74,18 @@ def test_a_plan_writes_them_apart_where_that_is_smaller(measured: tuple[Subject,
     portable = found.solve(eps=1.0, portable=True)
     assert not portable.untied
     assert all(choice.format is None or choice.format.symmetric for choice in portable.sites.values())
+
+
+def test_the_smaller_of_both_is_taken_at_every_tolerance(measured: tuple[Subject, Measurement]) -> None:
+    _, found = measured
+    tied = head_tied(found)
+    smallest = tied.solve(bits=16.0).kl_predicted
+    chosen = set()
+    for eps in np.geomspace(1.1 * smallest, 1000 * smallest, 40):
+        plan, alone = found.solve(eps=float(eps), margin=0.0), tied.solve(eps=float(eps), margin=0.0)
+        assert plan.stored_bytes <= alone.stored_bytes
+        chosen.add(plan.untied)
+    assert chosen == {True, False}
 
 
 def test_a_packed_embedding_has_smaller_groups_too(measured: tuple[Subject, Measurement]) -> None:

@@ -287,6 +287,8 @@ def test_the_smallest_tolerance_that_is_in_reach_is_reached() -> None:
     made = with_embedding(0.02)
     finest = solve(made, bits=16.0)
     assert solve(made, finest.kl_predicted, margin=0.3).kl_predicted == pytest.approx(finest.kl_predicted)
+    both = solve(made, 1.02 * finest.kl_predicted, bits=16.0, margin=0.3)
+    assert both.kl_predicted == pytest.approx(finest.kl_predicted), "no size leaves room for a margin there"
 
 
 def test_more_margin_is_a_tighter_plan() -> None:
