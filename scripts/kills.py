@@ -6,8 +6,8 @@
     python scripts/kills.py --data valid.txt --trials 20 --model smollm2-135m --tokens 512
 
 A whole `natprec quantize`, of a small random model unless one is named, is killed with SIGKILL after a random share of
-when nobody disturbs it, then resumed. Measurement, plan, verification and every file of the checkpoint must be the same
-bits as without the kill (of the measurement all but the seconds that it took).
+the time that it takes when nobody disturbs it, then resumed. Measurement, plan, verification and every file of the
+checkpoint must be the same bits as without the kill (of the measurement all but the seconds that it took).
 
 With --processes one of so many is killed, which ends the others, and 1, 2 and 3 processes in turn go on. Sums in
 another order make the last digits of a measurement others, so then the weights must be the same bits as without the
@@ -126,11 +126,11 @@ def main() -> None:
             victim = draw.randrange(options.processes)
             os.kill(children[victim], signal.SIGKILL)
             killed = ended(children)[victim] == -signal.SIGKILL
-            if not out.exists():
+            resumed = not out.exists()
+            if resumed:
                 ended(start([*command, str(out), "--resume"], count))
-                differ = differing(contents(out), expected[count], options.processes > 1)
-            else:
-                differ = differing(contents(out), expected[options.processes], options.processes > 1)
+            unbroken = expected[count if resumed else options.processes]
+            differ = differing(contents(out), unbroken, options.processes > 1)
             left = sorted(entry.name for entry in out.parent.iterdir() if entry.name.startswith((".", f"{out.name}.")))
             same += not differ and not left
             row = {"trial": trial, "killed_after": round(share * seconds, 2), "killed": killed, "differ": differ}

@@ -28,7 +28,6 @@ def apply(
     """Round a model to a plan and write the checkpoint."""
     from natprec.commands.output import print_json
     from natprec.evaluation import verify as judge
-    from natprec.models.places import local_path
     from natprec.pipeline import resume as resumable
     from natprec.pipeline import rounded
     from natprec.pipeline.components import refuse_pipeline
@@ -51,7 +50,7 @@ def apply(
     plan = Plan.load(plan_file)
     config = replace(config, rounding=plan.rounding if rounding is None else rounding, engine=plan.engine)
     check(config, judged=False, solved=False)
-    refuse_pipeline(config, local_path(config.model))
+    refuse_pipeline(config)
     refuse_inputs(out, {**inputs(config), "the plan": plan_file})
     refuse_existing(out, overwrite)
     refuse_pictures(config)

@@ -47,7 +47,6 @@ def verify(
     from rich.console import Console
 
     from natprec.models.hub import checkpoint_path, is_hub_name
-    from natprec.models.places import local_path
     from natprec.pipeline.components import pipeline_of, refuse_pipeline
     from natprec.pipeline.early import inputs, refuse_held_out
     from natprec.pipeline.early_folders import refuse_pictures
@@ -64,7 +63,7 @@ def verify(
     if not folder.exists():
         raise InputError(f"checkpoint {str(folder)!r} does not exist; give a folder, a .gguf file or a Hub id")
     if pipeline_of(config) is None:  # of a pipeline the checkpoint may say which part it is
-        refuse_pipeline(config, local_path(config.model) if config.model else None)
+        refuse_pipeline(config)
     refuse_held_out(config if length is None else replace(config, length=length))
     refuse_pictures(config)
     if out is not None:

@@ -17,17 +17,19 @@ from natprec.utils.atomic_files import folder_bytes
 
 def other_bytes(model: nn.Module, sites: list[Site], dtypes: Mapping[str, torch.dtype]) -> int:
     """Bytes of parameters and buffers that are no sites; `dtypes`: of those that are stored in another one."""
-    in_sites = {id(site_layer(model, site).weight) for site in sites}
-    named = model.state_dict(keep_vars=True).items()
-    tensors = {id(t): (t, dtypes.get(name)) for name, t in named if id(t) not in in_sites}
+    tensors = {id(t): (t, dtypes.get(name)) for name, t in _others(model, sites).items()}
     return sum(t.numel() * (dtype.itemsize if dtype else 2 if t.is_floating_point() else t.element_size())
                for t, dtype in tensors.values())  # fmt: skip
 
 
 def other_entries(model: nn.Module, sites: list[Site]) -> int:
     """Bytes that the header of a file spends on those."""
+    return entry_bytes(_others(model, sites))
+
+
+def _others(model: nn.Module, sites: list[Site]) -> dict[str, torch.Tensor]:
     in_sites = {id(site_layer(model, site).weight) for site in sites}
-    return entry_bytes(name for name, t in model.state_dict(keep_vars=True).items() if id(t) not in in_sites)
+    return {name: t for name, t in model.state_dict(keep_vars=True).items() if id(t) not in in_sites}
 
 
 def carried_bytes(model: nn.Module, tokenizer: Any, companions: Mapping[str, bytes]) -> int:

@@ -40,15 +40,17 @@ def differentiate(
     """
     with gathering():
         output = segmented.run(segment, hidden, samples, contexts).float()
-    if segment == len(segmented.blocks) and not output.requires_grad:
+    last = segment == len(segmented.blocks)
+    if last and not output.requires_grad:
         raise ModelError(
             f"no gradient reaches a layer of {type(segmented.model).__name__} that natprec quantizes: its own layers "
             "are of kinds that natprec does not know"
         )
+    assert last or incoming is not None or not output.requires_grad
     try:
-        if segment == len(segmented.blocks):
+        if last:
             segmented.distortion.draw(output, sequences, seed).backward()
-        elif output.requires_grad and incoming is not None:
+        elif incoming is not None and output.requires_grad:
             output.backward(incoming.to(output.device))
     except AssertionError as error:
         raise ModelError(

@@ -28,7 +28,7 @@ def pipeline_of(config: QuantizeConfig) -> PipelineFolder | None:
     return PipelineFolder.found(local_path(config.model)) if config.model else None
 
 
-def refuse_pipeline(config: QuantizeConfig, place: Path | None) -> bool:
+def refuse_pipeline(config: QuantizeConfig) -> bool:
     """Refuse options that do not suit a pipeline, or a part of one; torch is not needed.
 
     Returns:
@@ -36,6 +36,7 @@ def refuse_pipeline(config: QuantizeConfig, place: Path | None) -> bool:
     Raises:
         InputError, ModelError: says what and why.
     """
+    place = local_path(config.model) if config.model else None
     pipeline = refuse_component(place, config.model, config.component)
     if pipeline is None:
         for name in ("prompts", "steps", "image_size"):

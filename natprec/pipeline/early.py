@@ -56,7 +56,7 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
         refuse_existing(out, overwrite)
     place = local_path(config.model) if config.model else None
     described = {} if place is None else found_object(place / FILE)
-    if refuse_pipeline(config, place):
+    if refuse_pipeline(config):
         return
     _refuse_model(config, place, described, judged)
     kind = kind_of(described)

@@ -7,8 +7,8 @@ Several processes each take some of the samples.
 
 δ is the error of rounding to nearest, with what it leaves in scales and embeddings. A rounding that makes up for its
 errors is known only when it has been done: there δ is scaled, site by site, so that its second order is what the
-rounding is predicted to leave. These stand for the rounding's errors in size, not in the way that they point: past
-second order they tell how fast the distortion grows, and of the second order nothing.
+rounding is predicted to leave. These stand for the rounding's errors in size, not in the way that they point, so that
+going back along them is shown and predicts nothing, and what they cost is not measured.
 """
 
 from __future__ import annotations

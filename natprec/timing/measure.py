@@ -141,8 +141,8 @@ def measure_times(
     for product in dict.fromkeys(products):
         if (product.formats, product.rows, product.columns, product.tokens) not in done:
             shapes.setdefault((product.rows, product.columns, product.tokens), []).append(product)
+    between = bytes_between(settings)
     for (height, width, tokens), several in sorted(shapes.items(), key=lambda each: each[0][0] * each[0][1]):
-        between = bytes_between(settings)
         lots = lots_of(several, between)
         with stages.stage(f"time {height} × {width}, {tokens} tokens", len(lots) * (settings.repeat + 1)) as advance:
             for lot in lots:

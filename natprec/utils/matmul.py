@@ -67,7 +67,7 @@ def in_bfloat16(device: torch.device) -> bool:
 @contextlib.contextmanager
 def _in_narrow(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     own = dtype == torch.bfloat16 and device.type == "cpu" and native.on_bfloat16()
-    with torch.autocast(device.type, dtype=dtype), _Masks(), _OwnAttention() if own else contextlib.nullcontext():
+    with torch.autocast(device.type, dtype=dtype), _OwnAttention() if own else _Masks():
         yield
 
 
@@ -104,8 +104,8 @@ class _Masks(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _OwnAttention(TorchFunctionMode):
-    """Causal attention that nothing goes back through: where the C files compute it, in a seventh of torch's time."""
+class _OwnAttention(_Masks):
+    """And causal attention that nothing goes back through: in C, where it can, in a seventh of torch's time."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -116,7 +116,7 @@ class _OwnAttention(TorchFunctionMode):
             if native.attends(query, key, value):
                 scaling = query.shape[-1] ** -0.5 if given.get("scale") is None else given["scale"]
                 return native.attention(query, key, value, scaling).transpose(1, 2)
-        return func(*args, **given)
+        return super().__torch_function__(func, types, args, given)
 
 
 def _ends(*given: Tensor) -> bool:

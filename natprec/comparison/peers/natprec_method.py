@@ -21,7 +21,6 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     from natprec.comparison.candidates import linears_only, with_formats
     from natprec.formats import engine_profile
     from natprec.measurement.beside import other_entries
-    from natprec.measurement.subject import Subject
     from natprec.pipeline.api import apply, measure
     from natprec.solver.site_costs import named_bytes
 
@@ -42,7 +41,7 @@ def quantize(job: Any, model: Any, ids: Tensor) -> Any:
     if job.settings.get("formats"):  # their uniform checkpoint has as long a header, and leaves no room below it
         beside += named_bytes(measurement, engine_profile(engine))
     else:
-        beside -= other_entries(model, Subject.in_memory(model, tokenizer).sites)
+        beside -= other_entries(model, [curve.site for curve in measurement.weights.values()])
     plan = measurement.solve(max_size=job.max_bytes + beside, engine=engine, activations=str(job.activations))
     return apply(
         plan, model, tokenizer, ids, other=job.other_ids(), learn_tokens=job.settings["learn_tokens"], seed=job.seed
