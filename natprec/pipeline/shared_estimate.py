@@ -7,15 +7,17 @@ what docs/large-models.md counts. Process 0 alone has the model write text; all 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from natprec.measurement.curves import LEARNED
 from natprec.measurement.gptq_ratio import JUDGING
 from natprec.measurement.pools import pools
 from natprec.models.weight_sites import Site, site_layer
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS
+from natprec.rounding.pilot import pilot_blocks
 from natprec.roundings import rounding_named
 from natprec.tasks.samples import fitting
 
@@ -78,19 +80,31 @@ def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: i
 
 
 def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
-    """Bytes that each process sends while it rounds: moments to those that round, and codes to all."""
+    """Bytes that each process sends while it rounds once, and for the pilot of learned rounding.
+
+    Moments go to those that round, codes to all.
+    """
     if rounding_named(rounding).needs == "nothing":
         return 0
-    members = [site for site in _products(subject) if site.gptq]
+    members, count = [site for site in _products(subject) if site.gptq], len(subject.segmented.blocks)
+    total = _sent_by_one_rounding(subject, rounding, members)
+    if rounding == LEARNED and subject.segmented.weights.whole:  # the pilot rounds its blocks by both
+        tried = [site for site in members if site.segment in pilot_blocks(count)]
+        total += sum(_sent_by_one_rounding(subject, each, tried) for each in ("gptq", LEARNED))
+    return round((1 - 1 / processes) * total)
+
+
+def _sent_by_one_rounding(subject: Subject, rounding: str, members: Sequence[Site]) -> float:
+    """Bytes that one process sends to every other one together, of many processes: of these sites, rounded once."""
     moments = 4 * sum(moment_sizes(subject, members).values())
     if rounding == "yaqa":
         moments += 4 * sum(site.shape[0] ** 2 for site in members)
     weights = sum(site.elements for site in members)
     total = moments + CODE_BYTES * weights
-    if rounding == "learned":  # gradients to the process that moves a weight, and its values to all
+    if rounding == LEARNED:  # gradients to the process that moves a weight, and its values to all
         learned = sum(site.elements for site in members if 0 <= site.segment < len(subject.segmented.blocks))
         total += STEPS * 2 * subject.segmented.products.itemsize * learned
-    return round((1 - 1 / processes) * total)
+    return total
 
 
 def moment_sizes(subject: Subject, sites: Iterable[Site]) -> dict[str, int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from natprec.measurement.subject import Subject
-from natprec.measurement.sweep import sweep_batches
+from natprec.measurement.sweep import segment_label, sweep_batches
 from natprec.models.hidden_states import HiddenStates, state_key
 from natprec.models.segments import SegmentedModel
 from natprec.models.shares import Share
@@ -31,6 +31,9 @@ from natprec.utils.progress import Advance
 STATE = "text.safetensors"
 """File of what the calibration text has become."""
 
+STAGE = "round"
+"""Under which what processes send is counted: before the prefix as such, then with the name of each segment."""
+
 
 def rounded_segments(
     subject: Subject,
@@ -41,6 +44,7 @@ def rounded_segments(
     advance: Advance = lambda step: None,
     seed: int = 0,
     unrounded: dict[str, Tensor] | None = None,
+    stage: str = STAGE,
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
     """Round one segment of a subject after another; after each: its number, and the codes of its sites.
 
@@ -54,6 +58,7 @@ def rounded_segments(
         advance: called once per batch of forward work.
         seed: of what a rounding draws: only 'learned' does.
         unrounded: gets the weights that were rounded by what their inputs are, channels rescaled, by site.
+        stage: under which what processes send is counted.
     """
     states = None
     if samples is not None:
@@ -65,12 +70,12 @@ def rounded_segments(
         share.refuse_idle()
         states = HiddenStates(subject.segmented, samples, file, key, share=share)
     workers, reached = subject.segmented.workers, None if states is None else states.reached
-    workers.stage = "round"
+    workers.stage = stage
     workers.refuse_difference("plan, text or state", state_key(subject.digest, plan.content(), str(reached)).encode())
     gauges = subject.gauges if any(choice.scaled for choice in plan.sites.values()) else None
     dtype = subject.storage_dtype
     for segment, codes in rounded_in_order(
-        subject.segmented, subject.sites, plan, states, rounding, dtype, advance, gauges, seed, unrounded
+        subject.segmented, subject.sites, plan, states, rounding, dtype, advance, gauges, seed, unrounded, stage
     ):
         yield segment, codes
         if resume_folder is not None and states is not None and states.segment is not None and segment >= 0:
@@ -89,6 +94,7 @@ def rounded_in_order(
     gauges: Mapping[str, Gauge] | None = None,
     seed: int = 0,
     unrounded: dict[str, Tensor] | None = None,
+    stage: str = STAGE,
 ) -> Iterator[tuple[int, dict[str, QuantizedTensor]]]:
     """The same of a model's parts.
 
@@ -110,6 +116,7 @@ def rounded_in_order(
     for segment in segmented.segments:
         if text is not None and text.has_passed(segment):
             continue
+        segmented.workers.stage = f"{stage} {segment_label(segmented, segment)}"
         with segmented.hold(segment):
             rounder.watch(segment)
             work.store_the_rest(segmented.parameters(segment))

@@ -24,6 +24,9 @@ from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 from natprec.utils.statistics import bootstrap_ratio
 
+STAGE = "pilot"
+"""Under which what processes send is counted."""
+
 BLOCKS = 4
 """Of the pilot, in the middle of the model."""
 
@@ -72,7 +75,8 @@ def left_by_learning(
         held_back = HeldBack(segmented, original, judging)
         for rounding in ("gptq", "learned"):
             with put_in(subject.model, original):
-                for segment, _ in rounded_segments(subject, pilot, fitting, rounding, None, advance, seed):
+                ways = rounded_segments(subject, pilot, fitting, rounding, None, advance, seed, stage=STAGE)
+                for segment, _ in ways:
                     if segment == chosen[-1]:
                         break
                 found.append(held_back.by_sample())

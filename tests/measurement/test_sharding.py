@@ -52,6 +52,8 @@ class Threads(Workers):
         if self.size == 1:
             return super().exchange(pieces, shapes)
         self.table[self.rank] = [piece.clone() if wire is None else piece.to(wire, copy=True) for piece in pieces]
+        leaving = (piece for rank, piece in enumerate(self.table[self.rank]) if rank != self.rank)
+        self.sent[self.stage] += sum(piece.numel() * piece.element_size() for piece in leaving)
         self.barrier.wait(60)
         taken = [self.table[rank][self.rank].view(tuple(shape)) for rank, shape in enumerate(shapes)]
         self.barrier.wait(60)

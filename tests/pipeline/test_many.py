@@ -79,7 +79,7 @@ def test_quantize_by_two(tmp_path: Path, options: list[str], one: tuple[Path, di
     assert same_weights(tmp_path / "two", known) >= 0.9999
     found = json.loads(results[0][1])
     assert found["processes"] == 2
-    assert all(found["sent_bytes"][stage] > 0 for stage in ("joint", "round", "verify"))
+    assert all(found["sent_bytes"][stage] > 0 for stage in ("joint", "round model.layers.0", "verify"))
     for name in ("kl_mean", "perplexity_quantized", "top1_agreement"):
         assert found[name] == pytest.approx(said[name], rel=1e-4)
     assert not (tmp_path / "two.partial").exists()

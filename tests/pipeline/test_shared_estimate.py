@@ -32,7 +32,7 @@ def test_text_is_written_by_one() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 8])
 def test_bytes_of_rounding(processes: int) -> None:
-    """Of two blocks of 64 channels: moments of 4 fused groups, and codes with their scales."""
+    """Of two blocks of 64 channels: moments of 4 fused groups, and codes with their scales; the pilot is one block."""
     made = subject()
     others = (processes - 1) / processes
     weights = sum(site.elements for site in made.sites if site.gptq)
@@ -40,5 +40,8 @@ def test_bytes_of_rounding(processes: int) -> None:
     expected = others * (4 * sum(columns**2 for columns in groups.values()) + 1.125 * weights)
     assert sent_rounding(made, "gptq", processes) == round(expected)
     assert sent_rounding(made, "rtn", processes) == 0
-    inside = sum(site.elements for site in made.sites if site.gptq and ".layers." in site.name)
-    assert sent_rounding(made, "learned", processes) == round(expected + others * 100 * 8 * inside)
+    block = [site for site in made.sites if site.gptq and ".layers.0." in site.name]
+    inside = sum(site.elements for site in block)
+    moments = 4 * sum({site.fused_group: site.shape[1] ** 2 for site in block}.values())
+    pilot = 2 * (moments + 1.125 * inside) + 100 * 8 * inside
+    assert sent_rounding(made, "learned", processes) == round(expected + others * (100 * 8 * 2 * inside + pilot))

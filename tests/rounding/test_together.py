@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from natprec.errors import InputError
 from natprec.measurement.measure import measure
 from natprec.models.hidden_states import HiddenStates
 from natprec.models.shares import Share
+from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor
 from natprec.rounding.apply import rounded_segments
+from natprec.rounding.learned import STEPS, Learner
 from natprec.rounding.moments import segment_moments
 from natprec.solver import Plan
 from natprec.utils.workers import Workers
@@ -86,6 +89,40 @@ def test_learned_codes_are_as_good(plan: Plan, size: int, products: torch.dtype)
     one, many, before = map(torch.tensor, (distance(alone), distance(results[0]), distance(gptq)))
     assert one < before, "learning helps"
     torch.testing.assert_close(many, one, rtol=0.1 if products == torch.float32 else 0.2, atol=0)
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "learned"])
+def test_bytes_sent_by_segment(plan: Plan, rounding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the formula in docs/large-models.md; a block that 100 steps have not made better takes 100 more."""
+    size, times, counts = 3, Counter[str](), Counter[str]()
+    learned = Learner._learned
+
+    def counted(self: Learner, segment: int, *rest: Any) -> Any:
+        if self._segmented.workers.first:
+            times[f"trial {self._segmented.block_names[segment]}"] += 1
+        return learned(self, segment, *rest)
+
+    monkeypatch.setattr(Learner, "_learned", counted)
+
+    def sent(workers: Workers) -> tuple[Counter[str], list[Site]]:
+        subject = shared(workers, tie_word_embeddings=True)
+        for _ in rounded_segments(subject, plan, TEXT, rounding, stage="trial"):
+            pass
+        return workers.sent, subject.sites
+
+    results = together(size, sent)
+    for own, sites in results:
+        counts += own
+    for block in range(2):
+        stage = f"trial model.layers.{block}"
+        members = [site for site in sites if site.segment == block and plan.sites[site.name].format is not None]
+        assert members
+        assert times[stage] in ((1, 2) if rounding == "learned" else (0,))
+        moments = 4 * sum({site.fused_group: site.shape[1] ** 2 for site in members}.values())
+        codes = sum(site.elements * (1 + 4 / 32) for site in members)
+        steps = times[stage] * STEPS * 8 * sum(site.elements for site in members)
+        headers = 1024 * size * (size - 1)  # of the codes, which weigh nothing beside a model's
+        assert counts[stage] == pytest.approx((size - 1) * (moments + codes + steps), rel=0.02, abs=headers)
 
 
 def test_workers_round_different_groups(plan: Plan) -> None:
