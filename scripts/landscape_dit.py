@@ -27,13 +27,17 @@ GLYPH = 109
 """Pixels at which the font has its bitmaps."""
 
 
-def glyphs(font: Path, copies: int, seed: int) -> Tensor:
-    """(images, 3, SIDE, SIDE) in [0, 1]: each emoji of one code point on backgrounds of its own, some mirrored."""
+def glyphs(font: Path, copies: int, seed: int) -> tuple[Tensor, list[int]]:
+    """Each emoji of one code point on backgrounds of its own, some mirrored.
+
+    Returns:
+        (images, 3, SIDE, SIDE) in [0, 1], and the code point of each.
+    """
     from fontTools.ttLib import TTFont
     from PIL import Image, ImageDraw, ImageFont
 
     drawn = ImageFont.truetype(str(font), GLYPH, layout_engine=ImageFont.Layout.BASIC)
-    draw, found = np.random.default_rng(seed), []
+    draw, found, codes = np.random.default_rng(seed), [], []
     for code in sorted(TTFont(str(font)).getBestCmap()):
         size = tuple(drawn.getbbox(chr(code))[2:])
         if code < 0x2190 or min(size) < GLYPH // 2:  # digits and joiners, or nothing
@@ -48,7 +52,8 @@ def glyphs(font: Path, copies: int, seed: int) -> Tensor:
             background.alpha_composite(placed, (left, top))
             pixels = np.asarray(background.convert("RGB"), dtype=np.float32) / 255
             found.append(pixels[:, ::-1].copy() if draw.random() < 0.5 else pixels)
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+            codes.append(code)
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous(), codes
 
 
 def train(latents: Tensor, shape: transformer.Shape, steps: int, batch: int, rate: float, seed: int) -> tuple:
@@ -108,7 +113,7 @@ def main() -> None:
     except NatprecError as error:
         print(f"no transformer is trained: {error}")
         return
-    images = glyphs(options.font, options.copies, options.seed)
+    images, _ = glyphs(options.font, options.copies, options.seed)
     with torch.no_grad():
         latents = torch.cat([encoder(each) for each in images.split(64)])
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
