@@ -75,9 +75,10 @@ landscape: $(LANDSCAPE)/.installed $(FONT)  ## Bits by depth in a VAE, a DiT and
 	$(BIN)/python scripts/landscape_dit.py $(if $(TAEF2),--taef2 '$(TAEF2)') --cache $(LANDSCAPE) --font '$(FONT)'
 	$(BIN)/natprec landscape $(if $(TAEF2),--taef2 '$(TAEF2)') --cache $(LANDSCAPE) --out landscape-out --overwrite
 
-# One thread each: the tests' models are so small that a second one only waits.
+# One thread each: the tests' models are so small that a second one only waits. Files in the order of tests/conftest.py,
+# not those with few tests last: among these are the longest, at whose end one process would work alone.
 test: $(STAMP)  ## Run all tests, the slow ones too, in JOBS processes (default 2)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: check-format check-lint check-types  ## Formatting, lint and types
 

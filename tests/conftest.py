@@ -14,6 +14,12 @@ VOCABULARY = 512
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that what is left at the end is short and every process has some of it."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every machine and in any order of tests: one random state, and products in float32; a test that is about

@@ -25,8 +25,9 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
     """The calibration samples.
 
     Half of them are `data`, or else ordinary text, and half are the model's own text: each site is charged its
-    cost on the worse of the two, and the promise survives text that `data` did not foresee. An encoder, or a
-    model whose weights are on disk, cannot write, so that `data` is all there is. Text about pictures is one more kind.
+    cost on the worse of the two, and the promise survives text that `data` did not foresee. An encoder of text writes
+    none, so that ordinary text is the other half. A language model whose weights are on disk cannot write, so that
+    `data` is all there is. Text about pictures is one more kind.
 
     Raises:
         InputError: no text to be had.
@@ -39,6 +40,9 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
     found = _samples(read, subject, stages, source, each, "calibration")
     if subject.writes:
         found = found.followed_by(_samples(config, subject, stages, None, each, "calibration"))
+    elif _ordinary_beside(config, subject):
+        ordinary = replace(config, text_column=None)
+        found = found.followed_by(_samples(ordinary, subject, stages, str(CALIBRATION), each, "calibration"))
     if subject.pictures is not None:
         files, _ = divided(subject.pictures.files)
         count = each // config.length
@@ -57,6 +61,12 @@ def unmeasured_samples(config: QuantizeConfig, subject: Subject, stages: Stages,
     if source is None:
         raise InputError("no text to read; give it with --data")
     return _samples(read, subject, stages, source, most * config.length, "calibration", seen, least=1)
+
+
+def _ordinary_beside(config: QuantizeConfig, subject: Subject) -> bool:
+    """Whether ordinary text is half of what is measured on beside `data`: of encoders of text."""
+    task = subject.task
+    return task.material == "text" and not task.generates and config.source not in (None, str(CALIBRATION))
 
 
 def _to_read(config: QuantizeConfig, subject: Subject) -> tuple[QuantizeConfig, str | None]:
@@ -105,7 +115,7 @@ def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> S
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     """Kinds of text in `calibration_samples`."""
-    return (2 if subject.writes else 1) + (subject.pictures is not None)
+    return 1 + (subject.writes or _ordinary_beside(config, subject)) + (subject.pictures is not None)
 
 
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:
