@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from natprec.config import MARGIN, QuantizeConfig
-from natprec.data.ordinary import CALIBRATION
 from natprec.data.ordinary import NAME as ORDINARY
 from natprec.data.readers import read_text
 from natprec.data.seen import pieces_of, source_digest
@@ -76,7 +75,7 @@ def main() -> None:
     files = dict(text.split("=", 1) for text in options.text)
     texts = {name: referenced(subject, windows(subject, file, base.length)[:count]) for name, file in files.items()}
     for calibration in options.calibration or ["none"]:
-        config = replace(base, data=data_of(calibration, subject))
+        config = replace(base, data=None if calibration == "none" else calibration)
         samples = calibration_samples(config, subject, stages)
         found = measured(config, subject, samples, options.work / f"{label(calibration)}.measurement", stages)
         named = dict(zip(NAMED, named_parts(config, subject, samples, count, stages), strict=True))
@@ -220,13 +219,6 @@ def measured(config: QuantizeConfig, subject: Subject, samples: Samples, file: P
         parts = calibration_parts(config, subject)
         measure(subject, samples, config, parts=parts, stages=stages).save(file)
     return Measurement.load(file)
-
-
-def data_of(calibration: str, subject: Subject) -> str | None:
-    """The text to measure on; an encoder, which writes none, gets the ordinary one alone."""
-    if calibration != "none":
-        return calibration
-    return None if subject.writes else str(CALIBRATION)
 
 
 def label(calibration: str) -> str:

@@ -29,12 +29,6 @@ from natprec.utils.installed import BITSANDBYTES, require
 from natprec.utils.json_text import from_json
 from natprec.utils.marks import refuse_inputs
 
-ENCODERS = (
-    "bert", "roberta", "distilbert", "mpnet", "xlm-roberta", "electra", "albert", "camembert", "deberta",
-    "deberta-v2", "modernbert", "nomic_bert",
-)  # fmt: skip
-"""Model types that attend in both directions, unless their config says otherwise."""
-
 GROUPED = 100
 """Weight matrices that are looked at for one that a group size divides."""
 
@@ -67,11 +61,6 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
     refuse_pictures(config)
     if judged:
         refuse_held_out(config)
-    encoder = described.get("model_type") in ENCODERS and not described.get("is_decoder")
-    if encoder and config.data is None:
-        raise InputError(
-            f"no text, and an encoder cannot write it ({config.model!r}); name a file or hub dataset with --data"
-        )
 
 
 def inputs(config: QuantizeConfig) -> dict[str, Path | None]:

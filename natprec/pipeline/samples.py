@@ -8,7 +8,7 @@ from pathlib import Path
 
 from natprec.config import EVAL_TOKENS, QuantizeConfig
 from natprec.data.folders import divided
-from natprec.data.ordinary import CALIBRATION, ORDINARY
+from natprec.data.ordinary import CALIBRATION, ORDINARY, readable
 from natprec.data.ordinary import NAME as ORDINARY_NAME
 from natprec.data.pictured_text import BATCH
 from natprec.data.readers import READERS
@@ -26,21 +26,22 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
 
     Half of them are `data`, or else ordinary text, and half are the model's own text: each site is charged its
     cost on the worse of the two, and the promise survives text that `data` did not foresee. An encoder of text writes
-    none, so that ordinary text is the other half. A language model whose weights are on disk cannot write, so that
+    none, so that ordinary text is the other half, or both. A language model whose weights are on disk cannot write, so that
     `data` is all there is. Text about pictures is one more kind.
 
     Raises:
         InputError: no text to be had.
     """
     kinds = calibration_parts(config, subject)
-    if kinds == 1:
-        return given_samples(config, subject, stages)
-    each = max(1, round(config.tokens / config.length / kinds)) * config.length
     read, source = _to_read(config, subject)
-    found = _samples(read, subject, stages, source, each, "calibration")
+    if kinds == 1:
+        return _samples(read, subject, stages, source, config.tokens, "calibration")
+    each = max(1, round(config.tokens / config.length / kinds)) * config.length
+    alone = config.source is None and encodes_ordinary(subject)  # its halves are two kinds: English, and what is not
+    found = _samples(read, subject, stages, source, 2 * each if alone else each, "calibration")
     if subject.writes:
         found = found.followed_by(_samples(config, subject, stages, None, each, "calibration"))
-    elif _ordinary_beside(config, subject):
+    elif encodes_ordinary(subject) and not alone:
         ordinary = replace(config, text_column=None)
         found = found.followed_by(_samples(ordinary, subject, stages, str(CALIBRATION), each, "calibration"))
     if subject.pictures is not None:
@@ -63,17 +64,18 @@ def unmeasured_samples(config: QuantizeConfig, subject: Subject, stages: Stages,
     return _samples(read, subject, stages, source, most * config.length, "calibration", seen, least=1)
 
 
-def _ordinary_beside(config: QuantizeConfig, subject: Subject) -> bool:
-    """Whether ordinary text is half of what is measured on beside `data`: of encoders of text."""
+def encodes_ordinary(subject: Subject) -> bool:
+    """Whether ordinary text stands in for text of its own, which an encoder cannot write."""
     task = subject.task
-    return task.material == "text" and not task.generates and config.source not in (None, str(CALIBRATION))
+    return task.material == "text" and not task.generates and readable(subject.tokenizer)
 
 
 def _to_read(config: QuantizeConfig, subject: Subject) -> tuple[QuantizeConfig, str | None]:
     """What calibration text is read from, and how: `data`, or else ordinary text; None where there is neither."""
     if config.source:
         return config, config.source
-    return replace(config, text_column=None), str(CALIBRATION) if subject.writes else None
+    ordinary = subject.writes or encodes_ordinary(subject)
+    return replace(config, text_column=None), str(CALIBRATION) if ordinary else None
 
 
 def length_of(config: QuantizeConfig, subject: Subject) -> int:
@@ -105,7 +107,8 @@ def calibration_text(config: QuantizeConfig, subject: Subject) -> tuple[str, str
         return public_name(config.source), source_digest(config.source)
     if subject.task.own:
         return subject.task.own, None
-    return (ORDINARY_NAME, source_digest(str(CALIBRATION))) if subject.writes else (OWN_TEXT, None)
+    _, ordinary = _to_read(config, subject)
+    return (ORDINARY_NAME, source_digest(ordinary)) if ordinary else (OWN_TEXT, None)
 
 
 def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> Samples:
@@ -115,7 +118,7 @@ def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> S
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     """Kinds of text in `calibration_samples`."""
-    return 1 + (subject.writes or _ordinary_beside(config, subject)) + (subject.pictures is not None)
+    return 1 + (subject.writes or encodes_ordinary(subject)) + (subject.pictures is not None)
 
 
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:
