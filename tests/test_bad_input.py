@@ -207,12 +207,11 @@ def test_a_model_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data": None}, ("an encoder cannot write it", "--data")),
         ({"distortion": "kl"}, ("distortion 'kl'", "an encoder", "leave it out for 'embedding'")),
         ({"sequence_length": 129, "tokens": 129, "eval_tokens": 129}, ("129", "128 positions")),
         ({"sequence_length": 2}, ("2 tokens", "no room for text", "cls and sep")),
     ],
-    ids=["no text", "kl", "too long", "too short"],
+    ids=["kl", "too long", "too short"],
 )
 def test_what_an_encoder_cannot_do(
     attempt: Callable[..., Result], here: Path, encoder_folder: Path, changes: dict[str, Any], words: tuple[str, ...]

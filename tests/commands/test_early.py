@@ -80,7 +80,6 @@ def here(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, encoder_fo
         (("--group-size", "100"), "group size 100 divides the rows of no Linear"),
         (("--group-size", "32", "--engine", "bitsandbytes"), "no format in groups of 32; use --group-size 64 or 128"),
         (("--model", "gemma", "--engine", "llama.cpp"), "'gemma2' cannot be written as GGUF"),
-        (("--model", "encoder"), "an encoder cannot write it"),
         (("--model", "nowhere/at/all"), "no such folder or file"),
         (("--max-size", "90XB"), "max-size '90XB'"),
         (("--ladder", "4,4"), "each once"),

@@ -15,8 +15,10 @@ from torch.nn import functional
 import natprec
 from natprec.checkpoints.dense_reader import load_quantized
 from natprec.config import QuantizeConfig
+from natprec.data.ordinary import NAME, readable
 from natprec.data.windows import load_tokens
 from natprec.errors import ModelError
+from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.encoders import embedding_distortion
 from natprec.pipeline import quantize as pipeline
@@ -159,6 +161,49 @@ def test_the_steps_give_what_quantize_gives(
     assert json.loads((out / "verification.json").read_text())["kl_mean"] == pytest.approx(printed["kl_mean"], rel=1e-6)
 
 
+def test_ordinary_text_stands_in_for_its_own(encoder_folder: Path, tmp_path: Path) -> None:
+    """Without text an encoder is measured on the first halves of natprec's excerpts, and judged on the second."""
+    sizes = ("--tokens", "1024", "--eval-tokens", "512", "--sequence-length", "64", "--group-size", "32")
+    done = command("quantize", "--model", encoder_folder, "--eps", "0.05", *sizes, "--out", tmp_path / "out", "--json")
+    assert done.code in (0, 3), done.err
+    found = json.loads(done.out)
+    assert [text["name"] for text in found["texts"]] == [NAME]
+    assert found["texts"][0]["tokens"] == 512
+    assert Measurement.load(tmp_path / "out" / "measurement.safetensors").header.parts == 2
+
+
+def test_text_that_a_tokenizer_does_not_know_is_not_measured_on(encoder_folder: Path, tmp_path: Path) -> None:
+    """As that of a protein model, which has a token for each amino acid."""
+    from transformers import AutoTokenizer, BertTokenizer
+
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"ACDEFGHIKLMNPQRSTVWY"])
+    )
+    proteins = BertTokenizer(tmp_path / "vocab.txt", do_lower_case=False)
+    assert not readable(proteins)
+    assert readable(AutoTokenizer.from_pretrained(encoder_folder, trust_remote_code=False))
+    model = shutil.copytree(encoder_folder, tmp_path / "model")
+    for file in model.glob("*token*"):
+        file.unlink()
+    proteins.save_pretrained(model)
+    (tmp_path / "proteins.txt").write_text(" ".join("ACDEFGHIKLMNPQRSTVWY" * 60))
+    out = (
+        "--model",
+        model,
+        "--tokens",
+        "512",
+        "--sequence-length",
+        "32",
+        "--group-size",
+        "32",
+        "--out",
+        tmp_path / "m",
+    )
+    assert "an encoder cannot write it" in command("measure", *out).reason
+    assert command("measure", *out, "--data", tmp_path / "proteins.txt").code == 0
+    assert Measurement.load(tmp_path / "m").header.parts == 1
+
+
 def test_a_dry_run_forecasts_no_written_text(encoder_folder: Path, text_file: Path) -> None:
     result = command("quantize", "--model", encoder_folder, "--eps", 1, "--data", text_file, *SMALL, "--dry-run",
                      "--json")  # fmt: skip
@@ -201,8 +246,8 @@ def test_minilm(minilm: str, rounding: str, tmp_path: Path) -> None:
     _, plan, verification = pipeline.quantize(request, tmp_path / "out")
     assert verification.passed is (verification.kl_mean <= 0.03)
     assert plan.eps_solved is not None
-    assert 0.9 <= plan.kl_predicted / plan.eps_solved <= 1
-    lowest = 0.7 if rounding == "rtn" else 0.2
+    assert 0.9 <= plan.kl_predicted / plan.eps_solved <= (1.1 if rounding == "rtn" else 1)  # its errors were measured
+    lowest = 0.6 if rounding == "rtn" else 0.2  # each site is charged what it costs on the worse of two kinds of text
     # after a correction the distortion falls by less than the prediction
     assert lowest <= verification.kl_mean / verification.kl_predicted <= (1.6 if verification.corrections else 1.3)
     assert abs(verification.stored_bytes / plan.stored_bytes - 1) <= 0.01
