@@ -235,7 +235,7 @@ class QuantizeConfig(Measured):
         None,
         TEXT,
         "Calibration text: .txt, .jsonl, .csv, .parquet or a Hub dataset; default: text that natprec ships. "
-        "The model writes half of the tokens; of an encoder ordinary text is half. Of a model of images, a folder of them.",
+        "The model writes half of the tokens; for an encoder that text is half. Of a model of images, a folder.",
     )
     eval_data: str | None = option(
         None, TEXT, "Text, images or prompts to verify on; default: a held-out part of --data."

@@ -81,7 +81,8 @@ def main() -> None:
         named = dict(zip(NAMED, named_parts(config, subject, samples, count, stages), strict=True))
         for eps, margin in ((eps, margin) for eps in options.eps for margin in dict.fromkeys([BASE, *options.margin])):
             asked = replace(config, eps=eps, margin=margin)
-            judge(subject, copied, found, asked, samples, texts | named, label(calibration), cells, stages)
+            judged = texts | named if margin in options.margin else {}  # of `BASE`, the bytes
+            judge(subject, copied, found, asked, samples, judged, label(calibration), cells, stages)
     if options.out is not None:
         content = {
             "model": options.model, "command": "scripts/texts.py", "calibration_tokens": options.tokens,
@@ -159,6 +160,7 @@ def judge(
         "calibration": calibration, "eps": config.eps, "margin": config.margin, "predicted": plan.kl_predicted,
         "stored_bytes": plan.stored_bytes, "bits": plan.bits_per_weight,
     }  # fmt: skip
+    cells.of(about, next(iter(texts), NAMED[0]))
     missing = {name: text for name, text in texts.items() if len(cells.of(about, name)["kl"]) < len(text.samples)}
     if not missing:
         return

@@ -26,8 +26,8 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
 
     Half of them are `data`, or else ordinary text, and half are the model's own text: each site is charged its
     cost on the worse of the two, and the promise survives text that `data` did not foresee. An encoder of text writes
-    none, so that ordinary text is the other half, or both. A language model whose weights are on disk cannot write, so that
-    `data` is all there is. Text about pictures is one more kind.
+    none, so that ordinary text is the other half, or both. A language model whose weights are on disk cannot write, so
+    that `data` is all there is. Text about pictures is one more kind.
 
     Raises:
         InputError: no text to be had.

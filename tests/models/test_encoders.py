@@ -18,6 +18,7 @@ from natprec.config import QuantizeConfig
 from natprec.data.ordinary import NAME, readable
 from natprec.data.windows import load_tokens
 from natprec.errors import ModelError
+from natprec.evaluation.verify import MEASUREMENT
 from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.encoders import embedding_distortion
@@ -169,38 +170,27 @@ def test_ordinary_text_stands_in_for_its_own(encoder_folder: Path, tmp_path: Pat
     found = json.loads(done.out)
     assert [text["name"] for text in found["texts"]] == [NAME]
     assert found["texts"][0]["tokens"] == 512
-    assert Measurement.load(tmp_path / "out" / "measurement.safetensors").header.parts == 2
+    assert Measurement.load(tmp_path / "out" / MEASUREMENT).header.parts == 2
 
 
 def test_text_that_a_tokenizer_does_not_know_is_not_measured_on(encoder_folder: Path, tmp_path: Path) -> None:
     """As that of a protein model, which has a token for each amino acid."""
     from transformers import AutoTokenizer, BertTokenizer
 
-    (tmp_path / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"ACDEFGHIKLMNPQRSTVWY"])
-    )
-    proteins = BertTokenizer(tmp_path / "vocab.txt", do_lower_case=False)
+    acids = "ACDEFGHIKLMNPQRSTVWY"
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *acids]
+    proteins = BertTokenizer({name: number for number, name in enumerate(names)}, do_lower_case=False)
     assert not readable(proteins)
     assert readable(AutoTokenizer.from_pretrained(encoder_folder, trust_remote_code=False))
     model = shutil.copytree(encoder_folder, tmp_path / "model")
     for file in model.glob("*token*"):
         file.unlink()
     proteins.save_pretrained(model)
-    (tmp_path / "proteins.txt").write_text(" ".join("ACDEFGHIKLMNPQRSTVWY" * 60))
-    out = (
-        "--model",
-        model,
-        "--tokens",
-        "512",
-        "--sequence-length",
-        "32",
-        "--group-size",
-        "32",
-        "--out",
-        tmp_path / "m",
-    )
-    assert "an encoder cannot write it" in command("measure", *out).reason
-    assert command("measure", *out, "--data", tmp_path / "proteins.txt").code == 0
+    (tmp_path / "proteins.txt").write_text(" ".join(acids * 60))
+    sizes = ("--tokens", "512", "--sequence-length", "32", "--group-size", "32")
+    asked = ("--model", model, *sizes, "--out", tmp_path / "m")
+    assert "an encoder cannot write it" in command("measure", *asked).reason
+    assert command("measure", *asked, "--data", tmp_path / "proteins.txt").code == 0
     assert Measurement.load(tmp_path / "m").header.parts == 1
 
 
