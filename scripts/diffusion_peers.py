@@ -215,7 +215,7 @@ def main() -> None:
     from safetensors.torch import load_file
 
     judge = Judge(options)
-    sites = {curve.site.name: curve.site for curve in judge.measurement.weights.values()}
+    sites = {curve.site.name: curve.site for curve in judge.measurement.weights.values() if curve.formats}
     total = sum(site.elements for site in sites.values())
     paths = [str(options.packages)] if options.packages else []
     environment = {**os.environ, "SDNQ_USE_TORCH_COMPILE": "0",

@@ -4,6 +4,7 @@
     python scripts/kills.py --data valid.txt --trials 20 --weights disk
     python scripts/kills.py --data valid.txt --trials 10 --weights disk --processes 2 --then 1 2 3
     python scripts/kills.py --data valid.txt --trials 20 --model smollm2-135m --tokens 512
+    python scripts/kills.py --model dit-emoji --component transformer --trials 10
 
 A whole `natprec quantize`, of a small random model unless one is named, is killed with SIGKILL after a random share of
 the time that it takes when nobody disturbs it, then resumed. Measurement, plan, verification and every file of the
@@ -89,8 +90,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def main() -> None:
     """Run once in peace, then with a kill in each trial."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", help="text; not for a part of a pipeline")
     parser.add_argument("--model", help="default: a small one with random weights")
+    parser.add_argument("--component", help="of a pipeline of diffusers")
     parser.add_argument("--tokens", type=int, help="default: 1,024, of several processes 8,192")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--layers", type=int, default=4)
@@ -109,8 +111,12 @@ def main() -> None:
             shape = LlamaConfig(**SHAPE, num_hidden_layers=options.layers, tie_word_embeddings=False)
             write_model(Path(model), shape)
         tokens = str(options.tokens or (1024 if options.processes == 1 else 8192))
-        command = ["quantize", "--model", model, "--bits", "4.5", "--data", options.data, "--tokens", tokens]
-        command += ["--eval-tokens", "512", "--sequence-length", "64", "--weights", options.weights, "--out"]
+        command = ["quantize", "--model", model, "--bits", "4.5", "--tokens", tokens, "--eval-tokens", "512"]
+        if options.component:
+            command += ["--component", options.component, "--steps", "2"]
+        else:
+            command += ["--data", options.data, "--sequence-length", "64", "--weights", options.weights]
+        command += ["--out"]
         expected, seconds = {}, 0.0
         for count in sorted({options.processes, *options.then}):
             peace, begun = Path(scratch) / f"peace-{count}", time.monotonic()
