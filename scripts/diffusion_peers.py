@@ -33,6 +33,14 @@ PEERS: dict[str, dict[str, Any]] = {
     "sdnq dynamic from uint4": {"weights_dtype": "uint4", "use_dynamic_quantization": True},
     "sdnq uint3": {"weights_dtype": "uint3"},
     "sdnq dynamic from uint3": {"weights_dtype": "uint3", "use_dynamic_quantization": True},
+    **{
+        f"sdnq dynamic, loss {loss:g}": {
+            "weights_dtype": "uint2",
+            "use_dynamic_quantization": True,
+            "dynamic_loss_threshold": loss,
+        }
+        for loss in (1e-2, 3e-3, 1e-3)
+    },
     "bitsandbytes nf4": {},
     "torchao int4, groups of 32": {},
     "torchao int8": {},
