@@ -68,8 +68,9 @@ WEIGHTS = ("auto", "memory", "disk")
 AUTO, NOT_ROUNDED = "auto", "16"
 """Of `activations`: both operands share the tolerance; they, or `kv`, stay as they are."""
 
-MARGIN = 0.15
-"""Of a tolerance, what a plan keeps back: what plans cost more on kinds of text that were not measured on."""
+MARGIN, ENCODER_MARGIN = 0.15, 0.3
+"""Of a tolerance, what a plan keeps back unless told: what plans cost more on kinds of text that were not measured on.
+docs/results.md has what five kinds of text cost, beside the bytes; encoders of text differ more between kinds."""
 
 CONFIDENCE = 0.95
 
@@ -219,8 +220,12 @@ class QuantizeConfig(Measured):
         None, TARGET, "Table of costs by natprec costs, TOML; default: natprec's own, else a ROOFLINE.", flag="--costs"
     )
     eps_scope: Literal["model", "site"] = option("model", TARGET, "Whether eps limits the whole model or each site.")
-    margin: float = option(
-        MARGIN, TARGET, "Part of eps that the plan holds back for text of other kinds.", check=fraction
+    margin: float | None = option(
+        None,
+        TARGET,
+        f"Part of eps that the plan holds back for text of other kinds; default: {MARGIN:g}, of text encoders "
+        f"{ENCODER_MARGIN:g}.",
+        check=fraction,
     )
     confidence: float = option(
         CONFIDENCE, TARGET, "Confidence level of the interval that the verdict uses.", check=probability

@@ -42,6 +42,7 @@ from natprec.models.layers import known_layer
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS
+from natprec.rounding.pilot import pilot_blocks
 from natprec.tasks import Samples
 from natprec.utils.workers import Workers
 
@@ -131,17 +132,20 @@ def rounding_formula(
         """Of one rounding, and of the steps that learning takes once."""
         moments = 4 * sum({site.fused_group: site.shape[1] ** 2 for site in members}.values())
         codes = sum(site.elements * (1 + 4 / (chosen[site.name]["group_size"] or site.shape[1])) for site in members)
-        steps = sum(site.elements for site in members if "layers." in site.name) if learned else 0
+        steps = sum(site.elements for site in members if in_block(site)) if learned else 0
         return others * (moments + codes), others * 2 * width * STEPS * steps
 
     sent, expected, differences, again = 0.0, 0.0, [0.0], 0
+    tried = pilot_blocks(1 + max(curve.site.segment for curve in measurement.weights.values() if in_block(curve.site)))
     of_segment: dict[str, list[Site]] = {}
     for site in sites:
-        of_segment.setdefault("head" if "layers." not in site.name else block_of(site), []).append(site)
+        of_segment.setdefault(block_of(site) if in_block(site) else "head", []).append(site)
     for stage, count in report["sent_bytes"].items():
         part, _, segment = stage.partition(" ")
         if part not in ("round", "pilot") or segment not in of_segment:
             continue
+        if part == "pilot" and of_segment[segment][0].segment not in tried:
+            continue  # the text passes, and nothing is rounded
         once, steps = of_one(of_segment[segment])
         ways = roundings if part == "round" else 2  # the pilot rounds by GPTQ, then learns
         least = roundings if part == "round" else 1
@@ -159,6 +163,11 @@ def rounding_formula(
             count for stage, count in report["sent_bytes"].items() if stage in ("round", "pilot")
         ),
     }
+
+
+def in_block(site: Site) -> bool:
+    """Whether a site is in one of the decoder's blocks."""
+    return "layers." in site.name
 
 
 def block_of(site: Site) -> str:

@@ -41,6 +41,7 @@ def solve(
     from natprec.benchmark.ladder import measured_beside
     from natprec.commands.ladder_table import measured_table, planned_table
     from natprec.commands.output import print_json, show, word_for
+    from natprec.distortions.registry import margin_of
     from natprec.measurement import Measurement
     from natprec.models.hub import measurement_path
     from natprec.pipeline.provenance import command_of
@@ -68,7 +69,7 @@ def solve(
             print_json(
                 {
                     "model": found.header.model,
-                    "margin": config.margin,
+                    "margin": margin_of(found.header.distortion, config.margin),
                     "minimize": config.minimize,
                     "cost_unit": rungs[0].cost_unit,
                     "cost_source": rungs[0].cost_source,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from natprec.config import MARGIN
 from natprec.tasks import Samples, Task
 from natprec.utils.seeds import derived
 
@@ -26,6 +27,7 @@ class Distortion(ABC):
         term: what D is averaged over, in the plural.
         task: whose models put out what it compares; None: any model of which `output` can be had.
         falls: whether it can be less than 0.
+        margin: of a tolerance, what plans keep back for samples of other kinds than were measured on.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Distortion(ABC):
     term: str
     task: Task | None = None
     falls: bool = False
+    margin: float = MARGIN
 
     @abstractmethod
     def output(self, model: nn.Module, samples: Samples) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from natprec.config import ENCODER_MARGIN
 from natprec.distortions.base import Distortion, for_each
 from natprec.tasks import ENCODER, Samples
 
@@ -67,7 +68,7 @@ class EmbeddingDistance(FeatureDistance):
         head: from pooled vectors (batch, size) to embeddings; None: they get the length 1.
     """
 
-    task = ENCODER
+    task, margin = ENCODER, ENCODER_MARGIN
 
     def __init__(self, pooling: Pooling = "mean", head: nn.Module | None = None) -> None:
         super().__init__(self._embed)

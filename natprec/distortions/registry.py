@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from natprec.config import DISTORTIONS
+from natprec.config import DISTORTIONS, MARGIN
 from natprec.distortions.base import Distortion
 from natprec.errors import unknown
 from natprec.tasks import Task
@@ -29,6 +29,13 @@ def named(name: str) -> Distortion:
 def task_named(name: str) -> Task | None:
     """What models with the distortion of this name are for; None: any, or a distortion of the user's own."""
     return named(name).task if name in DISTORTIONS else None
+
+
+def margin_of(name: str, asked: float | None) -> float:
+    """What plans keep back of a tolerance: what was asked for, or else that of the distortion with this name."""
+    if asked is not None:
+        return asked
+    return named(name).margin if name in DISTORTIONS else MARGIN
 
 
 def impossible(name: str, value: float) -> bool:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from natprec.config import QuantizeConfig
+from natprec.distortions.registry import margin_of
 from natprec.errors import BudgetError
 from natprec.measurement import Measurement
 from natprec.measurement.measure import shared_out
@@ -159,16 +160,17 @@ def solved_again(config: QuantizeConfig, measurement: Measurement, plan: Plan, f
     if config.eps is None or config.eps_scope == "site" or not found.apart:
         return plan
     predicted = found.predicted(plan.kl_sum)
+    kept = 1 - margin_of(measurement.header.distortion, config.margin)
     if config.bits is not None or config.max_size is not None:
         if predicted > config.eps:
             raise BudgetError(
                 f"eps {config.eps:.3g} and that size do not go together: the errors of the size's plan are predicted "
-                f"to cost {predicted:.3g} together; give a larger size, --eps {predicted / (1 - config.margin):.3g}, "
+                f"to cost {predicted:.3g} together; give a larger size, --eps {predicted / kept:.3g}, "
                 "or one of the two alone"
             )
         return plan
     said = f"the errors of this plan together cost {predicted:.4g}, not {plan.kl_sum:.4g}"
-    for target in ((1 - config.margin) * config.eps, config.eps):
+    for target in (kept * config.eps, config.eps):
         try:
             again = solve_for(config, measurement, found.sum_for(target))
         except BudgetError:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from natprec.config import MARGIN, NOT_ROUNDED
+from natprec.config import NOT_ROUNDED
 from natprec.costs.choose import BYTES
+from natprec.distortions.registry import margin_of
 from natprec.formats import EngineProfile, Format
 from natprec.measurement import Measurement
 from natprec.solver import Plan
@@ -47,7 +48,7 @@ def staircase_data(measurement: Measurement, plan: Plan) -> dict[str, Any] | Non
         "kl": given.stairs.kl.tolist(),
         "stored": given.stairs.stored.tolist(),
         "common": [number for number, group in enumerate(given.groups) if group.pairs == common],
-        "headroom": 1 - (MARGIN if plan.margin is None else plan.margin),
+        "headroom": 1 - margin_of(measurement.header.distortion, plan.margin),
         "lost": given.lost,
         "fixed": given.fixed,
         "elements": sum(group.decision.elements for group in given.groups),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from natprec.config import MARGIN, NOT_ROUNDED
+from natprec.config import NOT_ROUNDED
 from natprec.costs.choose import BYTES
 from natprec.errors import BudgetError
 from natprec.solver.objective import PlanCost
@@ -63,7 +63,7 @@ def ladder(
     *,
     engine: str | None = None,
     rounding: str | None = None,
-    margin: float = MARGIN,
+    margin: float | None = None,
     activations: str = NOT_ROUNDED,
     kv: str = NOT_ROUNDED,
     eps_bwd: float | None = None,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from natprec.config import MARGIN, NOT_ROUNDED, Scope, check_targets
+from natprec.config import NOT_ROUNDED, Scope, check_targets
 from natprec.costs.choose import BYTES
+from natprec.distortions.registry import margin_of
 from natprec.errors import BudgetError, InputError
 from natprec.solver.allocation import natural_precision, within_bytes, within_kl
 from natprec.solver.assemble import Target, assemble
@@ -31,7 +32,7 @@ def solve(
     *,
     bits: float | None = None,
     max_size: float | None = None,
-    margin: float = MARGIN,
+    margin: float | None = None,
     engine: str | None = None,
     eps_scope: Scope = "model",
     eps_solved: float | None = None,
@@ -53,7 +54,8 @@ def solve(
         bits: stored bits per quantized weight, scales included.
         max_size: bytes of the whole checkpoint on disk. Of a size the most faithful plan is taken; with eps beside it
             both hold.
-        margin: part of eps that is kept back, since plans cost more on kinds of text that were not measured on.
+        margin: part of eps that is kept back, since plans cost more on kinds of text that were not measured on;
+            default: by the distortion.
         engine: a profile's name; default: the one measured for.
         rounding: 'gptq', 'yaqa', 'learned' or 'rtn', which the plan's KL supposes; default: the one measured for.
         eps_solved: tolerance to solve for when a correction tightened it; default: for the whole model
@@ -73,6 +75,7 @@ def solve(
         BudgetError: no combination of the measured formats reaches it, or not both of a tolerance and a size.
     """
     tolerance("eps", eps)
+    margin = margin_of(measurement.header.distortion, margin)
     fraction("margin", margin)
     for name, size in (("bits", bits), ("max-size", max_size), ("eps-bwd", eps_bwd)):
         positive(name, size)

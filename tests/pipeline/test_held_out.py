@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from natprec.config import QuantizeConfig
+from natprec.config import MARGIN, QuantizeConfig
 from natprec.data.ordinary import NAME, ORDINARY
 from natprec.data.seen import source_digest
 from natprec.data.windows import GENERATE_BATCH
@@ -166,4 +166,4 @@ def test_the_files_say_how_they_came_to_be_and_not_where(
         assert "/" not in json.dumps(said).replace("\\/", "/")
     judged = json.loads((out / "verification.json").read_text())
     assert [text["name"] for text in judged["texts"]] == ["made-up.txt"]
-    assert (judged["length"], judged["confidence"], judged["margin"]) == (64, 0.95, config.margin)
+    assert (judged["length"], judged["confidence"], judged["margin"]) == (64, 0.95, MARGIN)
