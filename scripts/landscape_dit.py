@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from natprec.errors import NatprecError
@@ -56,32 +57,49 @@ def glyphs(font: Path, copies: int, seed: int) -> tuple[Tensor, list[int]]:
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous(), codes
 
 
-def train(latents: Tensor, shape: transformer.Shape, steps: int, batch: int, rate: float, seed: int) -> tuple:
-    """A transformer with the running mean of its weights, and the last losses' mean."""
-    torch.manual_seed(seed)
-    model = transformer.Transformer(shape)
+def descend(model: nn.Module, loss: Callable[[], Tensor], steps: int, rate: float, warm: int, kept: float) -> float:
+    """Train a model; its weights are the running mean of all steps' afterwards.
+
+    Args:
+        loss: of one batch.
+        warm: steps in which the rate rises to `rate`; in the last quarter it falls to 0.
+        kept: of the mean, at each step, once there have been many.
+    Returns:
+        The mean of the last 200 losses.
+    """
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.99))
     losses = []
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 100) * min(1.0, 4 * (steps - step) / steps)
-        x = latents[torch.randint(len(latents), (batch,))]
-        noise, times = torch.randn_like(x), torch.rand(batch)
-        mixed = x.lerp(noise, times.view(-1, 1, 1, 1))
-        loss = functional.mse_loss(model(mixed, times), noise - x)
+            group["lr"] = rate * min(1.0, (step + 1) / warm) * min(1.0, 4 * (steps - step) / steps)
+        found = loss()
         optimizer.zero_grad()
-        loss.backward()
+        found.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
-        kept = min(0.995, step / (step + 10))
+        losses.append(found.item())
+        share = min(kept, step / (step + 10))
         for name, value in model.state_dict().items():
-            mean[name].lerp_(value, 1 - kept)
+            mean[name].lerp_(value, 1 - share)
         if step % 200 == 199:
-            print(f"step {step + 1}: loss {np.mean(losses[-200:]):.4f}", flush=True)
+            print(f"{type(model).__name__}, step {step + 1}: loss {np.mean(losses[-200:]):.4f}", flush=True)
     model.load_state_dict(mean)
-    return model.eval(), float(np.mean(losses[-200:]))
+    model.eval()
+    return float(np.mean(losses[-200:]))
+
+
+def train(latents: Tensor, shape: transformer.Shape, steps: int, batch: int, rate: float, seed: int) -> tuple:
+    """A transformer with the running mean of its weights, and the last losses' mean."""
+    torch.manual_seed(seed)
+    model = transformer.Transformer(shape)
+
+    def loss() -> Tensor:
+        x = latents[torch.randint(len(latents), (batch,))]
+        noise, times = torch.randn_like(x), torch.rand(batch)
+        return functional.mse_loss(model(x.lerp(noise, times.view(-1, 1, 1, 1)), times), noise - x)
+
+    return model, descend(model, loss, steps, rate, warm=100, kept=0.995)
 
 
 def main() -> None:

@@ -15,14 +15,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from landscape_dit import glyphs
+from landscape_dit import descend, glyphs
 from torch import Tensor
 from torch.nn import functional
 
 SIDE = 32
 LATENTS = 4
+RUNNING: dict[str, Any] = {"warm": 50, "kept": 0.99}
+"""How both networks descend: steps until the full rate, and what the mean of weights keeps at each step."""
 CLASSES = 1000
 """That `DiTPipeline` supposes: its number for none is 1000."""
 
@@ -48,29 +49,6 @@ def transformer() -> Any:
     )  # fmt: skip
 
 
-def descend(model: Any, loss: Any, steps: int, rate: float, what: str) -> float:
-    """Train; the weights are the running mean of all steps' afterwards. Returns the last losses' mean."""
-    mean = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, betas=(0.9, 0.99)), []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * min(1.0, 4 * (steps - step) / steps)
-        found = loss()
-        optimizer.zero_grad()
-        found.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(found.item())
-        kept = min(0.99, step / (step + 10))
-        for name, value in model.state_dict().items():
-            mean[name].lerp_(value, 1 - kept) if value.is_floating_point() else None
-        if step % 100 == 99:
-            print(f"{what}, step {step + 1}: loss {np.mean(losses[-100:]):.4f}", flush=True)
-    model.load_state_dict(mean)
-    model.eval()
-    return float(np.mean(losses[-100:]))
-
-
 def train_autoencoder(images: Tensor, steps: int, batch: int) -> tuple[Any, float]:
     """Images are in [-1, 1]."""
     model = autoencoder().train()
@@ -80,7 +58,7 @@ def train_autoencoder(images: Tensor, steps: int, batch: int) -> tuple[Any, floa
         posterior = model.encode(x).latent_dist
         return functional.l1_loss(model.decode(posterior.sample()).sample, x) + 1e-4 * posterior.kl().mean() / SIDE**2
 
-    return model, descend(model, loss, steps, 2e-3, "autoencoder")
+    return model, descend(model, loss, steps, 2e-3, **RUNNING)
 
 
 def train_transformer(latents: Tensor, labels: Tensor, steps: int, batch: int) -> tuple[Any, float]:
@@ -96,7 +74,7 @@ def train_transformer(latents: Tensor, labels: Tensor, steps: int, batch: int) -
         mixed = scheduler.add_noise(latents[chosen], noise, times)
         return functional.mse_loss(model(mixed, timestep=times, class_labels=labels[chosen]).sample, noise)
 
-    return model, descend(model, loss, steps, 1e-3, "transformer")
+    return model, descend(model, loss, steps, 1e-3, **RUNNING)
 
 
 def main() -> None:
