@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import natprec
 from natprec.checkpoints.dense_reader import load_quantized
-from natprec.config import QuantizeConfig
+from natprec.config import ENCODER_MARGIN, QuantizeConfig
 from natprec.data.ordinary import NAME, readable
 from natprec.data.windows import load_tokens
 from natprec.errors import ModelError
@@ -236,7 +236,9 @@ def test_minilm(minilm: str, rounding: str, tmp_path: Path) -> None:
     _, plan, verification = pipeline.quantize(request, tmp_path / "out")
     assert verification.passed is (verification.kl_mean <= 0.03)
     assert plan.eps_solved is not None
-    assert 0.9 <= plan.kl_predicted / plan.eps_solved <= (1.1 if rounding == "rtn" else 1)  # its errors were measured
+    # to nearest, the plan's errors are measured together, and where that is not the sum, it is solved once more
+    budget = plan.eps_solved if rounding == "gptq" else (1 - ENCODER_MARGIN) * 0.03
+    assert 0.9 <= plan.kl_predicted / budget <= (1 if rounding == "gptq" else 1.15)
     lowest = 0.6 if rounding == "rtn" else 0.2  # each site is charged what it costs on the worse of two kinds of text
     # after a correction the distortion falls by less than the prediction
     assert lowest <= verification.kl_mean / verification.kl_predicted <= (1.6 if verification.corrections else 1.3)
