@@ -136,7 +136,7 @@ def test_what_is_judged_is_what_users_get(tmp_path: Path, encoder_folder: Path, 
     from transformers import AutoModel
 
     folder = sentence_folder(tmp_path / "m", encoder_folder, ["Pooling", "Dense", "Normalize"])
-    request = QuantizeConfig(str(folder), eps=0.01, data=str(text_file), tokens=256, eval_tokens=256, length=64,
+    request = QuantizeConfig(str(folder), eps=0.01, data=str(text_file), tokens=1024, eval_tokens=256, length=64,
                       group_size=32, rounding="rtn")  # fmt: skip
     out = tmp_path / "out"
     pipeline.quantize(request, out)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from natprec.config import QuantizeConfig
+from natprec.config import MARGIN, QuantizeConfig
 from natprec.errors import BudgetError
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
@@ -57,7 +57,7 @@ def joint(plan: Plan, factor: float) -> Joint:
 def test_a_plan_for_a_tolerance_is_solved_once_more(measurement: Measurement, factor: float) -> None:
     first = solve_for(CONFIG, measurement)
     again = solved(CONFIG, measurement, first, joint(first, factor))
-    wanted = (1 - CONFIG.margin) * 1e-4
+    wanted = (1 - MARGIN) * 1e-4
     assert again.eps_solved == pytest.approx(wanted / factor)
     assert again.kl_predicted == pytest.approx(factor * again.kl_sum)
     assert 0.8 * wanted <= again.kl_predicted <= wanted
