@@ -1,6 +1,6 @@
 """The main job on a real model: SmolLM2-135M-Instruct, dequantized from Q4_1, and the central claim in figures.
 
-One sweep predicts the KL of the whole plan. With 8,192 tokens to measure on (half of them the model's own) and as many
+One sweep predicts the KL of the whole plan. With 4,096 tokens to measure on (half of them the model's own) and as many
 to judge, prediction and measurement agree within 15 %. The run is kept under pytest's cache, by what it depends on.
 """
 
@@ -23,7 +23,7 @@ from natprec.solver import Plan
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2"
 EPS = 0.1
-TOKENS = 8192
+TOKENS = 4096
 
 pytestmark = pytest.mark.slow
 
