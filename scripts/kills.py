@@ -26,13 +26,14 @@ import socket
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from large_model import write_model
 from transformers import LlamaConfig
 
 from natprec.cli import main as natprec
-from natprec.utils import heartbeat
+from natprec.utils import heartbeat, meeting, store
 from natprec.utils.marks import MARK
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 512}
@@ -105,6 +106,7 @@ def main() -> None:
     os.environ["SOURCE_DATE_EPOCH"] = str(int(time.time()))  # else two runs differ by their dates
     if options.processes > 1:  # nobody waits half a minute for a process that was killed on purpose
         heartbeat.LIMIT, heartbeat.GRACE = 5, 2
+        store.JOINING = meeting.JOINING = timedelta(seconds=20)
     with tempfile.TemporaryDirectory(prefix="natprec-kills-") as scratch:
         model = options.model or str(Path(scratch) / "model")
         if options.model is None:

@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+import time
 from datetime import timedelta
 
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
@@ -17,6 +18,9 @@ from torch.distributed.rendezvous import rendezvous
 
 JOINING = timedelta(minutes=5)
 """How long processes wait for each other at the start."""
+
+REACHING, EACH = 40.0, 5.0
+"""Seconds for which an address is tried that no host answers at, and for one try."""
 
 
 def store_of(rank: int, size: int, address: str, port: int) -> Store:
@@ -28,11 +32,32 @@ def store_of(rank: int, size: int, address: str, port: int) -> Store:
     launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     listening = None if rank or launchers else _listening(address, port)
     if listening is None:
+        if rank:
+            _reach(address, port)
         found, _, _ = next(rendezvous("env://", rank, size, timeout=JOINING))
         return found
     return TCPStore(
         address, port, size, is_master=True, timeout=JOINING, master_listen_fd=listening.detach()
     )  # the store closes it
+
+
+def _reach(address: str, port: int) -> None:
+    """Try an address until a host answers, if only that nothing listens there yet: then process 0 is still to come.
+
+    Raises:
+        OSError: no host does; says why.
+    """
+    begun = time.monotonic()
+    while True:
+        try:
+            socket.create_connection((address, port), EACH).close()
+            return
+        except ConnectionRefusedError:
+            return
+        except OSError:
+            if time.monotonic() - begun > REACHING:
+                raise
+        time.sleep(1)
 
 
 def _listening(address: str, port: int) -> socket.socket | None:

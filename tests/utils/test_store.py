@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 import pytest
 
-from natprec.utils.store import store_of
+from natprec.utils.store import EACH, REACHING, store_of
 
 
 def free_port() -> int:
@@ -56,3 +57,16 @@ def test_an_address_of_another_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setattr("natprec.utils.store.rendezvous", lambda *_, **__: iter([("torch's", 0, 1)]))
     assert store_of(0, 1, "192.0.2.1", free_port()) == "torch's"
+
+
+def test_an_address_that_no_host_answers_at_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 may still be to come where a host refuses; a name that nobody knows is an error within a minute."""
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr("natprec.utils.store.rendezvous", lambda *_, **__: iter([("torch's", 1, 2)]))
+    assert REACHING + EACH < 60
+    monkeypatch.setattr("natprec.utils.store.REACHING", 1.0)
+    assert store_of(1, 2, "127.0.0.1", free_port()) == "torch's"
+    begun = time.monotonic()
+    with pytest.raises(OSError, match=r"[Nn]ame|[Aa]ddress|resol"):
+        store_of(1, 2, "no-such-host.invalid", free_port())
+    assert time.monotonic() - begun < 30
