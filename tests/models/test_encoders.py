@@ -239,7 +239,7 @@ def test_minilm(minilm: str, rounding: str, tmp_path: Path) -> None:
     # to nearest, the plan's errors are measured together, and where that is not the sum, it is solved once more
     budget = plan.eps_solved if rounding == "gptq" else (1 - ENCODER_MARGIN) * 0.03
     assert 0.9 <= plan.kl_predicted / budget <= (1 if rounding == "gptq" else 1.15)
-    lowest = 0.6 if rounding == "rtn" else 0.2  # each site is charged what it costs on the worse of two kinds of text
+    lowest = 0.7 if rounding == "rtn" else 0.2
     # after a correction the distortion falls by less than the prediction
     assert lowest <= verification.kl_mean / verification.kl_predicted <= (1.6 if verification.corrections else 1.3)
     assert abs(verification.stored_bytes / plan.stored_bytes - 1) <= 0.01
