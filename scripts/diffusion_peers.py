@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -221,22 +220,24 @@ def main() -> None:
     options = parser.parse_args()
     import torch
     from safetensors.torch import load_file
+    from sdnq_check import peer_environment
 
     judge = Judge(options)
-    sites = {curve.site.name: curve.site for curve in judge.measurement.weights.values() if curve.formats}
-    total = sum(site.elements for site in sites.values())
-    paths = [str(options.packages)] if options.packages else []
-    environment = {**os.environ, "SDNQ_USE_TORCH_COMPILE": "0",
-                   "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}  # fmt: skip
-    print(f"{len(sites)} weights, {total} values, {judge.held_out.tokens} positions judge, {IMAGES} images", flush=True)
+    curves = judge.measurement.weights.values()
+    elements = {f"{curve.site.name}.weight": curve.site.elements for curve in curves if curve.formats}
+    total = sum(elements.values())
+    environment = peer_environment(options.packages)
+    print(
+        f"{len(elements)} weights, {total} values, {judge.held_out.tokens} positions judge, {IMAGES} images", flush=True
+    )
     for name in options.peers.split(";"):
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / "dense.safetensors"
             command = [sys.executable, __file__, "--peer", name, options.pipeline, str(file)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
             counts, dense = json.loads(done.stdout.splitlines()[-1]), load_file(file)
-        stored = {f"{site}.weight": FLOAT_BYTES * sites[site].elements for site in sites} | counts
-        assert counts.keys() <= {f"{site}.weight" for site in sites}, sorted(counts.keys() - sites.keys())
+        assert counts.keys() <= elements.keys(), sorted(counts.keys() - elements.keys())
+        stored = {weight: FLOAT_BYTES * count for weight, count in elements.items()} | counts
         bits = 8 * sum(stored.values()) / total
         with torch.no_grad():
             theirs = judge.judged(dense)

@@ -42,7 +42,7 @@ from natprec.models.layers import known_layer
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS
-from natprec.rounding.pilot import pilot_blocks
+from natprec.rounding.pilot import WAYS, pilot_blocks
 from natprec.tasks import Samples
 from natprec.utils.workers import Workers
 
@@ -147,8 +147,7 @@ def rounding_formula(
         if part == "pilot" and of_segment[segment][0].segment not in tried:
             continue  # the text passes, and nothing is rounded
         once, steps = of_one(of_segment[segment])
-        ways = roundings if part == "round" else 2  # the pilot rounds by GPTQ, then learns
-        least = roundings if part == "round" else 1
+        ways, least = (roundings, roundings) if part == "round" else (len(WAYS), 1)  # one of the pilot's ways learns
         taken = min(2 * least, max(least, round((count - ways * once) / steps))) if steps else 0
         told = ways * once + taken * steps
         sent, expected, again = sent + count, expected + told, again + max(0, taken - least)

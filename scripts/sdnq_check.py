@@ -34,6 +34,13 @@ save_file(found, sys.argv[3])
 """
 
 
+def peer_environment(packages: Path | None) -> dict[str, str]:
+    """Of a process that imports peers from a folder, which come before what is installed; nothing is compiled there."""
+    paths = [str(packages)] if packages else []
+    places = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "SDNQ_USE_TORCH_COMPILE": "0", "PYTHONPATH": places}
+
+
 def main() -> None:
     """Compare, and print one line."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,12 +50,7 @@ def main() -> None:
     name = quantized_part(given.folder)
     if name is None:
         sys.exit(f"{str(given.folder)!r} is no pipeline of natprec's")
-    paths = [str(given.sdnq)] if given.sdnq else []
-    environment = {
-        **os.environ,
-        "SDNQ_USE_TORCH_COMPILE": "0",
-        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
-    }
+    environment = peer_environment(given.sdnq)
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "dense.safetensors"
         subprocess.run([sys.executable, "-c", PEER, str(given.folder), name, str(file)], check=True, env=environment)

@@ -160,7 +160,8 @@ def judge(
         "calibration": calibration, "eps": config.eps, "margin": config.margin, "predicted": plan.kl_predicted,
         "stored_bytes": plan.stored_bytes, "bits": plan.bits_per_weight,
     }  # fmt: skip
-    cells.of(about, next(iter(texts), NAMED[0]))
+    if not texts:
+        cells.of(about, NAMED[0])  # the bytes alone
     missing = {name: text for name, text in texts.items() if len(cells.of(about, name)["kl"]) < len(text.samples)}
     if not missing:
         return

@@ -7,7 +7,6 @@ writes none: the excerpts are half of what it is measured on beside text that is
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,10 @@ SHOWN, UNKNOWN = 4096, 0.1
 
 def readable(tokenizer: Any) -> bool:
     """Whether a tokenizer has tokens for ordinary text; that of a model of proteins or molecules has not."""
+    if tokenizer is None:
+        return False
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if tokenizer is None or unknown is None:
-        return tokenizer is not None
-    ids = tokenizer(_beginning(), verbose=False)["input_ids"]
+    if unknown is None:
+        return True
+    ids = tokenizer(CALIBRATION.read_text("utf-8")[:SHOWN], verbose=False)["input_ids"]
     return ids.count(unknown) <= UNKNOWN * len(ids)
-
-
-@cache
-def _beginning() -> str:
-    return CALIBRATION.read_text("utf-8")[:SHOWN]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from natprec.data.ordinary import readable
 from natprec.data.pictured_text import PicturedText
 from natprec.data.windows import continues
 from natprec.distortions import Distortion, EmbeddingDistance, named
@@ -102,6 +103,11 @@ class Subject:
         """Whether it can write text: a language model whose weights are in memory, and whose own code can go on."""
         whole = self.task.generates and self.segmented.weights.whole
         return whole and (self.tokenizer is None or continues(self.model, self.tokenizer))
+
+    @cached_property
+    def encodes_ordinary(self) -> bool:
+        """Whether it is an encoder for which ordinary text stands in for text of its own, which it cannot write."""
+        return self.task.material == "text" and not self.task.generates and readable(self.tokenizer)
 
     @cached_property
     def gauges(self) -> dict[str, Gauge]:

@@ -136,7 +136,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
         if config.joint:
             seconds["joint"] = JOINT_FORWARDS * back * per_token + JOINT_READS * reading
         pace = _pace(subject, config, per_token, gathering)
-        if asks_for_pilot(config, subject):
+        if asks_for_pilot(config.rounding, subject):
             seconds[PILOT] = pilot_seconds(subject, pace)
         seconds |= {
             "round": rounder.seconds(pace),

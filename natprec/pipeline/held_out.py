@@ -24,7 +24,7 @@ from natprec.errors import InputError
 from natprec.evaluation.judging import GivenText
 from natprec.evaluation.verdict import MOST, HeldOutText
 from natprec.measurement.subject import Subject
-from natprec.pipeline.samples import encodes_ordinary, length_of, pictured_samples, read_samples
+from natprec.pipeline.samples import length_of, pictured_samples, read_samples
 from natprec.pipeline.together import made_by_first
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance, Stages
@@ -86,7 +86,7 @@ def held_out(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pie
         InputError: nothing to read, or not enough; or processes read different text.
     """
     source, own = config.eval_data or config.source, subject.task.own
-    if source is None and not (subject.writes or own or encodes_ordinary(subject)):
+    if source is None and not (subject.writes or own or subject.encodes_ordinary):
         if subject.task.generates:
             raise InputError(
                 "a model whose weights are on disk is too slow to write its own text; give text with --eval-data"

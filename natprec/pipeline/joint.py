@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from natprec.config import QuantizeConfig
-from natprec.distortions.registry import margin_of
 from natprec.errors import BudgetError
 from natprec.measurement import Measurement
 from natprec.measurement.measure import shared_out
@@ -160,7 +159,8 @@ def solved_again(config: QuantizeConfig, measurement: Measurement, plan: Plan, f
     if config.eps is None or config.eps_scope == "site" or not found.apart:
         return plan
     predicted = found.predicted(plan.kl_sum)
-    kept = 1 - margin_of(measurement.header.distortion, config.margin)
+    assert plan.margin is not None
+    kept = 1 - plan.margin
     if config.bits is not None or config.max_size is not None:
         if predicted > config.eps:
             raise BudgetError(

@@ -6,7 +6,7 @@ from natprec.config import QuantizeConfig
 from natprec.measurement import Measurement
 from natprec.measurement.curves import LEARNED
 from natprec.measurement.subject import Subject
-from natprec.rounding.pilot import left_by_learning, pilot_batches, pilot_blocks
+from natprec.rounding.pilot import WAYS, left_by_learning, pilot_batches, pilot_blocks
 from natprec.rounding.rounder import Pace, rounder_named
 from natprec.solver import Plan
 from natprec.tasks import Samples
@@ -15,16 +15,16 @@ from natprec.utils.progress import Stages
 STAGE = "what learning leaves"
 
 
-def asks_for_pilot(config: QuantizeConfig, subject: Subject) -> bool:
+def asks_for_pilot(rounding: str, subject: Subject) -> bool:
     """Whether plans are for learned rounding, of a model in memory."""
-    return config.rounding == LEARNED and subject.segmented.weights.whole
+    return rounding == LEARNED and subject.segmented.weights.whole
 
 
 def pilot_seconds(subject: Subject, pace: Pace) -> float:
     """About what trying takes: all of the text goes through the model both ways, and the pilot's blocks are learned."""
     blocks = len(subject.segmented.blocks)
     part = len(pilot_blocks(blocks)) / max(1, blocks)
-    learning, passing = (rounder_named(name).seconds(pace) for name in (LEARNED, "gptq"))
+    passing, learning = (rounder_named(name).seconds(pace) for name in WAYS)
     return part * learning + passing
 
 
@@ -40,7 +40,7 @@ def with_pilot(
         plan: for what GPTQ leaves; its formats are tried.
         samples: that the measurement was made on.
     """
-    if measurement.header.learned is not None or not asks_for_pilot(config, subject):
+    if measurement.header.learned is not None or not asks_for_pilot(config.rounding, subject):
         return measurement
     own = subject.with_head(plan.untied)
     try:

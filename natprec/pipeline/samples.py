@@ -8,7 +8,7 @@ from pathlib import Path
 
 from natprec.config import EVAL_TOKENS, QuantizeConfig
 from natprec.data.folders import divided
-from natprec.data.ordinary import CALIBRATION, ORDINARY, readable
+from natprec.data.ordinary import CALIBRATION, ORDINARY
 from natprec.data.ordinary import NAME as ORDINARY_NAME
 from natprec.data.pictured_text import BATCH
 from natprec.data.readers import READERS
@@ -37,11 +37,11 @@ def calibration_samples(config: QuantizeConfig, subject: Subject, stages: Stages
     if kinds == 1:
         return _samples(read, subject, stages, source, config.tokens, "calibration")
     each = max(1, round(config.tokens / config.length / kinds)) * config.length
-    alone = config.source is None and encodes_ordinary(subject)  # its halves are two kinds: English, and what is not
+    alone = config.source is None and subject.encodes_ordinary  # its halves are two kinds: English, and what is not
     found = _samples(read, subject, stages, source, 2 * each if alone else each, "calibration")
     if subject.writes:
         found = found.followed_by(_samples(config, subject, stages, None, each, "calibration"))
-    elif encodes_ordinary(subject) and not alone:
+    elif subject.encodes_ordinary and not alone:
         ordinary = replace(config, text_column=None)
         found = found.followed_by(_samples(ordinary, subject, stages, str(CALIBRATION), each, "calibration"))
     if subject.pictures is not None:
@@ -64,17 +64,11 @@ def unmeasured_samples(config: QuantizeConfig, subject: Subject, stages: Stages,
     return _samples(read, subject, stages, source, most * config.length, "calibration", seen, least=1)
 
 
-def encodes_ordinary(subject: Subject) -> bool:
-    """Whether ordinary text stands in for text of its own, which an encoder cannot write."""
-    task = subject.task
-    return task.material == "text" and not task.generates and readable(subject.tokenizer)
-
-
 def _to_read(config: QuantizeConfig, subject: Subject) -> tuple[QuantizeConfig, str | None]:
     """What calibration text is read from, and how: `data`, or else ordinary text; None where there is neither."""
     if config.source:
         return config, config.source
-    ordinary = subject.writes or encodes_ordinary(subject)
+    ordinary = subject.writes or subject.encodes_ordinary
     return replace(config, text_column=None), str(CALIBRATION) if ordinary else None
 
 
@@ -118,7 +112,7 @@ def given_samples(config: QuantizeConfig, subject: Subject, stages: Stages) -> S
 
 def calibration_parts(config: QuantizeConfig, subject: Subject) -> int:
     """Kinds of text in `calibration_samples`."""
-    return 1 + (subject.writes or encodes_ordinary(subject)) + (subject.pictures is not None)
+    return 1 + (subject.writes or subject.encodes_ordinary) + (subject.pictures is not None)
 
 
 def held_out_samples(config: QuantizeConfig, subject: Subject, stages: Stages, seen: Pieces = NO_PIECES) -> Samples:

@@ -15,9 +15,10 @@ from natprec.measurement.curves import LEARNED
 from natprec.measurement.gptq_ratio import JUDGING
 from natprec.measurement.pools import pools
 from natprec.models.weight_sites import Site, site_layer
+from natprec.pipeline.pilot import asks_for_pilot
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS
-from natprec.rounding.pilot import pilot_blocks
+from natprec.rounding.pilot import WAYS, pilot_blocks
 from natprec.roundings import rounding_named
 from natprec.tasks.samples import fitting
 
@@ -86,11 +87,11 @@ def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
     """
     if rounding_named(rounding).needs == "nothing":
         return 0
-    members, count = [site for site in _products(subject) if site.gptq], len(subject.segmented.blocks)
+    members = [site for site in _products(subject) if site.gptq]
     total = _sent_by_one_rounding(subject, rounding, members)
-    if rounding == LEARNED and subject.segmented.weights.whole:  # the pilot rounds its blocks by both
-        tried = [site for site in members if site.segment in pilot_blocks(count)]
-        total += sum(_sent_by_one_rounding(subject, each, tried) for each in ("gptq", LEARNED))
+    if asks_for_pilot(rounding, subject):
+        tried = [site for site in members if site.segment in pilot_blocks(len(subject.segmented.blocks))]
+        total += sum(_sent_by_one_rounding(subject, way, tried) for way in WAYS)
     return round((1 - 1 / processes) * total)
 
 

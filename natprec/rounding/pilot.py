@@ -27,6 +27,9 @@ from natprec.utils.statistics import bootstrap_ratio
 STAGE = "pilot"
 """Under which what processes send is counted."""
 
+WAYS = ("gptq", "learned")
+"""In which its blocks are rounded, one after the other."""
+
 BLOCKS = 4
 """Of the pilot, in the middle of the model."""
 
@@ -73,10 +76,10 @@ def left_by_learning(
     with segmented.weights.hold(subject.model.parameters()):
         original = present_values(subject.model)
         held_back = HeldBack(segmented, original, judging)
-        for rounding in ("gptq", "learned"):
+        for rounding in WAYS:
             with put_in(subject.model, original):
-                ways = rounded_segments(subject, pilot, fitting, rounding, None, advance, seed, stage=STAGE)
-                for segment, _ in ways:
+                rounded = rounded_segments(subject, pilot, fitting, rounding, None, advance, seed, stage=STAGE)
+                for segment, _ in rounded:
                     if segment == chosen[-1]:
                         break
                 found.append(held_back.by_sample())
@@ -89,7 +92,7 @@ def left_by_learning(
 def pilot_batches(subject: Subject, samples: Samples) -> int:
     """At most how often `left_by_learning` calls `advance`."""
     segmented, (fitting, _) = subject.segmented, _parts(samples)
-    passes = sum(apply_batches(segmented, rounding, fitting) for rounding in ("gptq", "learned"))
+    passes = sum(apply_batches(segmented, rounding, fitting) for rounding in WAYS)
     every = rounder_named("learned").more_batches(segmented, fitting)
     blocks = len(segmented.blocks)
     return passes - every + every * len(pilot_blocks(blocks)) // max(1, blocks)
