@@ -130,7 +130,7 @@ def rounding_formula(
 
     def of_one(members: list[Site]) -> tuple[float, float]:
         """Of one rounding, and of the steps that learning takes once."""
-        moments = 4 * sum({site.fused_group: site.shape[1] ** 2 for site in members}.values())
+        moments = 8 * sum({site.fused_group: site.shape[1] ** 2 for site in members}.values())
         codes = sum(site.elements * (1 + 4 / (chosen[site.name]["group_size"] or site.shape[1])) for site in members)
         steps = sum(site.elements for site in members if in_block(site)) if learned else 0
         return others * (moments + codes), others * 2 * width * STEPS * steps

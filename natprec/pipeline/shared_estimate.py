@@ -97,9 +97,9 @@ def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
 
 def _sent_by_one_rounding(subject: Subject, rounding: str, members: Sequence[Site]) -> float:
     """Bytes that one process sends to every other one together, of many processes: of these sites, rounded once."""
-    moments = 4 * sum(moment_sizes(subject, members).values())
+    moments = 8 * sum(moment_sizes(subject, members).values())
     if rounding == "yaqa":
-        moments += 4 * sum(site.shape[0] ** 2 for site in members)
+        moments += 8 * sum(site.shape[0] ** 2 for site in members)
     weights = sum(site.elements for site in members)
     total = moments + CODE_BYTES * weights
     if rounding == LEARNED:  # gradients to the process that moves a weight, and its values to all

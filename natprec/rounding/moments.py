@@ -31,6 +31,10 @@ from natprec.utils.progress import Advance
 SEED = 0
 """Of the signs that the distortion draws."""
 
+SUMS = torch.float64
+"""In which moments are added up, and sent: of float32 the order of batches, and with it the number of processes, would
+choose some codes."""
+
 
 @dataclass
 class Moments:
@@ -128,12 +132,12 @@ def _at_owners(segmented: SegmentedModel, members: Sequence[Site], moments: Mome
         return
     owner, groups = owners(segmented, members), {site.name: site.fused_group for site in members}
     sizes = {site.name: site_layer(segmented.model, site).shape for site in members}
-    device = site_layer(segmented.model, members[0]).weight
+    like = site_layer(segmented.model, members[0]).weight.new_empty(0, dtype=SUMS)
     columns = {site.fused_group: site_layer(segmented.model, site).moments for site in members}
     rows = {name: (size[0],) * 2 for name, size in sizes.items()}
-    moments.inputs, reached = sums_at_owners(workers, moments.inputs, columns, owner, device)
+    moments.inputs, reached = sums_at_owners(workers, moments.inputs, columns, owner, like)
     moments.outputs, _ = sums_at_owners(
-        workers, moments.outputs, rows, {name: owner[group] for name, group in groups.items()}, device
+        workers, moments.outputs, rows, {name: owner[group] for name, group in groups.items()}, like
     )
     moments.elsewhere = {group: owner[group] for group in columns if group in reached and owner[group] != workers.rank}
 
@@ -149,7 +153,7 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
         layer = site_layer(model, site)
 
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            add_moments(moments.inputs, site.fused_group, layer, args[0].detach(), torch.float32)
+            add_moments(moments.inputs, site.fused_group, layer, args[0].detach(), SUMS)
 
         return hook
 
@@ -177,5 +181,5 @@ def _add(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
     """Add Σ v vᵀ over the vectors along the last dimension."""
     rows, size = values.flatten(0, -2), values.shape[-1]
     if name not in sums:
-        sums[name] = rows.new_zeros(size, size, dtype=torch.float32)
+        sums[name] = rows.new_zeros(size, size, dtype=SUMS)
     add_products(sums[name], rows)

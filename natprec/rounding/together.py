@@ -49,8 +49,8 @@ def sums_at_owners(
         shapes: of all names, at all processes the same; `owner`: their ranks.
         like: on the device and of the dtype of the tensors, which travel as they are.
     Returns:
-        The sums that belong to this process, of several processes float32, and the names that samples of any process
-        reached.
+        The sums that belong to this process, of several processes float32, or float64 as the tensors are, and the
+        names that samples of any process reached.
     """
     if workers.size == 1:
         return dict(own), set(own)
@@ -61,7 +61,7 @@ def sums_at_owners(
     nothing = like.new_empty(0)
     flat = {name: own[name].flatten() if name in own else nothing.new_zeros(sizes[name]) for name in reached}
     pieces = [torch.cat([nothing, *(flat[name] for name in names)]) for names in of_rank]
-    total = torch.zeros_like(pieces[workers.rank], dtype=torch.float32)
+    total = torch.zeros_like(pieces[workers.rank], dtype=torch.promote_types(like.dtype, torch.float32))
     for part in workers.exchange(pieces, [total.shape] * workers.size):
         total += part
     names = of_rank[workers.rank]

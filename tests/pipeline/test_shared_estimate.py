@@ -37,11 +37,11 @@ def test_bytes_of_rounding(processes: int) -> None:
     others = (processes - 1) / processes
     weights = sum(site.elements for site in made.sites if site.gptq)
     groups = {site.fused_group: site.shape[1] for site in made.sites if site.gptq}
-    expected = others * (4 * sum(columns**2 for columns in groups.values()) + 1.125 * weights)
+    expected = others * (8 * sum(columns**2 for columns in groups.values()) + 1.125 * weights)
     assert sent_rounding(made, "gptq", processes) == round(expected)
     assert sent_rounding(made, "rtn", processes) == 0
     block = [site for site in made.sites if site.gptq and ".layers.0." in site.name]
     inside = sum(site.elements for site in block)
-    moments = 4 * sum({site.fused_group: site.shape[1] ** 2 for site in block}.values())
+    moments = 8 * sum({site.fused_group: site.shape[1] ** 2 for site in block}.values())
     pilot = 2 * (moments + 1.125 * inside) + 100 * 8 * inside
     assert sent_rounding(made, "learned", processes) == round(expected + others * (100 * 8 * 2 * inside + pilot))
