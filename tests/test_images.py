@@ -310,14 +310,26 @@ def test_a_body_of_convolutions_needs_natprec_s_own_loader(families: dict[str, P
     assert request.for_engine(subject, "natprec").sites
 
 
-@pytest.mark.parametrize("command", ["compare", "inspect"])
-def test_commands_for_text_say_so(
-    families: dict[str, Path], shown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+def test_inspect_is_for_models_of_text_and_says_so(
+    families: dict[str, Path], shown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    told = natprec(command, "--model", families["vit"], "--data", shown, "--group-size", "32")
+    told = natprec("inspect", "--model", families["vit"], "--data", shown, "--group-size", "32")
     assert told.code == 2
-    assert f"is an image classifier, and natprec {command} is for models of text" in told.err
+    assert "is an image classifier, and natprec inspect is for models of text" in told.err
+
+
+def test_compare_at_the_bytes_of_gguf(families: dict[str, Path], shown: Path, tmp_path: Path) -> None:
+    told = natprec(
+        "compare", "--model", families["vit"], "--data", shown, "--group-size", "32", "--methods", "gguf,natprec",
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert told.code == 0, told.err
+    theirs, ours = json.loads(told.out)["rows"]
+    assert theirs["status"] == ours["status"] == "ok"
+    assert ours["stored_bytes"] <= theirs["stored_bytes"]
+    assert 0 < ours["kl_mean"] < theirs["kl_mean"]
+    assert ours["image_error"] is None
 
 
 def test_a_notebook_measures_saves_and_judges(families: dict[str, Path], shown: Path, tmp_path: Path) -> None:

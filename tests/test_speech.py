@@ -315,7 +315,7 @@ def test_recordings_that_were_measured_on_do_not_judge(made: dict[str, Made], he
     assert "2 of 2 recordings in" in told.reason
 
 
-@pytest.mark.parametrize("command", ["compare", "inspect", "generate", "serve", "energy"])
+@pytest.mark.parametrize("command", ["inspect", "generate", "serve", "energy"])
 def test_commands_for_text_say_so(
     made: dict[str, Made], heard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

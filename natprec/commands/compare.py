@@ -8,18 +8,28 @@ from pathlib import Path
 from typing import Annotated
 
 from natprec.commands.options import Json, Resume, configured, own
-from natprec.comparison.methods import DEFAULT, parse_interpreters, parse_methods, parse_widths
+from natprec.comparison.methods import DEFAULT, METHODS, MODULES, parse_interpreters, parse_methods, parse_widths
 from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.utils.options import METHOD, OUTPUT, TARGET
 
-EXAMPLES = ("natprec compare --model ./folder --methods gptq,autoround,natprec --out compared",)
+EXAMPLES = (
+    "natprec compare --model ./folder --methods gptq,autoround,natprec --out compared",
+    "natprec compare --model ./pipeline --component transformer --methods sdnq,gguf,natprec --out compared",
+)
 
 
 @configured
 def compare(
     config: QuantizeConfig,
-    methods: Annotated[str, own("--methods", METHOD, "Names separated by commas, or all.")] = DEFAULT,
+    methods: Annotated[
+        str | None,
+        own(
+            "--methods",
+            METHOD,
+            f"Names separated by commas, or all; default: {DEFAULT}, and all for a model that reads no text.",
+        ),
+    ] = None,
     bits: Annotated[str, own("--bits", TARGET, "Bit widths of the uniform methods: 4, or several: 3,4.")] = "4",
     activations: Annotated[
         int, own("--activations", METHOD, "Bits of the inputs of Linears in all rows: 16, 8 or 4, by token.")
@@ -37,13 +47,15 @@ def compare(
 ) -> None:
     """Compare natprec with other quantizers on one model, text and number of stored bytes.
 
-    natprec gets the bytes of the uniform checkpoint. A method that fails says why in its row. Exit code 0.
+    natprec gets the bytes of the uniform checkpoint; for a model that reads no text, those of each method in turn. A
+    method that fails says why in its row. Exit code 0.
     """
     from rich.console import Console
 
     from natprec.commands.output import print_json
     from natprec.comparison.bench import Settings
     from natprec.comparison.compare import compare as run
+    from natprec.comparison.modules import without_text
     from natprec.comparison.plot import plot
     from natprec.comparison.report import comparison_table
     from natprec.pipeline.request import check
@@ -59,14 +71,16 @@ def compare(
         )
     if not 0 < time_limit < math.inf:
         raise InputError(f"time-limit {time_limit:g}: give the seconds that one method may take, such as 3600")
+    modules = without_text(config)
     settings = Settings(
-        parse_methods(methods),
+        parse_methods(methods or ("all" if modules else DEFAULT), MODULES if modules else METHODS),
         parse_widths(bits),
         iterations,
         parse_interpreters(python or []),
         time_limit,
         activations,
         seeds,
+        modules,
     )
     check(config, solved=False)
     stages = Stages()

@@ -46,7 +46,7 @@ class Settings:
     """The options of a comparison beyond model and texts.
 
     Attributes:
-        methods: names in `METHODS`, natprec's last.
+        methods: names in `METHODS`, natprec's last; with `modules` in `MODULES`, for a model that reads no text.
         widths: bits of the uniform methods; one group of rows for each.
         iterations: steps per block of AutoRound.
         interpreters: method, or '' for all peers → Python interpreter.
@@ -63,6 +63,7 @@ class Settings:
     time_limit: float = 21600.0
     activations: int = UNROUNDED
     seeds: int = 1
+    modules: bool = False
 
 
 def planned_for(config: QuantizeConfig, settings: Settings) -> str | None:
@@ -108,9 +109,9 @@ class Bench:
         folder = (self.folder / (f"{name}-{bits}-{number}" if number else f"{name}-{bits}")).absolute()
         job = self._job(name, method, bits, target, number)
         key = self._key(job)
-        kept = _kept(folder / "row.json", key) if resume else None
-        if kept is not None:
-            return kept
+        known = kept(folder / "row.json", key) if resume else None
+        if known is not None:
+            return known
         chosen = interpreter(name, method, self.settings.interpreters or {})
         row = {"method": name, "bits": bits, "seed": job.seed, "status": "", **dict.fromkeys(FIGURES)}
         with self.stages.stage(f"{name} {bits}"):
@@ -163,18 +164,28 @@ class Bench:
 
     def _key(self, job: Job) -> str:
         """Everything that a row depends on, except the versions of the peers."""
-        inputs = {name: value for name, value in asdict(job).items() if name not in ("model", "calibration", "more")}
-        parts = [self.subject.digest, self.samples.digest, self.held_out.digest, inputs, self.config.seed]
+        parts: list[Any] = [without_files(job)]
         if job.more is not None and self.more is not None:
             parts.append(self.more.digest)
         if METHODS[job.method].stored:
             parts.append(f"as stored, on {self.config.gpu}")
         elif job.activations < UNROUNDED:
             parts.append("activations rounded as planned" if METHODS[job.method].own else "by token")
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return row_key(self.subject, self.samples, self.held_out, self.config.seed, parts)
 
 
-def _kept(file: Path, key: str) -> dict[str, Any] | None:
+def row_key(subject: Subject, samples: Samples, held_out: Samples, seed: int, about: Any) -> str:
+    """Of a row, 16 hex digits; `about` is what it depends on beside model, samples and seed, plain values."""
+    parts = [subject.digest, samples.digest, held_out.digest, seed, about]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_files(job: Job) -> dict[str, Any]:
+    """A job without the places that it names."""
+    return {name: value for name, value in asdict(job).items() if name not in ("model", "calibration", "more")}
+
+
+def kept(file: Path, key: str) -> dict[str, Any] | None:
     """The row of an earlier run with the same inputs."""
     try:
         value = from_json(file.read_text())
@@ -183,8 +194,8 @@ def _kept(file: Path, key: str) -> dict[str, Any] | None:
     return value["row"] if value.get("key") == key else None
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any], label: str = "KL") -> str:
     """What became of a row."""
     if row["status"] != "ok":
         return str(row["status"])
-    return f"KL {row['kl_mean']:.4g}, {row['stored_bytes'] / 1e6:.1f} MB, {human_seconds(row['seconds'])}"
+    return f"{label} {row['kl_mean']:.4g}, {row['stored_bytes'] / 1e6:.1f} MB, {human_seconds(row['seconds'])}"

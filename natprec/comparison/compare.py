@@ -17,6 +17,7 @@ import numpy as np
 from natprec.comparison.bench import CALIBRATION, Bench, Settings, line, planned_for
 from natprec.comparison.judging import UNROUNDED
 from natprec.comparison.methods import LEARN_TOKENS, METHODS, SIZED_BY
+from natprec.comparison.modules import compare_modules
 from natprec.comparison.proxies import correlations
 from natprec.comparison.ratios import ratios
 from natprec.config import QuantizeConfig
@@ -47,10 +48,12 @@ def compare(
     Raises:
         NatprecError: the model, the text or the group size cannot be used. A method's failure is its status.
     """
-    if not isinstance(config.group_size, int) or config.group_size < 1:
-        raise InputError("group size: the methods share only groups of a fixed size; give --group-size 32, 64 or 128")
     refuse_inputs(folder, inputs(config))
     refuse_occupied(folder, resume)
+    if settings.modules:
+        return compare_modules(config, settings, folder, stages, resume)
+    if not isinstance(config.group_size, int) or config.group_size < 1:
+        raise InputError("group size: the methods share only groups of a fixed size; give --group-size 32, 64 or 128")
     subject = open_subject(config, stages)
     refuse_without_text(subject, "compare")
     sites = [site for site in subject.sites if site.role == "linear"]
@@ -80,6 +83,7 @@ def compare(
     report = {
         "model": subject.name,
         "model_digest": subject.digest,
+        "distortion": f"{subject.distortion.label} to the original, {subject.distortion.unit}",
         "data": public_name(config.data or OWN_TEXT),
         "data_digest": samples.digest,
         "eval_data": public_name(config.eval_data or config.data or OWN_TEXT),

@@ -65,7 +65,7 @@ def judged_model(subject: Subject, dense: Path) -> nn.Module:
 def _take_apart(model: Any, state: Mapping[str, Tensor]) -> None:
     """Give a tied head a weight of its own where a method wrote another one than the embedding's."""
     tensors = model.state_dict(keep_vars=True)
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for name, tensor in state.items():
         twins = [other for other in state if other != name and tensors.get(other) is tensors.get(name)]
         if head is not None and tensors.get(name) is head.weight and twins and not tensor.equal(state[twins[0]]):

@@ -97,22 +97,47 @@ METHODS: dict[str, Method] = {
     "natprec-transformers": _natprec("transformers"),
 }
 
+
+def _module(package: str, bits: int | None = None, **options: Any) -> Method:
+    return Method("modules", package, package, {"package": package, "options": options}, bits)
+
+
+def _dynamic(loss: float) -> Method:
+    """SDNQ's mixed widths, from 2 bits on: as wide as a weight's own squared error asks for."""
+    return _module("sdnq", bits=2, use_dynamic_quantization=True, dynamic_loss_threshold=loss)
+
+
+OWN = "natprec"
+"""Of a model that reads no text, natprec at the bytes of each other method in turn."""
+
+MODULES: dict[str, Method] = {
+    "sdnq": _module("sdnq"),
+    "sdnq-svd": _module("sdnq", use_svd=True),
+    **{f"sdnq-dynamic-{loss:g}": _dynamic(loss) for loss in (1e-2, 3e-3, 1e-3)},
+    "nf4": _module("bitsandbytes", bits=4),
+    "torchao": _module("torchao"),
+    "gguf": _module("gguf"),
+    OWN: Method("", "natprec", "natprec", own=True, sized=True),
+}
+"""For models that read no text: parts of pipelines, image models, speech."""
+
 DEFAULT = "rtn,gptq,awq,smoothquant,autoround,modelopt,nf4,int8,natprec"
+"""For models of text; for others all of `MODULES`."""
 
 
-def parse_methods(text: str) -> list[str]:
+def parse_methods(text: str, known: Mapping[str, Method]) -> list[str]:
     """Names separated by commas, or `all`; those that need a peer's bytes last, natprec's after all.
 
     Raises:
         InputError: an unknown name, or none.
     """
-    names = list(METHODS) if text == "all" else list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    names = list(known) if text == "all" else list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
     for name in names:
-        if name not in METHODS:
-            raise unknown("method", name, METHODS)
+        if name not in known:
+            raise unknown("method", name, known)
     if not names:
-        raise InputError(f"methods {text!r} name nothing to compare; known: all, {', '.join(METHODS)}")
-    return sorted(names, key=lambda name: (METHODS[name].sized, METHODS[name].own))
+        raise InputError(f"methods {text!r} name nothing to compare; known: all, {', '.join(known)}")
+    return sorted(names, key=lambda name: (known[name].sized, known[name].own))
 
 
 def parse_widths(text: str) -> list[int]:
@@ -136,8 +161,8 @@ def parse_interpreters(given: list[str]) -> dict[str, str]:
     found = {}
     for text in given:
         name, separator, path = text.rpartition("=")
-        if separator and name not in METHODS:
-            raise unknown("method", name, METHODS)
+        if separator and name not in METHODS | MODULES:
+            raise unknown("method", name, METHODS | MODULES)
         if not Path(path).is_file():
             raise InputError(f"python {text!r}: {path!r} is no file; give METHOD=PATH or PATH of an interpreter")
         found[name] = str(Path(path).absolute())

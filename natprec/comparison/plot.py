@@ -55,10 +55,12 @@ def plot(report: dict[str, Any], file: Path) -> bool:
         )  # fmt: skip
     axes.set_yscale("log")
     axes.margins(y=0.1)
-    _label(axes, rows)
+    _label(axes, list({(row["method"], row["stored_bytes"], row["kl_mean"]): row for row in rows}.values()))
     axes.set_xlabel("weight files, MB")
-    axes.set_ylabel("KL to the original, nats per token")
-    axes.set_title(f"{Path(report['model']).name}: {report['eval_tokens']} held-out tokens", fontsize=10)
+    axes.set_ylabel(report.get("distortion", "KL to the original, nats per token"))
+    judging = "positions" if "images" in report else "tokens"  # a part of a pipeline is named with its folder
+    name = report["model"] if "images" in report else Path(report["model"]).name
+    axes.set_title(f"{name}: {report['eval_tokens']} held-out {judging}", fontsize=10)
     axes.grid(alpha=0.25)
     figure.savefig(file, dpi=150)
     return True

@@ -14,27 +14,63 @@ from natprec.utils.human import human_bytes, human_seconds
 
 COLUMNS = ("method", "bits", "KL", "perplexity", "same top", "stored", "time")
 
+PAIRED = ("method", "bits", "stored", "D", "natprec", "ratio", "images", "natprec")
+"""Of models that read no text: what each method costs, and natprec at its bytes."""
+
 
 def comparison_table(report: dict[str, Any]) -> RenderableType:
     """Rows that succeeded, by KL; then the others with their reasons; then the proxies."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    if "images" in report:
+        return paired_table(report)
+    table = _table(COLUMNS)
     good = [row for row in report["rows"] if row["status"] == "ok"]
     for rows in sorted(by_method(good).values(), key=lambda rows: mean_and_spread(rows)[0]):
         table.add_row(*_cells(rows), style="bold green" if is_own(rows[0]) else "")
-    parts: list[RenderableType] = [table]
-    failed = [row for row in report["rows"] if row["status"] != "ok"]
-    if failed:
-        reasons = Table(box=None, pad_edge=False, show_header=False)
-        reasons.add_column(no_wrap=True)
-        reasons.add_column(overflow="fold")
-        for row in failed:
-            reasons.add_row(f"{row['method']} {row['bits']}", row["status"])
-        parts += ["", reasons]
+    parts: list[RenderableType] = [table, *_reasons(report)]
     natural = [_natural_line(row) for row in good if row.get("natural_bits") and row.get("perplexity_reference")]
     below = [_ratio_line(found) for found in report["ratios"]]
     return Group(*parts, "", *below, *_proxy_lines(report["proxies"]), *natural)
+
+
+def paired_table(report: dict[str, Any]) -> RenderableType:
+    """Each method that succeeded, by its bits, beside natprec at its bytes; then the others with their reasons."""
+    table = _table(PAIRED)
+    good = [row for row in report["rows"] if row["status"] == "ok"]
+    ours = {row["beside"]: row for row in good if is_own(row)}
+    for row in sorted((row for row in good if not is_own(row)), key=lambda row: row["stored_bits"]):
+        own = ours.get(f"{row['method']} {row['bits']}")
+        images = [None if each is None else each["image_error"] for each in (row, own)]
+        table.add_row(
+            row["method"],
+            f"{row['stored_bits']:.2f}",
+            human_bytes(row["stored_bytes"]),
+            f"{row['kl_mean']:.3g}",
+            "-" if own is None else f"{own['kl_mean']:.3g}",
+            "-" if own is None else f"{own['kl_mean'] / row['kl_mean']:.3f}",
+            *("-" if each is None else f"{each:.2e}" for each in images),
+        )
+    below = f"D: {report['distortion']}" + ("; images: mean squared difference" if report["images"] else "")
+    return Group(table, "", below, *_reasons(report))
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _reasons(report: dict[str, Any]) -> list[RenderableType]:
+    """Why rows failed."""
+    failed = [row for row in report["rows"] if row["status"] != "ok"]
+    if not failed:
+        return []
+    reasons = Table(box=None, pad_edge=False, show_header=False)
+    reasons.add_column(no_wrap=True)
+    reasons.add_column(overflow="fold")
+    for row in failed:
+        reasons.add_row(f"{row['method']} {row['bits']}", row["status"])
+    return ["", reasons]
 
 
 def is_own(row: dict[str, Any]) -> bool:

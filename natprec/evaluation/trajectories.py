@@ -84,12 +84,13 @@ class Trajectory:
 
 @torch.no_grad()
 def compare_trajectories(
-    part: PipelinePart, network: nn.Module, distortion: Distortion, seed: int
+    part: PipelinePart, network: nn.Module, distortion: Distortion, seed: int, count: int = IMAGES
 ) -> tuple[Trajectory, Tensor | None]:
     """Run the pipeline with its own part and with the quantized one.
 
     Args:
         network: the quantized part, on the pipeline's device.
+        count: of images.
     Returns:
         The figures, and the images, (2, images, channels, height, width): the original's, then the quantized ones; None
         where the pipeline makes none.
@@ -97,8 +98,8 @@ def compare_trajectories(
     assert part.calls is not None
     own = getattr(part.pipeline, part.component)
     steps = part.steps or default_steps(part.pipeline)
-    items = part.asked.chosen(IMAGES, "held-out", True)
-    seeds = [derived(2 * seed + 1, number) for number in range(IMAGES)]
+    items = part.asked.chosen(count, "held-out", True)
+    seeds = [derived(2 * seed + 1, number) for number in range(count)]
     with noted(part, part.calls.entry) as calls:
         original = _images(run_pipeline(part, items, seeds, steps))
     setattr(part.pipeline, part.component, network)
@@ -116,7 +117,7 @@ def compare_trajectories(
     return Trajectory(
         part.component,
         steps,
-        IMAGES,
+        count,
         seed,
         bins,
         None if worst is None else (worst.first, worst.last),

@@ -9,14 +9,14 @@ from natprec.errors import InputError
 
 
 def test_natprec_comes_last_because_it_needs_a_peers_bytes() -> None:
-    assert parse_methods("natprec,gptq, rtn,gptq") == ["gptq", "rtn", "natprec"]
-    names = parse_methods("all")
+    assert parse_methods("natprec,gptq, rtn,gptq", METHODS) == ["gptq", "rtn", "natprec"]
+    names = parse_methods("all", METHODS)
     assert set(names) == set(METHODS)
     assert all(METHODS[name].own for name in names[names.index("natprec") :])
 
 
 def test_the_default_methods_are_the_contracts() -> None:
-    assert sorted(parse_methods(DEFAULT)) == sorted(
+    assert sorted(parse_methods(DEFAULT, METHODS)) == sorted(
         ["rtn", "gptq", "awq", "smoothquant", "autoround", "modelopt", "nf4", "int8", "natprec"]
     )
 
@@ -28,7 +28,7 @@ def test_every_method_has_its_file() -> None:
 @pytest.mark.parametrize("text", ["gtpq", "", ",", "rtn,fp4"])
 def test_wrong_methods_are_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"known: .*gptq"):
-        parse_methods(text)
+        parse_methods(text, METHODS)
 
 
 def test_widths() -> None:

@@ -32,13 +32,13 @@ class Job:
     """A method's task, which the parent writes to `job.json`.
 
     Attributes:
-        model: folder of the reference, float32, seen from the job's folder.
-        calibration: safetensors file with `input_ids`, (sequences, length), int64; seen from there too.
+        model: folder of the reference, float32, seen from the job's folder; of 'module' as its user has it.
+        calibration: safetensors file with `input_ids`, (sequences, length), int64; seen from there too. Empty: none.
         bits: of uniform methods, and on average over weights (scales not counted) of the others.
         storage_dtype: in which tensors that stay unquantized are stored: bfloat16 or float16.
         max_bytes: of the weight files, for methods that aim at a size.
         settings: the method's own.
-        kind: 'causal', or 'encoder' (without a head).
+        kind: 'causal', 'encoder' (without a head), or 'module': of the class that `settings` names.
         seed: of what the method draws.
         more: a file like that of `calibration`, with more windows of the same text; None: there is none.
         activations: bits to which the judge rounds the inputs of Linears, by token; 16: not at all.
@@ -63,9 +63,9 @@ class Job:
         """The dtype of `storage_dtype`."""
         return getattr(torch, self.storage_dtype)
 
-    def ids(self) -> Tensor:
-        """(sequences, length) calibration tokens."""
-        return read_ids(self.calibration)
+    def ids(self) -> Tensor | None:
+        """(sequences, length) calibration tokens, if there are any."""
+        return read_ids(self.calibration) if self.calibration else None
 
     def other_ids(self) -> Tensor | None:
         """(sequences, length) tokens of the rest of the text, where the method is given some."""
@@ -75,6 +75,9 @@ class Job:
         """The reference model, float32 unless told otherwise."""
         from transformers import AutoModel, AutoModelForCausalLM
 
+        if self.kind == "module":
+            made = getattr(importlib.import_module(self.settings["library"]), self.settings["class"])
+            return made.from_pretrained(self.model, trust_remote_code=self.trust_remote_code).eval()
         arguments = {"dtype": torch.float32, **arguments}
         family = AutoModelForCausalLM if self.kind == "causal" else AutoModel
         return family.from_pretrained(self.model, trust_remote_code=self.trust_remote_code, **arguments).eval()
@@ -99,11 +102,12 @@ def run(folder: Path, peer_file: Path) -> dict[str, Any]:
 
     job = Job(**json.loads((folder / "job.json").read_text()))
     peer = load_peer(peer_file)
-    for module in peer.PACKAGES.values():
+    packages = peer.packages(job) if hasattr(peer, "packages") else peer.PACKAGES
+    for module in packages.values():
         importlib.import_module(module)  # importing is not quantizing: outside the timed part
     model, ids = job.load(), job.ids()
     reference = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    tied = list(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else []
+    tied = list(model._tied_weights_keys or ()) if getattr(model.config, "tie_word_embeddings", False) else []
     torch.manual_seed(job.seed)
     start = time.perf_counter()
     done = peer.quantize(job, model, ids)
@@ -114,7 +118,7 @@ def run(folder: Path, peer_file: Path) -> dict[str, Any]:
     peer.save(job, done, checkpoint)
     store_in_half(checkpoint, reference, job.dtype, getattr(peer, "HALF", ""))
     weights = {name: tensor.float().contiguous() for name, tensor in peer.dense(job, done, checkpoint)}
-    embedding = weights.get(embedding_name(model))
+    embedding = weights.get(embedding_name(model)) if tied else None
     for name in tied:
         if embedding is not None and name in weights and weights[name].equal(embedding):
             del weights[name]  # its twin is there
@@ -123,7 +127,7 @@ def run(folder: Path, peer_file: Path) -> dict[str, Any]:
         "status": "ok",
         "seconds": seconds,
         "peak_bytes": peak,
-        "versions": {name: version(name) for name in ("torch", "transformers", *peer.PACKAGES)},
+        "versions": {name: version(name) for name in ("torch", "transformers", *packages)},
         **getattr(peer, "report", lambda job, done: {})(job, done),
     }
 
