@@ -127,8 +127,9 @@ def test_bytes_sent_by_segment(plan: Plan, rounding: str, monkeypatch: pytest.Mo
 
 
 def test_workers_round_different_groups(plan: Plan) -> None:
-    """Of two, neither has all moments."""
+    """Of three, none has all moments, and each has those of one process to the last bit: their order decides nothing."""
     counts: dict[int, int] = {}
+    known: dict[str, torch.Tensor] = {}
 
     def counted(workers: Workers) -> None:
         subject = shared(workers, tie_word_embeddings=True)
@@ -136,12 +137,17 @@ def test_workers_round_different_groups(plan: Plan) -> None:
         states.through(-1)
         members = [site for site in subject.sites if site.gptq and site.segment == 0]
         moments = segment_moments(subject.segmented, members, states, 0, None)
+        if workers.size == 1:
+            known.update(moments.inputs)
+            return
+        assert all(torch.equal(sums, known[group]) for group, sums in moments.inputs.items())
         counts[workers.rank] = len(moments.inputs)
         assert len(moments.inputs) + len(moments.elsewhere) == len({site.fused_group for site in members})
 
-    together(2, counted)
+    counted(Workers())
+    together(3, counted)
     assert sum(counts.values()) == 4
-    assert all(counts.values())
+    assert max(counts.values()) < 4
 
 
 @pytest.mark.parametrize("divided", [False, True])
