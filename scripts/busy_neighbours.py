@@ -37,12 +37,15 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--eps", default="0.05")
     parser.add_argument("--neighbours", type=int, default=8)
+    parser.add_argument("--tokens", help="to measure on and to judge on, fewer than the demo's")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="natprec-busy-") as scratch:
         out = str(Path(scratch) / "out")
         command = [sys.executable, "-m", "natprec", "quantize", "--model", options.model, "--eps", options.eps,
                    "--out", out, "--overwrite"]  # fmt: skip
+        if options.tokens:
+            command += ["--tokens", options.tokens, "--eval-tokens", options.tokens]
         seconds, cpu = timed(command)
         others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(options.neighbours)]
         try:

@@ -27,7 +27,7 @@ def compare(
         own(
             "--methods",
             METHOD,
-            f"Names separated by commas, or all; default: {DEFAULT}, and all for a model that reads no text.",
+            f"Names separated by commas, or all; default: {DEFAULT.replace(',', ', ')}; of a model that reads no text, all.",
         ),
     ] = None,
     bits: Annotated[str, own("--bits", TARGET, "Bit widths of the uniform methods: 4, or several: 3,4.")] = "4",
@@ -55,9 +55,9 @@ def compare(
     from natprec.commands.output import print_json
     from natprec.comparison.bench import Settings
     from natprec.comparison.compare import compare as run
-    from natprec.comparison.modules import without_text
     from natprec.comparison.plot import plot
     from natprec.comparison.report import comparison_table
+    from natprec.pipeline.early import reads_no_text
     from natprec.pipeline.request import check
     from natprec.utils.progress import Stages
 
@@ -71,7 +71,7 @@ def compare(
         )
     if not 0 < time_limit < math.inf:
         raise InputError(f"time-limit {time_limit:g}: give the seconds that one method may take, such as 3600")
-    modules = without_text(config)
+    modules = reads_no_text(config)
     settings = Settings(
         parse_methods(methods or ("all" if modules else DEFAULT), MODULES if modules else METHODS),
         parse_widths(bits),

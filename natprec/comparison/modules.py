@@ -37,6 +37,7 @@ from natprec.measurement import Measurement
 from natprec.measurement.subject import Subject
 from natprec.models.places import local_path
 from natprec.pipeline.components import pipeline_of, settled
+from natprec.pipeline.early import refuse_early
 from natprec.pipeline.request import open_subject, solve_for
 from natprec.pipeline.resume import measured
 from natprec.pipeline.rounded import round_and_write
@@ -57,11 +58,6 @@ MORE = ("image_error", "kl_predicted", "beside", "stored_bits")
 has, and bits of each number of the layers that natprec measures."""
 
 
-def without_text(config: QuantizeConfig) -> bool:
-    """Whether options are about a model that reads no text, before it is loaded: images and recordings are folders."""
-    return pipeline_of(config) is not None or (config.data is not None and Path(config.data).expanduser().is_dir())
-
-
 def compare_modules(
     config: QuantizeConfig, settings: Settings, folder: Path, stages: Stages, resume: bool
 ) -> dict[str, Any]:
@@ -77,6 +73,7 @@ def compare_modules(
     if settings.activations < UNROUNDED or settings.seeds > 1:
         raise InputError("--activations and --seeds are for models of text; leave them out")
     config = settled(config) if pipeline_of(config) else replace(config, engine="natprec")
+    refuse_early(config)
     subject = open_subject(config, stages)
     if subject.task.material == "text":
         raise InputError(f"{subject.name!r} is {subject.task.noun} and reads text; give a file of it with --data")

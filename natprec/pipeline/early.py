@@ -22,7 +22,7 @@ from natprec.formats.engines import GGUF_MODELS, GROUP_SIZES, engine_profile
 from natprec.models.config_file import FILE, found_object
 from natprec.models.gguf_files import gguf_architecture
 from natprec.models.places import local_path
-from natprec.pipeline.components import refuse_pipeline
+from natprec.pipeline.components import pipeline_of, refuse_pipeline
 from natprec.pipeline.early_folders import kind_of, refuse_files, refuse_folder, refuse_pictures, refuse_samples
 from natprec.utils.atomic_files import refuse_existing
 from natprec.utils.installed import BITSANDBYTES, require
@@ -61,6 +61,14 @@ def refuse_early(config: QuantizeConfig, out: Path | None = None, overwrite: boo
     refuse_pictures(config)
     if judged:
         refuse_held_out(config)
+
+
+def reads_no_text(config: QuantizeConfig) -> bool:
+    """Whether the model is a part of a pipeline, or of images or recordings, which come in folders."""
+    place = local_path(config.model) if config.model else None
+    if pipeline_of(config) is not None or (place is not None and kind_of(found_object(place / FILE)) is not None):
+        return True
+    return config.data is not None and Path(config.data).expanduser().is_dir()
 
 
 def inputs(config: QuantizeConfig) -> dict[str, Path | None]:

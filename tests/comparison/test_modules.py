@@ -119,6 +119,7 @@ def test_resume_runs_what_failed_and_measures_nothing_again(done: Any) -> None:
         (("--methods", "gptq"), "unknown method 'gptq'"),
         (("--activations", "8"), "are for models of text; leave them out"),
         (("--seeds", "2"), "are for models of text; leave them out"),
+        (("--component", "transfomer"), "did you mean 'transformer'?"),
     ],
 )
 def test_what_is_for_models_of_text_is_refused(option: tuple[str, str], said: str, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_bytes_sent_by_segment(plan: Plan, rounding: str, monkeypatch: pytest.Mo
 
 
 def test_workers_round_different_groups(plan: Plan) -> None:
-    """Of three, none has all moments, and each has those of one process to the last bit: their order decides nothing."""
+    """Of three, none has all moments, and each has those of one process, to the last bit: no order decides."""
     counts: dict[int, int] = {}
     known: dict[str, torch.Tensor] = {}
 
