@@ -13,6 +13,8 @@ from natprec.config import QuantizeConfig
 from natprec.errors import InputError
 from natprec.utils.options import METHOD, OUTPUT, TARGET
 
+SPACED = DEFAULT.replace(",", ", ")
+
 EXAMPLES = (
     "natprec compare --model ./folder --methods gptq,autoround,natprec --out compared",
     "natprec compare --model ./pipeline --component transformer --methods sdnq,gguf,natprec --out compared",
@@ -27,7 +29,7 @@ def compare(
         own(
             "--methods",
             METHOD,
-            f"Names separated by commas, or all; default: {DEFAULT.replace(',', ', ')}; of a model that reads no text, all.",
+            f"Names separated by commas, or all; default: {SPACED}; of a model that reads no text, all.",
         ),
     ] = None,
     bits: Annotated[str, own("--bits", TARGET, "Bit widths of the uniform methods: 4, or several: 3,4.")] = "4",

@@ -133,4 +133,4 @@ def test_a_model_of_text_is_not_given_a_folder(tiny_folder: Path, tmp_path: Path
     (tmp_path / "images").mkdir()
     result = natprec("compare", "--model", tiny_folder, "--data", tmp_path / "images", "--out", tmp_path / "out")
     assert result.code == 2
-    assert "--data" in result.err
+    assert "is a folder; name one file in it" in result.err
