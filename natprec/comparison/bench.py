@@ -74,8 +74,8 @@ def planned_for(config: QuantizeConfig, settings: Settings) -> str | None:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What all rows share."""
+class Shared:
+    """What all rows share, of models of text and of others."""
 
     config: QuantizeConfig
     settings: Settings
@@ -84,6 +84,17 @@ class Bench:
     subject: Subject
     samples: Samples
     held_out: Samples
+
+    def key(self, about: Any) -> str:
+        """Of a row, 16 hex digits; `about` is what it depends on beside model, samples and seed, plain values."""
+        parts = [self.subject.digest, self.samples.digest, self.held_out.digest, self.config.seed, about]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Bench(Shared):
+    """Of models of text."""
+
     more: Samples | None = None
 
     def write_inputs(self) -> None:
@@ -108,7 +119,7 @@ class Bench:
         method = METHODS[name]
         folder = (self.folder / (f"{name}-{bits}-{number}" if number else f"{name}-{bits}")).absolute()
         job = self._job(name, method, bits, target, number)
-        key = self._key(job)
+        key = self._job_key(job)
         known = kept(folder / "row.json", key) if resume else None
         if known is not None:
             return known
@@ -162,7 +173,7 @@ class Bench:
             more=str(Path("..") / TEXT) if method.more else None,
         )
 
-    def _key(self, job: Job) -> str:
+    def _job_key(self, job: Job) -> str:
         """Everything that a row depends on, except the versions of the peers."""
         parts: list[Any] = [without_files(job)]
         if job.more is not None and self.more is not None:
@@ -171,13 +182,7 @@ class Bench:
             parts.append(f"as stored, on {self.config.gpu}")
         elif job.activations < UNROUNDED:
             parts.append("activations rounded as planned" if METHODS[job.method].own else "by token")
-        return row_key(self.subject, self.samples, self.held_out, self.config.seed, parts)
-
-
-def row_key(subject: Subject, samples: Samples, held_out: Samples, seed: int, about: Any) -> str:
-    """Of a row, 16 hex digits; `about` is what it depends on beside model, samples and seed, plain values."""
-    parts = [subject.digest, samples.digest, held_out.digest, seed, about]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return self.key(parts)
 
 
 def without_files(job: Job) -> dict[str, Any]:

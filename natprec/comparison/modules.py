@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import nn
 
-from natprec.comparison.bench import CALIBRATION, FIGURES, Settings, kept, line, row_key, without_files
+from natprec.comparison.bench import CALIBRATION, FIGURES, Settings, Shared, kept, line, without_files
 from natprec.comparison.candidates import linears_only
 from natprec.comparison.judging import UNROUNDED, judge, judged_model
 from natprec.comparison.methods import MODULES, OWN, Method
@@ -34,7 +34,6 @@ from natprec.errors import InputError, NatprecError
 from natprec.evaluation.trajectories import compare_trajectories
 from natprec.evaluation.verify import opened
 from natprec.measurement import Measurement
-from natprec.measurement.subject import Subject
 from natprec.models.places import local_path
 from natprec.pipeline.components import pipeline_of, settled
 from natprec.pipeline.early import refuse_early
@@ -42,7 +41,6 @@ from natprec.pipeline.request import open_subject, solve_for
 from natprec.pipeline.resume import measured
 from natprec.pipeline.rounded import round_and_write
 from natprec.pipeline.samples import calibration_samples, held_out_samples
-from natprec.tasks import Samples
 from natprec.tasks.diffusion import PipelinePart
 from natprec.utils.atomic_files import new_folder, write_json
 from natprec.utils.marks import KEY
@@ -128,7 +126,7 @@ def _ratio(ours: dict[str, Any], theirs: dict[str, Any], seed: int) -> dict[str,
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _Bench(Shared):
     """What all rows share.
 
     Attributes:
@@ -136,13 +134,6 @@ class _Bench:
         made: folders of natprec that this run has made: two methods may have the same bytes.
     """
 
-    config: QuantizeConfig
-    settings: Settings
-    folder: Path
-    stages: Stages
-    subject: Subject
-    samples: Samples
-    held_out: Samples
     found: Measurement
     made: set[Path] = field(default_factory=set)
 
@@ -160,7 +151,7 @@ class _Bench:
         """One method at one width, in a process of its own."""
         folder = (self.folder / f"{name}-{bits}").absolute()
         job = self._job(name, method, bits, folder)
-        key = row_key(self.subject, self.samples, self.held_out, self.config.seed, without_files(job))
+        key = self.key(without_files(job))
         row = kept(folder / "row.json", key) if resume else None
         if row is not None:
             return row
@@ -185,7 +176,7 @@ class _Bench:
         about = f"{theirs['method']} {theirs['bits']}"
         placed = {"beside": about, "bits": theirs["bits"]}
         folder = self.folder / f"{OWN}-{theirs['stored_bytes']}"
-        key = row_key(self.subject, self.samples, self.held_out, self.config.seed, theirs["stored_bytes"])
+        key = self.key(theirs["stored_bytes"])
         row = kept(folder / "row.json", key) if resume or folder in self.made else None
         if row is not None:
             return row | placed

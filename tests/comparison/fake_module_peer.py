@@ -1,4 +1,4 @@
-"""A peer of modules that does what it is told: rounds a few layers, coarsely, or none."""
+"""A peer of modules that does what it is told: rounds its Linears, or rounds them coarsely."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ save, dense, report, PACKAGES = _real.save, _real.dense, _real.report, dict[str,
 def quantize(job: Any, model: Any, ids: Any) -> Any:
     model.to(job.dtype)
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    found, what = {}, job.settings["do"]
-    step = {"round": 2.0**-job.bits, "coarse": 2.0 ** (1 - job.bits)}.get(what)
-    if step is not None:
-        for place, weight in _real.linears(model):
-            scale = weight.abs().amax(1, keepdim=True).float() * step * 2
-            found[place] = (weight.float() / scale).round() * scale, weight.numel() * job.bits // 8 + 2 * len(weight)
+    found = {}
+    step = {"round": 2.0**-job.bits, "coarse": 2.0 ** (1 - job.bits)}[job.settings["do"]]
+    for place, weight in _real.linears(model):
+        scale = weight.abs().amax(1, keepdim=True).float() * step * 2
+        found[place] = (weight.float() / scale).round() * scale, weight.numel() * job.bits // 8 + 2 * len(weight)
     return before, found

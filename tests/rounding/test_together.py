@@ -147,6 +147,7 @@ def test_workers_round_different_groups(plan: Plan) -> None:
     counted(Workers())
     together(3, counted)
     assert sum(counts.values()) == 4
+    assert all(counts.values())
     assert max(counts.values()) < 4
 
 
