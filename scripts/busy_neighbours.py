@@ -2,10 +2,11 @@
 
     python scripts/busy_neighbours.py --neighbours 8
 
-Alone the command takes some seconds of CPU time. Beside N processes that never wait, T of its threads are T of N + T
-that want to run, so that a fair scheduler gives it T / (N + T) of the machine's cores, and the time that it should take
-is its CPU time over those. A ratio far above 1 means that threads wait by spinning: then what the scheduler gives is
-burnt in waiting for a thread that has no core.
+The run alone tells for how many seconds one thread of the command wants a core, and for how many two do. Beside N
+processes that never wait, a fair scheduler gives T of N + T threads T / (N + T) of the cores: each second in which one
+thread wants a core takes (N + 1) / cores, each second of two takes (N + 2) / cores. And a core that others keep busy is
+slower: a product of matrices on one thread, which has nothing to wait for, tells by how much. What is left above 1 is
+waiting that the command could have done without: threads that spin burn what the scheduler gives them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,23 @@ import time
 from pathlib import Path
 
 SPIN = "while True: pass"
+PRODUCTS = """
+import time, torch
+torch.set_num_threads(1)
+left, right = torch.randn(512, 576), torch.randn(576, 1536)
+for _ in range(20):
+    left @ right
+start = time.process_time()
+for _ in range(400):
+    left @ right
+print(time.process_time() - start)
+"""
+"""Seconds of the processor that one thread takes for a fixed piece of work."""
+
+
+def products() -> float:
+    """What `PRODUCTS` prints."""
+    return float(subprocess.run([sys.executable, "-c", PRODUCTS], check=True, capture_output=True, text=True).stdout)
 
 
 def timed(command: list[str]) -> tuple[float, float]:
@@ -46,18 +64,23 @@ def main() -> None:
                    "--out", out, "--overwrite"]  # fmt: skip
         if options.tokens:
             command += ["--tokens", options.tokens, "--eval-tokens", options.tokens]
+        quiet = products()
         seconds, cpu = timed(command)
+        print(f"alone {seconds:.1f} s, CPU time {cpu:.1f} s", file=sys.stderr, flush=True)
         others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(options.neighbours)]
         try:
+            slower = products() / quiet
             busy, busy_cpu = timed(command)
         finally:
             for other in others:
                 other.kill()
-    fair = cpu / (cores * cores / (options.neighbours + cores))
+    two = max(0.0, cpu - seconds)  # seconds in which a second thread wanted a core
+    share = ((seconds - two) * (options.neighbours + 1) + two * (options.neighbours + 2)) / cores
     print(json.dumps({
         "cores": cores, "neighbours": options.neighbours, "alone_s": round(seconds, 1), "alone_cpu_s": round(cpu, 1),
-        "beside_s": round(busy, 1), "beside_cpu_s": round(busy_cpu, 1), "fair_share_s": round(fair, 1),
-        "over_fair_share": round(busy / fair, 2),
+        "beside_s": round(busy, 1), "beside_cpu_s": round(busy_cpu, 1), "share_s": round(share, 1),
+        "over_share": round(busy / share, 2), "slower_beside_others": round(slower, 2),
+        "over_share_of_the_slower_core": round(busy / share / slower, 2),
     }, indent=2))  # fmt: skip
 
 

@@ -34,6 +34,10 @@ class Format:
     codebook: Codebook
     scaling: Scaling
 
+    def __hash__(self) -> int:
+        """By the name, which is unique: a solver looks formats up thousands of times."""
+        return hash(self.name)
+
     def __lt__(self, other: Format) -> bool:
         """Formats are listed from narrow to wide, then by name."""
         return (self.bits, self.name) < (other.bits, other.name)

@@ -75,7 +75,7 @@ def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: i
         if rounding_named(config.rounding).compensates and site.gptq:
             total += width * judges * min(site.shape[0], SHARE_ROWS) * site.shape[1] / processes
     if rounding_named(config.rounding).compensates:
-        total += 8 * sum(moment_sizes(subject, _products(subject)).values())
+        total += 8 * (1 + 1 / processes) * sum(moment_sizes(subject, _products(subject)).values())
     total += 4 * back * config.length * hidden * len(subject.segmented.blocks) / processes
     return round((1 - 1 / processes) * total)
 

@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from natprec.utils.schema import Positive, Seed
@@ -62,13 +63,16 @@ class Provenance:
 
 def versions() -> dict[str, str]:
     """Package → version, of those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{name: _installed(name) for name in PACKAGES}}
+
+
+@cache
+def _installed(name: str) -> str:
+    """The package's version; found once, as each look reads a file of metadata."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def now() -> str:

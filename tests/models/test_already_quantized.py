@@ -16,6 +16,7 @@ from natprec.errors import ModelError
 from natprec.models.loading import load_model
 from natprec.tasks import CAUSAL
 from tests.run_command import SMALL, natprec
+from tests.speed import allowed
 
 UP = "model.layers.0.mlp.up_proj"
 CODES = torch.ones(128, 64)
@@ -121,7 +122,7 @@ def test_within_two_seconds_of_the_start(folder: Path, text_file: Path, tmp_path
     start = time.perf_counter()
     done = natprec("quantize", "--model", folder, *SMALL, "--eps", "0.1", "--eval-tokens", "128", "--data", text_file,
                    "--out", tmp_path / "out", "--weights", weights)  # fmt: skip
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < allowed(2)
     assert done.code == 2
     assert "is already quantized" in done.reason
     assert not (tmp_path / "out").exists()
