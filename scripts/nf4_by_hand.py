@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import natprec
-from natprec.formats import engine_profile, parse_format
+from natprec.formats import parse_format
 from natprec.measurement import Measurement
 from natprec.models.loading import load_model
 from natprec.solver import Plan
 from natprec.solver.assemble import Target, assemble
-from natprec.solver.fused_groups import groups_of
-from natprec.solver.site_costs import weight_formats
+from natprec.solver.problem import opened
 
 TOKENS = 4096
 
@@ -35,15 +34,12 @@ def by_hand(found: Measurement, fmt: str, leaves: Callable[[int], bool]) -> Plan
     Args:
         leaves: whether a block, by its number, stays at 16 bits.
     """
-    profile, wanted = engine_profile("bitsandbytes"), parse_format(fmt)
-    groups = groups_of(found, profile, "rtn", "16", None)
+    problem, wanted = opened(found, "bitsandbytes", "rtn", "16", "16", None), parse_format(fmt)
     chosen = []
-    for group in groups:
+    for group in problem.groups:
         site, formats = group.curves[0].site, [pair.weight for pair in group.pairs]
         chosen.append(formats.index(None if leaves(site.segment) or wanted not in formats else wanted))
-    unquantized = [name for name, curve in found.weights.items() if not weight_formats(curve, profile)]
-    target = Target(None, None, "model", "rtn", "16", None, None)
-    return assemble(found, profile, groups, unquantized, chosen, None, 0.0, target)
+    return assemble(found, problem, chosen, 0.0, Target(None, None, "model", "rtn", "16", None, None))
 
 
 def judged(plan: Plan, rounding: str, model: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:

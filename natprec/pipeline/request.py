@@ -29,7 +29,7 @@ from natprec.pipeline.components import open_component, pipeline_of
 from natprec.pipeline.pictures import pictured, tower_loaded
 from natprec.pipeline.provenance import command_of
 from natprec.solver import Plan, solve
-from natprec.solver.assemble import cache_format
+from natprec.solver.cache import cache_format
 from natprec.solver.check_flows import check_flows
 from natprec.utils.human import human_bytes
 from natprec.utils.progress import Stages

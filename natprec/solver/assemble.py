@@ -10,21 +10,20 @@ import numpy as np
 
 from natprec.config import NOT_ROUNDED
 from natprec.costs import Estimate
-from natprec.errors import InputError
-from natprec.formats import EngineProfile, Format, PerHead
-from natprec.models.weight_sites import Site
+from natprec.formats import EngineProfile, Format
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import natural_precision
-from natprec.solver.choices import UNQUANTIZED_BITS, CacheChoice, Choice, InputChoice
-from natprec.solver.fused_groups import FusedGroup, refuse_other_rule, width
+from natprec.solver.choices import UNQUANTIZED_BITS, Choice, InputChoice
+from natprec.solver.fused_groups import width
 from natprec.solver.needs import Used, needs_of
-from natprec.solver.objective import STORED, Objective, plan_cost
+from natprec.solver.objective import Objective, plan_cost
 from natprec.solver.plan import Plan
-from natprec.solver.site_costs import fewest_bits, kl_of, named_bytes, stored_bytes
+from natprec.solver.site_costs import fewest_bits, kl_of, stored_bytes
 from natprec.utils.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     from natprec.measurement import Curve, Measurement
+    from natprec.solver.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -40,24 +39,14 @@ class Target:
     margin: float | None
 
 
-def assemble(
-    measurement: Measurement,
-    profile: EngineProfile,
-    groups: Sequence[FusedGroup],
-    unquantized: Sequence[str],
-    chosen: Sequence[int],
-    cache: CacheChoice | None,
-    share: float,
-    target: Target,
-    objective: Objective = STORED,
-) -> Plan:
+def assemble(measurement: Measurement, problem: Problem, chosen: Sequence[int], share: float, target: Target) -> Plan:
     """The plan.
 
     Args:
-        unquantized: weights that stay at 16 bits.
         chosen: of each group the index of its pair.
         share: what all groups may cost together, or with `eps_scope` 'site' each site.
     """
+    profile, groups, unquantized, cache = problem.profile, problem.groups, problem.unquantized, problem.cache
     header, rounding = measurement.header, target.rounding
     elements = sum(group.decision.elements for group in groups)
     flowing = {
@@ -105,8 +94,7 @@ def assemble(
     pool_count = min(len(values) for values in pooled)
     total = sum(values.reshape(pool_count, -1).mean(1) for values in pooled)
     stored = sum(choice.stored_bytes for name, choice in choices.items() if name not in unquantized)
-    scales = [] if cache is None else [len(each) for each in cache.by_head.values()] or [1] * len(cache.largest)
-    fixed = 2 * sum(scales) if cache and cache.format.floating else 0
+    fixed = problem.fixed
     unquantized_bytes = sum(choices[name].stored_bytes for name in unquantized)
     everything = sum(choice.elements for choice in choices.values())
     twice = choices[header.untied].elements if header.untied else 0
@@ -120,16 +108,15 @@ def assemble(
     lost = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
     lost += [cache.kl] if cache else []
     parts: list[Estimate] = []
-    if objective.costs is not None:
+    if problem.objective.costs is not None:
         for group, index in zip(groups, chosen, strict=True):
             pair = group.pairs[index]
-            parts.append(objective.estimate(group.curves, pair.weight, pair.inputs, profile, header))
-        parts += unquantized_costs(measurement, profile, unquantized, objective)
-    fixed += named_bytes(measurement, profile)
-    stored_total = stored + unquantized_bytes + fixed + header.other_bytes + header.carried_bytes
+            parts.append(problem.objective.estimate(group.curves, pair.weight, pair.inputs, profile, header))
+        parts += unquantized_costs(measurement, profile, unquantized, problem.objective)
+    stored_total = stored + fixed
     return Plan(
         **asdict(target),
-        **asdict(plan_cost(objective, parts, stored_total, header)),
+        **asdict(plan_cost(problem.objective, parts, stored_total, header)),
         model=header.model,
         model_digest=header.model_digest,
         engine=profile.name,
@@ -169,48 +156,3 @@ def unquantized_costs(
 def _fixes(fmt: Format | None) -> bool:
     """Whether a format of inputs has something in its scales that calibration decides."""
     return fmt is not None and fmt.fixed
-
-
-def cache_of(measurement: Measurement, profile: EngineProfile, rounding: str, kv: str) -> CacheChoice | None:
-    """Keys and values at so many bits; None for 16.
-
-    Raises:
-        InputError: they were not measured, or differ in size.
-    """
-    if kv == NOT_ROUNDED:
-        return None
-    curves = [curve for curve in measurement.curves.values() if curve.site.role == "cache"]
-    if not curves and measurement.header.sites != "all":
-        raise InputError("keys and values were not measured; measure with --sites all")
-    fmt = cache_format([curve.site for curve in curves], profile, kv)
-    if not fmt.floating:
-        refuse_other_rule(curves, profile)
-    kl = sum(float(kl_of(curve, [fmt], rounding)[0]) for curve in curves)
-    way = rounding_named(rounding).compensates
-    heads = {
-        curve.site.name: curve.by_head[way]
-        for curve in curves
-        if curve.by_head is not None and fmt.scaling.granularity == PerHead()
-    }
-    return CacheChoice(fmt, kl, {curve.site.name: curve.largest[way] for curve in curves}, heads)
-
-
-def cache_format(sites: Sequence[Site], profile: EngineProfile, kv: str) -> Format:
-    """The one format of all keys and values at so many bits, below 16.
-
-    Raises:
-        InputError: there are none among the sites, or they differ in size.
-    """
-    sizes = {site.shape[1]: site.kind for site in sites if site.role == "cache"}
-    if not sizes:
-        raise InputError(
-            "keys and values were not found: this model does not call transformers' attention interface; leave --kv out"
-        )
-    formats = {profile.cached(int(kv), size) for size in sizes}
-    if len(formats) > 1:
-        heads = ", ".join(f"{kind}s of {size}" for size, kind in sizes.items())
-        raise InputError(
-            f"kv {kv!r}: heads of this model differ in size ({heads}), and a checkpoint for {profile.name} has one "
-            "scheme, whose scales are per head; leave --kv out, or use --engine vllm, whose scales are per tensor"
-        )
-    return formats.pop()

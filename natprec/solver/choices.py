@@ -116,6 +116,13 @@ class CacheChoice:
     largest: dict[str, From0]
     by_head: dict[str, tuple[From0, ...]] = field(default_factory=dict)
 
+    @property
+    def scale_bytes(self) -> int:
+        """What a checkpoint stores of the cache: a scale of each site, or head, where scales are fixed."""
+        if not self.format.floating:
+            return 0
+        return 2 * (sum(len(each) for each in self.by_head.values()) or len(self.largest))
+
     def reach(self, site: str) -> float | tuple[float, ...]:
         """The largest magnitude that a site's fixed scales are made for, or one for each head."""
         return self.by_head[site] if self.by_head else self.largest[site]

@@ -14,7 +14,7 @@ from natprec.formats import EngineProfile, engine_profile
 from natprec.formats.offers import OFFERS
 from natprec.roundings import rounding_named
 from natprec.solver.allocation import Decision, Staircase, staircase
-from natprec.solver.assemble import cache_of
+from natprec.solver.cache import cache_of
 from natprec.solver.check_flows import check_flows
 from natprec.solver.choices import CacheChoice
 from natprec.solver.fused_groups import FusedGroup, groups_of
@@ -32,7 +32,7 @@ class Problem:
 
     Attributes:
         unquantized: weights that stay at 16 bits.
-        lost: distortion of those, and of keys and values; `fixed`: bytes that no format changes.
+        lost: distortion of those, and of keys and values; `fixed`: bytes of a checkpoint that no pair changes.
     """
 
     profile: EngineProfile
@@ -97,7 +97,7 @@ def problem_of(
     lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
     fixed = measurement.header.other_bytes + measurement.header.carried_bytes
     fixed += sum(2 * measurement.curves[name].site.elements for name in unquantized)
-    fixed += named_bytes(measurement, profile)
+    fixed += named_bytes(measurement, profile) + (cache.scale_bytes if cache else 0)
     return Problem(profile, rounding, groups, decisions, stairs, unquantized, cache, lost, fixed, objective)
 
 

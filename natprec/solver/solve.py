@@ -169,10 +169,7 @@ def _solved(
             )
     share = spent if budget is None else budget if eps_scope == "site" else budget - lost
     target = replace(target, eps_solved=budget)
-    plan = assemble(
-        measurement, problem.profile, groups, problem.unquantized, chosen, problem.cache, share, target,
-        problem.objective,
-    )  # fmt: skip
+    plan = assemble(measurement, problem, chosen, share, target)
     if uniform is None:
         return plan
     return replace(plan, uniform=uniform[0].name, kl_uniform=lost + total(decisions, uniform[1], "kl"))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from natprec.checkpoints.dense_reader import load_quantized
+from natprec.errors import BudgetError
 from natprec.formats import parse_activation
 from natprec.measurement import Measurement
 from natprec.measurement.measure import measure
@@ -81,6 +82,14 @@ def test_a_cache_with_a_scale_for_each_head_is_read_back(made: Subject, tmp_path
     loaded = load_quantized(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(made.segmented.distortion.output(loaded, ids), expected)
+
+
+def test_a_size_includes_the_scales_of_the_cache(made: Subject) -> None:
+    found = measure(made, tokens(8, 16), group_size=32, sites="all", rounding="rtn")
+    cheapest = found.solve(eps=1e6, kv="8").stored_bytes
+    assert found.solve(max_size=cheapest, kv="8").stored_bytes == cheapest
+    with pytest.raises(BudgetError, match=f"is below the cheapest plan, {cheapest} bytes"):
+        found.solve(max_size=cheapest - 1, kv="8")
 
 
 def test_w8a8_weights_are_int8_per_channel_for_vllm(made: Subject, tmp_path: Path) -> None:
