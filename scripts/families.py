@@ -156,7 +156,7 @@ def _again(row: Row, source: Path, made: Path, text: Path, ids: Tensor) -> None:
         code, _, err = natprec("generate", made, "--prompt", "some words", "--max-new-tokens", "4", "--greedy")
         if code == 2 and "Traceback" not in err:
             said = err.strip().splitlines()[-1].removeprefix("natprec: ").replace(f" {str(made)!r}", "")
-            row.says.append(f"generate refuses: {said}")
+            row.says.append(f"generate refuses: {without_places(said)}")
         elif code:
             row.wrong(f"generate: exit code {code}: {(err.strip().splitlines() or ['?'])[-1]}")
     try:

@@ -71,6 +71,12 @@ def test_lines_fit(page: str) -> None:
     assert [line for line in lines if len(line) > WIDTH] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_names_a_folder_of_the_machine_that_wrote_it(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert re.findall(r"/tmp/\S*|/home/\S*|/root/\S*", text) == []
+
+
 def test_the_commands_run(
     tmp_path: Path, tiny_folder: Path, tiny_tokenizer: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,9 +99,8 @@ def bits_of_choice(runnable: Runnable, seed: int, sequences: int = 4, tokens: in
     at = prompts(runnable, Shape(sequences, 1, tokens), seed)
     past, entropies = None, []
     for _ in range(tokens):
-        output = runnable(input_ids=at, past_key_values=past, use_cache=True, logits_to_keep=1, return_dict=True)
-        past = output.past_key_values
-        chances = output.logits[:, -1].float().cpu().log_softmax(-1).exp()
+        logits, past = runnable.read(at, past)
+        chances = logits.float().cpu().log_softmax(-1).exp()
         entropies.append(torch.special.entr(chances).sum(-1))
         at = torch.multinomial(chances, 1, generator=draw).to(runnable.device)
     return float(torch.stack(entropies).mean() / torch.log(torch.tensor(2.0)))
@@ -115,7 +114,7 @@ def fitting(runnable: Runnable, prompt: int | None, new: int | None) -> tuple[in
     """
     if not runnable.task.generates:
         raise InputError(f"the model is {runnable.task.noun}, which writes no tokens; give a language model")
-    context = getattr(runnable.model.config.get_text_config(), "max_position_embeddings", None)
+    context = runnable.context
     written = new or (128 if not context else max(2, min(128, (context - (prompt or 0)) // (1 if prompt else 2))))
     read = prompt or (512 if not context else max(1, min(512, context - written)))
     if context and read + written > context:
@@ -127,5 +126,5 @@ def fitting(runnable: Runnable, prompt: int | None, new: int | None) -> tuple[in
 
 def _step(runnable: Runnable, ids: Tensor, past: Any) -> tuple[Any, list[int]]:
     """Read tokens after others: the cache, and the likeliest next token of each sequence."""
-    output = runnable(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1, return_dict=True)
-    return output.past_key_values, output.logits[:, -1].argmax(-1).tolist()
+    logits, past = runnable.read(ids, past)
+    return past, logits.argmax(-1).tolist()

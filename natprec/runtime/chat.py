@@ -38,7 +38,7 @@ class Chat:
         """
         turns = [*self.turns, {"role": "user", "content": text}]
         ids = prompt_ids(self.runnable, self._with_system(turns))
-        context = getattr(self.runnable.model.config.get_text_config(), "max_position_embeddings", None)
+        context = self.runnable.context
         while context is not None and len(ids) + min(ROOM, self.max_new_tokens) > context and len(turns) > 1:
             turns, self.cut = turns[2:], self.cut + 2  # a question and its answer
             ids = prompt_ids(self.runnable, self._with_system(turns))

@@ -55,11 +55,7 @@ class Decoding:
         return self._logits
 
     def _forward(self, ids: Tensor) -> Tensor:
-        output = self._runnable(
-            input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1, return_dict=True
-        )
-        logits: Tensor = output.logits[0, -1]
-        return logits
+        return self._runnable.read(ids, self._cache)[0][0]
 
     def _record(self) -> None:
         """Warm up beside the stream that is used, take back what that added, and record one token's way."""

@@ -179,7 +179,7 @@ def _room(runnable: Runnable, prompt: int, wanted: int) -> int:
     """How many tokens may be written."""
     if wanted < 1:
         raise InputError(f"--max-new-tokens {wanted}: give at least 1")
-    context = getattr(runnable.model.config.get_text_config(), "max_position_embeddings", None)
+    context = runnable.context
     if context is None:
         return wanted
     if prompt >= context:
@@ -230,7 +230,7 @@ def _logits(runnable: Runnable, ids: list[int], tokens: list[int], room: int) ->
         new = [tokens[-1]] if past is not None else ids
         at = torch.tensor([new], device=runnable.device)
         try:
-            output = runnable(input_ids=at, past_key_values=past, use_cache=True, logits_to_keep=1, return_dict=True)
+            logits, past = runnable.read(at, past)
         except (RuntimeError, ValueError, LookupError, TypeError) as error:  # of a family's own code
             if past is None or told(error) is not None:
                 raise
@@ -238,8 +238,7 @@ def _logits(runnable: Runnable, ids: list[int], tokens: list[int], room: int) ->
                 f"{type(runnable.model).__name__} fails where it goes on from the tokens before ({first_line(error)}); "
                 "its code in transformers does not support that, so neither does natprec generate"
             ) from error
-        past = output.past_key_values
-        yield output.logits[0, -1].cpu()
+        yield logits[0].cpu()
 
 
 def _drawn(logits: Tensor, config: Any, draw: torch.Generator, sampling: Sampling) -> int:

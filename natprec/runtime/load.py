@@ -16,7 +16,7 @@ from torch import Tensor
 
 from natprec.checkpoints.code_reader import Checkpoint
 from natprec.checkpoints.four_bit_reader import is_four_bit
-from natprec.errors import InputError
+from natprec.errors import InputError, ModelError
 from natprec.models.devices import quiet, usable_device
 from natprec.models.disk_names import DiskNames
 from natprec.models.experts import take_apart
@@ -30,6 +30,7 @@ from natprec.runtime.build import Builder, Chosen
 from natprec.runtime.kernels.kernel import Kernel
 from natprec.runtime.replacements import Replaced, replace
 from natprec.tasks import Task
+from natprec.tasks.task import positions_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Runnable:
     replaced: Replaced = field(default_factory=Replaced)
 
     @property
+    def context(self) -> int | None:
+        """Tokens of a prompt and its answer together, at most; None where the model bounds none."""
+        return positions_of(self.model.config.get_text_config())
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of all weights and buffers in memory, shared ones once."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -62,6 +68,24 @@ class Runnable:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward."""
         return self.model(*args, **kwargs)
+
+    def read(self, ids: Tensor, past: Any = None) -> tuple[Tensor, Any]:
+        """Read tokens after those whose keys and values are `past`.
+
+        Args:
+            ids: (batch, tokens).
+        Returns:
+            Logits (batch, vocabulary) of what follows, and the keys and values of all tokens.
+        Raises:
+            ModelError: the model keeps none, so that each token would be read as if it were the first.
+        """
+        output = self(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1, return_dict=True)
+        if getattr(output, "past_key_values", None) is None:
+            raise ModelError(
+                f"{type(self.model).__name__} keeps no keys and values of the tokens before, from which natprec would "
+                "go on; run it by transformers' own generate"
+            )
+        return output.logits[:, -1], output.past_key_values
 
 
 def load(

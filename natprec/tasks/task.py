@@ -18,6 +18,12 @@ from torch import Tensor, nn
 from natprec.tasks.samples import Samples
 
 
+def positions_of(config: Any) -> int | None:
+    """Positions that a model of transformers has; None where it bounds none, or says so with -1 as XLNet does."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 @dataclass(frozen=True)
 class Metric:
     """A figure that a verification reports beside the distortion.
@@ -103,8 +109,7 @@ class Task(ABC):
 
     def longest(self, config: Any, processor: Any) -> int | None:
         """Most positions of a sample; None where nothing says so."""
-        limit = getattr(config, "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else None
+        return positions_of(config)
 
     def does_without(self, model: Any, missing: Iterable[str]) -> bool:
         """Whether the output does not depend on tensors that a checkpoint lacks; their module is taken out."""

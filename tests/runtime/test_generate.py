@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from natprec.checkpoints.dense_reader import load_quantized
-from natprec.errors import InputError
+from natprec.errors import InputError, ModelError
 from natprec.formats import integer
 from natprec.runtime.generate import generate, prompt_ids
 from natprec.runtime.load import Runnable, load
@@ -61,6 +62,25 @@ def test_it_stops_where_the_context_ends_and_at_the_end_of_text(runnable: Runnab
         assert generate(runnable, prompt, greedy=True).tokens == (first,)
     finally:
         runnable.model.generation_config.eos_token_id = 1
+
+
+@pytest.mark.parametrize("positions", [-1, 0])
+def test_a_model_that_bounds_no_context(runnable: Runnable, monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+    """XLNet says -1."""
+    monkeypatch.setattr(runnable.model.config, "max_position_embeddings", positions)
+    assert runnable.context is None
+    assert len(generate(runnable, "some words", max_new_tokens=3, greedy=True).tokens) <= 3
+
+
+def test_a_model_that_keeps_nothing_of_earlier_tokens_is_refused(
+    runnable: Runnable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLNet's output has no such field; others' is None. Each token would be read as if it were the first."""
+    for nothing in ({}, {"past_key_values": None}):
+        output = SimpleNamespace(logits=torch.zeros(1, 1, 512), **nothing)
+        monkeypatch.setattr(Runnable, "__call__", lambda self, output=output, **_: output)
+        with pytest.raises(ModelError, match="LlamaForCausalLM keeps no keys and values of the tokens before"):
+            generate(runnable, "some words", max_new_tokens=3)
 
 
 def test_the_chat_template_is_used(folder: Path, runnable: Runnable) -> None:
