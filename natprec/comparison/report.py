@@ -14,8 +14,11 @@ from natprec.utils.human import human_bytes, human_seconds
 
 COLUMNS = ("method", "bits", "KL", "perplexity", "same top", "stored", "time")
 
-PAIRED = ("method", "bits", "stored", "D", "natprec", "ratio", "images", "natprec")
+PAIRED = ("method", "bits", "stored", "D", "natprec", "ratio")
 """Of models that read no text: what each method costs, and natprec at its bytes."""
+
+IMAGES = ("images", "natprec")
+"""Of those that draw: how far their images are."""
 
 
 def comparison_table(report: dict[str, Any]) -> RenderableType:
@@ -34,12 +37,13 @@ def comparison_table(report: dict[str, Any]) -> RenderableType:
 
 def paired_table(report: dict[str, Any]) -> RenderableType:
     """Each method that succeeded, by its bits, beside natprec at its bytes; then the others with their reasons."""
-    table = _table(PAIRED)
+    drawn = bool(report["images"])
+    table = _table((*PAIRED, *IMAGES) if drawn else PAIRED)
     good = [row for row in report["rows"] if row["status"] == "ok"]
     ours = {row["beside"]: row for row in good if is_own(row)}
     for row in sorted((row for row in good if not is_own(row)), key=lambda row: row["stored_bits"]):
         own = ours.get(f"{row['method']} {row['bits']}")
-        images = [None if each is None else each["image_error"] for each in (row, own)]
+        images = [None if each is None else each["image_error"] for each in (row, own)] if drawn else []
         table.add_row(
             row["method"],
             f"{row['stored_bits']:.2f}",
@@ -49,7 +53,7 @@ def paired_table(report: dict[str, Any]) -> RenderableType:
             "-" if own is None else f"{own['kl_mean'] / row['kl_mean']:.3f}",
             *("-" if each is None else f"{each:.2e}" for each in images),
         )
-    below = f"D: {report['distortion']}" + ("; images: mean squared difference" if report["images"] else "")
+    below = f"D: {report['distortion']}" + ("; images: mean squared difference" if drawn else "")
     return Group(table, "", below, *_reasons(report))
 
 
