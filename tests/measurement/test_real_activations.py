@@ -36,7 +36,7 @@ def licence(of: Subject, sequences: int, length: int, skip: int = 0) -> Samples:
     return Samples.text(torch.tensor(ids[: sequences * length]).view(sequences, length))
 
 
-@pytest.mark.parametrize(("model", "sites", "draws"), [("minilm", 30, 16), ("smollm2", 24, 12)])
+@pytest.mark.parametrize(("model", "sites", "draws"), [("minilm", 30, 16), ("smollm2", 12, 12)])
 def test_fisher_meets_exact(model: str, sites: int, draws: int, request: pytest.FixtureRequest) -> None:
     of = open_subject(QuantizeConfig(request.getfixturevalue(model), eps=1.0), QUIET)
     few = licence(of, 4, 20, skip=4)
