@@ -193,8 +193,8 @@ def apart(one: Measurement, other: Measurement) -> dict[str, Any]:
 def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
     """Bytes and seconds per block of the shape `LLAMA_8B`, by arithmetic; GPTQ's fits are not in it."""
     sequences = tokens // length
-    back = goes_back(sequences, 1, False, "gptq")
-    sharding = Sharding.of(Samples.text(torch.empty(int(back.sum()), length)).batches(), Workers(0, processes))
+    back = int(goes_back(sequences, 1, False, "gptq").sum())
+    sharding = Sharding.of(Samples.text(torch.empty(back, length)).batches(), Workers(0, processes))
     formats = engine_profile("vllm").measured((64,))
     gathered = work = 0.0
     for name, (rows, columns, fused_group) in LLAMA_8B.items():
@@ -209,7 +209,8 @@ def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
     judged = sum(min(rows, SHARE_ROWS) * columns for rows, columns, _ in LLAMA_8B.values()) * sequences // JUDGING
     work += tokens * moments
     others = (processes - 1) / processes
-    sent = others * (gathered / processes + 8 * moments + 4 * judged / processes + 4 * back * length * 4096 / processes)
+    summed = 8 * (1 + 1 / processes) * moments  # to those that add up a part of the rows, and from them to the owner
+    sent = others * (gathered / processes + summed + 4 * judged / processes + 4 * back * length * 4096 / processes)
     seconds = work / processes / FLOPS
     return {
         "projection": "computed, not measured; without GPTQ's rounding of columns, which one process does",
@@ -217,7 +218,7 @@ def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
         "tokens": tokens,
         "sent_bytes_per_process_and_block": round(sent),
         "of_it_gradients": round(others * gathered / processes),
-        "of_it_moments": round(others * 8 * moments),
+        "of_it_moments": round(others * summed),
         "compute_seconds_per_block": seconds,
         "efficiency": {link: round(seconds / (seconds + sent / rate), 3) for link, rate in LINKS.items()},
     }

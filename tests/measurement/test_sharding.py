@@ -4,6 +4,9 @@ tests/utils/test_workers.py has processes.
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -289,3 +292,13 @@ def test_sums_reach_one_or_all() -> None:
     for rank, (everywhere, own) in enumerate(together(3, summed)):
         assert everywhere == total
         assert own == (total if rank == 1 else [10.0**rank * n for n in range(5)])
+
+
+def test_the_projection_of_eight_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`scripts/processes.py --project`: a block of Llama 3.1 8B, whose MLP is 14,336 wide, by the formula in docs."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    monkeypatch.setattr(sys, "argv", ["processes.py", "--project"])
+    importlib.import_module("processes").main()
+    found = json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]
+    assert found["of_it_moments"] == 7 / 8 * 8 * (1 + 1 / 8) * (3 * 4096**2 + 14336**2)
+    assert 0.9 < found["efficiency"]["450 GB/s (NVLink)"] < 1
