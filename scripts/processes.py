@@ -40,6 +40,7 @@ from natprec.measurement.sharding import Sharding
 from natprec.measurement.weight_observer import WeightObserver
 from natprec.models.layers import known_layer
 from natprec.models.weight_sites import Site
+from natprec.pipeline.shared_estimate import summed_bytes
 from natprec.quantizers.gptq import SHARE_ROWS
 from natprec.rounding.learned import STEPS
 from natprec.rounding.pilot import WAYS, pilot_blocks
@@ -209,7 +210,7 @@ def projected(processes: int, tokens: int, length: int) -> dict[str, Any]:
     judged = sum(min(rows, SHARE_ROWS) * columns for rows, columns, _ in LLAMA_8B.values()) * sequences // JUDGING
     work += tokens * moments
     others = (processes - 1) / processes
-    summed = 8 * (1 + 1 / processes) * moments  # to those that add up a part of the rows, and from them to the owner
+    summed = summed_bytes(moments, processes)
     sent = others * (gathered / processes + summed + 4 * judged / processes + 4 * back * length * 4096 / processes)
     seconds = work / processes / FLOPS
     return {

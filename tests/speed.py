@@ -2,7 +2,7 @@
 
 A limit in plain seconds says as much of a runner as of the code: one machine of those that run these tests takes half
 again as long as another, and longer still while the other core works. So each limit is multiplied by how much longer
-a fixed piece of work takes here and now than on the machine where the limits were set, and never made stricter.
+a fixed piece of work takes here and now than on that machine, and never made stricter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import time
 import numpy as np
 
 REFERENCE = 0.010
-"""Seconds of the processor that `_work` takes where the limits were set."""
+"""Seconds of the processor that `_work` takes where limits hold as they stand: chosen, since nobody timed it where they
+were set. A machine with AVX2 alone, on which one failed, takes 0.0145."""
 
 
 def allowed(seconds: float) -> float:

@@ -75,9 +75,14 @@ def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: i
         if rounding_named(config.rounding).compensates and site.gptq:
             total += width * judges * min(site.shape[0], SHARE_ROWS) * site.shape[1] / processes
     if rounding_named(config.rounding).compensates:
-        total += 8 * (1 + 1 / processes) * sum(moment_sizes(subject, _products(subject)).values())
+        total += summed_bytes(sum(moment_sizes(subject, _products(subject)).values()), processes)
     total += 4 * back * config.length * hidden * len(subject.segmented.blocks) / processes
     return round((1 - 1 / processes) * total)
+
+
+def summed_bytes(numbers: int, processes: int) -> float:
+    """Of moments that one process gets the sum of: to those that add up a part of the rows, and from these to it."""
+    return 8 * (1 + 1 / processes) * numbers
 
 
 def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:

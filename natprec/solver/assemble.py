@@ -94,7 +94,7 @@ def assemble(measurement: Measurement, problem: Problem, chosen: Sequence[int], 
     pool_count = min(len(values) for values in pooled)
     total = sum(values.reshape(pool_count, -1).mean(1) for values in pooled)
     stored = sum(choice.stored_bytes for name, choice in choices.items() if name not in unquantized)
-    fixed = problem.fixed
+    stored_total = stored + problem.fixed
     unquantized_bytes = sum(choices[name].stored_bytes for name in unquantized)
     everything = sum(choice.elements for choice in choices.values())
     twice = choices[header.untied].elements if header.untied else 0
@@ -103,7 +103,7 @@ def assemble(measurement: Measurement, problem: Problem, chosen: Sequence[int], 
         pair = group.pairs[index]
         if pair.weight is not None:
             used += [(curve.site.role, pair.weight, pair.inputs) for curve in group.curves]
-        fixed += pair.input_scale_bytes * sum(len(curve.site.uses) for curve in group.curves)
+        stored_total += pair.input_scale_bytes * sum(len(curve.site.uses) for curve in group.curves)
     used += [("cache", cache.format, None)] if cache else []
     lost = [choice.kl for choice in choices.values()] + [choice.kl for choice in inputs.values()]
     lost += [cache.kl] if cache else []
@@ -113,7 +113,6 @@ def assemble(measurement: Measurement, problem: Problem, chosen: Sequence[int], 
             pair = group.pairs[index]
             parts.append(problem.objective.estimate(group.curves, pair.weight, pair.inputs, profile, header))
         parts += unquantized_costs(measurement, profile, unquantized, problem.objective)
-    stored_total = stored + fixed
     return Plan(
         **asdict(target),
         **asdict(plan_cost(problem.objective, parts, stored_total, header)),

@@ -20,7 +20,7 @@ from natprec.solver.choices import CacheChoice
 from natprec.solver.fused_groups import FusedGroup, groups_of
 from natprec.solver.heads import head_tied
 from natprec.solver.objective import Objective
-from natprec.solver.site_costs import named_bytes, weight_formats
+from natprec.solver.site_costs import named_bytes
 
 if TYPE_CHECKING:
     from natprec.measurement import Measurement
@@ -87,11 +87,13 @@ def problem_of(
     objective: Objective,
 ) -> Problem:
     """What a profile, already looked up, makes of a measurement: see `opened`."""
-    groups, decisions, stairs, unquantized = _prepared(measurement, profile, rounding, activations, eps_bwd, objective)
+    groups, decisions, stairs = _prepared(measurement, profile, rounding, activations, eps_bwd, objective)
     if not decisions:
         raise BudgetError(
             f"engine {profile.name!r} runs none of the measured formats; measure with --engine {profile.name}"
         )
+    decided = {curve.site.name for group in groups for curve in group.curves}
+    unquantized = [name for name in measurement.weights if name not in decided]
     cache = cache_of(measurement, profile, rounding, kv)
     lost = cache.kl if cache else 0.0
     lost += sum(measurement.curves[name].unquantized_kl for name in unquantized)  # by storing them in 16 bits
@@ -109,12 +111,11 @@ def _prepared(
     activations: str,
     eps_bwd: float | None,
     objective: Objective,
-) -> tuple[list[FusedGroup], list[Decision], Staircase, list[str]]:
-    """What every target solves on, and what stays at 16 bits; many targets come from one measurement."""
+) -> tuple[list[FusedGroup], list[Decision], Staircase]:
+    """What every target solves on; many targets come from one measurement."""
     groups = groups_of(measurement, profile, rounding, activations, eps_bwd, objective)
     decisions = [group.decision for group in groups]
-    unquantized = [name for name, curve in measurement.weights.items() if not weight_formats(curve, profile)]
-    return groups, decisions, staircase(decisions), unquantized
+    return groups, decisions, staircase(decisions)
 
 
 def objective_of(minimize: str, costs: str | Path | None, profile: EngineProfile, gpu: str | None) -> Objective:

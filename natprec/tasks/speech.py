@@ -16,7 +16,7 @@ from torch import Tensor
 
 from natprec.errors import ModelError
 from natprec.tasks.samples import COUNTED, DECODED, Samples
-from natprec.tasks.task import Metric, Task
+from natprec.tasks.task import Metric, Task, positions_of
 from natprec.tasks.text import CausalLanguageModel, where_counted
 
 RATE, SECONDS = 16_000, 4
@@ -69,8 +69,7 @@ class SpeechModel(Task):
 def positions(model: Any) -> int:
     """Of the decoder."""
     config = model.config
-    found = getattr(config, "max_target_positions", None) or getattr(config, "max_position_embeddings", None)
-    return int(found or TOKENS_EACH)
+    return int(getattr(config, "max_target_positions", None) or positions_of(config) or TOKENS_EACH)
 
 
 def encoded(model: Any, tensors: Mapping[str, Tensor]) -> Any:

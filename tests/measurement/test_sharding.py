@@ -299,6 +299,7 @@ def test_the_projection_of_eight_gpus(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
     monkeypatch.setattr(sys, "argv", ["processes.py", "--project"])
     importlib.import_module("processes").main()
+    sys.modules.pop("processes")
     found = json.JSONDecoder().raw_decode(capsys.readouterr().out)[0]
     assert found["of_it_moments"] == 7 / 8 * 8 * (1 + 1 / 8) * (3 * 4096**2 + 14336**2)
     assert 0.9 < found["efficiency"]["450 GB/s (NVLink)"] < 1
