@@ -13,7 +13,6 @@ from torch import Tensor
 from natprec.measurement.gptq_ratio import Compensation, FusedGroup, decide
 from natprec.measurement.weight_observer import WeightObserver
 from natprec.models.weight_sites import Site
-from natprec.quantizers.gptq import judged_rows
 from natprec.transforms import Gauge
 from natprec.utils.workers import Workers
 
@@ -55,12 +54,12 @@ def _add_up(members: list[Compensation], had: Tensor, owner: int, workers: Worke
         had: what each process has of them, see `_had`.
         wire: a dtype in which the gradients are exact.
     """
-    fitted, fused_group, size = members[0].fitted, members[0].site.fused_group, members[0].site.shape[1]
+    fitted, fused_group = members[0].fitted, members[0].site.fused_group
     if had[:, 0].any():
         nothing = torch.zeros(members[0].layer.moments, dtype=torch.float64, device=members[0].layer.weight.device)
         workers.sum_at(owner, fitted.setdefault(fused_group, nothing))
     for each, judging in zip(members, had[:, 1:].T.tolist(), strict=True):
-        shape = (len(judged_rows(each.site.shape[0], each.layer.groups)), size)
+        shape = each.judging_shape
         own = torch.stack(each.judging) if each.judging else each.layer.weight.new_zeros(0, *shape, dtype=torch.float32)
         pieces = [own if rank == owner else own[:0] for rank in range(workers.size)]
         found = workers.exchange(pieces, [(count if workers.rank == owner else 0, *shape) for count in judging], wire)

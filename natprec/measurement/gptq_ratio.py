@@ -21,7 +21,7 @@ from natprec.models.patches import add_moments
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import Judged, gptq_shares, judged_groups, judged_rows
 from natprec.quantizers.gram import mirrored
-from natprec.quantizers.hessian import Hessian
+from natprec.quantizers.hessian import DAMPING, Hessian
 from natprec.transforms import Gauge, Rescaled, all_channel_scales
 from natprec.utils.launches import fetched
 
@@ -43,6 +43,7 @@ class Compensation:
         fitted: fused group → Σ x xᵀ, `Layer.moments`, on and above the diagonal, shared by the sites of a sweep;
             float64, since it must not depend on how sequences are shared out.
         every: of so many sequences with gradients one judges.
+        damping: of the moments.
         judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
         rows: (judging rows,), their numbers, on the device of the weight.
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
@@ -54,6 +55,7 @@ class Compensation:
     scale_dtype: torch.dtype
     fitted: dict[str, Tensor]
     every: int = JUDGING
+    damping: float = DAMPING
     judging: list[Tensor] = field(default_factory=list)
     rows: Tensor | None = None
     columns: Tensor | None = None
@@ -63,6 +65,11 @@ class Compensation:
     def weight(self) -> Tensor:
         """(rows, columns), as it is now."""
         return self.layer.matrix
+
+    @property
+    def judging_shape(self) -> tuple[int, int]:
+        """Of each element of `judging`."""
+        return len(judged_rows(self.site.shape[0], self.layer.groups)), self.site.shape[1]
 
     @property
     def gathers(self) -> bool:
@@ -119,6 +126,15 @@ class Compensation:
         """Rows of the weight with what their errors count."""
         return Judged(self.weight[self._rows].float(), torch.stack(self.judging))
 
+    def decided(self, formats: Sequence[Format], columns: Tensor | None, share: Tensor) -> None:
+        """Take what was found.
+
+        Args:
+            columns: factors, see the attribute; `share`: (formats,), of what all weights leave one by one.
+        """
+        applies = torch.tensor([self.site.compensates(fmt) for fmt in formats])
+        self.columns, self.left = columns, torch.where(applies, TOGETHER * share, 1.0)
+
     @property
     def _rows(self) -> Tensor:
         if self.rows is None:
@@ -168,7 +184,8 @@ def decide(groups: Sequence[FusedGroup]) -> None:
             del found
     if not known:
         return
-    inputs, judged = Hessian.of_all(moments), [[member.judged() for member in each.members] for each in known]
+    inputs = Hessian.of_all(moments, [each.members[0].damping for each in known])
+    judged = [[member.judged() for member in each.members] for each in known]
     moments.clear()
     columns = _helpful_columns(known, judged, inputs)
     shares = fetched([
@@ -177,7 +194,7 @@ def decide(groups: Sequence[FusedGroup]) -> None:
     ])  # fmt: skip
     for each, scaling, found in zip(known, columns, shares, strict=True):
         for member, share in zip(each.members, found, strict=True):
-            member.columns, member.left = scaling, TOGETHER * share
+            member.decided(each.formats, scaling, share)
 
 
 def _helpful_columns(

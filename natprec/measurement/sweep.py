@@ -30,6 +30,7 @@ from natprec.measurement.fisher import rounding_distortions
 from natprec.measurement.forward import Fitted, forward_blocks
 from natprec.measurement.gptq_parallel import divided_columns, judge_fused_groups, spread, to_fit
 from natprec.measurement.gptq_ratio import JUDGING, Compensation
+from natprec.measurement.lookups import JUDGED_LOOKUPS, LookupCompensation
 from natprec.measurement.resume import SweepState, load_tied, tied_state
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.weight_observer import WeightObserver
@@ -110,10 +111,14 @@ def sweep(
     moments: dict[str, Tensor] = {}
 
     def compensation(site: Site) -> Compensation | None:
-        if not compensates or not site.gptq or not formats[site.name]:
+        if not compensates or not any(site.compensates(fmt) for fmt in formats[site.name]):
             return None
+        layer = site_layer(segmented.model, site)
+        if site.looked_up:
+            each = JUDGED_LOOKUPS // max(1, len(samples) // JUDGING)
+            return LookupCompensation(site, layer, scale_dtype, moments, rows_each=max(1, each))
         every = JUDGING if fitted is None else max(1, JUDGING * len(samples) // (len(samples) + len(fitted)))
-        return Compensation(site, site_layer(segmented.model, site), scale_dtype, moments, every)
+        return Compensation(site, layer, scale_dtype, moments, every)
 
     together = Counter(segmented.routing.alike(site.name) for site in sites if site.experts)
     observers = {
@@ -153,7 +158,7 @@ def sweep(
             fits = [
                 each.compensation for each in observers.values() if each.compensation and each.site.segment == segment
             ]
-            fits = [each for each in fits if each.gathers]
+            fits = [each for each in fits if each.gathers and each.site.gptq]
             with attached([hook for each in fits for hook in each.attach(segmented.model)]):
                 more.show(segment, [use for each in fits for use in each.site.uses])
             if inputs:

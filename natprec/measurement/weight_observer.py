@@ -28,6 +28,7 @@ from natprec.measurement.draw_rows import draw_rows
 from natprec.measurement.fisher import Lookup, Product, Sums, lookup_values, summed
 from natprec.measurement.gptq_ratio import Compensation
 from natprec.measurement.gradient_rows import RowSamples
+from natprec.measurement.lookups import LookupCompensation, own_lookups
 from natprec.measurement.pools import pools
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.weight_gradients import add_products
@@ -133,12 +134,8 @@ class WeightObserver:
         return output
 
     def _watch_lookup(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        ids, self.called, count = args[0], True, len(self.sequences)
-        if ids.dim() == 1 and len(ids) != count:  # positions without a dimension of sequences
-            ids, output = ids.unsqueeze(0), output.unsqueeze(0)
-        if len(ids) == 1 < count:  # positions: one lookup that all sequences of the batch share
-            ids, output = ids.expand(count, -1), output.expand(count, -1, -1)
-        output = differentiable(output)
+        self.called = True
+        ids, output = own_lookups(args[0], output, len(self.sequences))
         output.register_hook(lambda gradient: self.add_lookup(ids, gradient))
         return output
 
@@ -221,6 +218,9 @@ class WeightObserver:
                 first[inverse] = torch.arange(len(inverse), device=inverse.device)
                 other = self.head_rows[sequence].to(own.device)[first]
             self.samples.add(self.seed, sequence, own + other, torch.arange(len(rows), device=rows.device))
+            if isinstance(self.compensation, LookupCompensation):
+                self.compensation.look(gradient[index], rows, own, sequence)
+                self.widened = True
             joint = own * (own + 2 * other)
             self.lookups[sequence] = Lookup(rows, counts, own.square(), joint)
 

@@ -24,6 +24,9 @@ from natprec.utils.schema import Called, Positive, Within, written
 Kind = Literal["weight", "activation", "key", "value"]
 Role = Literal["linear", "convolution", "embedding", "head", "stream", "cache"]
 
+WIDE = 8
+"""Bits at which an embedding loses so little to nearest that no way back through the model is gone for it."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -68,6 +71,15 @@ class Site:
     def gptq(self) -> bool:
         """Whether GPTQ applies: after the prefix, where the weight meets its inputs or their patches in one product."""
         return self.role != "embedding" and self.segment >= 0 and not self.by_sample
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether its rows are looked up before the first block, and nothing else is done with them."""
+        return self.role == "embedding" and not self.tied and self.segment < 0 and not self.by_sample
+
+    def compensates(self, fmt: Format) -> bool:
+        """Whether a rounding that makes up for its errors does so here: GPTQ's, or its form for what is looked up."""
+        return self.gptq or (self.looked_up and fmt.bits < WIDE)
 
     @property
     def learns(self) -> bool:

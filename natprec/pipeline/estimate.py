@@ -24,6 +24,7 @@ from natprec.pipeline.samples import calibration_parts, length_of
 from natprec.pipeline.shared_estimate import (
     PROCESSES,
     SharedEstimate,
+    lookups_of,
     moment_sizes,
     most_processes,
     seconds_shared,
@@ -123,6 +124,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     check = CHECK_SITES * 0.5 + 1
     fitted = rounding_named(config.rounding).compensates
     back = _differentiated(subject, config) * config.length
+    lookups = lookups_of(subject, config)
     forwards = SWEEP_FORWARDS * (config.tokens if fitted else back) + SWEEP_BACK * back
     rounder = rounder_named(config.rounding)
     seconds = {
@@ -135,7 +137,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
     if judged:
         if config.joint:
             seconds["joint"] = JOINT_FORWARDS * back * per_token + JOINT_READS * reading
-        pace = _pace(subject, config, per_token, gathering)
+        pace = _pace(subject, config, per_token, gathering, bool(lookups))
         if asks_for_pilot(config.rounding, subject):
             seconds[PILOT] = pilot_seconds(subject, pace)
         seconds |= {
@@ -161,7 +163,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
             memory(number),
             seconds_shared(seconds, number),
             sent_measuring(subject, config, sequences, calibration_parts(config, subject), number)
-            + (sent_rounding(subject, config.rounding, number) if judged else 0),
+            + (sent_rounding(subject, config.rounding, number, lookups) if judged else 0),
         )
         for number in PROCESSES
         if number <= most
@@ -188,11 +190,12 @@ def _differentiated(subject: Subject, config: QuantizeConfig) -> int:
     return int(goes_back(sequences, parts, subject.segmented.routed, config.rounding).sum())
 
 
-def _pace(subject: Subject, config: QuantizeConfig, forward: float, gathering: float) -> Pace:
+def _pace(subject: Subject, config: QuantizeConfig, forward: float, gathering: float, lookups: bool) -> Pace:
     """Of what rounds the model to a plan; times are in seconds per token."""
+    alone = lookups and rounding_named(config.rounding).needs == "moments"
     batch = min(config.tokens, fitting(config.length) * config.length)
     moved = sum(site.elements for site in subject.sites if 0 <= site.segment < len(subject.segmented.blocks))
-    return Pace(config.tokens, batch, moved, forward, gathering)
+    return Pace(config.tokens, batch, moved, forward, gathering, alone)
 
 
 def _learning(subject: Subject, config: QuantizeConfig, forward: float, gathering: float) -> float:

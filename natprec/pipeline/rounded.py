@@ -15,7 +15,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
 from natprec.pipeline.learning import Learning, learn, rounded_before
 from natprec.quantizers import QuantizedTensor
-from natprec.rounding import apply_batches, rounded_segments
+from natprec.rounding import apply_batches, looks_up, rounded_segments
 from natprec.solver import Plan
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance, Stages
@@ -55,7 +55,7 @@ def round_and_write(
         workers.wait()
         return
     writer = checkpoint_writer(folder, subject, plan, resume_folder) if workers.first else None
-    with _rounding_stage(subject, samples, rounding, stages) as advance:
+    with _rounding_stage(subject, plan, samples, rounding, stages) as advance:
         for segment, codes in rounded_segments(subject, plan, samples, rounding, resume_folder, advance, seed):
             if writer is not None:
                 writer.put(segment, codes)
@@ -104,7 +104,7 @@ def _rounded(
     """The rounding alone; `unrounded` gets what was rounded where that is not the original weight."""
     model, found = subject.model, dict[str, QuantizedTensor]()
     with subject.segmented.weights.hold(model.parameters()):
-        with _rounding_stage(subject, samples, rounding, stages) as advance:
+        with _rounding_stage(subject, plan, samples, rounding, stages) as advance:
             for _, codes in rounded_segments(subject, plan, samples, rounding, None, advance, seed, unrounded):
                 found |= codes
         rounded = present_values(model)
@@ -114,9 +114,10 @@ def _rounded(
 
 
 def _rounding_stage(
-    subject: Subject, samples: Samples | None, rounding: str, stages: Stages
+    subject: Subject, plan: Plan, samples: Samples | None, rounding: str, stages: Stages
 ) -> contextlib.AbstractContextManager[Advance]:
-    steps = None if samples is None else apply_batches(subject.segmented, rounding, samples) or None
+    lookups = looks_up(subject.sites, plan)
+    steps = None if samples is None else apply_batches(subject.segmented, rounding, samples, lookups) or None
     return stages.stage(f"round ({rounding})", steps)
 
 

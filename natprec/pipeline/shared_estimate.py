@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from natprec.measurement.curves import LEARNED
 from natprec.measurement.gptq_ratio import JUDGING
+from natprec.measurement.lookups import JUDGED_LOOKUPS
 from natprec.measurement.pools import pools
 from natprec.models.weight_sites import Site, site_layer
 from natprec.pipeline.pilot import asks_for_pilot
@@ -75,7 +76,9 @@ def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: i
         if rounding_named(config.rounding).compensates and site.gptq:
             total += width * judges * min(site.shape[0], SHARE_ROWS) * site.shape[1] / processes
     if rounding_named(config.rounding).compensates:
-        total += summed_bytes(sum(moment_sizes(subject, _products(subject)).values()), processes)
+        lookups = lookups_of(subject, config)
+        total += 4 * 2 * JUDGED_LOOKUPS * sum(site.shape[1] for site in lookups) / processes
+        total += summed_bytes(sum(moment_sizes(subject, [*_products(subject), *lookups]).values()), processes)
     total += 4 * back * config.length * hidden * len(subject.segmented.blocks) / processes
     return round((1 - 1 / processes) * total)
 
@@ -85,15 +88,18 @@ def summed_bytes(numbers: int, processes: int) -> float:
     return 8 * (1 + 1 / processes) * numbers
 
 
-def sent_rounding(subject: Subject, rounding: str, processes: int) -> int:
+def sent_rounding(subject: Subject, rounding: str, processes: int, lookups: Sequence[Site] = ()) -> int:
     """Bytes that each process sends while it rounds once, and for the pilot of learned rounding.
 
     Moments go to those that round, codes to all.
+
+    Args:
+        lookups: embeddings that are rounded by their gradients.
     """
     if rounding_named(rounding).needs == "nothing":
         return 0
     members = [site for site in _products(subject) if site.gptq]
-    total = _sent_by_one_rounding(subject, rounding, members)
+    total = _sent_by_one_rounding(subject, rounding, members) + _sent_by_one_rounding(subject, "gptq", lookups)
     if asks_for_pilot(rounding, subject):
         tried = [site for site in members if site.segment in pilot_blocks(len(subject.segmented.blocks))]
         total += sum(_sent_by_one_rounding(subject, way, tried) for way in WAYS)
@@ -114,8 +120,15 @@ def _sent_by_one_rounding(subject: Subject, rounding: str, members: Sequence[Sit
 
 
 def moment_sizes(subject: Subject, sites: Iterable[Site]) -> dict[str, int]:
-    """Fused group → numbers in Σ x xᵀ of its inputs, of those sites whose inputs GPTQ can know."""
-    return {site.fused_group: math.prod(site_layer(subject.model, site).moments) for site in sites if site.gptq}
+    """Fused group → numbers in Σ x xᵀ of its inputs, or of gradients, of those sites where GPTQ can know either."""
+    known = [site for site in sites if site.gptq or site.looked_up]
+    return {site.fused_group: math.prod(site_layer(subject.model, site).moments) for site in known}
+
+
+def lookups_of(subject: Subject, config: QuantizeConfig) -> list[Site]:
+    """Embeddings that are rounded by their gradients where they get few bits, which they may."""
+    formats = subject.candidates(config.profile, config.group_size, config.sites)
+    return [site for site in subject.sites if site.looked_up and any(map(site.compensates, formats[site.name]))]
 
 
 def _products(subject: Subject) -> list[Site]:

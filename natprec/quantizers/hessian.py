@@ -72,16 +72,23 @@ class Hessian:
         return cls.of_all([hessian], damping)[0]
 
     @classmethod
-    def of_all(cls, hessians: Sequence[Tensor], damping: float = DAMPING) -> list[Hessian]:
-        """The same of several; the device is waited for once, unless one of them needs more damping."""
-        tried = [_tried(hessian, damping) for hessian in hessians]
+    def of_all(cls, hessians: Sequence[Tensor], damping: float | Sequence[float] = DAMPING) -> list[Hessian]:
+        """The same of several; the device is waited for once, unless one of them needs more damping.
+
+        Args:
+            damping: of all, or of each.
+        """
+        shares = [damping] * len(hessians) if isinstance(damping, float) else damping
+        tried = [_tried(hessian, share) for hessian, share in zip(hessians, shares, strict=True)]
         said = [float(each) for each in fetched([each for _, mean, failed in tried for each in (mean, failed)])]
         found = []
-        for (one, _, _), hessian, mean, failed in zip(tried, hessians, said[::2], said[1::2], strict=True):
+        for (one, _, _), hessian, share, mean, failed in zip(
+            tried, hessians, shares, said[::2], said[1::2], strict=True
+        ):
             if mean == 0 and hessian.dim() == 2:
                 found.append(cls(one.order, torch.eye(len(hessian), device=hessian.device), one.power))
             elif failed or not math.isfinite(mean):
-                found.append(_more_damped(hessian, damping if math.isfinite(mean) else math.nan))
+                found.append(_more_damped(hessian, share if math.isfinite(mean) else math.nan))
             else:
                 found.append(one)
         return found

@@ -6,7 +6,7 @@ later blocks make up for the errors of earlier ones. How each one rounds is in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -111,8 +111,12 @@ def rounded_in_order(
     work.unrounded = unrounded
     text = None if needs == "nothing" else states
     assert needs == "nothing" or text is not None
-    gradients = Gradients(segmented, text, advance) if needs == "gradients" and text is not None else None
-    rounder = rounder_named(rounding)(Run(segmented, work, text, gradients, seed, advance))
+    gradients, lookups, blocks = None, work.lookups, needs == "gradients"
+    if text is not None and (blocks or lookups):
+        gradients = Gradients(segmented, text, advance, lookups=lookups, blocks=blocks)
+    known = {} if gradients is None else gradients.lookups
+    run = Run(segmented, work, text, gradients if blocks else None, known, seed, advance)
+    rounder = rounder_named(rounding)(run)
     for segment in segmented.segments:
         if text is not None and text.has_passed(segment):
             continue
@@ -127,13 +131,23 @@ def rounded_in_order(
             yield segment, {site.name: codes[site.name] for site in work.sites if site.segment == segment}
 
 
-def apply_batches(segmented: SegmentedModel, rounding: str, samples: Samples) -> int:
-    """At most how many times `rounded_segments` calls `advance`; a rounding that needs no text does not."""
+def apply_batches(segmented: SegmentedModel, rounding: str, samples: Samples, lookups: bool = False) -> int:
+    """At most how many times `rounded_segments` calls `advance`; a rounding that needs no text does not.
+
+    Args:
+        lookups: whether embeddings are rounded by their gradients: see `looks_up`.
+    """
     needs = rounding_named(rounding).needs
     samples = shared(segmented, rounding, samples).take(samples)
     steps = 0 if needs == "nothing" else (2 * len(segmented.blocks) + 1) * len(samples.batches())
-    steps += sweep_batches(segmented, samples) if needs == "gradients" else 0
+    steps += sweep_batches(segmented, samples) if needs == "gradients" or (lookups and needs != "nothing") else 0
     return steps + rounder_named(rounding).more_batches(segmented, samples)
+
+
+def looks_up(sites: Sequence[Site], plan: Plan) -> bool:
+    """Whether a plan has embeddings that are rounded by the gradients at what they put out."""
+    formats = {site: plan.sites[site.name].format for site in sites if site.looked_up}
+    return any(fmt is not None and site.compensates(fmt) for site, fmt in formats.items())
 
 
 def shared(segmented: SegmentedModel, rounding: str, samples: Samples) -> Share:

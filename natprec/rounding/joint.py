@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from natprec.formats import Format
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.forward import forward_blocks
+from natprec.measurement.lookups import own_lookups
 from natprec.measurement.sharding import Sharding
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import Observer, backward, watched
@@ -270,10 +271,8 @@ class _WeightError(_Watcher):
             return output
         given = args[0].detach()
         if layer.kind.looks_up:
-            if len(given) == 1 < len(self.sequences):  # positions: one lookup that all samples of the batch share
-                output = output.expand(len(self.sequences), *output.shape[1:])
-            off = self._error[given].expand(output.shape)
-            output = differentiable(output)
+            given, output = own_lookups(given, output, len(self.sequences))
+            off = self._error[given]
         else:
             off = layer.multiplied(given.float(), self._error)
             if not output.requires_grad:

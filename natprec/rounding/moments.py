@@ -1,6 +1,7 @@
 """What rounding needs of a segment's text: Σ x xᵀ of its layers' inputs, and Σ g gᵀ of the gradients at their outputs.
 
-Of a convolution it is the patches of its input that are gathered, and no gradients.
+Of a convolution it is the patches of its input that are gathered, and no gradients; of an embedding, whose rows are
+looked up, the gradients at what it puts out, in place of inputs (see `natprec.measurement.lookups`).
 
 Both are gathered in one run on what the rounded prefix produces. The gradient that enters a block at its output is the
 original model's, from one way forward and back before anything is rounded; the blocks' Jacobians of the unrounded
@@ -10,15 +11,17 @@ block turn it into those of its layers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from natprec.measurement.block_inputs import BlockInputs
 from natprec.measurement.forward import forward_blocks
-from natprec.measurement.sweep import backward
+from natprec.measurement.lookups import add_gradients, own_lookups
+from natprec.measurement.sweep import backward, watched
 from natprec.models.hidden_states import HiddenStates
 from natprec.models.patches import add_moments
 from natprec.models.segments import SegmentedModel
@@ -41,7 +44,7 @@ class Moments:
     """Of one segment.
 
     Attributes:
-        inputs: fused group → Σ x xᵀ, `Layer.moments`.
+        inputs: fused group → Σ x xᵀ, `Layer.moments`; of an embedding Σ g gᵀ, (columns, columns).
         outputs: site → (rows, rows), Σ g gᵀ; of Linears that gradients reach, if gathered at all.
         elsewhere: fused groups whose moments another process has, and that process's rank.
     """
@@ -60,25 +63,46 @@ class Gradients:
     """Of the original model's distortion, at the outputs of its blocks; made before anything is rounded.
 
     They take as much memory, or disk, as the inputs of all blocks do while they are made.
+
+    Attributes:
+        lookups: embedding → Σ g gᵀ at what it puts out, of this process's samples, on and above the diagonal.
     """
 
     @torch.enable_grad()
-    def __init__(self, segmented: SegmentedModel, states: HiddenStates, advance: Advance = lambda step: None) -> None:
-        """Go through the model and back, to the first block that an earlier run has not passed."""
+    def __init__(
+        self,
+        segmented: SegmentedModel,
+        states: HiddenStates,
+        advance: Advance = lambda step: None,
+        *,
+        lookups: Sequence[Site] = (),
+        blocks: bool = True,
+    ) -> None:
+        """Go through the model and back.
+
+        Args:
+            lookups: embeddings to go all the way back to; an earlier run's are gathered anew.
+            blocks: whether to keep those of blocks, from the first one that an earlier run has not passed.
+        """
         last, first = len(segmented.blocks), 0 if states.reached is None else states.reached + 1
-        self._kept = BlockInputs()
-        if first >= last:
+        first = first if blocks else last
+        self._kept, self.lookups = BlockInputs(), dict[str, Tensor]()
+        watching = {site.name: _Lookups(site, self.lookups) for site in lookups}
+        if first >= last and not watching:
             return
         with segmented.gathering():
             inputs, contexts = forward_blocks(segmented, states.samples, last, advance)
         gradient = None
-        for segment in range(last, first, -1):
-            with segmented.hold(segment):
+        for segment in range(last, -2 if watching else first, -1):
+            with segmented.hold(segment), watched(segmented, watching, segment):
                 gradient = backward(
-                    segmented, {}, {}, segment, inputs, contexts, states.samples, gradient, SEED, advance,
+                    segmented, watching, {}, segment, inputs, contexts, states.samples, gradient, SEED, advance,
                     segmented.gathering, numbers=states.share.numbers,
                 )  # fmt: skip
-            inputs.pop()
+            if inputs:
+                inputs.pop()
+            if segment <= first:
+                continue
             assert gradient is not None
             if self._kept:
                 self._kept.push(gradient)
@@ -94,6 +118,29 @@ class Gradients:
         return gradient
 
 
+class _Lookups:
+    """An `Observer` of an embedding."""
+
+    def __init__(self, site: Site, sums: dict[str, Tensor]) -> None:
+        self.site, self._sums, self.sequences = site, sums, range(0)
+
+    def attach(self, module: nn.Module) -> list[Any]:
+        """See `Observer`."""
+        return [module.register_forward_hook(self._watch)]
+
+    def flush(self) -> None:
+        """Nothing waits for the batch's end."""
+
+    def _watch(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        own = own_lookups(args[0], output, len(self.sequences))[1]
+        own.register_hook(self._add)
+        return own
+
+    def _add(self, gradient: Tensor) -> None:
+        for own in gradient.reshape(len(gradient), -1, gradient.shape[-1]):
+            add_gradients(self._sums, self.site.name, own)
+
+
 def segment_moments(
     segmented: SegmentedModel,
     members: Sequence[Site],
@@ -101,24 +148,27 @@ def segment_moments(
     segment: int,
     gradients: Gradients | None,
     advance: Advance = lambda step: None,
+    lookups: Mapping[str, Tensor] | None = None,
 ) -> Moments:
     """Gather the moments of a segment that the states have come to; of several processes each has some of the sums.
 
     Args:
         members: sites that the segment rounds.
         gradients: to gather those of outputs too; call it for one block after the other then.
+        lookups: see `Gradients`; of members that are looked up.
     """
-    moments = Moments()
+    moments = Moments({site.name: lookups[site.name] for site in members if lookups and site.name in lookups})
+    given = [site for site in members if not site.looked_up]
     gradient = gradients.pop() if gradients is not None and 0 <= segment < len(segmented.blocks) else None
     layers = [site for site in members if site.role == "linear"] if gradients is not None and segmented.blocks else []
     if not members:
         return moments
-    with _gathering(segmented.model, members, layers, moments):
+    with _gathering(segmented.model, given, layers, moments):
         if layers:
             states.back(segment, gradient, SEED, advance)
-        else:
+        elif given:
             with segmented.gathering():
-                states.show(segment, [use for site in members for use in site.uses], advance)
+                states.show(segment, [use for site in given for use in site.uses], advance)
     _at_owners(segmented, members, moments)
     for sums in (moments.inputs, moments.outputs):
         sums.update({name: mirrored(upper) for name, upper in sums.items()})

@@ -7,6 +7,7 @@ through the model provides it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import ClassVar
@@ -25,6 +26,9 @@ from natprec.roundings import rounding_named
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance
 
+GRADIENTS = 4.0
+"""Forwards of the whole text that its gradients take: one, and the way back, which goes through each block again."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -33,6 +37,7 @@ class Run:
     Attributes:
         text: on its way through the rounded model; None for a rounding that needs nothing of it.
         gradients: of the original's distortion, for a rounding that needs them.
+        lookups: of embeddings, see `Gradients`.
         seed: of what a rounding draws.
         advance: called once per batch of forward work.
     """
@@ -41,6 +46,7 @@ class Run:
     work: SegmentRounder
     text: HiddenStates | None
     gradients: Gradients | None
+    lookups: Mapping[str, Tensor]
     seed: int
     advance: Advance
 
@@ -53,6 +59,7 @@ class Pace:
         tokens: of the calibration text; `batch`: of a batch of it.
         moved: weights of all blocks.
         forward, gathering: seconds per token of a forward, in float32 and as it runs for statistics.
+        lookups: whether there may be embeddings, and for them alone gradients.
     """
 
     tokens: int
@@ -60,6 +67,7 @@ class Pace:
     moved: int
     forward: float
     gathering: float
+    lookups: bool = False
 
 
 class Rounder(ABC):
@@ -98,21 +106,30 @@ class Rounder(ABC):
 
 
 class ByMoments(Rounder):
-    """Rounds what has inputs of its own by what the rounded model before it puts in; the rest to nearest."""
+    """Rounds what has inputs of its own by what the rounded model before it puts in; the rest to nearest.
+
+    What is looked up has gradients in place of inputs.
+    """
 
     def round(self, segment: int) -> dict[str, QuantizedTensor]:
         """See `Rounder.round`."""
-        nearest = self.run.work.to_nearest(segment, [site for site in self.run.work.sites if not site.gptq])
+        work = self.run.work
+        nearest = work.to_nearest(segment, [site for site in work.sites if not work.compensates(site)])
         return nearest | self.members(segment)[0]
 
     def members(self, segment: int) -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
-        """Round the sites with inputs of their own; returns by name their codes, and the weights that were rounded."""
+        """Round the sites with moments of their own; returns by name their codes, and the weights that were rounded."""
         run = self.run
         assert run.text is not None
         moments = segment_moments(
-            run.segmented, run.work.members(segment), run.text, segment, self.gathered(), run.advance
+            run.segmented, run.work.members(segment), run.text, segment, self.gathered(), run.advance, run.lookups
         )
         return run.work.by_moments(segment, moments, self.weight)
+
+    @classmethod
+    def seconds(cls, pace: Pace) -> float:
+        """See `Rounder.seconds`."""
+        return super().seconds(pace) + pace.lookups * GRADIENTS * pace.tokens * pace.gathering
 
     def gathered(self) -> Gradients | None:
         """The gradients whose moments are gathered beside those of inputs."""

@@ -1,8 +1,8 @@
 """One segment of a model rounded to a plan, while its weights are in memory.
 
-Sites without a matrix-product input of their own in the segment (embeddings), and experts that no token reached, are
-rounded to nearest, the others by what is known of their inputs and, if it was gathered, of the gradients at their
-outputs: how, is the rounding's own affair.
+Tied embeddings, those of many bits, and experts that no token reached, are rounded to nearest, the others by what is
+known of their inputs (of an embedding, of the gradients at what it puts out) and, if it was gathered, of the gradients
+at their outputs: how, is the rounding's own affair.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError
 from natprec.formats import Format
+from natprec.measurement.lookups import DAMPING as LOOKUPS
 from natprec.models.layers import Layer
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import Extent, QuantizedTensor, quantize
-from natprec.quantizers.hessian import Hessian
+from natprec.quantizers.hessian import DAMPING, Hessian
 from natprec.rounding.moments import Moments
 from natprec.rounding.together import codes_of_all, from_owner
 from natprec.solver import Plan
@@ -67,8 +68,17 @@ class SegmentRounder:
         return self._dtypes.get(id(parameter), self.dtype)
 
     def members(self, segment: int) -> list[Site]:
-        """Sites of a segment whose inputs GPTQ can know."""
-        return [site for site in self.sites if site.gptq and site.segment == segment]
+        """Sites of a segment whose errors a rounding can make up for."""
+        return [site for site in self.sites if self.compensates(site) and site.segment == segment]
+
+    def compensates(self, site: Site) -> bool:
+        """Whether there is something to make up for a site's errors by."""
+        return site.compensates(self._format(site))
+
+    @property
+    def lookups(self) -> list[Site]:
+        """Embeddings among them."""
+        return [site for site in self.sites if site.looked_up and self.compensates(site)]
 
     def to_nearest(self, segment: int, sites: Iterable[Site]) -> dict[str, QuantizedTensor]:
         """Those of some sites that the segment needs: tied weights in each segment that uses them."""
@@ -97,7 +107,9 @@ class SegmentRounder:
             InputError: it does where the model has none.
         """
         members = self.members(segment)
-        inputs = dict(zip(moments.inputs, Hessian.of_all(list(moments.inputs.values())), strict=True))
+        damping = {site.fused_group: LOOKUPS if site.looked_up else DAMPING for site in members}
+        shares = [damping[fused_group] for fused_group in moments.inputs]
+        inputs = dict(zip(moments.inputs, Hessian.of_all(list(moments.inputs.values()), shares), strict=True))
         known = inputs.keys() | moments.elsewhere.keys()
         scaled = [
             site.fused_group for site in members if self._plan.sites[site.name].scaled and site.fused_group in known

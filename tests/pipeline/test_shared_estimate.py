@@ -40,6 +40,11 @@ def test_bytes_of_rounding(processes: int) -> None:
     expected = others * (8 * sum(columns**2 for columns in groups.values()) + 1.125 * weights)
     assert sent_rounding(made, "gptq", processes) == round(expected)
     assert sent_rounding(made, "rtn", processes) == 0
+    apart = subject(tie_word_embeddings=False)
+    embedding = [site for site in apart.sites if site.looked_up]
+    more = others * (8 * embedding[0].shape[1] ** 2 + 1.125 * embedding[0].elements)
+    with_it, without = (sent_rounding(apart, "gptq", processes, some) for some in (embedding, []))
+    assert with_it - without == pytest.approx(more, abs=1)
     block = [site for site in made.sites if site.gptq and ".layers.0." in site.name]
     inside = sum(site.elements for site in block)
     moments = 8 * sum({site.fused_group: site.shape[1] ** 2 for site in block}.values())

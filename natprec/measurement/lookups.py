@@ -1,0 +1,96 @@
+"""GPTQ of an embedding: what its rows put out, and the gradients that come back to it.
+
+A row is looked up as it is, so there are no inputs whose moments say what its errors cost. But an error d of a row
+costs dᵀ G d, with G = Σ g gᵀ over the gradients at what is looked up, as an error of a Linear's row costs dᵀ H d with
+H = Σ x xᵀ over its inputs. So GPTQ rounds an embedding with G in place of H. G has few large directions, and few
+positions have most of it: it is damped more than H is, and no position counts for more than some typical ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natprec.measurement.gptq_ratio import Compensation
+from natprec.quantizers.gptq import SHARE_ROWS, Judged, spread
+from natprec.quantizers.gram import add_products
+from natprec.utils.hooks import differentiable
+
+DAMPING = 0.1
+"""Share of the mean diagonal of G that is added to it: of 0.01 to 3 the best for one model (LOG.md, 2026-12-01)."""
+
+TYPICAL = 4.0
+"""Times the median of a sequence's squared gradients: more than that no position counts."""
+
+JUDGED_LOOKUPS = 8 * SHARE_ROWS
+"""Rows with the gradient of one sequence, at most about so many, in which is seen how much GPTQ leaves."""
+
+
+def own_lookups(ids: Tensor, output: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Ids (sequences, …) and what they put out (sequences, …, columns), of each of so many sequences its own.
+
+    Args:
+        ids: as a module is given them; positions may be those of all sequences.
+        output: of the module; what is returned in its place has a gradient, and the module's has none.
+    """
+    if ids.dim() == 1 and len(ids) != count:  # positions without a dimension of sequences
+        ids, output = ids.unsqueeze(0), output.unsqueeze(0)
+    if len(ids) == 1 < count:  # positions: one lookup that all sequences of the batch share
+        ids, output = ids.expand(count, *ids.shape[1:]), output.expand(count, *output.shape[1:])
+    return ids, differentiable(output)
+
+
+def add_gradients(sums: dict[str, Tensor], name: str, gradient: Tensor) -> None:
+    """Add one sequence's part of G, on and above the diagonal, in float64.
+
+    Args:
+        gradient: (positions, columns), at what the sequence looked up.
+    """
+    gradient = gradient.float()
+    power = gradient.square().sum(1)
+    factor = (TYPICAL * power.median() / power).clamp_max(1.0).sqrt().nan_to_num(0.0)
+    if name not in sums:
+        sums[name] = gradient.new_zeros(gradient.shape[1], gradient.shape[1], dtype=torch.float64)
+    add_products(sums[name], gradient * factor.unsqueeze(1))
+
+
+@dataclass
+class LookupCompensation(Compensation):
+    """Gathers at an embedding what its gradients say of GPTQ.
+
+    Attributes:
+        rows_each: rows of each sequence that judges, at most.
+    """
+
+    damping: float = DAMPING
+    rows_each: int = SHARE_ROWS
+
+    @property
+    def judging_shape(self) -> tuple[int, int]:
+        """Of each element of `judging`: a row of the weight, and one sequence's gradient of it."""
+        return 2, self.site.shape[1]
+
+    def attach(self, model: nn.Module) -> list[Any]:
+        """To nothing: what only goes forward has no gradients."""
+        return []
+
+    def look(self, gradient: Tensor, rows: Tensor, sums: Tensor, sequence: int) -> None:
+        """Account for one sequence.
+
+        Args:
+            gradient: (positions, columns), at what was looked up.
+            rows: numbers of the rows that were; `sums`: (rows, columns), the gradient of each.
+        """
+        if not self._judges(sequence):
+            add_gradients(self.fitted, self.site.fused_group, gradient)
+            return
+        chosen = spread(len(rows), self.rows_each).to(rows.device)
+        self.judging.extend(torch.stack([self.weight[rows[chosen]].float(), sums[chosen]], 1))
+
+    def judged(self) -> Judged:
+        """Rows of the weight, each with what its errors count in one sequence."""
+        weight, gradients = torch.stack(self.judging).unbind(1)
+        return Judged(weight.contiguous(), gradients.unsqueeze(0))
