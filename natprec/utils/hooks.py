@@ -34,11 +34,12 @@ def differentiable(tensor: Tensor) -> Tensor:
 def watch_gradient(tensor: Tensor, watch: Callable[[Tensor], None]) -> None:
     """Call `watch` with the gradient of a tensor, also where the model goes on to change it in place (Longformer does).
 
-    A view that is changed gets another history, of which the hooks on it are no part; those on its base stay.
+    A view that is changed gets another history, of which the hooks on it are no part; those on its base stay. The hook
+    must not hold the tensor: what hangs in a graph and holds it keeps the whole graph, and no collector sees that.
     """
-    base = tensor._base
+    base, shape = tensor._base, tensor.shape
     if base is not None and base.requires_grad and base.shape.numel() == tensor.numel() and tensor.is_contiguous():
-        base.register_hook(lambda gradient: watch(gradient.reshape(tensor.shape)))
+        base.register_hook(lambda gradient: watch(gradient.reshape(shape)))
     else:
         tensor.register_hook(watch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from natprec.measurement.sharding import Sharding
 from natprec.measurement.subject import Subject
 from natprec.measurement.sweep import sweep, sweep_batches
 from natprec.measurement.weight_observer import WeightObserver
+from natprec.models.activation_sites import activation_formats
 from natprec.models.weight_sites import find_sites, site_layer, site_weight
 from natprec.quantizers import quantize
 from natprec.tasks import Samples
@@ -303,6 +305,21 @@ def test_advance_is_called_as_often_as_promised(monkeypatch: pytest.MonkeyPatch)
     calls: list[str] = []
     swept(made, text, FORMATS[:1], advance=calls.append)
     assert len(calls) == sweep_batches(made.segmented, text)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_no_segment_s_graph_outlives_it(tied: bool) -> None:
+    """What went forward is freed once it has gone back; a hook in a graph that holds a tensor of it keeps it all."""
+    made, text = subject(tie_word_embeddings=tied), tokens(6, LENGTH)
+
+    def graphs() -> int:
+        return sum(type(each) is Tensor and each.grad_fn is not None for each in gc.get_objects())
+
+    before, alive = graphs(), list[int]()
+    flows = {site: activation_formats(site, 32) for site in made.activations}
+    for options in ({}, {"activations": flows}):
+        swept(made, text, FORMATS[:1], rounding="gptq", save=lambda _: alive.append(graphs()), **options)
+    assert alive == [before] * 2 * len(made.segmented.segments)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from natprec.utils.hooks import attached
+from natprec.utils.hooks import attached, watch_gradient
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -27,3 +30,18 @@ def test_hooks_are_off_afterwards(fails: bool) -> None:
         run()
     layer(torch.ones(1, 2))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "made", [lambda x: x * 2, lambda x: (x * 2).view(4, 2), lambda x: (x * 2)[:2]], ids=["whole", "view", "part"]
+)
+def test_a_watched_graph_is_freed(made: Callable[[Tensor], Tensor]) -> None:
+    """A hook that held the tensor would keep the outputs of all layers that were watched."""
+    seen: list[Tensor] = []
+    output = made(torch.ones(2, 4, requires_grad=True))
+    kept = weakref.ref(output)
+    watch_gradient(output, seen.append)
+    output.sum().backward()
+    assert torch.equal(seen[0], torch.ones_like(output))
+    del output
+    assert kept() is None
