@@ -9,10 +9,9 @@ positions have most of it: it is damped more than H is, and no position counts f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from natprec.measurement.gptq_ratio import Compensation
 from natprec.quantizers.gptq import SHARE_ROWS, Judged, spread
@@ -51,7 +50,8 @@ def add_gradients(sums: dict[str, Tensor], name: str, gradient: Tensor) -> None:
     """
     gradient = gradient.float()
     power = gradient.square().sum(1)
-    factor = (TYPICAL * power.median() / power).clamp_max(1.0).sqrt().nan_to_num(0.0)
+    typical = torch.where(power > 0, power, torch.nan).nanmedian()  # padding has none
+    factor = (TYPICAL * typical / power).clamp_max(1.0).sqrt().nan_to_num(0.0)
     if name not in sums:
         sums[name] = gradient.new_zeros(gradient.shape[1], gradient.shape[1], dtype=torch.float64)
     add_products(sums[name], gradient * factor.unsqueeze(1))
@@ -72,10 +72,6 @@ class LookupCompensation(Compensation):
     def judging_shape(self) -> tuple[int, int]:
         """Of each element of `judging`: a row of the weight, and one sequence's gradient of it."""
         return 2, self.site.shape[1]
-
-    def attach(self, model: nn.Module) -> list[Any]:
-        """To nothing: what only goes forward has no gradients."""
-        return []
 
     def look(self, gradient: Tensor, rows: Tensor, sums: Tensor, sequence: int) -> None:
         """Account for one sequence.

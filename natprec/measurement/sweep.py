@@ -158,7 +158,7 @@ def sweep(
             fits = [
                 each.compensation for each in observers.values() if each.compensation and each.site.segment == segment
             ]
-            fits = [each for each in fits if each.gathers and each.site.gptq]
+            fits = [each for each in fits if each.gathers and each.site.gptq]  # what goes forward has no gradients
             with attached([hook for each in fits for hook in each.attach(segmented.model)]):
                 more.show(segment, [use for each in fits for use in each.site.uses])
             if inputs:

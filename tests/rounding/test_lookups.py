@@ -106,6 +106,8 @@ def test_no_position_outweighs_the_others() -> None:
     sums: dict[str, Tensor] = {}
     add_gradients(sums, "a", gradient)
     add_gradients(sums, "a", torch.zeros(5, 2))
+    add_gradients(sums, "b", torch.cat([torch.ones(2, 2), torch.zeros(5, 2)]))
+    assert sums["b"].triu().tolist() == [[2, 2], [0, 2]], "padding is not typical"
     assert sums["a"].triu().tolist() == [[4 + TYPICAL, 4 + TYPICAL], [0, 4 + TYPICAL]]
 
 
