@@ -55,7 +55,7 @@ def formats_to_measure(
 
 def _finer(site: Site, known: tuple[Format, ...], profile: EngineProfile, architecture: str) -> tuple[Format, ...]:
     """Formats in smaller groups for an embedding that a GPU's engine looks up packed: no kernel asks for larger
-    ones, nothing makes up for its errors, and its widths are few (LOG.md, 2026-11-30).
+    ones, and its widths are few (LOG.md, 2026-11-30).
     """
     if profile.gpu is None or site.role != "embedding":
         return ()
