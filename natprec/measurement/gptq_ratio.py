@@ -21,7 +21,7 @@ from natprec.models.patches import add_moments
 from natprec.models.weight_sites import Site
 from natprec.quantizers.gptq import Judged, gptq_shares, judged_groups, judged_rows
 from natprec.quantizers.gram import mirrored
-from natprec.quantizers.hessian import DAMPING, Hessian
+from natprec.quantizers.hessian import Hessian
 from natprec.transforms import Gauge, Rescaled, all_channel_scales
 from natprec.utils.launches import fetched
 
@@ -43,7 +43,6 @@ class Compensation:
         fitted: fused group → Σ x xᵀ, `Layer.moments`, on and above the diagonal, shared by the sites of a sweep;
             float64, since it must not depend on how sequences are shared out.
         every: of so many sequences with gradients one judges.
-        damping: of the moments.
         judging: of each sequence that judges, in order, the gradient of some rows, (rows, columns).
         rows: (judging rows,), their numbers, on the device of the weight.
         columns: (columns,), factors by which GPTQ finds the columns multiplied; None: as they are.
@@ -55,7 +54,6 @@ class Compensation:
     scale_dtype: torch.dtype
     fitted: dict[str, Tensor]
     every: int = JUDGING
-    damping: float = DAMPING
     judging: list[Tensor] = field(default_factory=list)
     rows: Tensor | None = None
     columns: Tensor | None = None
@@ -184,7 +182,7 @@ def decide(groups: Sequence[FusedGroup]) -> None:
             del found
     if not known:
         return
-    inputs = Hessian.of_all(moments, [each.members[0].damping for each in known])
+    inputs = Hessian.of_all(moments, [each.members[0].site.damping for each in known])
     judged = [[member.judged() for member in each.members] for each in known]
     moments.clear()
     columns = _helpful_columns(known, judged, inputs)

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 from natprec.measurement.gptq_ratio import Compensation
-from natprec.quantizers.gptq import SHARE_ROWS, Judged, spread
-from natprec.quantizers.gram import add_products
+from natprec.quantizers.gptq import SHARE_ROWS, Judged, evenly
+from natprec.quantizers.gram import add_named
 from natprec.utils.hooks import differentiable
-
-DAMPING = 0.1
-"""Share of the mean diagonal of G that is added to it: of 0.01 to 3 the best for one model (LOG.md, 2026-12-01)."""
 
 TYPICAL = 4.0
 """Times the median of a sequence's squared gradients: more than that no position counts."""
@@ -52,9 +49,7 @@ def add_gradients(sums: dict[str, Tensor], name: str, gradient: Tensor) -> None:
     power = gradient.square().sum(1)
     typical = torch.where(power > 0, power, torch.nan).nanmedian()  # padding has none
     factor = (TYPICAL * typical / power).clamp_max(1.0).sqrt().nan_to_num(0.0)
-    if name not in sums:
-        sums[name] = gradient.new_zeros(gradient.shape[1], gradient.shape[1], dtype=torch.float64)
-    add_products(sums[name], gradient * factor.unsqueeze(1))
+    add_named(sums, name, gradient * factor.unsqueeze(1), torch.float64)
 
 
 @dataclass
@@ -65,7 +60,6 @@ class LookupCompensation(Compensation):
         rows_each: rows of each sequence that judges, at most.
     """
 
-    damping: float = DAMPING
     rows_each: int = SHARE_ROWS
 
     @property
@@ -83,7 +77,7 @@ class LookupCompensation(Compensation):
         if not self._judges(sequence):
             add_gradients(self.fitted, self.site.fused_group, gradient)
             return
-        chosen = spread(len(rows), self.rows_each).to(rows.device)
+        chosen = evenly(len(rows), self.rows_each).to(rows.device)
         self.judging.extend(torch.stack([self.weight[rows[chosen]].float(), sums[chosen]], 1))
 
     def judged(self) -> Judged:

@@ -19,6 +19,7 @@ from natprec.errors import InputError, ModelError
 from natprec.formats import CHANNEL, EngineProfile, Format
 from natprec.models.layers import Layer, known_layer, layer_of, multiplies
 from natprec.models.segments import SegmentedModel
+from natprec.quantizers.hessian import DAMPING, LOOKUP_DAMPING
 from natprec.utils.schema import Called, Positive, Within, written
 
 Kind = Literal["weight", "activation", "key", "value"]
@@ -80,6 +81,11 @@ class Site:
     def compensates(self, fmt: Format) -> bool:
         """Whether a rounding that makes up for its errors does so here: GPTQ's, or its form for what is looked up."""
         return self.gptq or (self.looked_up and fmt.bits < WIDE)
+
+    @property
+    def damping(self) -> float:
+        """Share of the mean diagonal of its moments that is added to them: of inputs, or of gradients."""
+        return LOOKUP_DAMPING if self.looked_up else DAMPING
 
     @property
     def learns(self) -> bool:

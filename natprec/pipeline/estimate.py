@@ -162,7 +162,7 @@ def estimate(subject: Subject, config: QuantizeConfig, formats: int, judged: boo
             number,
             memory(number),
             seconds_shared(seconds, number),
-            sent_measuring(subject, config, sequences, calibration_parts(config, subject), number)
+            sent_measuring(subject, config, sequences, calibration_parts(config, subject), number, lookups)
             + (sent_rounding(subject, config.rounding, number, lookups) if judged else 0),
         )
         for number in PROCESSES

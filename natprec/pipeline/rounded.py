@@ -15,7 +15,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.weights import present_values
 from natprec.pipeline.learning import Learning, learn, rounded_before
 from natprec.quantizers import QuantizedTensor
-from natprec.rounding import apply_batches, looks_up, rounded_segments
+from natprec.rounding import apply_batches, lookups_in, rounded_segments
 from natprec.solver import Plan
 from natprec.tasks import Samples
 from natprec.utils.progress import Advance, Stages
@@ -116,7 +116,7 @@ def _rounded(
 def _rounding_stage(
     subject: Subject, plan: Plan, samples: Samples | None, rounding: str, stages: Stages
 ) -> contextlib.AbstractContextManager[Advance]:
-    lookups = looks_up(subject.sites, plan)
+    lookups = bool(lookups_in(subject.sites, plan))
     steps = None if samples is None else apply_batches(subject.segmented, rounding, samples, lookups) or None
     return stages.stage(f"round ({rounding})", steps)
 

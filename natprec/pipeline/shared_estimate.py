@@ -61,11 +61,14 @@ def most_processes(config: QuantizeConfig, back: int, together: int | None) -> i
     return -(-back // (together or fitting(config.length)))
 
 
-def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: int, processes: int) -> int:
+def sent_measuring(
+    subject: Subject, config: QuantizeConfig, back: int, parts: int, processes: int, lookups: Sequence[Site] = ()
+) -> int:
     """Bytes that each process sends while it measures.
 
     Args:
         back: sequences that go back; `parts`: kinds of text among them.
+        lookups: embeddings that may be rounded by their gradients.
     """
     hidden = getattr(subject.model.config, "hidden_size", 0)
     judges, total = max(1, config.tokens // config.length // JUDGING), 0.0
@@ -76,7 +79,6 @@ def sent_measuring(subject: Subject, config: QuantizeConfig, back: int, parts: i
         if rounding_named(config.rounding).compensates and site.gptq:
             total += width * judges * min(site.shape[0], SHARE_ROWS) * site.shape[1] / processes
     if rounding_named(config.rounding).compensates:
-        lookups = lookups_of(subject, config)
         total += 4 * 2 * JUDGED_LOOKUPS * sum(site.shape[1] for site in lookups) / processes
         total += summed_bytes(sum(moment_sizes(subject, [*_products(subject), *lookups]).values()), processes)
     total += 4 * back * config.length * hidden * len(subject.segmented.blocks) / processes

@@ -93,16 +93,16 @@ class Judged:
 def judged_rows(count: int, groups: int = 1) -> Tensor:
     """Numbers of rows, of `count`, that are enough to see how much is left: equally many of each `judged_groups`."""
     chosen, own = judged_groups(groups), count // groups
-    among = spread(own, max(1, SHARE_ROWS // len(chosen)))
+    among = evenly(own, max(1, SHARE_ROWS // len(chosen)))
     return (chosen.unsqueeze(1) * own + among).flatten()
 
 
 def judged_groups(groups: int) -> Tensor:
     """Numbers of the groups of a convolution whose rows are judged."""
-    return spread(groups, SHARE_ROWS)
+    return evenly(groups, SHARE_ROWS)
 
 
-def spread(count: int, most: int) -> Tensor:
+def evenly(count: int, most: int) -> Tensor:
     """At most so many of the numbers below `count`, evenly apart."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 

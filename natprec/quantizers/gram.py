@@ -34,6 +34,13 @@ def add_products(sums: Tensor, vectors: Tensor) -> None:
         sums[start:stop, start:] += product(features[start:stop], features[start:])
 
 
+def add_named(sums: dict[str, Tensor], name: str, vectors: Tensor, dtype: torch.dtype) -> None:
+    """Add Σ v vᵀ to the sum of a name, which is made in `dtype` where there is none: see `add_products`."""
+    if name not in sums:
+        sums[name] = vectors.new_zeros(vectors.shape[1], vectors.shape[1], dtype=dtype)
+    add_products(sums[name], vectors)
+
+
 def add_grouped_products(sums: Tensor, vectors: Tensor) -> None:
     """Add Σ v vᵀ of each group, whole: groups are many and small.
 

@@ -111,12 +111,10 @@ def rounded_in_order(
     work.unrounded = unrounded
     text = None if needs == "nothing" else states
     assert needs == "nothing" or text is not None
-    gradients, lookups, blocks = None, work.lookups, needs == "gradients"
+    gradients, lookups, blocks = None, lookups_in(sites, plan), needs == "gradients"
     if text is not None and (blocks or lookups):
         gradients = Gradients(segmented, text, advance, lookups=lookups, blocks=blocks)
-    known = {} if gradients is None else gradients.lookups
-    run = Run(segmented, work, text, gradients if blocks else None, known, seed, advance)
-    rounder = rounder_named(rounding)(run)
+    rounder = rounder_named(rounding)(Run(segmented, work, text, gradients, seed, advance))
     for segment in segmented.segments:
         if text is not None and text.has_passed(segment):
             continue
@@ -135,7 +133,7 @@ def apply_batches(segmented: SegmentedModel, rounding: str, samples: Samples, lo
     """At most how many times `rounded_segments` calls `advance`; a rounding that needs no text does not.
 
     Args:
-        lookups: whether embeddings are rounded by their gradients: see `looks_up`.
+        lookups: whether embeddings are rounded by their gradients: see `lookups_in`.
     """
     needs = rounding_named(rounding).needs
     samples = shared(segmented, rounding, samples).take(samples)
@@ -144,10 +142,10 @@ def apply_batches(segmented: SegmentedModel, rounding: str, samples: Samples, lo
     return steps + rounder_named(rounding).more_batches(segmented, samples)
 
 
-def looks_up(sites: Sequence[Site], plan: Plan) -> bool:
-    """Whether a plan has embeddings that are rounded by the gradients at what they put out."""
+def lookups_in(sites: Sequence[Site], plan: Plan) -> list[Site]:
+    """The embeddings of a plan that are rounded by the gradients at what they put out."""
     formats = {site: plan.sites[site.name].format for site in sites if site.looked_up}
-    return any(fmt is not None and site.compensates(fmt) for site, fmt in formats.items())
+    return [site for site, fmt in formats.items() if fmt is not None and site.compensates(fmt)]
 
 
 def shared(segmented: SegmentedModel, rounding: str, samples: Samples) -> Share:

@@ -26,7 +26,7 @@ from natprec.models.hidden_states import HiddenStates
 from natprec.models.patches import add_moments
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer
-from natprec.quantizers.gram import add_products, mirrored
+from natprec.quantizers.gram import add_named, mirrored
 from natprec.rounding.together import owners, sums_at_owners
 from natprec.utils.hooks import attached
 from natprec.utils.progress import Advance
@@ -210,7 +210,7 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
     def output_hook(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
-                output.register_hook(lambda gradient: _add(moments.outputs, name, gradient))
+                output.register_hook(lambda gradient: add_named(moments.outputs, name, gradient.flatten(0, -2), SUMS))
 
         return hook
 
@@ -225,11 +225,3 @@ def _gathering(model: nn.Module, members: Sequence[Site], layers: Sequence[Site]
     ]
     with attached(handles):
         yield
-
-
-def _add(sums: dict[str, Tensor], name: str, values: Tensor) -> None:
-    """Add Σ v vᵀ over the vectors along the last dimension."""
-    rows, size = values.flatten(0, -2), values.shape[-1]
-    if name not in sums:
-        sums[name] = rows.new_zeros(size, size, dtype=SUMS)
-    add_products(sums[name], rows)

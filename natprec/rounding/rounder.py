@@ -7,7 +7,6 @@ through the model provides it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import ClassVar
@@ -36,8 +35,7 @@ class Run:
 
     Attributes:
         text: on its way through the rounded model; None for a rounding that needs nothing of it.
-        gradients: of the original's distortion, for a rounding that needs them.
-        lookups: of embeddings, see `Gradients`.
+        gradients: of the original's distortion, for a rounding that needs them, or for embeddings alone.
         seed: of what a rounding draws.
         advance: called once per batch of forward work.
     """
@@ -46,7 +44,6 @@ class Run:
     work: SegmentRounder
     text: HiddenStates | None
     gradients: Gradients | None
-    lookups: Mapping[str, Tensor]
     seed: int
     advance: Advance
 
@@ -121,8 +118,9 @@ class ByMoments(Rounder):
         """Round the sites with moments of their own; returns by name their codes, and the weights that were rounded."""
         run = self.run
         assert run.text is not None
+        lookups = None if run.gradients is None else run.gradients.lookups
         moments = segment_moments(
-            run.segmented, run.work.members(segment), run.text, segment, self.gathered(), run.advance, run.lookups
+            run.segmented, run.work.members(segment), run.text, segment, self.gathered(), run.advance, lookups
         )
         return run.work.by_moments(segment, moments, self.weight)
 

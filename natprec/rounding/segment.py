@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from natprec.errors import InputError
 from natprec.formats import Format
-from natprec.measurement.lookups import DAMPING as LOOKUPS
 from natprec.models.layers import Layer
 from natprec.models.segments import SegmentedModel
 from natprec.models.weight_sites import Site, site_layer, site_weight
 from natprec.quantizers import Extent, QuantizedTensor, quantize
-from natprec.quantizers.hessian import DAMPING, Hessian
+from natprec.quantizers.hessian import Hessian
 from natprec.rounding.moments import Moments
 from natprec.rounding.together import codes_of_all, from_owner
 from natprec.solver import Plan
@@ -75,11 +74,6 @@ class SegmentRounder:
         """Whether there is something to make up for a site's errors by."""
         return site.compensates(self._format(site))
 
-    @property
-    def lookups(self) -> list[Site]:
-        """Embeddings among them."""
-        return [site for site in self.sites if site.looked_up and self.compensates(site)]
-
     def to_nearest(self, segment: int, sites: Iterable[Site]) -> dict[str, QuantizedTensor]:
         """Those of some sites that the segment needs: tied weights in each segment that uses them."""
         codes = {}
@@ -107,9 +101,9 @@ class SegmentRounder:
             InputError: it does where the model has none.
         """
         members = self.members(segment)
-        damping = {site.fused_group: LOOKUPS if site.looked_up else DAMPING for site in members}
-        shares = [damping[fused_group] for fused_group in moments.inputs]
-        inputs = dict(zip(moments.inputs, Hessian.of_all(list(moments.inputs.values()), shares), strict=True))
+        of_group = {site.fused_group: site.damping for site in members}
+        damping = [of_group[fused_group] for fused_group in moments.inputs]
+        inputs = dict(zip(moments.inputs, Hessian.of_all(list(moments.inputs.values()), damping), strict=True))
         known = inputs.keys() | moments.elsewhere.keys()
         scaled = [
             site.fused_group for site in members if self._plan.sites[site.name].scaled and site.fused_group in known

@@ -20,10 +20,11 @@ from natprec.models.weight_sites import Site
 from natprec.quantizers import QuantizedTensor, quantize
 from natprec.quantizers.gram import mirrored
 from natprec.rounding.apply import rounded_segments
-from natprec.rounding.moments import SEED, Gradients
+from natprec.rounding.moments import Gradients
 from natprec.utils.workers import Workers
 from tests.arrange import apply_plan, encoder, restore, snapshot, subject, tokens
 from tests.measurement.test_sharding import built, shared, together
+from tests.rounding.test_moments import assert_left, gradient_at
 
 TEXT, OTHER = tokens(32, 32), tokens(32, 32, seed=1)
 EMBEDDING = "model.embed_tokens"
@@ -65,19 +66,8 @@ def test_moments_are_those_of_the_gradients_of_the_whole_model() -> None:
     made = untied()
     gradients = Gradients(made.segmented, HiddenStates(made.segmented, TEXT), lookups=looked_up(made), blocks=False)
     assert gradients.pop() is None
-    seen: list[Tensor] = []
-
-    def watch(_: Any, args: Any, output: Tensor) -> Tensor:
-        leaf = output.detach().requires_grad_()
-        seen.append(leaf)
-        return leaf
-
-    handle = made.model.get_submodule(EMBEDDING).register_forward_hook(watch)
-    made.distortion.draw(made.segmented.output(TEXT), range(len(TEXT)), SEED).backward()
-    handle.remove()
-    assert seen[0].grad is not None
     expected: dict[str, Tensor] = {}
-    for own in seen[0].grad:
+    for own in gradient_at(made, EMBEDDING, TEXT):
         add_gradients(expected, EMBEDDING, own)
     found = mirrored(gradients.lookups[EMBEDDING])
     torch.testing.assert_close(found, mirrored(expected[EMBEDDING]), rtol=1e-4, atol=1e-6 * float(found.max()))
@@ -92,12 +82,7 @@ def test_a_resumed_run_gathers_the_same(reached: int | None) -> None:
     again = Gradients(made.segmented, states, lookups=looked_up(made))
     assert torch.equal(again.lookups[EMBEDDING], whole.lookups[EMBEDDING])
     kept = [whole.pop() for _ in range(2)]
-    for expected in kept[0 if reached is None else reached + 1 :]:
-        own = again.pop()
-        assert expected is not None
-        assert own is not None
-        assert torch.equal(own, expected)
-    assert again.pop() is None
+    assert_left(again, kept[0 if reached is None else reached + 1 :])
 
 
 def test_no_position_outweighs_the_others() -> None:

@@ -13,6 +13,7 @@ from natprec.measurement.subject import Subject
 from natprec.models.hidden_states import HiddenStates
 from natprec.models.weight_sites import Site
 from natprec.rounding.moments import SEED, Gradients, Moments, segment_moments
+from natprec.tasks import Samples
 from tests.arrange import apply_plan, restore, snapshot, subject, tokens
 
 TEXT = tokens(8, 32)
@@ -31,8 +32,8 @@ def gathered(made: Subject, until: int) -> dict[str, Tensor]:
     return found
 
 
-def whole(made: Subject, site: Site) -> Tensor:
-    """Σ g gᵀ by one backward through the whole model."""
+def gradient_at(made: Subject, name: str, text: Samples = TEXT) -> Tensor:
+    """At what a module puts out, by one backward through the whole model: (sequences, time, …)."""
     seen: list[Tensor] = []
 
     def watch(_: Any, args: Any, output: Tensor) -> Tensor:
@@ -40,15 +41,30 @@ def whole(made: Subject, site: Site) -> Tensor:
         seen.append(leaf)
         return leaf
 
-    handle = made.model.get_submodule(site.name).register_forward_hook(watch)
+    handle = made.model.get_submodule(name).register_forward_hook(watch)
     try:
-        made.distortion.draw(made.segmented.output(TEXT), range(len(TEXT)), SEED).backward()
+        made.distortion.draw(made.segmented.output(text), range(len(text)), SEED).backward()
     finally:
         handle.remove()
     (leaf,) = seen
     assert leaf.grad is not None
-    rows = leaf.grad.flatten(0, 1)
+    return leaf.grad
+
+
+def whole(made: Subject, site: Site) -> Tensor:
+    """Σ g gᵀ."""
+    rows = gradient_at(made, site.name).flatten(0, 1)
     return rows.T @ rows
+
+
+def assert_left(gradients: Gradients, expected: list[Tensor | None]) -> None:
+    """At the outputs of the blocks that are left: these, and no more."""
+    for gradient in expected:
+        own = gradients.pop()
+        assert gradient is not None
+        assert own is not None
+        assert torch.equal(own, gradient)
+    assert gradients.pop() is None
 
 
 def test_gradients_are_those_of_the_whole_model() -> None:
@@ -76,13 +92,7 @@ def test_gradients_of_a_resumed_run_begin_where_it_does(passed: int) -> None:
     expected = [gradients.pop() for _ in range(2)]
     assert gradients.pop() is None
     states.reached = passed - 1 if passed else None
-    again = Gradients(made.segmented, states)
-    for gradient in expected[passed:]:
-        own = again.pop()
-        assert gradient is not None
-        assert own is not None
-        assert torch.equal(own, gradient)
-    assert again.pop() is None
+    assert_left(Gradients(made.segmented, states), expected[passed:])
 
 
 def test_yaqa_costs_less_than_gptq() -> None:
